@@ -1,0 +1,314 @@
+"""The configuration: one strict schema whose defaults are the paper's, YAML files that hold differences only.
+
+A key that does not exist, a value of the wrong type or an impossible combination is a `UsageError` before anything
+is loaded. Defaults live here and nowhere else. Sections that name something to build (`vision`, `resolution`, a data
+source) carry the options of what they name; those are checked against its own dataclass by `qformer.lookup.build`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qformer import lookup
+from qformer.types import UsageError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Choice(BaseModel):
+    """A name from a table and the options of what it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class QFormerConfig(Section):
+    """Sizes of the Q-Former; the defaults are BERT-base with 32 queries over ViT-g (BLIP-2, section 3.1).
+
+    Attributes:
+        cross_attention_every: cross-attention stands in layers 0, n, 2n, ...
+        encoder_width: D, width of the image tokens.
+        vocab_size: BERT's 30,522 words and `[DEC]`.
+    """
+
+    hidden_size: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    intermediate_size: Positive = 3072
+    queries: Positive = 32
+    cross_attention_every: Positive = 2
+    encoder_width: Positive = 1408
+    vocab_size: Positive = 30523
+    max_positions: Positive = 512
+    dropout: Fraction = 0.1
+    layer_norm_eps: float = 1e-12
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"qformer.hidden_size {self.hidden_size} does not divide into {self.heads} heads; change one of them"
+            )
+        return self
+
+
+class TextConfig(Section):
+    """The BERT that the Q-Former starts from and whose tokeniser it uses.
+
+    Attributes:
+        bert: folder or hub id. The Q-Former's sizes are read from it unless given.
+        fold_token_types: add BERT's token-type row 0 to its word embeddings, so that the text path equals BERT
+            exactly; the original drops it.
+        max_tokens: captions are cut here, `[CLS]` and `[SEP]` counted.
+    """
+
+    bert: str = "bert-base-uncased"
+    fold_token_types: bool = False
+    max_tokens: Positive = 32
+
+
+class LossConfig(Section):
+    """Stage one (BLIP-2, section 3.2).
+
+    Attributes:
+        embed_width: P, the width of the ITC space.
+        temperature: start of the learned ITC temperature.
+        smoothing: label smoothing of ITC and ITG.
+        gather_grad: `anchor` lets gradient into ITC through the row side only, as the original does; `full` is the
+            true gradient of the loss.
+    """
+
+    embed_width: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    smoothing: Fraction = 0.1
+    gather_grad: Literal["anchor", "full"] = "anchor"
+
+
+class LLMConfig(Section):
+    """The frozen language model of stage two.
+
+    Attributes:
+        path: folder or hub id of a causal (OPT, Llama, Qwen, ...) or encoder-decoder (T5, Flan-T5) model.
+        prompt: put in front of every caption; a causal model is not trained on it.
+        max_tokens: texts are cut here.
+        dtype: how its weights are stored; `auto` is as in its files.
+        dropout: leave the LLM's own dropout active in training, as the original does by accident.
+    """
+
+    path: str
+    prompt: str = ""
+    max_tokens: Positive = 32
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    dropout: bool = False
+
+
+class BackboneConfig(Section):
+    """A small tower trained from scratch: sizes of the model that `stage: vision` or `stage: language` makes.
+
+    Attributes:
+        kind: what is built, saved as an ordinary transformers folder.
+        heads: attention heads; `intermediate` is 4 x `width`.
+        image_size, patch_size: of a ViT.
+        text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
+        freeze_text: keep that BERT as it is and train a projection on it only.
+        vocab_size: of the byte-level BPE (OPT) or unigram (T5) tokeniser that is trained on the captions.
+    """
+
+    kind: Literal["vit", "opt", "t5"]
+    width: Positive = 192
+    layers: Positive = 6
+    heads: Positive = 3
+    image_size: Positive = 112
+    patch_size: Positive = 16
+    text: str | None = None
+    freeze_text: bool = False
+    vocab_size: Positive = 4096
+    max_tokens: Positive = 48
+
+
+class DataConfig(Section):
+    """Where samples come from and what is done to them.
+
+    Attributes:
+        train, validation: sources (`jsonl`, `folder`, `scenes`); validation is optional.
+        batch: B, samples of one step of one process (before accumulation).
+        workers: processes that decode images; 0 decodes in the training process.
+        crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
+        flip: probability of a mirrored image. Captions that say left or right want 0.
+        max_bad: more than this share of the last 1,000 samples unusable stops the run.
+        validation_size: at most so many validation samples are used during training.
+    """
+
+    train: Choice
+    validation: Choice | None = None
+    batch: Positive = 64
+    workers: Count = 0
+    crop: tuple[Fraction, Fraction] = (0.5, 1.0)
+    flip: Fraction = 0.5
+    max_bad: Fraction = 0.2
+    validation_size: Positive = 500
+
+    @model_validator(mode="after")
+    def _crop_range(self) -> Self:
+        if not 0 < self.crop[0] <= self.crop[1]:
+            raise ValueError(f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation; the defaults are the paper's (section 3.4 and appendix).
+
+    Attributes:
+        steps: optimizer steps in all.
+        accumulate: batches per optimizer step.
+        lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
+        warmup: steps of linear warm-up from `warmup_lr` to `lr`.
+        clip: largest gradient norm, 0 for none (the original does not clip).
+        precision: of autocast; weights that are trained stay fp32.
+        validate_every, save_every: steps; 0 is only at the end.
+        keep_last: finished checkpoints to keep.
+        rerank: validation of stage one re-ranks this many ITC candidates with ITM.
+    """
+
+    steps: Positive
+    accumulate: Positive = 1
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup: Count = 2000
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: Positive = 10
+    validate_every: Count = 0
+    save_every: Count = 0
+    keep_last: Positive = 2
+    rerank: Count = 16
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(f"train.warmup {self.warmup} is not below train.steps {self.steps}; lower the one or raise the other")
+        return self
+
+
+class Config(Section):
+    """A whole run. See the sections for what each key means.
+
+    Attributes:
+        stage: what is trained: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
+        run: folder for everything that the run writes.
+        init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
+    """
+
+    stage: Literal["vision", "language", "stage1", "stage2"]
+    run: str
+    seed: int = 0
+    init: str | None = None
+    vision: Choice = Choice(name="eva")
+    freeze_vision: bool = True
+    resolution: Choice = Choice(name="fixed")
+    text: TextConfig = TextConfig()
+    qformer: QFormerConfig = QFormerConfig()
+    loss: LossConfig = LossConfig()
+    llm: LLMConfig | None = None
+    backbone: BackboneConfig | None = None
+    data: DataConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _sections_fit_the_stage(self) -> Self:
+        if self.stage == "stage2" and self.llm is None:
+            raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
+        if self.stage in ("vision", "language"):
+            if self.backbone is None:
+                raise ValueError(f"stage '{self.stage}' needs a backbone section; add backbone.kind")
+            if (self.backbone.kind == "vit") != (self.stage == "vision"):
+                raise ValueError(f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them")
+            if self.stage == "vision" and self.backbone.text is None:
+                raise ValueError("stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides, check everything.
+
+    Raises:
+        UsageError: no such file, not YAML, an override that is not `key=value`, or a configuration that is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no configuration at '{path}'; give a YAML file, such as one of the configs folder")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder")
+    for override in overrides or []:
+        _apply(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Check plain data (from YAML or a checkpoint) against the schema.
+
+    Raises:
+        UsageError: with the path of the first key that is wrong.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            *parents, key = [str(part) for part in first["loc"]]
+            known = lookup.nearest(key, _section(parents).model_fields)
+            raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
+        raise UsageError(lookup.explain(error)) from error
+
+
+def _section(parents: list[str]) -> type[BaseModel]:
+    """The schema class that holds the keys below `parents`."""
+    section: type[BaseModel] = Config
+    for name in parents:
+        kinds = getattr(section.model_fields[name].annotation, "__args__", (section.model_fields[name].annotation,))
+        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return section
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value`; the value is read as YAML, so `[0.5, 1]` is a list and `null` is None."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"'{override}' is not an override; write key=value, such as train.steps=1000")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of '{override}' is not YAML; quote it, as in '{key}=\"{text}\"'") from error
+
+
+def dump_config(config: Config) -> str:
+    """The whole resolved configuration as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)

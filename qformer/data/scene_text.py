@@ -1,0 +1,371 @@
+"""What a drawn scene is, and what can truly be said of it: captions, a description, questions with answers.
+
+A `Scene` holds one to four objects in the cells of a 3 x 3 grid. `captions` and `description` put it into words,
+`questions` asks about it. All text is lower case, from a closed vocabulary, and needs no punctuation to be read.
+
+Left, right, above and below are only ever said of two objects in one row or one column: on a diagonal two of them
+hold, so none is said. Nothing in the text of a question hints at its answer, and the answers of each kind are
+equally frequent over many scenes.
+
+Held out of training, so that a test can ask for combinations never seen:
+
+*   one colour per shape, each colour once: the colour three further in `COLOURS` than the shape is in `SHAPES`
+    (a green circle, a blue square, ...);
+*   one order per pair of neighbours in `SHAPES`: a shape to the left of, or above, the next one (a circle to the left
+    of a square, or above it, while to the right and below are seen).
+
+Both rules treat every shape and every colour alike, so none becomes rarer than the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
+SIZES = ("small", "large")
+POSITIONS = (
+    *("top left", "top center", "top right"),
+    *("center left", "center", "center right"),
+    *("bottom left", "bottom center", "bottom right"),
+)
+RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+WORDS = (
+    *("sun", "cat", "dog", "bus", "tea", "map", "key", "jam"),
+    *("cup", "egg", "fish", "bird", "tree", "book", "milk", "rain"),
+)
+NUMBERS = ("zero", "one", "two", "three", "four")
+KINDS = ("colour", "shape", "count", "position", "relation", "yes/no", "word")
+
+# How the objects of a scene may fall into groups of one shape and colour. One way is drawn; some are listed twice.
+GROUPINGS: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((1,),),
+    2: ((2,), (1, 1), (1, 1)),
+    3: ((3,), (2, 1), (1, 1, 1), (1, 1, 1)),
+    4: ((4,), (3, 1), (2, 2), (2, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)),
+}
+
+Pair = tuple[str, str]  # a shape and a colour
+PAIRS: tuple[Pair, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene.
+
+    Attributes:
+        shape, colour, size, position: one of `SHAPES`, `COLOURS`, `SIZES`, `POSITIONS`.
+        x, y: its centre, as fractions of the width and of the height of the image.
+        side: side of the square that it fills, as a fraction of the shorter side of the image.
+        word: one of `WORDS`, written on it; None where nothing is.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    position: str
+    x: float
+    y: float
+    side: float
+    word: str | None = None
+
+    @property
+    def pair(self) -> Pair:
+        return self.shape, self.colour
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(row, column) in the 3 x 3 grid."""
+        return divmod(POSITIONS.index(self.position), 3)
+
+    def box(self, width: float = 1, height: float = 1) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in an image of that size; by default as fractions of a square image.
+
+        Objects keep their proportions: in a wide image a circle stays a circle.
+        """
+        half = self.side * min(width, height) / 2
+        x, y = self.x * width, self.y * height
+        return x - half, y - half, x + half, y + half
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects in reading order, one to a cell, words all different; `ground` is the shade of grey behind (0..255)."""
+
+    objects: tuple[SceneObject, ...]
+    ground: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with exactly one right answer; `kind` is one of `KINDS`."""
+
+    kind: str
+    question: str
+    answer: str
+
+
+def relations(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
+    """Which of `RELATIONS` hold of `a` seen from `b`: one in a row or a column, two on a diagonal."""
+    (row, column), (other_row, other_column) = a.cell, b.cell
+    horizontal = ("left",) if column < other_column else ("right",) if column > other_column else ()
+    vertical = ("above",) if row < other_row else ("below",) if row > other_row else ()
+    return horizontal + vertical
+
+
+def pair_held_out(pair: Pair) -> bool:
+    """Whether no training scene holds an object of this shape and colour."""
+    shape, colour = pair
+    return (COLOURS.index(colour) - SHAPES.index(shape)) % len(COLOURS) == 3
+
+
+def relation_held_out(shape: str, relation: str, other: str) -> bool:
+    """Whether in no training scene an object of shape `shape` is so placed from one of shape `other`."""
+    step = (SHAPES.index(other) - SHAPES.index(shape)) % len(SHAPES)
+    if relation in ("left", "above"):
+        return step == 1
+    return step == len(SHAPES) - 1
+
+
+def held_out(scene: Scene, diagonals: bool) -> bool:
+    """Whether the scene holds a combination kept from training, among diagonal neighbours too if `diagonals`."""
+    return any(pair_held_out(o.pair) for o in scene.objects) or any(
+        relation_held_out(a.shape, relation, b.shape)
+        for a, b in permutations(scene.objects, 2)
+        if diagonals or len(relations(a, b)) == 1
+        for relation in relations(a, b)
+    )
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, each equally likely."""
+    return options[int(rng.integers(len(options)))]
+
+
+def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Four to six true captions. The first two describe every object in full, the others are short and tell a part."""
+    objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
+    one = objects[0]
+    size = f"{one.size} " if rng.random() < 0.5 else ""
+    found = [
+        _listed(_article(_full(o)) for o in objects),
+        ", ".join(f"{o.position} {o.size} {_named(o)}{_written(o)}" for o in objects),
+        _listed(_counted(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
+        _article(f"{size}{_named(one)} at the {one.position}"),
+    ]
+    aligned = [(a, b) for a, b in permutations(objects, 2) if len(relations(a, b)) == 1]
+    if aligned:
+        a, b = pick(rng, aligned)
+        found.append(f"{_article(_named(a))} {RELATIONS[relations(a, b)[0]]} {_article(_named(b))}")
+    written = [o for o in objects if o.word]
+    if written:
+        found.append(f"the word {written[0].word} on {_article(_named(written[0]))}")
+    return found
+
+
+def description(scene: Scene) -> str:
+    """The scene in full, always in the same words: enough to answer every question about it without seeing it."""
+    count = len(scene.objects)
+    opening = "there is one object" if count == 1 else f"there are {NUMBERS[count]} objects"
+    return f"{opening}, {_listed(_article(_full(o)) for o in scene.objects)}"
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """One question of each kind that the scene allows, in the order of `KINDS`.
+
+    A kind is left out where nothing can be asked without ambiguity, and at random where its answers would
+    otherwise be unequal in number; call again for more.
+    """
+    return [Question(kind, *asked) for kind, ask in _ASK.items() if (asked := ask(scene, rng)) is not None]
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    target = pick(rng, scene.objects)
+    return f"what color is {pick(rng, _references(scene, target, hidden='colour'))}?", target.colour
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    target = pick(rng, scene.objects)
+    return f"what shape is {pick(rng, _references(scene, target, hidden='shape'))}?", target.shape
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    if rng.random() < 0.1:
+        return "how many objects are there?", NUMBERS[len(scene.objects)]
+    groups = Counter(o.pair for o in scene.objects)
+    (shape, colour), count = pick(rng, list(groups.items()))
+    if rng.random() > _KEPT[count]:
+        return None
+    names = [f"{colour} {_plural(shape)}"]
+    if sum(o.shape == shape for o in scene.objects) == count:
+        names.append(_plural(shape))
+    if sum(o.colour == colour for o in scene.objects) == count:
+        names.append(f"{colour} objects")
+    return f"how many {pick(rng, names)} are there?", NUMBERS[count]
+
+
+def _position(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    target = pick(rng, scene.objects)
+    names = _references(scene, target, hidden="position")
+    return (f"where is {pick(rng, names)}?", target.position) if names else None
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    related = _related(scene, rng)
+    if related is None:
+        return None
+    name, relation, other, _ = related
+    return f"where is {name} relative to {other}?", relation
+
+
+def _word(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    written = [(o, o.word) for o in scene.objects if o.word]
+    if not written:
+        return None
+    target, word = pick(rng, written)
+    return f"what word is on {pick(rng, _references(scene, target, hidden='word'))}?", word
+
+
+def _yes_no(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    asks = [_yes_no_pair, _yes_no_place, _yes_no_attribute, _yes_no_relation, _yes_no_word]
+    truth = rng.random() < 0.5
+    asked = [text for ask in asks if (text := ask(scene, truth, rng)) is not None]
+    return pick(rng, asked), "yes" if truth else "no"
+
+
+def _yes_no_pair(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
+    shape, colour = pair = pick(rng, scene.objects).pair
+    if not truth:
+        # A held-out pair is replaced by another one and a seen pair by a seen one: were it otherwise, that a pair
+        # is asked for in training, or is new in a test, would tell whether it is there.
+        present = {o.pair for o in scene.objects}
+        same = pair_held_out(pair)
+        absent = [p for p in PAIRS if p not in present and pair_held_out(p) == same]
+        near = [p for p in absent if p[0] == shape or p[1] == colour]
+        shape, colour = pick(rng, near or absent)
+    return f"is there {_article(f'{colour} {shape}')}?"
+
+
+def _yes_no_place(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
+    taken = {o.position for o in scene.objects}
+    return f"is there an object at the {pick(rng, [p for p in POSITIONS if (p in taken) == truth])}?"
+
+
+def _yes_no_attribute(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
+    # Never of an object named by its shape or colour: with one of them given, the other is not free (held-out pairs).
+    target = pick(rng, scene.objects)
+    name = pick(rng, [_reference(target, way) for way in ("position", "word") if getattr(target, way)])
+    if rng.random() < 0.5:
+        return f"is {name} {pick(rng, [c for c in COLOURS if (c == target.colour) == truth])}?"
+    return f"is {name} {_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
+
+
+def _yes_no_relation(scene: Scene, truth: bool, rng: np.random.Generator) -> str | None:
+    related = _related(scene, rng)
+    if related is None:
+        return None
+    name, relation, other, alternatives = related
+    return f"is {name} {RELATIONS[relation if truth else pick(rng, alternatives)]} {other}?"
+
+
+def _yes_no_word(scene: Scene, truth: bool, rng: np.random.Generator) -> str | None:
+    written = {o.word for o in scene.objects if o.word}
+    if not written:
+        return None
+    return f"is the word {pick(rng, [w for w in WORDS if (w in written) == truth])} in the picture?"
+
+
+_ASK = dict(zip(KINDS, (_colour, _shape, _count, _position, _relation, _yes_no, _word), strict=True))
+
+
+def _kept() -> dict[int, float]:
+    """The share of groups of each size to ask about, so that each size is asked about equally often."""
+    offered = dict.fromkeys(GROUPINGS, 0.0)
+    for ways in GROUPINGS.values():
+        for way in ways:
+            for size in way:
+                offered[size] += 1 / (len(ways) * len(way))
+    rarest = min(offered.values())
+    return {size: rarest / frequency for size, frequency in offered.items()}
+
+
+_KEPT = _kept()
+
+
+def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, list[str]] | None:
+    """Two objects in one row or column: (name, relation, name of the other, relations that do not hold)."""
+    aligned = [
+        (a, b)
+        for a, b in permutations(scene.objects, 2)
+        if len(relations(a, b)) == 1 and _references(scene, a, "position") and _references(scene, b, "position")
+    ]
+    if not aligned:
+        return None
+    a, b = pick(rng, aligned)
+    (relation,) = relations(a, b)
+    # As with pairs: what does not hold must be as new, or as well known, as what does.
+    new = relation_held_out(a.shape, relation, b.shape)
+    others = [r for r in RELATIONS if r != relation and relation_held_out(a.shape, r, b.shape) == new]
+    name, other = (pick(rng, _references(scene, o, "position")) for o in (a, b))
+    return name, relation, other, others
+
+
+def _references(scene: Scene, target: SceneObject, hidden: str) -> list[str]:
+    """Names that fit `target` alone and do not tell the property `hidden`."""
+    ways = ("shape", "colour", "pair", "position", "word")
+    told = {hidden, "pair"} if hidden in ("shape", "colour") else {hidden}
+    return [
+        _reference(target, way)
+        for way in ways
+        if way not in told
+        and (value := getattr(target, way)) is not None
+        and sum(getattr(o, way) == value for o in scene.objects) == 1
+    ]
+
+
+def _reference(target: SceneObject, way: str) -> str:
+    return {
+        "shape": f"the {target.shape}",
+        "colour": f"the {target.colour} object",
+        "pair": f"the {_named(target)}",
+        "position": f"the object at the {target.position}",
+        "word": f"the object with the word {target.word}",
+    }[way]
+
+
+def _named(target: SceneObject) -> str:
+    return f"{target.colour} {target.shape}"
+
+
+def _written(target: SceneObject) -> str:
+    return f" with the word {target.word} on it" if target.word else ""
+
+
+def _full(target: SceneObject) -> str:
+    return f"{target.size} {_named(target)}{_written(target)} at the {target.position}"
+
+
+def _counted(count: int, shape: str, colour: str) -> str:
+    return _article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def _article(phrase: str) -> str:
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
+
+
+def _listed(phrases: Iterable[str]) -> str:
+    *most, last = phrases
+    return f"{', '.join(most)} and {last}" if most else last

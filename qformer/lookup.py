@@ -1,0 +1,74 @@
+"""Find things by name: a known name from a table, `module:Class` for outsiders, or an error that lists the names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, or the list of all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known are {', '.join(names)}"
+
+
+def find(table: Mapping[str, Any], name: str, what: str = "name") -> Any:
+    """The entry of `table` called `name`; both a table value and `name` itself may be written `module:Class`.
+
+    Raises:
+        UsageError: the name is not in the table, or the module or class it points to does not exist.
+    """
+    entry = table.get(name, name if ":" in name else None)
+    if entry is None:
+        raise UsageError(f"unknown {what} '{name}': {nearest(name, table)}")
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{what} '{name}' cannot be imported ({error}); write it as package.module:Class") from error
+
+
+def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str) -> Any:
+    """An instance of the dataclass that `name` stands for, its fields checked and coerced from `options`.
+
+    YAML gives `1e-4` as a string and a list for a tuple; the declared types of the fields decide.
+
+    Raises:
+        UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value.
+    """
+    target = find(table, name, what)
+    fields = {f.name for f in dataclasses.fields(target) if f.init}
+    for key in options:
+        if key not in fields:
+            raise UsageError(f"{what}.{key} is not an option of '{name}': {nearest(key, fields)}")
+    try:
+        return TypeAdapter(target).validate_python(dict(options))
+    except ValidationError as error:
+        raise UsageError(explain(error, what)) from error
+
+
+def explain(error: ValidationError, where: str = "") -> str:
+    """The first fault that pydantic found, as one sentence with the path of the key and the value given."""
+    first = error.errors()[0]
+    path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if first["type"] == "missing":
+        return f"{path} is required; add it to the configuration"
+    if first["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}, but got {first['input']!r}"

@@ -1,0 +1,99 @@
+"""The three losses of stage one as functions of tensors (BLIP-2, section 3.2), and the mining of hard negatives.
+
+They run on any device, at a batch of one, without a process group; gathering over processes is the caller's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+FORBIDDEN = -10000.0  # added logit of an image that must not be drawn; exp of it is exactly 0 in fp32
+
+
+def similarity(image: Tensor, text: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Cosine of every text with its best matching row of every image, without temperature.
+
+    Args:
+        image: float[I, Q, P], unit rows.
+        text: float[B, P], unit rows.
+        valid: bool[I, Q], rows that exist; None means all.
+
+    Returns:
+        float[B, I].
+    """
+    scores = torch.einsum("iqp,bp->biq", image, text)
+    if valid is not None:
+        scores = scores.masked_fill(~valid, -torch.inf)
+    return scores.amax(dim=2)
+
+
+def contrastive(
+    image: Tensor,
+    text: Tensor,
+    all_image: Tensor,
+    all_text: Tensor,
+    same: Tensor,
+    temp: Tensor | float,
+    smoothing: float = 0.1,
+    valid: Tensor | None = None,
+    all_valid: Tensor | None = None,
+) -> Tensor:
+    """ITC: the mean of image-to-text and text-to-image cross-entropy over the global batch.
+
+    Args:
+        image, text: float[B, Q, P] and float[B, P] of this process, unit rows.
+        all_image, all_text: float[B*W, Q, P] and float[B*W, P] of all processes, detached or not as the
+            gradient rule wants.
+        same: bool[B, B*W], True where a column shows the same image as the row; every row has one.
+        temp: learned temperature; similarities are divided by it.
+        smoothing: this share of the target is spread evenly over all columns.
+        valid, all_valid: bool[B, Q] and bool[B*W, Q] where images have rows that are padding.
+
+    Returns:
+        float scalar.
+    """
+    targets = same.float()
+    targets = (1 - smoothing) * targets / targets.sum(dim=1, keepdim=True) + smoothing / same.shape[1]
+    image_to_text = similarity(image, all_text, valid).T / temp  # (B, B*W)
+    text_to_image = similarity(all_image, text, all_valid) / temp  # (B, B*W)
+    return (_cross_entropy(image_to_text, targets) + _cross_entropy(text_to_image, targets)) / 2
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+
+
+@torch.no_grad()
+def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """For each row draw one column that is not the same image, the more similar the likelier.
+
+    Args:
+        similarity: float[B, B*W], divided by the temperature.
+        same: bool[B, B*W], columns that must not be drawn.
+
+    Returns:
+        long[B] columns, and bool[B]: False where a row has no legal negative, its column then meaning nothing.
+    """
+    weights = similarity.float().masked_fill(same, FORBIDDEN).softmax(dim=1)
+    return torch.multinomial(weights, 1, generator=generator).squeeze(1), ~same.all(dim=1)
+
+
+def matching(logits: Tensor, labels: Tensor) -> Tensor:
+    """ITM: cross-entropy of float[n, 2] logits with labels long[n] (1 matched, 0 not, -100 left out)."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
+
+
+def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """ITG: mean cross-entropy over the targets, labels already shifted.
+
+    Args:
+        logits: float[..., V].
+        labels: long[...], -100 where there is no target.
+        smoothing: label smoothing over the vocabulary, averaged over valid targets only.
+    """
+    return F.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing
+    )

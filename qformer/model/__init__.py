@@ -1,0 +1,1 @@
+"""The models: Q-Former, stage one, stage two, and how they are assembled."""

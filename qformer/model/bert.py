@@ -1,0 +1,189 @@
+"""The parts of BERT that the Q-Former is made of: embeddings, attention, feed-forward, language-model head.
+
+Post-norm transformer with erf GELU (Devlin et al. 2019); what differs from BERT is what BLIP-2 (section 3.1) needs:
+queries that skip the word embeddings, cross-attention to image tokens, and a second feed-forward for query rows.
+`bert_weights` maps the tensors of any BERT to these modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer.config import QFormerConfig
+from qformer.types import UsageError
+
+Mode = Literal["unimodal", "bidirectional", "causal"]
+
+
+def attention_mask(queries: int, text: Tensor, mode: Mode) -> Tensor:
+    """Who sees whom in joint self-attention over [queries; text].
+
+    unimodal (ITC): queries see queries, text sees text.
+    bidirectional (ITM): everyone sees everyone.
+    causal (ITG): queries see queries; text sees all queries and itself up to its own position.
+    Padded text is seen by nobody.
+
+    Args:
+        queries: Q.
+        text: bool[B, T], True at real tokens.
+
+    Returns:
+        bool[B, 1, Q + T, Q + T]; rows look, columns are looked at.
+    """
+    batch, length = text.shape
+    total = queries + length
+    is_text = torch.arange(total, device=text.device) >= queries  # (Q+T)
+    row, column = is_text[:, None], is_text[None, :]
+    if mode == "unimodal":
+        allowed = row == column
+    elif mode == "bidirectional":
+        allowed = torch.ones(total, total, dtype=torch.bool, device=text.device)
+    else:
+        position = torch.arange(total, device=text.device)
+        allowed = ~column | (row & (position[None, :] <= position[:, None]))
+    exists = torch.cat([text.new_ones(batch, queries), text], dim=1)  # (B, Q+T)
+    return (allowed & exists[:, None, :]).unsqueeze(1)
+
+
+class Embeddings(nn.Module):
+    """[queries; words + positions], LayerNorm, dropout. Text positions start at 0, also behind queries."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_positions, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, queries: Tensor | None, ids: Tensor | None) -> Tensor:
+        """float[B, Q, H] and long[B, T], either may be None -> float[B, Q + T, H]."""
+        rows = [] if queries is None else [queries]
+        if ids is not None:
+            rows.append(self.words(ids) + self.positions.weight[: ids.shape[1]])
+        return self.dropout(self.norm(torch.cat(rows, dim=1)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with BERT's output: projection, dropout, residual, LayerNorm.
+
+    Keys and values come from a context of width `key_width`: the hidden states themselves, or image tokens.
+    """
+
+    def __init__(self, config: QFormerConfig, key_width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.drop = config.dropout
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_width, config.hidden_size)
+        self.value = nn.Linear(key_width, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """float[B, X, H] -> float[B, heads, X, H / heads]."""
+        return rows.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, X, H/heads)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """float[B, S, key width] -> two float[B, heads, S, H / heads]."""
+        return self.split(self.key(context)), self.split(self.value(context))
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """float[B, X, H] attends where `mask` (bool, broadcast to [B, heads, X, S]) is True -> float[B, X, H]."""
+        mixed = F.scaled_dot_product_attention(
+            self.split(self.query(hidden)), keys, values, attn_mask=mask, dropout_p=self.drop if self.training else 0.0
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)  # (B, X, H)
+        return self.norm(hidden + self.dropout(self.output(mixed)))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear, dropout, residual, LayerNorm; query rows and text rows each have their own."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden + self.dropout(self.output(F.gelu(self.inner(hidden)))))
+
+
+class LMHead(nn.Module):
+    """Linear, GELU, LayerNorm, then the word embeddings as decoder, with a bias of its own."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """float[..., H] and the word embeddings float[V, H] -> logits float[..., V]."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
+
+
+@dataclass(frozen=True)
+class BertNames:
+    """Where a part of a layer stands in a BERT state dict, and in ours (once or twice)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+
+
+LAYER_PARTS = (
+    BertNames("attention.self.query", ("attention.query",)),
+    BertNames("attention.self.key", ("attention.key",)),
+    BertNames("attention.self.value", ("attention.value",)),
+    BertNames("attention.output.dense", ("attention.output",)),
+    BertNames("attention.output.LayerNorm", ("attention.norm",)),
+    BertNames("intermediate.dense", ("text_ffn.inner", "query_ffn.inner")),
+    BertNames("output.dense", ("text_ffn.output", "query_ffn.output")),
+    BertNames("output.LayerNorm", ("text_ffn.norm", "query_ffn.norm")),
+)
+HEAD_PARTS = {"predictions.transform.dense": "dense", "predictions.transform.LayerNorm": "norm"}
+
+
+def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_types: bool = False) -> dict[str, Tensor]:
+    """Tensors of a BERT under the names of `QFormer`; what BERT does not have is absent and keeps its own init.
+
+    The query feed-forward gets a copy of the text feed-forward. Only the first `config.layers` layers are taken.
+    Words past BERT's own vocabulary (`[DEC]`) are not in the result's embedding rows: the caller extends them.
+
+    Args:
+        bert: state dict of `BertModel` (with or without the `bert.` prefix) or `BertForMaskedLM`.
+        fold_token_types: add token-type row 0 to every word, which makes the text path equal BERT's.
+
+    Raises:
+        UsageError: a tensor that is needed is not there, or has another shape than the configuration says.
+    """
+    bert = {name.removeprefix("bert."): tensor for name, tensor in bert.items()}
+
+    def take(name: str) -> Tensor:
+        if name not in bert:
+            raise UsageError(f"no tensor '{name}' in these weights; give a BERT with at least {config.layers} layers")
+        return bert[name]
+
+    words = take("embeddings.word_embeddings.weight")
+    if fold_token_types:
+        words = words + take("embeddings.token_type_embeddings.weight")[0]
+    weights = {"embeddings.words.weight": words, "embeddings.positions.weight": take("embeddings.position_embeddings.weight")}
+    for kind in ("weight", "bias"):
+        weights[f"embeddings.norm.{kind}"] = take(f"embeddings.LayerNorm.{kind}")
+        for layer in range(config.layers):
+            for part in LAYER_PARTS:
+                for name in part.ours:
+                    weights[f"layers.{layer}.{name}.{kind}"] = take(f"encoder.layer.{layer}.{part.theirs}.{kind}")
+        for theirs, ours in HEAD_PARTS.items():
+            if f"cls.{theirs}.{kind}" in bert:
+                weights[f"lm_head.{ours}.{kind}"] = bert[f"cls.{theirs}.{kind}"]
+    if "cls.predictions.bias" in bert:
+        weights["lm_head.bias"] = bert["cls.predictions.bias"]
+    return weights

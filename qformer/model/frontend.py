@@ -1,0 +1,96 @@
+"""From tiles to image tokens: the frozen encoder, run over tiles of any sizes, and the trainable LayerNorm behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer.types import Tiles, VisualTokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.vision.base import VisionEncoder
+
+
+class FrontEnd(nn.Module):
+    """Groups tiles of equal size, encodes each group, scatters into one padded tensor.
+
+    `norm` is BLIP-2's `ln_vision` (eps 1e-5, computed in fp32): it is trained although the encoder is frozen.
+    """
+
+    def __init__(self, encoder: VisionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.norm = nn.LayerNorm(encoder.width, eps=1e-5)
+
+    def forward(self, tiles: Tiles) -> VisualTokens:
+        """The normalised tokens of all tiles of B images.
+
+        Raises:
+            UsageError: a tile does not divide into the encoder's patches.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, tile in enumerate(tiles.pixels):
+            groups.setdefault((tile.shape[2], tile.shape[1]), []).append(index)
+        device = self.norm.weight.device
+        encoded = [self.encode(torch.stack([tiles.pixels[i] for i in members]).to(device)) for members in groups.values()]
+        features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
+        grids: list[tuple[int, int]] = [(0, 0)] * len(tiles.pixels)
+        for size, members in groups.items():
+            for index in members:
+                grids[index] = self.encoder.grid(*size)
+        return VisualTokens(features, mask, grids, self.encoder.extra, tiles.plans)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], after `norm`."""
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 255
+        tokens = self.encoder(pixels)
+        return F.layer_norm(tokens.float(), self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+def _pad(lengths: list[int], groups: list[Tensor], members: list[list[int]]) -> tuple[Tensor, Tensor | None]:
+    """Groups float[n, S', D] -> float[N, S, D] in tile order, and bool[N, S], or None when nothing is padding."""
+    order = torch.tensor([index for group in members for index in group])
+    longest = max(lengths)
+    rows = torch.cat([F.pad(group, (0, 0, 0, longest - group.shape[1])) for group in groups])  # (N, S, D)
+    back = order.argsort().to(rows.device)
+    features = rows if len(groups) == 1 else rows[back]
+    if len(set(lengths)) == 1:
+        return features, None
+    length = torch.tensor([size for size, group in zip(lengths, members, strict=True) for _ in group])[order.argsort()]
+    return features, (torch.arange(longest) < length[:, None]).to(rows.device)
+
+
+def join_tiles(rows: Tensor, mask: Tensor | None, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Put the rows of the tiles of each image behind one another.
+
+    Args:
+        rows: [N, R, ...], R rows of each of N tiles.
+        mask: bool[N, R], or None where every row exists.
+        counts: tiles of each of the B images.
+
+    Returns:
+        [B, most tiles * R, ...], zeros where an image has fewer tiles; and bool[B, most tiles * R], or None where
+        every row exists. One tile per image gives `rows` and `mask` back unchanged.
+    """
+    most = max(counts)
+    if most == 1:
+        return rows, mask
+    per_tile = rows.shape[1]
+    index = torch.full((len(counts), most), len(rows))  # one past the end: a row of padding
+    start = 0
+    for image, count in enumerate(counts):
+        index[image, :count] = torch.arange(start, start + count)
+        start += count
+    index = index.to(rows.device)
+    joined = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])[index].flatten(1, 2)  # (B, most * R, ...)
+    if mask is None:
+        if min(counts) == most:
+            return joined, None
+        mask = rows.new_ones(len(rows), per_tile, dtype=torch.bool)
+    return joined, torch.cat([mask, mask.new_zeros(1, per_tile)])[index].flatten(1, 2)

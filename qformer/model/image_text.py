@@ -1,0 +1,227 @@
+"""Stage one: the Q-Former learns with ITC, ITM and ITG what in an image belongs to a text (BLIP-2, section 3.2).
+
+The same model scores retrieval afterwards: cosine (ITC) for a shortlist, matching logits (ITM) to re-rank it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer import losses
+from qformer.config import LossConfig
+from qformer.model.frontend import FrontEnd, join_tiles
+from qformer.model.qformer import KeyValues, QFormer
+from qformer.types import Batch, Tiles, Tokens, same_image
+
+if TYPE_CHECKING:
+    from qformer.vision.base import VisionEncoder
+
+
+@dataclass
+class Features:
+    """What a feature mode returns.
+
+    Attributes:
+        embeds: float[B, V, H] of queries (image, multimodal) or float[B, T, H] of text.
+        projected: the same rows in the ITC space, float[B, ..., P], unit length; None for multimodal.
+        mask: bool, rows that exist.
+    """
+
+    embeds: Tensor
+    projected: Tensor | None
+    mask: Tensor
+
+
+class ImageTextModel(nn.Module):
+    """Frozen encoder, Q-Former and the heads of stage one.
+
+    `tokenizer` is a BERT tokeniser of transformers whose bos token is `[DEC]`. Images of several tiles: ITC reads
+    each tile by itself (Q rows per tile), ITM and ITG let the queries read all tiles at once.
+    """
+
+    def __init__(
+        self, encoder: VisionEncoder, qformer: QFormer, tokenizer: Any, config: LossConfig | None = None, max_tokens: int = 32
+    ) -> None:
+        super().__init__()
+        self.config = config or LossConfig()
+        self.max_tokens = max_tokens
+        self.tokenizer = tokenizer
+        hidden = qformer.config.hidden_size
+        self.frontend = FrontEnd(encoder)
+        self.qformer = qformer
+        self.vision_proj = nn.Linear(hidden, self.config.embed_width)
+        self.text_proj = nn.Linear(hidden, self.config.embed_width)
+        self.itm_head = nn.Linear(hidden, 2)
+        self.temp = nn.Parameter(torch.tensor(self.config.temperature))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of stage one: float scalars `itc`, `itm`, `itg` and their plain sum `loss`.
+
+        The queries of ITC come from the pass of ITG: they do not see its text, and so share its dropout.
+        """
+        tokens = self.tokenize(batch.text)
+        targets = tokens.mask[:, 1:].flatten().nonzero().squeeze(1)  # on the CPU, where no device waits for the count
+        tokens, targets = tokens.to(self.device), targets.to(self.device)
+        tile_image, image = self._keys_values(batch.tiles)
+        same = same_image(batch.image_id, len(batch)).to(self.device)
+
+        queries, text_rows = self.qformer.joint(image, None, self._start_decoding(tokens.ids), tokens.mask, "causal")
+        if tile_image is not image:
+            queries = self.qformer.encode_image(tile_image)
+        image_embeds, valid = join_tiles(self._project_image(queries), None, batch.tiles.counts)
+        text_embeds = self.embed_texts(tokens)
+
+        itc = self._contrastive(image_embeds, text_embeds, same, valid)
+        negatives = batch.negatives or self._mine(image_embeds, text_embeds, same, valid)
+        itm = self._matching(image, tokens, negatives, ~same.all(dim=1))
+        itg = self._captioning(text_rows, tokens, targets)
+        return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+
+    @property
+    def device(self) -> torch.device:
+        return self.temp.device
+
+    def tokenize(self, text: list[str] | Tokens, max_tokens: int | None = None) -> Tokens:
+        """`[CLS] words [SEP]`, cut at `max_tokens`, padded on the right to the longest row; on the CPU."""
+        if isinstance(text, Tokens):
+            return text
+        made = self.tokenizer(
+            text, padding="longest", truncation=True, max_length=max_tokens or self.max_tokens, return_tensors="pt"
+        )
+        return Tokens(made["input_ids"], made["attention_mask"].bool())
+
+    def embed_images(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """The ITC rows of B images: float[B, V, P] of unit length and bool[B, V]; V = Q for one tile."""
+        visual = self.frontend(tiles)
+        queries = self.qformer.encode_image(visual.features, visual.mask)
+        embeds, valid = join_tiles(self._project_image(queries), None, tiles.counts)
+        return embeds, valid if valid is not None else embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
+
+    def embed_texts(self, text: list[str] | Tokens) -> Tensor:
+        """The ITC embedding of B texts, from their `[CLS]` rows: float[B, P] of unit length."""
+        tokens = self.tokenize(text).to(self.device)
+        return F.normalize(self.text_proj(self.qformer.encode_text(tokens.ids, tokens.mask)[:, 0]), dim=-1)
+
+    def encode_images(self, tiles: Tiles) -> KeyValues:
+        """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""
+        return self._keys_values(tiles)[1]
+
+    def match_scores(
+        self, images: Tiles | KeyValues, text: list[str] | Tokens, pairs: Tensor | None = None, chunk: int = 256
+    ) -> Tensor:
+        """Raw ITM logits of 'they match', the mean over the queries.
+
+        Args:
+            images: B images, or what `encode_images` made of them.
+            text: texts, `[CLS]` first.
+            pairs: long[n, 2] of (image, text); None pairs image i with text i.
+            chunk: pairs that are scored at once, which bounds the memory.
+
+        Returns:
+            float[n].
+        """
+        image = images if isinstance(images, KeyValues) else self.encode_images(images)
+        tokens = self.tokenize(text).to(self.device)
+        if pairs is None:
+            pairs = torch.arange(len(tokens)).repeat(2, 1).T
+        scores = []
+        for part in pairs.to(self.device).split(chunk):
+            ids, mask = _trim(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]])
+            rows = self.qformer.match(image.select(part[:, 0]), None, ids, mask)
+            scores.append(self._match_logits(rows)[:, 1])
+        return torch.cat(scores) if scores else torch.empty(0, device=self.device)
+
+    def features(
+        self,
+        tiles: Tiles | None = None,
+        text: list[str] | Tokens | None = None,
+        mode: Literal["image", "text", "multimodal"] = "image",
+    ) -> Features:
+        """Feature extraction as in the original: image, text, or the queries after reading both.
+
+        Raises:
+            ValueError: what the mode needs was not given.
+        """
+        if (mode != "text" and tiles is None) or (mode != "image" and text is None):
+            raise ValueError(f"mode '{mode}' needs {'text' if tiles is not None else 'tiles'}; pass it too")
+        if mode == "image":
+            assert tiles is not None
+            visual = self.frontend(tiles)
+            queries, mask = join_tiles(self.qformer.encode_image(visual.features, visual.mask), None, tiles.counts)
+            mask = queries.new_ones(queries.shape[:2], dtype=torch.bool) if mask is None else mask
+            return Features(queries, self._project_image(queries), mask)
+        assert text is not None
+        tokens = self.tokenize(text).to(self.device)
+        if mode == "text":
+            rows = self.qformer.encode_text(tokens.ids, tokens.mask)
+            return Features(rows, F.normalize(self.text_proj(rows), dim=-1), tokens.mask)
+        assert tiles is not None
+        queries = self.qformer.match(self.encode_images(tiles), None, tokens.ids, tokens.mask)
+        return Features(queries, None, queries.new_ones(queries.shape[:2], dtype=torch.bool))
+
+    def _keys_values(self, tiles: Tiles) -> tuple[KeyValues, KeyValues]:
+        """Keys and values per tile and per image; the same object where every image is one tile."""
+        visual = self.frontend(tiles)
+        per_tile = self.qformer.keys_values(visual.features, visual.mask)
+        if max(tiles.counts) == 1:
+            return per_tile, per_tile
+        layers = []
+        for pair in per_tile.layers:
+            keys, values = (join_tiles(rows.transpose(1, 2), visual.mask, tiles.counts)[0].transpose(1, 2) for rows in pair)
+            layers.append((keys, values))  # (B, heads, tiles * S, H / heads)
+        mask = join_tiles(visual.features[..., :1], visual.mask, tiles.counts)[1]
+        return per_tile, KeyValues(layers, None if mask is None else mask[:, None, None, :])
+
+    def _project_image(self, queries: Tensor) -> Tensor:
+        return F.normalize(self.vision_proj(queries), dim=-1)
+
+    def _start_decoding(self, ids: Tensor) -> Tensor:
+        """The first id, `[CLS]`, becomes `[DEC]`: it tells the Q-Former to generate."""
+        start = ids.new_full((len(ids), 1), self.tokenizer.bos_token_id)
+        return torch.cat([start, ids[:, 1:]], dim=1)
+
+    def _contrastive(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> Tensor:
+        anchor = self.config.gather_grad == "anchor"
+        all_image, all_text = (image.detach(), text.detach()) if anchor else (image, text)
+        return losses.contrastive(image, text, all_image, all_text, same, self.temp, self.config.smoothing, valid, valid)
+
+    @torch.no_grad()
+    def _mine(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """An image for each text, drawn first, and a text for each image."""
+        text_to_image = losses.similarity(image, text, valid) / self.temp  # (texts, images)
+        image_for_text, _ = losses.hard_negatives(text_to_image, same)
+        text_for_image, _ = losses.hard_negatives(text_to_image.T, same)
+        return image_for_text, text_for_image
+
+    def _matching(self, image: KeyValues, tokens: Tokens, negatives: tuple[Tensor, Tensor], legal: Tensor) -> Tensor:
+        """3B rows: own pairs, own text with a negative image, own image with a negative text."""
+        count = len(tokens)
+        own = torch.arange(count, device=self.device)
+        image_for_text, text_for_image = negatives
+        texts = torch.cat([own, own, text_for_image])
+        images = torch.cat([own, image_for_text, own])
+        rows = self.qformer.match(image.select(images), None, tokens.ids[texts], tokens.mask[texts])
+        missing = torch.where(legal, 0, losses.IGNORE)  # a row without a legal negative is left out
+        labels = torch.cat([torch.ones_like(own), missing, missing])
+        return losses.matching(self._match_logits(rows), labels)
+
+    def _match_logits(self, queries: Tensor) -> Tensor:
+        """float[n, Q, H] -> float[n, 2]: the head on every query, then the mean of the logits."""
+        return self.itm_head(queries).mean(dim=1)
+
+    def _captioning(self, text_rows: Tensor, tokens: Tokens, targets: Tensor) -> Tensor:
+        """Each token predicts the next; logits only where there is a target."""
+        rows = text_rows[:, :-1].flatten(0, 1)[targets]  # (targets, H)
+        labels = tokens.ids[:, 1:].flatten()[targets]
+        return losses.captioning(self.qformer.logits(rows), labels, self.config.smoothing)
+
+
+def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut right padding that no row of this part needs."""
+    longest = int(mask.sum(dim=1).max())
+    return ids[:, :longest], mask[:, :longest]

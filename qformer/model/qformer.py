@@ -1,0 +1,188 @@
+"""The Q-Former (BLIP-2, section 3.1): learned queries that read image tokens, in one transformer with text.
+
+Every layer is: self-attention over [queries; text] together, cross-attention to the image for query rows only (in
+layers 0, n, 2n, ...), then one feed-forward for query rows and another for text rows. Three ways to use it:
+
+    encode_image / encode_text   each alone                               ITC
+    match                        queries and text see each other          ITM
+    decode                       text is causal and sees the queries      ITG
+
+The image enters as `KeyValues`, computed once per image and shared by all passes, or as plain tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from qformer.config import QFormerConfig
+from qformer.model.bert import Attention, Embeddings, FeedForward, LMHead, Mode, attention_mask, bert_weights
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass
+class KeyValues:
+    """Cross-attention keys and values of B images in each layer that has cross-attention.
+
+    Attributes:
+        layers: pairs of float[B, heads, S, H / heads].
+        mask: bool[B, 1, 1, S], or None where every token exists.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    mask: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.layers[0][0])
+
+    def select(self, images: Tensor) -> KeyValues:
+        """Those of the images long[n], in that order; gradients flow back to each."""
+        layers = [(keys[images], values[images]) for keys, values in self.layers]
+        return KeyValues(layers, None if self.mask is None else self.mask[images])
+
+
+class QFormerLayer(nn.Module):
+    def __init__(self, config: QFormerConfig, has_cross_attention: bool) -> None:
+        super().__init__()
+        self.attention = Attention(config, config.hidden_size)
+        self.cross_attention = Attention(config, config.encoder_width) if has_cross_attention else None
+        self.text_ffn = FeedForward(config)
+        self.query_ffn = FeedForward(config)
+
+    def forward(
+        self, hidden: Tensor, queries: int, mask: Tensor | None, image: tuple[Tensor, Tensor] | None, image_mask: Tensor | None
+    ) -> Tensor:
+        """float[B, Q + T, H] -> the same shape; the first `queries` rows are queries."""
+        hidden = self.attention(hidden, *self.attention.keys_values(hidden), mask)
+        query_rows, text_rows = hidden[:, :queries], hidden[:, queries:]  # (B, Q, H), (B, T, H)
+        done = []
+        if queries:
+            if self.cross_attention is not None and image is not None:
+                query_rows = self.cross_attention(query_rows, *image, image_mask)
+            done.append(self.query_ffn(query_rows))
+        if text_rows.shape[1]:
+            done.append(self.text_ffn(text_rows))
+        return torch.cat(done, dim=1)
+
+
+class QFormer(nn.Module):
+    """See the module's docstring. `image` is float[B, S, D] everywhere, or the `KeyValues` made from it.
+
+    Raises:
+        UsageError: text longer than `max_positions`.
+    """
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(torch.empty(1, config.queries, config.hidden_size))
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, layer % config.cross_attention_every == 0) for layer in range(config.layers)
+        )
+        self.lm_head = LMHead(config)
+        self.apply(_init)
+        nn.init.normal_(self.queries, std=0.02)
+
+    @classmethod
+    def from_bert(cls, bert: Mapping[str, Tensor] | str, config: QFormerConfig | None = None, fold_token_types: bool = False) -> Self:
+        """A Q-Former that starts from BERT; queries, cross-attention and new words are random (BLIP-2, section 3.1).
+
+        Args:
+            bert: a state dict, or a folder or hub id of any BERT.
+            config: its sizes; None reads them from the folder (one word is added to the vocabulary).
+            fold_token_types: see `bert_weights`.
+
+        Raises:
+            UsageError: no BERT there, or its sizes are not those of `config`.
+        """
+        if isinstance(bert, str):
+            from qformer.model.loading import read_bert
+
+            config, bert = read_bert(bert, config)
+        elif config is None:
+            raise UsageError("from_bert got tensors without sizes; give config=QFormerConfig(...) too")
+        model = cls(config)
+        model.load_bert(bert, fold_token_types)
+        return model
+
+    @torch.no_grad()
+    def load_bert(self, bert: Mapping[str, Tensor], fold_token_types: bool = False) -> None:
+        """Copy BERT's tensors in; vocabulary rows past BERT's keep their own init.
+
+        Raises:
+            UsageError: a tensor is missing or does not fit.
+        """
+        mine = self.state_dict()
+        for name, tensor in bert_weights(dict(bert), self.config, fold_token_types).items():
+            target = mine[name]
+            grows = name in ("embeddings.words.weight", "embeddings.positions.weight", "lm_head.bias")
+            rows = min(len(target), len(tensor)) if grows else len(target)
+            if tensor[:rows].shape != target[:rows].shape:
+                raise UsageError(f"'{name}' is {list(target.shape)} here but {list(tensor.shape)} in BERT; match the qformer sizes to it")
+            target[:rows].copy_(tensor[:rows])
+
+    def keys_values(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> KeyValues:
+        """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
+        if isinstance(image, KeyValues):
+            return image
+        layers = [layer.cross_attention.keys_values(image) for layer in self.layers if layer.cross_attention is not None]
+        return KeyValues(layers, None if image_mask is None else image_mask[:, None, None, :])  # mask (B, 1, 1, S)
+
+    def encode_image(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> Tensor:
+        """The queries after reading the image alone: float[B, Q, H]."""
+        return self._run(self.keys_values(image, image_mask), None, None)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """BERT: long[B, T], bool[B, T] -> float[B, T, H]."""
+        return self._run(None, ids, attention_mask(0, mask, "bidirectional"))
+
+    def joint(
+        self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor, mode: Mode
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and text in one pass -> float[B, Q, H] and float[B, T, H].
+
+        With mode `causal` the queries come out as from `encode_image`, since they do not see the text.
+        """
+        self_mask = attention_mask(self.config.queries, mask, mode)
+        hidden = self._run(self.keys_values(image, image_mask), ids, self_mask)
+        return hidden[:, : self.config.queries], hidden[:, self.config.queries :]
+
+    def match(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
+        """The queries after reading image and text: float[B, Q, H]."""
+        return self.joint(image, image_mask, ids, mask, "bidirectional")[0]
+
+    def decode(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits of the next token at every position: float[B, T, V]."""
+        return self.logits(self.joint(image, image_mask, ids, mask, "causal")[1])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float[..., H] -> float[..., V]; the decoder is tied to the word embeddings."""
+        return self.lm_head(hidden, self.embeddings.words.weight)
+
+    def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        if ids is not None and ids.shape[1] > self.config.max_positions:
+            raise UsageError(f"a text of {ids.shape[1]} tokens does not fit the {self.config.max_positions} positions; cut it")
+        queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
+        hidden = self.embeddings(queries, ids)
+        image_layers = iter(image.layers if image is not None else ())
+        for layer in self.layers:
+            keys_values = next(image_layers, None) if layer.cross_attention is not None else None
+            hidden = layer(
+                hidden, 0 if queries is None else queries.shape[1], mask, keys_values, None if image is None else image.mask
+            )
+        return hidden
+
+
+def _init(module: nn.Module) -> None:
+    """BERT's own: N(0, 0.02) for weights, zero for biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,71 @@
+"""Resolution strategies are geometry: how an image of a given size is cut into tiles. No pixels, no weights.
+
+`ResolutionStrategy.plan` says which tiles; `cut` makes them from an image. A new strategy is a dataclass with a
+`plan` method, named in the table of `qformer.resolution`; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qformer.types import Plan, Tile, Tiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ResolutionStrategy(ABC):
+    """Cuts an image of any size into tiles. Subclasses are frozen dataclasses: their fields are the YAML options."""
+
+    @abstractmethod
+    def plan(self, width: int, height: int) -> Plan:
+        """The tiles for an image of `width` x `height` pixels, in the order in which the LLM reads them."""
+
+
+def resize(image: Tensor, width: int, height: int) -> Tensor:
+    """Bicubic with antialiasing, as PIL does it: uint8[3, h, w] -> uint8[3, height, width].
+
+    Bytes in channels-last order take torch's vectorised path, which differs from PIL by at most one level.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return F.interpolate(batch, (height, width), mode="bicubic", antialias=True, align_corners=False).squeeze(0)
+
+
+def cut(image: Tensor, plan: Plan) -> list[Tensor]:
+    """The pixels of the tiles of one image: uint8[3, h, w] -> a list of uint8[3, tile height, tile width].
+
+    Tiles that share content, canvas and offset are cropped from one resized image; where a canvas is larger than
+    its content it is black.
+    """
+    canvases: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    tiles = []
+    for tile in plan.tiles:
+        key = (tile.content, tile.canvas, tile.offset)
+        if key not in canvases:
+            canvases[key] = _paste(resize(image, *tile.content), tile)
+        left, top, right, bottom = tile.box
+        tiles.append(canvases[key][:, top:bottom, left:right].contiguous())
+    return tiles
+
+
+def _paste(content: Tensor, tile: Tile) -> Tensor:
+    if tile.canvas == tile.content:
+        return content
+    width, height = tile.canvas
+    x, y = tile.offset
+    canvas = content.new_zeros(3, height, width)
+    canvas[:, y : y + content.shape[1], x : x + content.shape[2]] = content
+    return canvas
+
+
+def cut_all(images: Sequence[Tensor], strategy: ResolutionStrategy) -> Tiles:
+    """Plan and cut several images, each uint8[3, h, w]."""
+    plans = [strategy.plan(image.shape[2], image.shape[1]) for image in images]
+    return Tiles([tile for image, plan in zip(images, plans, strict=True) for tile in cut(image, plan)], plans)

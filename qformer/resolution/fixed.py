@@ -1,0 +1,27 @@
+"""The strategy of BLIP-2 itself: the whole image squashed to one square, aspect ratio not kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qformer.resolution.base import ResolutionStrategy
+from qformer.types import Plan, Tile, UsageError
+
+
+@dataclass(frozen=True)
+class Fixed(ResolutionStrategy):
+    """One tile of `size` x `size` pixels: 224 for pretraining, 364 for captions and retrieval, 490 for VQA.
+
+    BLIP-2 hands the LLM 32 query tokens whatever the size (paper, section 3.1).
+    """
+
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"resolution.size is {self.size}; give a positive number of pixels, such as 224")
+
+    def plan(self, width: int, height: int) -> Plan:
+        square = (self.size, self.size)
+        tile = Tile(content=square, canvas=square, offset=(0, 0), box=(0, 0, self.size, self.size))
+        return Plan(image=(width, height), tiles=(tile,), grid=(1, 1), overview=0, tokens=32)

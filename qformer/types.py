@@ -1,0 +1,228 @@
+"""The nouns of the project, and the one table of dimensions that every docstring uses.
+
+    B  images in a batch            H  width of the Q-Former
+    N  tiles, all images together   L  width of the language model
+    S  visual tokens in a row       P  width of the ITC embedding (256)
+    Q  queries (32)                 M  length of the visual prefix of the LLM
+    V  vocabulary, or query rows    T  text tokens
+    D  width of the image encoder   W  processes
+
+Sizes of images and tiles are `(width, height)` in pixels; grids of tokens are `(rows, columns)`.
+A shape is written `float[B, Q, H]`; masks are `bool`, True where something is valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One rectangle that the image encoder sees, as geometry only (no pixels).
+
+    The whole image is resized to `content`, pasted at `offset` on a canvas of size `canvas`, and the `box`
+    (left, top, right, bottom) of that canvas is the tile. All numbers are pixels, sizes are (width, height).
+    """
+
+    content: tuple[int, int]
+    canvas: tuple[int, int]
+    offset: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the tile in pixels."""
+        left, top, right, bottom = self.box
+        return right - left, bottom - top
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is cut: its tiles in the order in which the LLM reads them.
+
+    Attributes:
+        image: (width, height) of the image that was planned for, in pixels.
+        tiles: the tiles, in reading order.
+        grid: (columns, rows) of the fine view; (1, 1) when the image is not sliced.
+        overview: index in `tiles` of the tile that shows the whole image, None if there is none.
+        tokens: visual tokens of the system's own published connector, its newline, begin and end
+            embeddings counted, text separators not.
+    """
+
+    image: tuple[int, int]
+    tiles: tuple[Tile, ...]
+    grid: tuple[int, int]
+    overview: int | None
+    tokens: int
+
+
+@dataclass
+class Tiles:
+    """The pixels of the tiles of B images; tiles may differ in number per image and in size.
+
+    Attributes:
+        pixels: N tensors `uint8[3, h, w]` (0..255) or `float[3, h, w]` (0..1): all tiles of the first image
+            in the order of its plan, then those of the second, and so on.
+        plans: B plans.
+    """
+
+    pixels: list[Tensor]
+    plans: list[Plan]
+
+    def __post_init__(self) -> None:
+        planned = sum(self.counts)
+        if planned != len(self.pixels):
+            raise ValueError(f"got pixels of {len(self.pixels)} tiles, but the plans hold {planned}; give one per planned tile")
+
+    @classmethod
+    def from_pixels(cls, pixels: Tensor) -> Tiles:
+        """B images of one size, each a single tile. `pixels`: float[B, 3, h, w] in 0..1, or uint8."""
+        height, width = pixels.shape[-2:]
+        size = (width, height)
+        tile = Tile(content=size, canvas=size, offset=(0, 0), box=(0, 0, width, height))
+        plan = Plan(image=size, tiles=(tile,), grid=(1, 1), overview=0, tokens=32)
+        return cls(list(pixels), [plan] * len(pixels))
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of tiles of each of the B images."""
+        return [len(plan.tiles) for plan in self.plans]
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, index: slice) -> Tiles:
+        """The images of a slice, with all their tiles."""
+        starts = [0]
+        for count in self.counts:
+            starts.append(starts[-1] + count)
+        chosen = range(*index.indices(len(self)))
+        pixels = [tile for i in chosen for tile in self.pixels[starts[i] : starts[i + 1]]]
+        return Tiles(pixels, self.plans[index])
+
+    def to(self, device: torch.device | str) -> Tiles:
+        return Tiles([tile.to(device, non_blocking=True) for tile in self.pixels], self.plans)
+
+
+@dataclass
+class VisualTokens:
+    """What the image encoder saw, tile by tile, before any connector.
+
+    Attributes:
+        features: float[N, S, D], padded on the right to the longest tile.
+        mask: bool[N, S], True at tokens that exist; None where all do.
+        grids: N pairs (rows, columns) of the patch grid of each tile.
+        extra: number of tokens in front of the patch grid (1 where the encoder keeps its CLS token).
+        plans: the B plans of the images.
+    """
+
+    features: Tensor
+    mask: Tensor | None
+    grids: list[tuple[int, int]]
+    extra: int
+    plans: list[Plan]
+
+    @property
+    def counts(self) -> list[int]:
+        return [len(plan.tiles) for plan in self.plans]
+
+
+@dataclass
+class Tokens:
+    """Text that is already tokenised. ids: long[B, T]; mask: bool[B, T], True at real tokens."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+@dataclass
+class Batch:
+    """What a training step reads.
+
+    Attributes:
+        tiles: the images.
+        text: B captions, as strings or already tokenised.
+        image_id: B ids; equal ids are the same image and never each other's negative. None: all differ.
+        question, answers: of question data; B strings, and B lists of accepted answers.
+        negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
+            global batch. For parity tests: an ordinary step draws them.
+    """
+
+    tiles: Tiles
+    text: list[str] | Tokens
+    image_id: Sequence[str | int] | None = None
+    question: list[str] | None = None
+    answers: list[list[str]] | None = None
+    negatives: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def to(self, device: torch.device | str) -> Batch:
+        text = self.text.to(device) if isinstance(self.text, Tokens) else self.text
+        negatives = None if self.negatives is None else (self.negatives[0].to(device), self.negatives[1].to(device))
+        return replace(self, tiles=self.tiles.to(device), text=text, negatives=negatives)
+
+
+@dataclass
+class Sample:
+    """One record of a data source.
+
+    Attributes:
+        image: encoded bytes, a file to read, or decoded pixels `uint8[h, w, 3]`.
+        key: names the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
+        image_id: equal for records that show the same image; None means that the record stands alone.
+        captions: true captions, any number; one is drawn at each step.
+        question, answers: a question about the image and its accepted answers.
+    """
+
+    image: bytes | Path | np.ndarray
+    key: str
+    image_id: str | int | None = None
+    captions: list[str] = field(default_factory=list)
+    question: str | None = None
+    answers: list[str] = field(default_factory=list)
+
+
+class UsageError(ValueError):
+    """Something the user gave cannot be used. One sentence: what was given, what was expected, what to do.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+class BadSample(Exception):
+    """A record that cannot be used; it is skipped, counted under `kind` and recorded. Never ends a run by itself."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)  # both, so that the exception survives pickling between data workers
+        self.kind = kind
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+
+
+def same_image(ids: Sequence[str | int] | None, count: int) -> Tensor:
+    """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
+    if ids is None:
+        return torch.eye(count, dtype=torch.bool)
+    index: dict[str | int, int] = {}
+    codes = torch.tensor([index.setdefault(i, len(index)) for i in ids])
+    return codes[:, None] == codes[None, :]

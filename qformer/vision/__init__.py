@@ -1,0 +1,24 @@
+"""Image encoders by name. Each table entry is a dataclass of options whose `build()` makes the encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qformer import lookup
+
+if TYPE_CHECKING:
+    from qformer.vision.base import VisionEncoder
+
+ENCODERS: dict[str, Any] = {
+    "eva": "qformer.vision.eva:EvaConfig",
+    "hf": "qformer.vision.hf:HFVisionConfig",
+}
+
+
+def build(name: str, **options: Any) -> VisionEncoder:
+    """An encoder of the table, or `module:Class` of a config dataclass of your own with a `build()` method.
+
+    Raises:
+        UsageError: unknown name or option, a value of the wrong type, or weights that do not fit.
+    """
+    return lookup.build(ENCODERS, name, options, "vision").build()

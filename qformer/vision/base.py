@@ -1,0 +1,100 @@
+"""What every image encoder promises: raw pixels in, patch tokens out, and what 'frozen' means."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Turns pixels in [0, 1] into tokens; normalisation happens inside, so that nothing outside depends on it.
+
+    Attributes:
+        width: D, the width of its tokens.
+        patch_size: side of a patch in pixels; tiles must be multiples of it.
+        image_size: side for which the position table was made; other sizes resize the table.
+        extra: tokens in front of the patch grid that are kept (1 for CLS).
+        frozen: True after `freeze()`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        patch_size: int,
+        image_size: int,
+        extra: int,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.patch_size = patch_size
+        self.image_size = image_size
+        self.extra = extra
+        self.frozen = False
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels float[N, 3, h, w] -> float[N, extra + rows * columns, D]."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels float[N, 3, h, w] in [0, 1] -> tokens float[N, S, D], row-major behind the `extra` tokens.
+
+        Raises:
+            UsageError: a side is not a multiple of the patch size.
+        """
+        self.grid(pixels.shape[-1], pixels.shape[-2])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encode((pixels - self.mean) / self.std)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of patches of a tile of `width` x `height` pixels."""
+        if width % self.patch_size or height % self.patch_size:
+            raise UsageError(
+                f"a tile of {width}x{height} pixels does not divide into patches of {self.patch_size}; "
+                f"use multiples of {self.patch_size} in the resolution section"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def freeze(self) -> Self:
+        """No gradients, and eval mode that survives every later `train()` of a parent module."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+
+def resize_positions(table: Tensor, extra: int, grid: tuple[int, int]) -> Tensor:
+    """Resize a learned position table float[1, extra + side * side, D] to a (rows, columns) grid.
+
+    Plain bicubic, `align_corners=False`, no antialiasing; the `extra` rows in front are kept. A table that already
+    has the size is returned as it is.
+    """
+    count, width = table.shape[1] - extra, table.shape[2]
+    side = int(count**0.5)
+    if (side, side) == grid:
+        return table
+    patches = table[:, extra:].float().view(1, side, side, width).permute(0, 3, 1, 2)  # (1, D, side, side)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = patches.flatten(2).transpose(1, 2)  # (1, rows * columns, D)
+    return torch.cat([table[:, :extra], patches.to(table.dtype)], dim=1)

@@ -1,0 +1,238 @@
+"""The vision transformers of `transformers` (CLIP, SigLIP, DINOv2, ViT and models built like them) as encoders.
+
+Of a model only the vision tower is kept, and of the tower only what the chosen layer needs: later blocks, the final
+norm where it does not apply, poolers, heads and mask tokens are removed, so that nothing is computed in vain and every
+parameter that is left gets a gradient.
+
+Which tokens `layer` means, counted as `hidden_states` is in transformers (0 the embeddings, n the n-th block):
+
+* the last layer (-1) is the `last_hidden_state` that the model itself returns: behind the final norm for SigLIP, DINOv2
+  and ViT, before it for CLIP, whose final norm was trained on the pooled CLS token alone;
+* any other layer is the residual stream behind that block, without a norm. LLaVA and BLIP-2 read CLIP at -2.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from qformer.types import UsageError
+from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from transformers import PreTrainedModel
+
+CLIP = (CLIP_MEAN, CLIP_STD)
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+#: Mean and std that a family was trained with, by the model type of its vision tower.
+STATISTICS = {
+    "clip_vision_model": CLIP,
+    "siglip_vision_model": HALF,
+    "dinov2": IMAGENET,
+    "dinov2_with_registers": IMAGENET,
+    "dinov3_vit": IMAGENET,
+    "vit": HALF,
+    "deit": IMAGENET,
+}
+#: Families whose final norm is meant for the pooled CLS token: patch tokens never pass through it.
+NORM_OF_CLS_ONLY = (
+    "clip_vision_model",
+    "altclip_vision_model",
+    "chinese_clip_vision_model",
+    "metaclip_2_vision_model",
+    "mlcd_vision_model",
+)
+FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
+#: Parameters that are tokens in front of the patches.
+FRONT_TOKENS = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
+
+INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class HFVisionConfig:
+    """Options of the encoder.
+
+    Attributes:
+        path: a folder written by `save_pretrained`, or the id of a model on the hub. The mean and std of its
+            `preprocessor_config.json` are used, those of its family where there is none.
+        layer: which hidden state, see the top of this module.
+        precision: how all weights are stored; tokens come out in fp32 all the same.
+    """
+
+    path: str
+    layer: int = -1
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+    def build(self) -> HFVisionEncoder:
+        """The encoder with the weights of the folder or hub id.
+
+        Raises:
+            UsageError: nothing can be read there, it holds no vision transformer, or weights are missing in it.
+        """
+        config = _read(AutoConfig.from_pretrained, self.path)
+        vision = getattr(config, "vision_config", config)
+        _check(vision)  # before the weights, which may have to be downloaded
+        mean, std = _statistics(self.path, vision.model_type)
+        model, report = _read(
+            AutoModel.from_pretrained, self.path, dtype=DTYPES[self.precision], output_loading_info=True
+        )
+        encoder = HFVisionEncoder(model, self.layer, mean, std)
+        missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
+        missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
+        if missing:
+            raise UsageError(f"vision.path '{self.path}' lacks weights, {min(missing)} for one; give a complete model")
+        return encoder
+
+
+class HFVisionEncoder(VisionEncoder):
+    """The vision tower of a transformers model; CLS, distillation and register tokens stay in front as `extra`.
+
+    Tiles of any size are encoded by resizing the position table as the model itself does it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layer: int = -1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        """Takes the tower out of `model` and removes from it what `layer` does not need, so the model is used up.
+
+        Args:
+            model: CLIP, SigLIP, DINOv2, ViT or one built like them, or a model with such a `vision_model`.
+            layer: which hidden state, see the top of this module.
+            mean, std: pixel statistics, given together; those of the family where they are not.
+
+        Raises:
+            UsageError: it is no vision transformer, has no such layer, or its statistics are not known.
+        """
+        tower: Any = getattr(model, "vision_model", model)
+        config = tower.config
+        _check(config)
+        if mean is None or std is None:
+            mean, std = _family(config.model_type)
+        front = sum(p.numel() for name, p in tower.named_parameters() if name.endswith(FRONT_TOKENS))
+        patch_size = _side(config.patch_size)
+        super().__init__(
+            width=config.hidden_size,
+            patch_size=patch_size,
+            image_size=_side(config.image_size) // patch_size * patch_size,  # SigLIP at 384 has 27 patches of 14
+            extra=front // config.hidden_size,
+            mean=mean,
+            std=std,
+        )
+        _cut(tower, layer)
+        self.tower = tower
+        # DINOv2 has no such argument and always resizes
+        has_switch = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
+        self._arguments = {"interpolate_pos_encoding": True} if has_switch else {}
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels float[N, 3, h, w] -> float32[N, extra + rows * columns, D].
+
+        Raises:
+            UsageError: the model does not give one token for each patch.
+        """
+        with self._own_precision(pixels.device.type):
+            tokens = self.tower(pixel_values=pixels, **self._arguments).last_hidden_state
+        rows, columns = self.grid(pixels.shape[-1], pixels.shape[-2])
+        if tokens.shape[1:] != (self.extra + rows * columns, self.width):
+            raise UsageError(
+                f"a '{self.tower.config.model_type}' model gave {list(tokens.shape[1:])} numbers for {rows}x{columns} "
+                f"patches and {self.extra} extra tokens of width {self.width}; {INSTEAD}"
+            )
+        return tokens.float()
+
+    def _own_precision(self, device: str) -> AbstractContextManager[Any]:
+        """Autocast is for weights in single; beside those stored in half it may fail on a mixture of the two halves."""
+        if self.tower.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(device, enabled=False)
+
+
+def _cut(tower: Any, layer: int) -> None:
+    """Remove from the tower what its `last_hidden_state` at `layer` does not depend on."""
+    total = tower.config.num_hidden_layers
+    if not -total - 1 <= layer <= total:
+        raise UsageError(f"layer {layer} does not exist in a model of {total} blocks; use {-total - 1} to {total}")
+    last = layer % (total + 1)
+    blocks = next((m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == total), None)
+    if blocks is None:
+        raise UsageError(f"a '{tower.config.model_type}' model is no row of {total} blocks; {INSTEAD}")
+    del blocks[last:]
+    if last < total or tower.config.model_type in NORM_OF_CLS_ONLY:
+        for name in FINAL_NORMS:
+            if hasattr(tower, name):
+                setattr(tower, name, nn.Identity())
+    for name in ("pooler", "head"):
+        if hasattr(tower, name):
+            setattr(tower, name, None)
+    if hasattr(tower, "use_head"):  # SigLIP asks this and not whether its head is there
+        tower.use_head = False
+    for module in tower.modules():
+        if hasattr(module, "mask_token"):
+            module.mask_token = None
+
+
+def _read(load: Callable[..., Any], path: str, **options: Any) -> Any:
+    """`load(path)`, any failure as a UsageError."""
+    try:
+        return load(path, trust_remote_code=False, **options)
+    except Exception as error:  # bad JSON, bad pickles, no network, unknown architecture: there is no common type
+        fault = "cannot be read" if Path(path).is_dir() else "is no folder here, and not to be had from the hub"
+        cause = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"vision.path '{path}' {fault} ({cause}); give a folder written by save_pretrained, or the id of a model"
+        ) from error
+
+
+def _check(config: Any) -> None:
+    """Refuse what is not a row of transformer blocks over image patches, judging by its configuration."""
+    if not all(hasattr(config, key) for key in ("image_size", "patch_size", "hidden_size", "num_hidden_layers")):
+        raise UsageError(f"a '{config.model_type}' model is no vision transformer; {INSTEAD}")
+
+
+def _statistics(path: str, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Pixel mean and std of the preprocessor file at `path`, those of the family if there is none."""
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError as error:
+        if (Path(path) / "preprocessor_config.json").exists():
+            raise UsageError(f"'{path}/preprocessor_config.json' is not valid JSON; repair or remove it") from error
+        processor = {}
+    if not processor.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if "image_mean" not in processor:
+        return _family(model_type)
+    return processor["image_mean"], processor["image_std"]
+
+
+def _family(model_type: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Pixel mean and std that models of this type are trained with."""
+    if model_type not in STATISTICS:
+        raise UsageError(
+            f"the pixel mean and std of a '{model_type}' model are not known; "
+            "put a preprocessor_config.json with image_mean and image_std beside its weights"
+        )
+    return STATISTICS[model_type]
+
+
+def _side(size: int | Sequence[int]) -> int:
+    """The side of a square that some configurations give as a pair."""
+    return size if isinstance(size, int) else size[0]
