@@ -1,0 +1,5 @@
+"""`python -m qformer`."""
+
+from qformer.cli import main
+
+main()

@@ -167,7 +167,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _crop_range(self) -> Self:
         if not 0 < self.crop[0] <= self.crop[1]:
-            raise ValueError(f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]")
+            raise ValueError(
+                f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
+            )
         return self
 
 
@@ -205,7 +207,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         if self.warmup >= self.steps:
-            raise ValueError(f"train.warmup {self.warmup} is not below train.steps {self.steps}; lower the one or raise the other")
+            raise ValueError(
+                f"train.warmup {self.warmup} is not below train.steps {self.steps}; lower the one or raise the other"
+            )
         return self
 
 
@@ -241,9 +245,13 @@ class Config(Section):
             if self.backbone is None:
                 raise ValueError(f"stage '{self.stage}' needs a backbone section; add backbone.kind")
             if (self.backbone.kind == "vit") != (self.stage == "vision"):
-                raise ValueError(f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them")
+                raise ValueError(
+                    f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them"
+                )
             if self.stage == "vision" and self.backbone.text is None:
-                raise ValueError("stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id")
+                raise ValueError(
+                    "stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id"
+                )
         return self
 
 
@@ -261,7 +269,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder")
+        raise UsageError(
+            f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder"
+        )
     for override in overrides or []:
         _apply(values, override)
     return parse_config(values)

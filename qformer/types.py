@@ -82,7 +82,9 @@ class Tiles:
     def __post_init__(self) -> None:
         planned = sum(self.counts)
         if planned != len(self.pixels):
-            raise ValueError(f"got pixels of {len(self.pixels)} tiles, but the plans hold {planned}; give one per planned tile")
+            raise ValueError(
+                f"got pixels of {len(self.pixels)} tiles, but the plans hold {planned}; give one per planned tile"
+            )
 
     @classmethod
     def from_pixels(cls, pixels: Tensor) -> Tiles:

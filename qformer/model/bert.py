@@ -174,7 +174,10 @@ def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_type
     words = take("embeddings.word_embeddings.weight")
     if fold_token_types:
         words = words + take("embeddings.token_type_embeddings.weight")[0]
-    weights = {"embeddings.words.weight": words, "embeddings.positions.weight": take("embeddings.position_embeddings.weight")}
+    weights = {
+        "embeddings.words.weight": words,
+        "embeddings.positions.weight": take("embeddings.position_embeddings.weight"),
+    }
     for kind in ("weight", "bias"):
         weights[f"embeddings.norm.{kind}"] = take(f"embeddings.LayerNorm.{kind}")
         for layer in range(config.layers):

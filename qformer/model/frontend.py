@@ -1,4 +1,4 @@
-"""From tiles to image tokens: the frozen encoder, run over tiles of any sizes, and the trainable LayerNorm behind it."""
+"""From tiles to image tokens: the frozen encoder, run over tiles of any sizes, and a trainable LayerNorm behind it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qformer.images import read_image
+from qformer.resolution.base import cut_all
+from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.images import ImageLike
+    from qformer.resolution.base import ResolutionStrategy
     from qformer.vision.base import VisionEncoder
 
 
@@ -20,12 +25,22 @@ class FrontEnd(nn.Module):
     """Groups tiles of equal size, encodes each group, scatters into one padded tensor.
 
     `norm` is BLIP-2's `ln_vision` (eps 1e-5, computed in fp32): it is trained although the encoder is frozen.
+    `strategy` is how `tiles` cuts images; at first the whole image at the encoder's own size.
     """
 
     def __init__(self, encoder: VisionEncoder) -> None:
         super().__init__()
         self.encoder = encoder
+        self.strategy: ResolutionStrategy = Fixed(encoder.image_size)
         self.norm = nn.LayerNorm(encoder.width, eps=1e-5)
+
+    def tiles(self, images: Sequence[ImageLike]) -> Tiles:
+        """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3]) -> tiles cut by `strategy`.
+
+        Raises:
+            BadSample: one of them is missing or is not an image.
+        """
+        return cut_all([read_image(image) for image in images], self.strategy)
 
     def forward(self, tiles: Tiles) -> VisualTokens:
         """The normalised tokens of all tiles of B images.
@@ -37,7 +52,9 @@ class FrontEnd(nn.Module):
         for index, tile in enumerate(tiles.pixels):
             groups.setdefault((tile.shape[2], tile.shape[1]), []).append(index)
         device = self.norm.weight.device
-        encoded = [self.encode(torch.stack([tiles.pixels[i] for i in members]).to(device)) for members in groups.values()]
+        encoded = [
+            self.encode(torch.stack([tiles.pixels[i] for i in members]).to(device)) for members in groups.values()
+        ]
         features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
         grids: list[tuple[int, int]] = [(0, 0)] * len(tiles.pixels)
         for size, members in groups.items():

@@ -45,7 +45,12 @@ class ImageTextModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: VisionEncoder, qformer: QFormer, tokenizer: Any, config: LossConfig | None = None, max_tokens: int = 32
+        self,
+        encoder: VisionEncoder,
+        qformer: QFormer,
+        tokenizer: Any,
+        config: LossConfig | None = None,
+        max_tokens: int = 32,
     ) -> None:
         super().__init__()
         self.config = config or LossConfig()
@@ -129,12 +134,14 @@ class ImageTextModel(nn.Module):
         tokens = self.tokenize(text).to(self.device)
         if pairs is None:
             pairs = torch.arange(len(tokens)).repeat(2, 1).T
+        if not len(pairs):
+            return torch.empty(0, device=self.device)
         scores = []
         for part in pairs.to(self.device).split(chunk):
             ids, mask = _trim(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]])
             rows = self.qformer.match(image.select(part[:, 0]), None, ids, mask)
             scores.append(self._match_logits(rows)[:, 1])
-        return torch.cat(scores) if scores else torch.empty(0, device=self.device)
+        return torch.cat(scores)
 
     def features(
         self,
@@ -147,8 +154,9 @@ class ImageTextModel(nn.Module):
         Raises:
             ValueError: what the mode needs was not given.
         """
-        if (mode != "text" and tiles is None) or (mode != "image" and text is None):
-            raise ValueError(f"mode '{mode}' needs {'text' if tiles is not None else 'tiles'}; pass it too")
+        for name, given, needless in (("tiles", tiles, "text"), ("text", text, "image")):
+            if given is None and mode != needless:
+                raise ValueError(f"mode '{mode}' needs {name}; pass it too")
         if mode == "image":
             assert tiles is not None
             visual = self.frontend(tiles)
@@ -172,7 +180,9 @@ class ImageTextModel(nn.Module):
             return per_tile, per_tile
         layers = []
         for pair in per_tile.layers:
-            keys, values = (join_tiles(rows.transpose(1, 2), visual.mask, tiles.counts)[0].transpose(1, 2) for rows in pair)
+            keys, values = (
+                join_tiles(rows.transpose(1, 2), visual.mask, tiles.counts)[0].transpose(1, 2) for rows in pair
+            )
             layers.append((keys, values))  # (B, heads, tiles * S, H / heads)
         mask = join_tiles(visual.features[..., :1], visual.mask, tiles.counts)[1]
         return per_tile, KeyValues(layers, None if mask is None else mask[:, None, None, :])
@@ -188,7 +198,9 @@ class ImageTextModel(nn.Module):
     def _contrastive(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> Tensor:
         anchor = self.config.gather_grad == "anchor"
         all_image, all_text = (image.detach(), text.detach()) if anchor else (image, text)
-        return losses.contrastive(image, text, all_image, all_text, same, self.temp, self.config.smoothing, valid, valid)
+        return losses.contrastive(
+            image, text, all_image, all_text, same, self.temp, self.config.smoothing, valid, valid
+        )
 
     @torch.no_grad()
     def _mine(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

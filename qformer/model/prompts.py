@@ -1,4 +1,4 @@
-"""How captions and questions are worded for BLIP-2: presets and cleaning rules, as data and pure functions.
+"""How questions are worded for BLIP-2: the presets, as data and pure functions.
 
 Templates and generation settings of visual question answering follow BLIP-2 (arXiv:2301.12597, sections 4.1 and 4.3)
 and the original implementation, LAVIS; strings in, strings out.
@@ -6,7 +6,6 @@ and the original implementation, LAVIS; strings in, strings out.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,6 @@ from qformer.lookup import find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-MAX_WORDS = 50
-PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def vqa_prompt(
     """The prompt of a question: [context] [earlier turns] template, joined by spaces.
 
     Args:
-        question: as it is to be read; see `clean_question`.
+        question: as it is to be read; see `qformer.cleaning`.
         preset, family: see `vqa_preset`.
         context: free text in front, such as a fact or an OCR result.
         history: earlier (question, answer) pairs, the oldest first.
@@ -69,18 +65,3 @@ def vqa_prompt(
     turns = [f"Question: {q} Answer: {a}." for q, a in history or ()]
     parts = [context or "", *turns, vqa_preset(preset, family).template.format(question)]
     return " ".join(part for part in parts if part)
-
-
-def clean_question(text: str) -> str:
-    """Lower case, punctuation removed except `?`, trailing spaces stripped, at most 50 words."""
-    return _first_words(PUNCTUATION.sub("", text.lower()).rstrip(" "))
-
-
-def clean_caption(text: str) -> str:
-    """Lower case, punctuation to spaces, runs of spaces to one, outer spaces stripped, at most 50 words."""
-    spaced = re.sub(r"\s{2,}", " ", PUNCTUATION.sub(" ", text.lower()))
-    return _first_words(spaced.rstrip("\n").strip(" "))
-
-
-def _first_words(text: str) -> str:
-    return " ".join(text.split(" ")[:MAX_WORDS])

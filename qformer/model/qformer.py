@@ -56,7 +56,12 @@ class QFormerLayer(nn.Module):
         self.query_ffn = FeedForward(config)
 
     def forward(
-        self, hidden: Tensor, queries: int, mask: Tensor | None, image: tuple[Tensor, Tensor] | None, image_mask: Tensor | None
+        self,
+        hidden: Tensor,
+        queries: int,
+        mask: Tensor | None,
+        image: tuple[Tensor, Tensor] | None,
+        image_mask: Tensor | None,
     ) -> Tensor:
         """float[B, Q + T, H] -> the same shape; the first `queries` rows are queries."""
         hidden = self.attention(hidden, *self.attention.keys_values(hidden), mask)
@@ -91,7 +96,9 @@ class QFormer(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
 
     @classmethod
-    def from_bert(cls, bert: Mapping[str, Tensor] | str, config: QFormerConfig | None = None, fold_token_types: bool = False) -> Self:
+    def from_bert(
+        cls, bert: Mapping[str, Tensor] | str, config: QFormerConfig | None = None, fold_token_types: bool = False
+    ) -> Self:
         """A Q-Former that starts from BERT; queries, cross-attention and new words are random (BLIP-2, section 3.1).
 
         Args:
@@ -105,11 +112,13 @@ class QFormer(nn.Module):
         if isinstance(bert, str):
             from qformer.model.loading import read_bert
 
-            config, bert = read_bert(bert, config)
+            config, tensors = read_bert(bert, config)
         elif config is None:
             raise UsageError("from_bert got tensors without sizes; give config=QFormerConfig(...) too")
+        else:
+            tensors = bert
         model = cls(config)
-        model.load_bert(bert, fold_token_types)
+        model.load_bert(tensors, fold_token_types)
         return model
 
     @torch.no_grad()
@@ -125,14 +134,25 @@ class QFormer(nn.Module):
             grows = name in ("embeddings.words.weight", "embeddings.positions.weight", "lm_head.bias")
             rows = min(len(target), len(tensor)) if grows else len(target)
             if tensor[:rows].shape != target[:rows].shape:
-                raise UsageError(f"'{name}' is {list(target.shape)} here but {list(tensor.shape)} in BERT; match the qformer sizes to it")
+                raise UsageError(
+                    f"'{name}' is {list(target.shape)} here but {list(tensor.shape)} in BERT; "
+                    "match the qformer sizes to it"
+                )
             target[:rows].copy_(tensor[:rows])
+
+    def drop_text(self) -> Self:
+        """Keep the query path only, as stage two does: no word or position embeddings, text feed-forward, LM head."""
+        del self.embeddings.words, self.embeddings.positions, self.lm_head
+        for layer in self.layers:
+            del layer.text_ffn
+        return self
 
     def keys_values(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> KeyValues:
         """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
         if isinstance(image, KeyValues):
             return image
-        layers = [layer.cross_attention.keys_values(image) for layer in self.layers if layer.cross_attention is not None]
+        attentions = [layer.cross_attention for layer in self.layers if isinstance(layer, QFormerLayer)]
+        layers = [attention.keys_values(image) for attention in attentions if attention is not None]
         return KeyValues(layers, None if image_mask is None else image_mask[:, None, None, :])  # mask (B, 1, 1, S)
 
     def encode_image(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> Tensor:
@@ -168,14 +188,20 @@ class QFormer(nn.Module):
 
     def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
         if ids is not None and ids.shape[1] > self.config.max_positions:
-            raise UsageError(f"a text of {ids.shape[1]} tokens does not fit the {self.config.max_positions} positions; cut it")
+            raise UsageError(
+                f"a text of {ids.shape[1]} tokens does not fit the {self.config.max_positions} positions; cut it"
+            )
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
         hidden = self.embeddings(queries, ids)
         image_layers = iter(image.layers if image is not None else ())
         for layer in self.layers:
             keys_values = next(image_layers, None) if layer.cross_attention is not None else None
             hidden = layer(
-                hidden, 0 if queries is None else queries.shape[1], mask, keys_values, None if image is None else image.mask
+                hidden,
+                0 if queries is None else queries.shape[1],
+                mask,
+                keys_values,
+                None if image is None else image.mask,
             )
         return hidden
 

@@ -27,12 +27,20 @@ class VisionLanguageModel(nn.Module):
     `prompt` is put in front of every caption in training and when captioning (`a photo of`).
     """
 
-    def __init__(self, encoder: VisionEncoder, connector: QFormerConnector, llm: LanguageModel, prompt: str = "") -> None:
+    def __init__(
+        self,
+        encoder: VisionEncoder,
+        connector: QFormerConnector,
+        llm: LanguageModel,
+        prompt: str = "",
+        max_tokens: int = 32,
+    ) -> None:
         super().__init__()
         self.frontend = FrontEnd(encoder)
         self.connector = connector
         self.llm = llm
         self.prompt = prompt
+        self.max_tokens = max_tokens
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One step: `lm`, the mean cross-entropy over target tokens, which is also the `loss`; float scalars.
@@ -42,7 +50,7 @@ class VisionLanguageModel(nn.Module):
         """
         prefix, mask = self.prefix(batch.tiles)
         prompts, targets = self._prompts_and_targets(batch)
-        total, count = self.llm.loss(prefix, mask, targets, prompts)
+        total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
         loss = total / count.clamp(min=1)
         return {"loss": loss, "lm": loss}
 
@@ -55,7 +63,9 @@ class VisionLanguageModel(nn.Module):
         return self.connector.count_tokens(plan)
 
     @torch.no_grad()
-    def generate(self, tiles: Tiles, prompt: str | Sequence[str] | None = None, return_ids: bool = False, **options: Any) -> Any:
+    def generate(
+        self, tiles: Tiles, prompt: str | Sequence[str] | None = None, return_ids: bool = False, **options: Any
+    ) -> Any:
         """Text for each of B images.
 
         Args:
@@ -76,7 +86,9 @@ class VisionLanguageModel(nn.Module):
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
     @overload
-    def answer(self, tiles: Tiles, questions: Sequence[Sequence[str]], *args: Any, **kwargs: Any) -> list[list[str]]: ...
+    def answer(
+        self, tiles: Tiles, questions: Sequence[Sequence[str]], *args: Any, **kwargs: Any
+    ) -> list[list[str]]: ...
     @torch.no_grad()
     def answer(
         self,
@@ -117,14 +129,18 @@ class VisionLanguageModel(nn.Module):
         prefix, mask = self.prefix(tiles)
         rows = rows.to(prefix.device)
         settings = vqa_preset(preset, self.llm.family).generate | options
-        answers = iter(self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else [])
+        answers = iter(
+            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
+        )
         grouped = [[next(answers) for _ in asked] for asked in nested]
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
 
     def _prompts_and_targets(self, batch: Batch) -> tuple[list[str], list[str]]:
         if isinstance(batch.text, Tokens):
-            raise TypeError("stage two takes captions as strings: they are tokenised for the language model, not for BERT")
+            raise TypeError(
+                "stage two takes captions as strings: they are tokenised for the language model, not for BERT"
+            )
         if batch.question is not None:
             answers = [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers

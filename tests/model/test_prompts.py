@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qformer.model.prompts import clean_caption, clean_question, vqa_preset, vqa_prompt
+from qformer.cleaning import clean_caption, clean_question
+from qformer.model.prompts import vqa_preset, vqa_prompt
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

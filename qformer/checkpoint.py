@@ -1,0 +1,144 @@
+"""Checkpoints: a folder with the tensors that were trained, the resolved configuration, and where they come from.
+
+    model.safetensors   trained tensors only: the frozen towers are found again through the configuration
+    config.yaml         every key, defaults included
+    meta.json           step, commit, versions, last losses
+    trainer.pt          optimizer, scaler and random states, for resuming (absent in an exported model)
+
+A checkpoint appears under its name only when it is complete, so an interrupted save leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qformer.config import Config, dump_config, load_config
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FOLDER = "checkpoints"
+WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
+
+
+@dataclass
+class Checkpoint:
+    """What `read` found; tensors are on the CPU."""
+
+    path: Path
+    config: Config
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save(
+    run: Path,
+    step: int,
+    config: Config,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    trainer: dict[str, Any] | None = None,
+    extra: Callable[[Path], object] | None = None,
+    keep_last: int = 2,
+) -> Path:
+    """Write `run/checkpoints/step-N` atomically, then remove all but the `keep_last` newest.
+
+    Args:
+        extra: writes further files (the tokenizer) into the folder it is given.
+    """
+    final = run / FOLDER / f"step-{step:07d}"
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+    (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
+    (partial / META).write_text(json.dumps({"step": step, **provenance(), **meta}, indent=1), encoding="utf-8")
+    if trainer is not None:
+        torch.save(trainer, partial / TRAINER)
+    if extra is not None:
+        extra(partial)
+    for file in partial.iterdir():
+        _flush(file)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _flush(final.parent)
+    for old in _complete(run)[:-keep_last]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the newest one of a run.
+
+    Raises:
+        UsageError: neither.
+    """
+    path = Path(path)
+    if (path / WEIGHTS).is_file():
+        return path
+    if complete := _complete(path):
+        return complete[-1]
+    raise UsageError(f"no checkpoint at '{path}'; give a run folder or one of its checkpoints, a folder with {WEIGHTS}")
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, None when it has none."""
+    complete = _complete(run)
+    return complete[-1] if complete else None
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Tensors (on the CPU), configuration and provenance.
+
+    Raises:
+        UsageError: no checkpoint there, or one of its files is damaged.
+    """
+    folder = find(path)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
+    return Checkpoint(folder, load_config(folder / CONFIG), tensors, meta)
+
+
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """Optimizer, scaler and random states; tensors and plain values only, so nothing in the file is executed."""
+    return torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+
+
+def _complete(run: Path) -> list[Path]:
+    return sorted(
+        folder for folder in (run / FOLDER).glob("step-*") if folder.suffix == "" and (folder / WEIGHTS).is_file()
+    )
+
+
+def _flush(path: Path) -> None:
+    """Push a file, or the names in a folder, to the disk, so that a crash cannot leave an empty one behind a rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def provenance() -> dict[str, str]:
+    """The commit of the working copy (empty outside one) and the versions that matter."""
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {"commit": git.stdout.strip(), "torch": torch.__version__, "transformers": version("transformers")}

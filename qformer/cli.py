@@ -1,0 +1,172 @@
+"""The command line. Every command imports what it needs itself, so that `--help` is quick and needs no torch.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qformer.types import Tiles
+
+app = typer.Typer(
+    help="BLIP-2's Q-Former bridge: train both stages, retrieve, caption, ask.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CKPT", help="run folder (its newest checkpoint) or checkpoint folder")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train what the configuration's `stage` says. The same command again resumes an interrupted run."""
+    from qformer.config import load_config
+
+    stages = _sibling("stages")
+    print(stages.train(load_config(config, overrides)))
+
+
+@app.command("config")
+def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a configuration and print it whole, defaults included."""
+    from qformer.config import dump_config, load_config
+
+    print(dump_config(load_config(config, overrides)), end="")
+
+
+@app.command("eval")
+def evaluate(
+    path: Checkpoint,
+    bench: Annotated[str, typer.Option(help="what to measure: retrieval")],
+    data: Annotated[
+        list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")
+    ],
+    k: Annotated[int, typer.Option(help="ITC candidates that ITM re-ranks, per query", min=0)] = 128,
+    limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="images encoded at once", min=1)] = 64,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
+    device: Device = None,
+) -> None:
+    """Measure a stage-one checkpoint on held-out data."""
+    _sibling("stages")
+    from stages.evaluate import evaluate_retrieval
+
+    evaluate_retrieval(path, bench, data, k, limit, batch, output, device)
+
+
+@app.command()
+def caption(
+    path: Checkpoint,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
+    prompt: Annotated[
+        str | None, typer.Option(help="the caption goes on from here; the one of training by default")
+    ] = None,
+    beams: Annotated[int, typer.Option(help="beams of the search; 1 is greedy", min=1)] = 5,
+    device: Device = None,
+) -> None:
+    """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
+    model = _vision_language(path, device)
+    for image in images:
+        tiles = _tiles(model, image)
+        if tiles is not None:
+            print(f"{image}\t{model.generate(tiles, prompt, num_beams=beams)[0]}")
+
+
+@app.command()
+def ask(
+    path: Checkpoint,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="image file")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="in quotes")],
+    context: Annotated[str | None, typer.Option(help="text put in front of the question")] = None,
+    preset: Annotated[str, typer.Option(help="prompt and decoding: paper or lavis")] = "paper",
+    device: Device = None,
+) -> None:
+    """Ask a question about an image, with a stage-two checkpoint."""
+    from qformer.cleaning import clean_question
+    from qformer.types import UsageError
+
+    asked = clean_question(question)
+    if not asked:
+        raise UsageError("the question is empty; write it in quotes behind the image")
+    model = _vision_language(path, device)
+    tiles = _tiles(model, image)
+    if tiles is None:
+        raise UsageError(f"'{image}' cannot be read as an image; give a JPEG, PNG or WebP file")
+    print(model.answer(tiles, [asked], context=context, preset=preset)[0])
+
+
+def _vision_language(path: str, device: str | None) -> Any:
+    from qformer import load
+    from qformer.model.vision_language import VisionLanguageModel
+    from qformer.types import UsageError
+
+    model = load(path, device)
+    if not isinstance(model, VisionLanguageModel):
+        raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
+    return model
+
+
+def _tiles(model: Any, image: Path) -> Tiles | None:
+    """The tiles of one image file; None, and a line on standard error, where it cannot be read."""
+    from qformer.types import BadSample
+
+    try:
+        return model.frontend.tiles([image])
+    except BadSample as bad:
+        print(f"qformer: skipped {image}: {bad}", file=sys.stderr)
+        return None
+
+
+def _sibling(name: str) -> Any:
+    """Import `stages` (or `demo`), which stands beside `qformer`, and make sure it is that one.
+
+    `python -m qformer` puts the working directory first on the path, where another folder of that name may be.
+    """
+    import importlib
+
+    from qformer.types import UsageError
+
+    beside = Path(__file__).resolve().parent.parent
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UsageError(
+            f"the package '{name}' is not beside qformer in '{beside}'; install qformer-bridge again"
+        ) from error
+    where = Path(str(module.__path__[0])).resolve()
+    if where.parent != beside:
+        raise UsageError(f"the folder '{where}' hides qformer's own package '{name}'; run from another folder")
+    return module
+
+
+def main() -> None:
+    """The `qformer` command."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit("qformer: interrupted; the same command resumes from the last checkpoint")
+    except Exception as error:
+        if debug:
+            raise
+        usage = any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
+        print(
+            f"qformer: {error}" if usage else f"qformer: {type(error).__name__}: {error} (--debug shows where)",
+            file=sys.stderr,
+        )
+        sys.exit(2 if usage else 1)

@@ -1,0 +1,201 @@
+"""Small towers made from configuration classes: a ViT, an OPT and a T5 of a few million weights, and tokenisers.
+
+They are ordinary transformers models, saved as ordinary folders, so that everything that reads a real tower reads them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from qformer.config import BackboneConfig
+
+IGNORE = -100
+
+
+class ContrastiveViT(nn.Module):
+    """A ViT trained from scratch to agree with a text tower about which caption belongs to which image (CLIP).
+
+    The text tower is a BERT read as a sentence embedder (mean of its token states). Only the ViT is kept afterwards.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.max_tokens = config.max_tokens
+        self.vit = build_vit(config)
+        self.text, self.tokenizer = _read_text_tower(str(config.text))
+        if config.freeze_text:
+            self.text.requires_grad_(False)
+        width = self.text.config.hidden_size
+        self.image_proj = nn.Linear(config.width, width, bias=False)
+        self.text_proj = nn.Linear(width, width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(2.7))  # log of the inverse temperature 1 / 0.07
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """float[B, 3, h, w] in [0, 1] -> float[B, width] of unit length, from the mean of all tokens."""
+        tokens = self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
+        return F.normalize(self.image_proj(tokens.mean(dim=1)), dim=-1)
+
+    def embed_texts(self, text: list[str]) -> Tensor:
+        """B captions -> float[B, width] of unit length."""
+        tokens = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        tokens = tokens.to(self.scale.device)
+        rows = self.text(**tokens).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(2)
+        return F.normalize(self.text_proj((rows * mask).sum(dim=1) / mask.sum(dim=1)), dim=-1)
+
+    def forward(self, pixels: Tensor, text: list[str], same: Tensor) -> Tensor:
+        """Symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
+        logits = self.embed_images(pixels) @ self.embed_texts(text).T * self.scale.clamp(max=4.6).exp()
+        targets = same / same.sum(dim=1, keepdim=True)
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+class TextModel(nn.Module):
+    """A small OPT or T5 trained on text alone; T5 reads the first part of a text and writes the rest."""
+
+    def __init__(self, config: BackboneConfig, texts: Iterable[str]) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = train_tokenizer(config.kind, texts, config.vocab_size)
+        self.model = build_language_model(config, self.tokenizer)
+
+    def forward(self, text: list[str]) -> Tensor:
+        """Mean cross-entropy over the tokens of B texts."""
+        if self.config.kind == "opt":
+            tokens = self._tokenize([line + "\n" for line in text])
+            labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORE)
+            return self.model(**tokens, labels=labels).loss
+        halves = [_split(line) for line in text]
+        tokens = self._tokenize([head for head, _ in halves])
+        targets = self._tokenize([tail for _, tail in halves])
+        labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORE)
+        return self.model(**tokens, labels=labels).loss
+
+    def _tokenize(self, text: list[str]) -> Any:
+        made = self.tokenizer(
+            text,
+            padding=True,
+            truncation=True,
+            max_length=self.config.max_tokens,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        return made.to(self.model.device)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Cut at a random word boundary; the first part may be empty, the second is not."""
+    words = text.split(" ")
+    at = int(torch.randint(len(words), ()))
+    return " ".join(words[:at]), " ".join(words[at:])
+
+
+def build_vit(config: BackboneConfig) -> ViTModel:
+    """A ViT with random weights and no pooler."""
+    sizes = ViTConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+    )
+    return ViTModel(sizes, add_pooling_layer=False)
+
+
+def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """An OPT or a gated-GELU T5 with random weights for the tokeniser's vocabulary."""
+    if config.kind == "opt":
+        return OPTForCausalLM(
+            OPTConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.width,
+                word_embed_proj_dim=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                ffn_dim=4 * config.width,
+                max_position_embeddings=512,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    sizes = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=config.width,
+        d_kv=config.width // config.heads,
+        d_ff=4 * config.width,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    sizes.dense_act_fn = "gelu"  # the erf form, which stage two uses for every gated T5, as the original does
+    return T5ForConditionalGeneration(sizes)
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokeniser with the special tokens of OPT (byte-level BPE, `</s>` in front) or T5 (unigram, `</s>` at the end)."""
+    if kind == "opt":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        special = ["<s>", "<pad>", "</s>"]
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(single="</s> $0", special_tokens=[("</s>", 2)])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+        )
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$0 </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+def _read_text_tower(path: str) -> tuple[Any, Any]:
+    try:
+        return AutoModel.from_pretrained(path, add_pooling_layer=False), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f"backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one") from error

@@ -1,0 +1,215 @@
+"""Assembling models: from a configuration, from a checkpoint, and `load`, which needs a path alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
+
+from qformer import checkpoint, resolution, vision
+from qformer.config import Config, QFormerConfig
+from qformer.model.connectors import QFormerConnector
+from qformer.model.image_text import ImageTextModel
+from qformer.model.llm import load_language_model
+from qformer.model.qformer import QFormer
+from qformer.model.vision_language import VisionLanguageModel
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from qformer.vision.base import VisionEncoder
+
+    Bridge = ImageTextModel | VisionLanguageModel
+
+DECODE = "[DEC]"
+DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: What stage one trains and stage two has no use for.
+STAGE_ONE_ONLY = (
+    "temp",
+    "vision_proj.",
+    "text_proj.",
+    "itm_head.",
+    "qformer.lm_head.",
+    "qformer.embeddings.words.",
+    "qformer.embeddings.positions.",
+)
+
+
+def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerConfig, dict[str, Tensor]]:
+    """Sizes and tensors of a BERT in a folder or under a hub id.
+
+    Args:
+        config: sizes that were asked for; those not set in it are BERT's. One word, `[DEC]`, is added.
+
+    Raises:
+        UsageError: there is no BERT.
+    """
+    theirs = _fetch(AutoConfig, path)
+    if theirs.model_type != "bert":
+        raise UsageError(f"'{path}' is a {theirs.model_type} model; text.bert needs a BERT, such as bert-base-uncased")
+    sizes = {
+        "hidden_size": theirs.hidden_size,
+        "layers": theirs.num_hidden_layers,
+        "heads": theirs.num_attention_heads,
+        "intermediate_size": theirs.intermediate_size,
+        "max_positions": theirs.max_position_embeddings,
+        "layer_norm_eps": theirs.layer_norm_eps,
+        "vocab_size": max(theirs.vocab_size, len(read_tokenizer(path))),
+    }
+    given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
+    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
+    return QFormerConfig(**(sizes | given)), state
+
+
+def read_tokenizer(path: str | Path) -> Any:
+    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate."""
+    tokenizer = _fetch(AutoTokenizer, str(path))
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": DECODE})
+    return tokenizer
+
+
+def _fetch(auto: Any, path: str, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(f"no BERT can be loaded from {where} ({reason}); give text.bert a folder or hub id") from error
+
+
+def build_encoder(config: Config) -> VisionEncoder:
+    """The image encoder of a configuration, frozen unless it is to be trained.
+
+    Raises:
+        UsageError: options that do not fit, a missing folder, or fp16 weights that are to be trained.
+    """
+    encoder = vision.build(config.vision.name, **config.vision.options)
+    if config.freeze_vision:
+        return encoder.freeze()
+    if any(parameter.dtype == torch.float16 for parameter in encoder.parameters()):
+        raise UsageError(
+            "freeze_vision is false but vision.precision is fp16, which cannot be trained; set vision.precision to fp32"
+        )
+    return encoder
+
+
+def build_image_text(config: Config, folder: Path | None = None) -> tuple[ImageTextModel, Config]:
+    """Stage one's model and the configuration with every size filled in.
+
+    Args:
+        folder: a checkpoint whose tensors will be put in: its tokenizer is read, BERT's weights are not needed.
+    """
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)  # refused before anything is read
+    encoder = build_encoder(config)
+    sizes = _with_encoder_width(config.qformer, encoder.width)
+    if folder is None:
+        tokenizer = read_tokenizer(config.text.bert)
+        qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
+    else:
+        tokenizer, qformer = read_tokenizer(folder), QFormer(sizes)
+    model = ImageTextModel(encoder, qformer, tokenizer, config.loss, config.text.max_tokens)
+    model.frontend.strategy = strategy
+    return model, config.model_copy(update={"qformer": qformer.config})
+
+
+def build_vision_language(config: Config, device: torch.device | str = "cpu") -> tuple[VisionLanguageModel, Config]:
+    """Stage two's model and the configuration with every size filled in."""
+    assert config.llm is not None, "the schema asks for an LLM in stage two"
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    llm = load_language_model(
+        config.llm.path, device=device, dtype=DTYPES[config.llm.dtype], dropout=config.llm.dropout
+    )
+    encoder = build_encoder(config)
+    qformer = QFormer(_with_encoder_width(config.qformer, encoder.width)).drop_text()
+    model = VisionLanguageModel(
+        encoder, QFormerConnector(qformer, llm.width), llm, config.llm.prompt, config.llm.max_tokens
+    )
+    model.frontend.strategy = strategy
+    return model, config.model_copy(update={"qformer": qformer.config})
+
+
+def _with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
+    if "encoder_width" in sizes.model_fields_set and sizes.encoder_width != width:
+        raise UsageError(
+            f"qformer.encoder_width is {sizes.encoder_width}, but the tokens of this image encoder are {width} wide; "
+            "leave the key out"
+        )
+    return QFormerConfig(**(sizes.model_dump(include=sizes.model_fields_set) | {"encoder_width": width}))
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds: every parameter that is not frozen, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put a checkpoint's tensors in; names and shapes must be exactly those that the model trains.
+
+    Raises:
+        UsageError: listing what is missing, left over or of another shape.
+    """
+    mine = trained_tensors(model)
+    faults = [f"missing {name}" for name in mine if name not in tensors]
+    faults += [f"left over {name}" for name in tensors if name not in mine]
+    faults += [
+        f"{name} {list(tensors[name].shape)} instead of {list(mine[name].shape)}"
+        for name in mine
+        if name in tensors and tensors[name].shape != mine[name].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
+        raise UsageError(f"'{source}' does not fit this model: {shown}")
+    for name, parameter in mine.items():
+        parameter.copy_(tensors[name])
+
+
+def load_stage_one(model: VisionLanguageModel, source: checkpoint.Checkpoint) -> None:
+    """Start stage two from stage one: the query path of its Q-Former and the LayerNorm of its front end.
+
+    Raises:
+        UsageError: it is not a checkpoint of stage one, or its tensors do not fit.
+    """
+    if source.config.stage != "stage1":
+        raise UsageError(f"init '{source.path}' is a run of {source.config.stage}; stage two starts from a stage1 run")
+    taken = {}
+    for name, tensor in source.tensors.items():
+        if not name.startswith(STAGE_ONE_ONLY) and ".text_ffn." not in name:
+            taken[f"connector.{name}" if name.startswith("qformer.") else name] = tensor
+    fresh = {
+        name: tensor for name, tensor in trained_tensors(model).items() if name.startswith("connector.projection.")
+    }
+    load_trained(model, taken | fresh, source.path)
+
+
+def load(
+    path_or_id: str | Path, device: str | torch.device | None = None, dtype: str | None = None
+) -> ImageTextModel | VisionLanguageModel:
+    """A trained model, in eval mode.
+
+    Args:
+        path_or_id: a run folder (its newest checkpoint) or a checkpoint folder.
+        device: where to; None is the GPU where there is one.
+        dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
+
+    Raises:
+        UsageError: no checkpoint there, one that does not fit, or a tower that it names is gone.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    saved = checkpoint.read(path_or_id)
+    config = saved.config
+    if config.stage not in ("stage1", "stage2"):
+        raise UsageError(f"'{path_or_id}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    model: Bridge
+    if config.stage == "stage1":
+        model, _ = build_image_text(config, saved.path)
+    else:
+        if dtype is not None and config.llm is not None:
+            config = config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": dtype})})
+        model, _ = build_vision_language(config, device)
+    load_trained(model, saved.tensors, saved.path)
+    return model.to(device).eval()

@@ -1,0 +1,24 @@
+"""How to train and measure: one script per stage, one loop for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qformer import lookup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qformer.config import Config
+
+STAGES = {
+    "vision": "stages.backbones:train_vision",
+    "language": "stages.backbones:train_language",
+    "stage1": "stages.stage1:train",
+    "stage2": "stages.stage2:train",
+}
+
+
+def train(config: Config) -> Path:
+    """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint."""
+    return lookup.find(STAGES, config.stage, "stage")(config)

@@ -1,0 +1,164 @@
+"""Towers trained from scratch: a ViT against captions, an OPT or a T5 on their text. Saved as transformers folders.
+
+For users without a hub, and for experiments that want small towers of their own. The result stands in `RUN/tower`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from qformer.cleaning import clean_caption
+from qformer.data import sources
+from qformer.data.loader import Batches, Held, Loaded, held_out
+from qformer.evaluation.retrieval import recalls
+from qformer.mini import ContrastiveViT, TextModel
+from qformer.resolution.fixed import Fixed
+from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
+from stages.loop import fit
+
+if TYPE_CHECKING:
+    from qformer.config import BackboneConfig, Config
+    from qformer.data.sources import Source
+
+TOWER = "tower"
+
+
+def train_vision(config: Config) -> Path:
+    """Train a ViT contrastively with captions; returns the folder of the ViT. Its text tower is discarded.
+
+    Raises:
+        UsageError: data or text tower that cannot be used.
+    """
+    backbone = cast("BackboneConfig", config.backbone)
+    strategy = Fixed(backbone.image_size)
+    source = sources.build(config.data.train.name, **config.data.train.options)
+    held = None
+    if config.data.validation is not None:
+        validation = sources.build(config.data.validation.name, **config.data.validation.options)
+        held = held_out(validation, strategy, config.data.validation_size, config.data.batch)
+    model = ContrastiveTask(ContrastiveViT(backbone))
+    evaluate = None if held is None else ContrastiveValidation(held)
+    fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+    folder = Path(config.run) / TOWER
+    model.tower.vit.save_pretrained(folder)
+    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": backbone.image_size}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
+    return folder
+
+
+class ContrastiveTask(nn.Module):
+    """A ViT and its text tower as the loop wants them."""
+
+    def __init__(self, tower: ContrastiveViT) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        same = same_image(batch.image_id, len(batch)).to(self.tower.scale.device)
+        loss = self.tower(_pixels(batch.tiles), cast("list[str]", batch.text), same.float())
+        return {"loss": loss, "contrastive": loss}
+
+
+class ContrastiveValidation:
+    """Retrieval by the cosine of the two towers, all captions of each held-out image."""
+
+    def __init__(self, held: Held) -> None:
+        self.held = held
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        tower = cast("ContrastiveTask", model).tower
+        images = torch.cat([tower.embed_images(_pixels(tiles).to(tower.scale.device)) for tiles in self.held.groups])
+        texts = torch.cat([tower.embed_texts(captions) for captions in self.held.captions])
+        owner = torch.tensor([image for image, own in enumerate(self.held.captions) for _ in own])
+        truth = owner[None, :] == torch.arange(len(self.held))[:, None]
+        scores = (images @ texts.T).cpu()
+        return {f"i2t_r{n}": r for n, r in recalls(scores, truth).items()} | {
+            f"t2i_r{n}": r for n, r in recalls(scores.T, truth.T).items()
+        }
+
+
+def _pixels(tiles: Tiles) -> Tensor:
+    """Tiles of one size -> float[B, 3, h, w] in [0, 1]."""
+    return torch.stack(tiles.pixels).float() / 255
+
+
+def train_language(config: Config) -> Path:
+    """Train an OPT or a T5 and its tokeniser on the captions of a source; returns its folder.
+
+    Raises:
+        UsageError: the source has no captions.
+    """
+    backbone = cast("BackboneConfig", config.backbone)
+    texts = all_captions(sources.build(config.data.train.name, **config.data.train.options))
+    model = TextTask(TextModel(backbone, texts))
+    evaluate = None
+    if config.data.validation is not None:
+        held = all_captions(sources.build(config.data.validation.name, **config.data.validation.options))
+        evaluate = TextValidation(held[: config.data.validation_size], config.data.batch)
+    fit(model, TextBatches(texts, config.data.batch, config.seed), config, evaluate)
+    folder = Path(config.run) / TOWER
+    model.tower.save(folder)
+    return folder
+
+
+def all_captions(source: Source) -> list[str]:
+    """Every cleaned caption of a source; records without one, or that cannot be read, are passed over."""
+    texts = []
+    for index in range(len(source)):
+        try:
+            texts += [clean for clean in map(clean_caption, source[index].captions) if clean]
+        except BadSample:
+            continue
+    if not texts:
+        raise UsageError(f"none of the {len(source)} records has a caption; check data.train")
+    return texts
+
+
+@dataclass
+class TextBatches(Dataset[Loaded]):
+    """Batch i of the endless shuffled stream of texts, a function of the seed and i."""
+
+    texts: list[str]
+    batch: int
+    seed: int
+
+    def __getitem__(self, number: int) -> Loaded:
+        positions = range(number * self.batch, (number + 1) * self.batch)
+        chosen = [self.texts[self._index(position)] for position in positions]
+        return Loaded(Batch(Tiles([], []), chosen), [str(position) for position in positions], [])
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.texts))
+        return int(np.random.default_rng([self.seed, epoch]).permutation(len(self.texts))[place])
+
+
+class TextTask(nn.Module):
+    """A text model as the loop wants it."""
+
+    def __init__(self, tower: TextModel) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        loss = self.tower(cast("list[str]", batch.text))
+        return {"loss": loss, "lm": loss}
+
+
+class TextValidation:
+    """Mean held-out loss."""
+
+    def __init__(self, texts: list[str], batch: int) -> None:
+        self.parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        tower = cast("TextTask", model).tower
+        total = sum(tower(part).item() * len(part) for part in self.parts)
+        return {"lm": total / sum(len(part) for part in self.parts)}

@@ -1,0 +1,88 @@
+"""Pictures of a run: loss curves with their chance lines, and captions beside their photos."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from qformer.config import Config
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+TITLES = {
+    "itc": "ITC: image-text contrastive",
+    "itm": "ITM: image-text matching",
+    "itg": "ITG: image-grounded text generation",
+    "lm": "LM: language modelling",
+    "contrastive": "contrastive",
+}
+
+
+def chance(name: str, config: Config) -> float | None:
+    """The loss of a model that knows nothing, where that is a fixed number.
+
+    ITC: ln of the batch. ITM: with one matched row to two that are not, always saying 'no' costs 0.6365.
+    ITG: ln of the vocabulary.
+    """
+    if name in ("itc", "contrastive"):
+        return math.log(config.data.batch)
+    if name == "itm":
+        return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    return math.log(config.qformer.vocab_size) if name == "itg" else None
+
+
+def curves(run: Path, config: Config) -> None:
+    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    train = [record for record in records if record["kind"] == "train"]
+    held_out = [record for record in records if record["kind"] == "validation"]
+    names = [name for name in TITLES if train and name in train[0]]
+    recalls = sorted({key for record in held_out for key in record if key.endswith("_r10")})
+    panels = len(names) + bool(recalls)
+    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.plot([r["step"] for r in train], [r[name] for r in train], label="training")
+        if any(name in r for r in held_out):
+            points = [(r["step"], r[name]) for r in held_out if name in r]
+            axis.plot(*zip(*points, strict=True), "o-", label="held out", markersize=4)
+        if (level := chance(name, config)) is not None:
+            axis.axhline(level, color="grey", linestyle=":", label=f"chance {level:.2f}")
+        axis.set(title=TITLES[name], xlabel="step")
+        axis.legend(fontsize=8)
+    if recalls:
+        for key in recalls:
+            axes[0][-1].plot(
+                *zip(*[(r["step"], 100 * r[key]) for r in held_out if key in r], strict=True),
+                "o-",
+                label=key,
+                markersize=4,
+            )
+        axes[0][-1].set(title="held-out retrieval, R@10 (%)", xlabel="step")
+        axes[0][-1].legend(fontsize=8)
+    figure.savefig(run / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:
+    """A row of images (uint8[3, h, w]) with what the model says (`caption`) and what is true (`truth`) below."""
+    figure, axes = plt.subplots(1, len(images), figsize=(2.9 * len(images), 4.0), squeeze=False, layout="constrained")
+    for axis, image, text in zip(axes[0], images, texts, strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.set_axis_off()
+        said, true = textwrap.fill(text["caption"] or "(nothing)", 34), textwrap.fill(text["truth"], 34)
+        axis.text(0.5, -0.04, said, transform=axis.transAxes, ha="center", va="top", fontsize=9, weight="bold")
+        below = -0.10 - 0.065 * said.count("\n")
+        axis.text(0.5, below - 0.04, true, transform=axis.transAxes, ha="center", va="top", fontsize=8, color="dimgrey")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

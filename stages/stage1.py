@@ -1,0 +1,77 @@
+"""Stage one: train the Q-Former with ITC, ITM and ITG against a frozen image encoder (BLIP-2, section 3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from qformer import checkpoint, resolution
+from qformer.data import sources
+from qformer.data.loader import Batches, Held, held_out
+from qformer.evaluation import retrieval
+from qformer.model.loading import build_image_text, load_trained
+from qformer.types import Batch
+from stages.loop import fit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qformer.config import Config
+    from qformer.model.image_text import ImageTextModel
+
+
+def train(config: Config) -> Path:
+    """Run or resume stage one; returns the last checkpoint.
+
+    Raises:
+        UsageError: data, towers or `init` that cannot be used.
+    """
+    source = sources.build(config.data.train.name, **config.data.train.options)
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    held = validation_data(config)
+    model, config = build_image_text(config)
+    if config.init is not None and checkpoint.newest(Path(config.run)) is None:
+        start = checkpoint.read(config.init)
+        load_trained(model, start.tensors, start.path)
+    evaluate = None if held is None else Validation(held, config.train.rerank)
+    return fit(
+        model, Batches(source, strategy, config.data, config.seed), config, evaluate, model.tokenizer.save_pretrained
+    )
+
+
+def validation_data(config: Config) -> Held | None:
+    """The first `validation_size` usable samples of `data.validation`, if there is one."""
+    if config.data.validation is None:
+        return None
+    source = sources.build(config.data.validation.name, **config.data.validation.options)
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    return held_out(source, strategy, config.data.validation_size, config.data.batch)
+
+
+class Validation:
+    """Held-out losses (the first caption of each image) and retrieval (all captions)."""
+
+    def __init__(self, held: Held, k: int) -> None:
+        self.held = held
+        self.k = k
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        bridge = cast("ImageTextModel", model)
+        measured = mean_losses(bridge, self.held)
+        for name, values in retrieval.measure(bridge, self.held.groups, self.held.captions, self.k).items():
+            measured |= {f"{name}_{key}": value for key, value in values.items()}
+        return measured
+
+
+def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
+    """Losses on held-out data, averaged over images. Batches are those of training, so that ITC is comparable."""
+    total: dict[str, float] = {}
+    start = 0
+    for tiles in held.groups:
+        stop = start + len(tiles)
+        texts = [captions[0] for captions in held.captions[start:stop]]
+        ids = [sample.key if sample.image_id is None else sample.image_id for sample in held.samples[start:stop]]
+        for name, value in model(Batch(tiles, texts, ids)).items():
+            total[name] = total.get(name, 0.0) + value.item() * len(tiles) / len(held)
+        start = stop
+    return total

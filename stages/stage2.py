@@ -1,0 +1,91 @@
+"""Stage two: the Q-Former of stage one and an FC projection learn to speak to a frozen LLM (BLIP-2, section 3.3)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from qformer import checkpoint, resolution
+from qformer.data import sources
+from qformer.data.loader import Batches, Held
+from qformer.model.loading import build_vision_language, load_stage_one, load_trained
+from qformer.types import UsageError
+from stages import pictures
+from stages.loop import fit
+from stages.stage1 import mean_losses, validation_data
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qformer.config import Config
+    from qformer.model.vision_language import VisionLanguageModel
+
+SHOWN = 5
+BRIDGE = ("vision", "text", "qformer")
+
+
+def train(config: Config) -> Path:
+    """Run or resume stage two; returns the last checkpoint.
+
+    What the bridge was trained with (image encoder, Q-Former sizes) is taken from `init`, a run of stage one; the
+    resolution too unless it is set.
+
+    Raises:
+        UsageError: data, towers or `init` that cannot be used.
+    """
+    start = None if config.init is None else checkpoint.read(config.init)
+    if start is not None:
+        config = inherit(config, start.config)
+    source = sources.build(config.data.train.name, **config.data.train.options)
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    held = validation_data(config)
+    model, config = build_vision_language(config, "cuda" if torch.cuda.is_available() else "cpu")
+    if start is not None and checkpoint.newest(Path(config.run)) is None:
+        if start.config.stage == "stage1":
+            load_stage_one(model, start)
+        else:
+            load_trained(model, start.tensors, start.path)
+    evaluate = None if held is None else Validation(held, Path(config.run))
+    return fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+
+
+def inherit(config: Config, start: Config) -> Config:
+    """The sections that describe the bridge come from the run it starts from.
+
+    Raises:
+        UsageError: the configuration sets one of them differently.
+    """
+    for name in BRIDGE:
+        if name in config.model_fields_set and getattr(config, name) != getattr(start, name):
+            raise UsageError(
+                f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
+            )
+    taken = {name: getattr(start, name) for name in BRIDGE}
+    if "resolution" not in config.model_fields_set:
+        taken["resolution"] = start.resolution
+    return config.model_copy(update=taken)
+
+
+class Validation:
+    """Held-out loss, and captions of the first images: `captions.jsonl` and `captions.png` in the run folder."""
+
+    def __init__(self, held: Held, folder: Path) -> None:
+        self.held = held
+        self.folder = folder
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        bridge = cast("VisionLanguageModel", model)
+        tiles = self.held.groups[0][:SHOWN]
+        said = bridge.generate(tiles)
+        shown = [
+            {"step": step, "key": sample.key, "caption": caption, "truth": captions[0]}
+            for sample, caption, captions in zip(self.held.samples, said, self.held.captions, strict=False)
+        ]
+        with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in shown)
+        first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
+        pictures.captions(self.folder / "captions.png", first, shown)
+        return mean_losses(bridge, self.held)
