@@ -116,14 +116,24 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
-    """Optimizer, scaler and random states; tensors and plain values only, so nothing in the file is executed."""
-    return torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+    """Optimizer, scaler and random states; tensors and plain values only, so nothing in the file is executed.
+
+    Raises:
+        UsageError: the file is missing, as in an exported model, or damaged.
+    """
+    try:
+        return torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"'{folder}' has no {TRAINER}, so training cannot go on from it; set init to it") from error
+    except Exception as error:  # torch.load raises nearly anything
+        raise UsageError(f"'{folder / TRAINER}' is damaged; remove '{folder}' to go on from an earlier one") from error
 
 
 def _complete(run: Path) -> list[Path]:
-    return sorted(
-        folder for folder in (run / FOLDER).glob("step-*") if folder.suffix == "" and (folder / WEIGHTS).is_file()
-    )
+    """Finished checkpoints, by step."""
+    folders = [folder for folder in (run / FOLDER).glob("step-*") if (folder / WEIGHTS).is_file()]
+    numbered = [folder for folder in folders if folder.name.removeprefix("step-").isdecimal()]  # no .partial
+    return sorted(numbered, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def _flush(path: Path) -> None:
@@ -137,8 +147,9 @@ def _flush(path: Path) -> None:
 
 def provenance() -> dict[str, str]:
     """The commit of the working copy (empty outside one) and the versions that matter."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return {"commit": git.stdout.strip(), "torch": torch.__version__, "transformers": version("transformers")}
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
+    return {"commit": commit, "torch": torch.__version__, "transformers": version("transformers")}

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from qformer.types import Tiles
+
+INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
 app = typer.Typer(
     help="BLIP-2's Q-Former bridge: train both stages, retrieve, caption, ask.",
@@ -100,6 +103,8 @@ def ask(
     asked = clean_question(question)
     if not asked:
         raise UsageError("the question is empty; write it in quotes behind the image")
+    if not image.is_file():
+        raise UsageError(f"no file at '{image}'; give an image")
     model = _vision_language(path, device)
     tiles = _tiles(model, image)
     if tiles is None:
@@ -156,11 +161,16 @@ def _sibling(name: str) -> Any:
 def main() -> None:
     """The `qformer` command."""
     debug = "--debug" in sys.argv
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports every tensor of a tower that is cut
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        sys.exit("qformer: interrupted; the same command resumes from the last checkpoint")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print(
+                "qformer: interrupted; a training resumes from its last checkpoint by the same command", file=sys.stderr
+            )
+        raise
     except Exception as error:
         if debug:
             raise

@@ -141,6 +141,12 @@ class BackboneConfig(Section):
     vocab_size: Positive = 4096
     max_tokens: Positive = 48
 
+    @model_validator(mode="after")
+    def _width_divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"backbone.width {self.width} does not divide into {self.heads} heads; change one of them")
+        return self
+
 
 class DataConfig(Section):
     """Where samples come from and what is done to them.
@@ -224,7 +230,7 @@ class Config(Section):
 
     stage: Literal["vision", "language", "stage1", "stage2"]
     run: str
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     init: str | None = None
     vision: Choice = Choice(name="eva")
     freeze_vision: bool = True

@@ -38,7 +38,7 @@ def find(table: Mapping[str, Any], name: str, what: str = "name") -> Any:
     module, _, attribute = entry.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: ':Class', '.module:Class'
         raise UsageError(f"{what} '{name}' cannot be imported ({error}); write it as package.module:Class") from error
 
 
@@ -51,6 +51,8 @@ def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
         UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value.
     """
     target = find(table, name, what)
+    if not dataclasses.is_dataclass(target):
+        raise UsageError(f"{what} '{name}' is not a dataclass, whose fields would be its options; make it one")
     fields = {f.name for f in dataclasses.fields(target) if f.init}
     for key in options:
         if key not in fields:
@@ -70,5 +72,5 @@ def explain(error: ValidationError, where: str = "") -> str:
     if first["type"] == "missing":
         return f"{path} is required; add it to the configuration"
     if first["type"] == "value_error":
-        return f"{path}: {message}" if path else message
+        return message if message.startswith(path) else f"{path}: {message}"
     return f"{path}: {message}, but got {first['input']!r}"

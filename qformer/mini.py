@@ -156,14 +156,14 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
         feed_forward_proj="gated-gelu",
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
     )
+    sizes.decoder_start_token_id = tokenizer.pad_token_id
     sizes.dense_act_fn = "gelu"  # the erf form, which stage two uses for every gated T5, as the original does
     return T5ForConditionalGeneration(sizes)
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokeniser with the special tokens of OPT (byte-level BPE, `</s>` in front) or T5 (unigram, `</s>` at the end)."""
+    """A tokeniser with the special tokens of OPT (byte-level BPE, `</s>` first) or T5 (unigram, `</s>` last)."""
     if kind == "opt":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

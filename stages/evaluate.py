@@ -41,7 +41,7 @@ def evaluate_retrieval(
     if bench not in BENCHMARKS:
         raise UsageError(f"unknown benchmark '{bench}'; known are {', '.join(BENCHMARKS)}")
     options = dict(_pair(text) for text in data)
-    source = sources.build(options.pop("name", "jsonl"), **options)
+    source = sources.build(str(options.pop("name", "jsonl")), **options)
     model = load(path, device)
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{path}' is a checkpoint of stage two; retrieval needs one of stage one")

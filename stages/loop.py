@@ -90,7 +90,8 @@ def fit(
     train = config.train
     with _progress() as progress:
         bar = progress.add_task(config.stage, total=train.steps, completed=run.step, losses="")
-        stream = iter(training_batches(batches, run.step * train.accumulate, train.steps * train.accumulate))
+        first, last_batch = run.step * train.accumulate, train.steps * train.accumulate
+        stream = training_batches(batches, config.data.workers, first, last_batch)
         while run.step < train.steps:
             _train_step(run, stream)
             last = run.step == train.steps
@@ -115,7 +116,7 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     )
     if accelerator.num_processes > 1:
         raise UsageError(
-            f"started as {accelerator.num_processes} processes, but training runs in one; start it once, with plain python"
+            f"started as {accelerator.num_processes} processes, but training runs in one; use plain python"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

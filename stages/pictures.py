@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qformer.config import Config
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+from matplotlib import pyplot as plt
 
 TITLES = {
     "itc": "ITC: image-text contrastive",

@@ -72,12 +72,9 @@ def test_contrastive_of_two_processes_averages_to_the_whole_batch():
     image, text = embeddings(6)
     same = same_image([0, 1, 2, 0, 4, 5], 6)
     whole = losses.contrastive(image, text, image, text, same, TEMP)
-    parts = [losses.contrastive(image[part], text[part], image, text, same[part], TEMP) for part in same_slices()]
+    ranks = (slice(0, 3), slice(3, 6))
+    parts = [losses.contrastive(image[rank], text[rank], image, text, same[rank], TEMP) for rank in ranks]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
-
-
-def same_slices():
-    return [slice(0, 3), slice(3, 6)]
 
 
 def test_contrastive_does_not_see_rows_that_are_padding():

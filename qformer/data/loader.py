@@ -146,9 +146,12 @@ class Skipped:
         return ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
 
 
-def training_batches(batches: Batches, start: int, stop: int) -> Iterator[Loaded]:
-    """Batches `start` to `stop`, decoded ahead by `data.workers` processes."""
-    workers = batches.data.workers
+def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: int) -> Iterator[Loaded]:
+    """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
+
+    Raises:
+        UsageError: of the source or of `Batches`; from a worker it arrives inside a traceback, of which it is the end.
+    """
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -156,7 +159,11 @@ def training_batches(batches: Batches, start: int, stop: int) -> Iterator[Loaded
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UsageError as error:
+        *_, last = str(error).strip().splitlines()
+        raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
 
 
 @dataclass

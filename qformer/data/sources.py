@@ -35,7 +35,10 @@ def build(name: str, **options: Any) -> Source:
     Raises:
         UsageError: unknown name or option, a missing file, or nothing in it.
     """
-    return lookup.build(SOURCES, name, options, "data")
+    source = lookup.build(SOURCES, name, options, "data")
+    if not len(source):
+        raise UsageError(f"the data source '{name}' with {options} is empty; give one with samples")
+    return source
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class JsonLines:
             )
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
             kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and self._keep(line)]
         if not kept:
             raise UsageError(
@@ -133,7 +136,7 @@ class Folder:
     def __getitem__(self, index: int) -> Sample:
         image = self._files[index]
         try:
-            captions = image.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            captions = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
         except OSError as error:
             raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
         return Sample(image=image, key=str(image), image_id=str(image), captions=captions)

@@ -13,7 +13,7 @@ The image enters as `KeyValues`, computed once per image and shared by all passe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from qformer.model.bert import Attention, Embeddings, FeedForward, LMHead, Mode,
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass
@@ -109,6 +109,7 @@ class QFormer(nn.Module):
         Raises:
             UsageError: no BERT there, or its sizes are not those of `config`.
         """
+        tensors: Mapping[str, Tensor]
         if isinstance(bert, str):
             from qformer.model.loading import read_bert
 
@@ -151,7 +152,7 @@ class QFormer(nn.Module):
         """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
         if isinstance(image, KeyValues):
             return image
-        attentions = [layer.cross_attention for layer in self.layers if isinstance(layer, QFormerLayer)]
+        attentions = [layer.cross_attention for layer in cast("Iterable[QFormerLayer]", self.layers)]
         layers = [attention.keys_values(image) for attention in attentions if attention is not None]
         return KeyValues(layers, None if image_mask is None else image_mask[:, None, None, :])  # mask (B, 1, 1, S)
 

@@ -13,6 +13,7 @@ from qformer.config import QFormerConfig
 from qformer.model.bert import attention_mask, bert_weights
 from qformer.model.qformer import QFormer
 from qformer.types import UsageError
+from tests.tiny import tiny_tokenizer
 
 SIZES = {
     "hidden_size": 16,
@@ -188,6 +189,26 @@ def test_from_bert_refuses_what_is_no_bert():
         bert_weights({"weight": torch.zeros(2)}, QFormerConfig(**SIZES))
     with pytest.raises(UsageError, match="config"):
         QFormer.from_bert(tiny_bert().state_dict())
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_from_bert_reads_a_folder_and_adds_one_word(tmp_path, with_head):
+    tokenizer = tiny_tokenizer("bert")
+    bert = tiny_bert(vocab_size=len(tokenizer))
+    (bert if with_head else bert.bert).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = QFormer.from_bert(str(tmp_path), QFormerConfig(queries=QUERIES, encoder_width=12, dropout=0.0), True).eval()
+    assert model.config.vocab_size == len(tokenizer) + 1
+    assert model.config.queries == QUERIES
+    assert (model.config.layers, model.config.hidden_size, model.config.heads) == (3, 16, 2)
+    _, _, ids, mask = inputs()
+    assert_rows(model.encode_text(ids, mask), bert.bert(ids, attention_mask=mask).last_hidden_state, mask)
+    if with_head:
+        assert model.lm_head.bias[:-1].equal(bert.cls.predictions.bias)
+        assert model.lm_head.dense.weight.equal(bert.cls.predictions.transform.dense.weight)
+    else:
+        assert model.lm_head.bias.eq(0).all()
+        assert model.lm_head.norm.weight.eq(1).all()
 
 
 # the Q-Former of transformers

@@ -1,0 +1,34 @@
+"""No test reaches the network: the hub client is told so before it is imported, and internet sockets raise."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import socket
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets between processes of this machine stay open to data workers; all others raise."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guard(real: Any) -> Any:
+        def checked(self: socket.socket, address: Any) -> Any:
+            if self.family != socket.AF_UNIX:
+                raise RuntimeError(f"a test tried to reach the network: {address}")
+            return real(self, address)
+
+        return checked
+
+    def lookup(host: Any, *_args: Any, **_options: Any) -> Any:
+        raise RuntimeError(f"a test tried to reach the network: {host}")
+
+    monkeypatch.setattr(socket.socket, "connect", guard(connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guard(connect_ex))
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)

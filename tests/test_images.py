@@ -1,0 +1,239 @@
+"""Whatever bytes arrive: the right pixels, or a `BadSample` that says which kind of bad; never another exception."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qformer import images
+from qformer.images import read_image
+from qformer.types import BadSample
+
+ORIENTATION = 0x112
+
+
+def photo(width: int = 50, height: int = 40) -> Image.Image:
+    """Smooth colours, different in every corner: red grows to the right, green downwards, blue to the upper right."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, (x + 255 - y) / 2], axis=2).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ORIENTATION] = orientation
+    return tags
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def bad(image: Any) -> BadSample:
+    with pytest.raises(BadSample) as caught:
+        read_image(image)
+    return caught.value
+
+
+@pytest.fixture(params=["simplejpeg", "pil"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the optional accelerator and without it."""
+    if request.param == "pil":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return request.param
+
+
+@pytest.mark.parametrize("quality", [50, 95])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_is_what_pil_says(decoder: str, quality: int, subsampling: int, mode: str) -> None:
+    data = encoded(photo(51, 37).convert(mode), "JPEG", quality=quality, subsampling=subsampling)
+    read = read_image(data)
+    assert read.dtype == torch.uint8
+    assert read.shape == (3, 37, 51)
+    assert torch.equal(read, pixels(Image.open(io.BytesIO(data))))
+
+
+def test_the_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    monkeypatch.setattr(images, "_decode_with_pil", lambda *_: pytest.fail("PIL was asked"))
+    read_image(encoded(photo(), "JPEG"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("in_front", [b"", b"\xff\xe2" + (9000).to_bytes(2, "big") + bytes(8998)], ids=["", "profile"])
+def test_rotated_photos_stand_upright(decoder: str, orientation: int, in_front: bytes) -> None:
+    """Also where another block, such as a colour profile, stands in front of the EXIF block."""
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transposition that undoes each orientation's own
+    upright = photo(50, 40)
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(turn[orientation]))
+    data = encoded(stored, "JPEG", exif=exif(orientation), quality=95, subsampling=0)
+    read = read_image(data[:2] + in_front + data[2:])
+    assert read.shape == (3, 40, 50)
+    assert (read.int() - pixels(upright).int()).abs().max() < 12
+
+
+def test_orientation_of_png_and_of_pil_images() -> None:
+    stored = photo(50, 40).transpose(Image.Transpose.ROTATE_90)
+    data = encoded(stored, "PNG", exif=exif(6))
+    assert torch.equal(read_image(data), pixels(photo(50, 40)))
+    assert torch.equal(read_image(Image.open(io.BytesIO(data))), pixels(photo(50, 40)))
+
+
+def test_alpha_goes_onto_white() -> None:
+    red = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
+    red.putpixel((1, 0), (255, 0, 0, 0))
+    red.putpixel((2, 0), (255, 0, 0, 51))
+    expected = [[255, 0, 0], [255, 255, 255], [255, 204, 204]]
+    assert read_image(encoded(red, "PNG"))[:, 0].T.tolist() == expected
+    assert read_image(encoded(red, "WEBP", lossless=True, exact=True))[:, 0].T.tolist() == expected
+    assert read_image(red)[:, 0].T.tolist() == expected
+    grey = Image.new("LA", (2, 1), (100, 255))
+    grey.putpixel((1, 0), (100, 0))
+    assert read_image(encoded(grey, "PNG"))[0, 0].tolist() == [100, 255]
+
+
+def test_palettes() -> None:
+    image = photo().quantize(16)
+    assert torch.equal(read_image(encoded(image, "PNG")), pixels(image))
+    two = Image.new("P", (2, 1))
+    two.putpalette([10, 20, 30, 0, 0, 0])
+    two.putpixel((1, 0), 1)
+    assert read_image(encoded(two, "PNG", transparency=1))[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
+    clear = Image.new("RGB", (2, 1), (9, 9, 9))
+    clear.putpixel((1, 0), (8, 8, 8))
+    assert read_image(encoded(clear, "PNG", transparency=(8, 8, 8)))[0, 0].tolist() == [9, 255]
+
+
+def test_cmyk(decoder: str) -> None:
+    image = photo().convert("CMYK")
+    read = read_image(encoded(image, "JPEG", quality=98))
+    assert (read.int() - pixels(photo()).int()).abs().float().mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    read = read_image(encoded(Image.fromarray(grey), kind))
+    assert torch.equal(read, torch.from_numpy((grey >> 8).astype(np.uint8)).expand(3, -1, -1))
+
+
+def test_grey_and_bilevel() -> None:
+    grey = photo().convert("L")
+    assert torch.equal(read_image(encoded(grey, "PNG")), pixels(grey))
+    line = Image.new("1", (2, 1), 1)
+    line.putpixel((1, 0), 0)
+    assert read_image(encoded(line, "PNG"))[:, 0].T.tolist() == [[255] * 3, [0] * 3]
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
+    read = read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert torch.equal(read, pixels(frames[0]))
+
+
+def test_other_ways_to_hand_over_an_image(tmp_path: Path) -> None:
+    expected = pixels(photo())
+    path = tmp_path / "photo.with.no.known.suffix"
+    path.write_bytes(encoded(photo(), "PNG"))
+    for given in (path, str(path), path.read_bytes(), photo(), np.array(photo()), expected):
+        read = read_image(given)
+        assert torch.equal(read, expected)
+    window = np.array(photo())[5:30, 40:10:-1]  # a view with negative strides
+    assert torch.equal(read_image(window), torch.from_numpy(window.copy()).permute(2, 0, 1))
+
+
+def test_pixels_are_writable_and_nobody_warns(decoder: str) -> None:
+    frozen = np.array(photo())
+    frozen.flags.writeable = False
+    for given in (encoded(photo(), "PNG"), encoded(photo(), "JPEG"), photo(), frozen):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_image(given).zero_()
+    assert frozen.any()
+
+
+def test_one_pixel(decoder: str) -> None:
+    for kind in ("PNG", "JPEG"):
+        assert read_image(encoded(Image.new("RGB", (1, 1), "white"), kind)).tolist() == [[[255]]] * 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+def test_truncated_files(decoder: str, kind: str, share: float) -> None:
+    data = encoded(photo(200, 200), kind)
+    assert bad(data[: int(len(data) * share)]).kind == "undecodable"
+    late = Image.open(io.BytesIO(data[: int(len(data) * 0.7)]))  # PIL reads the pixels only when it is asked for them
+    assert bad(late).kind == "undecodable"
+
+
+@pytest.mark.parametrize("data", [b"", b"a text\n", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(5000), b"GIF89a"])
+def test_what_is_no_image(decoder: str, data: bytes, tmp_path: Path) -> None:
+    assert bad(data).kind == "undecodable"
+    (tmp_path / "file.jpg").write_bytes(data)
+    assert bad(tmp_path / "file.jpg").kind == "undecodable"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert bad(tmp_path / "none.jpg").kind == "missing"
+    assert "none.jpg" in bad(tmp_path / "none.jpg").detail
+    assert bad(tmp_path / "file" / "below.jpg").kind == "missing"
+    assert bad("zero\0byte.jpg").kind == "missing"
+    assert bad(tmp_path).kind == "unreadable"
+    assert bad("x" * 5000).kind == "unreadable"
+    locked = tmp_path / "locked.jpg"
+    locked.write_bytes(encoded(photo(), "JPEG"))
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):
+        pytest.skip("run by a user who may read anything")
+    assert bad(locked).kind == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_decompression_bombs(decoder: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photo(50, 50), kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1240)  # PIL refuses twice as many and warns of fewer
+    assert bad(data).kind == "undecodable"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2500)
+    assert read_image(data).shape == (3, 50, 50)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(data).shape == (3, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 5), "uint8"), ((4, 5, 4), "uint8"), ((0, 5, 3), "uint8"), ((4, 5, 3), "float32")]
+)
+def test_arrays_of_another_shape_or_type(shape: tuple[int, ...], dtype: str) -> None:
+    assert bad(np.zeros(shape, dtype)).kind == "undecodable"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+@pytest.mark.filterwarnings("ignore")
+def test_damage_anywhere_gives_pixels_or_bad_sample(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    options = {"exif": exif(6)} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {}
+    data = np.frombuffer(encoded(photo(24, 20), kind, **options), np.uint8)
+    for _ in range(150):
+        damaged = data.copy()
+        places = rng.integers(0, min(len(data), int(rng.choice([60, 300, len(data)]))), 4)
+        damaged[places] = rng.integers(0, 256, 4)
+        try:
+            assert read_image(damaged.tobytes()).shape[0] == 3
+        except BadSample as sample:
+            assert sample.kind == "undecodable"
