@@ -147,7 +147,7 @@ def _flush(path: Path) -> None:
 
 def provenance() -> dict[str, str]:
     """The commit of the working copy (empty outside one) and the versions that matter."""
-    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # git is not installed

@@ -98,7 +98,7 @@ def ask(
 ) -> None:
     """Ask a question about an image, with a stage-two checkpoint."""
     from qformer.cleaning import clean_question
-    from qformer.types import UsageError
+    from qformer.types import BadSample, UsageError
 
     asked = clean_question(question)
     if not asked:
@@ -106,9 +106,10 @@ def ask(
     if not image.is_file():
         raise UsageError(f"no file at '{image}'; give an image")
     model = _vision_language(path, device)
-    tiles = _tiles(model, image)
-    if tiles is None:
-        raise UsageError(f"'{image}' cannot be read as an image; give a JPEG, PNG or WebP file")
+    try:
+        tiles = model.frontend.tiles([image])
+    except BadSample as bad:
+        raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     print(model.answer(tiles, [asked], context=context, preset=preset)[0])
 
 

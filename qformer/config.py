@@ -127,10 +127,10 @@ class BackboneConfig(Section):
         image_size, patch_size: of a ViT.
         text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
         freeze_text: keep that BERT as it is and train a projection on it only.
-        vocab_size: of the byte-level BPE (OPT) or unigram (T5) tokeniser that is trained on the captions.
+        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or unigram (T5) tokeniser trained on the captions.
     """
 
-    kind: Literal["vit", "opt", "t5"]
+    kind: Literal["vit", "bert", "opt", "t5"]
     width: Positive = 192
     layers: Positive = 6
     heads: Positive = 3
@@ -267,7 +267,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UsageError: no such file, not YAML, an override that is not `key=value`, or a configuration that is refused.
     """
-    path = Path(path)
+    path = _beside_the_package(Path(path))
     if not path.is_file():
         raise UsageError(f"no configuration at '{path}'; give a YAML file, such as one of the configs folder")
     try:
@@ -283,6 +283,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return parse_config(values)
 
 
+def _beside_the_package(path: Path) -> Path:
+    """`configs/x.yaml` means the shipped file where the working directory has none of that name."""
+    shipped = Path(__file__).resolve().parent.parent / path
+    return shipped if not path.is_file() and path.parts[:1] == ("configs",) and shipped.is_file() else path
+
+
 def parse_config(values: dict[str, Any]) -> Config:
     """Check plain data (from YAML or a checkpoint) against the schema.
 
@@ -292,9 +298,9 @@ def parse_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "extra_forbidden":
-            *parents, key = [str(part) for part in first["loc"]]
+        unknown = [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
+        if unknown:  # told first: a misspelt key is also missing
+            *parents, key = [str(part) for part in unknown[0]]
             known = lookup.nearest(key, _section(parents).model_fields)
             raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
         raise UsageError(lookup.explain(error)) from error

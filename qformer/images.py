@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from qformer.types import BadSample
@@ -79,6 +79,8 @@ def _decode_with_pil(image: Image.Image | io.BytesIO) -> np.ndarray:
             return _rgb(image)
         with Image.open(image) as opened:
             return _rgb(opened)
+    except UnidentifiedImageError as error:
+        raise BadSample("undecodable", "not an image") from error
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
         raise BadSample("undecodable", str(error) or type(error).__name__) from error
 

@@ -1,4 +1,4 @@
-"""Small towers made from configuration classes: a ViT, an OPT and a T5 of a few million weights, and tokenisers.
+"""Small towers made from configuration classes: a ViT, a BERT, an OPT and a T5 of few million weights; tokenisers.
 
 They are ordinary transformers models, saved as ordinary folders, so that everything that reads a real tower reads them.
 """
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
 
 IGNORE = -100
+#: First ids of each tokeniser; the first is the padding.
+SPECIAL = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "opt": ["<pad>", "<unk>", "</s>"],
+    "t5": ["<pad>", "</s>", "<unk>"],
+}
 
 
 class ContrastiveViT(nn.Module):
@@ -73,7 +81,10 @@ class ContrastiveViT(nn.Module):
 
 
 class TextModel(nn.Module):
-    """A small OPT or T5 trained on text alone; T5 reads the first part of a text and writes the rest."""
+    """A small language model trained on text alone.
+
+    BERT fills in masked words, OPT predicts the next token, T5 reads the first part of a text and writes the rest.
+    """
 
     def __init__(self, config: BackboneConfig, texts: Iterable[str]) -> None:
         super().__init__()
@@ -82,7 +93,11 @@ class TextModel(nn.Module):
         self.model = build_language_model(config, self.tokenizer)
 
     def forward(self, text: list[str]) -> Tensor:
-        """Mean cross-entropy over the tokens of B texts."""
+        """Mean cross-entropy over the target tokens of B texts."""
+        if self.config.kind == "bert":
+            tokens = self._tokenize(text)
+            tokens["input_ids"], labels = _mask_words(tokens["input_ids"], self.tokenizer)
+            return self.model(**tokens, labels=labels).loss
         if self.config.kind == "opt":
             tokens = self._tokenize([line + "\n" for line in text])
             labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, IGNORE)
@@ -109,6 +124,17 @@ class TextModel(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
 
+def _mask_words(ids: Tensor, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """BERT's task: of 15 % of the words 8 in 10 become `[MASK]`, one a random word, one stays; at least one per row."""
+    chance = torch.rand(ids.shape, device=ids.device)
+    chance = chance.masked_fill(ids < len(SPECIAL["bert"]), 2.0)  # special tokens stand first and are never chosen
+    chosen = (chance < 0.15) | ((chance == chance.amin(dim=1, keepdim=True)) & (chance < 2))
+    what = torch.rand(ids.shape, device=ids.device)
+    random = torch.randint_like(ids, len(SPECIAL["bert"]), len(tokenizer))
+    replaced = torch.where(what < 0.8, tokenizer.mask_token_id, torch.where(what < 0.9, random, ids))
+    return torch.where(chosen, replaced, ids), ids.masked_fill(~chosen, IGNORE)
+
+
 def _split(text: str) -> tuple[str, str]:
     """Cut at a random word boundary; the first part may be empty, the second is not."""
     words = text.split(" ")
@@ -130,7 +156,19 @@ def build_vit(config: BackboneConfig) -> ViTModel:
 
 
 def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """An OPT or a gated-GELU T5 with random weights for the tokeniser's vocabulary."""
+    """A BERT, an OPT or a gated-GELU T5 with random weights for the tokeniser's vocabulary."""
+    if config.kind == "bert":
+        return BertForMaskedLM(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=4 * config.width,
+                max_position_embeddings=128,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     if config.kind == "opt":
         return OPTForCausalLM(
             OPTConfig(
@@ -163,34 +201,43 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokeniser with the special tokens of OPT (byte-level BPE, `</s>` first) or T5 (unigram, `</s>` last)."""
-    if kind == "opt":
+    """A tokeniser with the special tokens of its kind.
+
+    BERT: lower-cased WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: unigram, `</s>` last.
+    """
+    special = SPECIAL[kind]
+    trainer: Any
+    if kind == "bert":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        template, options = "[CLS] $0 [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    elif kind == "opt":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        special = ["<s>", "<pad>", "</s>"]
-        trainer: Any = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+        template, options = "</s> $0", {"bos_token": "</s>", "eos_token": "</s>"}
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
-        tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.post_processor = processors.TemplateProcessing(single="</s> $0", special_tokens=[("</s>", 2)])
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", pad_token="<pad>"
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        template, options = "$0 </s>", {"eos_token": "</s>"}
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
         )
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$0 </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    used = [(token, special.index(token)) for token in special if token in template.split()]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], unk_token="[UNK]" if kind == "bert" else "<unk>", **options
+    )
 
 
 def _read_text_tower(path: str) -> tuple[Any, Any]:

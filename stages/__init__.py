@@ -20,5 +20,11 @@ STAGES = {
 
 
 def train(config: Config) -> Path:
-    """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint."""
+    """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint, or the folder of a tower.
+
+    The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained.
+    """
+    import torch
+
+    torch.manual_seed(config.seed)
     return lookup.find(STAGES, config.stage, "stage")(config)

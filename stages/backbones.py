@@ -1,4 +1,4 @@
-"""Towers trained from scratch: a ViT against captions, an OPT or a T5 on their text. Saved as transformers folders.
+"""Towers from scratch: a ViT against captions, a BERT, an OPT or a T5 on their text; saved as transformers folders.
 
 For users without a hub, and for experiments that want small towers of their own. The result stands in `RUN/tower`.
 """
@@ -91,7 +91,7 @@ def _pixels(tiles: Tiles) -> Tensor:
 
 
 def train_language(config: Config) -> Path:
-    """Train an OPT or a T5 and its tokeniser on the captions of a source; returns its folder.
+    """Train a BERT, an OPT or a T5 and its tokeniser on the captions of a source; returns its folder.
 
     Raises:
         UsageError: the source has no captions.

@@ -13,7 +13,7 @@ from qformer.config import load_config
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 FLOORS = (
     ("types", "config", "lookup", "distributed", "images", "cleaning"),
     ("vision", "resolution", "losses", "checkpoint", "convert"),
@@ -149,14 +149,14 @@ def test_configs_are_shipped() -> None:
     assert SHIPPED
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
 def test_a_shipped_config_opens_with_its_command_and_is_valid(path: Path) -> None:
     comments = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
         comments.append(line)
-    commands = [line.lstrip("# ") for line in comments if f"qformer train configs/{path.name}" in line]
+    commands = [line.lstrip("# ") for line in comments if f"qformer train {name(path)}" in line]
     assert commands, f"{path.name} does not open with the command that runs it"
     overrides = commands[0].split(path.name)[1].split()
     load_config(path)

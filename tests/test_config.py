@@ -41,6 +41,7 @@ def refused(content: dict[str, Any]) -> str:
         ({"llm": {"path": "x", "promt": ""}}, "'llm.promt': did you mean 'prompt'?"),
         ({"backbone": {"kind": "t5", "widht": 1}}, "'backbone.widht': did you mean 'width'?"),
         ({"data": {"train": {"name": "jsonl"}, "batches": 3}}, "'data.batches': did you mean 'batch'?"),
+        ({"train": {"stps": 10}}, "'train.stps': did you mean 'steps'?"),
         ({"train": {"steps": 10, "warmup": 1, "zzz": 3}}, "'train.zzz': known are accumulate, "),
     ],
 )

@@ -29,13 +29,17 @@ def make_workspace(root: Path) -> Path:
         pixels = rng.integers(0, 255, (30 + index, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{index}.png")
         captions = [CAPTIONS[index % 5], f"{CAPTIONS[(index + 1) % 5]} {index}"]
-        records.append({"image": f"images/{index}.png", "captions": captions, "split": "dev" if index % 3 == 2 else "train"})
+        records.append(
+            {"image": f"images/{index}.png", "captions": captions, "split": "dev" if index % 3 == 2 else "train"}
+        )
     (root / "captions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     save_tiny_bert(root / "bert")
     with torch.random.fork_rng():
         torch.manual_seed(1)
         sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        vit = ViTModel(ViTConfig(image_size=SIZE, patch_size=14, initializer_range=0.3, **sizes), add_pooling_layer=False)
+        vit = ViTModel(
+            ViTConfig(image_size=SIZE, patch_size=14, initializer_range=0.3, **sizes), add_pooling_layer=False
+        )
     vit.save_pretrained(root / "vit")
     for kind in ("opt", "flan-t5"):
         save_tiny_llm(root / kind, kind)
@@ -48,7 +52,9 @@ def save_tiny_bert(path: Path) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        bert = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=0.2, **sizes))
+        bert = BertModel(
+            BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=0.2, **sizes)
+        )
     bert.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -1,4 +1,4 @@
-"""Random crops and mirrors: inside the image, of the right area and shape, and nothing at all where nothing is asked."""
+"""Random crops and mirrors: inside the image, of the right area and shape, and nothing where nothing is asked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_boxes_fill_their_ranges() -> None:
     assert area.max() > 0.58
     assert area.mean() == pytest.approx(0.4, abs=0.015)
     ratio = np.log(w / h)
-    assert abs(ratio.mean()) < 0.03
+    assert abs(ratio.mean()) < 0.012  # a ratio that is itself uniform gives 0.027
     assert ratio.min() == pytest.approx(math.log(3 / 4), abs=0.02)
     assert ratio.max() == pytest.approx(math.log(4 / 3), abs=0.02)
     assert boxes[:, 0].min() == 0

@@ -147,7 +147,9 @@ def test_stage_two_refuses_another_bridge(trained: Path) -> None:
 def _vision_run(root: Path) -> Path:
     backbone = {"kind": "vit", "width": 16, "layers": 1, "heads": 2, "image_size": 28, "patch_size": 14}
     run = root / "tower-run"
-    settings = config(root, "vision", run=str(run), backbone=backbone | {"text": str(root / "bert"), "freeze_text": True})
+    settings = config(
+        root, "vision", run=str(run), backbone=backbone | {"text": str(root / "bert"), "freeze_text": True}
+    )
     stages.train(settings)
     return run
 
@@ -186,7 +188,9 @@ def test_checkpoint_of_another_model_is_refused(trained: Path) -> None:
     shutil.copytree(checkpoint.find(trained / "runs" / "stage1"), broken)
     text = (broken / "config.yaml").read_text().replace("queries: 3", "queries: 4")
     (broken / "config.yaml").write_text(text)
-    with pytest.raises(UsageError, match=r"does not fit this model: qformer.queries \[1, 3, 16\] instead of \[1, 4, 16\]"):
+    with pytest.raises(
+        UsageError, match=r"does not fit this model: qformer.queries \[1, 3, 16\] instead of \[1, 4, 16\]"
+    ):
         qformer.load(broken, device="cpu")
 
 

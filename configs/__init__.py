@@ -1,0 +1,1 @@
+"""YAML files of whole runs, found by path and never imported."""

@@ -1,0 +1,1 @@
+"""Runs on drawn scenes: everything from scratch, offline."""

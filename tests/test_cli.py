@@ -1,0 +1,265 @@
+"""The command line: when something is wrong, users see one sentence and the exit code that design.md promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from qformer import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """`run("train", "x.yaml")` in an empty folder -> exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qformer", *arguments])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def config(**changes: Any) -> str:
+    """A configuration in the working folder; its data exist, its towers do not."""
+    Path("a.jsonl").write_text(json.dumps({"image": "1.jpg", "caption": "a dog"}) + "\n")
+    values = {
+        "stage": "stage1",
+        "run": "run",
+        "vision": {"name": "hf", "path": "no/vit"},
+        "text": {"bert": "no/bert"},
+        "data": {"train": {"name": "jsonl", "path": "a.jsonl"}},
+        "train": {"steps": 10, "warmup": 1},
+    }
+    Path("c.yaml").write_text(yaml.safe_dump(values | changes))
+    return "c.yaml"
+
+
+def one_sentence(error: str) -> str:
+    assert error.startswith("qformer: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert "Traceback" not in error
+    assert "Error:" not in error
+    return error
+
+
+IMPORTED = """
+import sys
+sys.argv = ["qformer", *sys.argv[1:]]
+from qformer import cli
+try:
+    cli.main()
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "transformers", "numpy", "accelerate", "yaml", "PIL", "stages"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "train" in ended.stdout
+
+
+def test_python_m_qformer() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "qformer", "config", "none.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ended.returncode == 2
+    assert "no configuration at 'none.yaml'" in one_sentence(ended.stderr)
+    assert ended.stdout == ""
+
+
+def test_config_is_printed_whole(run: Run) -> None:
+    code, out, err = run("config", config(), "train.lr=1e-4", "data.batch=3")
+    assert (code, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert (shown["train"]["lr"], shown["data"]["batch"]) == (1e-4, 3)
+    assert shown["qformer"]["queries"] == 32
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.stps=3", "unknown configuration key 'train.stps': did you mean 'steps'?"),
+        ("train.steps=many", "train.steps: "),
+        ("train.warmup=10", "train.warmup 10 is not below train.steps 10"),
+        ("qformer.heads=7", "does not divide into 7 heads"),
+        ("stage=stage2", "add llm.path"),
+        ("train.steps", "write key=value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["config", "train"])
+def test_configurations_that_are_refused(run: Run, command: str, override: str, expected: str) -> None:
+    code, out, err = run(command, config(), override)
+    assert (code, out) == (2, "")
+    assert expected in one_sentence(err)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"train": {"name": "jsonl", "path": "none.jsonl"}}}, "no file at 'none.jsonl'"),
+        ({"data": {"train": {"name": "folder", "path": "empty"}}}, "no image below 'empty'"),
+        ({"data": {"train": {"name": "jsnl", "path": "a.jsonl"}}}, "did you mean 'jsonl'?"),
+        ({"data": {"train": {"name": "jsonl", "path": "a.jsonl", "pth": 1}}}, "did you mean 'path'?"),
+        ({"resolution": {"name": "fixd"}}, "did you mean 'fixed'?"),
+        ({"resolution": {"name": "fixed", "size": 0}}, "resolution.size is 0"),
+        ({"vision": {"name": "hfx"}}, "unknown vision"),
+        ({}, "no/vit"),
+        ({"stage": "stage2", "llm": {"path": "no/llm"}}, "no/llm"),
+        ({"stage": "stage2", "llm": {"path": "empty"}}, "'empty'"),
+        ({"stage": "stage2", "llm": {"path": "empty"}, "init": "no/stage1"}, "no checkpoint at 'no/stage1'"),
+        ({"stage": "vision", "backbone": {"kind": "vit", "text": "no/bert"}}, "no/bert"),
+    ],
+)
+def test_training_that_cannot_start(run: Run, changes: dict[str, Any], expected: str) -> None:
+    Path("empty").mkdir()
+    code, out, err = run("train", config(**changes))
+    assert (code, out) == (2, "")
+    assert expected in one_sentence(err)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["eval", "none", "--bench", "retrievl", "--data", "path=a.jsonl"], "unknown benchmark 'retrievl'; known are"),
+        (["eval", "none", "--bench", "retrieval", "--data", "path"], "write key=value"),
+        (["eval", "none", "--bench", "retrieval", "--data", "path=none.jsonl"], "no file at 'none.jsonl'"),
+        (["eval", "none", "--bench", "retrieval", "--data", "path=a.jsonl"], "no checkpoint at 'none'"),
+        (["caption", "none", "1.jpg"], "no checkpoint at 'none'"),
+        (["ask", "none", "a.jsonl", "what is it?"], "no checkpoint at 'none'"),
+        (["ask", "none", "none.jpg", "what is it?"], "no file at 'none.jpg'"),
+        (["ask", "none", "a.jsonl", " (.) "], "the question is empty"),
+        (["config", "none.yaml"], "no configuration at 'none.yaml'"),
+        (["train", "a.jsonl"], "unknown configuration key 'image'"),
+    ],
+)
+def test_wrong_usage_of_the_other_commands(run: Run, arguments: list[str], expected: str) -> None:
+    config()
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert expected in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train"], ["config", "--nope"], ["eval", "x", "--bench", "retrieval"], ["caption", "x"]]
+)
+def test_typers_own_errors_exit_with_two(run: Run, arguments: list[str]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    from qformer.types import UsageError
+
+    with pytest.raises(UsageError, match="no configuration"):
+        run("config", "none.yaml", "--debug")
+    with pytest.raises(UsageError, match="no configuration"):
+        run("--debug", "config", "none.yaml")
+
+
+class Model:
+    """Stands in for a loaded model: reads images as the real one does, says the same of each."""
+
+    class frontend:
+        @staticmethod
+        def tiles(given: list[Path]) -> list[Any]:
+            from qformer.images import read_image
+
+            return [read_image(image) for image in given]
+
+    def generate(self, tiles: Any, prompt: str | None, num_beams: int) -> list[str]:
+        return [f"{tuple(tiles[0].shape)} {prompt} {num_beams}"]
+
+    def answer(self, tiles: Any, questions: list[str], context: str | None, preset: str) -> list[str]:
+        return [f"{questions} {context} {preset}"]
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_vision_language", lambda path, device: Model())
+
+
+def test_caption_skips_what_is_no_image_and_names_it(run: Run, model: None, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in (1, 2):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{number}.png")
+    (tmp_path / "text.png").write_text("no image")
+    code, out, err = run("caption", "x", "1.png", "text.png", "none.png", "2.png", "--beams", "3", "--prompt", "a")
+    assert code == 0
+    assert out == "1.png\t(3, 6, 8) a 3\n2.png\t(3, 6, 8) a 3\n"
+    assert [line.split(":")[1].strip() for line in err.splitlines()] == ["skipped text.png", "skipped none.png"]
+
+
+def test_ask(run: Run, model: None, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
+    (tmp_path / "text.png").write_text("no image")
+    assert run("ask", "x", "1.png", "What (is) it?", "--context", "A.")[:2] == (0, "['what is it?'] A. paper\n")
+    code, out, err = run("ask", "x", "text.png", "what?")
+    assert (code, out) == (2, "")
+    assert "'text.png' cannot be read as an image" in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "expected"),
+    [
+        (RuntimeError("it broke"), 1, "qformer: RuntimeError: it broke (--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, "qformer: interrupted;"),
+    ],
+)
+def test_what_is_not_the_users_fault(
+    run: Run, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, expected: str
+) -> None:
+    def fails(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("qformer.config.load_config", fails)
+    ended, _, err = run("config", "x.yaml")
+    assert ended == code
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_that_hides_stages_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "__init__.py").touch()
+    for name in [name for name in sys.modules if name.split(".")[0] == "stages"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = run("train", config())
+    monkeypatch.delitem(sys.modules, "stages", raising=False)
+    assert code == 2
+    assert f"the folder '{tmp_path / 'stages'}' hides" in one_sentence(err)
