@@ -8,12 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from qformer.types import Tiles
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -80,11 +77,22 @@ def caption(
     device: Device = None,
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
-    model = _vision_language(path, device)
+    from qformer.images import read_image
+    from qformer.types import BadSample, UsageError
+
+    readable, skipped = [], []
     for image in images:
-        tiles = _tiles(model, image)
-        if tiles is not None:
-            print(f"{image}\t{model.generate(tiles, prompt, num_beams=beams)[0]}")
+        try:
+            readable.append((image, read_image(image)))
+        except BadSample as bad:
+            skipped.append(f"{image}: {bad}")
+    if not readable:
+        raise UsageError(f"no file can be read as an image ({skipped[0]}); give JPEG, PNG or WebP files")
+    for fault in skipped:
+        print(f"qformer: skipped {fault}", file=sys.stderr)
+    model = _vision_language(path, device)
+    for image, pixels in readable:
+        print(f"{image}\t{model.generate(model.frontend.tiles([pixels]), prompt, num_beams=beams)[0]}")
 
 
 @app.command()
@@ -98,19 +106,18 @@ def ask(
 ) -> None:
     """Ask a question about an image, with a stage-two checkpoint."""
     from qformer.cleaning import clean_question
+    from qformer.images import read_image
     from qformer.types import BadSample, UsageError
 
     asked = clean_question(question)
     if not asked:
         raise UsageError("the question is empty; write it in quotes behind the image")
-    if not image.is_file():
-        raise UsageError(f"no file at '{image}'; give an image")
-    model = _vision_language(path, device)
     try:
-        tiles = model.frontend.tiles([image])
+        pixels = read_image(image)
     except BadSample as bad:
         raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
-    print(model.answer(tiles, [asked], context=context, preset=preset)[0])
+    model = _vision_language(path, device)
+    print(model.answer(model.frontend.tiles([pixels]), [asked], context=context, preset=preset)[0])
 
 
 def _vision_language(path: str, device: str | None) -> Any:
@@ -122,17 +129,6 @@ def _vision_language(path: str, device: str | None) -> Any:
     if not isinstance(model, VisionLanguageModel):
         raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
     return model
-
-
-def _tiles(model: Any, image: Path) -> Tiles | None:
-    """The tiles of one image file; None, and a line on standard error, where it cannot be read."""
-    from qformer.types import BadSample
-
-    try:
-        return model.frontend.tiles([image])
-    except BadSample as bad:
-        print(f"qformer: skipped {image}: {bad}", file=sys.stderr)
-        return None
 
 
 def _sibling(name: str) -> Any:

@@ -65,8 +65,10 @@ def evaluate_retrieval(
 
 def _pair(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        equals = ""
     if not equals:
-        raise UsageError(
-            f"'{text}' is not an option of the data source; write key=value, such as path=annotations.jsonl"
-        )
-    return key, yaml.safe_load(value)
+        raise UsageError(f"'{text}' is not an option of the data source; write key=value, such as path=captions.jsonl")
+    return key, read

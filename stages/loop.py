@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 console = Console()
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 #: What may differ between the configuration of a checkpoint and that of the command that resumes it.
-MAY_CHANGE = {"data": {"workers", "max_bad"}, "train": {"log_every", "validate_every", "save_every", "keep_last"}}
+MAY_CHANGE = {
+    "": {"run"},  # a run folder may have been moved
+    "data": {"workers", "max_bad"},
+    "train": {"log_every", "validate_every", "save_every", "keep_last"},
+}
 
 
 class Evaluate(Protocol):

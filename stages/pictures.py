@@ -75,14 +75,17 @@ def curves(run: Path, config: Config) -> None:
 
 
 def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:
-    """A row of images (uint8[3, h, w]) with what the model says (`caption`) and what is true (`truth`) below."""
-    figure, axes = plt.subplots(1, len(images), figsize=(2.9 * len(images), 4.0), squeeze=False, layout="constrained")
+    """A row of images (uint8[3, h, w]), above each what the model says (`caption`), below it what is true (`truth`)."""
+    figure, axes = plt.subplots(1, len(images), figsize=(2.9 * len(images), 3.2), squeeze=False)
     for axis, image, text in zip(axes[0], images, texts, strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_axis_off()
-        said, true = textwrap.fill(text["caption"] or "(nothing)", 34), textwrap.fill(text["truth"], 34)
-        axis.text(0.5, -0.04, said, transform=axis.transAxes, ha="center", va="top", fontsize=9, weight="bold")
-        below = -0.10 - 0.065 * said.count("\n")
-        axis.text(0.5, below - 0.04, true, transform=axis.transAxes, ha="center", va="top", fontsize=8, color="dimgrey")
+        axis.set_title(_lines(text["caption"] or "(nothing)"), fontsize=9, weight="bold")
+        axis.text(0.5, -0.04, _lines(text["truth"]), transform=axis.transAxes, ha="center", va="top", fontsize=8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def _lines(text: str) -> str:
+    """Wrapped; what a font cannot show (an untrained model writes anything) becomes a question mark."""
+    return textwrap.fill("".join(letter if letter.isprintable() else "?" for letter in text), 34)

@@ -56,8 +56,10 @@ def inherit(config: Config, start: Config) -> Config:
     """The sections that describe the bridge come from the run it starts from.
 
     Raises:
-        UsageError: the configuration sets one of them differently.
+        UsageError: it starts from a run without a bridge, or the configuration sets one of these sections differently.
     """
+    if start.stage not in ("stage1", "stage2"):
+        raise UsageError(f"init '{config.init}' is a run of stage '{start.stage}'; stage two starts from a stage1 run")
     for name in BRIDGE:
         if name in config.model_fields_set and getattr(config, name) != getattr(start, name):
             raise UsageError(

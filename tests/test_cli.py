@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from qformer import cli
 
@@ -42,6 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def config(**changes: Any) -> str:
     """A configuration in the working folder; its data exist, its towers do not."""
+    Image.new("RGB", (8, 8)).save("0.jpg")
     Path("a.jsonl").write_text(json.dumps({"image": "1.jpg", "caption": "a dog"}) + "\n")
     values = {
         "stage": "stage1",
@@ -154,9 +156,11 @@ def test_training_that_cannot_start(run: Run, changes: dict[str, Any], expected:
         (["eval", "none", "--bench", "retrieval", "--data", "path"], "write key=value"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=none.jsonl"], "no file at 'none.jsonl'"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=a.jsonl"], "no checkpoint at 'none'"),
-        (["caption", "none", "1.jpg"], "no checkpoint at 'none'"),
-        (["ask", "none", "a.jsonl", "what is it?"], "no checkpoint at 'none'"),
-        (["ask", "none", "none.jpg", "what is it?"], "no file at 'none.jpg'"),
+        (["caption", "none", "0.jpg"], "no checkpoint at 'none'"),
+        (["caption", "none", "none.jpg", "a.jsonl"], "no file can be read as an image (none.jpg: missing"),
+        (["ask", "none", "0.jpg", "what is it?"], "no checkpoint at 'none'"),
+        (["ask", "none", "a.jsonl", "what is it?"], "'a.jsonl' cannot be read as an image (undecodable"),
+        (["ask", "none", "none.jpg", "what is it?"], "'none.jpg' cannot be read as an image (missing"),
         (["ask", "none", "a.jsonl", " (.) "], "the question is empty"),
         (["config", "none.yaml"], "no configuration at 'none.yaml'"),
         (["train", "a.jsonl"], "unknown configuration key 'image'"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qformer.cleaning import clean_caption, clean_question
@@ -158,6 +159,7 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
         sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
     )
     try:
         yield from loader
