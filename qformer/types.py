@@ -13,7 +13,7 @@ A shape is written `float[B, Q, H]`; masks are `bool`, True where something is v
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -112,9 +112,6 @@ class Tiles:
         pixels = [tile for i in chosen for tile in self.pixels[starts[i] : starts[i + 1]]]
         return Tiles(pixels, self.plans[index])
 
-    def to(self, device: torch.device | str) -> Tiles:
-        return Tiles([tile.to(device, non_blocking=True) for tile in self.pixels], self.plans)
-
 
 @dataclass
 class VisualTokens:
@@ -155,7 +152,7 @@ class Tokens:
 
 @dataclass
 class Batch:
-    """What a training step reads.
+    """What a training step reads; it stays on the CPU, the model moves what it needs where it needs it.
 
     Attributes:
         tiles: the images.
@@ -168,18 +165,13 @@ class Batch:
 
     tiles: Tiles
     text: list[str] | Tokens
-    image_id: Sequence[str | int] | None = None
+    image_id: Sequence[str | int] | Tensor | None = None
     question: list[str] | None = None
     answers: list[list[str]] | None = None
     negatives: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
-
-    def to(self, device: torch.device | str) -> Batch:
-        text = self.text.to(device) if isinstance(self.text, Tokens) else self.text
-        negatives = None if self.negatives is None else (self.negatives[0].to(device), self.negatives[1].to(device))
-        return replace(self, tiles=self.tiles.to(device), text=text, negatives=negatives)
 
 
 @dataclass
@@ -221,8 +213,10 @@ class BadSample(Exception):
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
 
-def same_image(ids: Sequence[str | int] | None, count: int) -> Tensor:
+def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
     """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
+    if isinstance(ids, Tensor):
+        ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ
     if ids is None:
         return torch.eye(count, dtype=torch.bool)
     index: dict[str | int, int] = {}

@@ -62,8 +62,9 @@ class ContrastiveTask(nn.Module):
         self.tower = tower
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        same = same_image(batch.image_id, len(batch)).to(self.tower.scale.device)
-        loss = self.tower(_pixels(batch.tiles), cast("list[str]", batch.text), same.float())
+        device = self.tower.scale.device
+        same = same_image(batch.image_id, len(batch)).to(device)
+        loss = self.tower(_pixels(batch.tiles, device), cast("list[str]", batch.text), same.float())
         return {"loss": loss, "contrastive": loss}
 
 
@@ -75,7 +76,7 @@ class ContrastiveValidation:
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         tower = cast("ContrastiveTask", model).tower
-        images = torch.cat([tower.embed_images(_pixels(tiles).to(tower.scale.device)) for tiles in self.held.groups])
+        images = torch.cat([tower.embed_images(_pixels(tiles, tower.scale.device)) for tiles in self.held.groups])
         texts = torch.cat([tower.embed_texts(captions) for captions in self.held.captions])
         owner = torch.tensor([image for image, own in enumerate(self.held.captions) for _ in own])
         truth = owner[None, :] == torch.arange(len(self.held))[:, None]
@@ -85,9 +86,9 @@ class ContrastiveValidation:
         }
 
 
-def _pixels(tiles: Tiles) -> Tensor:
+def _pixels(tiles: Tiles, device: torch.device) -> Tensor:
     """Tiles of one size -> float[B, 3, h, w] in [0, 1]."""
-    return torch.stack(tiles.pixels).float() / 255
+    return torch.stack(tiles.pixels).to(device).float() / 255
 
 
 def train_language(config: Config) -> Path:

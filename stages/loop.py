@@ -158,7 +158,7 @@ def _train_step(run: Run, stream: Any) -> None:
     for _ in range(train.accumulate):
         loaded = next(stream)
         run.skipped.add(loaded)
-        losses = run.model(loaded.batch.to(run.accelerator.device))
+        losses = run.model(loaded.batch)
         run.accelerator.backward(losses["loss"] / train.accumulate)
         for name, value in losses.items():
             total[name] = total.get(name, torch.zeros_like(value.detach())) + value.detach() / train.accumulate

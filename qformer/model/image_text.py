@@ -16,7 +16,7 @@ from qformer import losses
 from qformer.config import LossConfig
 from qformer.model.frontend import FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
-from qformer.types import Batch, Tiles, Tokens, same_image
+from qformer.types import Batch, Tiles, Tokens, UsageError, same_image
 
 if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
@@ -82,7 +82,8 @@ class ImageTextModel(nn.Module):
         text_embeds = self.embed_texts(tokens)
 
         itc = self._contrastive(image_embeds, text_embeds, same, valid)
-        negatives = batch.negatives or self._mine(image_embeds, text_embeds, same, valid)
+        image_for_text, text_for_image = batch.negatives or self._mine(image_embeds, text_embeds, same, valid)
+        negatives = image_for_text.to(self.device), text_for_image.to(self.device)
         itm = self._matching(image, tokens, negatives, ~same.all(dim=1))
         itg = self._captioning(text_rows, tokens, targets)
         return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
@@ -129,10 +130,17 @@ class ImageTextModel(nn.Module):
 
         Returns:
             float[n].
+
+        Raises:
+            UsageError: no pairs are given for another number of images than of texts.
         """
         image = images if isinstance(images, KeyValues) else self.encode_images(images)
         tokens = self.tokenize(text).to(self.device)
         if pairs is None:
+            if len(image) != len(tokens):
+                raise UsageError(
+                    f"got {len(image)} images and {len(tokens)} texts; say with `pairs` which belong together"
+                )
             pairs = torch.arange(len(tokens)).repeat(2, 1).T
         if not len(pairs):
             return torch.empty(0, device=self.device)

@@ -13,6 +13,7 @@ The image enters as `KeyValues`, computed once per image and shared by all passe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -97,7 +98,10 @@ class QFormer(nn.Module):
 
     @classmethod
     def from_bert(
-        cls, bert: Mapping[str, Tensor] | str, config: QFormerConfig | None = None, fold_token_types: bool = False
+        cls,
+        bert: Mapping[str, Tensor] | str | Path,
+        config: QFormerConfig | None = None,
+        fold_token_types: bool = False,
     ) -> Self:
         """A Q-Former that starts from BERT; queries, cross-attention and new words are random (BLIP-2, section 3.1).
 
@@ -110,10 +114,10 @@ class QFormer(nn.Module):
             UsageError: no BERT there, or its sizes are not those of `config`.
         """
         tensors: Mapping[str, Tensor]
-        if isinstance(bert, str):
+        if isinstance(bert, str | Path):
             from qformer.model.loading import read_bert
 
-            config, tensors = read_bert(bert, config)
+            config, tensors = read_bert(str(bert), config)
         elif config is None:
             raise UsageError("from_bert got tensors without sizes; give config=QFormerConfig(...) too")
         else:
