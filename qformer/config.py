@@ -205,8 +205,8 @@ class TrainConfig(Section):
     clip: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: Positive = 10
-    validate_every: Count = 0
-    save_every: Count = 0
+    validate_every: Count = 1000
+    save_every: Count = 1000
     keep_last: Positive = 2
     rerank: Count = 16
 
@@ -334,3 +334,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def dump_config(config: Config) -> str:
     """The whole resolved configuration as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def anchor(config: Config) -> Config:
+    """Tower folders and `init` become absolute where they exist, so that a checkpoint finds them from anywhere."""
+
+    def absolute(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+    towers = {key: absolute(value) for key, value in config.vision.options.items() if key in ("path", "weights")}
+    changes: dict[str, Any] = {
+        "init": absolute(config.init),
+        "vision": config.vision.model_copy(update=towers),
+        "text": config.text.model_copy(update={"bert": absolute(config.text.bert)}),
+    }
+    if config.llm is not None:
+        changes["llm"] = config.llm.model_copy(update={"path": absolute(config.llm.path)})
+    return config.model_copy(update={key: value for key, value in changes.items() if value != getattr(config, key)})

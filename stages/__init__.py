@@ -26,5 +26,7 @@ def train(config: Config) -> Path:
     """
     import torch
 
+    from qformer.config import anchor
+
     torch.manual_seed(config.seed)
-    return lookup.find(STAGES, config.stage, "stage")(config)
+    return lookup.find(STAGES, config.stage, "stage")(anchor(config))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qformer.config import Config, dump_config, load_config, parse_config
+from qformer.config import Config, anchor, dump_config, load_config, parse_config
 from qformer.types import UsageError
 
 
@@ -220,3 +220,22 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.qformer.queries, config.qformer.hidden_size, config.loss.embed_width) == (32, 768, 256)
     assert (config.train.lr, config.train.min_lr, config.train.warmup) == (1e-4, 1e-5, 2000)
     assert (config.train.weight_decay, config.train.betas) == (0.05, (0.9, 0.98))
+
+
+def test_anchored_towers_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder becomes absolute; a hub id, and a section that nothing was set in, stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit").mkdir()
+    values = {
+        "stage": "stage2",
+        "run": "r",
+        "vision": {"name": "hf", "path": "vit", "layer": -2},
+        "llm": {"path": "facebook/opt-125m"},
+        "data": {"train": {"name": "scenes"}},
+        "train": {"steps": 10, "warmup": 1},
+    }
+    anchored = anchor(parse_config(values))
+    assert anchored.vision.options == {"path": str(tmp_path / "vit"), "layer": -2}
+    assert anchored.llm is not None
+    assert anchored.llm.path == "facebook/opt-125m"
+    assert "text" not in anchored.model_fields_set
