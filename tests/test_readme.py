@@ -1,0 +1,53 @@
+"""The README says what is true: its Python runs, its commands name configurations that exist and are accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import stages
+from qformer import checkpoint
+from qformer.config import load_config
+from tests.workspace import config, make_workspace
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_workspace(tmp_path / "space")
+    stages.train(config(tmp_path / "space", "stage1", run="runs/scenes/stage1"))
+    stages.train(config(tmp_path / "space", "stage2", run="runs/scenes/stage2", init="runs/scenes/stage1"))
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        Image.new("RGB", (40, 30), "red").save(name)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert checkpoint.find("runs/scenes/stage2").name == "step-0000004"
+
+
+def test_training_commands_are_accepted() -> None:
+    lines = [line.partition("#")[0] for block in blocks("sh") for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("qformer train")]
+    assert len(commands) == 3
+    for _, _, path, *overrides in commands:
+        assert load_config(ROOT / path, overrides).run.startswith("runs/")
+
+
+def test_the_first_command_runs_every_configuration_of_the_scenes() -> None:
+    names = re.findall(r"for c in ([a-z0-9 ]+); do", README)[0].split()
+    assert sorted(names) == sorted(file.stem for file in (ROOT / "configs" / "scenes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:qformer|stages|configs)/[\w/]*(?:\.py)?)`", README))))
+def test_files_it_names_exist(path: str) -> None:
+    assert (ROOT / path).exists()
