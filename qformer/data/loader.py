@@ -175,7 +175,7 @@ class Held:
     Attributes:
         groups: the tiles of the images, `batch` images each.
         captions: the cleaned captions of each image.
-        keys: one per image. skipped: what could not be used.
+        samples: the records of the images. skipped: what could not be used.
     """
 
     groups: list[Tiles]
