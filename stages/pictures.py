@@ -88,4 +88,4 @@ def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any
 
 def _lines(text: str) -> str:
     """Wrapped; what a font cannot show (an untrained model writes anything) becomes a question mark."""
-    return textwrap.fill("".join(letter if letter.isprintable() else "?" for letter in text), 34)
+    return textwrap.fill("".join(letter if letter.isprintable() else "?" for letter in text), 30)

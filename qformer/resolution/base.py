@@ -30,7 +30,7 @@ class ResolutionStrategy(ABC):
 def resize(image: Tensor, width: int, height: int) -> Tensor:
     """Bicubic with antialiasing, as PIL does it: uint8[3, h, w] -> uint8[3, height, width].
 
-    Bytes in channels-last order take torch's vectorised path, which differs from PIL by at most one level.
+    Bytes in channels-last order take torch's vectorised path, which rounds to bytes between the two passes as PIL does.
     """
     if image.shape[-2:] == (height, width):
         return image
