@@ -53,7 +53,7 @@ def evaluate(
     data: Annotated[
         list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")
     ],
-    k: Annotated[int, typer.Option(help="ITC candidates that ITM re-ranks, per query", min=0)] = 128,
+    k: Annotated[int, typer.Option("--k", "-k", help="ITC candidates that ITM re-ranks, per query", min=0)] = 128,
     limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
     batch: Annotated[int, typer.Option(help="images encoded at once", min=1)] = 64,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,

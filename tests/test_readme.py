@@ -7,10 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer.core
+import typer.main
 from PIL import Image
 
 import stages
-from qformer import checkpoint
+from qformer import checkpoint, cli
 from qformer.config import load_config
 from tests.workspace import config, make_workspace
 
@@ -35,12 +37,25 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint.find("runs/scenes/stage2").name == "step-0000004"
 
 
-def test_training_commands_are_accepted() -> None:
+def commands() -> list[list[str]]:
+    """The words of every shell line that calls qformer."""
     lines = [line.partition("#")[0] for block in blocks("sh") for line in block.splitlines()]
-    commands = [shlex.split(line) for line in lines if line.startswith("qformer train")]
-    assert len(commands) == 3
-    for _, _, path, *overrides in commands:
+    return [shlex.split(line) for line in lines if line.startswith("qformer ")]
+
+
+def test_training_commands_are_accepted() -> None:
+    training = [words for words in commands() if words[1] == "train"]
+    assert len(training) == 3
+    for _, _, path, *overrides in training:
         assert load_config(ROOT / path, overrides).run.startswith("runs/")
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_command_line_knows_every_option(words: list[str]) -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.commands[words[1]]
+    assert command.make_context(words[1], words[2:], resilient_parsing=False).args == []  # parsed, not run
 
 
 def test_the_first_command_runs_every_configuration_of_the_scenes() -> None:
