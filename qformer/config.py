@@ -145,6 +145,11 @@ class BackboneConfig(Section):
     def _width_divides(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} does not divide into {self.heads} heads; change one of them")
+        if self.kind == "vit" and (self.width % 4 or self.image_size % self.patch_size):
+            raise ValueError(
+                f"a vit of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "
+                "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
+            )
         return self
 
 

@@ -5,6 +5,7 @@ They are ordinary transformers models, saved as ordinary folders, so that everyt
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
 
 IGNORE = -100
+MATCH_WIDTH = 128  # of the space in which a ViT and its text tower meet
 #: First ids of each tokeniser; the first is the padding.
 SPECIAL = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
@@ -43,9 +45,10 @@ SPECIAL = {
 
 
 class ContrastiveViT(nn.Module):
-    """A ViT trained from scratch to agree with a text tower about which caption belongs to which image (CLIP).
+    """A ViT trained from scratch to agree with a text tower about which caption belongs to which image.
 
-    The text tower is a BERT read as a sentence embedder (mean of its token states). Only the ViT is kept afterwards.
+    Late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word looks for its best patch, so that patches
+    learn what stands at their own place. The text tower is a BERT; only the ViT is kept afterwards.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -55,29 +58,33 @@ class ContrastiveViT(nn.Module):
         self.text, self.tokenizer = _read_text_tower(str(config.text))
         if config.freeze_text:
             self.text.requires_grad_(False)
-        width = self.text.config.hidden_size
-        self.image_proj = nn.Linear(config.width, width, bias=False)
-        self.text_proj = nn.Linear(width, width, bias=False)
+        self.image_proj = nn.Linear(config.width, MATCH_WIDTH, bias=False)
+        self.text_proj = nn.Linear(self.text.config.hidden_size, MATCH_WIDTH, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.7))  # log of the inverse temperature 1 / 0.07
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, h, w] in [0, 1] -> float[B, width] of unit length, from the mean of all tokens."""
+        """float[B, 3, h, w] in [0, 1] -> float[B, S, 128], each token of unit length."""
         tokens = self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
-        return F.normalize(self.image_proj(tokens.mean(dim=1)), dim=-1)
+        return F.normalize(self.image_proj(tokens), dim=-1)
 
-    def embed_texts(self, text: list[str]) -> Tensor:
-        """B captions -> float[B, width] of unit length."""
+    def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> float[B, T, 128], each token of unit length, and bool[B, T]: which of them are text."""
         tokens = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         tokens = tokens.to(self.scale.device)
         rows = self.text(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(2)
-        return F.normalize(self.text_proj((rows * mask).sum(dim=1) / mask.sum(dim=1)), dim=-1)
+        return F.normalize(self.text_proj(rows), dim=-1), tokens["attention_mask"].bool()
 
     def forward(self, pixels: Tensor, text: list[str], same: Tensor) -> Tensor:
         """Symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
-        logits = self.embed_images(pixels) @ self.embed_texts(text).T * self.scale.clamp(max=4.6).exp()
+        logits = late_interaction(self.embed_images(pixels), *self.embed_texts(text)) * self.scale.clamp(max=4.6).exp()
         targets = same / same.sum(dim=1, keepdim=True)
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the words of a text of the cosine with their best patch: [I, S, P], [B, T, P], bool[B, T] -> [I, B]."""
+    best = torch.einsum("isp,btp->ibts", image, text).amax(dim=3)  # (I, B, T)
+    return (best * mask).sum(dim=2) / mask.sum(dim=1)
 
 
 class TextModel(nn.Module):
@@ -143,7 +150,11 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def build_vit(config: BackboneConfig) -> ViTModel:
-    """A ViT with random weights and no pooler."""
+    """A ViT with random weights and no pooler.
+
+    The usual start, positions of scale 0.02, hides where a patch is for many steps, and with it every shape that is
+    larger than a patch. Here positions start as sines, which stay trainable, and patches with a plain linear scale.
+    """
     sizes = ViTConfig(
         hidden_size=config.width,
         num_hidden_layers=config.layers,
@@ -152,7 +163,21 @@ def build_vit(config: BackboneConfig) -> ViTModel:
         image_size=config.image_size,
         patch_size=config.patch_size,
     )
-    return ViTModel(sizes, add_pooling_layer=False)
+    vit = ViTModel(sizes, add_pooling_layer=False)
+    embeddings = vit.embeddings
+    with torch.no_grad():
+        side = config.image_size // config.patch_size
+        embeddings.position_embeddings[0, 1:] = 0.5 * sine_positions(side, config.width)
+        nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))  # a view: in place
+    return vit
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of column and row, wavelengths from 2 to 4 * side patches: float[side * side, width]."""
+    waves = math.pi * (2 * side) ** -torch.linspace(0, 1, width // 4)  # radians per patch
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [place.flatten()[:, None] * waves for place in (column, row)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
 def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from qformer import lookup
 from qformer.cleaning import clean_caption
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, Loaded, held_out
+from qformer.data.stories import Stories
 from qformer.evaluation.retrieval import recalls
-from qformer.mini import ContrastiveViT, TextModel
+from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
 from stages.loop import fit
+from stages.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
-    from qformer.config import BackboneConfig, Config
+    from qformer.config import BackboneConfig, Choice, Config
     from qformer.data.sources import Source
 
 TOWER = "tower"
@@ -69,7 +72,7 @@ class ContrastiveTask(nn.Module):
 
 
 class ContrastiveValidation:
-    """Retrieval by the cosine of the two towers, all captions of each held-out image."""
+    """Retrieval by the two towers, all captions of each held-out image."""
 
     def __init__(self, held: Held) -> None:
         self.held = held
@@ -77,10 +80,10 @@ class ContrastiveValidation:
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         tower = cast("ContrastiveTask", model).tower
         images = torch.cat([tower.embed_images(_pixels(tiles, tower.scale.device)) for tiles in self.held.groups])
-        texts = torch.cat([tower.embed_texts(captions) for captions in self.held.captions])
+        texts = [tower.embed_texts(captions) for captions in self.held.captions]
         owner = torch.tensor([image for image, own in enumerate(self.held.captions) for _ in own])
         truth = owner[None, :] == torch.arange(len(self.held))[:, None]
-        scores = (images @ texts.T).cpu()
+        scores = torch.cat([late_interaction(images, *own) for own in texts], dim=1).cpu()  # (I, T)
         return {f"i2t_r{n}": r for n, r in recalls(scores, truth).items()} | {
             f"t2i_r{n}": r for n, r in recalls(scores.T, truth.T).items()
         }
@@ -92,12 +95,14 @@ def _pixels(tiles: Tiles, device: torch.device) -> Tensor:
 
 
 def train_language(config: Config) -> Path:
-    """Train a BERT, an OPT or a T5 and its tokeniser on the captions of a source; returns its folder.
+    """Train a BERT, an OPT or a T5 and its tokeniser on the captions of a source, or on stories; returns its folder.
 
     Raises:
         UsageError: the source has no captions.
     """
     backbone = cast("BackboneConfig", config.backbone)
+    if config.data.train.name == "stories":
+        return _train_on_stories(config, backbone)
     texts = all_captions(sources.build(config.data.train.name, **config.data.train.options))
     model = TextTask(TextModel(backbone, texts))
     evaluate = None
@@ -108,6 +113,23 @@ def train_language(config: Config) -> Path:
     folder = Path(config.run) / TOWER
     model.tower.save(folder)
     return folder
+
+
+def _train_on_stories(config: Config, backbone: BackboneConfig) -> Path:
+    task = StoryTask(backbone, _stories(config.data.train))
+    evaluate = None
+    if config.data.validation is not None:
+        held = _stories(config.data.validation)
+        some = [held[i] for i in range(min(config.data.validation_size, len(held)))]
+        evaluate = StoryValidation(some, config.data.batch)
+    fit(task, StoryBatches(_stories(config.data.train), config.data.batch), config, evaluate)
+    folder = Path(config.run) / TOWER
+    task.save(folder)
+    return folder
+
+
+def _stories(choice: Choice) -> Stories:
+    return cast("Stories", lookup.build({"stories": Stories}, choice.name, choice.options, "data"))
 
 
 def all_captions(source: Source) -> list[str]:

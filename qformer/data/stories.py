@@ -1,0 +1,144 @@
+"""Text about scenes for language models that never see a picture: a description, something asked, the reply.
+
+The description stands where the visual tokens of a picture will stand. A model that learned to answer from it answers,
+after a stage two that has shown it captions only, about pictures: visual question answering, a given context, dialogue
+and questions of its own are then zero-shot, as in BLIP-2.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from qformer.data.scene_text import (
+    COLOURS,
+    NUMBERS,
+    POSITIONS,
+    SHAPES,
+    WORDS,
+    Question,
+    captions,
+    description,
+    pick,
+    questions,
+)
+from qformer.data.scenes import Scenes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qformer.data.scene_text import Scene
+
+TEMPLATES = ("Question: {} Answer:", "Question: {} Short answer:")
+SELF_ASK = "Ask a question about the picture. Question:"
+TASKS = {"describe": 0.2, "ask": 0.45, "context": 0.15, "dialogue": 0.15, "self-ask": 0.05}  # share of each
+
+#: How a question about one property becomes a statement, by kind: pattern, statement, and what may be claimed.
+STATEMENTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "colour": (r"what color is (.*)\?", "{} is {}", COLOURS),
+    "shape": (r"what shape is (.*)\?", "{} is a {}", SHAPES),
+    "count": (r"how many (.*) are there\?", "the number of {} is {}", NUMBERS[1:]),
+    "position": (r"where is (.*)\?", "{} is at the {}", POSITIONS),
+    "word": (r"what word is on (.*)\?", "the word on {} is {}", WORDS),
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a model reads (`description`, then `prompt`) and should write; `kind` is a task or that of a question."""
+
+    description: str
+    prompt: str
+    reply: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Stories:
+    """A source of text: story `i` is a function of the fields and of `i` alone. Scenes are those of `Scenes`.
+
+    Attributes:
+        task: one of `TASKS`; None draws one for each story.
+    """
+
+    split: Literal["train", "val", "test"] = "train"
+    seed: int = 0
+    count: int = 1_000_000
+    task: str | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Story:
+        scene = Scenes(self.split, seed=self.seed, count=self.count).scene(index)
+        rng = np.random.default_rng((self.seed, index, 1))
+        task = self.task or str(rng.choice(list(TASKS), p=list(TASKS.values())))
+        prompt, reply, kind = _WRITE[task](scene, rng)
+        return Story(_describe(scene, rng), prompt, reply, kind)
+
+
+def _describe(scene: Scene, rng: np.random.Generator) -> str:
+    """The scene in full, in one of three ways of putting it: nothing is left out."""
+    return pick(rng, [description(scene), *captions(scene, rng)[:2]])
+
+
+def _asked(scene: Scene, rng: np.random.Generator) -> Question:
+    return pick(rng, questions(scene, rng) or [Question("count", "how many objects are there?", _number(scene))])
+
+
+def _number(scene: Scene) -> str:
+    return NUMBERS[len(scene.objects)]
+
+
+def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    return "", pick(rng, captions(scene, rng)), "describe"
+
+
+def _question(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    asked = _asked(scene, rng)
+    return pick(rng, TEMPLATES).format(asked.question), asked.answer, asked.kind
+
+
+def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    """A statement in front, as often false as true: the answer follows it, as people expect of a context."""
+    asked = [q for q in questions(scene, rng) if q.kind in STATEMENTS and q.question != "how many objects are there?"]
+    if not asked:
+        return _question(scene, rng)
+    one = pick(rng, asked)
+    claim = one.answer if rng.random() < 0.5 else pick(rng, STATEMENTS[one.kind][2])
+    told = f"Context: {statement(one, claim)}."
+    if rng.random() < 0.25:  # a context that says nothing about what is asked changes nothing
+        other = _asked(scene, rng)
+        told = f"Context: {statement(one, one.answer)}."
+        return f"{told} {TEMPLATES[0].format(other.question)}", other.answer, "context"
+    return f"{told} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
+
+
+def statement(question: Question, claim: str) -> str:
+    """`what color is the star?` and a claim -> `the star is red`. For the kinds of `STATEMENTS`."""
+    pattern, form, _ = STATEMENTS[question.kind]
+    found = re.fullmatch(pattern, question.question)
+    assert found is not None, question
+    return form.format(found[1], claim)
+
+
+def _dialogue(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    turns = [_asked(scene, rng) for _ in range(int(rng.integers(2, 4)))]
+    told = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
+    return f"{told} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
+
+
+def _self_ask(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
+    return SELF_ASK, _asked(scene, rng).question, "self-ask"
+
+
+_WRITE: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str, str]]] = {
+    "describe": _caption,
+    "ask": _question,
+    "context": _context,
+    "dialogue": _dialogue,
+    "self-ask": _self_ask,
+}

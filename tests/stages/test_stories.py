@@ -1,0 +1,101 @@
+"""Language models trained on stories: what stands in front of the prompt, and that it is learned."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import stages
+from qformer import checkpoint
+from qformer.config import BackboneConfig, parse_config
+from qformer.data.stories import Stories, Story
+from qformer.model.llm import load_language_model
+from qformer.types import Batch, Tiles, UsageError
+from stages.stories import StoryBatches, StoryTask, answered
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def task(kind: str) -> StoryTask:
+    torch.manual_seed(0)
+    config = BackboneConfig(kind=kind, width=16, layers=1, heads=2, vocab_size=320, max_tokens=64)
+    return StoryTask(config, Stories(count=200))
+
+
+def configuration(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "stage": "language",
+        "run": str(folder / kind),
+        "backbone": {"kind": kind, "width": 32, "layers": 1, "heads": 2, "vocab_size": 320, "max_tokens": 64},
+        "data": {
+            "train": {"name": "stories", "count": 64},
+            "validation": {"name": "stories", "split": "test", "count": 12},
+            "batch": 16,
+            **changes,
+        },
+        "train": {"steps": 40, "warmup": 4, "lr": 1e-2, "validate_every": 0, "save_every": 0},
+    }
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_words_that_are_added_up_keep_their_sum(kind: str) -> None:
+    made = task(kind)
+    texts = ["a large red circle at the top left", "there is one object, a small blue star at the center"]
+    plain, mask = made.read(texts, added=0.0)
+    words = made.llm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert mask.sum(dim=1).tolist() == [len(ids) for ids in words]
+    fewer, fewer_mask = made.read(texts, added=1.0)
+    assert (fewer_mask.sum(dim=1) < mask.sum(dim=1)).all()
+    assert torch.allclose((fewer * fewer_mask[..., None]).sum(dim=1), (plain * mask[..., None]).sum(dim=1), atol=1e-5)
+
+
+def test_words_are_added_up_in_training_only() -> None:
+    made = task("opt").eval()
+    stories = [Stories(task="ask")[i] for i in range(8)]
+    batch = Batch(Tiles([], []), stories)  # type: ignore[arg-type]
+    assert torch.equal(made(batch)["loss"], made(batch)["loss"])
+    made.train()
+    assert not torch.equal(made(batch)["loss"], made(batch)["loss"])
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_training_saves_a_model_that_stage_two_can_read(tmp_path: Path, kind: str) -> None:
+    config = parse_config(configuration(tmp_path, kind))
+    tower = stages.train(config)
+    losses = [r["lm"] for r in checkpoint_metrics(tmp_path / kind) if r["kind"] == "train"]
+    assert losses[-1] < 0.7 * losses[0]
+    read = load_language_model(tower)
+    assert read.family == {"opt": "causal", "t5": "seq2seq"}[kind]
+    assert not any(p.requires_grad for p in read.model.parameters())
+    saved = checkpoint.read(checkpoint.find(tmp_path / kind)).tensors
+    name, tensor = next((n, t) for n, t in saved.items() if t.dim() == 2)
+    assert torch.equal(dict(read.named_parameters())[name.removeprefix("llm.")], tensor)
+
+
+def test_a_reply_counts_only_when_it_is_exact() -> None:
+    made = task("opt").eval()
+    stories = [Story("a red star", "Question: what color is the star? Answer:", "red", "colour")]
+    made.llm.decode = lambda ids: [" red "]  # type: ignore[method-assign]
+    assert answered(made, stories, 4) == {"right": 1.0, "right_colour": 1.0}
+    made.llm.decode = lambda ids: ["red star"]  # type: ignore[method-assign]
+    assert answered(made, stories, 4)["right"] == 0.0
+
+
+def test_batches_are_stories_in_order() -> None:
+    batches = StoryBatches(Stories(count=10), 4)
+    assert batches[1].batch.text == [Stories(count=10)[i] for i in (4, 5, 6, 7)]
+    assert batches[2].batch.text == [Stories(count=10)[i] for i in (8, 9, 0, 1)]
+
+
+def test_an_option_that_stories_do_not_have(tmp_path: Path) -> None:
+    config = parse_config(configuration(tmp_path, "opt", train={"name": "stories", "sise": 3}))
+    with pytest.raises(UsageError, match=r"data\.sise is not an option of 'stories'"):
+        stages.train(config)
+
+
+def checkpoint_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

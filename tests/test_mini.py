@@ -1,0 +1,44 @@
+"""Small towers: what their parts compute, where a wrong one would only train worse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qformer.config import BackboneConfig
+from qformer.mini import build_vit, late_interaction, sine_positions
+
+
+def test_late_interaction_is_the_mean_of_best_patches() -> None:
+    torch.manual_seed(0)
+    image = F.normalize(torch.randn(3, 5, 8), dim=-1)  # (I, S, P)
+    text = F.normalize(torch.randn(2, 4, 8), dim=-1)  # (B, T, P)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    got = late_interaction(image, text, mask)
+    for i in range(3):
+        for b in range(2):
+            best = [max(float(image[i, s] @ text[b, t]) for s in range(5)) for t in range(4) if mask[b, t]]
+            assert float(got[i, b]) == pytest.approx(sum(best) / len(best), abs=1e-6)
+
+
+def test_sine_positions_tell_every_place_apart() -> None:
+    table = sine_positions(6, 32)
+    assert table.shape == (36, 32)
+    distance = torch.cdist(table, table) + 10 * torch.eye(36)
+    assert float(distance.min()) > 0.1
+    column_1, row_1 = table[1], table[6]  # place 1 is one column to the right, place 6 one row down
+    assert float(column_1[0]) == pytest.approx(math.sin(math.pi), abs=1e-6)
+    assert torch.equal(column_1[16:], table[0][16:])  # its row half does not move
+    assert torch.equal(row_1[:16], table[0][:16])
+
+
+def test_a_vit_starts_with_positions_that_count_beside_its_patches() -> None:
+    torch.manual_seed(0)
+    vit = build_vit(BackboneConfig(kind="vit", width=64, layers=1, heads=4, image_size=48, patch_size=8, text="none"))
+    positions = vit.embeddings.position_embeddings[0, 1:]
+    patches = vit.embeddings.patch_embeddings(torch.randn(1, 3, 48, 48))[0]
+    assert 0.1 < float(positions.detach().std() / patches.detach().std()) < 10
+    assert positions.requires_grad
