@@ -64,15 +64,18 @@ class ContrastiveViT(nn.Module):
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """float[B, 3, h, w] in [0, 1] -> float[B, S, 128], each token of unit length."""
-        tokens = self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
-        return F.normalize(self.image_proj(tokens), dim=-1)
+        return F.normalize(self.image_proj(self.tokens(pixels)), dim=-1)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """float[B, 3, h, w] in [0, 1] -> float[B, 1 + patches, width]: what the ViT gives, CLS first."""
+        return self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
 
     def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> float[B, T, 128], each token of unit length, and bool[B, T]: which of them are text."""
+        """B captions -> float[B, T, 128] and bool[B, T]: which of the tokens are text."""
         tokens = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         tokens = tokens.to(self.scale.device)
-        rows = self.text(**tokens).last_hidden_state
-        return F.normalize(self.text_proj(rows), dim=-1), tokens["attention_mask"].bool()
+        rows = self.text_proj(self.text(**tokens).last_hidden_state)
+        return rows, tokens["attention_mask"].bool()
 
     def forward(self, pixels: Tensor, text: list[str], same: Tensor) -> Tensor:
         """Symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
@@ -80,10 +83,36 @@ class ContrastiveViT(nn.Module):
         targets = same / same.sum(dim=1, keepdim=True)
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
+    def grounded(self, pixels: Tensor, regions: Tensor, text: list[str], true: Tensor) -> Tensor:
+        """Loss of phrases that look for the regions they are true of, as in RegionCLIP (Zhong et al. 2022).
+
+        A region is the mean of its tokens, so that tokens learn what stands at their own place without having to
+        discover first where that is. Cross-entropy over the regions of all images of the batch, less its floor, the
+        entropy of a target that several regions share.
+
+        Args:
+            pixels: float[B, 3, h, w] in [0, 1].
+            regions: bool[R, B, patches], the patches of each region, all of one image.
+            text: T phrases.
+            true: float[R, T], 1 where a phrase is true of a region; of one at least for each phrase.
+        """
+        tokens = self.tokens(pixels)[:, 1:].flatten(0, 1)  # (B * patches, H)
+        weights = regions.flatten(1).to(tokens.dtype)  # (R, B * patches)
+        rows = weights @ tokens / weights.sum(dim=1, keepdim=True)  # (R, H)
+        words, mask = self.embed_texts(text)
+        whole = F.normalize((words * mask[..., None]).sum(dim=1), dim=-1)  # (T, P)
+        logits = whole @ F.normalize(self.image_proj(rows), dim=-1).T * self.scale.clamp(max=4.6).exp()  # (T, R)
+        targets = true.T / true.T.sum(dim=1, keepdim=True)
+        return F.cross_entropy(logits, targets) - torch.special.entr(targets).sum(dim=1).mean()
+
 
 def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the words of a text of the cosine with their best patch: [I, S, P], [B, T, P], bool[B, T] -> [I, B]."""
-    best = torch.einsum("isp,btp->ibts", image, text).amax(dim=3)  # (I, B, T)
+    """Mean over the words of a text of the cosine with their best patch: float[I, B].
+
+    Args:
+        image: float[I, S, P] of unit length. text: float[B, T, P] of any length. mask: bool[B, T], which are words.
+    """
+    best = torch.einsum("isp,btp->ibts", image, F.normalize(text, dim=-1)).amax(dim=3)  # (I, B, T)
     return (best * mask).sum(dim=2) / mask.sum(dim=1)
 
 

@@ -19,12 +19,14 @@ from qformer import lookup
 from qformer.cleaning import clean_caption
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, Loaded, held_out
+from qformer.data.phrases import Phrases
 from qformer.data.stories import Stories
 from qformer.evaluation.retrieval import recalls
 from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
 from stages.loop import fit
+from stages.phrases import PhraseBatches, PhraseTask, Probes
 from stages.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
@@ -41,20 +43,43 @@ def train_vision(config: Config) -> Path:
         UsageError: data or text tower that cannot be used.
     """
     backbone = cast("BackboneConfig", config.backbone)
-    strategy = Fixed(backbone.image_size)
-    source = sources.build(config.data.train.name, **config.data.train.options)
-    held = None
-    if config.data.validation is not None:
-        validation = sources.build(config.data.validation.name, **config.data.validation.options)
-        held = held_out(validation, strategy, config.data.validation_size, config.data.batch)
-    model = ContrastiveTask(ContrastiveViT(backbone))
-    evaluate = None if held is None else ContrastiveValidation(held)
-    fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+    model = _fit_phrases(config, backbone) if config.data.train.name == "phrases" else _fit_captions(config, backbone)
     folder = Path(config.run) / TOWER
-    model.tower.vit.save_pretrained(folder)
+    model.vit.save_pretrained(folder)
     statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": backbone.image_size}
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
     return folder
+
+
+def _fit_captions(config: Config, backbone: BackboneConfig) -> ContrastiveViT:
+    strategy = Fixed(backbone.image_size)
+    source = sources.build(config.data.train.name, **config.data.train.options)
+    evaluate = None
+    if config.data.validation is not None:
+        validation = sources.build(config.data.validation.name, **config.data.validation.options)
+        held = held_out(validation, strategy, config.data.validation_size, config.data.batch)
+        evaluate = ContrastiveValidation(held)
+    model = ContrastiveTask(ContrastiveViT(backbone))
+    fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+    return model.tower
+
+
+def _fit_phrases(config: Config, backbone: BackboneConfig) -> ContrastiveViT:
+    options = {"size": backbone.image_size, **config.data.train.options}
+    phrases = cast("Phrases", lookup.build({"phrases": Phrases}, "phrases", options, "data"))
+    evaluate = None
+    if config.data.validation is not None:
+        split = config.data.validation.options.get("split", "test")
+        evaluate = Probes(split, backbone.image_size, config.data.validation_size)
+    side = backbone.image_size // backbone.patch_size
+    if side % 3:
+        raise UsageError(
+            f"a grid of {side} x {side} patches does not divide into the 3 x 3 cells of a scene; give a "
+            "backbone.patch_size that leaves a multiple of 3"
+        )
+    model = PhraseTask(ContrastiveViT(backbone), side)
+    fit(model, PhraseBatches(phrases, config.data.batch), config, evaluate)
+    return model.tower
 
 
 class ContrastiveTask(nn.Module):
