@@ -46,6 +46,22 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
     print(dump_config(load_config(config, overrides)), end="")
 
 
+@app.command()
+def backbones(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the towers")] = Path(
+        "runs/mini"
+    ),
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KIND.KEY=VALUE]...", help="such as opt.train.steps=100")
+    ] = None,
+) -> None:
+    """Train the mini towers (BERT, ViT, OPT, T5) from scratch. The same command again resumes."""
+    _sibling("stages")
+    from stages.towers import make
+
+    print(make(output, overrides or []))
+
+
 @app.command("eval")
 def evaluate(
     path: Checkpoint,

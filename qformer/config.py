@@ -123,7 +123,8 @@ class BackboneConfig(Section):
 
     Attributes:
         kind: what is built, saved as an ordinary transformers folder.
-        heads: attention heads; `intermediate` is 4 x `width`.
+        heads: attention heads.
+        intermediate: width inside the feed-forward layers; 4 x `width` by default.
         image_size, patch_size: of a ViT.
         text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
         freeze_text: keep that BERT as it is and train a projection on it only.
@@ -134,6 +135,7 @@ class BackboneConfig(Section):
     width: Positive = 192
     layers: Positive = 6
     heads: Positive = 3
+    intermediate: Positive | None = None
     image_size: Positive = 112
     patch_size: Positive = 16
     text: str | None = None

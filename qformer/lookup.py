@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -74,3 +75,19 @@ def explain(error: ValidationError, where: str = "") -> str:
     if first["type"] == "value_error":
         return message if message.startswith(path) else f"{path}: {message}"
     return f"{path}: {message}, but got {first['input']!r}"
+
+
+TOWERS = Path(__file__).parent / "towers"
+
+
+def tower(path: str) -> str:
+    """`mini:NAME` is the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); any other path stays as it is.
+
+    Raises:
+        UsageError: no tower of that name is shipped.
+    """
+    scheme, colon, name = path.partition(":")
+    if scheme != "mini" or not colon:
+        return path
+    shipped = {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
+    return str(find(shipped, name, "shipped tower"))

@@ -6,6 +6,7 @@ They are ordinary transformers models, saved as ordinary folders, so that everyt
 from __future__ import annotations
 
 import math
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers import (
     ViTModel,
 )
 
+from qformer import lookup
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -188,7 +190,7 @@ def build_vit(config: BackboneConfig) -> ViTModel:
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        intermediate_size=4 * config.width,
+        intermediate_size=config.intermediate or 4 * config.width,
         image_size=config.image_size,
         patch_size=config.patch_size,
     )
@@ -218,7 +220,7 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
                 hidden_size=config.width,
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
-                intermediate_size=4 * config.width,
+                intermediate_size=config.intermediate or 4 * config.width,
                 max_position_embeddings=128,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -231,7 +233,7 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
                 word_embed_proj_dim=config.width,
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
-                ffn_dim=4 * config.width,
+                ffn_dim=config.intermediate or 4 * config.width,
                 max_position_embeddings=512,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -242,7 +244,7 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
         vocab_size=len(tokenizer),
         d_model=config.width,
         d_kv=config.width // config.heads,
-        d_ff=4 * config.width,
+        d_ff=config.intermediate or 4 * config.width,
         num_layers=config.layers,
         num_heads=config.heads,
         feed_forward_proj="gated-gelu",
@@ -295,8 +297,26 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
 
 
 def _read_text_tower(path: str) -> tuple[Any, Any]:
+    folder = lookup.tower(path)
     try:
-        return AutoModel.from_pretrained(path, add_pooling_layer=False), AutoTokenizer.from_pretrained(path)
+        return AutoModel.from_pretrained(
+            folder, dtype=torch.float32, add_pooling_layer=False
+        ), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(f"backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one") from error
+
+
+def ship(kind: str, source: Path, target: Path) -> int:
+    """Copy a tower with its weights in fp16, for the mini towers that come with the package; returns its bytes."""
+    if kind == "vit":
+        model: Any = ViTModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float16)
+    else:
+        kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
+        model = kinds[kind].from_pretrained(source, dtype=torch.float16)
+    model.save_pretrained(target)
+    if kind == "vit":
+        shutil.copy(source / "preprocessor_config.json", target)
+    else:
+        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    return sum(file.stat().st_size for file in target.iterdir())

@@ -101,3 +101,17 @@ def test_build_outsiders_must_be_dataclasses(outsider: None) -> None:
 def test_nearest() -> None:
     assert lookup.nearest("hiden_size", ["heads", "hidden_size"]) == "did you mean 'hidden_size'?"
     assert lookup.nearest("q", ["b", "a"]) == "known are a, b"
+
+
+def test_shipped_towers_by_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(lookup, "TOWERS", tmp_path)
+    assert lookup.tower("mini:vit") == str(tmp_path / "vit")
+    for other in ("facebook/opt-125m", "runs/vit/tower", "mini", "C:/models/vit"):
+        assert lookup.tower(other) == other
+    with pytest.raises(UsageError, match="unknown shipped tower 'vat'"):
+        lookup.tower("mini:vat")
+    with pytest.raises(UsageError, match="unknown shipped tower 'empty'"):
+        lookup.tower("mini:empty")

@@ -119,6 +119,7 @@ class Scenes:
         objects: least and greatest number of objects in a scene.
         questions: whether each sample asks a question, of the kinds in turn. Its scene is then drawn until that
             kind can be asked, hence differs from the scene of the same index without questions.
+        captions: keep the first so many of each picture; the first two tell everything, the others a part.
     """
 
     split: Literal["train", "val", "test"] = "train"
@@ -127,6 +128,7 @@ class Scenes:
     count: int = 1_000_000
     objects: tuple[int, int] = (1, 4)
     questions: bool = False
+    captions: int | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -135,6 +137,8 @@ class Scenes:
             raise UsageError(f"size is {self.size}; give a positive number of pixels, such as 112 or (160, 112)")
         if self.seed < 0 or self.count < 0:
             raise UsageError(f"seed is {self.seed} and count is {self.count}; neither may be negative")
+        if self.captions is not None and self.captions < 1:
+            raise UsageError(f"captions is {self.captions}; give how many to keep, at least 1, or leave it out")
         least, greatest = self.objects
         if not 1 <= least <= greatest <= max(GROUPINGS):
             raise UsageError(f"objects is {self.objects}; give the least and the greatest number, from 1 to 4")
@@ -157,7 +161,7 @@ class Scenes:
             image=draw(scene, *self.pixels),
             key=key,
             image_id=key,
-            captions=captions(scene, rng),
+            captions=captions(scene, rng)[: self.captions],
             question=question.question if question else None,
             answers=[question.answer] if question else [],
         )

@@ -26,7 +26,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from qformer.lookup import build
+from qformer.lookup import build, tower
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -362,6 +362,7 @@ def load_language_model(
 
 def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
     """`auto.from_pretrained`, with one error for its many."""
+    path = tower(str(path))
     try:
         return auto.from_pretrained(path, **options)
     except (OSError, ValueError, ImportError) as error:

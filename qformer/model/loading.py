@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
-from qformer import checkpoint, resolution, vision
+from qformer import checkpoint, lookup, resolution, vision
 from qformer.config import Config, QFormerConfig
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
@@ -59,7 +59,7 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
         "vocab_size": max(theirs.vocab_size, len(read_tokenizer(path))),
     }
     given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
-    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True)
+    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True, dtype=torch.float32)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
     return QFormerConfig(**(sizes | given)), state
 
@@ -73,6 +73,7 @@ def read_tokenizer(path: str | Path) -> Any:
 
 
 def _fetch(auto: Any, path: str, **options: Any) -> Any:
+    path = lookup.tower(path)
     try:
         return auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:

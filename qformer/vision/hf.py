@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
+from qformer import lookup
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
 
@@ -84,13 +85,12 @@ class HFVisionConfig:
         Raises:
             UsageError: nothing can be read there, it holds no vision transformer, or weights are missing in it.
         """
-        config = _read(AutoConfig.from_pretrained, self.path)
+        path = lookup.tower(self.path)
+        config = _read(AutoConfig.from_pretrained, path)
         vision = getattr(config, "vision_config", config)
         _check(vision)  # before the weights, which may have to be downloaded
-        mean, std = _statistics(self.path, vision.model_type)
-        model, report = _read(
-            AutoModel.from_pretrained, self.path, dtype=DTYPES[self.precision], output_loading_info=True
-        )
+        mean, std = _statistics(path, vision.model_type)
+        model, report = _read(AutoModel.from_pretrained, path, dtype=DTYPES[self.precision], output_loading_info=True)
         encoder = HFVisionEncoder(model, self.layer, mean, std)
         missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
         missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss

@@ -1,1 +1,0 @@
-"""Runs on drawn scenes: everything from scratch, offline."""

@@ -1,0 +1,120 @@
+"""`qformer backbones`: the mini towers, trained from scratch one after the other, halved, weighed and described.
+
+Four runs in one folder (BERT, the ViT that learns against it, OPT, T5), each resumed by the same command; then
+`towers/`, what the package ships as `mini:bert`, `mini:vit`, `mini:opt` and `mini:t5`, with a card.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stages
+from qformer import checkpoint, mini
+from qformer.config import load_config
+from qformer.types import UsageError
+from stages.backbones import TOWER
+from stages.loop import console
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KINDS = ("bert", "vit", "opt", "t5")  # the ViT needs the BERT
+LIMIT = 8_000_000  # bytes of all towers together
+#: What the card asks of each tower, the least share of right answers on unseen scenes.
+MINIMA = {"probe_colour": 0.95, "probe_shape": 0.95, "probe_position": 0.95, "probe_word": 0.80, "right": 0.95}
+
+
+def make(folder: Path, overrides: Sequence[str] = ()) -> Path:
+    """Train all four and assemble them; returns the folder of the towers.
+
+    Args:
+        folder: of the runs.
+        overrides: `KIND.key=value`, such as `opt.train.steps=100`, over `configs/mini/KIND.yaml`.
+
+    Raises:
+        UsageError: an override of no tower, or towers that weigh more than may be shipped.
+    """
+    chosen = by_kind(overrides)
+    records: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        run = folder / kind
+        fixed = [f"run={run}"] + ([f"backbone.text={folder / 'bert' / TOWER}"] if kind == "vit" else [])
+        console.rule(kind)
+        stages.train(load_config(Path("configs/mini") / f"{kind}.yaml", [*fixed, *chosen[kind]]))
+        records[kind] = describe(run)
+    target = folder / "towers"
+    for kind in KINDS:
+        records[kind]["bytes"] = mini.ship(kind, folder / kind / TOWER, target / kind)
+    weight = sum(record["bytes"] for record in records.values())
+    if weight > LIMIT:
+        raise UsageError(f"the towers weigh {weight:,} bytes together, more than {LIMIT:,}; make them smaller")
+    command = shlex.join(["qformer", "backbones", *overrides])
+    (target / "card.json").write_text(json.dumps({"command": command, "towers": records}, indent=1), encoding="utf-8")
+    (target / "README.md").write_text(card(command, records), encoding="utf-8")
+    return target
+
+
+def by_kind(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """`vit.train.steps=10` -> `{"vit": ["train.steps=10"], ...}`."""
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for override in overrides:
+        kind, _, rest = override.partition(".")
+        if kind not in found or not rest:
+            raise UsageError(f"'{override}' names no tower; write {'|'.join(KINDS)}.key=value")
+        found[kind].append(rest)
+    return found
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """What the card says of one run: configuration, commit, steps, last held-out measures."""
+    saved = checkpoint.read(run)
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    held_out = [record for record in map(json.loads, lines) if record["kind"] == "validation"]
+    measured = {key: value for key, value in held_out[-1].items() if key not in ("kind", "step")} if held_out else {}
+    config = saved.config
+    assert config.backbone is not None
+    return {
+        "seed": config.seed,
+        "commit": saved.meta.get("commit"),
+        "steps": config.train.steps,
+        "batch": config.data.batch,
+        "data": config.data.train.model_dump(),
+        "held_out": None if config.data.validation is None else config.data.validation.model_dump(),
+        "sizes": config.backbone.model_dump(include={"width", "layers", "heads", "intermediate", "vocab_size"}),
+        "measured": measured,
+    }
+
+
+def card(command: str, records: dict[str, dict[str, Any]]) -> str:
+    """The model card, as Markdown."""
+    lines = [
+        "# Mini towers",
+        "",
+        "A BERT, a ViT, an OPT and a T5 of a few million weights together, for trying the bridge on drawn scenes",
+        "without a network or a GPU. They know scenes and nothing else. Trained from scratch, stored in fp16, by",
+        "",
+        f"    {command}",
+        "",
+        "| tower | steps x batch | seed | trained on | commit | bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, record in records.items():
+        lines.append(
+            f"| {kind} | {record['steps']} x {record['batch']} | {record['seed']} | {record['data']['name']} | "
+            f"{(record['commit'] or 'unknown')[:10]} | {record['bytes']:,} |"
+        )
+    lines += [
+        "",
+        "Measured on scenes that training never shows:",
+        "",
+        "| tower | measure | value | least |",
+        "|---|---|---|---|",
+    ]
+    for kind, record in records.items():
+        for key, value in record["measured"].items():
+            least = MINIMA.get(key)
+            lines.append(f"| {kind} | {key} | {value:.3f} | {'' if least is None else least} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,82 @@
+"""`qformer backbones`: all four towers in a few steps, read back by everything that reads a tower."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from qformer import lookup, vision
+from qformer.model.llm import load_language_model
+from qformer.model.loading import read_bert
+from qformer.types import UsageError
+from stages import towers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FEW = ["train.steps=2", "train.warmup=1", "train.precision=fp32", "data.batch=4", "backbone.width=32"]
+SMALL = {
+    "bert": ["data.train.count=40", "data.validation.count=4"],
+    "vit": ["data.validation_size=30", "backbone.heads=2", "backbone.layers=1", "data.train.size=120"],
+    "opt": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"],
+    "t5": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    overrides = [f"{kind}.{change}" for kind, own in SMALL.items() for change in (*FEW, *own)]
+    return towers.make(tmp_path_factory.mktemp("towers"), overrides)
+
+
+def test_every_tower_is_read_by_what_reads_towers(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "TOWERS", made)
+    encoder = vision.build("hf", path="mini:vit")
+    assert encoder(torch.rand(1, 3, 120, 120)).shape == (1, 37, 32)
+    sizes, state = read_bert("mini:bert")
+    assert sizes.hidden_size == 32
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    for kind, family in (("opt", "causal"), ("t5", "seq2seq")):
+        model = load_language_model(f"mini:{kind}")
+        assert model.family == family
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_weights_are_stored_in_half_precision(made: Path) -> None:
+    for kind in towers.KINDS:
+        assert json.loads((made / kind / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_the_card_tells_how_each_was_made(made: Path) -> None:
+    told = json.loads((made / "card.json").read_text())
+    assert told["command"].startswith("qformer backbones ")
+    assert set(told["towers"]) == set(towers.KINDS)
+    assert 0 <= told["towers"]["vit"]["measured"]["probe_shape"] <= 1
+    assert told["towers"]["opt"]["bytes"] == sum(f.stat().st_size for f in (made / "opt").iterdir())
+    text = (made / "README.md").read_text()
+    assert "| vit | probe_word |" in text
+    assert "| 2 x 4 | 0 | phrases |" in text
+
+
+def test_the_same_command_does_not_train_again(made: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in made.parent.glob("*/checkpoints/*/*.safetensors")}
+    overrides = [f"{kind}.{change}" for kind, own in SMALL.items() for change in (*FEW, *own)]
+    assert towers.make(made.parent, overrides) == made
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(before) == 4
+
+
+def test_towers_that_weigh_too_much(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "LIMIT", 1000)
+    overrides = [f"{kind}.{change}" for kind, own in SMALL.items() for change in (*FEW, *own)]
+    with pytest.raises(UsageError, match="more than 1,000"):
+        towers.make(made.parent, overrides)
+
+
+@pytest.mark.parametrize("wrong", ["train.steps=3", "gpt.train.steps=3", "opt"])
+def test_an_override_of_no_tower(wrong: str) -> None:
+    with pytest.raises(UsageError, match="names no tower"):
+        towers.by_kind([wrong])
