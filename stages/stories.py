@@ -6,6 +6,7 @@ token, the prompt, the end) is the same in both.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from qformer.cleaning import clean_caption
 from qformer.data.loader import Loaded
 from qformer.mini import build_language_model, train_tokenizer
 from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
@@ -27,22 +27,24 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
     from qformer.data.stories import Stories, Story
 
-LONGEST_GROUP = 6
+LONG = ("describe", "self-ask")  # kinds whose replies are sentences, of which several would be right
+WEIGHTS = {"answer": 1.0, "describe": 0.25}
+BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")
 SAMPLE_FOR_TOKENIZER = 4000
 
 
 class StoryTask(nn.Module):
     """A small OPT or T5 that reads a description and a prompt and writes the reply.
 
-    In half of the rows runs of one to six words of the description are added up to one vector each, in any order. A
-    visual token tells several things at once and has no place in a sentence; text alone teaches the model to read such.
+    In half of the rows the words about each object are added up to one vector, and objects stand in any order. A visual
+    token tells several things at once and has no place in a sentence; text alone teaches the model to read such.
     """
 
     def __init__(self, config: BackboneConfig, stories: Stories) -> None:
         super().__init__()
         self.max_tokens = config.max_tokens
         some = [stories[i] for i in range(min(SAMPLE_FOR_TOKENIZER, len(stories)))]
-        texts = [text for s in some for text in (clean_caption(s.description), s.prompt, s.reply, "\n")]
+        texts = [text for s in some for text in (s.description, s.prompt, s.reply, "\n")]
         tokenizer = train_tokenizer(config.kind, texts, config.vocab_size)
         model = build_language_model(config, tokenizer)
         for key in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
@@ -53,11 +55,20 @@ class StoryTask(nn.Module):
         self.llm.model.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`answer` and `describe`, cross-entropy per token of each; together `lm`, in which answers weigh the most.
+
+        Were all tokens equal, descriptions of thirty words would leave next to nothing to answers of one.
+        """
         stories = cast("list[Story]", batch.text)
-        prefix, mask = self.read([story.description for story in stories])
-        replies, prompts = [story.reply for story in stories], [story.prompt for story in stories]
-        total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
-        loss = total / count
+        losses = {}
+        for name, long in (("answer", False), ("describe", True)):
+            some = [story for story in stories if (story.kind in LONG) == long]
+            if some:
+                prefix, mask = self.read([story.description for story in some])
+                replies, prompts = [story.reply for story in some], [story.prompt for story in some]
+                total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
+                losses[name] = total / count
+        loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
         return {"loss": loss, "lm": loss}
 
     def read(self, descriptions: Sequence[str], added: float | None = None) -> tuple[Tensor, Tensor]:
@@ -70,27 +81,23 @@ class StoryTask(nn.Module):
         table = self.llm.model.get_input_embeddings()
         rows = []
         for text in descriptions:
-            ids = self.llm.tokenizer(clean_caption(text), add_special_tokens=False)["input_ids"]
-            embeds = table(torch.tensor(ids, device=table.weight.device))  # (T, L)
             if torch.rand(()) < added:
-                group = _groups(len(ids)).to(embeds.device)
-                embeds = embeds.new_zeros(int(group.max()) + 1, embeds.shape[1]).index_add(0, group, embeds)
+                phrases = [self._words(phrase) for phrase in BETWEEN_OBJECTS.split(text)]
+                embeds = torch.stack([table(ids).sum(dim=0) for ids in phrases])[torch.randperm(len(phrases))]
+            else:
+                embeds = table(self._words(text))  # (T, L)
             rows.append(embeds)
         prefix = pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=prefix.device)
         return prefix, torch.arange(prefix.shape[1], device=prefix.device) < lengths[:, None]
 
+    def _words(self, text: str) -> Tensor:
+        ids = self.llm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids, device=self.llm.model.device)
+
     def save(self, folder: Path) -> None:
         self.llm.model.save_pretrained(folder)
         self.llm.tokenizer.save_pretrained(folder)
-
-
-def _groups(count: int) -> Tensor:
-    """The group of each of `count` words: neighbours, one to six to a group, groups numbered at random. long[count]."""
-    sizes = torch.randint(1, LONGEST_GROUP + 1, (count,))
-    ends = sizes.cumsum(0)
-    group = torch.searchsorted(ends, torch.arange(count), right=True)
-    return torch.randperm(int(group[-1]) + 1)[group]
 
 
 @dataclass
@@ -120,7 +127,7 @@ class StoryValidation:
 def answered(task: StoryTask, stories: Sequence[Story], batch: int, added: float = 0.0) -> dict[str, float]:
     """Share of replies written exactly: `right` over all that have one right reply, and `right_KIND` for each kind."""
     right: dict[str, list[bool]] = {}
-    single = [story for story in stories if story.kind not in ("describe", "self-ask")]
+    single = [story for story in stories if story.kind not in LONG]
     for start in range(0, len(single), batch):
         part = single[start : start + batch]
         prefix, mask = task.read([story.description for story in part], added)

@@ -44,13 +44,35 @@ def configuration(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_words_that_are_added_up_keep_their_sum(kind: str) -> None:
     made = task(kind)
-    texts = ["a large red circle at the top left", "there is one object, a small blue star at the center"]
-    plain, mask = made.read(texts, added=0.0)
+    texts = [
+        "top left large red circle with the word cat on it, center small blue star",
+        "there are two objects, a small blue star at the center and a red moon at the top right",
+    ]
+    _, mask = made.read(texts, added=0.0)
     words = made.llm.tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert mask.sum(dim=1).tolist() == [len(ids) for ids in words]
     fewer, fewer_mask = made.read(texts, added=1.0)
-    assert (fewer_mask.sum(dim=1) < mask.sum(dim=1)).all()
-    assert torch.allclose((fewer * fewer_mask[..., None]).sum(dim=1), (plain * mask[..., None]).sum(dim=1), atol=1e-5)
+    assert fewer_mask.sum(dim=1).tolist() == [2, 3]  # a vector for each object, and one for `there are two objects`
+    table = made.llm.model.get_input_embeddings()
+    star = table(
+        torch.tensor(made.llm.tokenizer("a small blue star at the center", add_special_tokens=False)["input_ids"])
+    )
+    assert (fewer[1] - star.sum(dim=0)).abs().amax(dim=1).min() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_an_answer_weighs_as_much_beside_a_long_description(kind: str) -> None:
+    made = task(kind).eval()
+    answers = [Stories(task="ask")[i] for i in range(4)]
+    told = [Stories(task="describe")[i] for i in range(4)]
+
+    def loss(stories: list[Story]) -> float:
+        return made(Batch(Tiles([], []), stories))["loss"].item()  # type: ignore[arg-type]
+
+    assert loss(answers + told) == pytest.approx(loss(answers) + loss(told), abs=1e-4)
+    prefix, mask = made.read([story.description for story in told])
+    total, count = made.llm.loss(prefix, mask, [s.reply for s in told], [s.prompt for s in told], made.max_tokens)
+    assert loss(told) == pytest.approx(0.25 * (total / count).item(), abs=1e-4)
 
 
 def test_words_are_added_up_in_training_only() -> None:
