@@ -392,7 +392,14 @@ def test_the_source_is_built_from_a_configuration():
 REFUSED = [("split", "dev"), ("size", 0), ("size", (64, -1)), ("seed", -1), ("count", -1), ("objects", (0, 4))]
 
 
-@pytest.mark.parametrize(("field", "value"), [*REFUSED, ("objects", (3, 2)), ("objects", (1, 5))])
+@pytest.mark.parametrize(("field", "value"), [*REFUSED, ("objects", (3, 2)), ("objects", (1, 5)), ("captions", 0)])
 def test_impossible_options_are_refused(field, value):
     with pytest.raises(UsageError, match=f"{field} is"):
         Scenes(**{field: value})
+
+
+def test_only_the_captions_that_tell_everything():
+    for index in range(20):
+        every, two = Scenes()[index], Scenes(captions=2)[index]
+        assert two.captions == every.captions[:2]
+        assert all(item.colour in text for text in two.captions for item in Scenes().scene(index).objects)
