@@ -12,7 +12,9 @@ The image enters as `KeyValues`, computed once per image and shared by all passe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -25,6 +27,8 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+BERT_WIDTH = 768  # of bert-base, for which its initial scale was chosen
 
 
 @dataclass
@@ -93,8 +97,9 @@ class QFormer(nn.Module):
             QFormerLayer(config, layer % config.cross_attention_every == 0) for layer in range(config.layers)
         )
         self.lm_head = LMHead(config)
-        self.apply(_init)
-        nn.init.normal_(self.queries, std=0.02)
+        std = 0.02 * math.sqrt(BERT_WIDTH / config.hidden_size)
+        self.apply(partial(_init, std=std))
+        nn.init.normal_(self.queries, std=std)
 
     @classmethod
     def from_bert(
@@ -211,9 +216,12 @@ class QFormer(nn.Module):
         return hidden
 
 
-def _init(module: nn.Module) -> None:
-    """BERT's own: N(0, 0.02) for weights, zero for biases."""
+def _init(module: nn.Module, std: float) -> None:
+    """BERT's own, N(0, 0.02) for weights at its width and zero for biases.
+
+    A narrower model starts in proportion: with 0.02 at width 128 every query would attend to all patches alike.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

@@ -151,13 +151,14 @@ def test_from_bert_copies_the_text_ffn_for_queries_and_keeps_new_weights():
             assert copy.data_ptr() != weight.data_ptr()  # two weights, which part in training
     assert model.embeddings.words.weight[:-1].equal(bert.bert.embeddings.word_embeddings.weight)
     dec = model.embeddings.words.weight[-1]
-    assert 0 < dec.abs().max() < 0.2  # N(0, 0.02), not BERT's
+    scale = 0.02 * math.sqrt(768 / SIZES["hidden_size"])
+    assert 0 < dec.abs().max() < 5 * scale  # their own start, not BERT's
     assert model.lm_head.bias[:-1].equal(bert.cls.predictions.bias)
     assert model.lm_head.bias[-1] == 0
     cross = model.layers[0].cross_attention
-    assert 0 < cross.key.weight.std() < 0.03
+    assert 0.7 * scale < cross.key.weight.std() < 1.4 * scale
     assert cross.key.bias.eq(0).all()
-    assert 0 < model.queries.std() < 0.03
+    assert 0.7 * scale < model.queries.std() < 1.4 * scale
 
 
 def test_from_bert_takes_a_plain_bert_model_and_only_the_layers_it_needs():
@@ -497,3 +498,13 @@ def test_full_size_has_the_parameters_of_bert_base_and_its_additions():
     # stage one of LAVIS trains 186,705,470 in all: these, ln_vision, two projections, the ITM head and the temperature
     outside = 2 * encoder + 2 * (hidden * 256 + 256) + 2 * hidden + 2 + 1
     assert sum(weight.numel() for weight in model.parameters()) == expected == 186_705_470 - outside
+
+
+@pytest.mark.parametrize(("width", "std"), [(768, 0.02), (192, 0.04)])
+def test_weights_start_at_the_scale_of_their_width(width: int, std: float) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "layers": 1, "heads": 4, "intermediate_size": 64, "vocab_size": 50}
+    qformer = QFormer(QFormerConfig(**sizes, encoder_width=width))
+    cross = qformer.layers[0].cross_attention
+    for weight in (qformer.queries, cross.query.weight, cross.key.weight, cross.value.weight, cross.output.weight):
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.05)
