@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from qformer.data.stories import Stories, Story
 
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, of which several would be right
-WEIGHTS = {"answer": 1.0, "describe": 0.25}
 BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")
 SAMPLE_FOR_TOKENIZER = 4000
 
@@ -55,20 +54,20 @@ class StoryTask(nn.Module):
         self.llm.model.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`answer` and `describe`, cross-entropy per token of each; together `lm`, in which answers weigh the most.
+        """`lm`: the cross-entropy per token of answers plus that of descriptions.
 
         Were all tokens equal, descriptions of thirty words would leave next to nothing to answers of one.
         """
         stories = cast("list[Story]", batch.text)
-        losses = {}
-        for name, long in (("answer", False), ("describe", True)):
+        losses = []
+        for long in (False, True):
             some = [story for story in stories if (story.kind in LONG) == long]
             if some:
                 prefix, mask = self.read([story.description for story in some])
                 replies, prompts = [story.reply for story in some], [story.prompt for story in some]
                 total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
-                losses[name] = total / count
-        loss = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
+                losses.append(total / count)
+        loss = torch.stack(losses).sum()
         return {"loss": loss, "lm": loss}
 
     def read(self, descriptions: Sequence[str], added: float | None = None) -> tuple[Tensor, Tensor]:

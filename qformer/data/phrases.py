@@ -8,7 +8,7 @@ objects, whatever their colour, or `object with the word cat on it`, a ViT has t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,22 +41,21 @@ class Phrases:
         phrases: for each object.
     """
 
-    split: Literal["train"] = "train"
     size: int = 112
     seed: int = 0
     count: int = 1_000_000
     phrases: int = 2
 
     def __post_init__(self) -> None:
-        if self.split != "train" or self.phrases < 1:
-            raise UsageError(f"split is '{self.split}' and phrases {self.phrases}; give train, and at least 1 phrase")
+        if self.phrases < 1:
+            raise UsageError(f"phrases is {self.phrases}; give at least 1 for each object")
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Told]]:
         """Scene `index` of the training split, and `phrases` of each of its objects in turn."""
-        scene = Scenes(self.split, size=self.size, seed=self.seed, count=self.count).scene(index)
+        scene = Scenes("train", size=self.size, seed=self.seed, count=self.count).scene(index)
         rng = np.random.default_rng((self.seed, index, 2))
         return scene, [tell(item, rng) for item in scene.objects for _ in range(self.phrases)]
 

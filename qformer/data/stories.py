@@ -61,13 +61,13 @@ class Stories:
     """A source of text: story `i` is a function of the fields and of `i` alone. Scenes are those of `Scenes`.
 
     Attributes:
-        task: one of `TASKS`; None draws one for each story.
+        task: what every story asks for; None draws one for each by the shares of `TASKS`.
     """
 
     split: Literal["train", "val", "test"] = "train"
     seed: int = 0
     count: int = 1_000_000
-    task: str | None = None
+    task: Literal["describe", "ask", "context", "dialogue", "self-ask"] | None = None
 
     def __len__(self) -> int:
         return self.count

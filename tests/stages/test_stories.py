@@ -72,7 +72,7 @@ def test_an_answer_weighs_as_much_beside_a_long_description(kind: str) -> None:
     assert loss(answers + told) == pytest.approx(loss(answers) + loss(told), abs=1e-4)
     prefix, mask = made.read([story.description for story in told])
     total, count = made.llm.loss(prefix, mask, [s.reply for s in told], [s.prompt for s in told], made.max_tokens)
-    assert loss(told) == pytest.approx(0.25 * (total / count).item(), abs=1e-4)
+    assert loss(told) == pytest.approx((total / count).item(), abs=1e-4)
 
 
 def test_words_are_added_up_in_training_only() -> None:
