@@ -109,6 +109,8 @@ class LLMConfig(Section):
         max_tokens: texts are cut here.
         dtype: how its weights are stored; `auto` is as in its files.
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
+        visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
+            words, and those of a T5 are large.
     """
 
     path: str
@@ -116,6 +118,7 @@ class LLMConfig(Section):
     max_tokens: Positive = 32
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     dropout: bool = False
+    visual_scale: Annotated[float, Field(gt=0)] = 1.0
 
 
 class BackboneConfig(Section):
@@ -125,10 +128,11 @@ class BackboneConfig(Section):
         kind: what is built, saved as an ordinary transformers folder.
         heads: attention heads.
         intermediate: width inside the feed-forward layers; 4 x `width` by default.
+        decoder_layers: of a T5, whose encoder has `layers`; as many by default.
         image_size, patch_size: of a ViT.
         text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
         freeze_text: keep that BERT as it is and train a projection on it only.
-        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or unigram (T5) tokeniser trained on the captions.
+        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokeniser trained on the captions.
     """
 
     kind: Literal["vit", "bert", "opt", "t5"]
@@ -136,6 +140,7 @@ class BackboneConfig(Section):
     layers: Positive = 6
     heads: Positive = 3
     intermediate: Positive | None = None
+    decoder_layers: Positive | None = None
     image_size: Positive = 112
     patch_size: Positive = 16
     text: str | None = None
@@ -336,6 +341,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"the value of '{override}' is not YAML; quote it, as in '{key}=\"{text}\"'") from error
+
+
+def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Overrides of several configurations by their prefix: `vit.train.steps=10` -> `{"vit": ["train.steps=10"], ...}`.
+
+    Raises:
+        UsageError: an override with none of the names in front.
+    """
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for override in overrides:
+        name, _, rest = override.partition(".")
+        if name not in found or not rest:
+            raise UsageError(f"'{override}' names none of the configurations; write {'|'.join(names)}.key=value")
+        found[name].append(rest)
+    return found
 
 
 def dump_config(config: Config) -> str:

@@ -226,26 +226,14 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
             )
         )
     if config.kind == "opt":
-        return OPTForCausalLM(
-            OPTConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.width,
-                word_embed_proj_dim=config.width,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                ffn_dim=config.intermediate or 4 * config.width,
-                max_position_embeddings=512,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        return _build_opt(config, tokenizer)
     sizes = T5Config(
         vocab_size=len(tokenizer),
         d_model=config.width,
         d_kv=config.width // config.heads,
         d_ff=config.intermediate or 4 * config.width,
         num_layers=config.layers,
+        num_decoder_layers=config.decoder_layers,
         num_heads=config.heads,
         feed_forward_proj="gated-gelu",
         pad_token_id=tokenizer.pad_token_id,
@@ -256,10 +244,43 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
     return T5ForConditionalGeneration(sizes)
 
 
+def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OPTForCausalLM:
+    """OPT starts at a scale of 0.02, which suits widths of a thousand: a narrow one learns three times slower with it.
+
+    Here rows have unit length, positions start as sines, and what is added to the residual stream shrinks
+    with the number of layers (Radford et al. 2019, GPT-2, section 2.3).
+    """
+    sizes = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        word_embed_proj_dim=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        ffn_dim=config.intermediate or 4 * config.width,
+        max_position_embeddings=512,
+        init_std=config.width**-0.5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = OPTForCausalLM(sizes)
+    decoder = model.model.decoder
+    with torch.no_grad():
+        table = decoder.embed_positions.weight
+        waves = math.pi / 2 * 256 ** -torch.linspace(0, 1, config.width // 2)  # radians per token
+        angles = torch.arange(len(table))[:, None] * waves
+        table.copy_((2 / config.width) ** 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1))
+        for layer in decoder.layers:
+            layer.self_attn.out_proj.weight.div_((2 * config.layers) ** 0.5)
+            layer.fc2.weight.div_((2 * config.layers) ** 0.5)
+    return model
+
+
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokeniser with the special tokens of its kind.
 
-    BERT: lower-cased WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: unigram, `</s>` last.
+    BERT: lower-cased WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: BPE of words with their
+    space in front, `</s>` last; T5's own unigrams fall to letters where few different words are seen.
     """
     special = SPECIAL[kind]
     trainer: Any
@@ -280,14 +301,12 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
             vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
     else:
-        tokenizer = Tokenizer(models.Unigram())
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
         tokenizer.decoder = decoders.Metaspace()
         template, options = "$0 </s>", {"eos_token": "</s>"}
-        trainer = trainers.UnigramTrainer(
-            vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-        )
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     used = [(token, special.index(token)) for token in special if token in template.split()]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
@@ -313,7 +332,7 @@ def ship(kind: str, source: Path, target: Path) -> int:
         model: Any = ViTModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float16)
     else:
         kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
-        model = kinds[kind].from_pretrained(source, dtype=torch.float16)
+        model = kinds[kind].from_pretrained(source).half()  # `dtype` would leave parts of a T5 in float32
     model.save_pretrained(target)
     if kind == "vit":
         shutil.copy(source / "preprocessor_config.json", target)

@@ -7,17 +7,19 @@ token, the prompt, the end) is the same in both.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from qformer.data.loader import Loaded
 from qformer.mini import build_language_model, train_tokenizer
 from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
+from qformer.model.vision_language import split_caption
 from qformer.types import Batch, Tiles
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ SAMPLE_FOR_TOKENIZER = 4000
 class StoryTask(nn.Module):
     """A small OPT or T5 that reads a description and a prompt and writes the reply.
 
-    In half of the rows the words about each object are added up to one vector, and objects stand in any order. A visual
-    token tells several things at once and has no place in a sentence; text alone teaches the model to read such.
+    The words about each object of an unordered story are added up to one vector. A visual token tells several things at
+    once and has no place in a sentence; text alone teaches the model to read such.
     """
 
     def __init__(self, config: BackboneConfig, stories: Stories) -> None:
@@ -49,9 +51,15 @@ class StoryTask(nn.Module):
         for key in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
             if hasattr(model.config, key):
                 setattr(model.config, key, 0.0)
+        model.set_attn_implementation("eager")  # on a CPU in bf16 the gradient of fused attention takes twice as long
         kind = CausalLM if config.kind == "opt" else Seq2SeqLM
         self.llm: LanguageModel = kind(model, tokenizer)
         self.llm.model.requires_grad_(True)
+        self.llm.autocast = True
+        if config.kind == "t5":
+            for module in model.modules():
+                if type(module).__name__ == "T5Attention":
+                    parametrize.register_parametrization(module.q, "weight", Scaled(module.key_value_proj_dim**-0.5))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`lm`: the cross-entropy per token of answers plus that of descriptions.
@@ -63,40 +71,64 @@ class StoryTask(nn.Module):
         for long in (False, True):
             some = [story for story in stories if (story.kind in LONG) == long]
             if some:
-                prefix, mask = self.read([story.description for story in some])
-                replies, prompts = [story.reply for story in some], [story.prompt for story in some]
-                total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
+                asked = [self._asked(story) for story in some]
+                prompts, replies = [prompt for prompt, _ in asked], [reply for _, reply in asked]
+                total, count = self.llm.loss(*self.read(some), replies, prompts, self.max_tokens)
                 losses.append(total / count)
         loss = torch.stack(losses).sum()
         return {"loss": loss, "lm": loss}
 
-    def read(self, descriptions: Sequence[str], added: float | None = None) -> tuple[Tensor, Tensor]:
-        """Descriptions as a prefix of the model: float[B, M, L] and bool[B, M].
+    def _asked(self, story: Story) -> tuple[str, str]:
+        """Prompt and reply. An encoder-decoder often reads the first words of a caption, as in all of its stage two."""
+        if story.kind == "describe" and self.llm.family == "seq2seq" and torch.rand(()) < 0.7:
+            return split_caption(story.reply)
+        return story.prompt, story.reply
 
-        Args:
-            added: probability that words are added up in a row; by default one half in training, else none.
-        """
-        added = (0.5 if self.training else 0.0) if added is None else added
-        table = self.llm.model.get_input_embeddings()
-        rows = []
-        for text in descriptions:
-            if torch.rand(()) < added:
-                phrases = [self._words(phrase) for phrase in BETWEEN_OBJECTS.split(text)]
-                embeds = torch.stack([table(ids).sum(dim=0) for ids in phrases])[torch.randperm(len(phrases))]
-            else:
-                embeds = table(self._words(text))  # (T, L)
-            rows.append(embeds)
-        prefix = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows], device=prefix.device)
-        return prefix, torch.arange(prefix.shape[1], device=prefix.device) < lengths[:, None]
-
-    def _words(self, text: str) -> Tensor:
-        ids = self.llm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return torch.tensor(ids, device=self.llm.model.device)
+    def read(self, stories: Sequence[Story]) -> tuple[Tensor, Tensor]:
+        """Descriptions as a prefix of the model: float[B, M, L] and bool[B, M]."""
+        parts = [_parts(story) for story in stories]
+        ids = iter(self.llm.tokenizer([p for own in parts for p in own], add_special_tokens=False)["input_ids"])
+        words: list[int] = []
+        place: list[int] = []  # of each word in the prefixes of all rows, one after the other
+        lengths: list[int] = []
+        for story, own in zip(stories, parts, strict=True):
+            start = sum(lengths)
+            rows = [next(ids) for _ in own]
+            for number, row in enumerate(rows):
+                words += row
+                place += [start + number] * len(row) if story.unordered else range(start, start + len(row))
+            lengths.append(len(rows) if story.unordered else len(rows[0]))
+        device = self.llm.model.device
+        embeds = self.llm.model.get_input_embeddings()(torch.tensor(words, device=device))
+        added = embeds.new_zeros(sum(lengths), self.llm.width).index_add(0, torch.tensor(place, device=device), embeds)
+        prefix = pad_sequence(added.split(lengths), batch_first=True)
+        columns = torch.arange(prefix.shape[1], device=device)
+        return prefix, columns < torch.tensor(lengths, device=device)[:, None]
 
     def save(self, folder: Path) -> None:
+        for module in self.llm.model.modules():
+            if parametrize.is_parametrized(module):
+                parametrize.remove_parametrizations(module, "weight")
         self.llm.model.save_pretrained(folder)
         self.llm.tokenizer.save_pretrained(folder)
+
+
+class Scaled(nn.Module):
+    """A weight that is learned `1 / factor` times as large as it is used.
+
+    T5 does not divide attention by the root of the head's width but keeps that in small queries, which Adam's steps of
+    one size for all weights would throw about (T5 itself was trained with Adafactor, whose steps follow the weights).
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, learned: Tensor) -> Tensor:
+        return learned * self.factor
+
+    def right_inverse(self, used: Tensor) -> Tensor:
+        return used / self.factor
 
 
 @dataclass
@@ -113,26 +145,39 @@ class StoryBatches(Dataset[Loaded]):
 
 
 class StoryValidation:
-    """Loss, and the share of held-out replies that the model writes exactly, for each kind of story."""
+    """The share of held-out replies that the model writes exactly, in all, of each kind, and read without order."""
 
     def __init__(self, stories: Sequence[Story], batch: int) -> None:
         self.stories = stories
         self.batch = batch
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        return answered(cast("StoryTask", model), self.stories, self.batch)
+        task = cast("StoryTask", model)
+        unordered = [replace(story, unordered=True) for story in self.stories]
+        return {
+            **answered(task, self.stories, self.batch),
+            "unordered": answered(task, unordered, self.batch)["right"],
+        }
 
 
-def answered(task: StoryTask, stories: Sequence[Story], batch: int, added: float = 0.0) -> dict[str, float]:
+def answered(task: StoryTask, stories: Sequence[Story], batch: int) -> dict[str, float]:
     """Share of replies written exactly: `right` over all that have one right reply, and `right_KIND` for each kind."""
     right: dict[str, list[bool]] = {}
     single = [story for story in stories if story.kind not in LONG]
     for start in range(0, len(single), batch):
         part = single[start : start + batch]
-        prefix, mask = task.read([story.description for story in part], added)
-        ids = task.llm.generate(prefix, mask, [story.prompt for story in part], num_beams=1, max_new_tokens=8)
+        prompts = [story.prompt for story in part]
+        ids = task.llm.generate(*task.read(part), prompts, num_beams=1, max_new_tokens=8)
         for story, reply in zip(part, task.llm.decode(ids), strict=True):
             right.setdefault(story.kind, []).append(reply.strip() == story.reply)
     every = [value for values in right.values() for value in values]
     shares = {f"right_{kind}": sum(values) / len(values) for kind, values in sorted(right.items())}
     return {"right": sum(every) / len(every), **shares}
+
+
+def _parts(story: Story) -> list[str]:
+    """The description whole, or the phrases about each object in any order."""
+    if not story.unordered:
+        return [story.description]
+    phrases = BETWEEN_OBJECTS.split(story.description)
+    return [phrases[i] for i in torch.randperm(len(phrases))]

@@ -37,7 +37,7 @@ from qformer.types import Sample, UsageError
 
 __all__ = ["KINDS", "Question", "Scene", "SceneObject", "Scenes", "captions", "description", "draw", "questions"]
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "any")
 SUPERSAMPLING = 4  # masks are drawn so many times larger and averaged down
 JITTER = 0.04  # an object's centre may lie this far from its cell's, so little that rows and columns stay plain
 GAP = 0.01  # an object keeps this far from the border of its cell
@@ -112,7 +112,8 @@ class Scenes:
     """Drawn scenes: sample `i` is a function of the fields and of `i` alone, in any process, in any order.
 
     Attributes:
-        split: `val` resembles `train`; `test` holds combinations that neither has.
+        split: `val` resembles `train`; `test` holds combinations that neither has; `any` is for text about scenes that
+            nobody sees.
         size: of the pictures in pixels: one side, or (width, height).
         seed: another seed gives other scenes.
         count: length of the source; nothing is stored, so it may be any number.
@@ -122,7 +123,7 @@ class Scenes:
         captions: keep the first so many of each picture; the first two tell everything, the others a part.
     """
 
-    split: Literal["train", "val", "test"] = "train"
+    split: Literal["train", "val", "test", "any"] = "train"
     size: int | tuple[int, int] = 112
     seed: int = 0
     count: int = 1_000_000
@@ -158,13 +159,17 @@ class Scenes:
         if question is not None:
             key = f"{key}:{question.kind}"
         return Sample(
-            image=draw(scene, *self.pixels),
+            image=self.picture(scene),
             key=key,
             image_id=key,
             captions=captions(scene, rng)[: self.captions],
             question=question.question if question else None,
             answers=[question.answer] if question else [],
         )
+
+    def picture(self, scene: Scene) -> np.ndarray:
+        """uint8[h, w, 3]."""
+        return draw(scene, *self.pixels)
 
     def scene(self, index: int) -> Scene:
         """What the picture of that sample shows; draws nothing."""
@@ -204,7 +209,7 @@ def _compose(rng: np.random.Generator, split: str, objects: tuple[int, int]) -> 
         kinds = [PAIRS[pairs[group]] for group in members]
         items = tuple(SceneObject(shape, colour, *place) for (shape, colour), place in zip(kinds, places, strict=True))
         scene = Scene(items, ground)
-        if held_out(scene, diagonals=False) if split == "test" else not held_out(scene, diagonals=True):
+        if split == "any" or (held_out(scene, diagonals=False) if split == "test" else not held_out(scene, True)):
             return scene
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from qformer.model.frontend import join_tiles
@@ -15,10 +16,14 @@ class QFormerConnector(nn.Module):
     Its Q-Former keeps only the query path; the queries act as soft visual prompts.
     """
 
-    def __init__(self, qformer: QFormer, llm_width: int) -> None:
+    def __init__(self, qformer: QFormer, llm_width: int, scale: float = 1.0) -> None:
+        """The projection starts `scale` times as large as a Linear of PyTorch does."""
         super().__init__()
         self.qformer = qformer
         self.projection = nn.Linear(qformer.config.hidden_size, llm_width)
+        with torch.no_grad():
+            for parameter in self.projection.parameters():
+                parameter.mul_(scale)
 
     def forward(self, visual: VisualTokens) -> tuple[Tensor, Tensor]:
         """The visual prefix of B images: float[B, M, L] and bool[B, M]; M = Q times the most tiles."""

@@ -9,6 +9,7 @@ T5, Flan-T5, UL2 (`Seq2SeqLM`). Rows of a batch may hold different numbers of vi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -30,6 +31,8 @@ from qformer.lookup import build, tower
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 IGNORE = -100  # label of a position that is no target
@@ -91,6 +94,7 @@ class LanguageModel(nn.Module, ABC):
     The model computes in its own dtype whatever autocast surrounds it: a bf16 T5 overflows under fp16 autocast.
 
     Attributes:
+        autocast: follow the surrounding autocast all the same, which a small model does that is itself trained.
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         end: id of the token that ends a text.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
@@ -109,6 +113,7 @@ class LanguageModel(nn.Module, ABC):
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.dropout = dropout
+        self.autocast = False
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         self.width: int = model.get_input_embeddings().weight.shape[1]
@@ -144,7 +149,7 @@ class LanguageModel(nn.Module, ABC):
             The sum of the token losses, float32[], and the number of targets, long[]: the caller divides, since across
             processes the sums and the counts add up but the means do not.
         """
-        with torch.autocast(prefix.device.type, enabled=False):
+        with self._own_dtype(prefix.device):
             logits, targets = self._predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens)
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return total, targets.ne(IGNORE).sum()
@@ -161,8 +166,11 @@ class LanguageModel(nn.Module, ABC):
             UsageError: an unknown option, or a row longer than the positions of the model.
         """
         config = GenerateConfig.of(options)
-        with torch.autocast(prefix.device.type, enabled=False):
+        with self._own_dtype(prefix.device):
             return self._continue(prefix, prefix_mask, prompts, config)
+
+    def _own_dtype(self, device: torch.device) -> AbstractContextManager[Any]:
+        return nullcontext() if self.autocast else torch.autocast(device.type, enabled=False)
 
     @abstractmethod
     def _predict(
@@ -260,9 +268,8 @@ class CausalLM(LanguageModel):
 class Seq2SeqLM(LanguageModel):
     """An encoder-decoder model: the encoder reads [visual][prompt end], the decoder predicts [text end].
 
-    Prompt and text are cut separately and keep their end. The paper trains by prefix language modelling:
-    `split_caption` gives the two. T5's gated GELU is computed with erf, as LAVIS does and as released BLIP-2 weights
-    were trained, though T5 itself was trained with the tanh form (`gelu_new`).
+    Prompt and text are cut separately and keep their end. T5's gated GELU is computed with erf, as LAVIS does and as
+    released BLIP-2 weights were trained, though T5 itself was trained with the tanh form (`gelu_new`).
     """
 
     family = "seq2seq"
@@ -310,18 +317,6 @@ def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[
     last = mask if side == "left" else ~mask
     order = last.byte().argsort(dim=1, stable=True)
     return embeds.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1), order
-
-
-def split_caption(text: str, generator: torch.Generator | None = None) -> tuple[str, str]:
-    """Cut a caption between two words, drawn uniformly: the prefix that is read and the suffix that is predicted.
-
-    (BLIP-2, section 3.3.) Both are non-empty for two words or more; a single word is all suffix.
-    """
-    words = text.split()
-    if len(words) < 2:
-        return "", " ".join(words)
-    cut = int(torch.randint(1, len(words), (), generator=generator))
-    return " ".join(words[:cut]), " ".join(words[cut:])
 
 
 def load_language_model(

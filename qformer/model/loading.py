@@ -126,9 +126,8 @@ def build_vision_language(config: Config, device: torch.device | str = "cpu") ->
     )
     encoder = build_encoder(config)
     qformer = QFormer(_with_encoder_width(config.qformer, encoder.width)).drop_text()
-    model = VisionLanguageModel(
-        encoder, QFormerConnector(qformer, llm.width), llm, config.llm.prompt, config.llm.max_tokens
-    )
+    connector = QFormerConnector(qformer, llm.width, config.llm.visual_scale)
+    model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
     model.frontend.strategy = strategy
     return model, config.model_copy(update={"qformer": qformer.config})
 
@@ -212,3 +211,11 @@ def load(
         model, _ = build_vision_language(config, device)
     load_trained(model, saved.tensors, saved.path)
     return model.to(device).eval()
+
+
+def load_vision_language(path: str | Path, device: str | torch.device | None = None) -> VisionLanguageModel:
+    """`load` for what needs a language model: a checkpoint of stage one is a UsageError."""
+    model = load(path, device)
+    if not isinstance(model, VisionLanguageModel):
+        raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
+    return model

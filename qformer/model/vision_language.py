@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qformer.model.frontend import FrontEnd
-from qformer.model.llm import LanguageModel, Seq2SeqLM, split_caption
+from qformer.model.llm import LanguageModel, Seq2SeqLM
 from qformer.model.prompts import vqa_preset, vqa_prompt
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
 
@@ -154,3 +154,15 @@ class VisionLanguageModel(nn.Module):
 
 def _spaced(prompt: str) -> str:
     return f"{prompt.rstrip()} " if prompt.strip() else ""
+
+
+def split_caption(text: str, generator: torch.Generator | None = None) -> tuple[str, str]:
+    """Cut a caption between two words, drawn uniformly: the prefix that is read and the suffix that is predicted.
+
+    (BLIP-2, section 3.3.) Both are non-empty for two words or more; a single word is all suffix.
+    """
+    words = text.split()
+    if len(words) < 2:
+        return "", " ".join(words)
+    cut = int(torch.randint(1, len(words), (), generator=generator))
+    return " ".join(words[:cut]), " ".join(words[cut:])

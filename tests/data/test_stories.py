@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from qformer.data.scene_text import WORDS, Question
 from qformer.data.scenes import Scenes
-from qformer.data.stories import SELF_ASK, STATEMENTS, TASKS, Stories, statement
+from qformer.data.stories import RUN, SELF_ASK, STATEMENTS, TASKS, Stories, statement
 from qformer.model.prompts import vqa_prompt
 
 COUNT = 400
@@ -45,7 +46,7 @@ def test_a_question_is_worded_as_stage_two_words_it() -> None:
 
 def test_a_description_names_every_object_and_word() -> None:
     for i in range(COUNT):
-        scene, text = Scenes(seed=0).scene(i), Stories()[i].description
+        scene, text = Scenes("any", seed=0).scene(i), Stories()[i].description
         for item in scene.objects:
             assert f"{item.size} {item.colour} {item.shape}" in text
             assert item.position in text
@@ -80,3 +81,13 @@ def test_statements() -> None:
     assert statement(Question("colour", "what color is the star?", "red"), "blue") == "the star is blue"
     assert statement(Question("word", "what word is on the star?", "sun"), "cat") == "the word on the star is cat"
     assert statement(Question("count", "how many stars are there?", "one"), "two") == "the number of stars is two"
+
+
+def test_unordered_stories_come_first_and_then_in_every_second_run() -> None:
+    source = Stories(unordered=100)
+    assert all(source[i].unordered for i in range(100))
+    later = [source[i].unordered for i in range(128, 128 + 4 * RUN, RUN)]
+    assert sorted(later) == [False, False, True, True]
+    assert len({source[i].unordered for i in range(128, 128 + RUN)}) == 1
+    assert not any(Stories()[i].unordered for i in range(0, 300, 10))
+    assert replace(source[3], unordered=False) == Stories()[3]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
-from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM, pack, split_caption
+from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM, pack
 from qformer.model.llm import load_language_model as load
+from qformer.model.vision_language import split_caption
 from qformer.types import UsageError
 from tests.tiny import LLM_KINDS, save_tiny_llm, tiny_llm, tiny_tokenizer
 

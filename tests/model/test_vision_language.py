@@ -32,6 +32,22 @@ def _model(root: Path, llm: str = "opt") -> VisionLanguageModel:
     return model.eval()
 
 
+def test_the_projection_starts_at_the_scale_that_is_asked(root: Path) -> None:
+    def start(**options: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        settings = config(
+            root,
+            "stage2",
+            llm={"path": str(root / "opt"), **options},
+            vision={"name": "hf", "path": str(root / "vit")},
+            qformer={"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 24, "queries": 3},
+        )
+        return build_vision_language(settings)[0].connector.projection.weight
+
+    assert torch.equal(start(visual_scale=4), 4 * start())
+    assert torch.equal(start(visual_scale=1), start())
+
+
 @dataclass(frozen=True)
 class TwoTiles(ResolutionStrategy):
     """The whole image, then for tall images also its upper half at another size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,10 +49,11 @@ def test_words_that_are_added_up_keep_their_sum(kind: str) -> None:
         "top left large red circle with the word cat on it, center small blue star",
         "there are two objects, a small blue star at the center and a red moon at the top right",
     ]
-    _, mask = made.read(texts, added=0.0)
+    told = [Story(text, "", "", "describe") for text in texts]
+    _, mask = made.read(told)
     words = made.llm.tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert mask.sum(dim=1).tolist() == [len(ids) for ids in words]
-    fewer, fewer_mask = made.read(texts, added=1.0)
+    fewer, fewer_mask = made.read([replace(story, unordered=True) for story in told])
     assert fewer_mask.sum(dim=1).tolist() == [2, 3]  # a vector for each object, and one for `there are two objects`
     table = made.llm.model.get_input_embeddings()
     star = table(
@@ -70,18 +72,21 @@ def test_an_answer_weighs_as_much_beside_a_long_description(kind: str) -> None:
         return made(Batch(Tiles([], []), stories))["loss"].item()  # type: ignore[arg-type]
 
     assert loss(answers + told) == pytest.approx(loss(answers) + loss(told), abs=1e-4)
-    prefix, mask = made.read([story.description for story in told])
+    prefix, mask = made.read(told)
     total, count = made.llm.loss(prefix, mask, [s.reply for s in told], [s.prompt for s in told], made.max_tokens)
     assert loss(told) == pytest.approx((total / count).item(), abs=1e-4)
 
 
-def test_words_are_added_up_in_training_only() -> None:
-    made = task("opt").eval()
-    stories = [Stories(task="ask")[i] for i in range(8)]
-    batch = Batch(Tiles([], []), stories)  # type: ignore[arg-type]
-    assert torch.equal(made(batch)["loss"], made(batch)["loss"])
-    made.train()
-    assert not torch.equal(made(batch)["loss"], made(batch)["loss"])
+def test_queries_of_t5_learn_at_the_scale_of_the_other_weights(tmp_path: Path) -> None:
+    made = task("t5")
+    attention = made.llm.model.encoder.block[0].layer[0].SelfAttention
+    learned = attention.q.parametrizations.weight.original
+    assert learned.requires_grad
+    assert torch.equal(attention.q.weight, learned * attention.key_value_proj_dim**-0.5)
+    used = attention.q.weight.clone()
+    made.save(tmp_path)
+    saved = load_language_model(tmp_path).model.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert torch.equal(saved, used)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
