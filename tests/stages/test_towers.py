@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from qformer import lookup, vision
+from qformer.config import by_prefix
 from qformer.model.llm import load_language_model
 from qformer.model.loading import read_bert
 from qformer.types import UsageError
@@ -78,5 +79,5 @@ def test_towers_that_weigh_too_much(made: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("wrong", ["train.steps=3", "gpt.train.steps=3", "opt"])
 def test_an_override_of_no_tower(wrong: str) -> None:
-    with pytest.raises(UsageError, match="names no tower"):
-        towers.by_kind([wrong])
+    with pytest.raises(UsageError, match="names none of the configurations"):
+        by_prefix([wrong], towers.KINDS)
