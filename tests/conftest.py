@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +33,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guard(connect))
     monkeypatch.setattr(socket.socket, "connect_ex", guard(connect_ex))
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+@pytest.fixture(scope="session")
+def whole_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one `qformer quickstart`, five minutes, for the slow tests."""
+    from stages import quickstart
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    quickstart.run(folder, [])
+    return folder

@@ -105,12 +105,16 @@ def measure(
     Args:
         captions: the captions of each image, any number.
     """
+    scores = score(model, groups, [text for own in captions for text in own], k, show)
+    table = recall_table(scores, captions)
+    return table if k else {"itc": table["itc"]}
+
+
+def recall_table(scores: Scores, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """What `measure` returns, from scores that are there already."""
     owner = torch.tensor([image for image, own in enumerate(captions) for _ in own])
     truth = owner[None, :] == torch.arange(len(captions))[:, None]  # (I, T)
-    scores = score(model, groups, [text for own in captions for text in own], k, show)
-    table = {"itc": (scores.itc, scores.itc)}
-    if k:
-        table["reranked"] = (scores.image_to_text, scores.text_to_image)
+    table = {"itc": (scores.itc, scores.itc), "reranked": (scores.image_to_text, scores.text_to_image)}
     return {
         name: {f"i2t_r{n}": value for n, value in recalls(i2t, truth).items()}
         | {f"t2i_r{n}": value for n, value in recalls(t2i.T, truth.T).items()}

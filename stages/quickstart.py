@@ -1,0 +1,182 @@
+"""`qformer quickstart`: both stages on drawn scenes with the shipped mini towers, measured, offline, in minutes.
+
+Stage one starts from an untrained bridge. Stage two sees captions only, so every answer is zero-shot. The blind models
+are trained alike behind one grey picture: what they answer right needs no eyes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+
+import stages
+from qformer import load
+from qformer.config import by_prefix, load_config
+from qformer.data.scenes import Scenes
+from qformer.evaluation import retrieval
+from qformer.model.image_text import ImageTextModel
+from qformer.model.loading import build_image_text
+from qformer.model.vision_language import VisionLanguageModel
+from stages import report, zero_shot
+from stages.loop import console
+from stages.stage1 import validation_data
+from stages.zero_shot import NEW, UNSEEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.config import Config
+    from qformer.data.loader import Held
+
+SIZE = 120  # pixels, of the pictures and of the shipped ViT
+CANDIDATES = 16
+LANGUAGE_MODELS = ("opt", "t5")
+QUESTIONS, CAPTIONS = 490, 100
+BLIND = "stages.zero_shot:BlindScenes"
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase beside its budget."""
+
+    start: float = field(default_factory=time.perf_counter)
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str, budget: int) -> Iterator[None]:
+        console.rule(f"{name} (budget {budget} s)")
+        begun = time.perf_counter()
+        yield
+        self.phases[name] = time.perf_counter() - begun
+        console.print(f"{name}: {self.phases[name]:.0f} of {budget} s")
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train and measure everything in `folder`; the same command again resumes. Returns what `results.json` holds.
+
+    Args:
+        overrides: `stage1.KEY=VALUE` or `stage2.KEY=VALUE` over the configurations of `configs/quickstart`.
+
+    Raises:
+        UsageError: an override of neither stage.
+    """
+    clock = Clock()
+    changes = by_prefix(overrides, ("stage1", "stage2"))
+    first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
+    held = validation_data(first)
+    assert held is not None
+    with clock.phase("stage one", 140):
+        step0 = _before_training(first, held)
+        stages.train(first)
+    with clock.phase("retrieval", 10):
+        bridge = load(first.run)
+        assert isinstance(bridge, ImageTextModel)
+        texts = [text for own in held.captions for text in own]
+        scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
+        recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
+    seen = Seen()
+    for name in LANGUAGE_MODELS:
+        with clock.phase(f"stage two, {name}", 75):
+            _stage_two(name, folder, changes["stage2"], seen)
+    results = {
+        "retrieval": recalls,
+        "vqa": {name: seen.vqa(name) for name in LANGUAGE_MODELS},
+        "captions": seen.captions(),
+        "seconds": clock.seconds,
+        "phases": clock.phases,
+        "peak_memory_gb": _peak_memory(),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    report.write(folder, results, held, scores, seen)
+    _show(results, folder)
+    return results
+
+
+@dataclass
+class Seen:
+    """Answers and captions of each language model for unseen scenes and for new ones, and its blind twin's answers."""
+
+    replies: dict[str, dict[str, list[zero_shot.Reply]]] = field(default_factory=dict)
+    blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
+    told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
+
+    def vqa(self, name: str) -> dict[str, Any]:
+        share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
+        return {
+            "accuracy": share,
+            "blind": zero_shot.accuracy(self.blind[name])[0],
+            "majority": zero_shot.majority(self.replies[name][UNSEEN]),
+            "by_kind": by_kind,
+            "new_combinations": zero_shot.accuracy(self.replies[name][NEW])[0],
+        }
+
+    def captions(self) -> dict[str, Any]:
+        by_model = {name: zero_shot.named(told[UNSEEN]) for name, told in self.told.items()}
+        new = {name: zero_shot.named(told[NEW]) for name, told in self.told.items()}
+        return {"named": min(by_model.values()), "by_model": by_model, "new_combinations": new}
+
+
+def _before_training(config: Config, held: Held) -> dict[str, float]:
+    """Retrieval of the bridge that `stages.train` will start from."""
+    torch.manual_seed(config.seed)
+    model, _ = build_image_text(config)
+    return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
+
+
+def _stage_two(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
+    """Train the bridge to one language model, and its blind twin, and question both."""
+    path = Path("configs/quickstart/stage2.yaml")
+    common = [f"init={folder / 'stage1'}", f"llm.path=mini:{name}", *overrides]
+    for blind in (False, True):
+        where = folder / (f"{name}-blind" if blind else name)
+        config = load_config(path, [f"run={where}", *common, *([f"data.train.name={BLIND}"] if blind else [])])
+        stages.train(config)
+        model = load(where)
+        assert isinstance(model, VisionLanguageModel)
+        if blind:
+            source = zero_shot.BlindScenes(UNSEEN, SIZE, count=QUESTIONS, questions=True)
+            seen.blind[name] = zero_shot.answer_all(model, source)
+            continue
+        seen.replies[name], seen.told[name] = {}, {}
+        for split in (UNSEEN, NEW):
+            asked = Scenes(split, SIZE, count=QUESTIONS, questions=True)
+            seen.replies[name][split] = zero_shot.answer_all(model, asked)
+            alone = Scenes(split, SIZE, count=CAPTIONS, objects=(1, 1), seed=1)
+            seen.told[name][split] = zero_shot.caption_all(model, alone)
+
+
+def _peak_memory() -> float:
+    """Of this process, in GB: what the system counts as resident at its highest."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _show(results: dict[str, Any], folder: Path) -> None:
+    table = Table("500 scenes, new combinations; %", "image to text R@1", "text to image R@1", title="retrieval")
+    for name, values in results["retrieval"].items():
+        table.add_row(name, *(f"{100 * values[key]:.1f}" for key in ("i2t_r1", "t2i_r1")))
+    console.print(table)
+    table = Table("zero-shot answers, %", "seeing", "blind", "commonest", "seeing, new combinations", title="questions")
+    for name, values in results["vqa"].items():
+        shares = [values[key] for key in ("accuracy", "blind", "majority", "new_combinations")]
+        table.add_row(name, *(f"{100 * share:.1f}" for share in shares))
+    console.print(table)
+    table = Table("colour and shape named, %", "unseen scenes", "new combinations", title="captions of one object")
+    for name, share in results["captions"]["by_model"].items():
+        table.add_row(name, f"{100 * share:.1f}", f"{100 * results['captions']['new_combinations'][name]:.1f}")
+    console.print(table)
+    console.print(f"{results['seconds']:.0f} s, {results['peak_memory_gb']:.1f} GB; look at {folder / 'report.html'}")
+    console.print(f"next: qformer demo {folder / 'opt'}, or qformer caption {folder / 'opt'} IMAGE")

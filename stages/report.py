@@ -1,0 +1,212 @@
+"""`report.html` of the quickstart: one file with everything to look at, pictures included."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from qformer.data.scenes import Scenes, draw
+from qformer.model.prompts import vqa_preset
+from stages.zero_shot import UNSEEN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from qformer.data.loader import Held
+    from qformer.data.scene_text import Scene
+    from qformer.evaluation.retrieval import Scores
+    from stages.quickstart import Seen
+
+QUERIES, BEST, SHOWN = 6, 5, 12
+STYLE = """
+:root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --right: #18794e; --wrong: #b5333a; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px 16px }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8px; }
+p { max-width: 70ch; } .soft { color: var(--soft); } .right { color: var(--right); } .wrong { color: var(--wrong); }
+table { border-collapse: collapse; margin: 8px 0; } td, th { padding: 4px 14px 4px 0; text-align: right; }
+th { font-weight: 600; border-bottom: 1px solid var(--line); } td:first-child, th:first-child { text-align: left; }
+.side { display: flex; flex-wrap: wrap; gap: 0 24px; } figure { margin: 8px 0; } figcaption { color: var(--soft); }
+.wide { overflow-x: auto; } .wide img.curves { max-width: none; height: 260px; }
+.query { border-top: 1px solid var(--line); padding: 12px 0; } .row { display: flex; gap: 8px; align-items: center; }
+.row span { width: 84px; flex: none; color: var(--soft); font-size: 13px; }
+.row img { width: 96px; min-width: 0; flex: 0 1 96px; }
+img.hit { outline: 3px solid var(--right); outline-offset: 1px; } .row + .row { margin-top: 8px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 16px; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 14px; }
+.card img { width: 100%; max-width: 200px; display: block; margin: 0 auto 8px; } .card p { margin: 4px 0; }
+code { background: #f2f2f5; padding: 1px 4px; border-radius: 4px; } 
+pre code { display: block; padding: 10px; overflow-x: auto; }
+"""
+
+
+def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, seen: Seen) -> None:
+    """Write `report.html` into `folder`.
+
+    Args:
+        results: what `results.json` holds.
+        held: the scenes of the retrieval, one caption each. scores: of these images and captions.
+    """
+    parts = [
+        "<h1>BLIP-2, from an untrained bridge</h1>",
+        f"<p class=soft>Both stages on drawn scenes in {results['seconds']:.0f} s and "
+        f"{results['peak_memory_gb']:.1f} GB. No picture below was trained on; those of new "
+        "combinations hold shapes in a colour, or in an order, that no picture of training showed.</p>",
+        _tables(results),
+        "<h2>Learning</h2>",
+        _curves(folder / "stage1" / "curves.png", "stage one"),
+        "<div class=side>",
+        *[_curves(folder / name / "curves.png", f"stage two, {name.upper()}") for name in seen.replies],
+        "</div>",
+        "<h2>Retrieval: a caption looks for its picture</h2>",
+        "<p>The five best of 500, by ITC, then with 16 candidates re-ranked by ITM. The right one is outlined.</p>",
+        *[_query(number, held, scores) for number in _telling(scores)],
+        "<h2>Captions of one object</h2>",
+        f"<div class=cards>{''.join(_captioned(seen, number) for number in range(SHOWN // 2))}</div>",
+        "<h2>Questions, never seen in stage two</h2>",
+        f"<div class=cards>{''.join(_answered(seen, number) for number in range(SHOWN))}</div>",
+        "<h2>Prompts</h2>",
+        _prompts(seen),
+    ]
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>qformer quickstart</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _tables(results: dict[str, Any]) -> str:
+    names = {"step0": "untrained", "itc": "ITC", "reranked": "re-ranked by ITM"}
+    retrieval = [
+        [names[name], *(_percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
+        for name, values in results["retrieval"].items()
+    ]
+    captions = results["captions"]
+    answers = [
+        [
+            name.upper(),
+            *(_percent(values[key]) for key in ("accuracy", "blind", "majority", "new_combinations")),
+            *(_percent(captions[key][name]) for key in ("by_model", "new_combinations")),
+        ]
+        for name, values in results["vqa"].items()
+    ]
+    kinds = list(next(iter(results["vqa"].values()))["by_kind"])
+    by_kind = [[n.upper(), *(_percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
+    return (
+        "<h2>What was learned, in %</h2>"
+        + _table(
+            [
+                "500 scenes, new combinations",
+                *(f"{way} R@{n}" for way in ("image to text", "text to image") for n in (1, 5, 10)),
+            ],
+            retrieval,
+        )
+        + _table(
+            [
+                "zero-shot",
+                *("answers right", "blind", "commonest answer", "of new combinations"),
+                *("captions name colour and shape", "of new combinations"),
+            ],
+            answers,
+        )
+        + _table(["by kind", *kinds], by_kind)
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in rows)
+    return f"<div class=wide><table><tr>{''.join(f'<th>{escape(cell)}' for cell in head)}{body}</table></div>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _curves(path: Path, name: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    picture = f"<img class=curves alt='losses of {name}' src='data:image/png;base64,{data}'>"
+    return f"<figure class=wide><figcaption>{name}</figcaption>{picture}</figure>"
+
+
+def _telling(scores: Scores) -> list[int]:
+    """Queries to show: half where re-ranking changed the first place, half as they come."""
+    before, after = scores.itc.argmax(dim=0), scores.text_to_image.argmax(dim=0)
+    changed = (before != after).nonzero().flatten().tolist()[: QUERIES // 2]
+    others = [number for number in range(scores.itc.shape[1]) if number not in changed]
+    return changed + others[: QUERIES - len(changed)]
+
+
+def _query(number: int, held: Held, scores: Scores) -> str:
+    """One caption with its five best pictures before and after re-ranking."""
+    text = held.captions[number][0]
+    rows = []
+    for label, column in (("ITC", scores.itc[:, number]), ("re-ranked", scores.text_to_image[:, number])):
+        best = column.topk(BEST).indices.tolist()
+        pictures = "".join(_picture(_held_pixels(held, image), "hit" if image == number else "") for image in best)
+        rows.append(f"<div class=row><span>{label}</span>{pictures}</div>")
+    return f"<div class=query><p>{escape(text)}</p>{''.join(rows)}</div>"
+
+
+def _held_pixels(held: Held, image: int) -> Tensor:
+    for group in held.groups:
+        if image < len(group):
+            return group[image : image + 1].pixels[0]
+        image -= len(group)
+    raise IndexError(image)
+
+
+def _picture(pixels: Tensor, kind: str = "") -> str:
+    """uint8[3, h, w] as an HTML image."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f"<img class='{kind}' alt='scene' src='data:image/png;base64,{data}'>"
+
+
+def _captioned(seen: Seen, number: int) -> str:
+    told_by = {name: told[UNSEEN] for name, told in seen.told.items()}
+    first = next(iter(told_by.values()))[number]
+    pixels = _drawn(first.scene)
+    said = "".join(
+        f"<p><b>{name.upper()}</b> <span class={'right' if told[number].named else 'wrong'}>"
+        f"{escape(told[number].caption)}</span></p>"
+        for name, told in told_by.items()
+    )
+    return f"<div class=card>{_picture(pixels)}{said}</div>"
+
+
+def _drawn(scene: Scene) -> Tensor:
+    return torch.from_numpy(draw(scene, 120, 120)).permute(2, 0, 1)
+
+
+def _answered(seen: Seen, number: int) -> str:
+    replies_by = {name: replies[UNSEEN] for name, replies in seen.replies.items()}
+    answered = next(iter(replies_by.values()))
+    asked = answered[number]
+    source = Scenes(UNSEEN, size=120, count=len(answered), questions=True)
+    lines = [f"<p>{escape(asked.question)}</p>"]
+    for name, replies in replies_by.items():
+        reply, blind = replies[number], seen.blind[name][number]
+        lines.append(
+            f"<p><b>{name.upper()}</b> <span class={'right' if reply.right else 'wrong'}>{escape(reply.said)}</span> "
+            f"<span class=soft>blind: {escape(blind.said)}</span></p>"
+        )
+    lines.append(f"<p class=soft>right: {escape(asked.answer)}</p>")
+    return f"<div class=card>{_picture(_drawn(source.scene(number)))}{''.join(lines)}</div>"
+
+
+def _prompts(seen: Seen) -> str:
+    families = {"opt": "causal", "t5": "seq2seq"}
+    lines = [f"{name.upper()}: {vqa_preset('paper', families[name]).template}" for name in seen.replies]
+    return (
+        "<p>Captions have no prompt. Questions are asked behind the picture as</p>"
+        f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+    )

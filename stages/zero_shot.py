@@ -1,0 +1,105 @@
+"""What a stage-two model says of drawn scenes it never saw: answers, beside those of a blind model, and captions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from qformer.data.scenes import GROUND, KINDS, Scenes
+
+if TYPE_CHECKING:
+    from qformer.data.scene_text import Scene
+    from qformer.model.vision_language import VisionLanguageModel
+
+# Scenes like those of training, and scenes with combinations that training never shows.
+UNSEEN: Literal["val"] = "val"
+NEW: Literal["test"] = "test"
+GROUP = 64  # pictures encoded at a time
+GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class BlindScenes(Scenes):
+    """`Scenes` behind one grey picture: a model trained on it learns what can be said without seeing."""
+
+    def picture(self, scene: Scene) -> np.ndarray:
+        width, height = self.pixels
+        return np.full((height, width, 3), sum(GROUND) // 2, np.uint8)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A question about scene `index`, its right answer, and what the model said."""
+
+    index: int
+    kind: str
+    question: str
+    answer: str
+    said: str
+
+    @property
+    def right(self) -> bool:
+        return self.said.strip().strip(".") == self.answer
+
+
+def answer_all(model: VisionLanguageModel, source: Scenes) -> list[Reply]:
+    """The model's answers to the question of each sample of a source with `questions`."""
+    replies: list[Reply] = []
+    for start in range(0, len(source), GROUP):
+        places = range(start, min(start + GROUP, len(source)))
+        samples = [source[place] for place in places]
+        tiles = model.frontend.tiles([sample.image for sample in samples])
+        said = model.answer(tiles, [sample.question or "" for sample in samples], **GREEDY)
+        replies += [
+            Reply(place, sample.key.rpartition(":")[2], sample.question or "", sample.answers[0], text)
+            for place, sample, text in zip(places, samples, said, strict=True)
+        ]
+    return replies
+
+
+def accuracy(replies: list[Reply]) -> tuple[float, dict[str, float]]:
+    """Share of right answers, of all and of each kind."""
+    kinds = {kind: [reply.right for reply in replies if reply.kind == kind] for kind in KINDS}
+    return float(np.mean([reply.right for reply in replies])), {
+        kind: float(np.mean(right)) for kind, right in kinds.items() if right
+    }
+
+
+def majority(replies: list[Reply]) -> float:
+    """Accuracy of the most frequent answer of each kind, whatever is asked: what balance leaves to be guessed."""
+    counts = {kind: Counter(reply.answer for reply in replies if reply.kind == kind) for kind in KINDS}
+    return sum(max(count.values()) for count in counts.values() if count) / len(replies)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Scene `index`, which holds one object, and the caption it was given."""
+
+    index: int
+    scene: Scene
+    caption: str
+
+    @property
+    def named(self) -> bool:
+        """Whether colour and shape of the object are both in the caption."""
+        (item,) = self.scene.objects
+        return {item.colour, item.shape} <= set(self.caption.replace(",", " ").split())
+
+
+def caption_all(model: VisionLanguageModel, source: Scenes) -> list[Told]:
+    """The model's captions of a source whose scenes hold one object each."""
+    told: list[Told] = []
+    for start in range(0, len(source), GROUP):
+        places = range(start, min(start + GROUP, len(source)))
+        tiles = model.frontend.tiles([source[place].image for place in places])
+        said = model.generate(tiles, **GREEDY)
+        told += [Told(place, source.scene(place), text) for place, text in zip(places, said, strict=True)]
+    return told
+
+
+def named(told: list[Told]) -> float:
+    """Share of captions that name colour and shape."""
+    return sum(one.named for one in told) / len(told)
