@@ -47,6 +47,22 @@ def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the report")] = Path(
+        "runs/quickstart"
+    ),
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="such as stage1.train.steps=100")
+    ] = None,
+) -> None:
+    """Both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
+    _sibling("stages")
+    from stages.quickstart import run
+
+    run(output, overrides or [])
+
+
+@app.command()
 def backbones(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the towers")] = Path(
         "runs/mini"
@@ -94,6 +110,7 @@ def caption(
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
     from qformer.images import read_image
+    from qformer.model.loading import load_vision_language
     from qformer.types import BadSample, UsageError
 
     readable, skipped = [], []
@@ -106,7 +123,7 @@ def caption(
         raise UsageError(f"no file can be read as an image ({skipped[0]}); give JPEG, PNG or WebP files")
     for fault in skipped:
         print(f"qformer: skipped {fault}", file=sys.stderr)
-    model = _vision_language(path, device)
+    model = load_vision_language(path, device)
     for image, pixels in readable:
         print(f"{image}\t{model.generate(model.frontend.tiles([pixels]), prompt, num_beams=beams)[0]}")
 
@@ -123,6 +140,7 @@ def ask(
     """Ask a question about an image, with a stage-two checkpoint."""
     from qformer.cleaning import clean_question
     from qformer.images import read_image
+    from qformer.model.loading import load_vision_language
     from qformer.types import BadSample, UsageError
 
     asked = clean_question(question)
@@ -132,19 +150,27 @@ def ask(
         pixels = read_image(image)
     except BadSample as bad:
         raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
-    model = _vision_language(path, device)
+    model = load_vision_language(path, device)
     print(model.answer(model.frontend.tiles([pixels]), [asked], context=context, preset=preset)[0])
 
 
-def _vision_language(path: str, device: str | None) -> Any:
-    from qformer import load
-    from qformer.model.vision_language import VisionLanguageModel
+@app.command()
+def demo(
+    path: Checkpoint = "runs/quickstart/opt",
+    port: Annotated[int | None, typer.Option(help="the first free one from 7860 on by default", min=1)] = None,
+    device: Device = None,
+) -> None:
+    """A page to ask pictures, with a stage-two checkpoint; Ctrl-C ends it."""
+    from importlib.util import find_spec
+
     from qformer.types import UsageError
 
-    model = load(path, device)
-    if not isinstance(model, VisionLanguageModel):
-        raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
-    return model
+    if find_spec("gradio") is None:
+        raise UsageError("the page needs gradio, which is not installed; run: pip install -e '.[demo]'")
+    _sibling("demo")
+    from demo.app import serve
+
+    serve(path, device, port)
 
 
 def _sibling(name: str) -> Any:

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from qformer import cli
+from qformer.model import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,7 +212,7 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_vision_language", lambda path, device: Model())
+    monkeypatch.setattr(loading, "load_vision_language", lambda path, device: Model())
 
 
 def test_caption_skips_what_is_no_image_and_names_it(run: Run, model: None, tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ def blocks(language: str) -> list[str]:
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_workspace(tmp_path / "space")
-    stages.train(config(tmp_path / "space", "stage1", run="runs/scenes/stage1"))
-    stages.train(config(tmp_path / "space", "stage2", run="runs/scenes/stage2", init="runs/scenes/stage1"))
+    stages.train(config(tmp_path / "space", "stage1", run="runs/quickstart/stage1"))
+    stages.train(config(tmp_path / "space", "stage2", run="runs/quickstart/opt", init="runs/quickstart/stage1"))
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
         Image.new("RGB", (40, 30), "red").save(name)
     names: dict[str, object] = {}
     for block in blocks("python"):
         exec(block, names)
-    assert checkpoint.find("runs/scenes/stage2").name == "step-0000004"
+    assert checkpoint.find("runs/quickstart/opt").name == "step-0000004"
 
 
 def commands() -> list[list[str]]:
@@ -58,9 +58,16 @@ def test_the_command_line_knows_every_option(words: list[str]) -> None:
     assert command.make_context(words[1], words[2:], resilient_parsing=False).args == []  # parsed, not run
 
 
-def test_the_first_command_runs_every_configuration_of_the_scenes() -> None:
-    names = re.findall(r"for c in ([a-z0-9 ]+); do", README)[0].split()
-    assert sorted(names) == sorted(file.stem for file in (ROOT / "configs" / "scenes").glob("*.yaml"))
+def test_pictures_it_shows_exist() -> None:
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert shown
+    assert all((ROOT / path).is_file() for path in shown)
+
+
+def test_the_two_commands_are_single_lines_that_install_and_run() -> None:
+    first, second = (line for block in blocks("sh") for line in block.splitlines() if line.startswith("python -m venv"))
+    assert first.endswith("&& .venv/bin/qformer quickstart")
+    assert second.endswith("&& .venv/bin/python -m pytest")
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:qformer|stages|configs)/[\w/]*(?:\.py)?)`", README))))

@@ -1,0 +1,57 @@
+"""What the page does, as plain functions that know nothing of Gradio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from qformer.cleaning import clean_question
+from qformer.data.scene_text import COLOURS, Question
+from qformer.data.scenes import Scenes, draw
+from qformer.data.stories import statement
+from qformer.images import read_image
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qformer.model.vision_language import VisionLanguageModel
+
+EXAMPLES = 4
+EXAMPLE_SIZE = 240  # pixels
+
+
+def answer(model: VisionLanguageModel, image: str | None, question: str, context: str) -> str:
+    """What the model says of an image file: the answer, or without a question a caption.
+
+    Args:
+        image: a file. question: as a person types it. context: text in front of the question; may be empty.
+
+    Raises:
+        UsageError: no image, or a file that is none.
+    """
+    if image is None:
+        raise UsageError("there is no picture yet; choose, drop or paste one")
+    try:
+        tiles = model.frontend.tiles([read_image(image)])
+    except BadSample as bad:
+        raise UsageError(f"this file cannot be read as a picture ({bad}); give JPEG, PNG or WebP") from bad
+    asked = clean_question(question)
+    if not asked:
+        return model.generate(tiles)[0]
+    return model.answer(tiles, [asked], context=context.strip() or None)[0]
+
+
+def draw_examples(folder: Path) -> list[list[str]]:
+    """Scenes that no training shows, drawn into `folder`: rows of (file, question, context); the last is misled."""
+    source = Scenes("test", size=EXAMPLE_SIZE, seed=7, count=EXAMPLES, questions=True)
+    rows = []
+    for place in range(EXAMPLES):
+        file = folder / f"scene{place}.png"
+        Image.fromarray(draw(source.scene(place), EXAMPLE_SIZE, EXAMPLE_SIZE)).save(file)
+        rows.append([str(file), source[place].question or "", ""])
+    first = source[0]  # the first question asks for a colour
+    wrong = next(colour for colour in COLOURS if colour not in first.answers)
+    claim = statement(Question("colour", first.question or "", ""), wrong)
+    return [*rows, [rows[0][0], rows[0][1], f"Context: {claim}."]]
