@@ -128,7 +128,8 @@ class BackboneConfig(Section):
         kind: what is built, saved as an ordinary transformers folder.
         heads: attention heads.
         intermediate: width inside the feed-forward layers; 4 x `width` by default.
-        decoder_layers: of a T5, whose encoder has `layers`; as many by default.
+        decoder_layers: of a T5, whose encoder has `layers`; as many by default, and no more (transformers has a
+            cache of `layers` where it generates).
         image_size, patch_size: of a ViT.
         text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
         freeze_text: keep that BERT as it is and train a projection on it only.
@@ -152,6 +153,10 @@ class BackboneConfig(Section):
     def _width_divides(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"backbone.width {self.width} does not divide into {self.heads} heads; change one of them")
+        if self.decoder_layers is not None and self.decoder_layers > self.layers:
+            raise ValueError(
+                f"backbone.decoder_layers {self.decoder_layers} is more than backbone.layers {self.layers}; lower it"
+            )
         if self.kind == "vit" and (self.width % 4 or self.image_size % self.patch_size):
             raise ValueError(
                 f"a vit of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "

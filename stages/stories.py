@@ -79,8 +79,9 @@ class StoryTask(nn.Module):
         return {"loss": loss, "lm": loss}
 
     def _asked(self, story: Story) -> tuple[str, str]:
-        """Prompt and reply. An encoder-decoder often reads the first words of a caption, as in all of its stage two."""
-        if story.kind == "describe" and self.llm.family == "seq2seq" and torch.rand(()) < 0.7:
+        """Prompt and reply. In training an encoder-decoder often reads the first words of a caption, as later."""
+        is_split = self.training and story.kind == "describe" and self.llm.family == "seq2seq"
+        if is_split and torch.rand(()) < 0.7:
             return split_caption(story.reply)
         return story.prompt, story.reply
 

@@ -239,3 +239,8 @@ def test_anchored_towers_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
     assert anchored.llm is not None
     assert anchored.llm.path == "facebook/opt-125m"
     assert "text" not in anchored.model_fields_set
+
+
+def test_a_t5_whose_decoder_is_deeper_than_its_encoder_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"decoder_layers 2 is more than backbone\.layers 1"):
+        load_config("configs/mini/t5.yaml", ["backbone.layers=1"])

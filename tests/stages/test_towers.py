@@ -23,7 +23,7 @@ SMALL = {
     "bert": ["data.train.count=40", "data.validation.count=4"],
     "vit": ["data.validation_size=30", "backbone.heads=2", "backbone.layers=1", "data.train.size=120"],
     "opt": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"],
-    "t5": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"],
+    "t5": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1", "backbone.decoder_layers=1"],
 }
 
 
