@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, of which several would be right
 BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")
 SAMPLE_FOR_TOKENIZER = 4000
+DOUBLED = 0.5  # share of unordered stories, and then of their objects, that are given twice
 
 
 class StoryTask(nn.Module):
     """A small OPT or T5 that reads a description and a prompt and writes the reply.
 
-    The words about each object of an unordered story are added up to one vector. A visual token tells several things at
-    once and has no place in a sentence; text alone teaches the model to read such.
+    The words about each object of an unordered story are added up to one vector, and in training some stand there
+    twice. A visual token tells several things at once and has no place in a sentence, and two may tell of one object;
+    text alone teaches the model to read such.
     """
 
     def __init__(self, config: BackboneConfig, stories: Stories) -> None:
@@ -87,7 +89,7 @@ class StoryTask(nn.Module):
 
     def read(self, stories: Sequence[Story]) -> tuple[Tensor, Tensor]:
         """Descriptions as a prefix of the model: float[B, M, L] and bool[B, M]."""
-        parts = [_parts(story) for story in stories]
+        parts = [_parts(story, self.training) for story in stories]
         ids = iter(self.llm.tokenizer([p for own in parts for p in own], add_special_tokens=False)["input_ids"])
         words: list[int] = []
         place: list[int] = []  # of each word in the prefixes of all rows, one after the other
@@ -176,9 +178,11 @@ def answered(task: StoryTask, stories: Sequence[Story], batch: int) -> dict[str,
     return {"right": sum(every) / len(every), **shares}
 
 
-def _parts(story: Story) -> list[str]:
-    """The description whole, or the phrases about each object in any order."""
+def _parts(story: Story, training: bool) -> list[str]:
+    """The description whole, or the phrases about each object in any order, in training some of them twice."""
     if not story.unordered:
         return [story.description]
     phrases = BETWEEN_OBJECTS.split(story.description)
+    if training and torch.rand(()) < DOUBLED:
+        phrases += [phrase for phrase in phrases if torch.rand(()) < DOUBLED]
     return [phrases[i] for i in torch.randperm(len(phrases))]

@@ -44,7 +44,7 @@ def configuration(folder: Path, kind: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_words_that_are_added_up_keep_their_sum(kind: str) -> None:
-    made = task(kind)
+    made = task(kind).eval()
     texts = [
         "top left large red circle with the word cat on it, center small blue star",
         "there are two objects, a small blue star at the center and a red moon at the top right",
@@ -60,6 +60,18 @@ def test_words_that_are_added_up_keep_their_sum(kind: str) -> None:
         torch.tensor(made.llm.tokenizer("a small blue star at the center", add_special_tokens=False)["input_ids"])
     )
     assert (fewer[1] - star.sum(dim=0)).abs().amax(dim=1).min() < 1e-5
+
+
+def test_in_training_some_objects_stand_there_twice() -> None:
+    made = task("opt")
+    text = "top left large red circle, center small blue star, bottom left small red moon"
+    story = Story(text, "", "", "describe", unordered=True)
+    once, _ = made.eval().read([story])
+    rows = [made.train().read([story])[0][0] for _ in range(40)]
+    assert {len(row) for row in rows} == {3, 4, 5, 6}
+    for row in rows:  # nothing is left out, nothing is made up
+        near = torch.cdist(row, once[0]) < 1e-5
+        assert near.any(dim=0).all() and near.any(dim=1).all()
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
