@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qformer.model.image_text import ImageTextModel
     from qformer.types import Tiles
 
-MAX_TOKENS = 35  # the original reads texts longer here than in training
+MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
 NO_CANDIDATE = -100.0
 CUTOFFS = (1, 5, 10)
 
@@ -75,7 +75,7 @@ def score(
 
 
 def _embed_texts(model: ImageTextModel, texts: Sequence[str], chunk: int = 256) -> tuple[Tensor, Tokens]:
-    tokens = model.tokenize(list(texts), MAX_TOKENS)
+    tokens = model.tokenize(list(texts), max(MAX_TOKENS, model.max_tokens))
     parts = zip(tokens.ids.split(chunk), tokens.mask.split(chunk), strict=True)
     return torch.cat([model.embed_texts(Tokens(ids, mask)) for ids, mask in parts]), tokens
 

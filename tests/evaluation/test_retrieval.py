@@ -63,6 +63,21 @@ def test_scores_equal_every_pair_by_itself(model: tuple[ImageTextModel, Path]) -
     assert (found.text_to_image != retrieval.NO_CANDIDATE).sum(dim=0).tolist() == [2] * 7
 
 
+@pytest.mark.parametrize(("trained", "read"), [(32, 35), (38, 38)])
+def test_texts_are_read_as_far_as_in_training(
+    model: tuple[ImageTextModel, Path], monkeypatch: pytest.MonkeyPatch, trained: int, read: int
+) -> None:
+    """As the original, 35 tokens; but a model of longer texts must not lose their ends, where they may differ."""
+    bridge, root = model
+    monkeypatch.setattr(bridge, "max_tokens", trained)
+    tiles = bridge.frontend.tiles([root / "images" / "0.png"])
+    for words, is_read in ((read - 2, True), (read - 1, False)):  # beside them stand [CLS] and [SEP]
+        texts = ["a " * (words - 1) + last for last in ("cat", "dog")]
+        assert [len(ids) for ids in bridge.tokenizer(texts)["input_ids"]] == [words + 2] * 2
+        first, second = retrieval.score(bridge, [tiles], texts, k=0).itc[0]
+        assert (first != second) == is_read
+
+
 def test_more_candidates_than_there_are(model: tuple[ImageTextModel, Path]) -> None:
     bridge, root = model
     tiles = bridge.frontend.tiles([root / "images" / "0.png", root / "images" / "1.png"])

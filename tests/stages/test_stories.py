@@ -71,7 +71,8 @@ def test_in_training_some_objects_stand_there_twice() -> None:
     assert {len(row) for row in rows} == {3, 4, 5, 6}
     for row in rows:  # nothing is left out, nothing is made up
         near = torch.cdist(row, once[0]) < 1e-5
-        assert near.any(dim=0).all() and near.any(dim=1).all()
+        assert near.any(dim=0).all()
+        assert near.any(dim=1).all()
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
