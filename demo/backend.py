@@ -8,7 +8,7 @@ from PIL import Image
 
 from qformer.cleaning import clean_question
 from qformer.data.scene_text import COLOURS, Question
-from qformer.data.scenes import Scenes, draw
+from qformer.data.scenes import Scenes
 from qformer.data.stories import statement
 from qformer.images import read_image
 from qformer.types import BadSample, UsageError
@@ -46,12 +46,11 @@ def answer(model: VisionLanguageModel, image: str | None, question: str, context
 def draw_examples(folder: Path) -> list[list[str]]:
     """Scenes that no training shows, drawn into `folder`: rows of (file, question, context); the last is misled."""
     source = Scenes("test", size=EXAMPLE_SIZE, seed=7, count=EXAMPLES, questions=True)
-    rows = []
-    for place in range(EXAMPLES):
-        file = folder / f"scene{place}.png"
-        Image.fromarray(draw(source.scene(place), EXAMPLE_SIZE, EXAMPLE_SIZE)).save(file)
-        rows.append([str(file), source[place].question or "", ""])
-    first = source[0]  # the first question asks for a colour
+    samples = [source[place] for place in range(EXAMPLES)]
+    rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
+    for sample, (file, *_) in zip(samples, rows, strict=True):
+        Image.fromarray(sample.image).save(file)
+    first = samples[0]  # its question asks for a colour
     wrong = next(colour for colour in COLOURS if colour not in first.answers)
     claim = statement(Question("colour", first.question or "", ""), wrong)
     return [*rows, [rows[0][0], rows[0][1], f"Context: {claim}."]]

@@ -25,11 +25,12 @@ from qformer.data.scenes import Scenes
 from qformer.evaluation import retrieval
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import build_image_text
+from qformer.model.prompts import vqa_preset
 from qformer.model.vision_language import VisionLanguageModel
 from stages import report, zero_shot
 from stages.loop import console
 from stages.stage1 import validation_data
-from stages.zero_shot import NEW, UNSEEN
+from stages.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
     from qformer.config import Config
     from qformer.data.loader import Held
 
-SIZE = 120  # pixels, of the pictures and of the shipped ViT
 CANDIDATES = 16
 LANGUAGE_MODELS = ("opt", "t5")
 QUESTIONS, CAPTIONS = 490, 100
-BLIND = "stages.zero_shot:BlindScenes"
+#: What the blind twin is given over the configuration of stage two: one grey patch of the shipped ViT.
+BLIND = ("data.train.name=stages.zero_shot:BlindScenes", "resolution.name=fixed", "resolution.size=20")
 
 
 @dataclass
@@ -90,7 +91,8 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     seen = Seen()
     for name in LANGUAGE_MODELS:
         with clock.phase(f"stage two, {name}", 75):
-            _stage_two(name, folder, changes["stage2"], seen)
+            _see(name, folder, changes["stage2"], seen)
+            _guess(name, folder, changes["stage2"], seen)
     results = {
         "retrieval": recalls,
         "vqa": {name: seen.vqa(name) for name in LANGUAGE_MODELS},
@@ -100,8 +102,8 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         "peak_memory_gb": _peak_memory(),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    report.write(folder, results, held, scores, seen)
-    _show(results, folder)
+    report.write(folder, results, held, scores, CANDIDATES, seen)
+    _show(results, len(held), folder)
     return results
 
 
@@ -112,6 +114,7 @@ class Seen:
     replies: dict[str, dict[str, list[zero_shot.Reply]]] = field(default_factory=dict)
     blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
     told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
 
     def vqa(self, name: str) -> dict[str, Any]:
         share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
@@ -136,26 +139,30 @@ def _before_training(config: Config, held: Held) -> dict[str, float]:
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
 
 
-def _stage_two(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
-    """Train the bridge to one language model, and its blind twin, and question both."""
-    path = Path("configs/quickstart/stage2.yaml")
-    common = [f"init={folder / 'stage1'}", f"llm.path=mini:{name}", *overrides]
-    for blind in (False, True):
-        where = folder / (f"{name}-blind" if blind else name)
-        config = load_config(path, [f"run={where}", *common, *([f"data.train.name={BLIND}"] if blind else [])])
-        stages.train(config)
-        model = load(where)
-        assert isinstance(model, VisionLanguageModel)
-        if blind:
-            source = zero_shot.BlindScenes(UNSEEN, SIZE, count=QUESTIONS, questions=True)
-            seen.blind[name] = zero_shot.answer_all(model, source)
-            continue
-        seen.replies[name], seen.told[name] = {}, {}
-        for split in (UNSEEN, NEW):
-            asked = Scenes(split, SIZE, count=QUESTIONS, questions=True)
-            seen.replies[name][split] = zero_shot.answer_all(model, asked)
-            alone = Scenes(split, SIZE, count=CAPTIONS, objects=(1, 1), seed=1)
-            seen.told[name][split] = zero_shot.caption_all(model, alone)
+def _see(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
+    """Train the bridge to one language model, question it, and let it tell what it sees."""
+    model = _stage_two(name, folder / name, folder, overrides)
+    seen.replies[name], seen.told[name] = {}, {}
+    seen.prompts[name] = vqa_preset("paper", model.llm.family).template
+    for split in (UNSEEN, NEW):
+        asked = Scenes(split, SIZE, count=QUESTIONS, questions=True)
+        seen.replies[name][split] = zero_shot.answer_all(model, asked)
+        alone = Scenes(split, SIZE, count=CAPTIONS, objects=(1, 1), seed=1)
+        seen.told[name][split] = zero_shot.caption_all(model, alone)
+
+
+def _guess(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
+    """Train the blind twin of `_see`, whose picture is one grey patch, and ask it the same."""
+    model = _stage_two(name, folder / f"{name}-blind", folder, [*overrides, *BLIND])
+    seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=QUESTIONS, questions=True))
+
+
+def _stage_two(name: str, run: Path, folder: Path, overrides: list[str]) -> VisionLanguageModel:
+    common = [f"run={run}", f"init={folder / 'stage1'}", f"llm.path=mini:{name}"]
+    stages.train(load_config(Path("configs/quickstart/stage2.yaml"), [*common, *overrides]))
+    model = load(run)
+    assert isinstance(model, VisionLanguageModel)
+    return model
 
 
 def _peak_memory() -> float:
@@ -164,8 +171,8 @@ def _peak_memory() -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
-def _show(results: dict[str, Any], folder: Path) -> None:
-    table = Table("500 scenes, new combinations; %", "image to text R@1", "text to image R@1", title="retrieval")
+def _show(results: dict[str, Any], scenes: int, folder: Path) -> None:
+    table = Table(f"{scenes} scenes, new combinations; %", "image to text R@1", "text to image R@1", title="retrieval")
     for name, values in results["retrieval"].items():
         table.add_row(name, *(f"{100 * values[key]:.1f}" for key in ("i2t_r1", "t2i_r1")))
     console.print(table)

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from qformer.data.scenes import Scenes, draw
-from qformer.model.prompts import vqa_preset
-from stages.zero_shot import UNSEEN
+from stages.zero_shot import SIZE, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,31 +42,33 @@ img.hit { outline: 3px solid var(--right); outline-offset: 1px; } .row + .row { 
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 16px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 14px; }
 .card img { width: 100%; max-width: 200px; display: block; margin: 0 auto 8px; } .card p { margin: 4px 0; }
-code { background: #f2f2f5; padding: 1px 4px; border-radius: 4px; } 
+code { background: #f2f2f5; padding: 1px 4px; border-radius: 4px; }
 pre code { display: block; padding: 10px; overflow-x: auto; }
 """
 
 
-def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, seen: Seen) -> None:
+def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, candidates: int, seen: Seen) -> None:
     """Write `report.html` into `folder`.
 
     Args:
         results: what `results.json` holds.
         held: the scenes of the retrieval, one caption each. scores: of these images and captions.
+        candidates: how many of them ITM re-ranked.
     """
     parts = [
         "<h1>BLIP-2, from an untrained bridge</h1>",
         f"<p class=soft>Both stages on drawn scenes in {results['seconds']:.0f} s and "
         f"{results['peak_memory_gb']:.1f} GB. No picture below was trained on; those of new "
         "combinations hold shapes in a colour, or in an order, that no picture of training showed.</p>",
-        _tables(results),
+        _tables(results, len(held)),
         "<h2>Learning</h2>",
         _curves(folder / "stage1" / "curves.png", "stage one"),
         "<div class=side>",
         *[_curves(folder / name / "curves.png", f"stage two, {name.upper()}") for name in seen.replies],
         "</div>",
         "<h2>Retrieval: a caption looks for its picture</h2>",
-        "<p>The five best of 500, by ITC, then with 16 candidates re-ranked by ITM. The right one is outlined.</p>",
+        f"<p>The {BEST} best of {len(held)}, by ITC, then with {candidates} candidates re-ranked by ITM. The right one "
+        "is outlined.</p>",
         *[_query(number, held, scores) for number in _telling(scores)],
         "<h2>Captions of one object</h2>",
         f"<div class=cards>{''.join(_captioned(seen, number) for number in range(SHOWN // 2))}</div>",
@@ -83,7 +84,7 @@ def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, see
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _tables(results: dict[str, Any]) -> str:
+def _tables(results: dict[str, Any], scenes: int) -> str:
     names = {"step0": "untrained", "itc": "ITC", "reranked": "re-ranked by ITM"}
     retrieval = [
         [names[name], *(_percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
@@ -104,7 +105,7 @@ def _tables(results: dict[str, Any]) -> str:
         "<h2>What was learned, in %</h2>"
         + _table(
             [
-                "500 scenes, new combinations",
+                f"{scenes} scenes, new combinations",
                 *(f"{way} R@{n}" for way in ("image to text", "text to image") for n in (1, 5, 10)),
             ],
             retrieval,
@@ -184,14 +185,14 @@ def _captioned(seen: Seen, number: int) -> str:
 
 
 def _drawn(scene: Scene) -> Tensor:
-    return torch.from_numpy(draw(scene, 120, 120)).permute(2, 0, 1)
+    return torch.from_numpy(draw(scene, SIZE, SIZE)).permute(2, 0, 1)
 
 
 def _answered(seen: Seen, number: int) -> str:
     replies_by = {name: replies[UNSEEN] for name, replies in seen.replies.items()}
     answered = next(iter(replies_by.values()))
     asked = answered[number]
-    source = Scenes(UNSEEN, size=120, count=len(answered), questions=True)
+    source = Scenes(UNSEEN, size=SIZE, count=len(answered), questions=True)
     lines = [f"<p>{escape(asked.question)}</p>"]
     for name, replies in replies_by.items():
         reply, blind = replies[number], seen.blind[name][number]
@@ -204,8 +205,7 @@ def _answered(seen: Seen, number: int) -> str:
 
 
 def _prompts(seen: Seen) -> str:
-    families = {"opt": "causal", "t5": "seq2seq"}
-    lines = [f"{name.upper()}: {vqa_preset('paper', families[name]).template}" for name in seen.replies]
+    lines = [f"{name.upper()}: {template}" for name, template in seen.prompts.items()]
     return (
         "<p>Captions have no prompt. Questions are asked behind the picture as</p>"
         f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"

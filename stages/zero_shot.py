@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Scenes like those of training, and scenes with combinations that training never shows.
 UNSEEN: Literal["val"] = "val"
 NEW: Literal["test"] = "test"
+SIZE = 120  # pixels, of the pictures and of the shipped ViT
 GROUP = 64  # pictures encoded at a time
 GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
 
@@ -32,9 +33,8 @@ class BlindScenes(Scenes):
 
 @dataclass(frozen=True)
 class Reply:
-    """A question about scene `index`, its right answer, and what the model said."""
+    """A question, its right answer, and what the model said."""
 
-    index: int
     kind: str
     question: str
     answer: str
@@ -54,8 +54,8 @@ def answer_all(model: VisionLanguageModel, source: Scenes) -> list[Reply]:
         tiles = model.frontend.tiles([sample.image for sample in samples])
         said = model.answer(tiles, [sample.question or "" for sample in samples], **GREEDY)
         replies += [
-            Reply(place, sample.key.rpartition(":")[2], sample.question or "", sample.answers[0], text)
-            for place, sample, text in zip(places, samples, said, strict=True)
+            Reply(sample.key.rpartition(":")[2], sample.question or "", sample.answers[0], text)
+            for sample, text in zip(samples, said, strict=True)
         ]
     return replies
 
@@ -76,9 +76,8 @@ def majority(replies: list[Reply]) -> float:
 
 @dataclass(frozen=True)
 class Told:
-    """Scene `index`, which holds one object, and the caption it was given."""
+    """A scene of one object, and the caption it was given."""
 
-    index: int
     scene: Scene
     caption: str
 
@@ -96,7 +95,7 @@ def caption_all(model: VisionLanguageModel, source: Scenes) -> list[Told]:
         places = range(start, min(start + GROUP, len(source)))
         tiles = model.frontend.tiles([source[place].image for place in places])
         said = model.generate(tiles, **GREEDY)
-        told += [Told(place, source.scene(place), text) for place, text in zip(places, said, strict=True)]
+        told += [Told(source.scene(place), text) for place, text in zip(places, said, strict=True)]
     return told
 
 

@@ -94,7 +94,7 @@ def recalls(scores: Tensor, truth: Tensor) -> dict[int, float]:
     """
     best_right = scores.masked_fill(~truth, -torch.inf).amax(dim=1, keepdim=True)
     ahead = (~(scores < best_right) & ~truth).sum(dim=1)  # ties and NaN count against the model
-    return {cutoff: float((ahead < cutoff).float().mean()) for cutoff in CUTOFFS}
+    return {cutoff: (ahead < cutoff).double().mean().item() for cutoff in CUTOFFS}
 
 
 def measure(

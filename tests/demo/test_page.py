@@ -64,26 +64,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 def address(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("examples")
     page = app.build(model, "test", backend.draw_examples(folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", socket.socket.connect)
-        _, url, _ = app.launch(page, folder, None, block=False)
-        yield url
-        page.close()
+    _, url, _ = app.launch(page, folder, None, block=False)
+    yield url
+    page.close()
 
 
-@pytest.fixture
-def page(address: str, no_network: None) -> Iterator[Page]:
-    """A browser on the page; what it writes to its console, and what it fetches from elsewhere, is an error."""
+@pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
+def page(address: str, no_network: None, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A browser on the page; what it writes to its console, and what it fetches from elsewhere, is an error.
+
+    So is a page that has to be scrolled sideways.
+    """
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened = browser.new_page(viewport={"width": request.param, "height": 900})
         faults: list[str] = []
         opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         opened.on("request", lambda request: None if _is_ours(request.url, address) else faults.append(request.url))
         opened.goto(address)
         yield opened
+        beyond = opened.evaluate("document.documentElement.scrollWidth - innerWidth")
         browser.close()
         assert faults == []
+        assert beyond <= 0
 
 
 def _is_ours(url: str, address: str) -> bool:
@@ -126,7 +129,7 @@ def test_no_question_gives_a_caption_and_an_example_fills_the_form(page: Page, m
 
 
 @browser_only
-def test_what_is_wrong_is_said_in_the_page(page: Page, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_in_the_page(page: Page) -> None:
     page.locator("#ask").click()
     expect(page.get_by_text("there is no picture yet")).to_be_visible()
 

@@ -72,9 +72,9 @@ def test_the_blind_twin_differs_by_its_pictures_alone(short: tuple[Path, dict[st
     folder, _ = short
     for name in ("opt", "t5"):
         seeing, blind = (comparable(checkpoint.read(folder / run)) for run in (name, f"{name}-blind"))
-        assert {key for key in seeing if seeing[key] != blind[key]} == {"data"}
+        assert {key for key in seeing if seeing[key] != blind[key]} == {"data", "resolution"}
         assert seeing["data"].pop("train")["name"] == "scenes"
-        assert blind["data"].pop("train")["name"] == quickstart.BLIND
+        assert blind["data"].pop("train")["name"] == "stages.zero_shot:BlindScenes"
         assert seeing["data"] == blind["data"]
 
 

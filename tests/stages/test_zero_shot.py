@@ -10,7 +10,7 @@ from stages.zero_shot import BlindScenes, Reply, Told, accuracy, majority
 
 
 def reply(kind: str, answer: str, said: str) -> Reply:
-    return Reply(0, kind, "?", answer, said)
+    return Reply(kind, "?", answer, said)
 
 
 def test_an_answer_is_right_when_it_is_the_whole_answer() -> None:
@@ -36,9 +36,9 @@ def test_majority_takes_the_commonest_answer_of_each_kind() -> None:
 def test_an_object_is_named_by_both_words() -> None:
     scene = Scenes("test", size=8, objects=(1, 1)).scene(0)
     (item,) = scene.objects
-    assert Told(0, scene, f"a large {item.colour} {item.shape}, at the top").named
-    assert not Told(0, scene, f"a large {item.colour} thing").named
-    assert not Told(0, scene, f"a {item.colour}ish {item.shape}").named
+    assert Told(scene, f"a large {item.colour} {item.shape}, at the top").named
+    assert not Told(scene, f"a large {item.colour} thing").named
+    assert not Told(scene, f"a {item.colour}ish {item.shape}").named
 
 
 def test_blind_scenes_tell_the_same_behind_one_picture() -> None:
