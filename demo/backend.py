@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from qformer.cleaning import clean_question
@@ -49,7 +50,7 @@ def draw_examples(folder: Path) -> list[list[str]]:
     samples = [source[place] for place in range(EXAMPLES)]
     rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
     for sample, (file, *_) in zip(samples, rows, strict=True):
-        Image.fromarray(sample.image).save(file)
+        Image.fromarray(np.asarray(sample.image)).save(file)
     first = samples[0]  # its question asks for a colour
     wrong = next(colour for colour in COLOURS if colour not in first.answers)
     claim = statement(Question("colour", first.question or "", ""), wrong)
