@@ -90,7 +90,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
     seen = Seen()
     for name in LANGUAGE_MODELS:
-        with clock.phase(f"stage two, {name}", 75):
+        with clock.phase(f"stage two, {name}", 80):
             _see(name, folder, changes["stage2"], seen)
             _guess(name, folder, changes["stage2"], seen)
     results = {
