@@ -114,7 +114,7 @@ class Seen:
     replies: dict[str, dict[str, list[zero_shot.Reply]]] = field(default_factory=dict)
     blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
     told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, tuple[str, str]] = field(default_factory=dict)  # of captions, of questions
 
     def vqa(self, name: str) -> dict[str, Any]:
         share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
@@ -143,7 +143,8 @@ def _see(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
     """Train the bridge to one language model, question it, and let it tell what it sees."""
     model = _stage_two(name, folder / name, folder, overrides)
     seen.replies[name], seen.told[name] = {}, {}
-    seen.prompts[name] = vqa_preset("paper", model.llm.family).template
+    family = model.llm.family
+    seen.prompts[name] = zero_shot.CAPTION_PROMPTS[family], vqa_preset("paper", family).template
     for split in (UNSEEN, NEW):
         asked = Scenes(split, SIZE, count=QUESTIONS, questions=True)
         seen.replies[name][split] = zero_shot.answer_all(model, asked)

@@ -205,8 +205,11 @@ def _answered(seen: Seen, number: int) -> str:
 
 
 def _prompts(seen: Seen) -> str:
-    lines = [f"{name.upper()}: {template}" for name, template in seen.prompts.items()]
+    lines = [
+        f"{name.upper()}, caption: {caption or '(nothing)'}\n{name.upper()}, question: {question}"
+        for name, (caption, question) in seen.prompts.items()
+    ]
     return (
-        "<p>Captions have no prompt. Questions are asked behind the picture as</p>"
+        "<p>What stands behind the picture, and the model goes on from:</p>"
         f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
     )

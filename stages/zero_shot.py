@@ -19,6 +19,8 @@ UNSEEN: Literal["val"] = "val"
 NEW: Literal["test"] = "test"
 SIZE = 120  # pixels, of the pictures and of the shipped ViT
 GROUP = 64  # pictures encoded at a time
+#: What captions go on from. An encoder-decoder learned to go on from the first words of a caption, never from none.
+CAPTION_PROMPTS = {"causal": "", "seq2seq": "a"}
 GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
 
 
@@ -94,7 +96,7 @@ def caption_all(model: VisionLanguageModel, source: Scenes) -> list[Told]:
     for start in range(0, len(source), GROUP):
         places = range(start, min(start + GROUP, len(source)))
         tiles = model.frontend.tiles([source[place].image for place in places])
-        said = model.generate(tiles, **GREEDY)
+        said = model.generate(tiles, CAPTION_PROMPTS[model.llm.family], **GREEDY)
         told += [Told(source.scene(place), text) for place, text in zip(places, said, strict=True)]
     return told
 

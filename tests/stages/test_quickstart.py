@@ -119,11 +119,11 @@ def test_it_learns(whole_quickstart: Path) -> None:
     step0, itc, reranked = (results["retrieval"][name] for name in ("step0", "itc", "reranked"))
     for way in ("i2t_r1", "t2i_r1"):  # a little below what the README says: sums differ from machine to machine
         assert step0[way] < 0.02
-        assert itc[way] >= 0.35
-        assert reranked[way] >= 0.35
+        assert itc[way] >= 0.4
+        assert reranked[way] >= itc[way] + 0.02
     for values in results["vqa"].values():
-        assert values["accuracy"] >= 0.45
+        assert values["accuracy"] >= 0.55
         assert values["accuracy"] >= values["blind"] + 0.2
-        assert values["accuracy"] >= values["majority"] + 0.15
-    assert results["captions"]["named"] >= 0.7
+        assert values["accuracy"] >= values["majority"] + 0.2
+    assert results["captions"]["named"] >= 0.85
     assert results["peak_memory_gb"] < 3
