@@ -79,7 +79,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
     held = validation_data(first)
     assert held is not None
-    with clock.phase("stage one", 140):
+    with clock.phase("stage one", 150):
         step0 = _before_training(first, held)
         stages.train(first)
     with clock.phase("retrieval", 10):
