@@ -74,9 +74,8 @@ def beam_search(
         texts = candidates.take_along_dim(place[..., None], dim=1).flatten(0, 1)
         if done.all():
             break
-    unfinished = texts.view(batch, beams, -1)
-    worth = scores / unfinished.shape[2] ** length_penalty
-    ended.add(unfinished, worth.masked_fill(done[:, None], -torch.inf))
+    worth = scores / texts.shape[1] ** length_penalty
+    ended.add(texts.view(batch, beams, -1), worth.masked_fill(done[:, None], -torch.inf))
     return ended.best()[:, start.shape[1] :]
 
 
