@@ -218,7 +218,7 @@ class ImageTextModel(nn.Module):
         def step(texts: Tensor, rows: Tensor) -> Tensor:
             nonlocal cache
             logits, cache = self.qformer.next_token(texts[:, -1], cache.select(rows))
-            return logits
+            return logits.float().log_softmax(dim=1)
 
         start = torch.full((len(tiles), 1), self.tokenizer.bos_token_id, device=self.device)
         end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from qformer.model import llm as llm_module
 from qformer.model.decoding import beam_search
 from qformer.model.image_text import ImageTextModel
+from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.loading import build_image_text
 from qformer.types import UsageError
+from tests.tiny import LLM_KINDS, tiny_llm
 from tests.workspace import config, make_workspace
 
 END, PAD, START = 3, 0, 1
@@ -22,16 +26,16 @@ def markov(seed: int, batch: int, vocabulary: int = 5) -> torch.Tensor:
     return 2 * torch.randn(batch, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def search(table: torch.Tensor, beams: int, **options: float) -> list[list[int]]:
+def search(table: torch.Tensor, beams: int, **options: Any) -> list[list[int]]:
     def step(texts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         calls.append(rows)
         image = torch.arange(len(table)).repeat_interleave(len(texts) // len(table))
-        return table[image, texts[:, -1]]
+        return table[image, texts[:, -1]].log_softmax(dim=1)
 
     calls: list[torch.Tensor] = []
     start = torch.full((len(table), 1), START)
     settings = {"max_length": 6, "min_length": 0, **options}
-    return beam_search(step, start, END, PAD, beams=beams, **settings).tolist()  # type: ignore[arg-type]
+    return beam_search(step, start, END, PAD, beams=beams, **settings).tolist()
 
 
 def every_text(table: torch.Tensor, length: int, penalty: float) -> list[int]:
@@ -83,6 +87,49 @@ def test_no_text_ends_before_its_least_length() -> None:
     assert search(tables, beams=2) == [[END]] * 3
     for row in search(tables, beams=2, min_length=4):
         assert row.index(END) == 3  # three tokens behind the start, then the end
+
+
+def test_tokens_in_front_count_row_by_row() -> None:
+    tables = torch.cat([markov(seed, 1) for seed in range(12)])
+    unseen = torch.arange(12) * 3
+    together = search(tables, beams=3, length_penalty=1.0, unseen=unseen)
+    assert together != search(tables, beams=3, length_penalty=1.0)
+    for number, row in enumerate(together):
+        alone = search(tables[number : number + 1], beams=3, length_penalty=1.0, unseen=int(unseen[number]))[0]
+        assert row == alone + [PAD] * (len(row) - len(alone))
+
+
+def language_model(kind: str) -> tuple[LanguageModel, torch.Tensor, torch.Tensor, list[str]]:
+    """A tiny model, prefixes of unequal lengths with their mask, and prompts of unequal lengths."""
+    llm = (Seq2SeqLM if "t5" in kind else CausalLM)(*tiny_llm(kind, seed=5))
+    prefix = torch.randn(4, 3, llm.width, generator=torch.Generator().manual_seed(1))
+    valid = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 0]]).bool()
+    return llm, prefix, valid, ["a photo of", "", "two", "Question: what colour is the bus? Answer:"]
+
+
+@pytest.mark.parametrize("kind", LLM_KINDS)
+def test_where_lengths_do_not_count_it_is_the_search_of_transformers(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its cache, its positions and its least length: only how beams are compared is ours."""
+    llm, prefix, valid, prompts = language_model(kind)
+    options = {"num_beams": 4, "max_new_tokens": 7, "min_new_tokens": 2, "length_penalty": 0.0}
+    ours = llm.generate(prefix, valid, prompts, repetition_penalty=1.3, **options)
+    monkeypatch.setattr(llm_module, "search_as_original", lambda prompt: None)
+    theirs = llm.generate(prefix, valid, prompts, repetition_penalty=1.3, **options)
+    cut = [[row[: row.index(llm.end)] if llm.end in row else row for row in ids.tolist()] for ids in (ours, theirs)]
+    assert cut[0] == cut[1]
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+@pytest.mark.parametrize("penalty", [-1.0, 1.0])
+def test_a_text_does_not_depend_on_the_prompts_beside_it(kind: str, penalty: float) -> None:
+    llm, prefix, valid, prompts = language_model(kind)
+    options = {"num_beams": 4, "max_new_tokens": 7, "length_penalty": penalty}
+    together = llm.decode(llm.generate(prefix, valid, prompts, **options))
+    for row in range(4):
+        one = slice(row, row + 1)
+        assert llm.decode(llm.generate(prefix[one], valid[one], prompts[one], **options)) == together[one]
 
 
 @pytest.fixture(scope="module")
