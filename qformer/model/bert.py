@@ -60,11 +60,11 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, queries: Tensor | None, ids: Tensor | None) -> Tensor:
-        """float[B, Q, H] and long[B, T], either may be None -> float[B, Q + T, H]."""
+    def forward(self, queries: Tensor | None, ids: Tensor | None, start: int = 0) -> Tensor:
+        """float[B, Q, H] and long[B, T], either may be None -> float[B, Q + T, H]; the first word stands at `start`."""
         rows = [] if queries is None else [queries]
         if ids is not None:
-            rows.append(self.words(ids) + self.positions.weight[: ids.shape[1]])
+            rows.append(self.words(ids) + self.positions.weight[start : start + ids.shape[1]])
         return self.dropout(self.norm(torch.cat(rows, dim=1)))
 
 

@@ -6,7 +6,7 @@ The same model scores retrieval afterwards: cosine (ITC) for a shortlist, matchi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qformer import losses
 from qformer.config import LossConfig
+from qformer.model.decoding import beam_search
 from qformer.model.frontend import FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
 from qformer.types import Batch, Tiles, Tokens, UsageError, same_image
@@ -179,6 +180,50 @@ class ImageTextModel(nn.Module):
         assert tiles is not None
         queries = self.qformer.match(self.encode_images(tiles), None, tokens.ids, tokens.mask)
         return Features(queries, None, queries.new_ones(queries.shape[:2], dtype=torch.bool))
+
+    @overload
+    def caption(
+        self,
+        tiles: Tiles,
+        beams: int = 3,
+        max_length: int = 30,
+        min_length: int = 10,
+        return_ids: Literal[False] = False,
+    ) -> list[str]: ...
+    @overload
+    def caption(
+        self, tiles: Tiles, beams: int = 3, max_length: int = 30, min_length: int = 10, *, return_ids: Literal[True]
+    ) -> Tensor: ...
+    @torch.no_grad()
+    def caption(
+        self, tiles: Tiles, beams: int = 3, max_length: int = 30, min_length: int = 10, return_ids: bool = False
+    ) -> list[str] | Tensor:
+        """What the Q-Former itself says of B images, by beam search; `[DEC]` begins, `[SEP]` ends a caption.
+
+        Args:
+            beams: 1 is greedy.
+            max_length, min_length: tokens, `[DEC]` counted, as the original counts.
+            return_ids: give the new tokens, long[B, new], padded on the right, instead of strings.
+
+        Raises:
+            UsageError: lengths or beams that cannot be.
+        """
+        if not (beams >= 1 and 0 <= min_length <= max_length and max_length >= 2):
+            raise UsageError(
+                f"got beams={beams}, min_length={min_length}, max_length={max_length}; "
+                "give at least one beam, and lengths of 2 or more with the smaller one first"
+            )
+        cache = self.qformer.start_text(self.encode_images(tiles))
+
+        def step(texts: Tensor, rows: Tensor) -> Tensor:
+            nonlocal cache
+            logits, cache = self.qformer.next_token(texts[:, -1], cache.select(rows))
+            return logits.float().log_softmax(dim=1)
+
+        start = torch.full((len(tiles), 1), self.tokenizer.bos_token_id, device=self.device)
+        end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
+        ids = beam_search(step, start, end, pad, beams=beams, max_length=max_length, min_length=min_length)
+        return ids if return_ids else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _keys_values(self, tiles: Tiles) -> tuple[KeyValues, KeyValues]:
         """Keys and values per tile and per image; the same object where every image is one tile."""

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from qformer.lookup import build, tower
+from qformer.model.decoding import search_as_original
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class GenerateConfig:
     """How text is generated; the defaults are those of the paper's captioning (beam search).
 
     `max_new_tokens` and `min_new_tokens` count generated tokens only. `top_p` and `temperature` act when `do_sample` is
-    True, `length_penalty` when there are several beams.
+    True, `length_penalty` when there are several beams (`qformer.model.decoding` says what counts).
     """
 
     num_beams: int = 5
@@ -182,6 +183,11 @@ class LanguageModel(nn.Module, ABC):
     def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
         """Ids long[B, new] of what follows the visual tokens and the prompts."""
 
+    def _search(self, inputs: dict[str, Tensor], config: GenerateConfig, prompt: Tensor | int = 0) -> Tensor:
+        """Ids of `generate`. Beams are compared as in the original, where `prompt` tokens count beside the new ones."""
+        search = None if config.num_beams == 1 or config.do_sample else search_as_original(prompt)
+        return self.model.generate(**inputs, generation_config=config.to_transformers(), custom_generate=search)
+
     def decode(self, ids: Tensor) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -250,7 +256,7 @@ class CausalLM(LanguageModel):
         row = self._pad(self._ids(prompts), prefix.device)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
         inputs = self._join(prefix, prefix_mask, row, side="left", room=config.max_new_tokens)
-        return self.model.generate(**inputs, generation_config=config.to_transformers())
+        return self._search(inputs, config, row.mask.sum(dim=1).clamp(min=1))
 
     def _in_prompt(self, prompt: list[str], row: Tokens) -> Tensor:
         """Which tokens of the rows [BOS prompt text end] belong to the prompt: bool[B, T].
@@ -297,8 +303,7 @@ class Seq2SeqLM(LanguageModel):
 
     def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
         inputs = self._join(prefix, prefix_mask, self._pad(self._ended(prompts), prefix.device), "right")
-        ids = self.model.generate(**inputs, generation_config=config.to_transformers())
-        return ids[:, 1:]  # without the token that starts the decoder
+        return self._search(inputs, config)[:, 1:]  # without the token that starts the decoder
 
     def _ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         cut = None if limit is None else limit - 1

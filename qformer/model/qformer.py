@@ -52,6 +52,23 @@ class KeyValues:
         return KeyValues(layers, None if self.mask is None else self.mask[images])
 
 
+@dataclass
+class TextCache:
+    """What has been read while a text is written token by token: self-attention's keys and values in every layer.
+
+    Attributes:
+        layers: pairs of float[B, heads, Q + t, H / heads]: the queries, which never change, then t tokens of text.
+        length: t.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    length: int = 0
+
+    def select(self, rows: Tensor) -> TextCache:
+        """Those of the rows long[n], in that order."""
+        return TextCache([(keys[rows], values[rows]) for keys, values in self.layers], self.length)
+
+
 class QFormerLayer(nn.Module):
     def __init__(self, config: QFormerConfig, has_cross_attention: bool) -> None:
         super().__init__()
@@ -192,15 +209,45 @@ class QFormer(nn.Module):
         """Logits of the next token at every position: float[B, T, V]."""
         return self.logits(self.joint(image, image_mask, ids, mask, "causal")[1])
 
+    def start_text(self, image: KeyValues) -> TextCache:
+        """The queries read the images; what `next_token` needs of them."""
+        queries = self.queries.expand(len(image), -1, -1)  # (B, Q, H)
+        hidden, cache, image_layers = self.embeddings(queries, None), TextCache([]), iter(image.layers)
+        for layer in cast("Iterable[QFormerLayer]", self.layers):
+            cache.layers.append(layer.attention.keys_values(hidden))
+            keys_values = next(image_layers) if layer.cross_attention is not None else None
+            hidden = layer(hidden, queries.shape[1], None, keys_values, image.mask)
+        return cache
+
+    def next_token(self, ids: Tensor, cache: TextCache) -> tuple[Tensor, TextCache]:
+        """Read one more token of each text; equal to `decode` of the whole text, at the cost of one token.
+
+        Args:
+            ids: long[B], the newest tokens.
+
+        Returns:
+            Logits of the tokens behind them, float[B, V], and the cache that has read them.
+
+        Raises:
+            UsageError: the text is longer than `max_positions`.
+        """
+        self._check_length(cache.length + 1)
+        hidden = self.embeddings(None, ids[:, None], start=cache.length)  # (B, 1, H)
+        grown = []
+        layers = cast("Iterable[QFormerLayer]", self.layers)
+        for layer, (keys, values) in zip(layers, cache.layers, strict=True):
+            key, value = layer.attention.keys_values(hidden)
+            grown.append((torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)))
+            hidden = layer.text_ffn(layer.attention(hidden, *grown[-1], None))
+        return self.logits(hidden[:, 0]), TextCache(grown, cache.length + 1)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """float[..., H] -> float[..., V]; the decoder is tied to the word embeddings."""
         return self.lm_head(hidden, self.embeddings.words.weight)
 
     def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        if ids is not None and ids.shape[1] > self.config.max_positions:
-            raise UsageError(
-                f"a text of {ids.shape[1]} tokens does not fit the {self.config.max_positions} positions; cut it"
-            )
+        if ids is not None:
+            self._check_length(ids.shape[1])
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
         hidden = self.embeddings(queries, ids)
         image_layers = iter(image.layers if image is not None else ())
@@ -214,6 +261,12 @@ class QFormer(nn.Module):
                 None if image is None else image.mask,
             )
         return hidden
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.max_positions:
+            raise UsageError(
+                f"a text of {length} tokens does not fit the {self.config.max_positions} positions; cut it"
+            )
 
 
 def _init(module: nn.Module, std: float) -> None:

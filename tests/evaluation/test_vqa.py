@@ -1,0 +1,51 @@
+"""Scoring of answers: the rules by hand, where the original has its say in tests/test_against_lavis_plain.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from qformer.evaluation.vqa import accuracy, mean_accuracy, normalise_answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "normalised"),
+    [
+        ("The Red Bus.", "red bus"),
+        ("two", "2"),
+        ("None", "0"),
+        ("on-off", "on off"),
+        ("on - off", "on off"),
+        ("10,000 people!", "10000 people"),
+        ("3.5", "3.5"),
+        ("dont\nknow", "don't know"),
+        ("its a dog", "its dog"),
+        ("", ""),
+    ],
+)
+def test_normalised(answer: str, normalised: str) -> None:
+    assert normalise_answer(answer) == normalised
+
+
+@pytest.mark.parametrize(("agreeing", "share"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_accuracy_is_the_mean_over_the_nines_of_ten_people(agreeing: int, share: float) -> None:
+    assert accuracy("Red.", ["red"] * agreeing + ["blue"] * (10 - agreeing)) == pytest.approx(share)
+
+
+def test_punctuation_of_people_is_normalised_where_they_differ() -> None:
+    assert accuracy("on-off", ["on-off"] * 9 + ["off"]) == pytest.approx(1.0)
+    assert accuracy("on-off", ["on-off"] * 10) == 0.0  # odd, but so are all published numbers
+
+
+def test_a_single_accepted_answer_must_be_met() -> None:
+    assert accuracy("The dog", ["dog"]) == 1.0
+    assert accuracy("cat", ["dog"]) == 0.0
+
+
+def test_mean() -> None:
+    assert mean_accuracy(["red", "blue"], [["red"] * 10, ["red"] * 10]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_accuracy([], [])
+    with pytest.raises(ValueError, match="shorter"):
+        mean_accuracy(["red", "blue"], [["red"]])
+    with pytest.raises(ValueError, match="accepted"):
+        accuracy("red", [])
