@@ -15,11 +15,16 @@ import torch
 
 from qformer import convert
 from qformer.config import Choice, Config, LLMConfig, LossConfig, TextConfig, parse_config
+from qformer.model.loading import build_image_text, build_vision_language, load_trained
 from qformer.types import UsageError
 from qformer.vision.eva import EvaConfig, EvaViT
+from qformer.vision.hf import clip_encoder
 
 if TYPE_CHECKING:
     from qformer.convert import Parts
+    from qformer.model.image_text import ImageTextModel
+    from qformer.model.llm import LanguageModel
+    from qformer.model.vision_language import VisionLanguageModel
 
 EVA_HEAD = 88  # numbers per head in ViT-g
 #: Language models of the releases, by family and width, for files that leave theirs out.
@@ -48,6 +53,45 @@ class Missing:
     vision: str | None = None
     llm: str | None = None
     bert: str = "bert-base-uncased"
+
+
+def load_lavis(path: str | Path, device: torch.device | str, given: Missing) -> ImageTextModel | VisionLanguageModel:
+    """The model in a file of LAVIS.
+
+    Raises:
+        UsageError: no BLIP-2 is in it, or what it leaves open is not known.
+    """
+    parts = convert.from_lavis(convert.read_tensors(path), given.heads)
+    config = configuration(parts, given, str(path))
+    encoder = None
+    if parts.tower == "eva":
+        encoder = build_eva(parts, given, str(path))
+    elif parts.tower == "clip":
+        encoder = clip_encoder(parts.vision, given.vision_heads)
+    if encoder is not None:
+        encoder.freeze()
+    model: ImageTextModel | VisionLanguageModel
+    if parts.stage == "stage1":
+        model, _ = build_image_text(config, given.bert, encoder)
+    else:
+        model, _ = build_vision_language(config, device, encoder)
+        put_language_model(model.llm, parts, str(path))
+    load_trained(model, parts.bridge, Path(path))
+    return model.to(device).eval()
+
+
+def put_language_model(llm: LanguageModel, parts: Parts, source: str) -> None:
+    """The language model's own tensors of a checkpoint that holds them, in place of those that were loaded.
+
+    Raises:
+        UsageError: they are of another model.
+    """
+    if not parts.llm:
+        return
+    mine = llm.model.state_dict()
+    missing, left = mine.keys() - parts.llm.keys(), parts.llm.keys() - mine.keys()
+    convert.refuse(sorted(missing), sorted(left), f"the language model in '{source}'")
+    llm.model.load_state_dict(parts.llm)
 
 
 def eva_config(parts: Parts, given: Missing) -> EvaConfig:
