@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qformer.model.image_text import ImageTextModel
     from qformer.model.llm import LanguageModel
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.vision.base import VisionEncoder
 
 EVA_HEAD = 88  # numbers per head in ViT-g
 #: Language models of the releases, by family and width, for files that leave theirs out.
@@ -63,7 +64,7 @@ def load_lavis(path: str | Path, device: torch.device | str, given: Missing) -> 
     """
     parts = convert.from_lavis(convert.read_tensors(path), given.heads)
     config = configuration(parts, given, str(path))
-    encoder = None
+    encoder: VisionEncoder | None = None
     if parts.tower == "eva":
         encoder = build_eva(parts, given, str(path))
     elif parts.tower == "clip":
