@@ -19,6 +19,7 @@ from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
+    from qformer.model.llm import LanguageModel
     from qformer.vision.base import VisionEncoder
 
     Bridge = ImageTextModel | VisionLanguageModel
@@ -98,33 +99,45 @@ def build_encoder(config: Config) -> VisionEncoder:
     return encoder
 
 
-def build_image_text(config: Config, folder: Path | None = None) -> tuple[ImageTextModel, Config]:
+def build_image_text(
+    config: Config, tokenizer_of: Path | str | None = None, encoder: VisionEncoder | None = None
+) -> tuple[ImageTextModel, Config]:
     """Stage one's model and the configuration with every size filled in.
 
     Args:
-        folder: a checkpoint whose tensors will be put in: its tokenizer is read, BERT's weights are not needed.
+        tokenizer_of: where the tokenizer is, for a model whose tensors will be put in: BERT's weights are not needed.
+        encoder: in place of the one that the configuration names.
     """
     strategy = resolution.build(config.resolution.name, **config.resolution.options)  # refused before anything is read
-    encoder = build_encoder(config)
+    encoder = encoder or build_encoder(config)
     sizes = _with_encoder_width(config.qformer, encoder.width)
-    if folder is None:
+    if tokenizer_of is None:
         tokenizer = read_tokenizer(config.text.bert)
         qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
     else:
-        tokenizer, qformer = read_tokenizer(folder), QFormer(sizes)
+        tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
     model = ImageTextModel(encoder, qformer, tokenizer, config.loss, config.text.max_tokens)
     model.frontend.strategy = strategy
     return model, config.model_copy(update={"qformer": qformer.config})
 
 
-def build_vision_language(config: Config, device: torch.device | str = "cpu") -> tuple[VisionLanguageModel, Config]:
-    """Stage two's model and the configuration with every size filled in."""
+def build_vision_language(
+    config: Config,
+    device: torch.device | str = "cpu",
+    encoder: VisionEncoder | None = None,
+    llm: LanguageModel | None = None,
+) -> tuple[VisionLanguageModel, Config]:
+    """Stage two's model and the configuration with every size filled in.
+
+    Args:
+        encoder, llm: in place of those that the configuration names.
+    """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
-    llm = load_language_model(
+    llm = llm or load_language_model(
         config.llm.path, device=device, dtype=DTYPES[config.llm.dtype], dropout=config.llm.dropout
     )
-    encoder = build_encoder(config)
+    encoder = encoder or build_encoder(config)
     qformer = QFormer(_with_encoder_width(config.qformer, encoder.width)).drop_text()
     connector = QFormerConnector(qformer, llm.width, config.llm.visual_scale)
     model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
