@@ -1,6 +1,7 @@
 """Checkpoints: a folder with the tensors that were trained, the resolved configuration, and where they come from.
 
-    model.safetensors   trained tensors only: the frozen towers are found again through the configuration
+    model.safetensors   trained tensors only: the frozen towers are found again through the configuration, where
+                        `checkpoint:` begins the path of one that is kept in this folder (`qformer convert` does so)
     config.yaml         every key, defaults included
     meta.json           step, commit, versions, last losses
     trainer.pt          optimizer, scaler and random states, for resuming (absent in an exported model)
@@ -24,13 +25,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qformer.config import Config, dump_config, load_config
+from qformer.config import Choice, Config, dump_config, load_config
+from qformer.releases import RELEASES
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 FOLDER = "checkpoints"
+HUGGING_FACE = "config.json"  # what a folder of transformers holds
+INSIDE = "checkpoint:"  # begins the path of a tower that the checkpoint holds itself
 WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
 
 
@@ -87,11 +91,22 @@ def find(path: str | Path) -> Path:
         UsageError: neither.
     """
     path = Path(path)
-    if (path / WEIGHTS).is_file():
+    if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
         return path
     if complete := _complete(path):
         return complete[-1]
     raise UsageError(f"no checkpoint at '{path}'; give a run folder or one of its checkpoints, a folder with {WEIGHTS}")
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether the path, if it is anything, is not ours: a file, a folder of transformers, a name of a release or hub.
+
+    A path that is nothing at all counts as ours if it looks like one, so that the message says what is missing.
+    """
+    path = Path(path)
+    if path.exists():
+        return path.is_file() or ((path / HUGGING_FACE).is_file() and not (path / CONFIG).is_file())
+    return str(path) in RELEASES or (len(path.parts) == 2 and path.suffix == "" and not path.parent.exists())
 
 
 def newest(run: Path) -> Path | None:
@@ -112,7 +127,20 @@ def read(path: str | Path) -> Checkpoint:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
-    return Checkpoint(folder, load_config(folder / CONFIG), tensors, meta)
+    return Checkpoint(folder, _with_own_towers(load_config(folder / CONFIG), folder), tensors, meta)
+
+
+def _with_own_towers(config: Config, folder: Path) -> Config:
+    """Paths of towers that begin with `checkpoint:` made those of files in the folder."""
+
+    def place(path: Any) -> Any:
+        return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
+
+    options = {key: place(value) for key, value in config.vision.options.items()}
+    update: dict[str, Any] = {"vision": Choice(name=config.vision.name, **options)}
+    if config.llm is not None:
+        update["llm"] = config.llm.model_copy(update={"path": place(config.llm.path)})
+    return config.model_copy(update=update)
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:

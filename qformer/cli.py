@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,22 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="run folder (its newest checkpoint) or checkpoint folder")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
+    ),
 ]
+
+
+class Form(Enum):
+    """Whose checkpoints look how."""
+
+    qformer = "qformer"
+    lavis = "lavis"
+    transformers = "transformers"
+
+
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
 
 
@@ -152,6 +167,32 @@ def ask(
         raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     model = load_vision_language(path, device)
     print(model.answer(model.frontend.tiles([pixels]), [asked], context=context, preset=preset)[0])
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="run, checkpoint, .pth of LAVIS, name of a release, folder or hub id"),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file (lavis) or folder to write; must not exist")],
+    to: Annotated[Form, typer.Option(help="form to write")] = Form.qformer,
+    heads: Annotated[int | None, typer.Option(help="of the Q-Former; width / 64 by default", min=1)] = None,
+    vision_heads: Annotated[
+        int | None, typer.Option(help="of the image encoder; width / 88 (EVA) or 64 (CLIP) by default", min=1)
+    ] = None,
+    vision: Annotated[
+        str | None, typer.Option(help="file or release of the image encoder, where SRC leaves it out")
+    ] = None,
+    llm: Annotated[str | None, typer.Option(help="folder or hub id of the language model, likewise")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id, where SRC has none")] = None,
+) -> None:
+    """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
+    from qformer.model.export import convert_checkpoint
+    from qformer.model.foreign import Given
+
+    given = Given(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
+    print(convert_checkpoint(source, output, to.value, given))
 
 
 @app.command()

@@ -108,6 +108,7 @@ class LLMConfig(Section):
         prompt: put in front of every caption; a causal model is not trained on it.
         max_tokens: texts are cut here.
         dtype: how its weights are stored; `auto` is as in its files.
+        erf_gelu: a T5's gated GELU is computed with erf, as in the original; false is as its configuration says.
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
         visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
             words, and those of a T5 are large.
@@ -117,6 +118,7 @@ class LLMConfig(Section):
     prompt: str = ""
     max_tokens: Positive = 32
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    erf_gelu: bool = True
     dropout: bool = False
     visual_scale: Annotated[float, Field(gt=0)] = 1.0
 
@@ -243,6 +245,7 @@ class Config(Section):
         stage: what is trained: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
+        vision_norm_eps: of the LayerNorm behind the encoder; BLIP-2 of transformers has 1e-6.
     """
 
     stage: Literal["vision", "language", "stage1", "stage2"]
@@ -251,6 +254,7 @@ class Config(Section):
     init: str | None = None
     vision: Choice = Choice(name="eva")
     freeze_vision: bool = True
+    vision_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
     resolution: Choice = Choice(name="fixed")
     text: TextConfig = TextConfig()
     qformer: QFormerConfig = QFormerConfig()

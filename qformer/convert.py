@@ -10,18 +10,27 @@ LAVIS writes one state dict (BLIP-2, arXiv 2301.12597, and its release 1.0.2); t
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qformer.config import QFormerConfig
-from qformer.names import POSITION_IDS, REPEATED, Stage, bridge_rows, clip_rows, eva_rows
+from qformer.names import (
+    CLIP_RELEASED_DEPTH,
+    EVA_RELEASED_DEPTH,
+    POSITION_IDS,
+    REPEATED,
+    Stage,
+    bridge_rows,
+    clip_names,
+    clip_unused,
+    eva_rows,
+    eva_unused,
+)
+from qformer.tensors import listed
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +47,7 @@ class Parts:
 
     Attributes:
         bridge: what training changes, by the names of our checkpoints: LayerNorm, Q-Former, heads or projection.
-        vision: the image encoder by the names of `EvaViT`, or of CLIP's vision tower in transformers; empty where the
-            file does not hold one.
+        vision: the image encoder by the names of `EvaViT` or `ClipViT`; empty where the file does not hold one.
         llm: the language model by its names in transformers; empty where the file does not hold one.
         sizes: of the Q-Former.
         family: of the language model, `opt` or `t5`; None in stage one.
@@ -58,60 +66,6 @@ class Parts:
         if not self.vision:
             return None
         return "eva" if "cls_token" in self.vision else "clip"
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder in the form of transformers, by name; nothing in it is executed.
-
-    Args:
-        path: a `.safetensors` file; any other file, read as a torch checkpoint whose state dict may stand under
-            `model`, as LAVIS writes it; a folder with `model.safetensors`, or an index and its shards.
-
-    Raises:
-        UsageError: nothing is there, it is damaged, wants to run code, or holds something else.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise UsageError(f"there is no file or folder '{path}'; give the checkpoint's path")
-    return _read_file(path)
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        held: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # any bytes are a pickle of sorts, so reading them can fail in any way
-        raise UsageError(
-            f"'{path}' is no checkpoint, is damaged, or holds code (which is not run); download it again"
-        ) from error
-    held = held.get("model", held) if isinstance(held, dict) else held
-    if not isinstance(held, dict) or not held or not all(isinstance(value, Tensor) for value in held.values()):
-        raise UsageError(f"'{path}' holds something else than tensors by name; give a checkpoint of LAVIS")
-    return {str(name): tensor for name, tensor in held.items()}
-
-
-def _read_folder(path: Path) -> dict[str, Tensor]:
-    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if whole.is_file():
-        return _read_file(whole)
-    if not index.is_file():
-        raise UsageError(f"'{path}' holds neither {whole.name} nor {index.name}; give a folder of save_pretrained")
-    try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
-    shards = sorted(set(places.values()))
-    if gone := [shard for shard in shards if not (path / shard).is_file()]:
-        raise UsageError(f"'{path}' lacks {listed(gone)}, which its index names; download it again")
-    held = {name: tensor for shard in shards for name, tensor in _read_file(path / shard).items()}
-    if gone := sorted(places.keys() ^ held.keys()):
-        raise UsageError(f"the shards in '{path}' are not those of its index: {listed(gone)}; download it again")
-    return held
 
 
 def from_lavis(tensors: Mapping[str, Tensor], heads: int | None = None) -> Parts:
@@ -200,43 +154,40 @@ def refuse(missing: Sequence[str], left_over: Sequence[str], what: str) -> None:
         )
 
 
-def listed(names: Sequence[str], limit: int = 20) -> str:
-    """Names for a message, cut to be readable."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(sorted(names)[:limit]) + more) or "nothing"
-
-
 def _vision_from_lavis(left: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The image encoder of a LAVIS file by our names, and names that are missing; nothing where there is none."""
     start = "visual_encoder."
     names = [name.removeprefix(start) for name in left if name.startswith(start)]
     if "class_embedding" in names:
         depth = _count(names, r"transformer\.resblocks\.(\d+)\.")
-        return _split_clip(*_take(left, [(f"{start}{lavis}", ours) for lavis, ours in clip_rows(depth)]))
+        return _take(left, [(start + name, name) for name in clip_names(depth)])
     if not names:
         return {}, []
-    return _take(left, [(start + name, name) for name, _ in eva_rows(_count(names, r"blocks\.(\d+)\."))])
+    depth = _count(names, r"blocks\.(\d+)\.")
+    depth -= depth == EVA_RELEASED_DEPTH
+    for name in eva_unused(depth):
+        left.pop(start + name, None)
+    return _take(left, [(start + name, name) for name, _ in eva_rows(depth)])
+
+
+def tower(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an image encoder's own file that BLIP-2 uses, to stand as `Parts.vision`.
+
+    Raises:
+        UsageError: they are no EVA and no CLIP.
+    """
+    left = {f"visual_encoder.{name}": tensor for name, tensor in tensors.items()}
+    if "visual_encoder.class_embedding" in left:
+        depth = min(_count(list(tensors), r"transformer\.resblocks\.(\d+)\."), CLIP_RELEASED_DEPTH - 1)
+        for name in clip_unused(depth):
+            left.pop(f"visual_encoder.{name}", None)
+    taken, missing = _vision_from_lavis(left)
+    refuse(missing, list(left), "the image encoder")
+    return taken
 
 
 def _count(names: Sequence[str], pattern: str) -> int:
     return 1 + max((int(found[1]) for name in names if (found := re.match(pattern, name))), default=-1)
-
-
-def _split_clip(taken: dict[str, Tensor], missing: list[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """LAVIS's joined queries, keys and values as the three that transformers has."""
-    for name in [name for name in taken if ".in_proj." in name]:
-        parts = taken.pop(name).chunk(3)  # (D, D) or (D) each
-        for letter, part in zip("qkv", parts, strict=True):
-            taken[name.replace("in_proj", f"{letter}_proj")] = part
-    return taken, missing
-
-
-def _join_clip(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    joined = dict(tower)
-    for name in [name for name in tower if ".q_proj." in name]:
-        parts = [joined.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
-        joined[name.replace("q_proj", "in_proj")] = torch.cat(parts)
-    return joined
 
 
 def to_lavis(parts: Parts) -> dict[str, Tensor]:
@@ -251,13 +202,7 @@ def to_lavis(parts: Parts) -> dict[str, Tensor]:
     refuse(missing, list(left), "the bridge")
     made |= {name: made[first] for name, first in REPEATED.items() if first in made}
     made[POSITION_IDS] = torch.arange(parts.sizes.max_positions)[None]
-    vision = dict(parts.vision)
-    if parts.tower == "clip":
-        vision = _join_clip(vision)
-        depth = _count(list(vision), r"encoder\.layers\.(\d+)\.")
-        vision, missing = _take(vision, [(ours, lavis) for lavis, ours in clip_rows(depth)])
-        refuse(missing, [], "the image encoder")
-    made |= {f"visual_encoder.{name}": tensor for name, tensor in vision.items()}
+    made |= {f"visual_encoder.{name}": tensor for name, tensor in parts.vision.items()}
     return made | {f"{parts.family}_model.{name}": tensor for name, tensor in parts.llm.items()}
 
 

@@ -66,20 +66,14 @@ EVA_BLOCK = (
     ("mlp.fc1", "mlp.fc1"),
     ("mlp.fc2", "mlp.fc2"),
 )
-CLIP = (  # in LAVIS, here
-    ("class_embedding", "embeddings.class_embedding"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-    ("conv1.weight", "embeddings.patch_embedding.weight"),
-    ("ln_pre.weight", "pre_layrnorm.weight"),
-    ("ln_pre.bias", "pre_layrnorm.bias"),
-)
-CLIP_BLOCK = (
-    ("attn.out_proj", "self_attn.out_proj"),
-    ("ln_1", "layer_norm1"),
-    ("ln_2", "layer_norm2"),
-    ("mlp.c_fc", "mlp.fc1"),
-    ("mlp.c_proj", "mlp.fc2"),
-)
+#: What the released EVA may hold beyond what BLIP-2 uses: its final norm and classification head.
+EVA_HEAD = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+EVA_RELEASED_DEPTH = 40  # BLIP-2 reads the output of the block before the last
+CLIP = ("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias")
+CLIP_BLOCK = ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+#: What the released CLIP holds beyond what BLIP-2 uses: its final norm and projection.
+CLIP_END = ("ln_post.weight", "ln_post.bias", "proj")
+CLIP_RELEASED_DEPTH = 24
 #: Tensors of LAVIS that repeat others of the same file, or number the positions; dropped where they say the same.
 REPEATED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
@@ -126,22 +120,35 @@ def _both(ours: str, lavis: str, theirs: str) -> list[Row]:
 
 def eva_rows(depth: int) -> list[tuple[str, str | None]]:
     """Every tensor of EVA by its name here and in LAVIS, and in transformers; None for the biases, which it joins."""
-    rows: list[tuple[str, str | None]] = list(EVA)
-    for block in range(depth):
-        ours, theirs = f"blocks.{block}.", f"encoder.layers.{block}."
-        rows += [(f"{ours}attn.q_bias", None), (f"{ours}attn.v_bias", None)]
-        rows.append((f"{ours}attn.qkv.weight", f"{theirs}self_attn.qkv.weight"))
-        for mine, name in EVA_BLOCK:
-            rows += [(f"{ours}{mine}.{kind}", f"{theirs}{name}.{kind}") for kind in ("weight", "bias")]
+    return [*EVA, *(row for block in range(depth) for row in _eva_block_rows(block))]
+
+
+def eva_unused(depth: int) -> set[str]:
+    """Names of tensors in the released file that an encoder of this depth does not use: of ViT-g the 40th block too."""
+    last = range(depth, EVA_RELEASED_DEPTH if depth == EVA_RELEASED_DEPTH - 1 else depth)
+    return {*EVA_HEAD, *(ours for block in last for ours, _ in _eva_block_rows(block))}
+
+
+def _eva_block_rows(block: int) -> list[tuple[str, str | None]]:
+    ours, theirs = f"blocks.{block}.", f"encoder.layers.{block}."
+    rows: list[tuple[str, str | None]] = [(f"{ours}attn.q_bias", None), (f"{ours}attn.v_bias", None)]
+    rows.append((f"{ours}attn.qkv.weight", f"{theirs}self_attn.qkv.weight"))
+    for mine, name in EVA_BLOCK:
+        rows += [(f"{ours}{mine}.{kind}", f"{theirs}{name}.{kind}") for kind in ("weight", "bias")]
     return rows
 
 
-def clip_rows(depth: int) -> list[tuple[str, str]]:
-    """Every tensor of CLIP's tower by its name in LAVIS and here; queries, keys and values are joined in LAVIS."""
-    rows = list(CLIP)
-    for block in range(depth):
-        lavis, ours = f"transformer.resblocks.{block}.", f"encoder.layers.{block}."
-        rows += [(f"{lavis}attn.in_proj_{kind}", f"{ours}self_attn.in_proj.{kind}") for kind in ("weight", "bias")]
-        for theirs, mine in CLIP_BLOCK:
-            rows += [(f"{lavis}{theirs}.{kind}", f"{ours}{mine}.{kind}") for kind in ("weight", "bias")]
-    return rows
+def clip_names(depth: int) -> list[str]:
+    """Every tensor of CLIP's image encoder, by its name here and in LAVIS; transformers' BLIP-2 has no place for it."""
+    return [*CLIP, *(name for block in range(depth) for name in _clip_block_names(block))]
+
+
+def clip_unused(depth: int) -> set[str]:
+    """Names of tensors in the released file that an encoder of this depth does not use."""
+    return {*CLIP_END, *(name for block in range(depth, CLIP_RELEASED_DEPTH) for name in _clip_block_names(block))}
+
+
+def _clip_block_names(block: int) -> list[str]:
+    start = f"transformer.resblocks.{block}."
+    joined = [f"{start}attn.in_proj_{kind}" for kind in ("weight", "bias")]
+    return joined + [f"{start}{name}.{kind}" for name in CLIP_BLOCK for kind in ("weight", "bias")]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
 SHOWN = 5
-BRIDGE = ("vision", "text", "qformer")
+BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 
 
 def train(config: Config) -> Path:

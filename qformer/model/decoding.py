@@ -1,22 +1,74 @@
-"""Beam search by the rule of transformers 4.26, with which the original (LAVIS) and its published numbers were made.
+"""How text is generated, and beam search by the rule of transformers 4.26.
 
-What has changed since is how long a text is, by a power of which its score is divided: then the prompt and the new
-tokens, today the new tokens and the end. So today's search prefers other captions behind a prompt, and much shorter
-answers where the length penalty is negative. `beam_search` serves the Q-Former's own captions, `search_as_original`
-the `generate` of a language model.
+With that the original (LAVIS) and its published numbers were made. What has changed since is how long a text is, by a
+power of which its score is divided: then the prompt and the new tokens, today the new tokens and the end. So today's
+search prefers other captions behind a prompt, and much shorter answers where the length penalty is negative.
+`beam_search` serves the Q-Former's own captions, `search_as_original` the `generate` of a language model.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
+
+from qformer.lookup import build
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text begin alike, so only one may go on
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How text is generated; the defaults are those of the paper's captioning (beam search).
+
+    `max_new_tokens` and `min_new_tokens` count generated tokens only. `top_p` and `temperature` act when `do_sample` is
+    True, `length_penalty` when there are several beams (see the top of this module for what counts).
+    """
+
+    num_beams: int = 5
+    max_new_tokens: int = 30
+    min_new_tokens: int = 1
+    top_p: float = 0.9
+    do_sample: bool = False
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise UsageError(f"{name} must be {expected}, but got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Self:
+        """The defaults overridden by `options`; an unknown name is a UsageError that names the nearest."""
+        return build({"generate": cls}, "generate", options, "generate")
+
+    def to_transformers(self) -> GenerationConfig:
+        """Only what acts is set: transformers warns of the rest."""
+        settings = asdict(self)
+        if self.do_sample:
+            settings["top_k"] = 0  # nucleus sampling alone; transformers would keep the 50 likeliest tokens first
+        else:
+            del settings["top_p"], settings["temperature"]
+        if self.num_beams == 1:
+            del settings["length_penalty"]
+        return GenerationConfig(**settings)
 
 
 @torch.no_grad()

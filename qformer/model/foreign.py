@@ -1,7 +1,7 @@
-"""Models from the checkpoints of others: LAVIS's files and transformers' BLIP-2.
+"""Checkpoints of others, opened and made into models: files of LAVIS and folders of transformers' BLIP-2.
 
-What a file does not hold (LAVIS leaves frozen towers out) and what tensors cannot tell (heads) is asked for, or taken
-from what the release was made with.
+What a file leaves out (LAVIS its frozen towers) and what tensors cannot tell (heads) is given by the caller, or is what
+the releases were made with.
 """
 
 from __future__ import annotations
@@ -12,149 +12,304 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import convert
-from qformer.config import Choice, Config, LLMConfig, LossConfig, TextConfig, parse_config
-from qformer.model.loading import build_image_text, build_vision_language, load_trained
+from qformer import convert, releases, vision
+from qformer.config import Config, LossConfig, parse_config
+from qformer.model.llm import wrap_language_model
+from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
+from qformer.tensors import read_tensors
 from qformer.types import UsageError
-from qformer.vision.eva import EvaConfig, EvaViT
-from qformer.vision.hf import clip_encoder
+from qformer.vision.clip import ClipConfig
+from qformer.vision.eva import EvaConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedModel
+
     from qformer.convert import Parts
     from qformer.model.image_text import ImageTextModel
     from qformer.model.llm import LanguageModel
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.vision.base import VisionEncoder
 
-EVA_HEAD = 88  # numbers per head in ViT-g
-#: Language models of the releases, by family and width, for files that leave theirs out.
-LANGUAGE_MODELS = {
+HEAD_WIDTH = {"eva": 88, "clip": 64}  # of ViT-g and ViT-L
+BERT = "bert-base-uncased"
+#: Language models by family and width, for files of LAVIS that leave theirs out.
+USUAL = {
     ("opt", 2560): "facebook/opt-2.7b",
     ("opt", 4096): "facebook/opt-6.7b",
     ("t5", 2048): "google/flan-t5-xl",
     ("t5", 4096): "google/flan-t5-xxl",
 }
+TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
+#: Where a checkpoint of ours keeps the towers that it holds itself.
+VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
 
 @dataclass(frozen=True)
-class Missing:
-    """What a checkpoint may leave open; None is the usual.
+class Given:
+    """What the caller says of a checkpoint; None is the usual.
 
     Attributes:
-        heads: of the Q-Former; by default one for 64 numbers of its width.
+        heads: of the Q-Former; by default one for 64 numbers of its width, as in BERT.
         vision_heads: of the image encoder; by default one for 88 numbers (EVA) or 64 (CLIP) of its width.
-        vision: file with the EVA encoder, where the checkpoint leaves it out.
-        llm: folder or hub id of the language model, where the checkpoint leaves it out.
-        bert: folder or hub id of the tokeniser of stage one.
+        patch_size: of the image encoder, to be checked: its tensors tell.
+        vision: file of the image encoder, or its name in the release, where the checkpoint leaves it out.
+        llm: folder or hub id of the language model, where the checkpoint leaves it or its configuration out.
+        tokenizer: folder or hub id, where the checkpoint has none: a BERT's in stage one.
     """
 
     heads: int | None = None
     vision_heads: int | None = None
+    patch_size: int | None = None
     vision: str | None = None
     llm: str | None = None
-    bert: str = "bert-base-uncased"
+    tokenizer: str | None = None
 
 
-def load_lavis(path: str | Path, device: torch.device | str, given: Missing) -> ImageTextModel | VisionLanguageModel:
-    """The model in a file of LAVIS.
+@dataclass
+class Opened:
+    """A checkpoint of any form, taken apart.
+
+    Attributes:
+        config: what our own would say; towers that `parts` hold are named as files of a checkpoint.
+        tokenizer: folder or hub id: of the texts in stage one, of the language model in stage two.
+        llm: the language model's configuration in transformers; None where `parts` do not hold its tensors.
+    """
+
+    source: str
+    parts: Parts
+    config: Config
+    tokenizer: str
+    llm: Any = None
+
+    def hold_towers(self) -> None:
+        """Fetch the towers that the checkpoint leaves out.
+
+        Raises:
+            UsageError: they cannot be had.
+        """
+        if not self.parts.vision:
+            encoder = vision.build(self.config.vision.name, **self.config.vision.options)
+            self.parts.vision = encoder.state_dict()
+        if self.config.llm is not None and not self.parts.llm:
+            self.llm = configuration(self.config.llm.path)
+            folder = local_folder(self.config.llm.path)
+            self.parts.llm = language_model(self.llm, read_tensors(folder), str(folder)).state_dict()
+
+
+def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
+    """A file of LAVIS, the name of a release, or a folder or hub id of transformers' BLIP-2.
+
+    Raises:
+        UsageError: none of them, damaged, or something else than a BLIP-2.
+    """
+    if str(path_or_id) in releases.RELEASES:
+        path_or_id = releases.fetch(str(path_or_id))
+    if Path(path_or_id).is_file():
+        return open_lavis(Path(path_or_id), given)
+    return open_transformers(str(path_or_id), given)
+
+
+def load_foreign(
+    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given
+) -> ImageTextModel | VisionLanguageModel:
+    """The model in such a checkpoint, in eval mode.
+
+    Args:
+        dtype: of the language model: `fp32`, `fp16`, `bf16`; None is fp32 on a CPU and as stored elsewhere.
+
+    Raises:
+        UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
+    """
+    opened = open_foreign(path_or_id, given)
+    parts, config = opened.parts, opened.config
+    encoder = None
+    if parts.vision:
+        encoder = build_tower(config, parts.vision, opened.source).freeze()
+    model: ImageTextModel | VisionLanguageModel
+    if parts.stage == "stage1":
+        model, _ = build_image_text(config, opened.tokenizer, encoder)
+    else:
+        llm = _held_language_model(opened, device, dtype) if parts.llm else None
+        model, _ = build_vision_language(with_dtype(config, dtype), device, encoder, llm)
+    load_tensors(model, parts.bridge, opened.source)
+    return model.to(device).eval()
+
+
+def _held_language_model(opened: Opened, device: torch.device | str, dtype: str | None) -> LanguageModel:
+    model: Any = language_model(opened.llm, opened.parts.llm, opened.source)
+    kept = DTYPES[dtype] if dtype else torch.float32 if torch.device(device).type == "cpu" else None
+    erf_gelu = opened.config.llm is None or opened.config.llm.erf_gelu
+    return wrap_language_model(model.to(device=device, dtype=kept), opened.tokenizer, erf_gelu=erf_gelu)
+
+
+def open_lavis(path: Path, given: Given) -> Opened:
+    """A `.pth` file of LAVIS.
 
     Raises:
         UsageError: no BLIP-2 is in it, or what it leaves open is not known.
     """
-    parts = convert.from_lavis(convert.read_tensors(path), given.heads)
-    config = configuration(parts, given, str(path))
-    encoder: VisionEncoder | None = None
-    if parts.tower == "eva":
-        encoder = build_eva(parts, given, str(path))
-    elif parts.tower == "clip":
-        encoder = clip_encoder(parts.vision, given.vision_heads)
-    if encoder is not None:
-        encoder.freeze()
-    model: ImageTextModel | VisionLanguageModel
-    if parts.stage == "stage1":
-        model, _ = build_image_text(config, given.bert, encoder)
+    parts = convert.from_lavis(read_tensors(path), given.heads)
+    source = str(path)
+    if not parts.vision and given.vision is not None:
+        parts.vision = convert.tower(read_tensors(releases.local(given.vision)))
+    if parts.vision:
+        choice = _tower_choice(parts, given.vision_heads, given.patch_size)
+    elif (width := parts.sizes.encoder_width) in TOWERS:
+        choice = TOWERS[width]
     else:
-        model, _ = build_vision_language(config, device, encoder)
-        put_language_model(model.llm, parts, str(path))
-    load_trained(model, parts.bridge, Path(path))
-    return model.to(device).eval()
+        raise UsageError(f"'{source}' comes without its image encoder; give the encoder's file with vision")
+    values = _common(parts, source) | {"vision": choice}
+    if parts.stage == "stage1":
+        return Opened(source, parts, parse_config(values), given.tokenizer or BERT)
+    release, width = releases.of_file(path), len(parts.bridge["connector.projection.weight"])
+    llm = given.llm or (release.llm if release else None) or USUAL.get((parts.family or "", width))
+    if llm is None:
+        raise UsageError(f"'{source}' was made for a language model of width {width}; say which one with llm")
+    values["llm"] = {"path": LLM_FOLDER if parts.llm else llm, "prompt": release.prompt if release else ""}
+    opened = Opened(source, parts, parse_config(values), given.tokenizer or llm)
+    if parts.llm:
+        opened.llm = configuration(llm)
+    return opened
 
 
-def put_language_model(llm: LanguageModel, parts: Parts, source: str) -> None:
-    """The language model's own tensors of a checkpoint that holds them, in place of those that were loaded.
-
-    Raises:
-        UsageError: they are of another model.
-    """
-    if not parts.llm:
-        return
-    mine = llm.model.state_dict()
-    missing, left = mine.keys() - parts.llm.keys(), parts.llm.keys() - mine.keys()
-    convert.refuse(sorted(missing), sorted(left), f"the language model in '{source}'")
-    llm.model.load_state_dict(parts.llm)
-
-
-def eva_config(parts: Parts, given: Missing) -> EvaConfig:
-    """Sizes of the EVA in these parts, read from its tensors.
+def open_transformers(path_or_id: str, given: Given) -> Opened:
+    """A folder that `Blip2ForConditionalGeneration` or `Blip2ForImageTextRetrieval` was saved to, or its hub id.
 
     Raises:
-        UsageError: the width does not divide into the heads.
+        UsageError: there is none, or it is another model.
     """
-    vision = parts.vision
-    patches, patch = vision["patch_embed.proj.weight"], vision["patch_embed.proj.weight"].shape[-1]
-    width = len(patches)
-    return EvaConfig(
-        image_size=math.isqrt(vision["pos_embed"].shape[1] - 1) * patch,
-        patch_size=patch,
-        width=width,
-        depth=sum(name.endswith(".attn.qkv.weight") for name in vision),
-        heads=given.vision_heads or max(1, width // EVA_HEAD),
-        mlp_hidden=len(vision["blocks.0.mlp.fc1.weight"]),
-        precision="fp16" if vision["blocks.0.attn.qkv.weight"].dtype == torch.float16 else "fp32",
-    )
+    theirs = configuration(path_or_id)
+    if theirs.model_type != "blip-2":
+        raise UsageError(f"'{path_or_id}' holds a {theirs.model_type} model; give a BLIP-2")
+    folder, kind = local_folder(path_or_id), theirs.text_config.model_type
+    parts = convert.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
+    parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})
+    values = _common(parts, path_or_id) | {
+        "vision": _tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size),
+        "vision_norm_eps": theirs.vision_config.layer_norm_eps,
+    }
+    tokenizer = given.tokenizer or str(folder)
+    if parts.stage == "stage1":
+        return Opened(path_or_id, parts, parse_config(values), tokenizer)
+    values["llm"] = {"path": LLM_FOLDER, "erf_gelu": False}
+    parts.llm = language_model(theirs.text_config, parts.llm, path_or_id).state_dict()  # with the tied ones
+    return Opened(path_or_id, parts, parse_config(values), tokenizer, theirs.text_config)
 
 
-def build_eva(parts: Parts, given: Missing, source: str) -> EvaViT:
-    """The encoder of these parts, without drawing random weights first."""
+def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str) -> VisionEncoder:
+    """The encoder that `config` describes, with these tensors.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    options = {key: value for key, value in config.vision.options.items() if key != "weights"}
+    kind = EvaConfig if config.vision.name == "eva" else ClipConfig
+    return kind(**options).build_from(tensors, source)
+
+
+def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:
+    """The language model of a transformers configuration with these tensors; tied ones may be missing.
+
+    Raises:
+        UsageError: others are missing or left over.
+    """
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        encoder = EvaViT(eva_config(parts, given))
-    encoder.assign(parts.vision, source)
-    return encoder
+        model = auto.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
+        raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
+    put_in(model, tensors, f"the language model in '{source}'")
+    return model.eval()
 
 
-def configuration(parts: Parts, given: Missing, source: str) -> Config:
-    """The configuration that these parts would have been trained by, as far as they tell.
+def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Tensors in the place of those of a model on the meta device; tied ones may be missing.
 
     Raises:
-        UsageError: a tower is neither in the parts nor given.
+        UsageError: others are missing or left over.
     """
+    wrong = model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights(missing_keys=set(wrong.missing_keys))  # a T5 whose two tables differ stays untied
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    convert.refuse(missing, wrong.unexpected_keys, what)
+
+
+def configuration(path_or_id: str) -> Any:
+    """The configuration in a folder or under a hub id of transformers.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(path_or_id)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"'{path_or_id}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); "
+            "give a run, a file of LAVIS, or a folder of transformers"
+        ) from error
+
+
+def local_folder(path_or_id: str) -> Path:
+    """The folder itself, or where the hub's was downloaded to.
+
+    Raises:
+        UsageError: it cannot be downloaded.
+    """
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    try:
+        return Path(snapshot_download(path_or_id, allow_patterns=list(NEEDED)))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
+
+
+def _common(parts: Parts, source: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "stage": parts.stage,
         "run": source,
-        "vision": _vision(parts, given, source),
-        "resolution": {"name": "fixed"},
         "qformer": parts.sizes.model_dump(),
-        "text": TextConfig(bert=given.bert).model_dump(),
         "data": {"train": {"name": "none"}},  # it was trained elsewhere
         "train": {"steps": 1, "warmup": 0},
     }
     if parts.stage == "stage1":
         values["loss"] = LossConfig(embed_width=len(parts.bridge["vision_proj.weight"])).model_dump()
-    else:
-        width = len(parts.bridge["connector.projection.weight"])
-        known = given.llm or LANGUAGE_MODELS.get((parts.family or "", width))
-        if known is None:
-            raise UsageError(f"'{source}' was made for a language model of width {width}; say which one with llm=")
-        values["llm"] = LLMConfig(path=known).model_dump()
-    return parse_config(values)
+    return values
 
 
-def _vision(parts: Parts, given: Missing, source: str) -> dict[str, Any]:
-    if parts.tower == "eva":
-        return {"name": "eva", **vars(eva_config(parts, given))}
-    if parts.tower == "clip":
-        return {"name": "hf"}
-    if given.vision is None:
-        raise UsageError(f"'{source}' comes without its image encoder; give the file of the encoder with vision=")
-    return Choice(name="eva", weights=given.vision, heads=given.vision_heads or 16).model_dump()  # type: ignore[call-arg]
+def _tower_choice(parts: Parts, heads: int | None, patch_size: int | None) -> dict[str, Any]:
+    """The `vision` section for the tower in these parts, sizes read from its tensors.
+
+    Raises:
+        UsageError: another patch size was given.
+    """
+    name, tensors = parts.tower or "eva", parts.vision
+    patches, table, first = (tensors[key] for key in _SIZES_IN[name])
+    width, patch = len(patches), patches.shape[-1]
+    if patch_size not in (None, patch):
+        raise UsageError(f"the patches of this image encoder are {patch} pixels wide, not {patch_size}; leave it out")
+    precision = "fp16" if patches.dtype == torch.float16 else "fp32"
+    sizes = {
+        "image_size": math.isqrt(table.shape[-2] - 1) * patch,
+        "patch_size": patch,
+        "width": width,
+        "depth": sum(key.endswith(".weight") and f".{_SECOND_NORM[name]}." in key for key in tensors),
+        "heads": heads or max(1, width // HEAD_WIDTH[name]),
+        "mlp_hidden": len(first),
+    }
+    return {"name": name, **sizes, "precision": precision, "weights": VISION_FILE}
+
+
+_SIZES_IN = {
+    "eva": ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"),
+    "clip": ("conv1.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight"),
+}
+_SECOND_NORM = {"eva": "norm2", "clip": "ln_2"}

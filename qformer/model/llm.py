@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -27,8 +26,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from qformer.lookup import build, tower
-from qformer.model.decoding import search_as_original
+from qformer.lookup import tower
+from qformer.model.decoding import GenerateConfig, search_as_original
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -39,53 +38,6 @@ if TYPE_CHECKING:
 IGNORE = -100  # label of a position that is no target
 MAX_TOKENS = 32  # where training texts are cut, special tokens counted
 HINT = "give a folder or hub id of a causal or encoder-decoder language model, such as facebook/opt-2.7b"
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """How text is generated; the defaults are those of the paper's captioning (beam search).
-
-    `max_new_tokens` and `min_new_tokens` count generated tokens only. `top_p` and `temperature` act when `do_sample` is
-    True, `length_penalty` when there are several beams (`qformer.model.decoding` says what counts).
-    """
-
-    num_beams: int = 5
-    max_new_tokens: int = 30
-    min_new_tokens: int = 1
-    top_p: float = 0.9
-    do_sample: bool = False
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        rules = {
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-        }
-        for name, (holds, expected) in rules.items():
-            if not holds:
-                raise UsageError(f"{name} must be {expected}, but got {getattr(self, name)}")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
-        """The defaults overridden by `options`; an unknown name is a UsageError that names the nearest."""
-        return build({"generate": cls}, "generate", options, "generate")
-
-    def to_transformers(self) -> GenerationConfig:
-        """Only what acts is set: transformers warns of the rest."""
-        settings = asdict(self)
-        if self.do_sample:
-            settings["top_k"] = 0  # nucleus sampling alone; transformers would keep the 50 likeliest tokens first
-        else:
-            del settings["top_p"], settings["temperature"]
-        if self.num_beams == 1:
-            del settings["length_penalty"]
-        return GenerationConfig(**settings)
 
 
 class LanguageModel(nn.Module, ABC):
@@ -274,20 +226,21 @@ class CausalLM(LanguageModel):
 class Seq2SeqLM(LanguageModel):
     """An encoder-decoder model: the encoder reads [visual][prompt end], the decoder predicts [text end].
 
-    Prompt and text are cut separately and keep their end. T5's gated GELU is computed with erf, as LAVIS does and as
-    released BLIP-2 weights were trained, though T5 itself was trained with the tanh form (`gelu_new`).
+    Prompt and text are cut separately and keep their end. `erf_gelu`: see `load_language_model`.
     """
 
     family = "seq2seq"
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, dropout: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, dropout: bool = False, erf_gelu: bool = True
+    ) -> None:
         if getattr(model.config, "decoder_start_token_id", None) is None:
             raise UsageError(
                 f"the configuration of this {model.config.model_type} model has no decoder_start_token_id; "
                 "set it there (T5 uses its pad id, 0)"
             )
         super().__init__(model, tokenizer, end=tokenizer.eos_token_id, dropout=dropout)
-        if getattr(model.config, "dense_act_fn", None) == "gelu_new":
+        if erf_gelu and getattr(model.config, "dense_act_fn", None) == "gelu_new":
             for module in model.modules():
                 if hasattr(module, "act"):
                     module.act = nn.GELU()
@@ -330,6 +283,7 @@ def load_language_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | Literal["auto"] | None = "auto",
     dropout: bool = False,
+    erf_gelu: bool = True,
 ) -> LanguageModel:
     """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
 
@@ -338,6 +292,8 @@ def load_language_model(
             bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32) run as in the paper, and no
             model runs in a float16 that it was not trained in.
         dropout: leave dropout active in training, as LAVIS does.
+        erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
+            T5 itself was trained with the tanh form (`gelu_new`).
 
     Raises:
         UsageError: there is no such folder or id, or what is there is not a language model that generates.
@@ -352,12 +308,27 @@ def load_language_model(
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
-    tokenizer = _fetch(AutoTokenizer, path)
+    return wrap_language_model(model.to(device), path, dropout, erf_gelu)
+
+
+def wrap_language_model(
+    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True
+) -> LanguageModel:
+    """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
+
+    Args:
+        dropout, erf_gelu: see `load_language_model`.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    tokenizer = _fetch(AutoTokenizer, tokenizer_of)
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
-        raise UsageError(f"'{path}' holds a language model but no tokenizer; save its tokenizer beside it")
-    kind = Seq2SeqLM if is_seq2seq else CausalLM
-    return kind(model.to(device), tokenizer, dropout=dropout)
+        raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
+    if model.config.is_encoder_decoder:
+        return Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
+    return CausalLM(model, tokenizer, dropout=dropout)
 
 
 def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:

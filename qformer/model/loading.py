@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DECODE = "[DEC]"
 DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CAPTIONING = "qformer.lm_head."
 #: What stage one trains and stage two has no use for.
 STAGE_ONE_ONLY = (
     "temp",
@@ -118,6 +119,7 @@ def build_image_text(
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
     model = ImageTextModel(encoder, qformer, tokenizer, config.loss, config.text.max_tokens)
     model.frontend.strategy = strategy
+    model.frontend.norm.eps = config.vision_norm_eps
     return model, config.model_copy(update={"qformer": qformer.config})
 
 
@@ -135,14 +137,32 @@ def build_vision_language(
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     llm = llm or load_language_model(
-        config.llm.path, device=device, dtype=DTYPES[config.llm.dtype], dropout=config.llm.dropout
+        config.llm.path,
+        device=device,
+        dtype=DTYPES[config.llm.dtype],
+        dropout=config.llm.dropout,
+        erf_gelu=config.llm.erf_gelu,
     )
     encoder = encoder or build_encoder(config)
     qformer = QFormer(_with_encoder_width(config.qformer, encoder.width)).drop_text()
     connector = QFormerConnector(qformer, llm.width, config.llm.visual_scale)
     model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
     model.frontend.strategy = strategy
+    model.frontend.norm.eps = config.vision_norm_eps
     return model, config.model_copy(update={"qformer": qformer.config})
+
+
+def with_dtype(config: Config, dtype: str | None) -> Config:
+    """The configuration with the language model in this dtype, if one is given.
+
+    Raises:
+        UsageError: an unknown dtype.
+    """
+    if dtype is None or config.llm is None:
+        return config
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is '{dtype}'; {lookup.nearest(dtype, DTYPES)}")
+    return config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": dtype})})
 
 
 def _with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
@@ -159,14 +179,35 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@torch.no_grad()
-def load_trained(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+def load_trained(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
     """Put a checkpoint's tensors in; names and shapes must be exactly those that the model trains.
 
     Raises:
         UsageError: listing what is missing, left over or of another shape.
     """
+    _put(trained_tensors(model), tensors, source)
+
+
+def load_tensors(model: Bridge, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """`load_trained`, whoever trained the tensors: those of stage one may lack the captioning head (transformers' do).
+
+    Raises:
+        UsageError: listing what is missing, left over or of another shape.
+    """
     mine = trained_tensors(model)
+    if isinstance(model, ImageTextModel) and not any(name.startswith(CAPTIONING) for name in tensors):
+        model.qformer.lm_head = None
+        mine = {name: tensor for name, tensor in mine.items() if name not in captioning_tensors(mine)}
+    _put(mine, tensors, source)
+
+
+def captioning_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What stage one trains and transformers has no place for: the captioning head and the temperature of ITC."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(CAPTIONING) or name == "temp"}
+
+
+@torch.no_grad()
+def _put(mine: dict[str, Tensor], tensors: dict[str, Tensor], source: str | Path) -> None:
     faults = [f"missing {name}" for name in mine if name not in tensors]
     faults += [f"left over {name}" for name in tensors if name not in mine]
     faults += [
@@ -198,19 +239,28 @@ def load_stage_one(model: VisionLanguageModel, source: checkpoint.Checkpoint) ->
 
 
 def load(
-    path_or_id: str | Path, device: str | torch.device | None = None, dtype: str | None = None
+    path_or_id: str | Path, device: str | torch.device | None = None, dtype: str | None = None, **sizes: Any
 ) -> ImageTextModel | VisionLanguageModel:
     """A trained model, in eval mode.
 
     Args:
-        path_or_id: a run folder (its newest checkpoint) or a checkpoint folder.
+        path_or_id: a run (its newest checkpoint) or a checkpoint; a `.pth` file of LAVIS or the name of a release; a
+            folder or hub id of BLIP-2 in transformers.
         device: where to; None is the GPU where there is one.
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
+        sizes: what others' checkpoints leave open, see `qformer.model.foreign.Given`.
 
     Raises:
         UsageError: no checkpoint there, one that does not fit, or a tower that it names is gone.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if checkpoint.is_foreign(path_or_id):
+        from qformer.model import foreign  # which builds on this file
+
+        given = lookup.build({"sizes": foreign.Given}, "sizes", sizes, "load")
+        return foreign.load_foreign(path_or_id, device, dtype, given)
+    if sizes:
+        raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
     saved = checkpoint.read(path_or_id)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
@@ -219,10 +269,8 @@ def load(
     if config.stage == "stage1":
         model, _ = build_image_text(config, saved.path)
     else:
-        if dtype is not None and config.llm is not None:
-            config = config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": dtype})})
-        model, _ = build_vision_language(config, device)
-    load_trained(model, saved.tensors, saved.path)
+        model, _ = build_vision_language(with_dtype(config, dtype), device)
+    load_tensors(model, saved.tensors, saved.path)
     return model.to(device).eval()
 
 

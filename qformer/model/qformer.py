@@ -113,7 +113,7 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(
             QFormerLayer(config, layer % config.cross_attention_every == 0) for layer in range(config.layers)
         )
-        self.lm_head = LMHead(config)
+        self.lm_head: LMHead | None = LMHead(config)
         std = 0.02 * math.sqrt(BERT_WIDTH / config.hidden_size)
         self.apply(partial(_init, std=std))
         nn.init.normal_(self.queries, std=std)
@@ -242,7 +242,16 @@ class QFormer(nn.Module):
         return self.logits(hidden[:, 0]), TextCache(grown, cache.length + 1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float[..., H] -> float[..., V]; the decoder is tied to the word embeddings."""
+        """float[..., H] -> float[..., V]; the decoder is tied to the word embeddings.
+
+        Raises:
+            UsageError: the checkpoint came without a captioning head.
+        """
+        if self.lm_head is None:
+            raise UsageError(
+                "this Q-Former has no captioning head, for which transformers has no place; train it, "
+                "or take the file of LAVIS"
+            )
         return self.lm_head(hidden, self.embeddings.words.weight)
 
     def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:

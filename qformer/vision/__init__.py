@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
 
 ENCODERS: dict[str, Any] = {
+    "clip": "qformer.vision.clip:ClipConfig",
     "eva": "qformer.vision.eva:EvaConfig",
     "hf": "qformer.vision.hf:HFVisionConfig",
 }

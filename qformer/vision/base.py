@@ -27,8 +27,10 @@ class VisionEncoder(nn.Module, ABC):
         image_size: side for which the position table was made; other sizes resize the table.
         extra: tokens in front of the patch grid that are kept (1 for CLS).
         frozen: True after `freeze()`.
+        align_corners: how its position table is resized.
     """
 
+    align_corners = False
     mean: Tensor
     std: Tensor
 
@@ -84,17 +86,17 @@ class VisionEncoder(nn.Module, ABC):
         return super().train(mode and not self.frozen)
 
 
-def resize_positions(table: Tensor, extra: int, grid: tuple[int, int]) -> Tensor:
+def resize_positions(table: Tensor, extra: int, grid: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resize a learned position table float[1, extra + side * side, D] to a (rows, columns) grid.
 
-    Plain bicubic, `align_corners=False`, no antialiasing; the `extra` rows in front are kept. A table that already
-    has the size is returned as it is.
+    Plain bicubic, no antialiasing; the `extra` rows in front are kept. A table that already has the size is returned
+    as it is.
     """
     count, width = table.shape[1] - extra, table.shape[2]
     side = int(count**0.5)
     if (side, side) == grid:
         return table
     patches = table[:, extra:].float().view(1, side, side, width).permute(0, 3, 1, 2)  # (1, D, side, side)
-    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=align_corners)
     patches = patches.flatten(2).transpose(1, 2)  # (1, rows * columns, D)
     return torch.cat([table[:, :extra], patches.to(table.dtype)], dim=1)

@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qformer.types import UsageError
-from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder, resize_positions
+from qformer import releases
+from qformer.names import eva_unused
+from qformer.tensors import read_tensors
+from qformer.vision.base import VisionEncoder, resize_positions
+from qformer.vision.layers import Linear, assign, check_sizes, one_dtype, store_fp16
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-#: What a released file may hold beyond the encoder: EVA's final norm and classification head. BLIP-2 uses neither.
-LEFTOVERS = ("norm.", "fc_norm.", "head.")
-#: ViT-g has 40 blocks and BLIP-2 reads the output of the 39th, so a depth of 39 drops this one.
-LAST_BLOCK = "blocks.39."
+    from collections.abc import Mapping
 
 
 @dataclass
@@ -38,7 +34,7 @@ class EvaConfig:
     Attributes:
         image_size: side in pixels for which the position table is made.
         precision: "fp16" stores Linear and Conv weights in half (for a frozen encoder), "fp32" everything in single.
-        weights: a `.pth` or `.safetensors` file; None starts from random weights.
+        weights: a `.pth` or `.safetensors` file, or `eva_vit_g`, the released one; None starts from random weights.
     """
 
     image_size: int = 224
@@ -51,15 +47,7 @@ class EvaConfig:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
-            raise UsageError(
-                f"width {self.width} does not divide into {self.heads} heads; use a multiple of {self.heads}"
-            )
-        if self.patch_size < 1 or self.image_size % self.patch_size:
-            raise UsageError(
-                f"image_size {self.image_size} does not divide into patches of {self.patch_size}; "
-                f"use a multiple of {self.patch_size}"
-            )
+        check_sizes(self.width, self.heads, self.image_size, self.patch_size)
 
     def build(self) -> EvaViT:
         """The encoder, with random weights or those of the file.
@@ -69,10 +57,20 @@ class EvaConfig:
         """
         if self.weights is None:
             return EvaViT(self)
-        state = read_state(self.weights)
+        return self.build_from(read_tensors(releases.local(self.weights)), self.weights)
+
+    def build_from(self, state: Mapping[str, Tensor], source: str) -> EvaViT:
+        """The encoder with these tensors, by parameter name; `source` names them in messages.
+
+        A final norm, a head and (for a depth of 39) the 40th block are dropped.
+
+        Raises:
+            UsageError: other names are left over or missing, or a shape differs.
+        """
         with torch.device("meta"):  # ViT-g is a billion numbers: do not draw them only to overwrite them
             encoder = EvaViT(self)
-        encoder.assign(state, source=self.weights)
+        unused = eva_unused(self.depth)
+        assign(encoder, {name: tensor for name, tensor in state.items() if name not in unused}, source)
         return encoder
 
 
@@ -115,51 +113,6 @@ class EvaViT(VisionEncoder):
             block.attn.proj.weight /= math.sqrt(2 * number)
             block.mlp.fc2.weight /= math.sqrt(2 * number)
 
-    def assign(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Put the tensors of a checkpoint in the place of the parameters, which may be on the meta device.
-
-        Every tensor takes the dtype that the parameter had; a position table of another size is resized.
-
-        Args:
-            state: tensors by parameter name; a final norm, a head and (for a depth of 39) the 40th block are dropped.
-            source: names the checkpoint in messages.
-
-        Raises:
-            UsageError: other names are left over or missing, or a shape differs.
-        """
-        target = self.state_dict()
-        dropped = (*LEFTOVERS, LAST_BLOCK) if len(self.blocks) == 39 else LEFTOVERS
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
-        unknown, missing = sorted(state.keys() - target.keys()), sorted(target.keys() - state.keys())
-        if unknown or missing:
-            raise UsageError(
-                f"vision.weights '{source}' do not fit this EVA encoder: missing {_some(missing)}, "
-                f"left over {_some(unknown)}; give a file of the visual encoder alone and set depth to its blocks"
-            )
-        state["pos_embed"] = self._fit_positions(state["pos_embed"])
-        wrong = [
-            f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in target.items()
-            if state[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise UsageError(
-                f"vision.weights '{source}' hold an EVA encoder of another size: {_some(wrong)}; "
-                "set width, mlp_hidden and patch_size to those of the file"
-            )
-        self.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in target.items()}, assign=True)
-        # in no checkpoint, hence still without values if the encoder was made on the meta device
-        device = self.cls_token.device
-        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-
-    def _fit_positions(self, table: Tensor) -> Tensor:
-        """A table float[1, 1 + side * side, D] resized to this image size; anything else as it is, to be refused."""
-        side = self.image_size // self.patch_size
-        patches = table.shape[1] - self.extra if table.ndim == 3 else 0
-        if patches < 1 or math.isqrt(patches) ** 2 != patches:
-            return table
-        return resize_positions(table.float(), self.extra, (side, side))
-
 
 class PatchEmbed(nn.Module):
     """Square patches through one convolution: float[N, 3, h, w] -> [N, rows * columns, D]."""
@@ -169,7 +122,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        pixels, weight, bias = _one_dtype(pixels, self.proj.weight, self.proj.bias)
+        pixels, weight, bias = one_dtype(pixels, self.proj.weight, self.proj.bias)
         patches = F.conv2d(pixels, weight, bias, stride=self.proj.stride)  # (N, D, rows, columns)
         return patches.flatten(2).transpose(1, 2)  # (N, rows * columns, D)
 
@@ -203,7 +156,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tiles, length, width = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(*_one_dtype(x, self.qkv.weight, bias))
+        qkv = F.linear(*one_dtype(x, self.qkv.weight, bias))
         qkv = qkv.view(tiles, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (N, heads, S, D / heads) each
         x = F.scaled_dot_product_attention(query, key, value)
@@ -220,56 +173,3 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` for an input of another precision than the stored weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(*_one_dtype(x, self.weight, self.bias))
-
-
-def _one_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands of a layer in the dtype of its weights; where autocast is on, it converts by itself.
-
-    A CPU has kernels for half, but slow ones (torch 2.13, layers of ViT-g: a linear takes 3 times and the patch
-    convolution 50 times as long as in single), so there weights stored in half are used in single.
-    """
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.promote_types(weight.dtype, torch.float32) if device == "cpu" else weight.dtype
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def store_fp16(module: nn.Module) -> None:
-    """Weights and biases of Linear and Conv layers become fp16; CLS, positions, q_bias, v_bias and norms stay fp32."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.half()
-
-
-def read_state(path: str) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of any other file as a torch checkpoint (weights only).
-
-    Raises:
-        UsageError: no such file, or it does not hold tensors by name.
-    """
-    if not Path(path).is_file():
-        raise UsageError(f"vision.weights '{path}' does not exist; give a .pth or .safetensors file")
-    try:
-        if path.endswith(".safetensors"):
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any bytes are a pickle of sorts, so reading them can fail in any way
-        raise UsageError(f"vision.weights '{path}' cannot be read; give an intact .pth or .safetensors file") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"vision.weights '{path}' holds something else than tensors by name; give a plain state dict")
-    return state
-
-
-def _some(names: Sequence[str], limit: int = 10) -> str:
-    """A list for an error message, cut to be readable."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) or "nothing"

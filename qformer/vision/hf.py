@@ -14,7 +14,6 @@ Which tokens `layer` means, counted as `hidden_states` is in transformers (0 the
 from __future__ import annotations
 
 import inspect
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from qformer import lookup
@@ -30,7 +29,7 @@ from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
@@ -165,36 +164,6 @@ class HFVisionEncoder(VisionEncoder):
         if self.tower.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device, enabled=False)
-
-
-def clip_encoder(tensors: Mapping[str, Tensor], heads: int | None = None) -> HFVisionEncoder:
-    """The tower of a CLIP from its tensors, all of its blocks, without a final norm, as BLIP-2 reads ViT-L.
-
-    Args:
-        tensors: by their names in transformers' `CLIPVisionModel`.
-        heads: by default one for 64 numbers of the width, as in every CLIP.
-
-    Raises:
-        UsageError: missing or left over tensors.
-    """
-    patches = tensors["embeddings.patch_embedding.weight"]  # (D, 3, patch, patch)
-    width, patch = len(patches), patches.shape[-1]
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=len(tensors["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=sum(name.endswith("mlp.fc1.weight") for name in tensors),
-        num_attention_heads=heads or max(1, width // 64),
-        image_size=math.isqrt(len(tensors["embeddings.position_embedding.weight"]) - 1) * patch,
-        patch_size=patch,
-        hidden_act="quick_gelu",
-        dtype=patches.dtype,
-    )
-    encoder = HFVisionEncoder(CLIPVisionModel(config))
-    mine = encoder.tower.state_dict()
-    if mine.keys() != tensors.keys():
-        raise UsageError(f"these tensors are no CLIP: {sorted(mine.keys() ^ tensors.keys())} are missing or left over")
-    encoder.tower.load_state_dict(tensors, assign=True)
-    return encoder
 
 
 def _cut(tower: Any, layer: int) -> None:

@@ -1,0 +1,231 @@
+"""`qformer convert`: checkpoints written as a file of LAVIS, a folder of transformers or one of ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    BlipImageProcessor,
+)
+
+from qformer import checkpoint, convert, lookup
+from qformer.config import Choice, LLMConfig, dump_config
+from qformer.convert import FAMILIES, Parts
+from qformer.model.foreign import (
+    LLM_FOLDER,
+    VISION_FILE,
+    Given,
+    Opened,
+    configuration,
+    language_model,
+    open_foreign,
+    put_in,
+)
+from qformer.model.llm import wrap_language_model
+from qformer.model.loading import read_tokenizer
+from qformer.tensors import listed, read_tensors
+from qformer.types import UsageError
+from qformer.vision.base import CLIP_MEAN, CLIP_STD
+from qformer.vision.eva import EvaConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Form = Literal["qformer", "lavis", "transformers"]
+ENCODER = "frontend.encoder."  # begins the names of an image encoder that was trained
+
+
+def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> Path:
+    """Write the checkpoint at `source`, of whatever form, to `target` in the given form; tensors keep their bits.
+
+    Towers that a checkpoint leaves out stay out, except in the form of transformers, which needs them.
+
+    Raises:
+        UsageError: the source is no checkpoint, has no home in that form, or the target exists.
+    """
+    if target.exists():
+        raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
+    opened = open_foreign(source, given) if checkpoint.is_foreign(source) else open_ours(source)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
+    partial.rename(target)
+    return target
+
+
+def open_ours(path: str | Path) -> Opened:
+    """A checkpoint of ours taken apart, with the towers that it holds itself.
+
+    Raises:
+        UsageError: none is there, or its towers have no place in other forms.
+    """
+    saved = checkpoint.read(path)
+    config = saved.config
+    if config.stage not in ("stage1", "stage2"):
+        raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    trained = {n.removeprefix(ENCODER): tensor for n, tensor in saved.tensors.items() if n.startswith(ENCODER)}
+    bridge = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith(ENCODER)}
+    llm, family = None, None
+    parts = Parts(config.stage, bridge, trained, {}, config.qformer)
+    inside = str(saved.path)
+    if not trained and str(config.vision.options.get("weights", "")).startswith(inside):
+        parts.vision = read_tensors(config.vision.options["weights"])
+    if config.llm is not None:
+        llm = configuration(config.llm.path)
+        family = next((known for known in FAMILIES if known == llm.model_type), None)
+        if config.llm.path.startswith(inside):
+            tensors = read_tensors(config.llm.path)
+            parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
+    parts.family = family
+    return Opened(str(path), parts, config, str(saved.path) if config.llm is None else config.llm.path, llm)
+
+
+def write_lavis(opened: Opened, path: Path) -> None:
+    """A `.pth` file of LAVIS.
+
+    Raises:
+        UsageError: LAVIS has no place for this language model or image encoder.
+    """
+    config, parts = opened.config, opened.parts
+    if parts.stage == "stage2" and parts.family is None:
+        raise UsageError("BLIP-2 in LAVIS has an OPT or a T5, and this checkpoint another language model")
+    if config.vision.name not in ("eva", "clip"):
+        raise UsageError(f"BLIP-2 in LAVIS sees with EVA or CLIP, and this checkpoint with '{config.vision.name}'")
+    torch.save({"model": convert.to_lavis(parts)}, path)
+
+
+def write_transformers(opened: Opened, folder: Path) -> None:
+    """A folder for `Blip2ForConditionalGeneration`, or `Blip2ForImageTextRetrieval`, and its processor.
+
+    Raises:
+        UsageError: a tower that it needs cannot be had, or is no EVA.
+    """
+    if opened.config.vision.name != "eva":
+        raise UsageError(
+            f"BLIP-2 in transformers sees with EVA, and this checkpoint with '{opened.config.vision.name}', "
+            "for which it has no place"
+        )
+    opened.hold_towers()
+    model = _their_model(opened)
+    side = model.config.vision_config.image_size
+    size = {"height": side, "width": side}
+    images = BlipImageProcessor(size=size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))
+    processor = Blip2Processor(images, _tokenizer(opened), opened.parts.sizes.queries)
+    tokenizer = processor.tokenizer  # which has the word that stands for a visual token by now
+    model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
+    if opened.llm is not None:
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < len(tokenizer):  # the word is only a place: a row of nothing that is never written
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            model.get_input_embeddings().weight.data[rows:] = 0
+        model.generation_config = wrap_language_model(model.language_model, opened.tokenizer).model.generation_config
+        model.generation_config.suppress_tokens = [model.config.image_token_index]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _their_model(opened: Opened) -> Any:
+    """BLIP-2 of transformers with the tensors of the parts."""
+    parts, is_retrieval = opened.parts, opened.parts.stage == "stage1"
+    config = _their_config(opened)
+    with torch.device("meta"):
+        model: Any = (Blip2ForImageTextRetrieval if is_retrieval else Blip2ForConditionalGeneration)(config)
+    tensors = convert.to_transformers(parts)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
+        raise UsageError(f"BLIP-2 in transformers has no place for a model of these sizes: {listed(odd)}")
+    put_in(model, tensors, opened.source)
+    return model
+
+
+def _their_config(opened: Opened) -> Blip2Config:
+    sizes, eva = opened.parts.sizes, opened.config.vision.options
+    table, inner = opened.parts.vision["pos_embed"], opened.parts.vision["blocks.0.mlp.fc1.weight"]
+    patch = opened.parts.vision["patch_embed.proj.weight"].shape[-1]
+    vision_config = {
+        "hidden_size": inner.shape[1],
+        "intermediate_size": inner.shape[0],
+        "num_hidden_layers": sum(name.endswith("norm1.weight") for name in opened.parts.vision),
+        "num_attention_heads": eva.get("heads", EvaConfig.heads),
+        "image_size": math.isqrt(table.shape[1] - 1) * patch,
+        "patch_size": patch,
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+    }
+    qformer_config = {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.intermediate_size,
+        "hidden_dropout_prob": sizes.dropout,
+        "attention_probs_dropout_prob": sizes.dropout,
+        "max_position_embeddings": sizes.max_positions,
+        "layer_norm_eps": sizes.layer_norm_eps,
+        "cross_attention_frequency": sizes.cross_attention_every,
+        "use_qformer_text_input": opened.llm is None,
+    }
+    return Blip2Config(
+        vision_config=vision_config,
+        qformer_config=qformer_config,
+        text_config=_their_llm(opened),
+        num_query_tokens=sizes.queries,
+        image_text_hidden_size=opened.config.loss.embed_width,
+        dtype="float32",
+    )
+
+
+def _their_llm(opened: Opened) -> Any:
+    """The configuration of the language model; a T5's gated GELU is then computed with erf there too."""
+    if opened.llm is None:
+        return None
+    values = opened.llm.to_dict()
+    if opened.config.llm is not None and opened.config.llm.erf_gelu and values.get("dense_act_fn") == "gelu_new":
+        values["dense_act_fn"] = "gelu"
+    return type(opened.llm).from_dict(values)
+
+
+def write_ours(opened: Opened, folder: Path) -> None:
+    """A checkpoint folder; towers that the parts hold are kept in it."""
+    parts, config = opened.parts, opened.config
+    folder.mkdir()
+    _save(parts.bridge, folder / checkpoint.WEIGHTS)
+    if parts.vision:
+        _save(parts.vision, folder / VISION_FILE.removeprefix(checkpoint.INSIDE))
+        options = {**config.vision.options, "weights": VISION_FILE}
+        config = config.model_copy(update={"vision": Choice(name=config.vision.name, **options)})
+    if parts.llm:
+        inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
+        language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
+        AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer)).save_pretrained(inside)
+        llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
+        config = config.model_copy(update={"llm": llm})
+    if parts.stage == "stage1":
+        _tokenizer(opened).save_pretrained(folder)
+    (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
+    meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
+    (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _tokenizer(opened: Opened) -> Any:
+    if opened.parts.stage == "stage1":
+        return read_tokenizer(opened.tokenizer)
+    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer))

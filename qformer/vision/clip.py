@@ -1,0 +1,142 @@
+"""CLIP ViT-L/14 as BLIP-2 reads it: the residual stream behind the block before the last, without a norm, CLS kept.
+
+Sources: CLIP (arXiv 2103.00020) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters are named as in the released
+`clip_vit_L.pth` and under `visual_encoder` in LAVIS's checkpoints. The rule of `store_fp16` leaves the joined queries,
+keys and values in fp32, as in the original. CLIPs of transformers are read by `qformer.vision.hf`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer import releases
+from qformer.names import clip_unused
+from qformer.tensors import read_tensors
+from qformer.vision.base import VisionEncoder, resize_positions
+from qformer.vision.layers import Linear, assign, check_sizes, one_dtype, store_fp16
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass
+class ClipConfig:
+    """Options of the encoder; the defaults are the ViT-L/14 of BLIP-2.
+
+    Attributes:
+        image_size: side in pixels for which the position table is made.
+        depth: blocks that run; LAVIS's release 1.0.2 runs 21 of the 24, its later tree 23, the paper's second-last.
+        precision: "fp16" stores Linear and Conv weights in half (for a frozen encoder), "fp32" everything in single.
+        weights: a `.pth` or `.safetensors` file, or `clip_vit_L`, the released one; None starts from random weights.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 23
+    heads: int = 16
+    mlp_hidden: int = 4096
+    precision: Literal["fp16", "fp32"] = "fp16"
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sizes(self.width, self.heads, self.image_size, self.patch_size)
+
+    def build(self) -> ClipViT:
+        """The encoder, with random weights or those of the file.
+
+        Raises:
+            UsageError: the file is missing, is no checkpoint, or does not hold this encoder.
+        """
+        return (
+            ClipViT(self)
+            if self.weights is None
+            else self.build_from(read_tensors(releases.local(self.weights)), self.weights)
+        )
+
+    def build_from(self, state: Mapping[str, Tensor], source: str) -> ClipViT:
+        """The encoder with these tensors, by parameter name; `source` names them in messages.
+
+        Of the whole tower the last block, the final norm and the projection are dropped.
+
+        Raises:
+            UsageError: other names are left over or missing, or a shape differs.
+        """
+        with torch.device("meta"):
+            encoder = ClipViT(self)
+        unused = clip_unused(self.depth)
+        kept = {name: tensor for name, tensor in state.items() if name not in unused}
+        assign(encoder, kept, source, positions="positional_embedding")
+        return encoder
+
+
+class ClipViT(VisionEncoder):
+    """The vision transformer; tokens are CLS, then the patches row by row."""
+
+    align_corners = True
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(width=config.width, patch_size=config.patch_size, image_size=config.image_size, extra=1)
+        side, width = config.image_size // config.patch_size, config.width
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(1 + side * side, width))
+        self.conv1 = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size, bias=False)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(config) for _ in range(config.depth))})
+        if config.precision == "fp16":
+            store_fp16(self)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
+        grid = self.grid(pixels.shape[-1], pixels.shape[-2])
+        positions = resize_positions(self.positional_embedding[None], self.extra, grid, self.align_corners)
+        pixels, weight, _ = one_dtype(pixels, self.conv1.weight, None)
+        patches = (
+            F.conv2d(pixels, weight, stride=self.conv1.stride).flatten(2).transpose(1, 2)
+        )  # (N, rows * columns, D)
+        cls = self.class_embedding.expand(len(patches), 1, -1)
+        x = self.ln_pre(torch.cat([cls, patches], dim=1) + positions)  # (N, S, D), fp32 as CLS and positions are
+        for block in cast("nn.ModuleList", self.transformer["resblocks"]):
+            x = block(x)
+        return x
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on a residual stream float32[N, S, D]."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width)
+        self.attn = Attention(config.width, config.heads)
+        self.ln_2 = nn.LayerNorm(config.width)
+        inner, outer = Linear(config.width, config.mlp_hidden), Linear(config.mlp_hidden, config.width)
+        self.mlp = nn.ModuleDict({"c_fc": inner, "c_proj": outer})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        hidden = self.mlp["c_fc"](self.ln_2(x))
+        return x + self.mlp["c_proj"](hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
+
+
+class Attention(nn.Module):
+    """Self-attention, [N, S, D] -> [N, S, D]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(width**-0.5 * torch.randn(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiles, length, width = x.shape
+        qkv = F.linear(*one_dtype(x, self.in_proj_weight, self.in_proj_bias))
+        qkv = qkv.view(tiles, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (N, heads, S, D / heads) each
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(x.transpose(1, 2).reshape(tiles, length, width))  # (N, S, D)

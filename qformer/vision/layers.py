@@ -1,0 +1,106 @@
+"""What the image encoders of BLIP-2 share: weights stored in half, and tensors of released files put in their place."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qformer.tensors import listed
+from qformer.types import UsageError
+from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qformer.vision.base import VisionEncoder
+
+
+def check_sizes(width: int, heads: int, image_size: int, patch_size: int) -> None:
+    """Refuse sizes that do not divide.
+
+    Raises:
+        UsageError: the width into heads, or the image into patches.
+    """
+    if heads < 1 or width % heads:
+        raise UsageError(f"width {width} does not divide into {heads} heads; use a multiple of {heads}")
+    if patch_size < 1 or image_size % patch_size:
+        raise UsageError(
+            f"image_size {image_size} does not divide into patches of {patch_size}; use a multiple of {patch_size}"
+        )
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` for an input of another precision than the stored weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(*one_dtype(x, self.weight, self.bias))
+
+
+def one_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a layer in the dtype of its weights; where autocast is on, it converts by itself.
+
+    A CPU has kernels for half, but slow ones (torch 2.13, layers of ViT-g: a linear takes 3 times and the patch
+    convolution 50 times as long as in single), so there weights stored in half are used in single.
+    """
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.promote_types(weight.dtype, torch.float32) if device == "cpu" else weight.dtype
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def store_fp16(module: nn.Module) -> None:
+    """Weights and biases of Linear and Conv layers become fp16; CLS, positions, q_bias, v_bias and norms stay fp32."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.half()
+
+
+@torch.no_grad()
+def assign(encoder: VisionEncoder, state: Mapping[str, Tensor], source: str, positions: str = "pos_embed") -> None:
+    """Put the tensors of a checkpoint in the place of the parameters, which may be on the meta device.
+
+    Every tensor takes the dtype that the parameter had; the table called `positions` is resized to the image size.
+
+    Raises:
+        UsageError: names are left over or missing, or a shape differs.
+    """
+    target = encoder.state_dict()
+    unknown, missing = state.keys() - target.keys(), target.keys() - state.keys()
+    if unknown or missing:
+        raise UsageError(
+            f"the image encoder in '{source}' does not fit: missing {listed([*missing])}, left over "
+            f"{listed([*unknown])}; give a file of this encoder alone and set depth to its blocks"
+        )
+    tensors = dict(state) | {positions: _fit_positions(encoder, state[positions], target[positions].ndim)}
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in target.items()
+        if tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise UsageError(
+            f"'{source}' holds an image encoder of another size: {listed(wrong)}; "
+            "set width, mlp_hidden and patch_size to those of the file"
+        )
+    encoder.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in target.items()}, assign=True)
+    # in no checkpoint, hence still without values if the encoder was made on the meta device
+    encoder.mean, encoder.std = (
+        torch.tensor(v, device=tensors[positions].device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD)
+    )
+
+
+def _fit_positions(encoder: VisionEncoder, table: Tensor, dims: int) -> Tensor:
+    """A table float[(1,) 1 + side * side, D] resized to the image size; anything else as it is, to be refused."""
+    side = encoder.image_size // encoder.patch_size
+    patches = table.shape[-2] - encoder.extra if table.ndim == dims else 0
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        return table
+    resized = resize_positions(
+        table.float().view(1, *table.shape[-2:]), encoder.extra, (side, side), encoder.align_corners
+    )
+    return resized.view(*table.shape[:-2], *resized.shape[-2:])
