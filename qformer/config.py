@@ -206,6 +206,7 @@ class TrainConfig(Section):
         accumulate: batches per optimizer step.
         lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
+        layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
         clip: largest gradient norm, 0 for none (the original does not clip).
         precision: of autocast; weights that are trained stay fp32.
         validate_every, save_every: steps; 0 is only at the end.
@@ -221,6 +222,7 @@ class TrainConfig(Section):
     warmup: Count = 2000
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     log_every: Positive = 10

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -115,6 +116,7 @@ def fit(
 
 def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None) -> Run:
     folder = Path(config.run)
+    AcceleratorState._reset_state()  # else the precision of the first run in a process would be that of all
     accelerator = Accelerator(
         mixed_precision=PRECISION[config.train.precision], log_with="tensorboard", project_dir=folder
     )
@@ -153,7 +155,7 @@ def _train_step(run: Run, stream: Any) -> None:
     train = run.config.train
     run.model.train()
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.step, train)
+        group["lr"] = learning_rate(run.step, train) * group["scale"]
     total: dict[str, Tensor] = {}
     for _ in range(train.accumulate):
         loaded = next(stream)

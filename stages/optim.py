@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from qformer.config import TrainConfig
 
+ENCODER = "frontend.encoder."
+ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # of EVA, CLIP, transformers
+
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained. Biases, LayerNorms and the temperature (fewer than two dimensions) do not decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    """AdamW over what is trained. Biases, LayerNorms and the temperature (fewer than two dimensions) do not decay.
+
+    Each group has a `scale` of the learning rate: 1, and less towards the front of a trained image encoder.
+    """
+    scales = layer_scales(model, config.layer_decay)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scales.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": config.weight_decay if decays else 0.0, "scale": scale}
+            for (scale, decays), members in groups.items()
+        ],
+        lr=config.lr,
+        betas=config.betas,
+    )
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """By how much the learning rate of each parameter of the image encoder is scaled, by name (BLIP-2, appendix).
+
+    As in BEiT, the last block has `decay` and each one before it `decay` times that of its successor; what stands
+    before the first (patches, CLS, positions) counts as a block.
+    """
+    blocks = [name for name, _ in model.named_modules() if ENCODER_BLOCK.fullmatch(name)]
+    scales = {}
+    for name, _ in model.named_parameters():
+        if name.startswith(ENCODER):
+            number = next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), -1)
+            scales[name] = decay ** (len(blocks) - number)
+    return scales
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -64,3 +64,31 @@ def test_learning_rate_of_the_shortest_runs(steps: int, warmup: int) -> None:
     config = TrainConfig(steps=steps, warmup=warmup, lr=1e-3)
     assert learning_rate(warmup, config) == pytest.approx(1e-3)
     assert all(config.warmup_lr <= learning_rate(step, config) <= 1e-3 for step in range(steps))
+
+
+class Encoded(nn.Module):
+    """Where blocks are named as in EVA, CLIP or transformers."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        *parents, last = path.split(".")
+        blocks: nn.Module = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(3))
+        for name in reversed([*parents, last]):
+            blocks = nn.ModuleDict({name: blocks})
+        self.frontend = nn.ModuleDict({"encoder": blocks, "norm": nn.LayerNorm(2)})
+        self.frontend["encoder"].cls_token = nn.Parameter(torch.zeros(1, 1, 2))
+        self.qformer = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("path", ["blocks", "transformer.resblocks", "tower.encoder.layers", "tower.encoder.layer"])
+def test_blocks_of_a_trained_encoder_learn_slower_towards_the_front(path: str) -> None:
+    model = Encoded(path)
+    optimizer = adamw(model, CONFIG.model_copy(update={"layer_decay": 0.5}))
+    scale = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert by_name[f"frontend.encoder.{path}.2.1.weight"] == 0.5
+    assert by_name[f"frontend.encoder.{path}.0.0.bias"] == 0.125
+    assert by_name["frontend.encoder.cls_token"] == 0.0625
+    assert by_name["frontend.norm.weight"] == by_name["qformer.weight"] == 1.0
+    plain = adamw(model, CONFIG)
+    assert {group["scale"] for group in plain.param_groups} == {1.0}

@@ -85,19 +85,13 @@ def _fetch(auto: Any, path: str, **options: Any) -> Any:
 
 
 def build_encoder(config: Config) -> VisionEncoder:
-    """The image encoder of a configuration, frozen unless it is to be trained.
+    """The image encoder of a configuration, frozen unless it is to be trained: then every weight is kept in fp32.
 
     Raises:
-        UsageError: options that do not fit, a missing folder, or fp16 weights that are to be trained.
+        UsageError: options that do not fit, or a missing folder.
     """
     encoder = vision.build(config.vision.name, **config.vision.options)
-    if config.freeze_vision:
-        return encoder.freeze()
-    if any(parameter.dtype == torch.float16 for parameter in encoder.parameters()):
-        raise UsageError(
-            "freeze_vision is false but vision.precision is fp16, which cannot be trained; set vision.precision to fp32"
-        )
-    return encoder
+    return encoder.freeze() if config.freeze_vision else encoder.float()
 
 
 def build_image_text(
