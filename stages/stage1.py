@@ -9,7 +9,7 @@ from qformer import checkpoint, resolution
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, held_out
 from qformer.evaluation import retrieval
-from qformer.model.loading import build_image_text, captioning_tensors, load_trained, trained_tensors
+from qformer.model.loading import build_image_text, start_from
 from qformer.types import Batch
 from stages.loop import fit
 
@@ -31,8 +31,7 @@ def train(config: Config) -> Path:
     held = validation_data(config)
     model, config = build_image_text(config)
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
-        start = checkpoint.read(config.init)
-        load_trained(model, captioning_tensors(trained_tensors(model)) | start.tensors, start.path)
+        start_from(model, checkpoint.read(config.init))
     evaluate = None if held is None else Validation(held, config.train.rerank)
     return fit(
         model, Batches(source, strategy, config.data, config.seed), config, evaluate, model.tokenizer.save_pretrained

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from qformer import checkpoint, resolution
+from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, Held
-from qformer.model.loading import build_vision_language, load_stage_one, load_trained
+from qformer.model.loading import build_vision_language, load_stage_one, start_from
 from qformer.types import UsageError
 from stages import pictures
 from stages.loop import fit
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
 SHOWN = 5
+ENCODER_CHANGES = ("image_size", "precision")
 BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 
 
@@ -31,7 +33,7 @@ def train(config: Config) -> Path:
     """Run or resume stage two; returns the last checkpoint.
 
     What the bridge was trained with (image encoder, Q-Former sizes) is taken from `init`, a run of stage one; the
-    resolution too unless it is set.
+    resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
 
     Raises:
         UsageError: data, towers or `init` that cannot be used.
@@ -47,7 +49,7 @@ def train(config: Config) -> Path:
         if start.config.stage == "stage1":
             load_stage_one(model, start)
         else:
-            load_trained(model, start.tensors, start.path)
+            start_from(model, start)
     evaluate = None if held is None else Validation(held, Path(config.run))
     return fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
 
@@ -60,15 +62,25 @@ def inherit(config: Config, start: Config) -> Config:
     """
     if start.stage not in ("stage1", "stage2"):
         raise UsageError(f"init '{config.init}' is a run of stage '{start.stage}'; stage two starts from a stage1 run")
+    taken: dict[str, Any] = {name: getattr(start, name) for name in BRIDGE}
+    if "vision" in config.model_fields_set:
+        changes = {key: value for key, value in config.vision.options.items() if key in ENCODER_CHANGES}
+        taken["vision"] = Choice(name=start.vision.name, **(start.vision.options | changes))
     for name in BRIDGE:
-        if name in config.model_fields_set and getattr(config, name) != getattr(start, name):
+        if name in config.model_fields_set and not _agree(getattr(config, name), taken[name]):
             raise UsageError(
                 f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
             )
-    taken = {name: getattr(start, name) for name in BRIDGE}
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
     return config.model_copy(update=taken)
+
+
+def _agree(given: Any, taken: Any) -> bool:
+    """Whether a section says nothing else than the one that is taken; options of an encoder may be left out."""
+    if isinstance(given, Choice):
+        return given.name == taken.name and given.options.items() <= taken.options.items()
+    return bool(given == taken)
 
 
 class Validation:

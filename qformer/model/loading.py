@@ -200,6 +200,20 @@ def captioning_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(CAPTIONING) or name == "temp"}
 
 
+def start_from(model: Bridge, source: checkpoint.Checkpoint) -> None:
+    """Start training from a checkpoint of the same stage, which may lack what was not trained there.
+
+    That is the captioning head, which transformers has no place for, and an image encoder that was frozen: those stay
+    as the configuration says.
+
+    Raises:
+        UsageError: listing what else is missing, left over or of another shape.
+    """
+    mine = trained_tensors(model)
+    own = captioning_tensors(mine) | {name: t for name, t in mine.items() if name.startswith("frontend.encoder.")}
+    load_trained(model, own | source.tensors, source.path)
+
+
 @torch.no_grad()
 def _put(mine: dict[str, Tensor], tensors: dict[str, Tensor], source: str | Path) -> None:
     faults = [f"missing {name}" for name in mine if name not in tensors]
