@@ -112,7 +112,7 @@ class ImageTextModel(nn.Module):
     def embed_texts(self, text: list[str] | Tokens) -> Tensor:
         """The ITC embedding of B texts, from their `[CLS]` rows: float[B, P] of unit length."""
         tokens = self.tokenize(text).to(self.device)
-        return F.normalize(self.text_proj(self.qformer.encode_text(tokens.ids, tokens.mask)[:, 0]), dim=-1)
+        return F.normalize(self.text_proj(self.qformer.encode_cls(tokens.ids, tokens.mask)), dim=-1)
 
     def encode_images(self, tiles: Tiles) -> KeyValues:
         """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""

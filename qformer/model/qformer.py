@@ -84,9 +84,16 @@ class QFormerLayer(nn.Module):
         mask: Tensor | None,
         image: tuple[Tensor, Tensor] | None,
         image_mask: Tensor | None,
+        rows: int | None = None,
     ) -> Tensor:
-        """float[B, Q + T, H] -> the same shape; the first `queries` rows are queries."""
-        hidden = self.attention(hidden, *self.attention.keys_values(hidden), mask)
+        """float[B, Q + T, H] -> the same shape; the first `queries` rows are queries.
+
+        With `rows` only so many in front are computed, float[B, rows, H]; they still see all the others.
+        """
+        keys_values = self.attention.keys_values(hidden)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, :rows]
+        hidden = self.attention(hidden[:, :rows], *keys_values, mask)
         query_rows, text_rows = hidden[:, :queries], hidden[:, queries:]  # (B, Q, H), (B, T, H)
         done = []
         if queries:
@@ -190,6 +197,10 @@ class QFormer(nn.Module):
         """BERT: long[B, T], bool[B, T] -> float[B, T, H]."""
         return self._run(None, ids, attention_mask(0, mask, "bidirectional"))
 
+    def encode_cls(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The first row of `encode_text`, which is all that ITC needs of a text: float[B, H]."""
+        return self._run(None, ids, attention_mask(0, mask, "bidirectional"), rows=1)[:, 0]
+
     def joint(
         self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor, mode: Mode
     ) -> tuple[Tensor, Tensor]:
@@ -203,7 +214,9 @@ class QFormer(nn.Module):
 
     def match(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
         """The queries after reading image and text: float[B, Q, H]."""
-        return self.joint(image, image_mask, ids, mask, "bidirectional")[0]
+        count = self.config.queries
+        self_mask = attention_mask(count, mask, "bidirectional")
+        return self._run(self.keys_values(image, image_mask), ids, self_mask, rows=count)
 
     def decode(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits of the next token at every position: float[B, T, V]."""
@@ -254,13 +267,14 @@ class QFormer(nn.Module):
             )
         return self.lm_head(hidden, self.embeddings.words.weight)
 
-    def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None, rows: int | None = None) -> Tensor:
+        """Through all layers; of the last one only the first `rows` are computed, if a number is given."""
         if ids is not None:
             self._check_length(ids.shape[1])
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
         hidden = self.embeddings(queries, ids)
         image_layers = iter(image.layers if image is not None else ())
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
             keys_values = next(image_layers, None) if layer.cross_attention is not None else None
             hidden = layer(
                 hidden,
@@ -268,6 +282,7 @@ class QFormer(nn.Module):
                 mask,
                 keys_values,
                 None if image is None else image.mask,
+                rows if number == len(self.layers) else None,
             )
         return hidden
 
