@@ -47,6 +47,12 @@ USUAL = {
     ("t5", 4096): "google/flan-t5-xxl",
 }
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
+#: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
+COMPUTED = (
+    ("vision_config", "hidden_act", "gelu"),
+    ("vision_config", "layer_norm_eps", 1e-6),
+    ("qformer_config", "hidden_act", "gelu"),
+)
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
@@ -127,13 +133,13 @@ def load_foreign(
     """The model in such a checkpoint, in eval mode.
 
     Args:
-        dtype: of the language model: `fp32`, `fp16`, `bf16`; None is fp32 on a CPU and as stored elsewhere.
+        dtype: of the language model: `fp32`, `fp16`, `bf16`; None or `auto` is fp32 on a CPU, as stored elsewhere.
 
     Raises:
         UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
     """
     opened = open_foreign(path_or_id, given)
-    parts, config = opened.parts, opened.config
+    parts, config = opened.parts, with_dtype(opened.config, dtype)
     encoder = None
     if parts.vision:
         encoder = build_tower(config, parts.vision, opened.source).freeze()
@@ -142,14 +148,15 @@ def load_foreign(
         model, _ = build_image_text(config, opened.tokenizer, encoder)
     else:
         llm = _held_language_model(opened, device, dtype) if parts.llm else None
-        model, _ = build_vision_language(with_dtype(config, dtype), device, encoder, llm)
+        model, _ = build_vision_language(config, device, encoder, llm)
     load_tensors(model, parts.bridge, opened.source)
     return model.to(device).eval()
 
 
 def _held_language_model(opened: Opened, device: torch.device | str, dtype: str | None) -> LanguageModel:
     model: Any = language_model(opened.llm, opened.parts.llm, opened.source)
-    kept = DTYPES[dtype] if dtype else torch.float32 if torch.device(device).type == "cpu" else None
+    usual = torch.float32 if torch.device(device).type == "cpu" else None
+    kept = usual if dtype in (None, "auto") else DTYPES[dtype]
     erf_gelu = opened.config.llm is None or opened.config.llm.erf_gelu
     return wrap_language_model(model.to(device=device, dtype=kept), opened.tokenizer, erf_gelu=erf_gelu)
 
@@ -193,6 +200,11 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
     theirs = configuration(path_or_id)
     if theirs.model_type != "blip-2":
         raise UsageError(f"'{path_or_id}' holds a {theirs.model_type} model; give a BLIP-2")
+    for section, key, value in COMPUTED:
+        if (found := getattr(getattr(theirs, section), key)) != value:
+            raise UsageError(
+                f"'{path_or_id}' is no BLIP-2: {section}.{key} is {found}, not {value}; set it if it is wrong"
+            )
     folder, kind = local_folder(path_or_id), theirs.text_config.model_type
     parts = convert.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
     parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})

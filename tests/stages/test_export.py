@@ -31,6 +31,7 @@ from tests.workspace import SIZE, config, make_workspace
 
 EVA = {"image_size": SIZE, "patch_size": 14, "width": 24, "depth": 2, "heads": 3, "mlp_hidden": 40}
 LLMS = ("opt", "t5")
+SHORT: dict[str, Any] = {"train": {"steps": 2}, "data": {"validation": None}}
 #: Our LayerNorm behind the encoder has LAVIS's eps of 1e-5; transformers has 1e-6 in all norms of its image encoder.
 #: The tokens in front of it have a variance of about 1, so that this alone changes them by about 5e-6 of their size.
 ATOL = 1e-4
@@ -116,7 +117,7 @@ def test_the_place_of_an_image_is_never_written(trained: Path, tmp_path: Path) -
     model.save_pretrained(tmp_path / "opt")
     tokenizer.save_pretrained(tmp_path / "opt")
     run = tmp_path / "run"
-    stages.train(config(trained, "stage2", run=str(run), llm={"path": str(tmp_path / "opt")}, train={"steps": 2}))
+    stages.train(config(trained, "stage2", run=str(run), llm={"path": str(tmp_path / "opt")}, **SHORT))
     folder = convert(run, tmp_path / "theirs", "transformers")
     theirs = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     place = theirs.config.image_token_index
@@ -188,13 +189,13 @@ def test_stage_two_starts_from_what_came_from_lavis(trained: Path, tmp_path: Pat
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     run = tmp_path / "run"
-    stages.train(config(trained, "stage2", run=str(run), init=str(ours), train={"steps": 2}))
+    stages.train(config(trained, "stage2", run=str(run), init=str(ours), **SHORT))
     assert checkpoint.find(run).name == "step-0000002"
 
 
 def test_an_encoder_that_was_trained_comes_along(trained: Path, tmp_path: Path) -> None:
     eva, run = {"weights": str(trained / "eva.pth"), "precision": "fp32"}, tmp_path / "run"
-    stages.train(on_eva(trained, eva, run=str(run), freeze_vision=False, train={"steps": 2}))
+    stages.train(on_eva(trained, eva, run=str(run), freeze_vision=False, **SHORT))
     ours, (tiles, _) = qformer.load(run, device="cpu"), both()
     for form in ("qformer", "lavis", "transformers"):
         made = convert(run, tmp_path / form, form)
@@ -208,7 +209,7 @@ def test_an_encoder_that_was_trained_comes_along(trained: Path, tmp_path: Path) 
 def test_transformers_has_a_place_for_other_language_models(trained: Path, tmp_path: Path) -> None:
     path, run = save_tiny_llm(tmp_path / "llama", "llama"), tmp_path / "run"
     with torch.enable_grad():
-        stages.train(config(trained, "stage2", run=str(run), llm={"path": str(path)}, train={"steps": 2}))
+        stages.train(config(trained, "stage2", run=str(run), llm={"path": str(path)}, **SHORT))
     folder = convert(run, tmp_path / "theirs", "transformers")
     theirs = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     ours, again, (tiles, image) = qformer.load(run, device="cpu"), qformer.load(folder, device="cpu"), both()
@@ -221,15 +222,15 @@ def test_transformers_has_a_place_for_other_language_models(trained: Path, tmp_p
 
 def test_what_has_no_place_elsewhere_is_refused(trained: Path, tmp_path: Path) -> None:
     hf = tmp_path / "hf"
-    stages.train(config(trained, "stage1", run=str(hf), train={"steps": 2}))
+    stages.train(config(trained, "stage1", run=str(hf), **SHORT))
     for form in ("lavis", "transformers"):
         with pytest.raises(UsageError, match="and this checkpoint with 'hf'"):
             convert(hf, tmp_path / form, form)
     run, llm = tmp_path / "projected", {"path": str(save_tiny_llm(tmp_path / "folder", "opt-projected"))}
-    stages.train(config(trained, "stage2", run=str(run), llm=llm, train={"steps": 2}))
+    stages.train(config(trained, "stage2", run=str(run), llm=llm, **SHORT))
     with pytest.raises(UsageError, match=r"no place for a model of these sizes: language_projection\.bias, "):
         convert(run, tmp_path / "theirs", "transformers")
-    stages.train(on_eva(trained, {}, run=str(tmp_path / "random"), train={"steps": 2}))
+    stages.train(on_eva(trained, {}, run=str(tmp_path / "random"), **SHORT))
     with pytest.raises(UsageError, match="random"):
         convert(tmp_path / "random", tmp_path / "theirs", "transformers")
     assert not (tmp_path / "theirs").exists()
