@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 HUGGING_FACE = "config.json"  # what a folder of transformers holds
+FILES = (".pth", ".pt", ".bin", ".safetensors")  # an id on the hub may have a dot, too: opt-2.7b
 INSIDE = "checkpoint:"  # begins the path of a tower that the checkpoint holds itself
 WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
 
@@ -106,7 +107,8 @@ def is_foreign(path: str | Path) -> bool:
     path = Path(path)
     if path.exists():
         return path.is_file() or ((path / HUGGING_FACE).is_file() and not (path / CONFIG).is_file())
-    return str(path) in RELEASES or (len(path.parts) == 2 and path.suffix == "" and not path.parent.exists())
+    is_id = len(path.parts) == 2 and path.suffix not in FILES and not path.parent.exists()
+    return is_id or str(path) in RELEASES
 
 
 def newest(run: Path) -> Path | None:

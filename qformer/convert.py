@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from qformer import lookup
 from qformer.config import QFormerConfig
 from qformer.names import (
     CLIP_RELEASED_DEPTH,
@@ -107,7 +109,11 @@ def _drop_repeated(left: dict[str, Tensor]) -> int | None:
 
 
 def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positions: int | None) -> QFormerConfig:
-    """Sizes of the Q-Former, read from its tensors."""
+    """Sizes of the Q-Former, read from its tensors.
+
+    Raises:
+        UsageError: there is none, or its width does not divide into the heads.
+    """
     layer, cross, words = _WHERE[form]
     numbers = [found for name in tensors if (found := re.match(re.escape(layer) + r"(\d+)\.(.*)", name))]
     with_cross = sorted({int(found[1]) for found in numbers if found[2] == cross})
@@ -130,7 +136,10 @@ def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positio
         known["vocab_size"] = len(vocabulary)
     if table is not None or positions is not None:
         known["max_positions"] = positions if table is None else len(table)
-    return QFormerConfig(**known)
+    try:
+        return QFormerConfig(**known)
+    except ValidationError as error:
+        raise UsageError(lookup.explain(error)) from error
 
 
 _WHERE = {
@@ -163,8 +172,7 @@ def _vision_from_lavis(left: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
         return _take(left, [(start + name, name) for name in clip_names(depth)])
     if not names:
         return {}, []
-    depth = _count(names, r"blocks\.(\d+)\.")
-    depth -= depth == EVA_RELEASED_DEPTH
+    depth = min(_count(names, r"blocks\.(\d+)\."), EVA_RELEASED_DEPTH - 1)
     for name in eva_unused(depth):
         left.pop(start + name, None)
     return _take(left, [(start + name, name) for name, _ in eva_rows(depth)])

@@ -59,10 +59,11 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"'{path}' holds neither {whole.name} nor {index.name}; give a folder of save_pretrained")
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        shards = sorted(set(places.values()))
+        gone = [shard for shard in shards if not (path / shard).is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
-    shards = sorted(set(places.values()))
-    if gone := [shard for shard in shards if not (path / shard).is_file()]:
+    if gone:
         raise UsageError(f"'{path}' lacks {listed(gone)}, which its index names; download it again")
     held = {name: tensor for shard in shards for name, tensor in _read_file(path / shard).items()}
     if gone := sorted(places.keys() ^ held.keys()):

@@ -8,8 +8,7 @@ import torch
 from qformer.model.prompts import vqa_preset, vqa_prompt
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Batch
-from tests.golden import weights
-from tests.golden.golden import GRADIENTS, Golden, close, read, same_ids, tiles, vision_language
+from tests.golden.golden import GRADIENTS, Golden, close, gradients, read, same_ids, tiles, vision_language
 
 Pair = tuple[Golden, VisionLanguageModel]
 # The original's shortest length counts the tokens in front, so that a text may be empty.
@@ -48,7 +47,7 @@ class Outputs:
 
 def gradients_are_equal(model: VisionLanguageModel, golden: Golden) -> None:
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    theirs = weights.ours(golden.grad)
+    theirs = gradients(golden)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         close(ours[name], gradient, GRADIENTS)

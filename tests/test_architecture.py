@@ -35,7 +35,7 @@ ONLY_BY = {
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },
-    "accelerate": {"stages/loop.py"},
+    "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {"demo/app.py"},
     "lancedb": {"qformer/retrieval/index.py"},
     "lavis": set(),

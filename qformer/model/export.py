@@ -128,11 +128,13 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if opened.llm is not None:
         rows = model.get_input_embeddings().num_embeddings
-        if rows < len(tokenizer):  # the word is only a place: a row of nothing that is never written
+        if rows < len(tokenizer):  # the word is only a place: the mean of all words is never the likeliest
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model.get_input_embeddings().weight.data[rows:] = 0
-        model.generation_config = wrap_language_model(model.language_model, opened.tokenizer).model.generation_config
-        model.generation_config.suppress_tokens = [model.config.image_token_index]
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
+        wrapped = wrap_language_model(model.language_model, opened.tokenizer)
+        model.generation_config = wrapped.model.generation_config
+        model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -207,7 +209,8 @@ def write_ours(opened: Opened, folder: Path) -> None:
     if parts.vision:
         _save(parts.vision, folder / VISION_FILE.removeprefix(checkpoint.INSIDE))
         options = {**config.vision.options, "weights": VISION_FILE}
-        config = config.model_copy(update={"vision": Choice(name=config.vision.name, **options)})
+        kept = {"vision": Choice(name=config.vision.name, **options), "freeze_vision": True}  # beside what is trained
+        config = config.model_copy(update=kept)
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)

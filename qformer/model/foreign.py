@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import convert, releases, vision
+from qformer import convert, lookup, releases, vision
 from qformer.config import Config, LossConfig, parse_config
-from qformer.model.llm import wrap_language_model
+from qformer.model.llm import load_language_model, wrap_language_model
 from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
@@ -46,6 +47,12 @@ USUAL = {
     ("t5", 4096): "google/flan-t5-xxl",
 }
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
+#: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
+COMPUTED = (
+    ("vision_config", "hidden_act", "gelu"),
+    ("vision_config", "layer_norm_eps", 1e-6),
+    ("qformer_config", "hidden_act", "gelu"),
+)
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
@@ -92,15 +99,19 @@ class Opened:
         """Fetch the towers that the checkpoint leaves out.
 
         Raises:
-            UsageError: they cannot be had.
+            UsageError: they cannot be had, or the encoder's weights were never in a file.
         """
         if not self.parts.vision:
+            if self.config.vision.options.get("weights") is None:
+                raise UsageError(
+                    f"the image encoder of '{self.source}' was random and is lost; train on one that has vision.weights"
+                )
             encoder = vision.build(self.config.vision.name, **self.config.vision.options)
             self.parts.vision = encoder.state_dict()
         if self.config.llm is not None and not self.parts.llm:
-            self.llm = configuration(self.config.llm.path)
-            folder = local_folder(self.config.llm.path)
-            self.parts.llm = language_model(self.llm, read_tensors(folder), str(folder)).state_dict()
+            # by transformers' own means: on the hub are files of older forms and names, too
+            model = load_language_model(self.config.llm.path, dtype=None).model
+            self.llm, self.parts.llm = model.config, model.state_dict()
 
 
 def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
@@ -122,13 +133,13 @@ def load_foreign(
     """The model in such a checkpoint, in eval mode.
 
     Args:
-        dtype: of the language model: `fp32`, `fp16`, `bf16`; None is fp32 on a CPU and as stored elsewhere.
+        dtype: of the language model: `fp32`, `fp16`, `bf16`; None or `auto` is fp32 on a CPU, as stored elsewhere.
 
     Raises:
         UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
     """
     opened = open_foreign(path_or_id, given)
-    parts, config = opened.parts, opened.config
+    parts, config = opened.parts, with_dtype(opened.config, dtype)
     encoder = None
     if parts.vision:
         encoder = build_tower(config, parts.vision, opened.source).freeze()
@@ -137,14 +148,15 @@ def load_foreign(
         model, _ = build_image_text(config, opened.tokenizer, encoder)
     else:
         llm = _held_language_model(opened, device, dtype) if parts.llm else None
-        model, _ = build_vision_language(with_dtype(config, dtype), device, encoder, llm)
+        model, _ = build_vision_language(config, device, encoder, llm)
     load_tensors(model, parts.bridge, opened.source)
     return model.to(device).eval()
 
 
 def _held_language_model(opened: Opened, device: torch.device | str, dtype: str | None) -> LanguageModel:
     model: Any = language_model(opened.llm, opened.parts.llm, opened.source)
-    kept = DTYPES[dtype] if dtype else torch.float32 if torch.device(device).type == "cpu" else None
+    usual = torch.float32 if torch.device(device).type == "cpu" else None
+    kept = usual if dtype in (None, "auto") else DTYPES[dtype]
     erf_gelu = opened.config.llm is None or opened.config.llm.erf_gelu
     return wrap_language_model(model.to(device=device, dtype=kept), opened.tokenizer, erf_gelu=erf_gelu)
 
@@ -165,7 +177,7 @@ def open_lavis(path: Path, given: Given) -> Opened:
         choice = TOWERS[width]
     else:
         raise UsageError(f"'{source}' comes without its image encoder; give the encoder's file with vision")
-    values = _common(parts, source) | {"vision": choice}
+    values = _common(parts, source, choice)
     if parts.stage == "stage1":
         return Opened(source, parts, parse_config(values), given.tokenizer or BERT)
     release, width = releases.of_file(path), len(parts.bridge["connector.projection.weight"])
@@ -188,13 +200,16 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
     theirs = configuration(path_or_id)
     if theirs.model_type != "blip-2":
         raise UsageError(f"'{path_or_id}' holds a {theirs.model_type} model; give a BLIP-2")
+    for section, key, value in COMPUTED:
+        if (found := getattr(getattr(theirs, section), key)) != value:
+            raise UsageError(
+                f"'{path_or_id}' is no BLIP-2: {section}.{key} is {found}, not {value}; set it if it is wrong"
+            )
     folder, kind = local_folder(path_or_id), theirs.text_config.model_type
     parts = convert.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
     parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})
-    values = _common(parts, path_or_id) | {
-        "vision": _tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size),
-        "vision_norm_eps": theirs.vision_config.layer_norm_eps,
-    }
+    choice = _tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size)
+    values = _common(parts, path_or_id, choice) | {"vision_norm_eps": theirs.vision_config.layer_norm_eps}
     tokenizer = given.tokenizer or str(folder)
     if parts.stage == "stage1":
         return Opened(path_or_id, parts, parse_config(values), tokenizer)
@@ -221,7 +236,7 @@ def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> P
         UsageError: others are missing or left over.
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
         model = auto.from_config(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
@@ -249,7 +264,7 @@ def configuration(path_or_id: str) -> Any:
         UsageError: there is none.
     """
     try:
-        return AutoConfig.from_pretrained(path_or_id)
+        return AutoConfig.from_pretrained(lookup.tower(path_or_id))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(
@@ -272,10 +287,12 @@ def local_folder(path_or_id: str) -> Path:
         raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
 
 
-def _common(parts: Parts, source: str) -> dict[str, Any]:
+def _common(parts: Parts, source: str, tower: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "stage": parts.stage,
         "run": source,
+        "vision": tower,
+        "resolution": {"name": "fixed", "size": tower.get("image_size", EvaConfig.image_size)},  # as it was trained
         "qformer": parts.sizes.model_dump(),
         "data": {"train": {"name": "none"}},  # it was trained elsewhere
         "train": {"steps": 1, "warmup": 0},

@@ -13,16 +13,17 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from qformer import vision
+from qformer import convert, vision
 from qformer.config import LossConfig, QFormerConfig
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.names import Stage, bridge_rows, eva_rows
 from qformer.types import Tiles
 from qformer.vision.base import VisionEncoder
-from tests.golden import vocabulary, weights
+from tests.golden import vocabulary
 
 HERE = Path(__file__).parent
 VALUES, GRADIENTS = 1e-5, 1e-4
@@ -41,13 +42,13 @@ class Golden:
 
 
 def read(name: str) -> Golden:
-    parts: dict[str, dict[str, Tensor]] = {"weight": {}, "in": {}, "out": {}, "grad": {}}
+    found: dict[str, dict[str, Tensor]] = {"weight": {}, "in": {}, "out": {}, "grad": {}}
     with safe_open(HERE / f"{name}.safetensors", "pt") as file:
         about = json.loads(file.metadata()["json"])
         for key in file.keys():  # noqa: SIM118  # not a dict
             part, _, rest = key.partition("/")
-            parts[part][rest] = file.get_tensor(key)
-    return Golden(about, parts["weight"], parts["in"], parts["out"], parts["grad"])
+            found[part][rest] = file.get_tensor(key)
+    return Golden(about, found["weight"], found["in"], found["out"], found["grad"])
 
 
 def image_text(golden: Golden) -> ImageTextModel:
@@ -85,9 +86,31 @@ def _sizes(about: dict[str, Any], **more: Any) -> QFormerConfig:
     return QFormerConfig(**about["qformer"], queries=about["queries"], encoder_width=about["vision"]["width"], **more)
 
 
+def parts(golden: Golden) -> convert.Parts:
+    """The weights of the file, taken apart."""
+    return convert.from_lavis(golden.weight, golden.about["qformer"]["heads"])
+
+
 def _filled(model: Model, golden: Golden) -> Model:
-    model.load_state_dict(weights.ours(golden.weight), strict=True)
+    taken = parts(golden)
+    state = dict(taken.bridge)
+    state |= {f"frontend.encoder.{name}": tensor for name, tensor in taken.vision.items()}
+    state |= {f"llm.model.{name}": tensor for name, tensor in taken.llm.items()}
+    model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def gradients(golden: Golden) -> dict[str, Tensor]:
+    """The gradients of the file under our names."""
+    taken = parts(golden)
+    names = our_names(taken.sizes, taken.stage, taken.family, golden.about["vision"]["depth"])
+    return {names[name]: gradient for name, gradient in golden.grad.items()}
+
+
+def our_names(sizes: QFormerConfig, stage: Stage, family: str | None, depth: int) -> dict[str, str]:
+    """By LAVIS's names those of our models, but for the language model and for what LAVIS says twice."""
+    names = {lavis: ours for ours, lavis, _ in bridge_rows(sizes, stage, family) if lavis}
+    return names | {f"visual_encoder.{name}": f"frontend.encoder.{name}" for name, _ in eva_rows(depth)}
 
 
 def tiles(golden: Golden, name: str = "pixels") -> Tiles:

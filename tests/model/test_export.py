@@ -1,0 +1,203 @@
+"""`convert_checkpoint`: folders of transformers become any form and come back to the bit; and they still work there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Processor
+
+import qformer
+from qformer.model.export import Form, convert_checkpoint
+from qformer.model.foreign import Given
+from qformer.names import LM_HEAD
+from qformer.tensors import read_tensors
+from qformer.types import UsageError
+from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, make
+
+ALL = (*KINDS, "itr")
+
+
+def convert(source: Path, target: Path, form: Form, **given: Any) -> Path:
+    made = convert_checkpoint(str(source), target, form, Given(**given))
+    assert not list(target.parent.glob("*.partial"))
+    return made
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The same names, dtypes, shapes and bits."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(ours[name], tensor), name
+
+
+def theirs(folder: Path, kind: str) -> Any:
+    auto = Blip2ForImageTextRetrieval if kind == "itr" else Blip2ForConditionalGeneration
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def lavis_given(kind: str, ours: Path) -> dict[str, Any]:
+    """What a file of LAVIS does not tell."""
+    sizes = SIZES[kind]
+    return {"heads": sizes["heads"], "vision_heads": sizes["heads"], "llm": str(ours / "llm")}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For every kind: `KIND` of transformers, `KIND-qformer` and, of stage two, `KIND-lavis.pth` made from it."""
+    root = tmp_path_factory.mktemp("space")
+    for kind in ALL:
+        make(kind, root / kind)
+        convert(root / kind, root / f"{kind}-qformer", "qformer")
+        if kind != "itr":
+            convert(root / kind, root / f"{kind}-lavis.pth", "lavis")
+    return root
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_through_qformer_and_back(space: Path, tmp_path: Path, kind: str) -> None:
+    same(
+        read_tensors(convert(space / f"{kind}-qformer", tmp_path / "back", "transformers")), read_tensors(space / kind)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_through_lavis_and_back(space: Path, tmp_path: Path, kind: str) -> None:
+    given = lavis_given(kind, space / f"{kind}-qformer")
+    back = convert(space / f"{kind}-lavis.pth", tmp_path / "back", "transformers", **given)
+    same(read_tensors(back), read_tensors(space / kind))
+    around = convert(space / f"{kind}-lavis.pth", tmp_path / "ours", "qformer", **given)
+    for name in ("model.safetensors", "vision.safetensors", "llm"):
+        same(read_tensors(around / name), read_tensors(space / f"{kind}-qformer" / name))
+    again = convert(around, tmp_path / "again.pth", "lavis")
+    same(read_tensors(again), read_tensors(space / f"{kind}-lavis.pth"))
+
+
+@pytest.mark.parametrize("kind", ["opt", "itr"])
+def test_from_shards(space: Path, tmp_path: Path, kind: str) -> None:
+    make(kind, tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    same(read_tensors(tmp_path / "sharded"), read_tensors(space / kind))
+    back = convert(tmp_path / "sharded", tmp_path / "back", "transformers")
+    same(read_tensors(back), read_tensors(space / kind))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_halves_stay_halves(tmp_path: Path, kind: str) -> None:
+    """Through each form, though ours loads the bridge in single."""
+    make(kind, tmp_path / "half", dtype=torch.float16)
+    half = read_tensors(tmp_path / "half")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+    ours = convert(tmp_path / "half", tmp_path / "ours", "qformer")
+    same(read_tensors(convert(ours, tmp_path / "back", "transformers")), half)
+    if kind != "itr":
+        lavis = convert(tmp_path / "half", tmp_path / "half.pth", "lavis")
+        back = convert(lavis, tmp_path / "from-lavis", "transformers", **lavis_given(kind, ours))
+        same(read_tensors(back), half)
+    model = qformer.load(tmp_path / "half", device="cpu")
+    again = qformer.load(ours, device="cpu")
+    for (name, one), (_, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+        if not name.startswith("frontend.encoder."):
+            assert one.dtype == torch.float32, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["qformer", "lavis"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ours_computes_the_same_from_every_form(space: Path, kind: str, form: str) -> None:
+    known = qformer.load(space / kind, device="cpu")
+    if form == "lavis":
+        given = lavis_given(kind, space / f"{kind}-qformer") | {"patch_size": SIZES[kind]["patch"]}
+        model = qformer.load(space / f"{kind}-lavis.pth", device="cpu", **given)
+        model.frontend.norm.eps = known.frontend.norm.eps  # LAVIS has 1e-5, transformers 1e-6: no tensor tells
+        assert known.frontend.norm.eps == 1e-6
+    else:
+        model = qformer.load(space / f"{kind}-{form}", device="cpu")
+    tiles, _ = both(kind)
+    assert torch.equal(model.prefix(tiles)[0], known.prefix(tiles)[0])
+    options = {"num_beams": 1, "max_new_tokens": 10, "return_ids": True}
+    if kind == "flan-t5" and form == "lavis":
+        known.llm = model.llm  # whose gated GELU is that of the original
+    assert torch.equal(model.generate(tiles, PROMPTS, **options), known.generate(tiles, PROMPTS, **options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ALL)
+def test_transformers_computes_the_same_from_what_we_write(space: Path, tmp_path: Path, kind: str) -> None:
+    folder = convert(space / f"{kind}-qformer", tmp_path / "back", "transformers")
+    before, after = theirs(space / kind, kind), theirs(folder, kind)
+    processor, (_, image) = Blip2Processor.from_pretrained(folder), both(kind)
+    queries = SIZES[kind]["queries"]
+    assert processor.num_query_tokens == queries
+    assert after.config.image_token_index == processor.tokenizer.convert_tokens_to_ids("<image>")
+    side = SIZES[kind]["side"] * SIZES[kind]["patch"]
+    pictures = [np.zeros((side, side, 3), np.uint8)] * 2
+    processor.tokenizer.padding_side = "left" if kind == "opt" else "right"
+    given = processor(images=pictures, text=TEXTS if kind == "itr" else PROMPTS, padding=True, return_tensors="pt")
+    assert (given["input_ids"][:, :queries] == after.config.image_token_index).all()
+    given["pixel_values"] = image
+    if kind != "itr":
+        assert torch.equal(
+            after.get_image_features(image).pooler_output, before.get_image_features(image).pooler_output
+        )
+        options = {"num_beams": 1, "max_new_tokens": 8}
+        assert torch.equal(after.generate(**given, **options), before.generate(**given, **options))
+        return
+    bare = {name: given[name][:, queries:] for name in ("input_ids", "attention_mask")}  # theirs has no such places
+    for head in (False, True):
+        said = after(**given, use_image_text_matching_head=head)
+        expected = before(pixel_values=image, **bare, use_image_text_matching_head=head)
+        assert torch.equal(said.logits_per_image, expected.logits_per_image)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_ends_its_texts_where_we_do(space: Path, tmp_path: Path, kind: str) -> None:
+    """With the settings that the folder brings: OPT's texts end with a newline, which its own configuration denies."""
+    ours = qformer.load(space / f"{kind}-qformer", device="cpu")
+    model = theirs(convert(space / f"{kind}-qformer", tmp_path / "back", "transformers"), kind)
+    assert model.language_model.generation_config.eos_token_id == ours.llm.end
+
+
+def test_the_processor_shows_transformers_what_ours_sees(space: Path, tmp_path: Path) -> None:
+    folder = convert(space / "opt", tmp_path / "back", "transformers")
+    picture = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
+    model = qformer.load(folder, device="cpu")
+    encoder, tiles = model.frontend.encoder, model.frontend.tiles([picture])
+    seen = (tiles.pixels[0].float() / 255 - encoder.mean) / encoder.std
+    shown = Blip2Processor.from_pretrained(folder)(images=picture, return_tensors="pt")["pixel_values"][0]
+    assert (seen - shown).abs().max() < 1e-6
+
+
+def test_retrieval_has_no_place_in_lavis(space: Path, tmp_path: Path) -> None:
+    missing = ", ".join(sorted(ours for ours, _, _ in LM_HEAD))
+    for source in ("itr", "itr-qformer"):
+        with pytest.raises(UsageError) as caught:
+            convert(space / source, tmp_path / "itr.pth", "lavis")
+        assert f"missing {missing}; left over nothing" in str(caught.value)
+        assert not (tmp_path / "itr.pth").exists()
+    ours = qformer.load(space / "itr-qformer", device="cpu")
+    with pytest.raises(UsageError, match="no captioning head"):
+        ours.caption(both("itr")[0])
+
+
+def test_an_unknown_key_bias_is_refused(tmp_path: Path) -> None:
+    """EVA has none; another encoder must not pass for it."""
+    model = make("opt", tmp_path / "opt")
+    model.vision_model.encoder.layers[1].self_attn.qkv.bias.data[30] = 0.5
+    model.save_pretrained(tmp_path / "opt")
+    with pytest.raises(UsageError, match="block 1 of this image encoder has a key bias"):
+        qformer.load(tmp_path / "opt", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_tokenizer_comes_along(space: Path, tmp_path: Path, kind: str) -> None:
+    folder = convert(space / f"{kind}-qformer", tmp_path / "back", "transformers")
+    known, got = (AutoTokenizer.from_pretrained(path) for path in (space / kind, folder))
+    assert got(TEXTS)["input_ids"] == known(TEXTS)["input_ids"]
