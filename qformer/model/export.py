@@ -58,12 +58,20 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> P
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
     opened = open_foreign(source, given) if checkpoint.is_foreign(source) else open_ours(source)
     partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.unlink(missing_ok=True)
+    _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
-    {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
-    partial.rename(target)
+    try:
+        {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
+        partial.rename(target)
+    finally:
+        _remove(partial)
     return target
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def open_ours(path: str | Path) -> Opened:

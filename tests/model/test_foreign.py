@@ -14,8 +14,10 @@ from transformers import OPTConfig, OPTForCausalLM, T5Config
 import qformer
 from qformer import convert, releases, vision
 from qformer.model import foreign
+from qformer.model.export import convert_checkpoint
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from qformer.vision.clip import ClipViT
 from tests.golden.golden import Golden, bert_tokenizer, close, opt_tokenizer, read, same_ids, t5_tokenizer, tiles
@@ -97,6 +99,21 @@ def test_towers_that_a_file_leaves_out_are_given(tmp_path: Path) -> None:
     close(model.prefix(tiles(golden))[0], golden.out["prefix"])
     ids = model.generate(tiles(golden), "", return_ids=True, num_beams=1, max_new_tokens=12, **SHORTEST)
     same_ids(ids, golden.out["greedy"], model.llm.end)
+
+
+def test_a_language_model_of_an_older_form_is_taken_along(tmp_path: Path) -> None:
+    """On the hub OPT has no safetensors, and some of its names lack the `model.` in front."""
+    golden = read("opt_a")
+    whole, said = write(tmp_path / "whole.pth", golden.weight), given(golden, tmp_path)
+    bare = {name: tensor for name, tensor in golden.weight.items() if not name.startswith("opt_model.")}
+    held = {name.removeprefix("model."): tensor for name, tensor in convert.from_lavis(golden.weight).llm.items()}
+    torch.save(held, tmp_path / "said" / "pytorch_model.bin")
+    known, made = (
+        read_tensors(convert_checkpoint(str(source), tmp_path / target, "transformers", foreign.Given(**said)))
+        for source, target in ((whole, "known"), (write(tmp_path / "bare.pth", bare), "made"))
+    )
+    assert known.keys() == made.keys()
+    assert all(torch.equal(made[name], known[name]) for name in known)
 
 
 def test_what_cannot_be_known_is_asked_for(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ from tests.workspace import SIZE, config, make_workspace
 EVA = {"image_size": SIZE, "patch_size": 14, "width": 24, "depth": 2, "heads": 3, "mlp_hidden": 40}
 LLMS = ("opt", "t5")
 SHORT: dict[str, Any] = {"train": {"steps": 2}, "data": {"validation": None}}
-#: Our LayerNorm behind the encoder has LAVIS's eps of 1e-5; transformers has 1e-6 in all norms of its image encoder.
-#: The tokens in front of it have a variance of about 1, so that this alone changes them by about 5e-6 of their size.
-ATOL = 1e-4
+#: Our LayerNorm behind the encoder has LAVIS's eps of 1e-5, transformers 1e-6 in all norms of its image encoder. On the
+#: tokens of this EVA that changes a prefix by less than 1e-6; with the same eps nothing is left to be seen.
+ATOL = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_stage_two_in_transformers(trained: Path, tmp_path: Path, llm: str) -> N
     expected = theirs.get_image_features(image).pooler_output
     assert (ours.prefix(tiles)[0] - expected).abs().max() < ATOL
     ours.frontend.norm.eps = 1e-6
-    assert (ours.prefix(tiles)[0] - expected).abs().max() < 1e-5
+    assert (ours.prefix(tiles)[0] - expected).abs().max() < ATOL / 10
 
     prompts = ["Question: what is red? Answer:", "a"]
     options = {"num_beams": 1, "max_new_tokens": 12}
