@@ -172,7 +172,7 @@ def _their_config(opened: Opened) -> Blip2Config:
         "num_attention_heads": eva.get("heads", EvaConfig.heads),
         "image_size": math.isqrt(table.shape[1] - 1) * patch,
         "patch_size": patch,
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": eva.get("norm_eps", EvaConfig.norm_eps),
         "qkv_bias": True,
         "hidden_act": "gelu",
     }

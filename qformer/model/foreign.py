@@ -48,11 +48,7 @@ USUAL = {
 }
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
 #: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
-COMPUTED = (
-    ("vision_config", "hidden_act", "gelu"),
-    ("vision_config", "layer_norm_eps", 1e-6),
-    ("qformer_config", "hidden_act", "gelu"),
-)
+COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
@@ -208,8 +204,9 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
     folder, kind = local_folder(path_or_id), theirs.text_config.model_type
     parts = convert.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
     parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})
-    choice = _tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size)
-    values = _common(parts, path_or_id, choice) | {"vision_norm_eps": theirs.vision_config.layer_norm_eps}
+    eps = theirs.vision_config.layer_norm_eps  # they have one for all norms of the encoder and for the one behind it
+    choice = _tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size) | {"norm_eps": eps}
+    values = _common(parts, path_or_id, choice) | {"vision_norm_eps": eps}
     tokenizer = given.tokenizer or str(folder)
     if parts.stage == "stage1":
         return Opened(path_or_id, parts, parse_config(values), tokenizer)

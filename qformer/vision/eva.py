@@ -43,6 +43,7 @@ class EvaConfig:
     depth: int = 39
     heads: int = 16
     mlp_hidden: int = 6144
+    norm_eps: float = 1e-6
     precision: Literal["fp16", "fp32"] = "fp16"
     weights: str | None = None
 
@@ -132,9 +133,9 @@ class Block(nn.Module):
 
     def __init__(self, config: EvaConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attn = Attention(config.width, config.heads)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp_hidden)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Blip2ForConditionalGeneration
 
 import qformer
+from qformer.model import export, foreign
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from tests.their_blip2 import PROMPTS, both, make
@@ -89,7 +91,6 @@ def test_what_is_missing_left_over_and_misshapen(theirs: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("vision_config", "layer_norm_eps", 1e-5),
         ("vision_config", "hidden_act", "quick_gelu"),
         ("qformer_config", "hidden_act", "relu"),
     ],
@@ -108,6 +109,19 @@ def test_the_eps_of_the_qformer_is_that_of_the_folder(theirs: Path, tmp_path: Pa
         changed(theirs / "opt", tmp_path / "eps", qformer_config={"layer_norm_eps": 0.5}), device="cpu"
     )
     assert {module.eps for module in model.connector.modules() if isinstance(module, torch.nn.LayerNorm)} == {0.5}
+
+
+@torch.no_grad()
+def test_the_eps_of_the_encoder_is_that_of_the_folder(theirs: Path, tmp_path: Path) -> None:
+    """Folders made before July 2023 may say 1e-5, which transformers had by default."""
+    folder = changed(theirs / "opt", tmp_path / "eps", vision_config={"layer_norm_eps": 0.1})
+    model = qformer.load(folder, device="cpu")
+    assert {module.eps for module in model.frontend.modules() if isinstance(module, torch.nn.LayerNorm)} == {0.1}
+    tiles, image = both("opt")
+    prefix = Blip2ForConditionalGeneration.from_pretrained(folder).eval().get_image_features(image).pooler_output
+    assert torch.allclose(model.prefix(tiles)[0], prefix, atol=1e-5)
+    again = export.convert_checkpoint(str(folder), tmp_path / "again", "transformers", foreign.Given())
+    assert json.loads((again / "config.json").read_text())["vision_config"]["layer_norm_eps"] == 0.1
 
 
 def test_other_folders(theirs: Path, tmp_path: Path) -> None:
