@@ -14,6 +14,7 @@ from PIL import Image
 import stages
 from qformer import checkpoint, cli
 from qformer.config import load_config
+from qformer.releases import RELEASES, SITE
 from tests.workspace import config, make_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -73,3 +74,9 @@ def test_the_two_commands_are_single_lines_that_install_and_run() -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:qformer|stages|configs)/[\w/]*(?:\.py)?)`", README))))
 def test_files_it_names_exist(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_official_files_are_listed_with_their_addresses() -> None:
+    listed = (ROOT / "docs" / "checkpoints.md").read_text()
+    for name, release in RELEASES.items():
+        assert f"| `{name}` | [{release.file}]({SITE}{release.file}) | {release.use} |" in listed
