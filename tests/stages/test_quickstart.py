@@ -117,9 +117,10 @@ def test_an_override_of_no_stage(tmp_path: Path) -> None:
 def test_it_learns(whole_quickstart: Path) -> None:
     results = json.loads((whole_quickstart / "results.json").read_text())
     step0, itc, reranked = (results["retrieval"][name] for name in ("step0", "itc", "reranked"))
-    for way in ("i2t_r1", "t2i_r1"):  # below what the README says: runs differ, most in what re-ranking adds
+    for way in ("i2t_r1", "t2i_r1"):  # ITC below what the README says: runs differ, most in that
         assert step0[way] < 0.02
-        assert itc[way] >= 0.4
+        assert itc[way] >= 0.35
+        assert reranked[way] >= itc[way] + 0.05
         assert reranked[way] >= 0.55
     for values in results["vqa"].values():
         assert values["accuracy"] >= 0.55
