@@ -75,7 +75,7 @@ def test_texts_are_read_as_far_as_in_training(
         texts = ["a " * (words - 1) + last for last in ("cat", "dog")]
         assert [len(ids) for ids in bridge.tokenizer(texts)["input_ids"]] == [words + 2] * 2
         first, second = retrieval.score(bridge, [tiles], texts, k=0).itc[0]
-        assert (first != second) == is_read
+        assert (abs(first - second) > 1e-5) == is_read  # equal texts may differ in the last bit
 
 
 def test_more_candidates_than_there_are(model: tuple[ImageTextModel, Path]) -> None:
