@@ -2,26 +2,41 @@
 
 `build("jsonl", path="annotations.jsonl", where={"split": "train"})`. A source is a frozen dataclass with `__len__` and
 `__getitem__(index) -> Sample`; its fields are the YAML options. A record that cannot be used raises `BadSample` when
-it is asked for; a source that cannot be used at all raises `UsageError` when it is made.
+it is asked for; a source that cannot be used at all raises `UsageError` when it is made. A source that is read in an
+order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qformer import lookup
+from qformer.data.orders import Mixed, Order, Seed, indices, order_of
 from qformer.types import BadSample, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.config import Choice
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.sources:JsonLines",
     "folder": "qformer.data.sources:Folder",
+    "webdataset": "qformer.data.webdataset:WebDataset",
+    "datasets": "qformer.data.huggingface:HuggingFace",
+    "coco": "qformer.data.annotations:Coco",
+    "karpathy": "qformer.data.annotations:Karpathy",
+    "visual_genome": "qformer.data.annotations:VisualGenome",
     "scenes": "qformer.data.scenes:Scenes",
+    "mix": "qformer.data.sources:Mix",
 }
+CACHE = "shards"  # folder of a run for what sources keep
 
 
 class Source(Protocol):
@@ -32,13 +47,106 @@ class Source(Protocol):
 def build(name: str, **options: Any) -> Source:
     """A source of the table, or `module:Class` of a dataclass of your own.
 
+    Every source also takes `prompt`, a text that is put in front of its captions once they are cleaned.
+
     Raises:
         UsageError: unknown name or option, a missing file, or nothing in it.
     """
-    source = lookup.build(SOURCES, name, options, "data")
-    if not len(source):
+    return _build(name, options, "data")
+
+
+def for_run(choice: Choice, run: str) -> Source:
+    """The source that a configuration names; what it keeps (counts, fetched shards) is kept beside the run."""
+    return _build(choice.name, choice.options, "data", str(Path(run) / CACHE))
+
+
+def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
+    options = dict(options)
+    prompt = options.pop("prompt", "")
+    if not isinstance(prompt, str):
+        raise UsageError(f"{where}.prompt is {prompt!r}; give the text that goes in front of the captions")
+    found = lookup.find(SOURCES, name, where)
+    if dataclasses.is_dataclass(found) and "cache" in {f.name for f in dataclasses.fields(found)}:
+        options = {"cache": cache} | options
+    source = lookup.build(SOURCES, name, options, where)
+    if getattr(source, "order", None) is None and not len(source):
         raise UsageError(f"the data source '{name}' with {options} is empty; give one with samples")
-    return source
+    return Prompted(source, prompt.strip()) if prompt.strip() else source
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A source whose captions stand behind a text."""
+
+    source: Source
+    prompt: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Sample:
+        return dataclasses.replace(self.source[index], prompt=self.prompt)
+
+    def order(self, seed: Seed) -> Order:
+        return order_of(self.source, seed)
+
+    def indices(self) -> Iterator[Any]:
+        return indices(self.source)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several sources at once, each with its own epochs, drawn by weight.
+
+    Attributes:
+        sources: their configurations, each with `name`, options, and optionally `weight` and `prompt`. Of a batch, a
+            source gives its weight's share (1 by default), to 1 in 10,000.
+        cache: folder for what they keep.
+    """
+
+    sources: list[dict[str, Any]]
+    cache: str | None = None
+    _parts: list[Any] = field(init=False, repr=False, compare=False)
+    _weights: list[float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts, weights = [], []
+        for number, entry in enumerate(self.sources):
+            where = f"data.sources.{number}"
+            options = dict(entry)
+            name, weight = options.pop("name", None), options.pop("weight", 1)
+            if not isinstance(name, str):
+                raise UsageError(f"{where}.name is required; say what the source is: {', '.join(sorted(SOURCES))}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
+            parts.append(_build(name, options, where, self.cache))
+            weights.append(float(weight))
+        if not parts:
+            raise UsageError("data.sources is empty; give a list of sources, each with a name")
+        object.__setattr__(self, "_parts", parts)
+        object.__setattr__(self, "_weights", weights)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, index: tuple[int, Any]) -> Sample:
+        """Of an index (part, index in it)."""
+        part, own = index
+        return self._parts[part][own]
+
+    def order(self, seed: Seed) -> Order:
+        return Mixed([order_of(part, (*seed, number)) for number, part in enumerate(self._parts)], self._weights, seed)
+
+    def indices(self) -> Iterator[tuple[int, Any]]:
+        """One of each source in turn, so that the first few are of all of them."""
+        left = [(number, indices(part)) for number, part in enumerate(self._parts)]
+        while left:
+            for entry in list(left):
+                number, own = entry
+                try:
+                    yield number, next(own)
+                except StopIteration:
+                    left.remove(entry)
 
 
 @dataclass(frozen=True)
@@ -94,22 +202,22 @@ class JsonLines:
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
         image = Path(self.images or Path(self.path).parent) / record["image"]
-        captions = _strings(record, "captions", "caption")
-        question = record.get("question")
-        return Sample(
-            image=image,
-            key=key,
-            image_id=str(image),
-            captions=captions,
-            question=question if isinstance(question, str) else None,
-            answers=_strings(record, "answers", "answer"),
-        )
+        return Sample(image=image, key=key, image_id=str(image), **texts_of(record))
 
 
-def _strings(record: dict[str, Any], many: str, one: str) -> list[str]:
-    value = record.get(many, record.get(one, []))
-    values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str)]
+def texts_of(record: dict[str, Any]) -> dict[str, Any]:
+    """`captions` (or `caption`), `question` and `answers` (or `answer`) of a record; what is no text is left out."""
+    question = record.get("question")
+    return {
+        "captions": strings(record.get("captions", record.get("caption"))),
+        "question": question if isinstance(question, str) else None,
+        "answers": strings(record.get("answers", record.get("answer"))),
+    }
+
+
+def strings(value: Any) -> list[str]:
+    """The texts in a list of anything, or the one text."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 @dataclass(frozen=True)
