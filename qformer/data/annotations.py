@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.sources import strings
+from qformer.data.sources import NOT_JSON, strings
 from qformer.types import BadSample, Sample, UsageError
 
 Entry = tuple[str, list[str]]  # a file below the images, or what is wrong with the record; its captions
@@ -32,7 +32,7 @@ class Annotated:
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         try:
             values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
-        except (ValueError, RecursionError) as error:
+        except NOT_JSON as error:
             raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
         entries = self.read(values)
         if not entries:

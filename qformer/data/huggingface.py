@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
-from qformer.data.sources import strings
+from qformer.data.sources import texts_of
 from qformer.data.webdataset import Sharded, open_shards
 from qformer.lookup import nearest
 from qformer.types import BadSample, Sample, UsageError
@@ -81,8 +81,6 @@ class HuggingFace(Sharded):
             data = data.decode(False)
             where = "/".join(filter(None, [str(self.path), self.config, self.revision, self.split]))
             shards = open_shards([f"{where}#{number}" for number in range(data.num_shards)], self._writer, self)
-        elif not len(data):
-            raise UsageError(f"'{self.path}' has no row in the split '{self.split}'; check data.split")
         object.__setattr__(self, "shards", shards)
         object.__setattr__(self, "rows", data if self.streaming else data.with_format("arrow"))
 
@@ -143,15 +141,8 @@ class HuggingFace(Sharded):
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
-        question, same = record["question"], record["id"]
-        return Sample(
-            image=image,
-            key=key,
-            image_id=f"{self.path}/{same}" if isinstance(same, int | str) else None,
-            captions=strings(record["captions"]),
-            question=question if isinstance(question, str) else None,
-            answers=strings(record["answers"]),
-        )
+        same = f"{self.path}/{record['id']}" if isinstance(record["id"], int | str) else None
+        return Sample(image=image, key=key, image_id=same, **texts_of(record))
 
     def _described(self, row: dict[str, Any]) -> dict[str, Any]:
         none = {"captions": None, "question": None, "answers": None}

@@ -36,6 +36,7 @@ SOURCES: dict[str, Any] = {
     "scenes": "qformer.data.scenes:Scenes",
     "mix": "qformer.data.sources:Mix",
 }
+NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
 CACHE = "shards"  # folder of a run for what sources keep
 
 
@@ -185,7 +186,7 @@ class JsonLines:
             return True
         try:
             record = json.loads(line)
-        except ValueError:
+        except NOT_JSON:
             return True  # kept here, so that it is counted as bad when it is asked for
         return isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
 
@@ -197,7 +198,7 @@ class JsonLines:
         key = f"{self.path}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except NOT_JSON as error:
             raise BadSample("not json", str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
@@ -207,17 +208,17 @@ class JsonLines:
 
 def texts_of(record: dict[str, Any]) -> dict[str, Any]:
     """`captions` (or `caption`), `question` and `answers` (or `answer`) of a record; what is no text is left out."""
-    question = record.get("question")
     return {
         "captions": strings(record.get("captions", record.get("caption"))),
-        "question": question if isinstance(question, str) else None,
+        "question": next(iter(strings(record.get("question"))), None),
         "answers": strings(record.get("answers", record.get("answer"))),
     }
 
 
 def strings(value: Any) -> list[str]:
-    """The texts in a list of anything, or the one text."""
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    """The texts in a list of anything, or the one text. Halves of surrogate pairs, which no tokeniser takes, become ?."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.data.sources import IMAGE_SUFFIXES, texts_of
+from qformer.data.sources import IMAGE_SUFFIXES, NOT_JSON, texts_of
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class WebDataset(Sharded):
 def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:
     try:
         record = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
+    except NOT_JSON as error:
         if needed:
             raise BadSample("not json", f"{key}: {error}") from error
         return {}

@@ -59,3 +59,16 @@ def jsonl(path: Path, records: list[Any]) -> str:
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return str(path)
+
+
+def account(batches: Any, numbers: range) -> tuple[list[str], list[tuple[str, str]]]:
+    """Of these batches: the keys that were used at their own place in the epoch, and (index, kind) of those skipped."""
+    used, skipped = [], []
+    for number in numbers:
+        loaded = batches[number]
+        bad = {record["position"]: record for record in loaded.skipped if "replacement" not in record}
+        assert all(record["batch"] == number for record in loaded.skipped)
+        skipped += [(record["index"], record["kind"]) for record in bad.values()]
+        first = number * len(loaded.keys)
+        used += [key for row, key in enumerate(loaded.keys) if first + row not in bad]
+    return used, skipped
