@@ -216,7 +216,7 @@ def texts_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def strings(value: Any) -> list[str]:
-    """The texts in a list of anything, or the one text. Halves of surrogate pairs, which no tokeniser takes, become ?."""
+    """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     return [text.encode("utf-8", "replace").decode() for text in texts]
 
