@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PIPE = "pipe:"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # any others may belong to a command
 MAGIC = re.compile(r"[*?\[]")
 PACKED = {".gz", ".tgz", ".bz2", ".xz"}
 STARTS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -66,15 +66,14 @@ def expand_local(patterns: str | list[str]) -> list[str]:
 
 def braces(pattern: str) -> list[str]:
     """`a{0..2}.tar` -> a0.tar a1.tar a2.tar, the leading zeros kept; `{a,b}` -> a b; several multiply."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
+    found = BRACES.search(pattern)
     if found is None:
         return [pattern]
-    numbers = RANGE.fullmatch(found[1])
-    if numbers:
-        first, last = numbers.groups()
+    first, last, listed = found.groups()
+    if first is not None:
         inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     else:
-        inner = found[1].split(",")
+        inner = listed.split(",")
     parts = [pattern[: found.start()] + part + pattern[found.end() :] for part in inner]
     return list(dict.fromkeys(whole for part in parts for whole in braces(part)))
 

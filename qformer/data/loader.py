@@ -147,7 +147,7 @@ class Skipped:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may have been cut off
-        kept = [record for record in records if record["batch"] < batch]
+        kept = [record for record in records if record.get("batch", -1) < batch]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
 

@@ -14,7 +14,7 @@ import pytest
 
 from qformer.data import sources
 from qformer.types import BadSample, UsageError
-from tests.data.making import encoded, number_of, photo
+from tests.data.making import encoded, number_of, photo, shard
 
 datasets.disable_progress_bars()
 
@@ -81,6 +81,15 @@ def test_other_places(tmp_path: Path, streaming: bool) -> None:
     assert everything(build(str(arrow), streaming=streaming)) == WHOLE[:4]
     if not streaming:
         assert everything(build(str(tmp_path / "data"), split="train[1:3]")) == WHOLE[1:3]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tars_through_datasets(tmp_path: Path, streaming: bool) -> None:
+    """As of the hub's `-wds` data sets, whose columns are the members."""
+    for number in range(2):
+        shard(tmp_path / "wds" / f"train-{number}.tar", range(3 * number, 3 * number + 3))
+    source = build(str(tmp_path / "wds"), image="png", caption="txt", streaming=streaming)
+    assert everything(source) == [(number, [f"picture {number}"]) for number in range(6)]
 
 
 def table(path: Path, **columns: Any) -> str:

@@ -44,7 +44,10 @@ def everything(source: Any) -> list[Any]:
         ("a{08..11}.tar", ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]),
         ("{x,y}/{0..1}", ["x/0", "x/1", "y/0", "y/1"]),
         ("a{b,{1..2}}c", ["abc", "a1c", "a2c"]),
-        ("{}", [""]),
+        (
+            "pipe:x{1,2} | awk '{print $1}' ${A} {}",
+            ["pipe:x1 | awk '{print $1}' ${A} {}", "pipe:x2 | awk '{print $1}' ${A} {}"],
+        ),
     ],
 )
 def test_braces(pattern: str, expected: list[str]) -> None:
