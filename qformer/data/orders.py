@@ -57,7 +57,8 @@ class Shuffled:
         epoch, place = divmod(position, self.size)
         if epoch not in self._epochs:
             self._epochs.clear()
-            self._epochs[epoch] = np.random.default_rng([*self.seed, EPOCH, epoch]).permutation(self.size)
+            shuffled = np.random.default_rng([*self.seed, EPOCH, epoch]).permutation(self.size)
+            self._epochs[epoch] = shuffled.astype(np.min_scalar_type(self.size))  # each worker holds one
         return int(self._epochs[epoch][place])
 
     def others(self, position: int, rng: np.random.Generator) -> Iterator[int]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from qformer.types import BadSample, UsageError
+from qformer.types import BadSample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,8 +74,8 @@ class Shards:
         for shard in shards:
             try:
                 self._path(shard)
-            except (UsageError, OSError):
-                return  # whoever needs the shard will meet the same error, and tell
+            except Exception:  # whoever needs the shard will meet the same error, and tell
+                return
 
     def read(self, shard: int, place: int) -> tuple[str, dict[str, bytes]]:
         """The key of a sample and its members by extension.
@@ -117,7 +117,7 @@ class Shards:
             rows = index(self._path(shard))
         except OSError:
             rows = LOST
-        part = path.with_suffix(".part")
+        part = path.with_suffix(".counting")
         with part.open("wb") as file:
             np.save(file, rows)
         part.replace(path)
@@ -125,6 +125,9 @@ class Shards:
     def _open(self, shard: int) -> BinaryIO:
         if shard not in self._files:
             path = self._path(shard)
+            for other, file in list(self._files.items()):
+                if os.fstat(file.fileno()).st_nlink == 0:  # dropped, but on the disk as long as it is open
+                    self._files.pop(other).close()
             self._files[shard] = path.open("rb")
             if len(self._files) > OPEN:
                 self._files.popitem(last=False)[1].close()
@@ -139,7 +142,7 @@ class Shards:
         if not path.is_file():
             with FileLock(path.with_suffix(".fetch")):
                 if not path.is_file():
-                    part = path.with_suffix(".part")
+                    part = path.with_suffix(".fetching")
                     fetch(part)
                     part.replace(path)
                     self._evict(path)
@@ -147,10 +150,13 @@ class Shards:
 
     def _evict(self, newest: Path) -> None:
         """Drop the tars that were fetched first. Whoever has one open reads on; whoever needs it fetches it again."""
-        tars = sorted(((tar.stat().st_mtime_ns, tar) for tar in self.folder.glob("*.tar")), reverse=True)
+        own = {self._beside(shard, ".tar").name for shard in range(len(self))}  # another source may keep its own here
+        tars = [
+            (tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in self.folder.glob("*.tar") if tar.name in own
+        ]
         total = 0
-        for _, tar in tars:
-            total += tar.stat().st_size
+        for _, size, tar in sorted(tars, reverse=True):
+            total += size
             if total > self.keep and tar != newest:
                 tar.unlink(missing_ok=True)
 

@@ -84,7 +84,7 @@ class WebDataset(Sharded):
             `{00000..00331}`, or `*` where files can be listed.
         caption: read this member (`txt`) or this field of the JSON instead.
         window: shards that are shuffled together; so many are fetched before the first batch.
-        keep_gb: fetched shards are dropped above so many gigabytes.
+        keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
         cache: folder for indices and fetched shards; beside the run by default.
     """
 
