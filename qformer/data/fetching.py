@@ -29,6 +29,7 @@ MAGIC = re.compile(r"[*?\[]")
 PACKED = {".gz", ".tgz", ".bz2", ".xz"}
 STARTS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 TRIES = 3
+FULL = 1 << 20  # a disk with fewer bytes left
 WAIT = 2.0  # seconds before a second try; the third waits twice as long
 
 
@@ -110,7 +111,7 @@ def _fetch(name: str, path: Path) -> None:
 
     Raises:
         FileNotFoundError: no such file, a refusal of the server, or a command that fails.
-        UsageError: the network fails.
+        UsageError: the network fails, or the disk is full.
     """
     for attempt in range(TRIES):
         try:
@@ -128,6 +129,10 @@ def _fetch(name: str, path: Path) -> None:
             last = FileNotFoundError(f"{name}: exit code {error.returncode}")
         except (OSError, EOFError) as error:
             last = error
+        if shutil.disk_usage(path.parent).free < FULL:
+            raise UsageError(
+                f"no room for '{name}' in '{path.parent}'; lower data.keep_gb, or set data.cache elsewhere"
+            )
         if attempt < TRIES - 1:
             time.sleep(WAIT * (attempt + 1))
     if isinstance(last, FileNotFoundError) or not REMOTE.match(name):

@@ -91,13 +91,15 @@ class Shards:
             raise BadSample("broken shard" if self.fetch(name) is None and path.exists() else "missing shard", name)
         try:
             file = self._open(shard)
+            size = os.fstat(file.fileno()).st_size
+            block = os.pread(file.fileno(), stop - start, start)
         except FileNotFoundError as error:
             raise BadSample("missing shard", name) from error
         except OSError as error:
             raise BadSample("broken shard", f"{name}: {error.strerror}") from error
-        if os.fstat(file.fileno()).st_size != rows[0, 0]:
+        if size != rows[0, 0]:
             raise BadSample("changed shard", name)
-        return _members(os.pread(file.fileno(), stop - start, start), f"{name}, byte {start}")
+        return _members(block, f"{name}, byte {start}")
 
     def _index(self, shard: int) -> np.ndarray:
         """int64[1 + n, 2]: the size of the tar, then start and end of each sample, in bytes."""
@@ -193,6 +195,8 @@ def index(path: Path) -> np.ndarray:
                 if _holds_data(file, end, member.offset):
                     rows.append((end, member.offset))
                     key = ""
+                if tar.offset <= member.offset:
+                    break  # a size below zero: from here on tarfile would read in circles
                 end = min(tar.offset, size)
                 named = split(member.name) if member.isfile() else None
                 if named is None:
@@ -203,7 +207,9 @@ def index(path: Path) -> np.ndarray:
                 else:
                     key, seen = named[0], {named[1]}
                     rows.append((member.offset, end))
-        except tarfile.TarError as error:  # the data of the last member end too early, or a header that names another
+        except OSError:
+            raise
+        except Exception as error:  # of damage nearly anything; or the data of the last member end too early
             if not size:
                 raise OSError(f"'{path}' is empty") from error
         if _holds_data(file, end, size):
@@ -230,12 +236,14 @@ def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
             for member in tar:
+                if tar.offset <= member.offset:
+                    break
                 named = split(member.name) if member.isfile() else None
-                data = tar.extractfile(member)
+                data = tar.extractfile(member) if named else None
                 if named is not None and data is not None:
                     key = named[0]
                     members[named[1]] = data.read()
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except Exception as error:  # of damage nearly anything
         raise BadSample("broken tar", f"{where}: {error}") from error
     if not members:
         raise BadSample("broken tar", f"{where}: no member")

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from qformer import lookup
 from qformer.data.orders import Mixed, Order, Seed, indices, order_of
@@ -37,6 +40,7 @@ SOURCES: dict[str, Any] = {
     "mix": "qformer.data.sources:Mix",
 }
 NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
+BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
 CACHE = "shards"  # folder of a run for what sources keep
 
 
@@ -163,7 +167,7 @@ class JsonLines:
     path: str
     images: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
-    _lines: list[tuple[int, str]] = field(init=False, repr=False, compare=False)
+    _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 3]: number, start, length in bytes
 
     def __post_init__(self) -> None:
         path = Path(self.path)
@@ -173,19 +177,23 @@ class JsonLines:
             )
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
-            kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and self._keep(line)]
+        kept, start = [], 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip(BLANK) and self._keep(line):
+                    kept.append((number, start, len(line)))
+                start += len(line)
         if not kept:
             raise UsageError(
                 f"'{path}' has no record{f' with {self.where}' if self.where else ''}; check the file and data.where"
             )
-        object.__setattr__(self, "_lines", kept)
+        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
 
-    def _keep(self, line: str) -> bool:
+    def _keep(self, line: bytes) -> bool:
         if not self.where:
             return True
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8-sig", errors="replace"))
         except NOT_JSON:
             return True  # kept here, so that it is counted as bad when it is asked for
         return isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
@@ -194,10 +202,15 @@ class JsonLines:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Sample:
-        number, line = self._lines[index]
+        number, start, length = self._lines[index].tolist()
         key = f"{self.path}:{number}"
         try:
-            record = json.loads(line)
+            with Path(self.path).open("rb") as file:
+                line = os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise BadSample("unreadable", f"{key}: {error.strerror}") from error
+        try:
+            record = json.loads(line.decode("utf-8-sig", errors="replace"))
         except NOT_JSON as error:
             raise BadSample("not json", str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
@@ -209,9 +222,9 @@ class JsonLines:
 def texts_of(record: dict[str, Any]) -> dict[str, Any]:
     """`captions` (or `caption`), `question` and `answers` (or `answer`) of a record; what is no text is left out."""
     return {
-        "captions": strings(record.get("captions", record.get("caption"))),
+        "captions": strings(record.get("captions")) or strings(record.get("caption")),
         "question": next(iter(strings(record.get("question"))), None),
-        "answers": strings(record.get("answers", record.get("answer"))),
+        "answers": strings(record.get("answers")) or strings(record.get("answer")),
     }
 
 
@@ -223,7 +236,10 @@ def strings(value: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line."""
+    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
+
+    Folders that are links are followed, each once.
+    """
 
     path: str
     _files: list[Path] = field(init=False, repr=False, compare=False)
@@ -234,7 +250,7 @@ class Folder:
             raise UsageError(
                 f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
             )
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in _below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise UsageError(f"no image below '{root}'; put {', '.join(sorted(IMAGE_SUFFIXES))} files there")
         object.__setattr__(self, "_files", files)
@@ -249,3 +265,16 @@ class Folder:
         except OSError as error:
             raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
         return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Everything below a folder, links followed; a folder that can be reached in several ways comes once."""
+    seen = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        folders.sort()
+        yield from (Path(place) / name for name in [*folders, *files])

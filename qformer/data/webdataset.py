@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.data.sources import IMAGE_SUFFIXES, NOT_JSON, texts_of
+from qformer.data.sources import IMAGE_SUFFIXES, NOT_JSON, strings, texts_of
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class WebDataset(Sharded):
         text = {name: members[name].decode("utf-8", "replace") for name in ("json", wanted) if name in members}
         record = _record(text.get("json"), key, needed=wanted not in text)
         if self.caption is not None:
-            record["captions"] = [text[wanted]] if wanted in text else record.get(wanted)
-        elif "captions" not in record and "txt" in text:
+            record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
+        elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
         return Sample(image=image, key=key, image_id=key, **texts_of(record))
 

@@ -249,8 +249,8 @@ def test_records_and_files(tmp_path: Path) -> None:
     assert source[0].image_id == source[1].image_id  # the same image twice is never its own negative
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    """A loop of folders, a folder that is called like an image, a text that is a folder, a file that vanishes."""
+def test_a_folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Loops, links to another folder, folders that are called like an image or its text, a file that vanishes."""
     for name in ("good", "gone", "text"):
         (tmp_path / f"{name}.jpg").write_bytes(GOOD)
         (tmp_path / f"{name}.txt").write_text("a dog")
@@ -262,12 +262,18 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").write_text("a dog")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "loop.txt").write_text("a dog")
+    other = tmp_path_factory.mktemp("other")
+    (other / "far.jpg").write_bytes(GOOD)
+    (other / "far.txt").write_text("a dog")
+    for link in ("link", "twice"):
+        (tmp_path / link).symlink_to(other)
     source = sources.build("folder", path=str(tmp_path))
     (tmp_path / "gone.jpg").unlink()
     _, skipped = epoch(source)
     kinds = {file.name: skipped.get(str(number)) for number, file in enumerate(source._files)}
     assert kinds == {
         "alone.jpg": "no caption",
+        "far.jpg": None,
         "folder.jpg": "unreadable",
         "gone.jpg": "missing",
         "good.jpg": None,

@@ -109,6 +109,8 @@ def test_layouts(tmp_path: Path) -> None:
     assert one(tmp_path, image, described(question="why?", answers=["so"])).question == "why?"
     assert one(tmp_path, image, described(alt="mine", caption="c"), caption="alt").captions == ["mine"]
     assert one(tmp_path, image, ("a.blip", b"mine"), ("a.txt", b"t"), caption="blip").captions == ["mine"]
+    assert one(tmp_path, image, ("a.txt", b"t"), described(caption="c"), caption="blip").captions == []
+    assert one(tmp_path, image, ("a.txt", b"t"), described(captions=[])).captions == ["t"]
     assert one(tmp_path, ("a.txt", b"t"), image, ("a.seg.json", b"{}")).captions == ["t"]
     assert number_of(one(tmp_path, image, ("a.txt", b"t"))) == 7
     assert one(tmp_path, image, ("a.txt", b"caf\xe9")).captions == ["caf\ufffd"]
@@ -159,6 +161,36 @@ def test_damage_costs_what_is_damaged(tmp_path: Path) -> None:
     path = Path(shard(tmp_path / "b.tar", range(6)))
     damaged(path, int(places[2, 0]) + 512 + 30, bytes(20))  # inside an image
     assert everything(build(str(path))) == [0, 1, "undecodable", 3, 4, 5]
+
+
+SIZES = (b"\xff" * 12, b"\x80" + bytes(10) + b"\x07", b"9" * 12)  # below zero, seven, not octal
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_damage_anywhere_ends_nothing(tmp_path: Path, form: int) -> None:
+    """Headers of links, of long names and of sizes below zero among them."""
+    rng = np.random.default_rng(0)
+    name = "x" * 90 + "/" + "y" * (90 if form != tarfile.USTAR_FORMAT else 60)
+    members = [(f"{name}{i}.{kind}", rng.bytes(300)) for i in range(6) for kind in ("png", "txt")]
+    path = Path(tar(tmp_path / "a.tar", members, format=form))
+    whole = path.read_bytes()
+    for turn in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 4):
+            header = int(place) // 512 * 512
+            kind = int(rng.integers(4))
+            if kind == 0:
+                damaged[header : header + 512] = rng.bytes(512)
+            elif kind == 1:  # a header of another type or size whose checksum is right
+                damaged[header + 156] = int(rng.choice(list(b"0125LKxgS")))
+                damaged[header + 124 : header + 136] = SIZES[int(rng.integers(3))]
+                damaged[header + 148 : header + 156] = b" " * 8
+                damaged[header + 148 : header + 155] = b"%06o\0" % sum(damaged[header : header + 512])
+            else:
+                damaged[int(place)] = int(rng.integers(256))
+        path.write_bytes(damaged[: int(rng.integers(len(whole) // 2, len(whole)))] if turn % 3 == 0 else damaged)
+        kinds = everything(build(str(path)))
+        assert set(kinds) <= {"broken tar", "no image", "undecodable"}
 
 
 @pytest.mark.parametrize(("cut", "last"), [(100, ["broken tar"]), (520, ["broken tar"]), (0, [])])
@@ -281,6 +313,13 @@ def test_a_network_that_fails_ends_the_run_and_is_not_remembered(
     data = Path(shard(tmp_path / "0.tar", range(3))).read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(data))
     assert len(source) == 3
+
+
+def test_a_full_disk_is_no_missing_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None) -> None:
+    monkeypatch.setattr(fetching, "FULL", 1 << 60)
+    with pytest.raises(UsageError, match="no room for 'pipe:false'"):
+        len(build("pipe:false", cache=str(tmp_path / "cache")))
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 def test_a_command_that_fails(tmp_path: Path, at_once: None) -> None:
