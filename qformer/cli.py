@@ -54,11 +54,24 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command("config")
-def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
+def show_config(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="open the data too, and say what the first samples are")] = False,
+) -> None:
     """Check a configuration and print it whole, defaults included."""
     from qformer.config import dump_config, load_config
 
-    print(dump_config(load_config(config, overrides)), end="")
+    checked = load_config(config, overrides)
+    lines = []
+    if data:
+        from qformer.data import sources
+        from qformer.data.preview import preview
+
+        for name, choice in (("train", checked.data.train), ("validation", checked.data.validation)):
+            if choice is not None:
+                lines += [f"# data.{name}: {line}\n" for line in preview(sources.for_run(choice, checked.run))]
+    print(dump_config(checked) + "".join(lines), end="")
 
 
 @app.command()

@@ -171,7 +171,8 @@ class DataConfig(Section):
     """Where samples come from and what is done to them.
 
     Attributes:
-        train, validation: sources (`jsonl`, `folder`, `scenes`); validation is optional.
+        train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
+            optional.
         batch: B, samples of one step of one process (before accumulation).
         workers: processes that decode images; 0 decodes in the training process.
         crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.

@@ -184,6 +184,7 @@ class Sample:
         image_id: equal for records that show the same image; None means that the record stands alone.
         captions: true captions, any number; one is drawn at each step.
         question, answers: a question about the image and its accepted answers.
+        prompt: put in front of a caption once it is cleaned.
     """
 
     image: bytes | Path | np.ndarray
@@ -192,6 +193,7 @@ class Sample:
     captions: list[str] = field(default_factory=list)
     question: str | None = None
     answers: list[str] = field(default_factory=list)
+    prompt: str = ""
 
 
 class UsageError(ValueError):

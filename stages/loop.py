@@ -134,6 +134,7 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     model, optimizer = accelerator.prepare(model, optimizer)
     run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
     _resume(run)
+    run.skipped.forget_from(run.step * config.train.accumulate)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
     accelerator.init_trackers("tensorboard")
     return run

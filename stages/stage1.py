@@ -26,7 +26,7 @@ def train(config: Config) -> Path:
     Raises:
         UsageError: data, towers or `init` that cannot be used.
     """
-    source = sources.build(config.data.train.name, **config.data.train.options)
+    source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
     model, config = build_image_text(config)
@@ -42,7 +42,7 @@ def validation_data(config: Config) -> Held | None:
     """The first `validation_size` usable samples of `data.validation`, if there is one."""
     if config.data.validation is None:
         return None
-    source = sources.build(config.data.validation.name, **config.data.validation.options)
+    source = sources.for_run(config.data.validation, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     return held_out(source, strategy, config.data.validation_size, config.data.batch)
 

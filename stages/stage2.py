@@ -41,7 +41,7 @@ def train(config: Config) -> Path:
     start = None if config.init is None else checkpoint.read(config.init)
     if start is not None:
         config = inherit(config, start.config)
-    source = sources.build(config.data.train.name, **config.data.train.options)
+    source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
     model, config = build_vision_language(config, "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,24 +1,26 @@
 """From a source to training batches, as a pure function of (seed, number of the batch).
 
-Position p of the endless stream is sample `order[p % n]` of epoch `p // n`, the order shuffled anew each epoch. The
-caption that is drawn, crop and mirror depend on (seed, position) alone. So a batch is the same whatever the number of
-workers, and a resumed run reads on exactly where it stopped. A bad sample is replaced by another drawn from the same
-seed, counted and recorded; it never ends the stream by itself.
+Which sample stands at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`); so are the
+caption that is drawn, crop and mirror. So a batch is the same whatever the number of workers, and a resumed run reads
+on exactly where it stopped. A bad sample is replaced by another drawn from the same seed, counted and recorded; it
+never ends the stream by itself.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qformer.cleaning import clean_caption, clean_question
+from qformer.data.orders import indices, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
 from qformer.resolution.base import cut_all
@@ -39,29 +41,41 @@ WINDOW = 1000
 
 @dataclass
 class Loaded:
-    """A batch, the keys of its samples, and the samples that were skipped on the way to it."""
+    """A batch, the keys of its samples, and the samples that were skipped on the way to it.
+
+    A record of `skipped` has `batch` and `position` (of the stream), `index` (in the source), `kind` and `detail`;
+    `replacement` says that it was drawn for another bad sample, not met at its own place in the epoch.
+    """
 
     batch: Batch
     keys: list[str]
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, Any]]
 
 
 @dataclass
 class Batches(Dataset[Loaded]):
-    """Batch number i of a run, made from nothing but the seed and i."""
+    """Batch number i of a run, made from nothing but the seed and i.
+
+    Of several processes, each makes its rows of the same global batch: `rank` r of `world` W has rows r*B ... (r+1)*B.
+    """
 
     source: Source
     strategy: ResolutionStrategy
     data: DataConfig
     seed: int
-    _orders: dict[int, np.ndarray] = field(default_factory=dict)
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self._order = order_of(self.source, (self.seed,))
 
     def __getitem__(self, number: int) -> Loaded:
         images: list[Tensor] = []
         samples: list[Sample] = []
         texts: list[str] = []
-        skipped: list[dict[str, str]] = []
-        for position in range(number * self.data.batch, (number + 1) * self.data.batch):
+        skipped: list[dict[str, Any]] = []
+        first = (number * self.world + self.rank) * self.data.batch
+        for position in range(first, first + self.data.batch):
             image, sample, text = self._good_sample(position, skipped)
             images.append(image)
             samples.append(sample)
@@ -74,33 +88,26 @@ class Batches(Dataset[Loaded]):
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
             answers=[sample.answers for sample in samples] if asked else None,
         )
-        return Loaded(batch, [sample.key for sample in samples], skipped)
+        return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
 
-    def _good_sample(self, position: int, skipped: list[dict[str, str]]) -> tuple[Tensor, Sample, str]:
+    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tensor, Sample, str]:
         rng = np.random.default_rng([self.seed, position])
-        index = self._index(position)
-        for _ in range(REPLACEMENTS):
+        others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
+        for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:
                 sample = self.source[index]
                 text = draw_text(sample, rng)
                 return augment(read_image(sample.image), self.data.crop, self.data.flip, rng), sample, text
             except BadSample as bad:
-                skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
-            index = int(rng.integers(len(self.source)))
+                record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
+                skipped.append(record | ({"replacement": True} if tries else {}))
         raise UsageError(
             f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
         )
 
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.source))
-        if epoch not in self._orders:
-            self._orders.clear()
-            self._orders[epoch] = np.random.default_rng([self.seed, 1 << 32, epoch]).permutation(len(self.source))
-        return int(self._orders[epoch][place])
-
 
 def draw_text(sample: Sample, rng: np.random.Generator) -> str:
-    """One of the captions, cleaned; the first answer of a question without captions.
+    """One of the captions, as `usable_captions` gives them; the first answer of a question without captions.
 
     Raises:
         BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one.
@@ -109,10 +116,20 @@ def draw_text(sample: Sample, rng: np.random.Generator) -> str:
         if not sample.answers:
             raise BadSample("no answer", sample.key)
         return sample.answers[0]
-    captions = [clean for clean in map(clean_caption, sample.captions) if clean]
+    captions = usable_captions(sample)
+    return captions[int(rng.integers(len(captions)))]
+
+
+def usable_captions(sample: Sample) -> list[str]:
+    """The captions that can be used, cleaned, behind the prompt of their source.
+
+    Raises:
+        BadSample: kind `no caption`: none has a letter or a digit.
+    """
+    captions = [clean for clean in map(clean_caption, sample.captions) if any(map(str.isalnum, clean))]
     if not captions:
         raise BadSample("no caption", sample.key)
-    return captions[int(rng.integers(len(captions)))]
+    return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
 
 
 class Skipped:
@@ -124,8 +141,18 @@ class Skipped:
         self.kinds: Counter[str] = Counter()
         self._window: deque[bool] = deque(maxlen=WINDOW)
 
+    def forget_from(self, batch: int) -> None:
+        """Take over what an interrupted run has recorded, less the batches from this one on, which are made again."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may have been cut off
+        kept = [record for record in records if record.get("batch", -1) < batch]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
+
     def add(self, loaded: Loaded) -> None:
-        """Record one batch.
+        """Record one batch. A sample is counted when it is met at its own place, not when it is drawn for another.
 
         Raises:
             UsageError: more than `max_bad` of the last 1,000 samples could not be used.
@@ -133,7 +160,7 @@ class Skipped:
         self._window.extend([True] * len(loaded.skipped) + [False] * len(loaded.keys))
         if not loaded.skipped:
             return
-        self.kinds.update(record["kind"] for record in loaded.skipped)
+        self.kinds.update(record["kind"] for record in loaded.skipped if "replacement" not in record)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in loaded.skipped)
         bad = sum(self._window)
@@ -174,14 +201,14 @@ class Held:
 
     Attributes:
         groups: the tiles of the images, `batch` images each.
-        captions: the cleaned captions of each image.
+        captions: the captions of each image, as `usable_captions` gives them.
         samples: the records of the images. skipped: what could not be used.
     """
 
     groups: list[Tiles]
     captions: list[list[str]]
     samples: list[Sample]
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -191,14 +218,12 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     """The first `limit` usable images of a source, not augmented, with all their captions."""
     held = Held([], [], [], [])
     images: list[Tensor] = []
-    for index in range(len(source)):
+    for index in indices(source):
         if limit is not None and len(held) == limit:
             break
         try:
             sample = source[index]
-            captions = [clean for clean in map(clean_caption, sample.captions) if clean]
-            if not captions:
-                raise BadSample("no caption", sample.key)
+            captions = usable_captions(sample)
             image = read_image(sample.image)
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
@@ -213,6 +238,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
         held.groups.append(cut_all(images, strategy))
     if not held.samples:
         raise UsageError(
-            f"none of the {len(source)} validation samples could be used ({held.skipped[:3]}); check data.validation"
+            f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "
+            "check data.validation"
         )
     return held

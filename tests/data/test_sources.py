@@ -89,6 +89,26 @@ def test_values_of_another_type_are_no_text(tmp_path: Path) -> None:
     assert (sample.captions, sample.question, sample.answers) == (["a"], None, ["yes"])
 
 
+def test_empty_fields_give_way(tmp_path: Path) -> None:
+    records = [
+        {"image": "1", "captions": none, "caption": "a", "answers": none, "answer": "b"} for none in (None, [], [3])
+    ]
+    source = sources.build("jsonl", path=jsonl(tmp_path / "a.jsonl", *records))
+    assert [(sample.captions, sample.answers) for sample in _all(source)] == [(["a"], ["b"])] * 3
+
+
+def test_lines_are_read_where_they_stand(tmp_path: Path) -> None:
+    """Not kept in memory: a file that is gone makes its records bad, one by one."""
+    lines = [json.dumps({"image": str(i), "caption": "ä" * i}, ensure_ascii=False) for i in range(50)]
+    source = sources.build("jsonl", path=jsonl(tmp_path / "a.jsonl", *lines[:20], "", *lines[20:]))
+    assert [sample.captions for sample in _all(source)] == [["ä" * i] for i in range(50)]
+    assert source[20].key.endswith(":22")
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(BadSample) as caught:
+        source[3]
+    assert caught.value.kind == "unreadable"
+
+
 def test_files_of_other_editors(tmp_path: Path) -> None:
     """A byte-order mark, Windows line ends, bytes that are not UTF-8, and U+2028, which ends no line of JSON."""
     path = tmp_path / "a.jsonl"
