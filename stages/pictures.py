@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
+from qformer import distributed
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -36,7 +38,8 @@ def chance(name: str, config: Config) -> float | None:
     ITG: ln of the vocabulary.
     """
     if name in ("itc", "contrastive"):
-        return math.log(config.data.batch) if config.data.train.name != "phrases" else None
+        batch = config.data.batch * distributed.world()
+        return math.log(batch) if config.data.train.name != "phrases" else None
     if name == "itm":
         return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
     return math.log(config.qformer.vocab_size) if name == "itg" else None

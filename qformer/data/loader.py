@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
 from qformer.data.transforms import augment
 from qformer.images import read_image
@@ -119,7 +120,8 @@ class Skipped:
     """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad."""
 
     def __init__(self, folder: Path, max_bad: float) -> None:
-        self.path = folder / "skipped.jsonl"
+        rank = distributed.rank()
+        self.path = folder / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
         self.max_bad = max_bad
         self.kinds: Counter[str] = Counter()
         self._window: deque[bool] = deque(maxlen=WINDOW)
@@ -150,13 +152,17 @@ class Skipped:
 def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: int) -> Iterator[Loaded]:
     """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
 
+    Of W processes that train together number i of rank r is item i * W + r: together they see what one process with
+    batches W times as large would see.
+
     Raises:
         UsageError: of the source or of `Batches`; from a worker it arrives inside a traceback, of which it is the end.
     """
+    world = distributed.world()
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, stop),
+        sampler=range(start * world + distributed.rank(), stop * world, world),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
