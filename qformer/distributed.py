@@ -137,6 +137,28 @@ def barrier() -> None:
         dist.barrier(group=_group())
 
 
+class Vote:
+    """Whether any process says yes: all learn it at the same call, the one after, so that nobody waits for it.
+
+    Alone there is nothing to agree on, and the answer comes at once.
+    """
+
+    def __init__(self) -> None:
+        # Between the CPUs: reading the answer of a GPU would wait for all that it has still to compute.
+        self._group = dist.new_group(backend="gloo") if world() > 1 else None
+        self._said: tuple[Tensor, Any] | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        if self._group is None:
+            return yes
+        before, said = self._said, torch.tensor(int(yes))
+        self._said = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
+
+
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Make every gradient the mean over processes; one that a process lacks counts as zero. In pieces of 25 MB."""
     if world() == 1:

@@ -30,9 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from qformer import checkpoint, distributed
 from qformer.config import Config, dump_config
 from qformer.data.loader import Skipped, training_batches
+from qformer.model.chunked import chunked_step
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
-from stages.resume import console, resume, save
+from stages.resume import Stop, console, end, resume, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,14 +92,17 @@ def fit(
 
     Raises:
         NonFiniteLoss: and the last good checkpoint stays the newest.
+        SystemExit: code 0, after SIGTERM or SIGINT, when the step is done and saved.
+        OSError: the last checkpoint could not be written.
         UsageError: the run folder belongs to another configuration, or most of the data are bad.
     """
     run = _start(model, config, extra)
     train = config.train
-    with _progress() as progress:
+    with Stop() as stop, _progress() as progress:
         bar = progress.add_task(config.stage, total=train.steps, completed=run.step, losses="")
         first, last_batch = run.step * train.accumulate, train.steps * train.accumulate
         stream = training_batches(batches, config.data.workers, first, last_batch)
+        vote = distributed.Vote()
         while run.step < train.steps:
             _train_step(run, stream)
             last = run.step == train.steps
@@ -107,9 +111,15 @@ def fit(
                 progress.update(bar, losses=_log(run))
             if validates and evaluate is not None:
                 _validate(run, evaluate, progress.console)
-            if last or _every(train.save_every, run.step):
-                save(run)
+            saves = last or _every(train.save_every, run.step)
+            if saves:
+                save(run, must=last)
             progress.update(bar, completed=run.step)
+            if vote(stop.asked is not None) and not last:
+                if not saves:
+                    save(run, must=True)
+                end(run, stop.asked)
+    distributed.barrier()  # the last vote may still be on its way to somebody
     run.accelerator.end_training()
     if run.skipped.kinds:
         console.print(f"skipped: {run.skipped.summary()}; listed in {run.skipped.path}")
@@ -135,9 +145,12 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average the gradients"
     run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
     resume(run)
-    if distributed.rank() == 0:
-        (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
-    accelerator.init_trackers("tensorboard")
+    try:
+        if distributed.rank() == 0:
+            (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
+        accelerator.init_trackers("tensorboard")
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another") from error
     return run
 
 
@@ -189,9 +202,7 @@ def _train_step(run: Run, stream: Any) -> None:
     if train.accumulate > 1:
         _share_targets(run, batches)
     for number, batch in enumerate(batches, start=1):
-        with nullcontext() if number == train.accumulate else run.accelerator.no_sync(run.model):
-            losses = run.model(batch)
-            run.accelerator.backward(losses["loss"] / train.accumulate)
+        losses = _backward(run, batch, last=number == train.accumulate)
         for name, value in losses.items():
             total[name] = total.get(name, torch.zeros_like(value.detach())) + value.detach() / train.accumulate
     if train.clip:
@@ -200,6 +211,26 @@ def _train_step(run: Run, stream: Any) -> None:
     run.optimizer.zero_grad()
     run.step += 1
     run.pending.append((run.step, total))
+
+
+def _backward(run: Run, batch: Batch, last: bool) -> dict[str, Tensor]:
+    """The losses of a batch, its share of the gradients added up; with the `last` one they are averaged."""
+    train, accelerator = run.config.train, run.accelerator
+    if not train.chunk:
+        with nullcontext() if last else accelerator.no_sync(run.model):
+            losses = run.model(batch)
+            accelerator.backward(losses["loss"] / train.accumulate)
+        return losses
+
+    def scale(loss: Tensor) -> Tensor:
+        loss = loss / train.accumulate
+        return loss if accelerator.scaler is None else accelerator.scaler.scale(loss)
+
+    model = accelerator.unwrap_model(run.model)
+    losses = chunked_step(model, batch, train.chunk, scale, accelerator.autocast)
+    if last:  # data-parallel training does it in a backward pass, of which there are many here
+        distributed.average_gradients(model.parameters())
+    return losses
 
 
 def _take(run: Run, stream: Any) -> Batch:
@@ -263,9 +294,13 @@ def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
 def _write(run: Run, record: dict[str, float], kind: str) -> None:
     if distributed.rank() > 0:
         return
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, **record}) + "\n")
-    run.accelerator.log({f"{kind}/{name}": value for name, value in record.items() if name != "step"}, step=run.step)
+    try:
+        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **record}) + "\n")
+        named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
+        run.accelerator.log(named, step=run.step)
+    except OSError as error:  # a full disk may have room again when the next checkpoint is due
+        console.print(f"step {run.step}: its losses could not be written ({error})")
 
 
 def _every(interval: int, step: int) -> bool:

@@ -47,7 +47,7 @@ def chance(name: str, config: Config) -> float | None:
 
 def curves(run: Path, config: Config) -> None:
     """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read_records(run / "metrics.jsonl")
     train = [record for record in records if record["kind"] == "train"]
     held_out = [record for record in records if record["kind"] == "validation"]
     names = [name for name in TITLES if train and name in train[0]]
@@ -75,6 +75,17 @@ def curves(run: Path, config: Config) -> None:
         axes[0][-1].legend(fontsize=8)
     figure.savefig(run / "curves.png", dpi=110)
     plt.close(figure)
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file; one that was cut off while it was written is passed over."""
+    records = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
 
 
 def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:

@@ -1,10 +1,18 @@
-"""How a run is saved and goes on: checkpoints hold optimizer, scaler and the random states of every process."""
+"""How a run is saved, ends early and goes on: `kill -9` at any moment, then the same command, gives the same bits.
+
+Checkpoints hold the optimizer, the scaler, and of every process the random states and the losses that are not logged
+yet; batches and the learning rate are functions of the step. What a run has written past its newest checkpoint is
+forgotten when it resumes.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from rich.console import Console
@@ -24,66 +32,169 @@ console = Console()
 MAY_CHANGE = {
     "": {"run"},  # a run folder may have been moved
     "data": {"workers", "max_bad"},
-    "train": {"log_every", "validate_every", "save_every", "keep_last"},
+    "train": {"log_every", "validate_every", "save_every", "keep_last", "keep_every"},
 }
+BY_STEP = ("metrics.jsonl", "captions.jsonl")  # files with a record per step, to which a resumed run appends
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of this step: rank 0 does, and the others wait."""
-    model = run.accelerator.unwrap_model(run.model)
-    scaler = run.accelerator.scaler
-    random = {"cpu": torch.get_rng_state(), "cuda": None}
-    if run.accelerator.device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(run.accelerator.device)
+class Stop:
+    """Takes SIGTERM and SIGINT down instead of obeying at once; a second one does end the process.
+
+    Attributes:
+        asked: name of the signal, None while there was none.
+    """
+
+    asked: str | None = None
+
+    def __enter__(self) -> Self:
+        here = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT) if here}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
+
+
+def end(run: Run, asked: str | None) -> NoReturn:
+    """Leave a run that has been asked to stop and is saved.
+
+    Raises:
+        SystemExit: code 0.
+    """
+    distributed.barrier()
+    run.accelerator.end_training()
+    console.print(
+        f"stopped by {asked or 'another process'}: step {run.step} is saved; the same command goes on from here"
+    )
+    raise SystemExit(0)
+
+
+def save(run: Run, must: bool) -> None:
+    """Write a checkpoint of this step: rank 0 does, and the others wait.
+
+    Raises:
+        OSError: it cannot be written and it `must` be; else the run goes on and says so.
+    """
+    scaler, device = run.accelerator.scaler, run.accelerator.device
+    own = {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "pending": [(step, {name: loss.cpu() for name, loss in losses.items()}) for step, losses in run.pending],
+    }
     trainer = {
         "optimizer": run.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "random": distributed.gather_objects(random),
+        "processes": distributed.gather_objects(own),
     }
     kinds: Counter[str] = sum(distributed.gather_objects(run.skipped.kinds), Counter())
-    if distributed.rank() == 0:
-        tensors = trained_tensors(model)
-        meta = {"parameters": sum(tensor.numel() for tensor in tensors.values()), "skipped": dict(kinds)}
-        checkpoint.save(run.folder, run.step, run.config, tensors, meta, trainer, run.extra, run.config.train.keep_last)
+    fault = _write_checkpoint(run, trainer, dict(kinds)) if distributed.rank() == 0 else None
+    fault = distributed.gather_objects(fault)[0]
+    if fault is not None:
+        before = checkpoint.newest(run.folder)
+        kept = "there is none before it" if before is None else f"'{before.name}' before it is whole"
+        told = f"the checkpoint of step {run.step} could not be written ({fault}); {kept}"
+        if must:
+            raise OSError(f"{told}; make room in '{run.folder}' and give the same command again")
+        console.print(f"{told}; training goes on")
+
+
+def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]) -> str | None:
+    """What went wrong, if anything did."""
+    train, tensors = run.config.train, trained_tensors(run.accelerator.unwrap_model(run.model))
+    meta = {"parameters": sum(tensor.numel() for tensor in tensors.values()), "skipped": skipped}
+    keep = train.keep_last, train.keep_every
+    try:
+        checkpoint.save(run.folder, run.step, run.config, tensors, meta, trainer, run.extra, *keep)
+    except OSError as error:
+        return str(error)
+    try:
         pictures.curves(run.folder, run.config)
-    distributed.barrier()
+    except OSError as error:
+        console.print(f"the curves could not be drawn ({error})")
+    return None
 
 
 def resume(run: Run) -> None:
-    """Continue from the newest checkpoint of the run folder, if it has one.
+    """Continue from the newest checkpoint of the run folder that is whole, if it has one.
 
     Raises:
-        UsageError: it is of another configuration or number of processes, or not all processes see it.
+        UsageError: all are damaged, it is of another configuration or number of processes, or not all processes see it.
     """
-    found = checkpoint.newest(run.folder)
-    if len(set(distributed.gather_objects(None if found is None else found.name))) > 1:
-        raise UsageError(f"the processes see different files in '{run.folder}'; set run to a folder that they share")
-    if found is None:
-        return
-    saved = checkpoint.read(found)
+    found = _agree(run)
+    if found is not None:
+        _load(run, found)
+    if distributed.rank() == 0:
+        for name in BY_STEP:
+            _forget_after(run.folder / name, run.step)
+    if found is not None:
+        console.print(f"resuming {run.folder} at step {run.step}")
+
+
+def _agree(run: Run) -> Path | None:
+    """The checkpoint from which all processes go on: rank 0 chooses, and the others see whether it is there."""
+    name, fault = None, ""
+    if distributed.rank() == 0:
+        try:
+            chosen = _newest_whole(run.folder)
+            name = None if chosen is None else chosen.name
+        except UsageError as error:
+            fault = str(error)
+    name, fault = distributed.gather_objects((name, fault))[0]
+    if fault:
+        raise UsageError(fault)
+    folder = None if name is None else run.folder / checkpoint.FOLDER / name
+    if not all(distributed.gather_objects(folder is None or folder.is_dir())):
+        raise UsageError(f"not all processes see the files in '{run.folder}'; set run to a folder that they share")
+    return folder
+
+
+def _newest_whole(run: Path) -> Path | None:
+    found = checkpoint.complete(run)
+    for folder in reversed(found):
+        try:
+            checkpoint.check(folder)
+            checkpoint.read(folder)
+            checkpoint.read_trainer(folder)
+            return folder
+        except checkpoint.Damaged as damage:
+            if folder == found[0]:
+                raise
+            console.print(f"{damage}: trying the one before it")
+    return None
+
+
+def _load(run: Run, found: Path) -> None:
+    saved, trainer = checkpoint.read(found), checkpoint.read_trainer(found)
     if differs := _differences(saved.config.model_dump(), run.config.model_dump()):
         raise UsageError(
             f"the run '{run.folder}' was started with another configuration ({'; '.join(differs)}); "
             "set run to another folder, or remove this one"
         )
-    trainer = checkpoint.read_trainer(found)
-    if len(trainer["random"]) != distributed.world():
+    # Checkpoints from before there were several processes hold the random state of the one.
+    processes = trainer.get("processes") or [{"cpu": trainer["random"], "cuda": None, "pending": []}]
+    if len(processes) != distributed.world():
         raise UsageError(
-            f"the run '{run.folder}' was trained by {len(trainer['random'])} processes, not {distributed.world()}; "
+            f"the run '{run.folder}' was trained by {len(processes)} processes, not {distributed.world()}; "
             "start as many, or begin another run with init set to this one"
         )
     load_trained(run.accelerator.unwrap_model(run.model), saved.tensors, found)
     run.optimizer.load_state_dict(trainer["optimizer"])
     if trainer["scaler"] is not None and run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(trainer["scaler"])
-    random = trainer["random"][distributed.rank()]
-    torch.set_rng_state(random["cpu"])
-    if run.accelerator.device.type == "cuda" and random["cuda"] is not None:
-        torch.cuda.set_rng_state(random["cuda"], run.accelerator.device)
+    own, device = processes[distributed.rank()], run.accelerator.device
+    torch.set_rng_state(own["cpu"])
+    if device.type == "cuda" and own["cuda"] is not None:
+        torch.cuda.set_rng_state(own["cuda"], device)
+    run.pending = [(step, {name: loss.to(device) for name, loss in losses.items()}) for step, losses in own["pending"]]
     run.step = int(saved.meta["step"])
     if distributed.rank() == 0:
-        _forget_after(run.folder / "metrics.jsonl", run.step)
-    console.print(f"resuming {run.folder} at step {run.step}")
+        run.skipped.kinds.update(saved.meta.get("skipped", {}))
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
@@ -98,12 +209,10 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> 
     return found
 
 
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the records of steps that will be done again."""
-    if metrics.is_file():
-        lines = [
-            line
-            for line in metrics.read_text(encoding="utf-8").splitlines()
-            if line and json.loads(line)["step"] <= step
-        ]
-        metrics.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def _forget_after(file: Path, step: int) -> None:
+    """Drop the records of steps that will be done again; a kill in the middle leaves the file as it was."""
+    if file.is_file():
+        kept = [record for record in pictures.read_records(file) if record["step"] <= step]
+        shorter = file.with_suffix(".partial")
+        shorter.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(shorter, file)

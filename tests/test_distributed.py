@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from qformer import distributed
+from qformer.model.chunked import chunked_step
 from qformer.model.exchange import _codes
 from qformer.types import UsageError
 from tests.processes import together
@@ -62,6 +63,36 @@ def test_processes_are_one_batch(tmp_path: Path, world: int, count: int) -> None
                 for name, grad in wanted.items():
                     torch.testing.assert_close(got[name], grad, **CLOSE, msg=lambda m, n=name, r=rule: f"{r} {n}: {m}")
             number += 1
+
+
+LOPSIDED = torch.tensor([3, 3, 4, 5, 3, 4]), torch.tensor([1, 2, 0, 1, 0, 2])
+
+
+def lopsided_steps() -> list[Gradients]:
+    """Process 0 draws images of process 1 alone, which draws its own: nothing is sent to it, but gradients are."""
+    own = slice(3 * distributed.rank(), 3 * distributed.rank() + 3)
+    found = []
+    for chunk in (0, 2):
+        model = tiny_model(frozen=False)
+        batch = tiny_batch(3, own.start, 6)
+        batch.negatives = LOPSIDED[0][own], LOPSIDED[1][own]
+        if chunk:
+            chunked_step(model, batch, chunk)
+            distributed.average_gradients(model.parameters())
+        else:
+            DistributedDataParallel(model)(batch)["loss"].backward()
+        found.append(gradients(model))
+    return found
+
+
+def test_a_process_that_needs_no_images_still_gets_its_gradients(tmp_path: Path) -> None:
+    model, batch = tiny_model(frozen=False), tiny_batch(6)
+    batch.negatives = LOPSIDED
+    model(batch)["loss"].backward()
+    for process in together(tmp_path, 2, lopsided_steps):
+        for got in process:
+            for name, grad in gradients(model).items():
+                torch.testing.assert_close(got[name], grad, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_mean_of_the_means_would_be_wrong() -> None:
@@ -122,6 +153,17 @@ def test_collectives_and_their_gradients(tmp_path: Path) -> None:
     assert second["exchanged"].flatten().tolist() == [1, 2, 10, 11, 12]
     assert first["exchanged_grad"].flatten().tolist() == [1, 2, 2]
     assert second["exchanged_grad"].flatten().tolist() == [2, 2, 2]
+
+
+def votes() -> list[bool]:
+    vote = distributed.Vote()
+    return [vote(distributed.rank() == 1 and number == 1) for number in range(4)]
+
+
+def test_one_yes_is_learnt_by_all_at_the_same_time(tmp_path: Path) -> None:
+    assert together(tmp_path, 2, votes) == [[False, False, True, False]] * 2
+    alone = distributed.Vote()
+    assert [alone(yes) for yes in (False, True)] == [False, True]
 
 
 def drawn() -> tuple[Tensor, Tensor, Tensor]:

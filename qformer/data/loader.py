@@ -9,6 +9,7 @@ seed, counted and recorded; it never ends the stream by itself.
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,7 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
         sampler=range(start * world + distributed.rank(), stop * world, world),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
     )
     try:
@@ -172,6 +174,12 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
     except UsageError as error:
         *_, last = str(error).strip().splitlines()
         raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
+
+
+def _leave_signals(_worker: int) -> None:
+    """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass

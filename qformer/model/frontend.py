@@ -42,12 +42,16 @@ class Encoded:
 
     def select(self, images: Sequence[int]) -> Encoded:
         """Those images with all their tiles, in that order."""
-        starts = [0, *accumulate(self.counts)]
-        tiles = [tile for image in images for tile in range(starts[image], starts[image + 1])]
-        rows = torch.tensor(tiles, dtype=torch.long).to(self.features.device)
+        rows = self.tiles_of(images)
         return Encoded(
             self.features[rows], None if self.mask is None else self.mask[rows], [self.counts[i] for i in images]
         )
+
+    def tiles_of(self, images: Sequence[int]) -> Tensor:
+        """Numbers of the tiles of those images, long[n]."""
+        starts = [0, *accumulate(self.counts)]
+        tiles = [tile for image in images for tile in range(starts[image], starts[image + 1])]
+        return torch.tensor(tiles, dtype=torch.long).to(self.features.device)
 
     @classmethod
     def join(cls, parts: Sequence[Encoded]) -> Encoded:

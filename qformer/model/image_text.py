@@ -272,13 +272,22 @@ class ImageTextModel(nn.Module):
         return losses.contrastive(image, text, *columns, self.temp, self.config.smoothing, valid, everyone.valid)
 
     @torch.no_grad()
-    def _mine(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone) -> tuple[Tensor, Tensor]:
-        """An image for each text, drawn first, and a text for each image: numbers in the global batch."""
-        text_to_image = losses.similarity(everyone.image, text, everyone.valid) / self.temp  # (B texts, N images)
+    def _mine(
+        self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone, rows: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """An image for each text, drawn first, and a text for each image: numbers in the global batch.
+
+        `rows` texts are compared at a time, all by default.
+        """
+
+        def similarity(image: Tensor, text: Tensor, valid: Tensor | None) -> Tensor:
+            return torch.cat([losses.similarity(image, part, valid) for part in text.split(rows or len(text))])
+
+        text_to_image = similarity(everyone.image, text, everyone.valid) / self.temp  # (B texts, N images)
         if distributed.world() == 1:
             image_to_text = text_to_image.T
         else:
-            image_to_text = losses.similarity(image, everyone.text, valid).T / self.temp  # (B images, N texts)
+            image_to_text = similarity(image, everyone.text, valid).T / self.temp  # (B images, N texts)
         image_for_text, _ = losses.hard_negatives(text_to_image, everyone.same)
         text_for_image, _ = losses.hard_negatives(image_to_text, everyone.same)
         return image_for_text, text_for_image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,13 +56,22 @@ def train_all(runs: list[Config]) -> None:
 
 
 def runs(root: Path, world: int) -> list[Config]:
-    """Stage one, with two batches to a step and clipped gradients, and both kinds of stage two; a global batch of 6."""
+    """Two batches to a step, clipped gradients, a global batch of 6: stage one, in chunks, both kinds of stage two."""
     changes: dict[str, Any] = {
         "data": {"batch": 6 // world},
         "train": {"accumulate": 2, "clip": 0.7, "steps": 3, "save_every": 1, "keep_last": 3},
     }
     return [
         config(root, "stage1", run=str(root / f"one-{world}"), qformer=SAME, loss={"gather_grad": "full"}, **changes),
+        config(
+            root,
+            "stage1",
+            run=str(root / f"chunked-{world}"),
+            qformer=SAME,
+            loss={"gather_grad": "full"},
+            data=changes["data"],
+            train=changes["train"] | {"chunk": 2},
+        ),
         config(root, "stage2", init=str(root / "one-1"), run=str(root / f"opt-{world}"), **changes),
         config(
             root,
@@ -89,10 +99,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", ["one", "opt", "t5"])
+@pytest.mark.parametrize("name", ["one", "chunked", "opt", "t5"])
 def test_runs_are_those_of_one_process(trained: Path, name: str, world: int) -> None:
     """After steps of two batches each. The gradient of keys' biases is rounding alone, which Adam blows up."""
-    alone, shared = (trained / f"{name}-{n}" for n in (1, world))
+    alone, shared = trained / f"{'one' if name == 'chunked' else name}-1", trained / f"{name}-{world}"
     for mine, theirs in zip(_records(shared), _records(alone), strict=True):
         if mine["kind"] == "train":
             assert mine == pytest.approx(theirs, abs=1e-5)
@@ -114,7 +124,39 @@ def test_only_one_process_writes(trained: Path) -> None:
     assert [r["step"] for r in _records(run) if r["kind"] == "train"] == [1, 2, 3]
     assert [r["kind"] for r in _records(run)].count("validation") == 1
     assert len(list((run / "tensorboard").rglob("events*"))) == 1
-    assert len(checkpoint.read_trainer(checkpoint.find(run))["random"]) == 3
+    assert len(checkpoint.read_trainer(checkpoint.find(run))["processes"]) == 3
+
+
+class Interrupted(Batches):
+    """Process 1 alone is sent SIGTERM while it makes its batch of the third step."""
+
+    def __getitem__(self, number: int) -> Loaded:
+        if number == 2 * distributed.world() + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(number)
+
+
+def interrupted(settings: Config) -> Any:
+    stage1.Batches = Interrupted  # type: ignore[misc,attr-defined]
+    try:
+        return stages.train(settings).name
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(trained: Path) -> None:
+    """Saved, and gone on with from there: the weights and the logged means of the run that nobody stopped."""
+    changes: dict[str, Any] = {"data": {"batch": 2}, "train": {"steps": 9, "log_every": 3, "save_every": 9}}
+    whole = config(trained, "stage1", run=str(trained / "unstopped"), **changes)
+    cut = config(trained, "stage1", run=str(trained / "stopped"), **changes)
+    together(trained / "store", 2, stages.train, whole)
+    assert together(trained / "store", 2, interrupted, cut) == [0, 0]
+    assert checkpoint.find(cut.run).name == "step-0000004"  # all know one step later
+    assert [r["step"] for r in _records(Path(cut.run))] == [3]
+    together(trained / "store", 2, stages.train, cut)
+    assert _records(Path(cut.run)) == _records(Path(whole.run))
+    expected = checkpoint.read(whole.run).tensors
+    assert all(torch.equal(expected[name], tensor) for name, tensor in checkpoint.read(cut.run).tensors.items())
 
 
 def test_another_number_of_processes_is_refused(trained: Path) -> None:
