@@ -46,11 +46,16 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU whe
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train what the configuration's `stage` says. The same command again resumes an interrupted run."""
+    """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
+
+    Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
+    """
     from qformer.config import load_config
 
     stages = _sibling("stages")
-    print(stages.train(load_config(config, overrides)))
+    trained = stages.train(load_config(config, overrides))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(trained)
 
 
 @app.command("config")

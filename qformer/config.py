@@ -205,18 +205,21 @@ class TrainConfig(Section):
     Attributes:
         steps: optimizer steps in all.
         accumulate: batches per optimizer step.
+        chunk: of stage one: pairs that pass the model at a time, with the losses and gradients of the whole batch in
+            the memory of so many; 0 is the whole batch at once.
         lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
         layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
         clip: largest gradient norm, 0 for none (the original does not clip).
         precision: of autocast; weights that are trained stay fp32.
         validate_every, save_every: steps; 0 is only at the end.
-        keep_last: finished checkpoints to keep.
+        keep_last: newest checkpoints to keep. keep_every: those of every so many steps stay, too; 0 is none.
         rerank: validation of stage one re-ranks this many ITC candidates with ITM.
     """
 
     steps: Positive
     accumulate: Positive = 1
+    chunk: Count = 0
     lr: Annotated[float, Field(gt=0)] = 1e-4
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -230,6 +233,7 @@ class TrainConfig(Section):
     validate_every: Count = 1000
     save_every: Count = 1000
     keep_last: Positive = 2
+    keep_every: Count = 0
     rerank: Count = 16
 
     @model_validator(mode="after")
@@ -269,6 +273,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit_the_stage(self) -> Self:
+        if self.train.chunk and self.stage != "stage1":
+            raise ValueError(
+                f"train.chunk {self.train.chunk} is for the contrastive loss of stage1; lower data.batch and raise "
+                "train.accumulate instead"
+            )
         if self.stage == "stage2" and self.llm is None:
             raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
         if self.stage in ("vision", "language"):

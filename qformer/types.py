@@ -161,6 +161,9 @@ class Batch:
         question, answers: of question data; B strings, and B lists of accepted answers.
         negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
             global batch. For parity tests: an ordinary step draws them.
+        halves: the two parts into which each caption was cut for an encoder-decoder; None: not cut yet.
+        targets: by what the sum of token losses is divided: the mean number of target tokens over the processes and
+            accumulated batches of a step. None: over the processes alone.
     """
 
     tiles: Tiles
@@ -169,6 +172,8 @@ class Batch:
     question: list[str] | None = None
     answers: list[list[str]] | None = None
     negatives: tuple[Tensor, Tensor] | None = None
+    halves: list[tuple[str, str]] | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)

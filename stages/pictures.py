@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+
+from qformer import distributed
+from qformer.records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import Config
+from qformer.config import Config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -36,7 +38,8 @@ def chance(name: str, config: Config) -> float | None:
     ITG: ln of the vocabulary.
     """
     if name in ("itc", "contrastive"):
-        return math.log(config.data.batch) if config.data.train.name != "phrases" else None
+        batch = config.data.batch * distributed.world()
+        return math.log(batch) if config.data.train.name != "phrases" else None
     if name == "itm":
         return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
     return math.log(config.qformer.vocab_size) if name == "itg" else None
@@ -44,7 +47,7 @@ def chance(name: str, config: Config) -> float | None:
 
 def curves(run: Path, config: Config) -> None:
     """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read_records(run / "metrics.jsonl")
     train = [record for record in records if record["kind"] == "train"]
     held_out = [record for record in records if record["kind"] == "validation"]
     names = [name for name in TITLES if train and name in train[0]]

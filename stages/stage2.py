@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from qformer import checkpoint, resolution
+from qformer import checkpoint, distributed, resolution
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, Held
@@ -44,7 +44,8 @@ def train(config: Config) -> Path:
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
-    model, config = build_vision_language(config, "cuda" if torch.cuda.is_available() else "cpu")
+    device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+    model, config = build_vision_language(config, device)
     if start is not None and checkpoint.newest(Path(config.run)) is None:
         if start.config.stage == "stage1":
             load_stage_one(model, start)

@@ -9,6 +9,7 @@ never ends the stream by itself.
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
 from qformer.data.orders import indices, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
+from qformer.records import read_records, replace_records
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 
@@ -54,17 +57,12 @@ class Loaded:
 
 @dataclass
 class Batches(Dataset[Loaded]):
-    """Batch number i of a run, made from nothing but the seed and i.
-
-    Of several processes, each makes its rows of the same global batch: `rank` r of `world` W has rows r*B ... (r+1)*B.
-    """
+    """Batch number i of a run, made from nothing but the seed and i."""
 
     source: Source
     strategy: ResolutionStrategy
     data: DataConfig
     seed: int
-    rank: int = 0
-    world: int = 1
 
     def __post_init__(self) -> None:
         self._order = order_of(self.source, (self.seed,))
@@ -74,8 +72,7 @@ class Batches(Dataset[Loaded]):
         samples: list[Sample] = []
         texts: list[str] = []
         skipped: list[dict[str, Any]] = []
-        first = (number * self.world + self.rank) * self.data.batch
-        for position in range(first, first + self.data.batch):
+        for position in range(number * self.data.batch, (number + 1) * self.data.batch):
             image, sample, text = self._good_sample(position, skipped)
             images.append(image)
             samples.append(sample)
@@ -133,10 +130,14 @@ def usable_captions(sample: Sample) -> list[str]:
 
 
 class Skipped:
-    """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad."""
+    """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad.
+
+    Each of several processes does so for what it reads; rank 1 writes `skipped-1.jsonl`.
+    """
 
     def __init__(self, folder: Path, max_bad: float) -> None:
-        self.path = folder / "skipped.jsonl"
+        rank = distributed.rank()
+        self.path = folder / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
         self.max_bad = max_bad
         self.kinds: Counter[str] = Counter()
         self._window: deque[bool] = deque(maxlen=WINDOW)
@@ -145,10 +146,8 @@ class Skipped:
         """Take over what an interrupted run has recorded, less the batches from this one on, which are made again."""
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines if line.endswith("}")]  # the last may have been cut off
-        kept = [record for record in records if record.get("batch", -1) < batch]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        kept = [record for record in read_records(self.path) if record["batch"] < batch]
+        replace_records(self.path, kept)
         self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
 
     def add(self, loaded: Loaded) -> None:
@@ -156,6 +155,7 @@ class Skipped:
 
         Raises:
             UsageError: more than `max_bad` of the last 1,000 samples could not be used.
+            OSError: it could not be written; it is counted all the same.
         """
         self._window.extend([True] * len(loaded.skipped) + [False] * len(loaded.keys))
         if not loaded.skipped:
@@ -177,15 +177,20 @@ class Skipped:
 def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: int) -> Iterator[Loaded]:
     """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
 
+    Of W processes that train together number i of rank r is item i * W + r: together they see what one process with
+    batches W times as large would see.
+
     Raises:
         UsageError: of the source or of `Batches`; from a worker it arrives inside a traceback, of which it is the end.
     """
+    world = distributed.world()
     loader = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(start, stop),
+        sampler=range(start * world + distributed.rank(), stop * world, world),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
     )
     try:
@@ -193,6 +198,12 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
     except UsageError as error:
         *_, last = str(error).strip().splitlines()
         raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
+
+
+def _leave_signals(_worker: int) -> None:
+    """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass

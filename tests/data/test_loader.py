@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
+from qformer import distributed
 from qformer.config import DataConfig
 from qformer.data.loader import Batches, Loaded, Skipped, draw_text, held_out, training_batches
 from qformer.resolution.fixed import Fixed
@@ -299,11 +300,14 @@ def test_replacements_that_are_bad_are_listed_but_not_counted(tmp_path: Path) ->
     assert all(line["position"] == line["batch"] for line in lines)
 
 
-def test_each_process_has_its_rows_of_the_global_batch() -> None:
+def test_each_process_has_its_rows_of_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = batches(Numbered(bad=BAD), batch=6)
-    data = DataConfig.model_validate({"train": {"name": "unused"}, "batch": 2, "crop": [0.3, 1.0]})
-    shares = [Batches(Numbered(bad=BAD), STRATEGY, data, 1, rank, 3) for rank in range(3)]
-    for number in (0, 4, 9):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(training_batches(batches(Numbered(bad=BAD), batch=2), 0, 0, 10)))
+    for number in range(10):
         assert [key for share in shares for key in share[number].keys] == whole[number].keys
         pixels = torch.stack([tile for share in shares for tile in share[number].batch.tiles.pixels])
         assert torch.equal(pixels, torch.stack(whole[number].batch.tiles.pixels))

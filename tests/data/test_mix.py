@@ -1,4 +1,4 @@
-"""Mixtures: weights, prompts, the same batches with workers and after a resume, the rows of each process."""
+"""Mixtures: weights, prompts, the same batches with workers and after a resume."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     ]
 
 
-def batches(parts: Any, seed: int = 1, rank: int = 0, world: int = 1, **options: Any) -> Batches:
+def batches(parts: Any, seed: int = 1, **options: Any) -> Batches:
     data = DataConfig.model_validate({"train": {"name": "mix", "sources": parts}, "batch": 4} | options)
-    return Batches(sources.build("mix", sources=parts), Fixed(8), data, seed, rank, world)
+    return Batches(sources.build("mix", sources=parts), Fixed(8), data, seed)
 
 
 def content(loaded: Any) -> tuple[Any, ...]:
@@ -73,17 +73,6 @@ def test_weights_and_prompts(parts: Any) -> None:
     both = {text for text in texts if text.startswith("this is ")}
     assert both == {f"this is {word} {n}" for word in ("picture", "the") for n in range(36, 48) if n != 41}
     assert len(prompted) + len(plain) + sum(text.startswith("this is") for text in texts) == 1000
-
-
-def test_each_process_has_its_rows_of_the_same_batch(parts: Any) -> None:
-    for world in (2, 4):
-        whole = batches(parts, batch=8)
-        shares = [batches(parts, rank=rank, world=world, batch=8 // world) for rank in range(world)]
-        for number in (0, 3, 11):
-            made = [share[number] for share in shares]
-            assert [key for one in made for key in one.keys] == whole[number].keys
-            assert [text for one in made for text in one.batch.text] == whole[number].batch.text
-            assert [record for one in made for record in one.skipped] == whole[number].skipped
 
 
 def test_validation_sees_every_source(parts: Any) -> None:
