@@ -167,7 +167,17 @@ def read(path: str | Path) -> Checkpoint:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
-    return Checkpoint(folder, _with_own_towers(load_config(folder / CONFIG), folder), tensors, meta)
+    return Checkpoint(folder, read_config(folder), tensors, meta)
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration alone, with the paths of towers inside the checkpoint made those of files.
+
+    Raises:
+        UsageError: no checkpoint there, or a configuration that is refused.
+    """
+    folder = find(path)
+    return _with_own_towers(load_config(folder / CONFIG), folder)
 
 
 def _with_own_towers(config: Config, folder: Path) -> Config:

@@ -41,6 +41,14 @@ class Form(Enum):
     transformers = "transformers"
 
 
+class Precision(Enum):
+    """Of autocast."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
 
 
@@ -77,6 +85,28 @@ def show_config(
             if choice is not None:
                 lines += [f"# data.{name}: {line}\n" for line in preview(sources.for_run(choice, checked.run))]
     print(dump_config(checked) + "".join(lines), end="")
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="such as A100-40GB, H100-80GB, RTX4090; cpu is this machine")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="processes, one GPU each", min=1)] = 1,
+    memory: Annotated[str | None, typer.Option(help="of one GPU, such as 80GB; its own by default")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="that of the configuration by default")] = None,
+    efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
+    from qformer.config import load_config
+
+    _sibling("stages")
+    from stages.plan import plan as forecast
+    from stages.plan import show
+
+    chosen = [] if precision is None else [f"train.precision={precision.value}"]
+    show(forecast(load_config(config, [*(overrides or []), *chosen]), gpu, gpus, memory, efficiency), as_json)
 
 
 @app.command()

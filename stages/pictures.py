@@ -10,6 +10,7 @@ import matplotlib
 
 from qformer import distributed
 from qformer.records import read_records
+from stages import published
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-from qformer.config import Config
+    from qformer.config import Config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -27,6 +28,7 @@ TITLES = {
     "itm": "ITM: image-text matching",
     "itg": "ITG: image-grounded text generation",
     "lm": "LM: language modelling",
+    "loss": "sum of the losses",
     "contrastive": "contrastive",
 }
 
@@ -35,32 +37,40 @@ def chance(name: str, config: Config) -> float | None:
     """The loss of a model that knows nothing, where that is a fixed number.
 
     ITC: ln of the batch. ITM: with one matched row to two that are not, always saying 'no' costs 0.6365.
-    ITG: ln of the vocabulary.
+    ITG: ln of the vocabulary. Sum: of the three.
     """
     if name in ("itc", "contrastive"):
         batch = config.data.batch * distributed.world()
         return math.log(batch) if config.data.train.name != "phrases" else None
     if name == "itm":
         return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    if name == "loss":
+        return sum(chance(part, config) or 0.0 for part in ("itc", "itm", "itg"))
     return math.log(config.qformer.vocab_size) if name == "itg" else None
 
 
 def curves(run: Path, config: Config) -> None:
-    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured."""
+    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured.
+
+    Chance and, for the paper's sizes, published losses stand beside the curves (see docs/training.md).
+    """
     records = read_records(run / "metrics.jsonl")
     train = [record for record in records if record["kind"] == "train"]
     held_out = [record for record in records if record["kind"] == "validation"]
-    names = [name for name in TITLES if train and name in train[0]]
+    known = published.losses(config)
+    names = [name for name in TITLES if train and name in train[0] and (name != "loss" or name in known)]
     recalls = sorted({key for record in held_out for key in record if key.endswith("_r10")})
     panels = len(names) + bool(recalls)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=False):
         axis.plot([r["step"] for r in train], [r[name] for r in train], label="training")
         if any(name in r for r in held_out):
-            points = [(r["step"], r[name]) for r in held_out if name in r]
-            axis.plot(*zip(*points, strict=True), "o-", label="held out", markersize=4)
+            measured = [(r["step"], r[name]) for r in held_out if name in r]
+            axis.plot(*zip(*measured, strict=True), "o-", label="held out", markersize=4)
         if (level := chance(name, config)) is not None:
             axis.axhline(level, color="grey", linestyle=":", label=f"chance {level:.2f}")
+        if points := known.get(name):
+            axis.plot(*zip(*points, strict=True), "x", color="grey", label="published, 4.6 M pairs")
         axis.set(title=TITLES[name], xlabel="step")
         axis.legend(fontsize=8)
     if recalls:

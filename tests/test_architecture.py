@@ -32,6 +32,7 @@ ONLY_BY = {
         "qformer/model/foreign.py",
         "qformer/model/llm.py",
         "qformer/model/loading.py",
+        "qformer/model/outline.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },

@@ -323,7 +323,7 @@ def load_language_model(
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
         raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
-    model, report = _fetch(auto, path, dtype=_choose_dtype(config, device, dtype), output_loading_info=True)
+    model, report = _fetch(auto, path, dtype=choose_dtype(config, device, dtype), output_loading_info=True)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
@@ -361,9 +361,10 @@ def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
         raise UsageError(f"no language model can be loaded from {where} ({reason}); {HINT}") from error
 
 
-def _choose_dtype(
+def choose_dtype(
     config: PreTrainedConfig, device: torch.device | str, dtype: torch.dtype | Literal["auto"] | None
 ) -> torch.dtype | str:
+    """How the weights are stored; see `load_language_model`."""
     if dtype is None:
         return "auto"  # transformers' word for "as stored"
     if dtype != "auto":
