@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from qformer.types import UsageError
 
@@ -38,7 +40,7 @@ def world() -> int:
 
 def rank() -> int:
     """Number of this process, from 0. Rank 0 writes, logs and shows progress."""
-    return 0 if _alone or not dist.is_initialized() else dist.get_rank()
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
@@ -72,7 +74,7 @@ def check_launch() -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one: rank 0 measures while the others wait."""
+    """Inside, this process works by itself (W is 1), under its own number: held-out data are measured so."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -159,7 +161,27 @@ class Vote:
         return bool(before[0])
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def shard_frozen(model: nn.Module, device: torch.device) -> None:
+    """Keep 1 / W of every frozen transformer layer on each process; a layer is whole while it computes (FSDP2).
+
+    What is trained stays whole everywhere, and so does what stands between the layers, such as embeddings. Everything
+    is moved to `device`, layer by layer: a model that is built on the CPU never has to fit there whole.
+    """
+    inside: set[nn.Module] = set()
+    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        if blocks in inside:
+            continue
+        for layer in blocks:
+            if not any(parameter.requires_grad for parameter in layer.parameters()):
+                fully_shard(layer, mesh=init_device_mesh(device.type, (world(),)))
+                inside.update(layer.modules())
+    for module in model.modules():
+        if module not in inside:
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                tensor.data = tensor.data.to(device)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make every gradient the mean over processes; one that a process lacks counts as zero. In pieces of 25 MB."""
     if world() == 1:
         return

@@ -75,6 +75,11 @@ class Run:
     pending: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
 
+    @property
+    def inner(self) -> Any:
+        """The model without what accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
 
 def fit(
     model: nn.Module,
@@ -140,8 +145,12 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
     describe(model)
     optimizer = adamw(model, config.train)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average the gradients"
+    if shards(config):
+        distributed.shard_frozen(model, accelerator.device)
+        model, optimizer = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(model, optimizer)
+        assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average gradients"
     run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
     resume(run)
     try:
@@ -151,6 +160,11 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     except OSError as error:
         raise UsageError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another") from error
     return run
+
+
+def shards(config: Config) -> bool:
+    """Whether frozen layers are spread over the processes."""
+    return config.train.fsdp and distributed.world() > 1
 
 
 def _accelerator(config: Config, folder: Path) -> Accelerator:
@@ -173,8 +187,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     distributed.check_launch()
     if accelerator.distributed_type not in ALONE_OR_TOGETHER:
         raise UsageError(
-            f"accelerate was set to {accelerator.distributed_type.value}; what is trained here fits one GPU, so only "
-            "plain data parallelism is built: use torchrun, or accelerate's MULTI_GPU"
+            f"accelerate was set to {accelerator.distributed_type.value}; start the processes with torchrun or "
+            "accelerate's MULTI_GPU, and set train.fsdp=true to spread the frozen layers over them"
         )
     return accelerator
 
@@ -219,17 +233,21 @@ def _backward(run: Run, batch: Batch, last: bool) -> dict[str, Tensor]:
         with nullcontext() if last else accelerator.no_sync(run.model):
             losses = run.model(batch)
             accelerator.backward(losses["loss"] / train.accumulate)
-        return losses
+    else:
+        losses = chunked_step(run.inner, batch, train.chunk, _scale(run), accelerator.autocast)
+    if last and (train.chunk or shards(run.config)):  # else data-parallel training does it in its one backward pass
+        distributed.average_gradients(run.inner.parameters())
+    return losses
+
+
+def _scale(run: Run) -> Callable[[Tensor], Tensor]:
+    """What `accelerator.backward` does to a loss, and its share in the step."""
 
     def scale(loss: Tensor) -> Tensor:
-        loss = loss / train.accumulate
-        return loss if accelerator.scaler is None else accelerator.scaler.scale(loss)
+        loss = loss / run.config.train.accumulate
+        return loss if run.accelerator.scaler is None else run.accelerator.scaler.scale(loss)
 
-    model = accelerator.unwrap_model(run.model)
-    losses = chunked_step(model, batch, train.chunk, scale, accelerator.autocast)
-    if last:  # data-parallel training does it in a backward pass, of which there are many here
-        distributed.average_gradients(model.parameters())
-    return losses
+    return scale
 
 
 def _take(run: Run, stream: Any) -> Batch:
@@ -243,7 +261,7 @@ def _take(run: Run, stream: Any) -> Batch:
 
 def _share_targets(run: Run, batches: list[Batch]) -> None:
     """Let every token of the step weigh the same, in whatever batch and process it stands."""
-    count = getattr(run.accelerator.unwrap_model(run.model), "count_targets", None)
+    count = getattr(run.inner, "count_targets", None)
     if count is not None:
         own = torch.tensor(float(sum(count(batch) for batch in batches)), device=run.accelerator.device)
         mean = distributed.total(own).clamp(min=1) / (distributed.world() * len(batches))
@@ -279,16 +297,17 @@ def _log(run: Run) -> str:
 
 
 def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
-    """Rank 0 measures; the others wait."""
-    model = run.accelerator.unwrap_model(run.model)
+    """Rank 0 measures and the others wait, or do the same where it lacks their layers."""
+    model = run.inner
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 or shards(run.config):
         model.eval()
         with distributed.alone(), torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(run.config.seed)
             measured = evaluate(model, run.step)
         _write(run, {"step": run.step, **measured}, "validation")
-        out.print(f"step {run.step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+        if distributed.rank() == 0:
+            out.print(f"step {run.step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     distributed.barrier()
     run.clock = time.perf_counter()
 

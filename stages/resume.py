@@ -116,7 +116,7 @@ def tell_skipped(run: Run) -> None:
 
 def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]) -> str | None:
     """What went wrong, if anything did."""
-    train, tensors = run.config.train, trained_tensors(run.accelerator.unwrap_model(run.model))
+    train, tensors = run.config.train, trained_tensors(run.inner)
     meta = {"parameters": sum(tensor.numel() for tensor in tensors.values()), "skipped": skipped}
     keep = train.keep_last, train.keep_every
     try:
@@ -194,7 +194,7 @@ def _load(run: Run, found: Path) -> None:
             f"the run '{run.folder}' was trained by {len(processes)} processes, not {distributed.world()}; "
             "start as many, or begin another run with init set to this one"
         )
-    load_trained(run.accelerator.unwrap_model(run.model), saved.tensors, found)
+    load_trained(run.inner, saved.tensors, found)
     run.optimizer.load_state_dict(trainer["optimizer"])
     if trainer["scaler"] is not None and run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(trainer["scaler"])

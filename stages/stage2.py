@@ -44,7 +44,8 @@ def train(config: Config) -> Path:
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
-    device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+    here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
+    device = f"cuda:{distributed.local_rank()}" if here else "cpu"
     model, config = build_vision_language(config, device)
     if start is not None and checkpoint.newest(Path(config.run)) is None:
         if start.config.stage == "stage1":
@@ -99,8 +100,9 @@ class Validation:
             {"step": step, "key": sample.key, "caption": caption, "truth": captions[0]}
             for sample, caption, captions in zip(self.held.samples, said, self.held.captions, strict=False)
         ]
-        with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in shown)
-        first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
-        pictures.captions(self.folder / "captions.png", first, shown)
+        if distributed.rank() == 0:
+            with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in shown)
+            first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
+            pictures.captions(self.folder / "captions.png", first, shown)
         return mean_losses(bridge, self.held)

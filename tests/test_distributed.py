@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from qformer import distributed
+from qformer import distributed, vision
 from qformer.model.chunked import chunked_step
 from qformer.model.exchange import _codes
+from qformer.model.image_text import ImageTextModel
 from qformer.types import UsageError
 from tests.processes import together
-from tests.tiny_stage1 import tiny_batch, tiny_model
+from tests.tiny_stage1 import WIDTH, tiny_batch, tiny_model
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Gradients = dict[str, Tensor]
@@ -227,3 +229,37 @@ def test_one_process_where_several_were_asked_for(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"were asked for.*torchrun"):
         distributed.check_launch()
+
+
+def model_of_layers() -> ImageTextModel:
+    model = tiny_model()
+    sizes = {"image_size": 28, "width": WIDTH, "depth": 3, "heads": 2, "mlp_hidden": 24}
+    torch.manual_seed(1)
+    model.frontend.encoder = vision.build("eva", precision="fp32", **sizes).freeze()
+    return model
+
+
+def spread_out() -> tuple[int, int, int, bool]:
+    """Numbers of parameters on this process: of frozen layers, all others; of the layers in full; whether the same."""
+    model, whole = model_of_layers(), model_of_layers()
+    distributed.shard_frozen(model, torch.device("cpu"))
+    layers = [p for p in model.parameters() if isinstance(p, DTensor)]
+    held = sum(p.to_local().numel() for p in layers)
+    plain = sum(p.numel() for p in model.parameters() if not isinstance(p, DTensor))
+    batch = tiny_batch(3)
+    with distributed.alone():
+        same = all(torch.allclose(model(batch)[name], loss) for name, loss in whole(batch).items())
+    return held, plain, sum(p.numel() for p in layers), same
+
+
+def test_frozen_layers_are_spread_over_processes(tmp_path: Path) -> None:
+    """The layers of the tower; what learns is whole on each."""
+    found = together(tmp_path, 2, spread_out)
+    model = model_of_layers()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    assert sum(held for held, *_ in found) == found[0][2] > 0
+    for held, plain, layers, same in found:
+        assert held < 0.6 * layers
+        assert trained <= plain == total - layers
+        assert same

@@ -55,33 +55,35 @@ def train_all(runs: list[Config]) -> None:
         train(settings)
 
 
-def runs(root: Path, world: int) -> list[Config]:
-    """Two batches to a step, clipped gradients, a global batch of 6: stage one, in chunks, both kinds of stage two."""
-    changes: dict[str, Any] = {
-        "data": {"batch": 6 // world},
-        "train": {"accumulate": 2, "clip": 0.7, "steps": 3, "save_every": 1, "keep_last": 3},
+def runs(root: Path, world: int) -> dict[str, Config]:
+    """Two batches to a step, clipped gradients, a global batch of 6: stage one, in chunks, both kinds of stage two.
+
+    Those of several processes also with the frozen layers spread over them.
+    """
+    train = {"accumulate": 2, "clip": 0.7, "steps": 3, "save_every": 1, "keep_last": 3}
+    first: dict[str, Any] = {"qformer": SAME, "loss": {"gather_grad": "full"}}
+    second: dict[str, Any] = {"init": str(root / "one-1")}
+    t5 = second | {"llm": {"path": str(root / "flan-t5")}}
+    kinds: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+        "one": ("stage1", first, {}),
+        "chunked": ("stage1", first, {"chunk": 2}),
+        "opt": ("stage2", second, {}),
+        "t5": ("stage2", t5, {}),
     }
-    return [
-        config(root, "stage1", run=str(root / f"one-{world}"), qformer=SAME, loss={"gather_grad": "full"}, **changes),
-        config(
+    if world > 1:
+        spread = {"one": {}, "chunked": {"chunk": 2}, "opt": {}, "t5": {}}
+        kinds |= {f"fsdp-{name}": (*kinds[name][:2], own | {"fsdp": True}) for name, own in spread.items()}
+    return {
+        name: config(
             root,
-            "stage1",
-            run=str(root / f"chunked-{world}"),
-            qformer=SAME,
-            loss={"gather_grad": "full"},
-            data=changes["data"],
-            train=changes["train"] | {"chunk": 2},
-        ),
-        config(root, "stage2", init=str(root / "one-1"), run=str(root / f"opt-{world}"), **changes),
-        config(
-            root,
-            "stage2",
-            init=str(root / "one-1"),
-            run=str(root / f"t5-{world}"),
-            llm={"path": str(root / "flan-t5")},
+            stage,
+            run=str(root / f"{name}-{world}"),
+            data={"batch": 6 // world},
+            train=train | own,
             **changes,
-        ),
-    ]
+        )
+        for name, (stage, changes, own) in kinds.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +93,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in (stage1, stage2):
             patch.setattr(module, "Batches", Forced)
-        for settings in runs(root, 1):
+        for settings in runs(root, 1).values():
             stages.train(settings)
     for world in (2, 3):
-        together(root / f"world-{world}", world, train_all, runs(root, world))
+        together(root / f"world-{world}", world, train_all, list(runs(root, world).values()))
     return root
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", ["one", "chunked", "opt", "t5"])
+@pytest.mark.parametrize("name", ["one", "chunked", "opt", "t5", "fsdp-one", "fsdp-chunked", "fsdp-opt", "fsdp-t5"])
 def test_runs_are_those_of_one_process(trained: Path, name: str, world: int) -> None:
     """After steps of two batches each. The gradient of keys' biases is rounding alone, which Adam blows up."""
-    alone, shared = trained / f"{'one' if name == 'chunked' else name}-1", trained / f"{name}-{world}"
+    same = name.removeprefix("fsdp-").replace("chunked", "one")
+    alone, shared = trained / f"{same}-1", trained / f"{name}-{world}"
     for mine, theirs in zip(_records(shared), _records(alone), strict=True):
         if mine["kind"] == "train":
             assert mine == pytest.approx(theirs, abs=1e-5)
@@ -160,7 +163,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(trained: Path) -> No
 
 
 def test_another_number_of_processes_is_refused(trained: Path) -> None:
-    settings = runs(trained, 2)[0]
+    settings = runs(trained, 2)["one"]
     with pytest.raises(UsageError, match=r"trained by 2 processes, not 1; start as many"):
         stages.train(settings)
 
