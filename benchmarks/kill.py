@@ -2,9 +2,10 @@
 
     python benchmarks/kill.py [--kills 10] [--steps 60] [--folder runs/kill]
 
-Stage one on the mini towers and drawn scenes, two processes over gloo on the CPU, a checkpoint every second step. One
-run is left alone; of the other the whole process group is killed: in turn when a checkpoint is half written, and at a
-random moment (also while it starts). The same command goes on each time. A kill counts as inside a save if it left a
+Stage one on the mini towers and drawn scenes, two processes over gloo on the CPU, a checkpoint every second step, with
+dropout, random crops, mirrors and a worker. One run is left alone; of the other the launcher and all its processes are
+killed: in turn when a checkpoint is half written, and at a moment drawn uniformly from its start (also before it
+trains) to a fifth of the training. The same command goes on each time. A kill counts as inside a save if it left a
 folder `step-N.partial`. At the end the logged losses and the weights of both runs are compared for equality.
 """
 
@@ -15,19 +16,20 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from qformer import checkpoint
 
 SETTINGS = ["data.validation=null", "data.batch=4", "train.warmup=2", "train.save_every=2", "train.log_every=3"]
-SETTINGS += ["qformer.dropout=0.1", "train.keep_last=2", "data.workers=1"]
+SETTINGS += ["qformer.dropout=0.1", "data.workers=1", "data.crop=[0.5,1.0]", "data.flip=0.5"]
 
 
 def start(run: Path, steps: int) -> subprocess.Popen[bytes]:
@@ -36,7 +38,7 @@ def start(run: Path, steps: int) -> subprocess.Popen[bytes]:
     command += ["configs/quickstart/stage1.yaml", f"run={run}", f"train.steps={steps}", *SETTINGS]
     log = (run.parent / f"{run.name}.log").open("ab")
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+    return subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
 
 def kill(process: subprocess.Popen[bytes], run: Path, inside: bool, after: float) -> str | None:
@@ -46,7 +48,10 @@ def kill(process: subprocess.Popen[bytes], run: Path, inside: bool, after: float
         moved = checkpoint.newest(run) != first
         half = moved and any((run / checkpoint.FOLDER).glob("*.partial"))  # not what an earlier kill left
         if half if inside else time.monotonic() - begun > after:
-            os.killpg(process.pid, signal.SIGKILL)
+            launcher = psutil.Process(process.pid)  # whose processes have groups of their own
+            for one in [launcher, *launcher.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
             process.wait()
             partial = (run / checkpoint.FOLDER).glob("*.partial")
             left = [folder.name for folder in partial if folder.stat().st_mtime > since]
@@ -71,15 +76,18 @@ def main() -> None:
     whole, killed = options.folder / "whole", options.folder / "killed"
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    begun = time.monotonic()
-    if start(whole, options.steps).wait():
+    begun, alone = time.monotonic(), start(whole, options.steps)
+    while alone.poll() is None and not (whole / checkpoint.CONFIG).is_file():
+        time.sleep(0.05)
+    starting = time.monotonic() - begun
+    if alone.wait():
         sys.exit(f"the run that nobody kills failed; see {options.folder / 'whole.log'}")
-    seconds = time.monotonic() - begun
-    print(f"undisturbed: {options.steps} steps in {seconds:.0f} s", flush=True)
+    training = time.monotonic() - begun - starting
+    print(f"undisturbed: {options.steps} steps in {training:.0f} s, {starting:.0f} s to start", flush=True)
 
     generator, inside = random.Random(0), 0
     for number in range(options.kills):
-        after = generator.uniform(0.2, 0.9) * seconds
+        after = generator.uniform(0, starting + 0.2 * training)
         found = kill(start(killed, options.steps), killed, number % 2 == 0, after)
         if found is None:
             sys.exit(f"the run ended after {number} kills; give more --steps")

@@ -33,7 +33,7 @@ from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
-from stages.resume import Stop, console, end, resume, save, tell_skipped
+from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,9 +99,16 @@ def fit(
         NonFiniteLoss: and the last good checkpoint stays the newest.
         SystemExit: code 0, after SIGTERM or SIGINT, when the step is done and saved.
         OSError: the last checkpoint could not be written.
-        UsageError: the run folder belongs to another configuration, or most of the data are bad.
+        UsageError: the run folder belongs to another configuration or is in use, or most of the data are bad.
     """
-    run = _start(model, config, extra)
+    accelerator = _accelerator(config, Path(config.run))
+    console.quiet = distributed.rank() > 0
+    with claimed(Path(config.run)):
+        return _fit(_start(model, config, extra, accelerator), batches, evaluate)
+
+
+def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
+    config = run.config
     train = config.train
     with Stop() as stop, _progress() as progress:
         bar = progress.add_task(config.stage, total=train.steps, completed=run.step, losses="")
@@ -130,18 +137,12 @@ def fit(
     return checkpoint.find(run.folder)
 
 
-def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None) -> Run:
+def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None, accelerator: Accelerator) -> Run:
     folder = Path(config.run)
-    accelerator = _accelerator(config, folder)
-    console.quiet = distributed.rank() > 0
     if distributed.world() > 1 and not hasattr(model, "count_targets"):
         raise UsageError(
             f"started as {distributed.world()} processes, but stage '{config.stage}' trains in one; use plain python"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another") from error
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
     describe(model)
     optimizer = adamw(model, config.train)

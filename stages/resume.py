@@ -10,9 +10,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from qformer import checkpoint, distributed
@@ -22,6 +24,7 @@ from qformer.types import UsageError
 from stages import pictures
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from stages.loop import Run
@@ -34,6 +37,35 @@ MAY_CHANGE = {
     "train": {"log_every", "validate_every", "save_every", "keep_last", "keep_every"},
 }
 BY_STEP = ("metrics.jsonl", "captions.jsonl")  # files with a record per step, to which a resumed run appends
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the run folder and keep it from any other run meanwhile; however the process ends, that ends with it.
+
+    What is started anew after `kill -9` of a launcher could else meet the processes that it had started.
+
+    Raises:
+        UsageError: the folder cannot be written, or another process trains in it.
+    """
+    lock, fault = FileLock(folder / ".lock"), ""
+    if distributed.rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            fault = f"another process trains in the run folder '{folder}'; wait until it ends, or stop it"
+        except NotImplementedError:  # some network file systems have no locks
+            pass
+        except OSError as error:
+            fault = f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another"
+    fault = distributed.gather_objects(fault)[0]
+    if fault:
+        raise UsageError(fault)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Stop:
@@ -100,7 +132,7 @@ def save(run: Run, must: bool) -> None:
         told = f"the checkpoint of step {run.step} could not be written ({fault}); {kept}"
         if must:
             raise OSError(f"{told}; make room in '{run.folder}' and give the same command again")
-        console.print(f"{told}; training goes on")
+        console.print(f"{told}; training goes on", soft_wrap=True)
 
 
 def _skipped(run: Run) -> dict[str, int]:
@@ -111,7 +143,7 @@ def tell_skipped(run: Run) -> None:
     """Say what all processes have skipped, if anything."""
     if kinds := _skipped(run):
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        console.print(f"skipped: {told}; listed in {run.skipped.path}")
+        console.print(f"skipped: {told}; listed in {run.skipped.path}", soft_wrap=True)
 
 
 def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]) -> str | None:
@@ -144,7 +176,7 @@ def resume(run: Run) -> None:
             _forget_after(run.folder / name, run.step)
     run.skipped.forget_from(run.step * run.config.train.accumulate * distributed.world())
     if found is not None:
-        console.print(f"resuming {run.folder} at step {run.step}")
+        console.print(f"resuming {run.folder} at step {run.step}", soft_wrap=True)
 
 
 def _agree(run: Run) -> Path | None:
@@ -176,7 +208,7 @@ def _newest_whole(run: Path) -> Path | None:
         except checkpoint.Damaged as damage:
             if folder == found[0]:
                 raise
-            console.print(f"{damage}: trying the one before it")
+            console.print(f"{damage}: trying the one before it", soft_wrap=True)
     return None
 
 
