@@ -208,6 +208,7 @@ class TrainConfig(Section):
         chunk: of stage one: pairs that pass the model at a time, with the losses and gradients of the whole batch in
             the memory of so many; 0 is the whole batch at once.
         fsdp: of several processes each keeps only its share of the frozen layers (FSDP2), which takes time on the way.
+        gradient_checkpointing: layers compute their activations again on the way back instead of keeping them.
         lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
         layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
@@ -222,6 +223,7 @@ class TrainConfig(Section):
     accumulate: Positive = 1
     chunk: Count = 0
     fsdp: bool = False
+    gradient_checkpointing: bool = False
     lr: Annotated[float, Field(gt=0)] = 1e-4
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6

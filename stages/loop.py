@@ -31,6 +31,7 @@ from qformer import checkpoint, distributed
 from qformer.config import Config, dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
+from qformer.model.recompute import recompute_layers
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
 from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
@@ -145,6 +146,8 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
         )
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
     describe(model)
+    if config.train.gradient_checkpointing:
+        recompute_layers(model)
     optimizer = adamw(model, config.train)
     if shards(config):
         distributed.shard_frozen(model, accelerator.device)

@@ -58,7 +58,7 @@ def train_all(runs: list[Config]) -> None:
 def runs(root: Path, world: int) -> dict[str, Config]:
     """Two batches to a step, clipped gradients, a global batch of 6: stage one, in chunks, both kinds of stage two.
 
-    Those of several processes also with the frozen layers spread over them.
+    Those of several processes also with the frozen layers spread over them and activations computed twice.
     """
     train = {"accumulate": 2, "clip": 0.7, "steps": 3, "save_every": 1, "keep_last": 3}
     first: dict[str, Any] = {"qformer": SAME, "loss": {"gather_grad": "full"}}
@@ -71,8 +71,8 @@ def runs(root: Path, world: int) -> dict[str, Config]:
         "t5": ("stage2", t5, {}),
     }
     if world > 1:
-        spread = {"one": {}, "chunked": {"chunk": 2}, "opt": {}, "t5": {}}
-        kinds |= {f"fsdp-{name}": (*kinds[name][:2], own | {"fsdp": True}) for name, own in spread.items()}
+        spread = {"fsdp": True, "gradient_checkpointing": True}
+        kinds |= {f"fsdp-{name}": (*kind[:2], kind[2] | spread) for name, kind in list(kinds.items())}
     return {
         name: config(
             root,
