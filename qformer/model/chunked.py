@@ -24,7 +24,7 @@ from torch import Tensor
 from qformer import distributed
 from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded
-from qformer.model.image_text import target_places
+from qformer.model.image_text import target_places, trim
 from qformer.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Chunk:
 
     Attributes:
         rows: which pairs. tiles: which of all tiles are theirs.
+        tokens, targets: their texts, no longer than they need, and what of them ITG predicts.
         encoded: their images before the LayerNorm.
         before_encoding, before_reading: random states.
         image, valid, text: the ITC embeddings float[b, V, P], bool[b, V] or None, float[b, P], in fp32.
@@ -47,6 +48,8 @@ class Chunk:
 
     rows: slice
     tiles: slice
+    tokens: Tokens
+    targets: Tensor
     encoded: Encoded
     before_encoding: list[Tensor]
     before_reading: list[Tensor]
@@ -84,11 +87,10 @@ def chunked_step(
     number = len(target_places(texts))
     shared = mean_count(number, device) if batch.targets is None else batch.targets
     count = torch.tensor(max(float(number), 1.0), device=device) if shared is None else shared.to(device)
-    tokens = texts.to(device)
 
-    chunks = _read_all(model, batch, tokens, chunk, how)
+    chunks = _read_all(model, batch, texts, chunk, how)
     image, valid, text = _join_embeddings(chunks)
-    everyone = gather_batch(image, text, valid, tokens, batch.image_id, model.config.gather_grad == "full")
+    everyone = gather_batch(image, text, valid, texts.to(device), batch.image_id, model.config.gather_grad == "full")
     itc = _contrastive(model, (image, text, valid), everyone, chunks, how)
     with autocast():
         image_for_text, text_for_image = batch.negatives or model._mine(image, text, valid, everyone, chunk)
@@ -101,15 +103,14 @@ def chunked_step(
         _set_random_state(part.before_reading, device)
         own, drawn, places = images.of(part)
         with autocast():
-            keys_values, own_image, _, own_text, text_rows = model.read(own, _pick(tokens, part.rows))
+            keys_values, own_image, _, own_text, text_rows = model.read(own, part.tokens)
             _set_random_state(fresh, device)
             if len(drawn):
                 keys_values = keys_values.join(model._keys_values(drawn)[1])
             pairs, text_places = _pairs(everyone.tokens, part.rows, texts_drawn[part.rows])
             legal = ~everyone.same[part.rows].all(dim=1)
             some_itm = model._matching(keys_values, pairs, (places, text_places), legal) * _share(part, batch)
-            targets = target_places(_pick(texts, part.rows)).to(device)
-            some_itg = model._captioning(text_rows, _pick(tokens, part.rows), targets, count)
+            some_itg = model._captioning(text_rows, part.tokens, part.targets, count)
         fresh = _random_state(device)
         assert image.grad is not None
         assert text.grad is not None
@@ -125,19 +126,22 @@ def chunked_step(
 
 
 @torch.no_grad()
-def _read_all(model: ImageTextModel, batch: Batch, tokens: Tokens, chunk: int, how: How) -> list[Chunk]:
+def _read_all(model: ImageTextModel, batch: Batch, texts: Tokens, chunk: int, how: How) -> list[Chunk]:
     """Pass 1. ITG's text is read too, although only the queries are kept: dropout has to fall on the same places."""
     found, device, seen = [], model.device, 0
     for start in range(0, len(batch), chunk):
         rows = slice(start, min(start + chunk, len(batch)))
+        some = trim(Tokens(texts.ids[rows], texts.mask[rows]))  # on the CPU, where no device waits for the length
+        tokens, targets = some.to(device), target_places(some).to(device)
         before_encoding = _random_state(device)
         with how.autocast():
             encoded = model.frontend.encode_tiles(batch.tiles[rows])
             before_reading = _random_state(device)
-            _, image, valid, text, _ = model.read(encoded, _pick(tokens, rows))
+            _, image, valid, text, _ = model.read(encoded, tokens)
         tiles = slice(seen, seen + len(encoded.features))
         seen = tiles.stop
-        found.append(Chunk(rows, tiles, encoded, before_encoding, before_reading, image.float(), valid, text.float()))
+        states = before_encoding, before_reading
+        found.append(Chunk(rows, tiles, tokens, targets, encoded, *states, image.float(), valid, text.float()))
     return found
 
 
@@ -242,11 +246,7 @@ def _pairs(tokens: Tokens, rows: slice, drawn: Tensor) -> tuple[Tokens, Tensor]:
     """The texts of a chunk and behind them the text drawn for each of its images, and where the latter are."""
     own = torch.arange(rows.start, rows.stop, device=drawn.device)
     index = torch.cat([own, drawn])
-    return Tokens(tokens.ids[index], tokens.mask[index]), torch.arange(len(own), len(index), device=drawn.device)
-
-
-def _pick(tokens: Tokens, rows: slice) -> Tokens:
-    return Tokens(tokens.ids[rows], tokens.mask[rows])
+    return trim(Tokens(tokens.ids[index], tokens.mask[index])), torch.arange(len(own), len(index), device=drawn.device)
 
 
 def _share(part: Chunk, batch: Batch) -> float:

@@ -167,8 +167,8 @@ class ImageTextModel(nn.Module):
             return torch.empty(0, device=self.device)
         scores = []
         for part in pairs.to(self.device).split(chunk):
-            ids, mask = _trim(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]])
-            rows = self.qformer.match(image.select(part[:, 0]), None, ids, mask)
+            some = trim(Tokens(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]]))
+            rows = self.qformer.match(image.select(part[:, 0]), None, some.ids, some.mask)
             scores.append(self._match_logits(rows)[:, 1])
         return torch.cat(scores)
 
@@ -277,20 +277,19 @@ class ImageTextModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """An image for each text, drawn first, and a text for each image: numbers in the global batch.
 
-        `rows` texts are compared at a time, all by default.
+        So many `rows` are compared and drawn for at a time, all by default.
         """
-
-        def similarity(image: Tensor, text: Tensor, valid: Tensor | None) -> Tensor:
-            return torch.cat([losses.similarity(image, part, valid) for part in text.split(rows or len(text))])
-
-        text_to_image = similarity(everyone.image, text, everyone.valid) / self.temp  # (B texts, N images)
-        if distributed.world() == 1:
-            image_to_text = text_to_image.T
-        else:
-            image_to_text = similarity(image, everyone.text, valid).T / self.temp  # (B images, N texts)
-        image_for_text, _ = losses.hard_negatives(text_to_image, everyone.same)
-        text_for_image, _ = losses.hard_negatives(image_to_text, everyone.same)
-        return image_for_text, text_for_image
+        starts = range(0, len(text), rows or len(text))
+        parts = [slice(start, start + (rows or len(text))) for start in starts]
+        image_for_text, text_for_image = [], []
+        for part in parts:
+            scores = losses.similarity(everyone.image, text[part], everyone.valid)  # (b texts, N images)
+            image_for_text.append(losses.hard_negatives(scores / self.temp, everyone.same[part])[0])
+        for part in parts:
+            own_valid = None if valid is None else valid[part]
+            scores = losses.similarity(image[part], everyone.text, own_valid).T  # (b images, N texts)
+            text_for_image.append(losses.hard_negatives(scores / self.temp, everyone.same[part])[0])
+        return torch.cat(image_for_text), torch.cat(text_for_image)
 
     def _matching(self, image: KeyValues, tokens: Tokens, negatives: tuple[Tensor, Tensor], legal: Tensor) -> Tensor:
         """3B rows: own pairs, own text with a negative image, own image with a negative text.
@@ -324,7 +323,7 @@ def target_places(tokens: Tokens) -> Tensor:
     return tokens.mask[:, 1:].flatten().nonzero().squeeze(1)
 
 
-def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut right padding that no row of this part needs."""
-    longest = int(mask.sum(dim=1).max())
-    return ids[:, :longest], mask[:, :longest]
+def trim(tokens: Tokens) -> Tokens:
+    """Cut padding on the right that none of these texts needs."""
+    longest = int(tokens.mask.sum(dim=1).max())
+    return Tokens(tokens.ids[:, :longest], tokens.mask[:, :longest])
