@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,10 +79,9 @@ class Part:
             yield False
             return
         lock = FileLock(self.lock)
-        try:
-            with writing(self.output):
-                lock.acquire(timeout=0)
-        except Timeout:
+        with writing(self.output), suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
             yield False
             return
         try:
@@ -216,9 +215,13 @@ def finish_all(output: Path, parts: list[Part]) -> None:
         console.print(f"{cut} captions were longer than the ranker reads, and ranked by their beginning")
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(r["kind"] for r in skipped).most_common())
-        console.print(f"skipped {kinds}: see {output / 'skipped.jsonl'}")
+        console.print(f"skipped {kinds}: see {output / 'skipped.jsonl'}", soft_wrap=True)
     name = "jsonl" if parts[0].form == "jsonl" else "webdataset"
-    console.print(f"train on it: data.train={{name: {name}, path: {output}/captions-*{FORMS[name]}}}", markup=False)
+    console.print(
+        f"train on it: data.train={{name: {name}, path: {output}/captions-*{FORMS[name]}}}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -121,7 +122,8 @@ def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict
             figure.text(left + 0.11, top, f"{score:.3f}", **style)
             figure.text(left + 0.135, top, origin, **style)
             figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
-    figure.savefig(path, dpi=80)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+        figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

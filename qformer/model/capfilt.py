@@ -130,16 +130,17 @@ class ClipLike(Ranker):
     """A model of transformers with `get_image_features` and `get_text_features`."""
 
     def __init__(self, path: str, device: str | torch.device) -> None:
-        self.model = _read(AutoModel, path, "a ranker is a CLIP-like model or a checkpoint of stage one")
-        self.kind = self.model.config.model_type
-        if not all(hasattr(self.model, name) for name in ("get_image_features", "get_text_features")):
-            raise UsageError(
-                f"'{path}' holds a {self.kind} model, which does not embed images and texts; give a CLIP or SigLIP"
-            )
+        self.model = _read(
+            AutoModel,
+            path,
+            "a ranker is a CLIP-like model or a checkpoint of stage one",
+            needs=("get_image_features", "get_text_features"),
+        )
         self.model.to(device).eval()
         processor = AutoProcessor.from_pretrained(path)
         self.tokenizer, self.processor = processor.tokenizer, processor.image_processor
         text = getattr(self.model.config, "text_config", self.model.config)
+        self.is_siglip = self.model.config.model_type.startswith("siglip")
         self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -148,13 +149,12 @@ class ClipLike(Ranker):
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
-        padding = "max_length" if self.kind.startswith("siglip") else "longest"  # as it was trained, padding and all
+        padding = "max_length" if self.is_siglip else "longest"
         tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
-        if padding == "max_length":
+        if self.is_siglip:  # was trained to read the padding
             tokens = {"input_ids": tokens["input_ids"]}
-        return _unit(
-            self.model.get_text_features(**{name: rows.to(self.model.device) for name, rows in tokens.items()})
-        )
+        inputs = {name: rows.to(self.model.device) for name, rows in tokens.items()}
+        return _unit(self.model.get_text_features(**inputs))
 
 
 class Blip:
@@ -199,17 +199,20 @@ def _model_type(path: str) -> str | None:
     return configuration(path).model_type
 
 
-def _read(auto: Any, path: str, hint: str) -> Any:
-    """A model with all of its weights.
+def _read(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
+    """A model with all of its weights and these methods.
 
     Raises:
-        UsageError: it cannot be read, or some are missing, which transformers would fill with random numbers.
+        UsageError: it cannot be read or has not the methods; or weights are missing, which transformers would fill with
+            random numbers.
     """
     try:
         model, report = auto.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(f"'{path}' cannot be loaded ({reason}); {hint}") from error
+    if not all(hasattr(model, name) for name in needs):
+        raise UsageError(f"'{path}' holds a {model.config.model_type} model; {hint}")
     if report["missing_keys"]:
         raise UsageError(f"'{path}' lacks weights, {min(report['missing_keys'])} for one; {hint}")
     return model
