@@ -97,9 +97,8 @@ def capfilt(settings: Settings, output: Path, shard: str | None = None, device: 
     left = [part for part in finished if not part.file.exists()]
     if left:
         if show:
-            console.print(
-                f"{len(finished) - len(left)} of {len(finished)} parts are done; the others are not of this shard"
-            )
+            done = len(finished) - len(left)
+            console.print(f"{done} of {len(finished)} parts are done; the others are left to other processes")
         return
     finish_all(output, finished)
 
@@ -144,7 +143,7 @@ class Run:
                     if number + 1 < len(todo):
                         coming = ahead.submit(self._read, samples, todo[number + 1])
                     part.add(self._filter(read, skipped, samples))
-                    part.show(self.source, samples)
+                    ahead.submit(part.show, self.source, samples).result()  # one thread reads the source, not two
                     self._told(len(block))
             part.finish(self.source, samples)
 

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import re
+import shlex
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer.core
+import typer.main
 from filelock import FileLock
 from PIL import Image
 
 import stages
+from qformer import cli
 from qformer.config import Choice, DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches
@@ -299,6 +304,19 @@ def test_data_are_given_as_elsewhere(
     source = open_data(words, Path("out"))
     assert len(source) == expected[0]
     assert source[0].key.startswith(expected[1])
+
+
+def test_the_document_has_every_option_and_its_commands_are_accepted() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "capfilt.md").read_text(encoding="utf-8")
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    command = group.commands["capfilt"]
+    known = {name for option in command.params for name in option.opts if name.startswith("--")}
+    assert known - {"--output"} == set(re.findall(r"--[a-z][a-z-]+", document)) - {"--nproc-per-node"}
+    whole = [line for line in document.splitlines() if line.startswith("qformer capfilt") and "..." not in line]
+    assert len(whole) == 4
+    for line in whole:
+        assert command.make_context("capfilt", shlex.split(line)[2:]).args == []  # parsed, not run
 
 
 def test_what_cannot_be_meant_is_refused(models: Models, photos: Path, tmp_path: Path) -> None:
