@@ -234,15 +234,16 @@ def open_data(words: Sequence[str], output: Path) -> Source:
         UsageError: nothing of these.
     """
     first = words[0]
-    if len(words) > 1 or ("=" in first and not Path(first).exists() and not first.startswith("pipe:")):
+    key, equals, _ = first.partition("=")
+    if len(words) > 1 or (equals and key.isidentifier() and not Path(first).exists()):
         named = {"name": "jsonl"} | pairs(list(words))
+    elif first.startswith("pipe:") or "://" in first or ".tar" in first:
+        named = {"name": "webdataset", "path": first}
     elif first.endswith((".yaml", ".yml")):
         return sources.for_run(load_config(first).data.train, str(output))
     elif Path(first).is_dir():
-        tars = sorted(Path(first).glob("*.tar"))
+        tars = any(Path(first).glob("*.tar"))
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
-    elif ".tar" in first or first.startswith("pipe:"):
-        named = {"name": "webdataset", "path": first}
     else:
         named = {"name": "jsonl", "path": first}
     return sources.for_run(Choice(**named), str(output))

@@ -30,7 +30,7 @@ from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
 from stages import capfilt as module
 from stages import filtered
-from stages.capfilt import Settings, capfilt, open_data
+from stages.capfilt import Settings, capfilt, draw, open_data
 from tests.data.making import encoded, jsonl, photo, shard
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip
 from tests.workspace import config, make_workspace
@@ -198,6 +198,8 @@ def test_captions_do_not_depend_on_the_batch_but_on_the_seed(models: Models, pho
         found[name] = lines(tmp_path / name)
     assert found["usual"] == found["other"]
     assert found["usual"] != found["seeded"]
+    assert len({draw(0, index, 3)[0][0] for index in (0, 1, (0, 1), (1, 0), (1, (0, 1)))}) == 5
+    assert draw(0, 1, 3) == draw(0, 1, 6)[:3]
 
 
 def test_processes_of_torchrun_share_the_work(
@@ -289,6 +291,8 @@ def test_tars_stay_as_they_are(models: Models, tmp_path: Path) -> None:
         (["path=web.jsonl", "where={caption: Picture 4.}"], (1, "web.jsonl:5")),
         (["name=scenes", "count=4"], (4, "scenes/train/")),
         (["run.yaml"], (2, "photos/0.png")),
+        (["pipe:cat some=0.tar"], (3, "pipe:cat some=0.tar/00000")),
+        (["some=0.tar"], (3, "some=0.tar/00000")),
     ],
 )
 def test_data_are_given_as_elsewhere(
@@ -301,6 +305,7 @@ def test_data_are_given_as_elsewhere(
         "stage: stage1\nrun: r\nvision: {name: hf, path: x}\ntrain: {steps: 2, warmup: 0}\n"
         "data: {train: {name: coco, path: coco.json, images: photos}}\n"
     )
+    shard(Path("some=0.tar"), range(3))
     source = open_data(words, Path("out"))
     assert len(source) == expected[0]
     assert source[0].key.startswith(expected[1])
