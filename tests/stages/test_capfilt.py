@@ -198,7 +198,12 @@ def test_captions_do_not_depend_on_the_batch_but_on_the_seed(models: Models, pho
         found[name] = lines(tmp_path / name)
     assert found["usual"] == found["other"]
     assert found["usual"] != found["seeded"]
-    assert len({draw(0, index, 3)[0][0] for index in (0, 1, (0, 1), (1, 0), (1, (0, 1)))}) == 5
+    for places in (
+        range(5),
+        [(0, 0), (0, 1), (1, 0), (1, 1), (10, 1)],
+        [(0, 1), (1, (0, 1)), (1, (1, 0)), (1, 0), (0, 0)],
+    ):
+        assert len({draw(0, index, 3)[0][0] for index in places}) == 5
     assert draw(0, 1, 3) == draw(0, 1, 6)[:3]
 
 
