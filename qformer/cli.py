@@ -218,6 +218,38 @@ def ask(
 
 
 @app.command()
+def capfilt(
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA...", help="folder, JSON lines, tars, a CONFIG (its data.train), or key=value ..."),
+    ],
+    captioner: Annotated[str, typer.Option(help="checkpoint of either stage, BLIP-2, or a BLIP of transformers")],
+    ranker: Annotated[str, typer.Option(help="a CLIP-like model of transformers, or a checkpoint of stage one")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write; the same command again goes on")],
+    captions: Annotated[int, typer.Option(help="captions written of each image", min=1)] = 10,
+    keep: Annotated[int, typer.Option(help="captions kept of them and the original ones", min=1)] = 2,
+    top_p: Annotated[float, typer.Option(help="of nucleus sampling", min=0.01, max=1)] = 0.9,
+    prompt: Annotated[str | None, typer.Option(help="captions go on from here; that of training by default")] = None,
+    batch: Annotated[int, typer.Option(help="images captioned at once", min=1)] = 16,
+    part: Annotated[int, typer.Option(help="images in a file of the result; tars stay as they are", min=1)] = 1000,
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl or webdataset; by default the first if the images are files")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: this is process i, from 0, of n; as torchrun says")] = None,
+    precision: Annotated[Precision, typer.Option(help="of the models")] = Precision.fp32,
+    seed: Annotated[int, typer.Option(help="another one gives other captions", min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
+    _sibling("stages")
+    from stages.capfilt import Settings
+    from stages.capfilt import capfilt as run
+
+    wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
+    run(wanted, output, shard, device)
+
+
+@app.command()
 def convert(
     source: Annotated[
         str,
@@ -295,9 +327,7 @@ def main() -> None:
         app(arguments)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print(
-                "qformer: interrupted; a training resumes from its last checkpoint by the same command", file=sys.stderr
-            )
+            print("qformer: interrupted; what can be resumed goes on by the same command", file=sys.stderr)
         raise
     except Exception as error:
         if debug:

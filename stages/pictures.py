@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+LISTED = 14  # captions beside an image
 
 TITLES = {
     "itc": "ITC: image-text contrastive",
@@ -99,6 +102,35 @@ def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any
     plt.close(figure)
 
 
+def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict[str, Any]]) -> None:
+    """Images (uint8[3, h, w]), each beside its captions, the best first; those that are not kept are grey.
+
+    A record holds rows (caption, score, origin) as `kept` and `dropped`.
+    """
+    rows = math.ceil(len(images) / 2)
+    figure = plt.figure(figsize=(20, 2.3 * rows))
+    for number, (image, record) in enumerate(zip(images, records, strict=True)):
+        left, bottom, height = 0.5 * (number % 2), 1 - (number // 2 + 1) / rows, 0.94 / rows
+        picture = figure.add_axes((left + 0.005, bottom, 0.1, height), anchor="N")
+        picture.imshow(image.permute(1, 2, 0).numpy())
+        picture.set_axis_off()
+        listed = [(row, "black", "bold") for row in record["kept"]]
+        listed += [(row, "grey", "normal") for row in record["dropped"]]
+        for line, ((caption, score, origin), colour, weight) in enumerate(listed[:LISTED]):
+            style: dict[str, Any] = {"color": colour, "weight": weight, "fontsize": 9, "va": "top"}
+            top = bottom + height * (1 - line / LISTED)
+            figure.text(left + 0.11, top, f"{score:.3f}", **style)
+            figure.text(left + 0.135, top, origin, **style)
+            figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+        figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def _lines(text: str) -> str:
-    """Wrapped; what a font cannot show (an untrained model writes anything) becomes a question mark."""
-    return textwrap.fill("".join(letter if letter.isprintable() else "?" for letter in text), 30)
+    return textwrap.fill(_shown(text), 30)
+
+
+def _shown(text: str) -> str:
+    """What a font cannot show (an untrained model writes anything) becomes a question mark; a dollar is no formula."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")

@@ -27,6 +27,7 @@ ABOVE = ("qformer.cli", "qformer.__main__", "qformer")  # they import inside fun
 LAZY = {"load": "model", "QFormer": "model", "ImageTextModel": "model", "VisionLanguageModel": "model"}
 ONLY_BY = {
     "transformers": {
+        "qformer/model/capfilt.py",
         "qformer/model/decoding.py",
         "qformer/model/export.py",
         "qformer/model/foreign.py",

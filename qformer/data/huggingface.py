@@ -7,7 +7,6 @@ place, so that a resumed run reads nothing again.
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
+from qformer.data.shards import add_member
 from qformer.data.sources import texts_of
 from qformer.data.webdataset import Sharded, open_shards
 from qformer.lookup import nearest
@@ -173,9 +173,9 @@ class HuggingFace(Sharded):
                         record = self._described(row) | {"fault": fault, "path": None}
                         if isinstance(image, Path):
                             record["path"] = str(image)
-                        _add(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
+                        add_member(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
                         if isinstance(image, bytes):
-                            _add(tar, f"{number:08d}.img", image)
+                            add_member(tar, f"{number:08d}.img", image)
             except FileNotFoundError:
                 raise
             except OSError as error:
@@ -185,12 +185,6 @@ class HuggingFace(Sharded):
                 ) from error
             except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
                 file.write(f"damaged: {_line(error)}".encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 def _line(error: Exception) -> str:

@@ -123,10 +123,15 @@ def usable_captions(sample: Sample) -> list[str]:
     Raises:
         BadSample: kind `no caption`: none has a letter or a digit.
     """
-    captions = [clean for clean in map(clean_caption, sample.captions) if any(map(str.isalnum, clean))]
+    captions = cleaned(sample.captions)
     if not captions:
         raise BadSample("no caption", sample.key)
     return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
+
+
+def cleaned(captions: list[str]) -> list[str]:
+    """Those of the captions that have a letter or a digit, cleaned."""
+    return [clean for clean in map(clean_caption, captions) if any(map(str.isalnum, clean))]
 
 
 class Skipped:

@@ -248,3 +248,10 @@ def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     if not members:
         raise BadSample("broken tar", f"{where}: no member")
     return key, members
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A file of these bytes; without times or owners, so that equal contents are equal tars."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

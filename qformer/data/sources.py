@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qformer import lookup
+from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, order_of
 from qformer.types import BadSample, Sample, UsageError
 
@@ -159,35 +160,45 @@ class JsonLines:
     """One JSON object per line: `image` and `captions` (a list) or `caption`, or `question` and `answers` or `answer`.
 
     Attributes:
-        path: the file.
+        path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
         where: keep the records whose fields equal these, such as {split: train}.
     """
 
-    path: str
+    path: str | list[str]
     images: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
-    _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 3]: number, start, length in bytes
+    _files: list[str] = field(init=False, repr=False, compare=False)
+    _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 4]: file, number, start, length in bytes
 
     def __post_init__(self) -> None:
-        path = Path(self.path)
-        if not path.is_file():
+        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
+        files = [str(self.path)] if named else expand_local(self.path)
+        if missing := [file for file in files if not Path(file).is_file()]:
             raise UsageError(
-                f"no file at '{path}'; data.path of a jsonl source must be a file with one JSON object per line"
+                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
             )
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        kept, start = [], 0
+        kept = []
+        for number, file in enumerate(files):
+            kept += [(number, *line) for line in self._kept(Path(file))]
+        if not kept:
+            raise UsageError(
+                f"'{self.path}' has no record{f' with {self.where}' if self.where else ''}; "
+                "check the file and data.where"
+            )
+        object.__setattr__(self, "_files", files)
+        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
+
+    def _kept(self, path: Path) -> Iterator[tuple[int, int, int]]:
+        """Number, start and length of each line that is a record."""
+        start = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip(BLANK) and self._keep(line):
-                    kept.append((number, start, len(line)))
+                    yield number, start, len(line)
                 start += len(line)
-        if not kept:
-            raise UsageError(
-                f"'{path}' has no record{f' with {self.where}' if self.where else ''}; check the file and data.where"
-            )
-        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
 
     def _keep(self, line: bytes) -> bool:
         if not self.where:
@@ -202,10 +213,11 @@ class JsonLines:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Sample:
-        number, start, length = self._lines[index].tolist()
-        key = f"{self.path}:{number}"
+        which, number, start, length = self._lines[index].tolist()
+        path = Path(self._files[which])
+        key = f"{path}:{number}"
         try:
-            with Path(self.path).open("rb") as file:
+            with path.open("rb") as file:
                 line = os.pread(file.fileno(), length, start)
         except OSError as error:
             raise BadSample("unreadable", f"{key}: {error.strerror}") from error
@@ -215,7 +227,7 @@ class JsonLines:
             raise BadSample("not json", str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
-        image = Path(self.images or Path(self.path).parent) / record["image"]
+        image = Path(self.images or path.parent) / record["image"]
         return Sample(image=image, key=key, image_id=str(image), **texts_of(record))
 
 
@@ -262,6 +274,8 @@ class Folder:
         image = self._files[index]
         try:
             captions = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        except FileNotFoundError:  # an image without captions, which only training has no use for
+            captions = []
         except OSError as error:
             raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
         return Sample(image=image, key=str(image), image_id=str(image), captions=captions)

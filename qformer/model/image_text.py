@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qformer import distributed, losses
 from qformer.config import LossConfig
-from qformer.model.decoding import beam_search
+from qformer.model.decoding import beam_search, sample
 from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded, FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
@@ -244,6 +244,33 @@ class ImageTextModel(nn.Module):
         end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
         ids = beam_search(step, start, end, pad, beams=beams, max_length=max_length, min_length=min_length)
         return ids if return_ids else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def sample_captions(
+        self, tiles: Tiles, draws: Tensor, top_p: float = 0.9, max_length: int = 30, min_length: int = 0
+    ) -> list[str]:
+        """What the Q-Former says of B images by nucleus sampling, n times each.
+
+        Args:
+            draws: float[B * n, max_length - 1], a number in [0, 1) for each token: those of one image stand together.
+            max_length, min_length: tokens, `[DEC]` counted.
+
+        Returns:
+            B * n captions, those of one image together.
+        """
+        rows = torch.arange(len(tiles), device=self.device).repeat_interleave(len(draws) // len(tiles))
+        cache = self.qformer.start_text(self.encode_images(tiles)).select(rows)
+
+        def step(texts: Tensor) -> Tensor:
+            nonlocal cache
+            logits, cache = self.qformer.next_token(texts[:, -1], cache)
+            return logits.float()
+
+        start = torch.full((len(rows), 1), self.tokenizer.bos_token_id, device=self.device)
+        end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
+        lengths = {"max_length": max_length, "min_length": min_length}
+        ids = sample(step, start, end, pad, draws.to(self.device), top_p=top_p, **lengths)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _keys_values(self, encoded: Encoded) -> tuple[KeyValues, KeyValues]:
         """Keys and values per tile and per image; the same object where every image is one tile."""

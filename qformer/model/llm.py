@@ -148,7 +148,12 @@ class LanguageModel(nn.Module, ABC):
     def _search(self, inputs: dict[str, Tensor], config: GenerateConfig, prompt: Tensor | int = 0) -> Tensor:
         """Ids of `generate`. Beams are compared as in the original, where `prompt` tokens count beside the new ones."""
         search = None if config.num_beams == 1 or config.do_sample else search_as_original(prompt)
-        return self.model.generate(**inputs, generation_config=config.to_transformers(), custom_generate=search)
+        return self.model.generate(
+            **inputs,
+            generation_config=config.to_transformers(),
+            custom_generate=search,
+            logits_processor=config.processors(),
+        )
 
     def decode(self, ids: Tensor) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""

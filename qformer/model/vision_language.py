@@ -82,7 +82,8 @@ class VisionLanguageModel(nn.Module):
         Args:
             prompt: one for all images, one per image, or None for the prompt of training.
             return_ids: give the new tokens, long[B, new], instead of strings.
-            options: fields of `GenerateConfig`; the defaults are the paper's for captions.
+            options: fields of `GenerateConfig`; the defaults are the paper's for captions. With `num_return_sequences`
+                the texts of an image come one after the other.
 
         Raises:
             UsageError: another number of prompts than of images, or an unknown option.
