@@ -167,7 +167,7 @@ def read(path: str | Path) -> Checkpoint:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
-    return Checkpoint(folder, read_config(folder), tensors, meta)
+    return Checkpoint(folder, _with_own_towers(load_config(folder / CONFIG), folder), tensors, meta)
 
 
 def read_config(path: str | Path) -> Config:
