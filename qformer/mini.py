@@ -260,7 +260,7 @@ def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> T5F
 
 
 def _slopes(heads: int, sizes: T5Config) -> Tensor:
-    """Biases of T5's buckets of distance, float[buckets, heads]: first what stands before (and 0), then what follows."""
+    """Biases of T5's buckets of distance, float[buckets, heads]: what stands before (and 0), then what follows."""
     half = sizes.relative_attention_num_buckets // 2
     near = half // 2  # exact distances; the others grow by a constant factor
     factor = (sizes.relative_attention_max_distance / near) ** (1 / (half - near))
