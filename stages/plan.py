@@ -1,7 +1,8 @@
 """`qformer plan`: will it fit, how long, how much traffic - before anything is downloaded.
 
-The real model of a configuration runs one step on tensors without numbers (`qformer/model/outline.py`), whose memory
-and FLOPs are counted (`stages/ledger.py`). Texts are as long as they may be, pictures have 640 x 480 pixels.
+The real model of a configuration makes one step (`stages/rehearsal.py`) of tensors without numbers
+(`qformer/model/outline.py`), whose memory and FLOPs are counted (`stages/ledger.py`). Texts are as long as they may be,
+pictures have 640 x 480 pixels.
 """
 
 from __future__ import annotations
@@ -9,38 +10,31 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
 
-from qformer import checkpoint, resolution
-from qformer.data import sources
-from qformer.model.image_text import ImageTextModel
-from qformer.model.outline import outline, words
-from qformer.resolution.base import cut_all
-from qformer.types import Batch, Tiles, Tokens, UsageError
+from qformer import checkpoint
+from qformer.data import counting
+from qformer.model.outline import outline
+from qformer.types import UsageError
 from stages import hardware
-from stages.ledger import Step, part_of, run_step
-from stages.loop import console
+from stages.ledger import part_of
+from stages.rehearsal import Subject, polynomial
+from stages.resume import console
 from stages.stage2 import inherit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from qformer.config import Config
     from qformer.model.loading import Bridge
-    from qformer.vision.base import VisionEncoder
+    from stages.ledger import Step
 
 MOST = 4096  # samples per process; no larger batch is looked for
-PICTURE = (3, 480, 640)
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
-OTHERS = "other processes"
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -58,10 +52,11 @@ class Forecast:
         peak: with what a process holds beside its tensors.
         fits: whether `peak` is within `limit`.
         largest_batch: per process; 0 where not even one sample fits.
-        instead: where the batch does not fit, `data.batch` and `train.accumulate` that see as many samples in a step.
+        instead: where the batch does not fit, settings that do and see as many samples in a step: `train.chunk`, or
+            `data.batch` and `train.accumulate`.
         flops: of one image: `forward` and `backward`, by part.
         images_per_second, days: of all processes together, at `efficiency`; None without a peak of the device.
-        traffic: bytes that one process sends in a step.
+        traffic: bytes that one process sends in a step, and receives.
         store: bytes of the image encoder's tokens of one image, and of all images if the data are here.
         notes: what was assumed.
     """
@@ -92,74 +87,6 @@ class Forecast:
     notes: list[str]
 
 
-@dataclass
-class Subject:
-    """An outlined model, and what is asked of it."""
-
-    config: Config
-    model: Bridge
-    mode: FakeTensorMode
-    device: str
-    gpus: int
-
-    @property
-    def encoder(self) -> VisionEncoder:
-        return self.model.frontend.encoder
-
-    @property
-    def trained(self) -> int:
-        """Parameters that learn."""
-        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def step(self, count: int) -> Step:
-        """One step of `count` samples."""
-        return run_step(self.model, self.batch(count), self.config.train, self.device)
-
-    def batch(self, count: int) -> Batch:
-        """So many samples, of texts as long as may be."""
-        strategy = resolution.build(self.config.resolution.name, **self.config.resolution.options)
-        cut = cut_all([torch.zeros(PICTURE, dtype=torch.uint8)], strategy)
-        pixels: list[Tensor] = [self.mode.from_tensor(tile) for tile in cut.pixels]
-        tiles = Tiles(pixels * count, cut.plans * count)
-        if self.config.llm is not None and self.config.stage == "stage2":
-            return Batch(tiles, [words(self.config.llm.max_tokens)] * count)
-        shape = count, self.config.text.max_tokens
-        return Batch(tiles, Tokens(torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)))
-
-    def others(self, count: int) -> Counter[tuple[str, str]]:
-        """What more a process holds because there are others: reducer, their embeddings, drawn images."""
-        held: Counter[tuple[str, str]] = Counter()
-        if self.gpus > 1:
-            held["temporary", OTHERS] = 4 * self.trained
-            held["forward", OTHERS] = sum(self.exchanged(count).values())
-            if isinstance(self.model, ImageTextModel):  # both ways, the similarities and what their maximum keeps
-                held["forward", OTHERS] += 3 * (self.gpus - 1) * count**2 * 4 * self.model.qformer.config.queries
-        return held
-
-    def exchanged(self, count: int) -> dict[str, int]:
-        """Bytes that a process receives in one batch of stage one: for ITC from all, for ITM of the images it drew."""
-        if not isinstance(self.model, ImageTextModel) or self.gpus == 1:
-            return {}
-        row = 4 * self.config.loss.embed_width * (self.model.qformer.config.queries + 1)
-        text = 9 * self.config.text.max_tokens
-        drawn = count * (self.gpus - 1) // self.gpus
-        return {
-            "ITC: embeddings of all": (self.gpus - 1) * count * row,
-            "ITM: texts of all": (self.gpus - 1) * count * text,
-            "ITM: tokens of drawn images": drawn * 4 * self.tokens() * self.encoder.width,
-        }
-
-    def tokens(self) -> int:
-        """Tokens that the image encoder makes of one image."""
-        tiles = self.batch(1).tiles.pixels
-        return sum(self.encoder.extra + math.prod(self.encoder.grid(tile.shape[2], tile.shape[1])) for tile in tiles)
-
-    def peak(self, count: int) -> int:
-        """Bytes of a process, all counted."""
-        tensors = _tensors(self.step(count), self.others(count))
-        return tensors + hardware.reserve(self.device, tensors)
-
-
 def plan(
     config: Config,
     gpu: str = "A100-80GB",
@@ -182,14 +109,12 @@ def plan(
     config, notes = _with_bridge(config)
     kind = "cpu" if gpu == hardware.CPU else "cuda"
     subject = Subject(config, *outline(config, kind), kind, gpus)
-    step, others = subject.step(config.data.batch), subject.others(config.data.batch)
-    tensors = _tensors(step, others)
-    peak = tensors + hardware.reserve(kind, tensors)
+    step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
     samples = config.data.batch * config.train.accumulate * gpus
     seconds = _seconds(step, config.data.batch, device, efficiency)
     speed = None if seconds is None else gpus / seconds
-    images, unread = _images(config)
-    largest = _largest(subject, config.data.batch, peak, limit)
+    images, uncounted = counting.count(config.data.train.name, config.data.train.options)
+    largest = _largest(subject, config.data.batch, limit)
     return Forecast(
         stage=config.stage,
         gpu=gpu,
@@ -201,20 +126,20 @@ def plan(
         steps=config.train.steps,
         parameters=_parameters(subject.model),
         weights=_weights(subject.model),
-        memory=_memory(step.held + others),
-        tensors=tensors,
+        memory=_memory(step.held),
+        tensors=step.peak,
         peak=peak,
         limit=limit,
         fits=peak <= limit,
         largest_batch=largest,
-        instead={} if peak <= limit or not largest else _instead(subject, limit),
+        instead={} if peak <= limit else _instead(subject, limit, largest),
         flops=_flops(step, config.data.batch),
         images_per_second=speed,
         days=None if speed is None else config.train.steps * samples / speed / 86400,
-        traffic=_traffic(subject),
+        traffic=_traffic(subject, step.received),
         store=_store(subject, images),
         images=images,
-        notes=notes + unread,
+        notes=notes + uncounted,
     )
 
 
@@ -227,10 +152,6 @@ def _with_bridge(config: Config) -> tuple[Config, list[str]]:
     except UsageError:
         return config, [f"init '{config.init}' is not here: the bridge is taken to be as this configuration says"]
     return inherit(config, start), []
-
-
-def _tensors(step: Step, others: Counter[tuple[str, str]]) -> int:
-    return step.peak + sum(others.values())
 
 
 def _memory(held: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
@@ -273,14 +194,13 @@ def _seconds(step: Step, count: int, device: hardware.Device, efficiency: float)
     return total
 
 
-def _traffic(subject: Subject) -> dict[str, int]:
-    """Bytes a process sends per step; a ring passes all-reduced data around twice, gathered data once."""
+def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
+    """Bytes a process sends per step; a ring passes averaged gradients around twice, everything else travels once."""
     if subject.gpus == 1:
         return {}
-    batches, count = subject.config.train.accumulate, subject.config.data.batch
-    return {"gradients": 2 * (subject.gpus - 1) * 4 * subject.trained // subject.gpus} | {
-        name: batches * size for name, size in subject.exchanged(count).items()
-    }
+    around = 2 * (subject.gpus - 1) * 4 * subject.trained // subject.gpus
+    batches = subject.config.train.accumulate
+    return {"gradients of weights": around} | {what: batches * size for what, size in received.items() if size}
 
 
 def _store(subject: Subject, images: int | None) -> dict[str, int]:
@@ -290,37 +210,44 @@ def _store(subject: Subject, images: int | None) -> dict[str, int]:
     return each | {f"{name}, all": size * images for name, size in each.items() if images is not None}
 
 
-def _images(config: Config) -> tuple[int | None, list[str]]:
-    """How many samples the training data have, if they are here."""
-    if "path" in config.data.train.options and not Path(str(config.data.train.options["path"])).exists():
-        return None, [f"data '{config.data.train.options['path']}' are not here: their number is not known"]
-    return len(sources.build(config.data.train.name, **config.data.train.options)), []
-
-
-def _largest(subject: Subject, count: int, peak: int, limit: int) -> int:
-    """The largest batch that fits. Memory grows nearly in a line; the line is corrected until two neighbours agree."""
-    known = {count: peak}
-    guess = max(count // 2, 1) if count > 1 else 2
+def _largest(subject: Subject, count: int, limit: int) -> int:
+    """The largest batch that fits: a polynomial through what is known says where it may be, until that is right."""
+    known = {size: subject.peak(size) for size in {count, max(count // 2, 1)}}
     while True:
-        known[guess] = subject.peak(guess)
         fits = max([size for size, needed in known.items() if needed <= limit], default=0)
         over = min([size for size, needed in known.items() if needed > limit], default=MOST + 1)
         if over - fits <= 1 or fits >= MOST:
-            return fits
-        (a, at_a), (b, at_b) = sorted(known.items(), key=lambda pair: abs(pair[1] - limit))[:2]
-        slope = max((at_b - at_a) / (b - a), 1.0)
-        guess = min(max(int(a + (limit - at_a) // slope), fits + 1), over - 1)
+            return min(fits, MOST)
+        near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
+        guess = max(_last_below(near, [known[size] for size in near], limit, fits, over), 1)
+        if guess in known:  # it fits, and the next one should not
+            guess += 1
+        known[guess] = subject.peak(guess)
 
 
-def _instead(subject: Subject, limit: int) -> dict[str, int]:
-    """The fewest batches of a step that fit; from the second on the gradients of the first are there."""
+def _last_below(sizes: list[int], needs: list[int], limit: int, fits: int, over: int) -> int:
+    """The last size from `fits` to before `over` for which the curve through these points stays within `limit`."""
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        fits, over = (middle, over) if polynomial(sizes, needs, middle) <= limit else (fits, middle)
+    return fits
+
+
+def _instead(subject: Subject, limit: int, largest: int) -> dict[str, int]:
+    """What sees as many samples in a step and fits: stage one in chunks, else more and smaller batches."""
     config = subject.config
-    train = config.train.model_copy(update={"accumulate": 2 * config.train.accumulate})
-    slower = replace(subject, config=config.model_copy(update={"train": train}))
-    largest = _largest(slower, config.data.batch, slower.peak(config.data.batch), limit)
-    if not largest:
+    chunk = min(config.train.chunk or config.data.batch, max(largest, 1)) // 2 if config.stage == "stage1" else 0
+    while chunk:
+        chunk = 1 << (chunk.bit_length() - 1)
+        if subject.with_train(chunk=chunk).peak(config.data.batch) <= limit:
+            return {"train.chunk": chunk}
+        chunk //= 4
+    # From the second batch of a step on the gradients of the first are there.
+    slower = subject.with_train(accumulate=2 * config.train.accumulate)
+    size = _largest(slower, config.data.batch, limit) if largest else 0
+    if not size:
         return {}
-    parts = math.ceil(config.data.batch / largest)
+    parts = math.ceil(config.data.batch / size)
     return {"data.batch": math.ceil(config.data.batch / parts), "train.accumulate": parts * config.train.accumulate}
 
 
