@@ -52,7 +52,7 @@ def small(space: Path, **changes: Any) -> Config:
             "hidden_size": 128,
             "heads": 4,
             "intermediate_size": 512,
-            "layers": 4,
+            "layers": 2,
         },
         "data": {"batch": 24},
     }
