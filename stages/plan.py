@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from qformer import checkpoint
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 MOST = 4096  # samples per process; no larger batch is looked for
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
+WORTH_A_WORD = 5_000_000  # bytes, of a part stored in a dtype
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -114,7 +117,9 @@ def plan(
     seconds = _seconds(step, config.data.batch, device, efficiency)
     speed = None if seconds is None else gpus / seconds
     images, uncounted = counting.count(config.data.train.name, config.data.train.options)
-    largest = _largest(subject, config.data.batch, limit)
+    with console.status("looking for the largest batch that fits"):
+        largest = _largest(subject, config.data.batch, limit)
+        instead = {} if peak <= limit else _instead(subject, limit, largest)
     return Forecast(
         stage=config.stage,
         gpu=gpu,
@@ -132,7 +137,7 @@ def plan(
         limit=limit,
         fits=peak <= limit,
         largest_batch=largest,
-        instead={} if peak <= limit else _instead(subject, limit, largest),
+        instead=instead,
         flops=_flops(step, config.data.batch),
         images_per_second=speed,
         days=None if speed is None else config.train.steps * samples / speed / 86400,
@@ -256,24 +261,29 @@ def show(forecast: Forecast, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(asdict(forecast), indent=1))
         return
-    memory = Table(
-        "GB of one process",
-        *MEMORY,
-        "sum",
-        title=f"{forecast.stage}, batch {forecast.batch} per process, when most is held",
-    )
+    title = f"{forecast.stage}, batch {forecast.batch} per process: GB when most is held"
+    memory = _table(title, "", *MEMORY, "sum")
     for part, row in forecast.memory.items():
         memory.add_row(part, *(_gb(row.get(column, 0)) for column in MEMORY), _gb(sum(row.values())))
     memory.add_row("beside tensors", *[""] * len(MEMORY), _gb(forecast.peak - forecast.tensors))
     console.print(memory)
-    parts = Table("part", "trained", "frozen", "stored as", "forward", "backward", title="parameters; GFLOP per image")
+    parts = _table("parameters, GB stored, GFLOP per image", "", "trained", "frozen", "stored", "forward", "backward")
     for part, count in forecast.parameters.items():
-        stored = ", ".join(f"{_gb(size)} GB {dtype}" for dtype, size in forecast.weights[part].items())
+        kept = forecast.weights[part].items()
+        stored = ", ".join(f"{_gb(size)} {dtype}" for dtype, size in kept if size >= WORTH_A_WORD or len(kept) == 1)
         flops = (f"{forecast.flops[phase].get(part, 0) / 1e9:,.1f}" for phase in ("forward", "backward"))
         parts.add_row(part, *(f"{count[kind] / 1e6:,.1f} M" for kind in ("trained", "frozen")), stored, *flops)
     console.print(parts)
     for line in _lines(forecast):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """Narrow enough for a terminal of 80 columns."""
+    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _lines(forecast: Forecast) -> Iterator[str]:
@@ -284,28 +294,28 @@ def _lines(forecast: Forecast) -> Iterator[str]:
             f"{forecast.precision} at {forecast.efficiency:.0%} of their peak; {forecast.steps:,} steps of "
             f"{forecast.samples_per_step:,} take {forecast.days:,.2f} days"
         )
-    for name, size in forecast.traffic.items():
-        yield f"sent by a process in a step, {name}: {size / 1e6:,.1f} MB"
-    for name, size in forecast.store.items():
-        amount = f"{size / 1e9:,.1f} GB" if name.endswith("all") else f"{size / 1e3:,.0f} kB an image"
-        yield f"stored tokens of the image encoder, {name}: {amount}"
+    if forecast.traffic:
+        parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in forecast.traffic.items())
+        yield f"MB that a process sends in a step, and receives: {parts}"
+    each = ", ".join(f"{size / 1e3:,.0f} kB in {name}" for name, size in forecast.store.items() if "all" not in name)
+    whole = ", ".join(f"{size / 1e9:,.1f} GB in {name}" for name, size in forecast.store.items() if "all" in name)
+    yield f"tokens of the image encoder, if they were stored: {each} per image{f'; {whole}' if whole else ''}"
     for note in forecast.notes:
-        yield f"note: {note}"
-    needed = f"{_gb(forecast.peak)} of {_gb(forecast.limit)} GB"
+        yield f"note: {escape(note)}"
+    needed = f"{_gb(forecast.peak)} GB are needed, {_gb(forecast.limit)} are there"
     if forecast.fits:
-        yield f"[green]fits[/green]: {needed}; the largest batch that fits is {_at_most(forecast.largest_batch)}"
-    elif forecast.largest_batch:
-        yield f"[red]does not fit[/red]: {needed}; the largest batch that fits is {forecast.largest_batch}"
-        if forecast.instead:
-            overrides = " ".join(f"{key}={value}" for key, value in forecast.instead.items())
-            fewer = "; ITC and hard negatives then see fewer" if forecast.stage == "stage1" else ""
-            yield f"as many samples in a step: {overrides}{fewer}"
+        largest = f"{MOST} or more" if forecast.largest_batch >= MOST else str(forecast.largest_batch)
+        yield f"[bold green]fits[/]: {needed}; the largest data.batch that fits is {largest}"
+    elif not forecast.largest_batch:
+        yield f"[bold red]does not fit[/]: {needed}, nor does a batch of one; take smaller towers or a larger GPU"
     else:
-        yield f"[red]does not fit[/red]: {needed}, nor does a batch of one; take smaller towers or a larger GPU"
-
-
-def _at_most(batch: int) -> str:
-    return f"{MOST} or more" if batch >= MOST else str(batch)
+        yield f"[bold red]does not fit[/]: {needed}; the largest data.batch that fits is {forecast.largest_batch}"
+    if forecast.instead:
+        overrides = " ".join(f"{key}={value}" for key, value in forecast.instead.items())
+        fewer = forecast.stage == "stage1" and "train.chunk" not in forecast.instead
+        yield f"what fits, with as many samples in a step: {overrides}" + (
+            "; ITC and hard negatives then see fewer at once" if fewer else ""
+        )
 
 
 def _gb(size: float) -> str:

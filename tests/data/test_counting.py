@@ -71,7 +71,11 @@ def test_data_sets_that_are_here(tmp_path: Path) -> None:
         ("coco", {"path": "no.json", "images": "no"}, "no file at 'no.json'"),
         ("karpathy", {"path": "no.json", "images": "no"}, "no file at 'no.json'"),
         ("visual_genome", {"path": "no.json", "images": "no"}, "no file at 'no.json'"),
-        ("mix", {"sources": [{"name": "jsonl", "path": "no.jsonl"}]}, "data.train.sources.0 is not counted: data: no file"),
+        (
+            "mix",
+            {"sources": [{"name": "jsonl", "path": "no.jsonl"}]},
+            "data.train.sources.0 is not counted: data: no file",
+        ),
         ("mix", {"sources": ["jsonl"]}, "is 'jsonl'; give a source"),
         ("mine:Source", {}, "'mine:Source' is a class of your own"),
     ],

@@ -323,7 +323,7 @@ def test_the_command(space: Path, run: Callable[..., tuple[int, str, str]]) -> N
     code, out, _ = run("plan", "c.yaml", "--gpu", "T4", "--memory", "0.62GB")
     assert code == 0
     assert "does not fit: " in out
-    assert "train.accumulate=" in out
+    assert "train.chunk=" in out
     assert "images/s on 1 x T4" in out
     code, out, _ = run("plan", "c.yaml", "--memory", "0.1GB")
     assert "nor does a batch of one" in out
