@@ -225,8 +225,8 @@ def _largest(subject: Subject, count: int, limit: int) -> int:
             return min(fits, MOST)
         near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
         guess = max(_last_below(near, [known[size] for size in near], limit, fits, over), 1)
-        if guess in known:  # it fits, and the next one should not
-            guess += 1
+        if guess == fits:  # and the next one would not
+            return fits
         known[guess] = subject.peak(guess)
 
 
