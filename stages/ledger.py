@@ -55,7 +55,7 @@ PARTS = {
     "itm_head": "Q-Former",
     "temp": "Q-Former",
 }
-OUTSIDE = "inputs, pairs, losses"
+OUTSIDE = "pairs and losses"
 #: Functions that CUDA's autocast computes in single precision and the CPU's does not.
 SINGLE = {torch.layer_norm, F.layer_norm, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax, F.normalize}
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich import box
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
@@ -60,7 +61,8 @@ class Forecast:
         flops: of one image: `forward` and `backward`, by part.
         images_per_second, days: of all processes together, at `efficiency`; None without a peak of the device.
         traffic: bytes that one process sends in a step, and receives.
-        store: bytes of the image encoder's tokens of one image, and of all images if the data are here.
+        store: bytes of the image encoder's tokens of one image.
+        images: how many there are, if they can be counted at once.
         notes: what was assumed.
     """
 
@@ -142,7 +144,7 @@ def plan(
         images_per_second=speed,
         days=None if speed is None else config.train.steps * samples / speed / 86400,
         traffic=_traffic(subject, step.received),
-        store=_store(subject, images),
+        store=_store(subject),
         images=images,
         notes=notes + uncounted,
     )
@@ -208,11 +210,10 @@ def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
     return {"gradients of weights": around} | {what: batches * size for what, size in received.items() if size}
 
 
-def _store(subject: Subject, images: int | None) -> dict[str, int]:
-    """Tokens in fp16, or in int8 with a scale in fp16 for each token."""
+def _store(subject: Subject) -> dict[str, int]:
+    """Tokens of an image in fp16, or in int8 with a scale in fp16 for each token."""
     tokens, width = subject.tokens(), subject.encoder.width
-    each = {"fp16": 2 * tokens * width, "int8": tokens * (width + 2)}
-    return each | {f"{name}, all": size * images for name, size in each.items() if images is not None}
+    return {"fp16": 2 * tokens * width, "int8": tokens * (width + 2)}
 
 
 def _largest(subject: Subject, count: int, limit: int) -> int:
@@ -297,9 +298,10 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     if forecast.traffic:
         parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in forecast.traffic.items())
         yield f"MB that a process sends in a step, and receives: {parts}"
-    each = ", ".join(f"{size / 1e3:,.0f} kB in {name}" for name, size in forecast.store.items() if "all" not in name)
-    whole = ", ".join(f"{size / 1e9:,.1f} GB in {name}" for name, size in forecast.store.items() if "all" in name)
-    yield f"tokens of the image encoder, if they were stored: {each} per image{f'; {whole}' if whole else ''}"
+    stored = f"stored tokens of the image encoder: {_of_images(forecast.store, 1)} per image"
+    if forecast.images is not None:
+        stored += f"; {_of_images(forecast.store, forecast.images)} for all {forecast.images:,}"
+    yield stored
     for note in forecast.notes:
         yield f"note: {escape(note)}"
     needed = f"{_gb(forecast.peak)} GB are needed, {_gb(forecast.limit)} are there"
@@ -316,6 +318,10 @@ def _lines(forecast: Forecast) -> Iterator[str]:
         yield f"what fits, with as many samples in a step: {overrides}" + (
             "; ITC and hard negatives then see fewer at once" if fewer else ""
         )
+
+
+def _of_images(store: dict[str, int], count: int) -> str:
+    return ", ".join(f"{decimal(count * size)} in {name}" for name, size in store.items())
 
 
 def _gb(size: float) -> str:

@@ -252,7 +252,7 @@ def test_store_and_number_of_images(space: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(planning, "_largest", lambda *_: 1)
     forecast = plan(small(space), "T4")
     assert forecast.images == 8  # of the split
-    assert forecast.store == {"fp16": 2 * 17 * 64, "int8": 17 * 66, "fp16, all": 16 * 17 * 64, "int8, all": 8 * 17 * 66}
+    assert forecast.store == {"fp16": 2 * 17 * 64, "int8": 17 * 66}
 
 
 def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
