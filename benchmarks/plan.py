@@ -104,7 +104,8 @@ def train(path: str, profiled: bool) -> dict[str, int]:
 def measure(path: Path) -> dict[str, Any]:
     """The plan of one file, and what two runs of it took."""
     from qformer.config import load_config
-    from stages.plan import plan
+    from qformer.model.outline import outline
+    from stages.rehearsal import Subject
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -114,18 +115,16 @@ def measure(path: Path) -> dict[str, Any]:
         values["train"] |= {"steps": STEPS, "warmup": 1, "save_every": 0}
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(values))
-        planned = plan(load_config(config), "cpu")
+        settings = load_config(config)
+        subject = Subject(settings, *outline(settings, "cpu"), "cpu", 1)
+        planned = {"resident": subject.peak(settings.data.batch), "tensors": subject.step(settings.data.batch).peak}
         found: dict[str, int] = {}
         for kind in ("resident", "tensors"):
             command = [sys.executable, __file__, "--child", kind, str(config)]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             found |= json.loads(done.stdout.splitlines()[-1])
             subprocess.run(["rm", "-r", str(folder / "run")], check=True)
-    return {
-        "config": path.name,
-        "resident": {"planned": planned.peak, "measured": found["resident"]},
-        "tensors": {"planned": planned.tensors, "measured": found["tensors"]},
-    }
+    return {"config": path.name} | {kind: {"planned": planned[kind], "measured": found[kind]} for kind in found}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ nothing. So no formula can drift away from the code. `AsOnGPU` makes the operati
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,13 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from qformer import distributed
+from qformer.model.chunked import chunked_step
+from qformer.model.image_text import ImageTextModel
 from qformer.vision import layers
 from stages.optim import adamw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from qformer.config import TrainConfig
+    from qformer.model.loading import Bridge
     from qformer.types import Batch
 
 aten = torch.ops.aten
@@ -49,7 +55,7 @@ PARTS = {
     "itm_head": "Q-Former",
     "temp": "Q-Former",
 }
-OUTSIDE = "inputs, pairs, losses"
+OUTSIDE = "pairs and losses"
 #: Functions that CUDA's autocast computes in single precision and the CPU's does not.
 SINGLE = {torch.layer_norm, F.layer_norm, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax, F.normalize}
 
@@ -64,25 +70,40 @@ class Step:
     """One optimizer step of one process, after the first.
 
     Attributes:
-        peak: bytes when there are most, weights included.
-        held: what they are at that moment: (kind, part) -> bytes.
+        moments: what is held when there is most, weights included, in each section of the step: (kind, part) -> bytes.
+            A step has one section, in chunks each pass over them is one.
         flops: (phase, part, dtype) -> FLOPs of one batch.
     """
 
-    peak: int
-    held: Counter[tuple[str, str]]
+    moments: dict[str, Counter[tuple[str, str]]]
     flops: Counter[tuple[str, str, torch.dtype]]
+
+    @property
+    def held(self) -> Counter[tuple[str, str]]:
+        """At the moment of the step when there is most."""
+        return max(self.moments.values(), key=lambda held: sum(held.values()))
+
+    @property
+    def peak(self) -> int:
+        return sum(self.held.values())
 
 
 @dataclass
 class Ledger(TorchDispatchMode):
-    """Books of live bytes, and of FLOPs, by part of the model and phase of the step."""
+    """Books of live bytes, and of FLOPs, by part of the model and phase of the step.
+
+    Attributes:
+        phase: outside of backward passes. moment: section of the step, of which each has a peak of its own.
+        parts: those whose modules are running. saved_by: that which made what the backward pass now reads.
+    """
 
     phase: str = "forward"
+    moment: str = "step"
     parts: list[str] = field(default_factory=lambda: [OUTSIDE])
+    saved_by: str = OUTSIDE
     held: Counter[tuple[str, str]] = field(default_factory=Counter)
-    peak: int = 0
-    at_peak: Counter[tuple[str, str]] = field(default_factory=Counter)
+    peaks: Counter[str] = field(default_factory=Counter)
+    moments: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
     flops: Counter[tuple[str, str, torch.dtype]] = field(default_factory=Counter)
     total: int = 0
     _live: dict[int, tuple[tuple[str, str], int]] = field(default_factory=dict)
@@ -99,21 +120,35 @@ class Ledger(TorchDispatchMode):
         count = FLOPS.get(func._overloadpacket)
         if count is not None:
             dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            self.flops[self.phase, self.parts[-1], dtype] += count(*args, **kwargs, out_val=out)
+            self.flops[*self.now(), dtype] += count(*args, **kwargs, out_val=out)
         return out
+
+    def now(self) -> tuple[str, str]:
+        """Phase and part of what is computed at this moment."""
+        if torch._C._current_graph_task_id() >= 0:
+            return "backward", self.saved_by
+        return self.phase, self.parts[-1]
+
+    def begin(self, moment: str) -> None:
+        """The next section of the step; one of the same name goes on."""
+        self.moment = moment
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        if self.total > self.peaks[self.moment]:
+            self.peaks[self.moment], self.moments[self.moment] = self.total, self.held.copy()
 
     def book(self, tensor: Tensor, kind: str | None = None, part: str | None = None) -> None:
         """Enter the storage of a tensor, if it is new; with a `kind` and a `part`, move it there."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._live:
-            entry = (kind or self.phase, part or self.parts[-1])
+            entry = self.now() if kind is None or part is None else (kind, part)
             self._live[key] = entry, storage.nbytes()
             weakref.finalize(storage, self._free, key).atexit = False
             self.held[entry] += storage.nbytes()
             self.total += storage.nbytes()
-            if self.total > self.peak:
-                self.peak, self.at_peak = self.total, self.held.copy()
+            self._note_peak()
         elif kind is not None and part is not None:
             entry, size = self._live[key]
             self.held[entry] -= size
@@ -130,10 +165,10 @@ class Ledger(TorchDispatchMode):
         """Know which part runs: modules say so in the forward pass, the tensors they saved in the backward pass."""
 
         def pack(tensor: Tensor) -> tuple[str, Tensor]:
-            return self.parts[-1], tensor
+            return self.now()[1], tensor
 
         def unpack(saved: tuple[str, Tensor]) -> Tensor:
-            self.parts[-1] = saved[0]
+            self.saved_by = saved[0]
             return saved[1]
 
         hooks = []
@@ -194,7 +229,7 @@ def _attention(
     return mixed[0]
 
 
-def run_step(model: nn.Module, batch: Batch, train: TrainConfig, device: str) -> Step:
+def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> Step:
     """Run the second optimizer step of a run, in which AdamW has its state, over up to two of its batches.
 
     Args:
@@ -207,7 +242,6 @@ def run_step(model: nn.Module, batch: Batch, train: TrainConfig, device: str) ->
     for group in optimizer.param_groups:
         group["foreach"] = device == "cuda"  # PyTorch's choice there
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
     batches = min(train.accumulate, 2)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -218,18 +252,59 @@ def run_step(model: nn.Module, batch: Batch, train: TrainConfig, device: str) ->
             stack.enter_context(AsOnGPU())
         stack.enter_context(ledger)
         _first_update(model, optimizer, ledger)
+        buckets = _buckets(model, train, ledger)
         for _ in range(batches):
-            ledger.phase, ledger.parts = "forward", [OUTSIDE]
-            with torch.autocast("cpu", dtype) if dtype else nullcontext():
-                losses = model(batch)
-            ledger.phase = "backward"
-            (losses["loss"] / train.accumulate).backward()
-        ledger.phase, ledger.parts = "update", [OUTSIDE]
+            ledger.phase = "forward"
+            _backward(model, batch, train, ledger)
+        ledger.phase = "update"
+        ledger.begin("update")
         if train.clip:
             nn.utils.clip_grad_norm_(parameters, train.clip)
         optimizer.step()
+        model.zero_grad()
+        del buckets
     flops = Counter({key: count // batches for key, count in ledger.flops.items()})
-    return Step(ledger.peak, +ledger.at_peak, flops)
+    return Step({moment: +held for moment, held in ledger.moments.items()}, flops)
+
+
+def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -> None:
+    """The forward and backward passes of one batch, as `stages.loop` has them."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype) if dtype else nullcontext()
+
+    if not train.chunk:
+        with autocast():
+            losses = model(batch)
+        (losses["loss"] / train.accumulate).backward()
+        return
+    number = math.ceil(len(batch) / train.chunk)
+    order = ["embeddings"] * number + ["ITC"] * number + ["drawing"] + ["chunks"] * number + ["image encoder"] * number
+    passes = iter(order)
+
+    def forward() -> AbstractContextManager[Any]:
+        ledger.begin(next(passes))
+        return autocast()
+
+    assert isinstance(model, ImageTextModel)
+    chunked_step(model, batch, train.chunk, lambda loss: loss / train.accumulate, forward)
+
+
+def _buckets(model: nn.Module, train: TrainConfig, ledger: Ledger) -> list[Tensor]:
+    """Of several processes: what data-parallel training holds all the time, and where its gradients are.
+
+    Chunks go past it, and their gradients are beside the buckets.
+    """
+    if distributed.world() == 1:
+        return []
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    buckets = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    for name, bucket in buckets.items():
+        ledger.book(bucket, "gradients", part_of(name))
+        if not train.chunk:
+            trained[name].grad = bucket
+    return list(buckets.values())
 
 
 def _first_update(model: nn.Module, optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
