@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qformer import lookup
+from qformer.packing import Packing
 from qformer.types import UsageError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -167,12 +168,28 @@ class BackboneConfig(Section):
         return self
 
 
+class FeaturesConfig(Section):
+    """A store of the frozen image encoder's tokens, filled before training, which then reads them instead of images.
+
+    Attributes:
+        path: folder of the store.
+        crops: random crops (and mirrors) stored of each image, of which each visit draws one.
+        dtype: of the stored tokens; int8 has a scale for each token.
+    """
+
+    path: str
+    crops: Positive = 1
+    dtype: Packing = "fp16"
+
+
 class DataConfig(Section):
     """Where samples come from and what is done to them.
 
     Attributes:
         train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
             optional.
+        features: folder of a store of image tokens, or `path`, `crops` and `dtype` of one; training reads images itself
+            by default.
         batch: B, samples of one step of one process (before accumulation).
         workers: processes that decode images; 0 decodes in the training process.
         crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
@@ -183,6 +200,7 @@ class DataConfig(Section):
 
     train: Choice
     validation: Choice | None = None
+    features: FeaturesConfig | None = None
     batch: Positive = 64
     workers: Count = 0
     crop: tuple[Fraction, Fraction] = (0.5, 1.0)
@@ -190,11 +208,21 @@ class DataConfig(Section):
     max_bad: Fraction = 0.2
     validation_size: Positive = 500
 
+    @field_validator("features", mode="before")
+    @classmethod
+    def _folder_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _crop_range(self) -> Self:
         if not 0 < self.crop[0] <= self.crop[1]:
             raise ValueError(
                 f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
+            )
+        if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
+            raise ValueError(
+                f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
+                "all would be the same; leave crops out"
             )
         return self
 
@@ -278,6 +306,9 @@ class Config(Section):
                 f"train.chunk {self.train.chunk} is for the contrastive loss of stage1; lower data.batch and raise "
                 "train.accumulate instead"
             )
+        if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
+            why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
+            raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
         if self.stage == "stage2" and self.llm is None:
             raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
         if self.stage in ("vision", "language"):
