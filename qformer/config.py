@@ -11,32 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qformer import lookup
-from qformer.packing import Packing
+from qformer.schema import Choice, Count, FeaturesConfig, Fraction, Positive, Section
 from qformer.types import UsageError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Choice(BaseModel):
-    """A name from a table and the options of what it names."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class QFormerConfig(Section):
@@ -168,20 +147,6 @@ class BackboneConfig(Section):
         return self
 
 
-class FeaturesConfig(Section):
-    """A store of the frozen image encoder's tokens, filled before training, which then reads them instead of images.
-
-    Attributes:
-        path: folder of the store.
-        crops: random crops (and mirrors) stored of each image, of which each visit draws one.
-        dtype: of the stored tokens; int8 has a scale for each token.
-    """
-
-    path: str
-    crops: Positive = 1
-    dtype: Packing = "fp16"
-
-
 class DataConfig(Section):
     """Where samples come from and what is done to them.
 
@@ -207,11 +172,6 @@ class DataConfig(Section):
     flip: Fraction = 0.5
     max_bad: Fraction = 0.2
     validation_size: Positive = 500
-
-    @field_validator("features", mode="before")
-    @classmethod
-    def _folder_alone(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _crop_range(self) -> Self:
