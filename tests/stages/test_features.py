@@ -1,4 +1,4 @@
-"""Training from stored tokens: losses of the direct path; stores that are killed, shared, full, or of something else."""
+"""Training from stored tokens: the losses of the direct path; stores that are killed, shared, full, of other data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fill(settings: Config) -> FeatureStore:
 
 def losses(run: str | Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in ("images_per_second", "lr")} for record in records]
+    return [{k: v for k, v in record.items() if k not in ("images_per_second", "kind")} for record in records]
 
 
 def pairs(settings: Config, store: FeatureStore) -> tuple[Batch, Batch]:
@@ -100,24 +100,24 @@ def test_losses_are_those_of_the_same_crops(space: Path, tmp_path: Path, dtype: 
 
     for llm in ("opt", "flan-t5"):
         second = config(space, "stage2", llm={"path": str(space / llm)}, qformer={"queries": 3})
-        speaker, _ = build_vision_language(second.model_copy(update=TILES))
+        speaker = build_vision_language(second.model_copy(update=TILES))[0].eval()
         with torch.no_grad():
             lm = speaker(direct)["lm"].item()
             assert speaker(stored)["lm"].item() == pytest.approx(lm, rel=CLOSE[dtype])
 
 
-@pytest.mark.parametrize("changes", [{}, {"workers": 2}, {"chunk": 2}, {"stage": "stage2"}], ids=str)
+@pytest.mark.parametrize("changes", [{"workers": 2, "chunk": 2}, {"stage": "stage2"}], ids=str)
 def test_whole_runs_are_those_of_the_direct_path(space: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Images are shown whole, so that both see the same; captions, negatives and dropout are drawn alike."""
     stage = changes.get("stage", "stage1")
     data = WHOLE | {"workers": changes.get("workers", 0)}
-    train = {"steps": 6, "chunk": changes.get("chunk", 0)}
+    train = {"chunk": changes.get("chunk", 0)}
     runs = [str(tmp_path / name) for name in ("direct", "stored")]
     stages.train(config(space, stage, run=runs[0], train=train, data=data))
     stages.train(config(space, stage, run=runs[1], train=train, data=data | {"features": str(tmp_path / "store")}))
     for mine, theirs in zip(losses(runs[1]), losses(runs[0]), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
-        assert mine != theirs
+    assert losses(runs[1]) != losses(runs[0])  # it did go through the store
     if stage == "stage1":
         model = qformer.load(runs[1], device="cpu")
         assert isinstance(model, ImageTextModel)
@@ -136,10 +136,10 @@ def test_the_tower_is_there_for_validation_only(space: Path, tmp_path: Path, mon
     monkeypatch.setattr(stage1, "fit", fit)
     for name, extra in (("with", {}), ("without", {"validation": None})):
         data = {"features": str(tmp_path / "store")} | extra
-        stages.train(config(space, "stage1", run=str(tmp_path / name), data=data))
+        stages.train(config(space, "stage1", run=str(tmp_path / name), data=data, train={"steps": 2}))
     assert seen[0] > 0
     assert seen[1] == 0
-    assert [record["kind"] for record in losses(tmp_path / "with")].count("validation") == 1
+    assert "itc_i2t_r1" in losses(tmp_path / "with")[-1]
 
 
 def test_visits_draw_from_all_crops_and_repeat(space: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_visits_draw_from_all_crops_and_repeat(space: Path, tmp_path: Path) -> N
     strategy = resolution.build("fixed", size=28)
     batches = Batches(source, strategy, settings.data, 0, store)
     views: dict[str, set[bytes]] = {}
-    for number in range(30):
+    for number in range(60):
         loaded, again = batches[number], batches[number]
         assert loaded.batch.tiles.tokens is not None
         assert again.batch.tiles.tokens is not None
@@ -204,7 +204,10 @@ stages.fill_features(parse_config(yaml.safe_load(sys.stdin)))
 
 def test_filling_goes_on_after_kill_9(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Finished shards stay as they are, and the whole store is that of an undisturbed filling."""
-    settings, whole = (config(space, "stage1", data={"features": str(tmp_path / name)}) for name in ("cut", "whole"))
+    settings, whole = (
+        config(space, "stage1", run=str(tmp_path / "run"), data={"features": str(tmp_path / name)})
+        for name in ("cut", "whole")
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED],
@@ -281,28 +284,27 @@ def test_a_resumed_run_repeats_the_bits(space: Path, tmp_path: Path) -> None:
         stages.train(config(space, "stage1", run=str(run), data={"validation": None}, train={"steps": 6}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"data": {"crop": [0.2, 1]}}, r"data.crop was \[0.5, 1.0\], is \[0.2, 1.0\]"),
-        ({"data": {"flip": 0.1}}, "data.flip was 0.5, is 0.1"),
-        ({"data": {"features": {"crops": 2}}}, "data.crops was 1, is 2"),
-        ({"data": {"features": {"dtype": "int8"}}}, "data.dtype was fp16, is int8"),
-        ({"resolution": {"size": 42}}, "resolution.size was 28, is 42"),
-        ({"vision": {"layer": 1}}, "vision.layer was -1, is 1"),
-        ({"train": {"precision": "bf16"}}, "train.precision was fp32, is bf16"),
-        ({"data": {"train": {"where": {"split": "dev"}}}}, "data.samples was 8, is 4"),
-    ],
-    ids=str,
-)
-def test_a_store_of_something_else_is_refused(space: Path, tmp_path: Path, changes: Any, said: str) -> None:
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"data": {"crop": [0.2, 1]}}, r"data.crop was \[0.5, 1.0\], is \[0.2, 1.0\]"),
+    ({"data": {"flip": 0.1}}, "data.flip was 0.5, is 0.1"),
+    ({"data": {"features": {"crops": 2}}}, "data.crops was 1, is 2"),
+    ({"data": {"features": {"dtype": "int8"}}}, "data.dtype was fp16, is int8"),
+    ({"resolution": {"size": 42}}, "resolution.size was 28, is 42"),
+    ({"vision": {"layer": 1}}, "vision.layer was -1, is 1"),
+    ({"train": {"precision": "bf16"}}, "train.precision was fp32, is bf16"),
+    ({"data": {"train": {"where": {"split": "dev"}}}}, "data.samples was 8, is 4"),
+]
+
+
+def test_a_store_of_something_else_is_refused(space: Path, tmp_path: Path) -> None:
     fill(config(space, "stage1", data={"features": str(tmp_path)}))
-    base: dict[str, Any] = config(space, "stage1", data={"features": str(tmp_path)}).model_dump(exclude_none=True)
-    for section, values in changes.items():
-        for key, value in values.items():
-            base[section][key] = base[section][key] | value if isinstance(value, dict) else value
-    with pytest.raises(UsageError, match=rf"'{tmp_path}' were stored under another .*{said}.*another folder"):
-        stages.train(Config.model_validate(base))
+    for changes, said in OTHERS:
+        base: dict[str, Any] = config(space, "stage1", data={"features": str(tmp_path)}).model_dump(exclude_none=True)
+        for section, values in changes.items():
+            for key, value in values.items():
+                base[section][key] = base[section][key] | value if isinstance(value, dict) else value
+        with pytest.raises(UsageError, match=rf"'{tmp_path}' were stored under another .*{said}.*another folder"):
+            fill(Config.model_validate(base))
 
 
 def test_a_store_of_another_tower_is_refused(space: Path, tmp_path: Path) -> None:
@@ -345,10 +347,7 @@ def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(writing, "save_file", save_file)
     with pytest.raises(OSError, match=r"could not be filled .*No space left.*: 1 of 4 shards are there and stay; make"):
         stages.fill_features(settings)
-    assert sorted(file.suffix for file in tmp_path.iterdir() if file.name != "shard-000001.lock") == [
-        ".json",
-        ".safetensors",
-    ]
+    assert [file.name for file in tmp_path.glob("shard-*") if file.suffix != ".lock"] == ["shard-000000.safetensors"]
     stages.fill_features(settings)
     assert [path.name for path in written] == [f"shard-00000{shard}.partial" for shard in (0, 1, 1, 2, 3)]
 
