@@ -120,6 +120,12 @@ def test_a_store_gives_back_what_was_put_in(tmp_path: Path) -> None:
     assert not pickle.loads(pickle.dumps(kept))._open  # workers that are not forked open the files themselves
 
 
+def test_tokens_that_do_not_fit_name_their_sample() -> None:
+    views = Views(7, 1, Tiles([torch.zeros(1)], [Fixed(28).plan(20, 30)]))
+    with pytest.raises(UsageError, match=r"fp16 cannot hold .* 1e\+05 \(sample 7\); set data.features.dtype to int8"):
+        Filling("fp16").add(views, 1, iter([torch.full((3, 4), 1e5)]))
+
+
 def test_other_images_than_those_that_were_stored_are_noticed(tmp_path: Path) -> None:
     kept, _ = store(tmp_path)
     with pytest.raises(UsageError, match=r"sample 2 of data.train \('line 3'\) shows another image .* another folder"):
