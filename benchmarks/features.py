@@ -1,11 +1,13 @@
 """Training from stored image tokens against the direct path: steps per second, and how far the losses are apart.
 
-    python benchmarks/features.py [--steps 5] [--batch 16] [--images 32] [--width 384] [--depth 12]
+    python benchmarks/features.py [--steps 5] [--batch 16] [--images 32] [--width 384] [--depth 12] [--init RUN]
 
-Speed: stage one of the quickstart behind a ViT-S/14 of random weights (22 million, 65 tokens), which is large compared
-with the bridge (4 million). Steps of both ways alternate in one process and see the same images; each reads its batch,
-goes forward and backward, and lets AdamW step. Counted are seconds of CPU, so that others on the machine do not matter,
-with one thread. Losses: the shipped towers, whole images, the same batches from both ways, no training.
+Speed: stage one of the quickstart behind a ViT-S/14 of random weights (65 tokens), which is large compared with the
+bridge. Steps of both ways alternate in one process and see the same images; each reads its batch, goes forward and
+backward, and lets AdamW step. Counted are seconds of CPU, so that others on the machine do not matter, with one thread.
+
+Losses: the shipped towers, whole images, the same batches both ways, no training; `--init` is a run of the quickstart's
+stage one, whose bridge has learned to look. `--steps 0` leaves speed out.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qformer import resolution
+from qformer import checkpoint, resolution
 from qformer.config import Config, load_config
 from qformer.data import sources
 from qformer.data.loader import Batches
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_encoder, build_image_text
+from qformer.model.loading import build_encoder, build_image_text, start_from
 from stages import features
 from stages.optim import adamw
 
@@ -41,8 +43,8 @@ class Way:
 
     def __init__(self, config: Config, folder: Path, dtype: str | None) -> None:
         chosen = {} if dtype is None else {"features": {"path": str(folder / dtype), "dtype": dtype}}
-        data = config.data.model_dump(exclude_none=True) | chosen
-        self.config = Config.model_validate(config.model_dump(exclude_none=True) | {"data": data})
+        data = config.data.model_dump(exclude_unset=True) | chosen
+        self.config = Config.model_validate(config.model_dump(exclude_unset=True) | {"data": data})
         source = sources.for_run(self.config.data.train, str(folder))
         strategy = resolution.build(self.config.resolution.name, **self.config.resolution.options)
         torch.manual_seed(0)
@@ -95,6 +97,9 @@ def speed(options: Any, folder: Path) -> Table:
 def differences(options: Any, folder: Path) -> Table:
     config = settings(options)
     ways = {name: Way(config, folder, None if name == "direct" else name) for name in WAYS}
+    for way in ways.values():
+        if options.init:
+            start_from(way.model, checkpoint.read(options.init))
     count = options.images // options.batch
     expected = [ways["direct"].losses(number) for number in range(count)]
     title = f"losses of {count} batches of {options.batch}, shipped towers: largest difference, relative"
@@ -115,12 +120,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"steps": 5, "batch": 16, "images": 32, "width": 384, "depth": 12}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--init")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         console = Console(width=120)
         console.print(differences(options, Path(folder) / "mini"))
-        console.print(speed(options, Path(folder) / "large"))
+        if options.steps:
+            console.print(speed(options, Path(folder) / "large"))
 
 
 if __name__ == "__main__":
