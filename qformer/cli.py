@@ -66,6 +66,16 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
         print(trained)
 
 
+@app.command()
+def features(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
+    from qformer.config import load_config
+
+    folder = _sibling("stages").fill_features(load_config(config, overrides))
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
+
+
 @app.command("config")
 def show_config(
     config: ConfigFile,

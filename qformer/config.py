@@ -11,31 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qformer import lookup
+from qformer.schema import Choice, Count, FeaturesConfig, Fraction, Positive, Section
 from qformer.types import UsageError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Choice(BaseModel):
-    """A name from a table and the options of what it names."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class QFormerConfig(Section):
@@ -173,6 +153,8 @@ class DataConfig(Section):
     Attributes:
         train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
             optional.
+        features: folder of a store of image tokens, or `path`, `crops` and `dtype` of one; training reads images itself
+            by default.
         batch: B, samples of one step of one process (before accumulation).
         workers: processes that decode images; 0 decodes in the training process.
         crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
@@ -183,6 +165,7 @@ class DataConfig(Section):
 
     train: Choice
     validation: Choice | None = None
+    features: FeaturesConfig | None = None
     batch: Positive = 64
     workers: Count = 0
     crop: tuple[Fraction, Fraction] = (0.5, 1.0)
@@ -195,6 +178,11 @@ class DataConfig(Section):
         if not 0 < self.crop[0] <= self.crop[1]:
             raise ValueError(
                 f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
+            )
+        if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
+            raise ValueError(
+                f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
+                "all would be the same; leave crops out"
             )
         return self
 
@@ -282,6 +270,9 @@ class Config(Section):
                 f"train.chunk {self.train.chunk} is for the contrastive loss of stage1; lower data.batch and raise "
                 "train.accumulate instead"
             )
+        if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
+            why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
+            raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
         if self.stage == "stage2" and self.llm is None:
             raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
         if self.stage in ("vision", "language"):

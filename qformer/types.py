@@ -14,6 +14,7 @@ A shape is written `float[B, Q, H]`; masks are `bool`, True where something is v
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,17 +75,18 @@ class Tiles:
         pixels: N tensors `uint8[3, h, w]` (0..255) or `float[3, h, w]` (0..1): all tiles of the first image
             in the order of its plan, then those of the second, and so on.
         plans: B plans.
+        tokens: what the frozen image encoder has made of each tile, packed rows [S, ...] (`qformer.packing`); None
+            where it has not seen them. Pixels are not needed then, and there are none.
     """
 
     pixels: list[Tensor]
     plans: list[Plan]
+    tokens: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
-        planned = sum(self.counts)
-        if planned != len(self.pixels):
-            raise ValueError(
-                f"got pixels of {len(self.pixels)} tiles, but the plans hold {planned}; give one per planned tile"
-            )
+        planned, given = sum(self.counts), len(self.pixels if self.tokens is None else self.tokens)
+        if planned != given:
+            raise ValueError(f"got {given} tiles, but the plans hold {planned}; give one per planned tile")
 
     @classmethod
     def from_pixels(cls, pixels: Tensor) -> Tiles:
@@ -105,12 +107,19 @@ class Tiles:
 
     def __getitem__(self, index: slice) -> Tiles:
         """The images of a slice, with all their tiles."""
-        starts = [0]
-        for count in self.counts:
-            starts.append(starts[-1] + count)
-        chosen = range(*index.indices(len(self)))
-        pixels = [tile for i in chosen for tile in self.pixels[starts[i] : starts[i + 1]]]
-        return Tiles(pixels, self.plans[index])
+        starts = [0, *accumulate(self.counts)]
+        chosen = [tile for i in range(*index.indices(len(self))) for tile in range(starts[i], starts[i + 1])]
+        if self.tokens is not None:
+            return Tiles([], self.plans[index], [self.tokens[tile] for tile in chosen])
+        return Tiles([self.pixels[tile] for tile in chosen], self.plans[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[Tiles]) -> Tiles:
+        """The images of all parts, one after the other; either all are pixels or all are tokens."""
+        pixels = [tile for part in parts for tile in part.pixels]
+        plans = [plan for part in parts for plan in part.plans]
+        stored = any(part.tokens is not None for part in parts)
+        return cls(pixels, plans, [tile for part in parts for tile in part.tokens or []] if stored else None)
 
 
 @dataclass

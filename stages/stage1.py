@@ -11,6 +11,7 @@ from qformer.data.loader import Batches, Held, held_out
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
 from qformer.types import Batch
+from stages.features import prepare
 from stages.loop import fit
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def train(config: Config) -> Path:
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
-    model, config = build_image_text(config)
+    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    model, config = build_image_text(config, encoder=encoder)
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
         start_from(model, checkpoint.read(config.init))
+    batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, config.train.rerank)
-    return fit(
-        model, Batches(source, strategy, config.data, config.seed), config, evaluate, model.tokenizer.save_pretrained
-    )
+    return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained)
 
 
 def validation_data(config: Config) -> Held | None:

@@ -15,6 +15,7 @@ from qformer.data.loader import Batches, Held
 from qformer.model.loading import build_vision_language, load_stage_one, start_from
 from qformer.types import UsageError
 from stages import pictures
+from stages.features import prepare
 from stages.loop import fit
 from stages.stage1 import mean_losses, validation_data
 
@@ -46,14 +47,16 @@ def train(config: Config) -> Path:
     held = validation_data(config)
     here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
     device = f"cuda:{distributed.local_rank()}" if here else "cpu"
-    model, config = build_vision_language(config, device)
+    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    model, config = build_vision_language(config, device, encoder)
     if start is not None and checkpoint.newest(Path(config.run)) is None:
         if start.config.stage == "stage1":
             load_stage_one(model, start)
         else:
             start_from(model, start)
+    batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run))
-    return fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+    return fit(model, batches, config, evaluate)
 
 
 def inherit(config: Config, start: Config) -> Config:

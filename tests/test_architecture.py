@@ -15,7 +15,20 @@ PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 FLOORS = (
-    ("types", "config", "lookup", "distributed", "images", "cleaning", "names", "releases", "tensors"),
+    (
+        "types",
+        "config",
+        "lookup",
+        "distributed",
+        "images",
+        "cleaning",
+        "names",
+        "packing",
+        "records",
+        "releases",
+        "schema",
+        "tensors",
+    ),
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
     ("retrieval",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,19 @@ class Patches(VisionEncoder):
         return torch.cat([summary, tokens + summary], dim=1)
 
 
+@dataclass
+class Tower:
+    """Options of `Patches`, as the section `vision` takes them."""
+
+    seed: int = 0
+
+    def build(self) -> Patches:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return Patches()
+
+
+@dataclass(frozen=True)
 class Views(ResolutionStrategy):
     """An overview of 28 x 28; beside it half of a wide image, or both halves of a very wide one, 28 x 42 each."""
 

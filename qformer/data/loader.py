@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
-from qformer.data.orders import indices, order_of
+from qformer.data.orders import indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
 from qformer.records import read_records, replace_records
@@ -30,16 +30,18 @@ from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
     from qformer.config import DataConfig
+    from qformer.data.features import FeatureStore
     from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
 
 REPLACEMENTS = 50  # tries for one place in a batch; with a fifth of all samples bad, 50 misses do not happen
 WINDOW = 1000
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -57,29 +59,30 @@ class Loaded:
 
 @dataclass
 class Batches(Dataset[Loaded]):
-    """Batch number i of a run, made from nothing but the seed and i."""
+    """Batch number i of a run, made from nothing but the seed and i. With a `store` its tokens replace the pixels."""
 
     source: Source
     strategy: ResolutionStrategy
     data: DataConfig
     seed: int
+    store: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         self._order = order_of(self.source, (self.seed,))
 
     def __getitem__(self, number: int) -> Loaded:
-        images: list[Tensor] = []
+        tiles: list[Tiles] = []
         samples: list[Sample] = []
         texts: list[str] = []
         skipped: list[dict[str, Any]] = []
         for position in range(number * self.data.batch, (number + 1) * self.data.batch):
             image, sample, text = self._good_sample(position, skipped)
-            images.append(image)
+            tiles.append(image)
             samples.append(sample)
             texts.append(text)
         asked = all(sample.question is not None for sample in samples)
         batch = Batch(
-            tiles=cut_all(images, self.strategy),
+            tiles=Tiles.join(tiles),
             text=texts,
             image_id=[sample.key if sample.image_id is None else sample.image_id for sample in samples],
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
@@ -87,20 +90,27 @@ class Batches(Dataset[Loaded]):
         )
         return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
 
-    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tensor, Sample, str]:
+    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tiles, Sample, str]:
         rng = np.random.default_rng([self.seed, position])
         others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
         for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:
                 sample = self.source[index]
                 text = draw_text(sample, rng)
-                return augment(read_image(sample.image), self.data.crop, self.data.flip, rng), sample, text
+                return self._see(index, sample, rng), sample, text
             except BadSample as bad:
                 record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
                 skipped.append(record | ({"replacement": True} if tries else {}))
         raise UsageError(
             f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
         )
+
+    def _see(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
+        """A random crop of the image, cut into tiles."""
+        if self.store is not None:
+            crop = int(rng.integers(self.store.crops))
+            return self.store.read(number_of(self.source, index), crop, sample, self.strategy)
+        return cut_all([augment(read_image(sample.image), self.data.crop, self.data.flip, rng)], self.strategy)
 
 
 def draw_text(sample: Sample, rng: np.random.Generator) -> str:
@@ -186,13 +196,22 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
     batches W times as large would see.
 
     Raises:
-        UsageError: of the source or of `Batches`; from a worker it arrives inside a traceback, of which it is the end.
+        UsageError: of the source or of `Batches`.
     """
     world = distributed.world()
+    yield from read_ahead(batches, workers, range(start * world + distributed.rank(), stop * world, world))
+
+
+def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Iterator[Item]:
+    """The items at these places, in order, made ahead of time by `workers` processes; 0 makes them in this one.
+
+    Raises:
+        UsageError: of the items; from a worker it arrives inside a traceback, of which it is the end.
+    """
     loader = DataLoader(
-        batches,
+        items,
         batch_size=None,
-        sampler=range(start * world + distributed.rank(), stop * world, world),
+        sampler=places,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals,

@@ -45,6 +45,12 @@ def indices(source: Source) -> Iterator[Any]:
     yield from range(len(source)) if own is None else own()
 
 
+def number_of(source: Source, index: Any) -> int:
+    """Which of 0 ... len(source) - 1 the sample of an index is; a source gives it for that number, too."""
+    own = getattr(source, "number", None)
+    return int(index) if own is None else int(own(index))
+
+
 @dataclass
 class Shuffled:
     """All of 0 ... size - 1, permuted in each epoch."""

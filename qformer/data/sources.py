@@ -3,7 +3,8 @@
 `build("jsonl", path="annotations.jsonl", where={"split": "train"})`. A source is a frozen dataclass with `__len__` and
 `__getitem__(index) -> Sample`; its fields are the YAML options. A record that cannot be used raises `BadSample` when
 it is asked for; a source that cannot be used at all raises `UsageError` when it is made. A source that is read in an
-order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`).
+order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`), and where its indices are no numbers
+`number(index)`, which is another index of the same sample.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +23,7 @@ import numpy as np
 
 from qformer import lookup
 from qformer.data.fetching import expand_local
-from qformer.data.orders import Mixed, Order, Seed, indices, order_of
+from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -99,6 +103,9 @@ class Prompted:
     def indices(self) -> Iterator[Any]:
         return indices(self.source)
 
+    def number(self, index: Any) -> int:
+        return number_of(self.source, index)
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -135,10 +142,21 @@ class Mix:
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
-    def __getitem__(self, index: tuple[int, Any]) -> Sample:
-        """Of an index (part, index in it)."""
+    def __getitem__(self, index: int | tuple[int, Any]) -> Sample:
+        """Of an index (part, index in it), or a number that counts through the parts."""
+        if isinstance(index, int):
+            part = bisect_right(self._starts, index) - 1
+            return self._parts[part][index - self._starts[part]]
         part, own = index
         return self._parts[part][own]
+
+    def number(self, index: tuple[int, Any]) -> int:
+        part, own = index
+        return self._starts[part] + number_of(self._parts[part], own)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(len(part) for part in self._parts)][:-1]
 
     def order(self, seed: Seed) -> Order:
         return Mixed([order_of(part, (*seed, number)) for number, part in enumerate(self._parts)], self._weights, seed)

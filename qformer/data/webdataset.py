@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -41,19 +44,25 @@ class Sharded:
             yield from ((shard, place) for place in range(self.shards.count(shard)))
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
-        shard, place = self._place(index) if isinstance(index, int) else index
+        shard, place = index if isinstance(index, tuple) else self._place(index)
         key, members = self.shards.read(shard, place)
         return self.sample(f"{self.shards.names[shard]}/{key}", members)
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         raise NotImplementedError
 
-    def _place(self, index: int) -> tuple[int, int]:
-        for shard in range(len(self.shards)):
-            if index < (size := self.shards.count(shard)):
-                return shard, index
-            index -= size
-        raise IndexError(f"sample {index} behind the last shard")
+    def number(self, index: int | tuple[int, int]) -> int:
+        return self._starts[index[0]] + index[1] if isinstance(index, tuple) else index
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if number >= self._starts[-1]:
+            raise IndexError(f"sample {number} is behind the last shard")
+        shard = bisect_right(self._starts, number) - 1  # the last that starts here: those before it are empty
+        return shard, number - self._starts[shard]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(self.shards.count(shard) for shard in range(len(self.shards)))]
 
 
 def open_shards(names: list[str], fetch: Fetcher, source: Any) -> Shards:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qformer.images import read_image
+from qformer.packing import unpack
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, VisualTokens
@@ -93,23 +94,24 @@ class FrontEnd(nn.Module):
             UsageError: a tile does not divide into the encoder's patches.
         """
         encoded = self.encode_tiles(tiles)
-        grids = [self.encoder.grid(tile.shape[2], tile.shape[1]) for tile in tiles.pixels]
+        grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
         return VisualTokens(self.normalise(encoded.features), encoded.mask, grids, self.encoder.extra, tiles.plans)
 
     def encode_tiles(self, tiles: Tiles) -> Encoded:
         """The tokens of all tiles of B images before `norm`: where the encoder is frozen they carry no gradient.
 
+        Stored tokens are unpacked, without the encoder.
+
         Raises:
             UsageError: a tile does not divide into the encoder's patches.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, tile in enumerate(tiles.pixels):
-            groups.setdefault((tile.shape[2], tile.shape[1]), []).append(index)
+        given = tiles.pixels if tiles.tokens is None else tiles.tokens
+        groups: dict[torch.Size, list[int]] = {}
+        for index, tile in enumerate(given):
+            groups.setdefault(tile.shape, []).append(index)
         device = self.norm.weight.device
-        encoded = [
-            self.encoder(_unit(torch.stack([tiles.pixels[i] for i in members]).to(device)))
-            for members in groups.values()
-        ]
+        stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
+        encoded = [unpack(rows) if tiles.tokens is not None else self.encoder(_unit(rows)) for rows in stacks]
         features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
         return Encoded(features, mask, tiles.counts)
 
