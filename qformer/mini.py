@@ -233,7 +233,7 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
     return _build_t5(config, tokenizer)
 
 
-def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
+def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
     """T5 learns what distance means from nothing, by a learning rate a step: a small one stays blind to order.
 
     Here its encoder starts with slopes (as ALiBi, Press et al. 2022): of four heads one sees all alike, the others fall
@@ -253,7 +253,7 @@ def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> T5F
     )
     sizes.decoder_start_token_id = tokenizer.pad_token_id
     sizes.dense_act_fn = "gelu"  # the erf form, which stage two uses for every gated T5, as the original does
-    model = T5ForConditionalGeneration(sizes)
+    model: Any = T5ForConditionalGeneration(sizes)
     with torch.no_grad():
         model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(_slopes(config.heads, sizes))
     return model
