@@ -168,17 +168,26 @@ def shard_frozen(model: nn.Module, device: torch.device) -> None:
     is moved to `device`, layer by layer: a model that is built on the CPU never has to fit there whole.
     """
     inside: set[nn.Module] = set()
-    for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-        if blocks in inside:
-            continue
-        for layer in blocks:
-            if not any(parameter.requires_grad for parameter in layer.parameters()):
-                fully_shard(layer, mesh=init_device_mesh(device.type, (world(),)))
-                inside.update(layer.modules())
+    for _, layer in frozen_layers(model):
+        fully_shard(layer, mesh=init_device_mesh(device.type, (world(),)))
+        inside.update(layer.modules())
     for module in model.modules():
         if module not in inside:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 tensor.data = tensor.data.to(device)
+
+
+def frozen_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The transformer layers in which nothing learns, with their names; those inside of layers are no layers."""
+    found: list[tuple[str, nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for name, blocks in model.named_modules():
+        if isinstance(blocks, nn.ModuleList) and blocks not in inside:
+            for number, layer in enumerate(blocks):
+                inside.update(layer.modules())
+                if not any(parameter.requires_grad for parameter in layer.parameters()):
+                    found.append((f"{name}.{number}", layer))
+    return found
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

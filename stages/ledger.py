@@ -194,6 +194,9 @@ class AsOnGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.backward:  # layers may be computed again in it, and a mode is off inside of what it handles
+            with self:
+                return torch.autograd.backward(args[0])
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if func is F.dropout and kwargs.get("training", True):
@@ -296,7 +299,7 @@ def _buckets(model: nn.Module, train: TrainConfig, ledger: Ledger) -> list[Tenso
 
     Chunks go past it, and their gradients are beside the buckets.
     """
-    if distributed.world() == 1:
+    if distributed.world() == 1 or train.fsdp:  # which averages gradients where they are
         return []
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     buckets = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}

@@ -20,7 +20,7 @@ from qformer.model.outline import words
 from qformer.resolution.base import cut_all
 from qformer.types import Batch, Tiles, Tokens
 from stages import hardware
-from stages.ledger import Step, run_step
+from stages.ledger import Step, part_of, run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -104,10 +104,31 @@ class Subject:
             train, received = self.config.train, Counter[str]()
             with one_of(self.gpus, received):
                 step = run_step(self.model, self.batch(count), train, self.device)
+            if train.fsdp and self.gpus > 1:
+                received["frozen layers"] = self._spread(step)
             batches = min(train.accumulate, 2)
             each = Counter({what: size // batches for what, size in received.items()})
             self._known[count] = Rehearsed(step.moments, step.flops, each)
         return self._known[count]
+
+    def _spread(self, step: Step) -> int:
+        """Leave a process its share of the frozen layers, and two whole ones: that which computes and the next.
+
+        Returns:
+            Bytes that it receives: layers of a frozen image encoder once, of a language model also on the way back.
+        """
+        sizes: dict[str, list[int]] = {}
+        for name, layer in distributed.frozen_layers(self.model):
+            sizes.setdefault(part_of(name), []).append(sum(parameter.nbytes for parameter in layer.parameters()))
+        received = 0
+        for part, layers in sizes.items():
+            others = sum(layers) * (self.gpus - 1) // self.gpus
+            passes = 1 if part == part_of("frontend.encoder") else 2
+            received += others * passes * min(self.config.train.accumulate, 2)
+            for held in step.moments.values():
+                held["weights", part] -= others
+                held["temporary", part] += 2 * max(layers)
+        return received
 
 
 def negatives(count: int, world: int, chunk: int) -> Tensor:

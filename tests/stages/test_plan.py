@@ -341,3 +341,25 @@ def test_nothing_is_left_of_a_plan(space: Path) -> None:
     assert first == again
     assert other.peak < first.peak
     assert OUTSIDE in {part for _, part in first.held}
+
+
+def test_spread_layers_and_recomputed_activations_take_less(space: Path) -> None:
+    """Of frozen layers a share stays, and two of them whole; what is computed twice is not kept."""
+    one, spread = plan(small(space), "T4", gpus=4), plan(small(space, train={"fsdp": True}), "T4", gpus=4)
+    subject = Subject(small(space), *outline(small(space), "cuda"), "cuda", 4)
+    layers = [sum(p.nbytes for p in layer.parameters()) for _, layer in distributed.frozen_layers(subject.model)]
+    assert len(layers) == EVA["depth"]
+    held = [{part: row.get("weights", 0) for part, row in forecast.memory.items()} for forecast in (one, spread)]
+    fewer = {part: size - held[1].get(part, 0) for part, size in held[0].items()}
+    assert {part: size for part, size in fewer.items() if size} == {"image encoder": sum(layers) * 3 // 4}
+    assert spread.traffic["frozen layers"] == sum(layers) * 3 // 4
+
+    plain, twice = (step_of(small(space, train={"gradient_checkpointing": on}), "cuda") for on in (False, True))
+    kept, again = (sum(n for (kind, _), n in step.held.items() if kind == "forward") for step in (plain, twice))
+    assert again < 0.6 * kept
+    forward, both = (
+        Counter({phase: sum(n for (p, *_), n in step.flops.items() if p == phase) for phase in ("forward", "backward")})
+        for step in (plain, twice)
+    )
+    assert both["forward"] == forward["forward"]
+    assert both["backward"] > 1.2 * forward["backward"]
