@@ -194,9 +194,6 @@ class AsOnGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward:  # layers may be computed again in it, and a mode is off inside of what it handles
-            with self:
-                return torch.autograd.backward(args[0])
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         if func is F.dropout and kwargs.get("training", True):

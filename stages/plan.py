@@ -21,7 +21,6 @@ from rich.table import Table
 
 from qformer import checkpoint
 from qformer.data import counting
-from qformer.model.outline import outline
 from qformer.types import UsageError
 from stages import hardware
 from stages.ledger import part_of
@@ -113,7 +112,7 @@ def plan(
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
     config, notes = _with_bridge(config)
     kind = "cpu" if gpu == hardware.CPU else "cuda"
-    subject = Subject(config, *outline(config, kind), kind, gpus)
+    subject = Subject.of(config, kind, gpus)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
     samples = config.data.batch * config.train.accumulate * gpus
     seconds = _seconds(step, config.data.batch, device, efficiency)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qformer import distributed, resolution
-from qformer.model.outline import words
+from qformer.model.outline import outline, words
+from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
 from qformer.types import Batch, Tiles, Tokens
 from stages import hardware
-from stages.ledger import Step, part_of, run_step
+from stages.ledger import AsOnGPU, Step, part_of, run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,6 +54,14 @@ class Subject:
     device: str
     gpus: int
     _known: dict[int, Rehearsed] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, config: Config, device: str, gpus: int) -> Subject:
+        """The outlined model of a configuration, prepared as for training."""
+        model, mode = outline(config, device)
+        if config.train.gradient_checkpointing:
+            recompute_layers(model, AsOnGPU if device == "cuda" else nullcontext)
+        return cls(config, model, mode, device, gpus)
 
     @property
     def encoder(self) -> VisionEncoder:

@@ -21,7 +21,6 @@ from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import CausalLM, Seq2SeqLM, choose_dtype
 from qformer.model.loading import DTYPES, bert_sizes, with_encoder_width
 from qformer.model.qformer import QFormer
-from qformer.model.recompute import recompute_layers
 from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
@@ -60,8 +59,6 @@ def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
             raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _pretend(model, mode)
-    if config.train.gradient_checkpointing:
-        recompute_layers(model)
     return model.train(), mode
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,16 @@ from qformer.vision.base import VisionEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 
-def recompute_layers(model: nn.Module) -> None:
+def recompute_layers(model: nn.Module, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
     """Let every transformer layer that gradients pass through do so: Q-Former, language model, a trained encoder.
 
     Names and weights stay as they are, and so do the numbers: random states are put back for the second time.
+
+    Args:
+        again: a context for the second time.
     """
     inside: set[nn.Module] = set()
     for module in model.modules():
@@ -26,15 +31,18 @@ def recompute_layers(model: nn.Module) -> None:
             inside.update(module.modules())
         if isinstance(module, nn.ModuleList) and module not in inside:
             for layer in module:
-                layer.forward = _recomputed(layer.forward)
+                layer.forward = _recomputed(layer.forward, again)
                 inside.update(layer.modules())
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), again()
+
     @wraps(forward)
     def twice(*arguments: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*arguments, **options)
-        return checkpoint(forward, *arguments, use_reentrant=False, **options)
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     return twice

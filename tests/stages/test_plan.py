@@ -61,7 +61,7 @@ def small(space: Path, **changes: Any) -> Config:
 
 
 def step_of(settings: Config, device: str = "cpu", count: int | None = None) -> Step:
-    return Subject(settings, *outline(settings, device), device, 1).step(count or settings.data.batch)
+    return Subject.of(settings, device, 1).step(count or settings.data.batch)
 
 
 def real(settings: Config) -> Any:
@@ -346,7 +346,7 @@ def test_nothing_is_left_of_a_plan(space: Path) -> None:
 def test_spread_layers_and_recomputed_activations_take_less(space: Path) -> None:
     """Of frozen layers a share stays, and two of them whole; what is computed twice is not kept."""
     one, spread = plan(small(space), "T4", gpus=4), plan(small(space, train={"fsdp": True}), "T4", gpus=4)
-    subject = Subject(small(space), *outline(small(space), "cuda"), "cuda", 4)
+    subject = Subject.of(small(space), "cuda", 4)
     layers = [sum(p.nbytes for p in layer.parameters()) for _, layer in distributed.frozen_layers(subject.model)]
     assert len(layers) == EVA["depth"]
     held = [{part: row.get("weights", 0) for part, row in forecast.memory.items()} for forecast in (one, spread)]
