@@ -106,7 +106,8 @@ def a_real_step(settings: Config, folder: str) -> tuple[int, Counter[str]]:
     trace = Path(folder) / f"trace-{distributed.rank()}.json"
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
-    totals = [event["args"] for event in events if event.get("name") == "[memory]"]
+    in_order = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+    totals = [event["args"] for event in in_order]
     before = totals[0]["Total Allocated"] - totals[0]["Bytes"]  # of tensors that an earlier profile did not see freed
     return max(total["Total Allocated"] for total in totals) - before, received
 
@@ -163,7 +164,9 @@ def test_a_large_batch_in_chunks_is_not_run_and_yet_right(space: Path) -> None:
     subject = Subject(settings, *outline(settings, "cpu"), "cpu", 2)
     known, real = subject.step(24), subject._run(24)
     assert known.peak == pytest.approx(real.peak, rel=0.002)
-    assert known.received == real.received
+    assert known.received["embeddings"] == real.received["embeddings"]
+    one = 4 * 17 * 64  # so many different images are drawn, on average and rounded
+    assert known.received["tokens of drawn images"] == pytest.approx(real.received["tokens of drawn images"], abs=one)
     assert sum(known.flops.values()) == pytest.approx(sum(real.flops.values()), rel=0.002)
     plain = step_of(small(space))
     assert known.peak < plain.peak
@@ -206,7 +209,7 @@ def test_a_frozen_language_model_passes_gradients_through_and_makes_none(space: 
     ratio = counted["backward", "language model"] / counted["forward", "language model"]
     assert 0.9 < ratio < 1.8  # matrices once, for the inputs, and attention 2.5 times; for weights, too, it were 2.2
     assert ("gradients", "language model") not in step.held
-    assert step.held["forward", "language model"] > 0  # what it keeps for them
+    assert step.moments["step"]["forward", "language model"] > 0  # what it keeps for them
 
 
 def test_a_trained_encoder_keeps_its_activations(space: Path) -> None:
@@ -245,7 +248,7 @@ def test_several_processes_send_and_hold_more(space: Path, monkeypatch: pytest.M
     assert many.traffic["tokens of drawn images"] == 3 * 5 * 4 * 17 * 64  # 6 draws from each, 5 differ
     assert many.peak > one.peak
     assert many.samples_per_step == 96
-    assert many.images_per_second == pytest.approx(4 * (one.images_per_second or 0))
+    assert many.images_per_second == pytest.approx(4 * (one.images_per_second or 0), rel=0.01)
 
 
 def test_store_and_number_of_images(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,8 +319,10 @@ def test_amounts_of_memory() -> None:
 
 def test_the_command(space: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     Path("c.yaml").write_text(dump_config(small(space)))
-    code, out, _ = run("plan", "c.yaml", "--gpu", "T4", "--gpus", "2", "--json", "--precision", "fp16", "data.batch=6")
-    assert code == 0
+    code, out, said = run(
+        "plan", "c.yaml", "--gpu", "T4", "--gpus", "2", "--json", "--precision", "fp16", "data.batch=6"
+    )
+    assert code == 0, said
     told = json.loads(out)
     assert (told["batch"], told["precision"], told["fits"]) == (6, "fp16", True)
     code, out, _ = run("plan", "c.yaml", "--gpu", "T4", "--memory", "0.62GB")
