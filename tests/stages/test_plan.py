@@ -133,7 +133,7 @@ def counted_collectives() -> Iterator[Counter[str]]:
         dist.all_gather, dist.all_to_all_single = all_gather, all_to_all
 
 
-@pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"chunk": 5}], ids=str)
+@pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"chunk": 8}], ids=str)
 def test_memory_is_that_of_a_real_step(space: Path, tmp_path: Path, train: dict[str, Any]) -> None:
     settings = small(space, train=train)
     assert step_of(settings).peak == pytest.approx(a_real_step(settings, str(tmp_path))[0], rel=0.02)
@@ -146,6 +146,7 @@ TOGETHER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", TOGETHER, ids=str)
 def test_memory_and_traffic_are_those_of_real_processes(space: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Two of them over gloo, each with the plan's negatives."""
@@ -159,6 +160,7 @@ def test_memory_and_traffic_are_those_of_real_processes(space: Path, tmp_path: P
     assert batches * (planned.received.total() - gathered) == received["exchanged"]
 
 
+@pytest.mark.slow
 def test_a_large_batch_in_chunks_is_not_run_and_yet_right(space: Path) -> None:
     settings = small(space, train={"chunk": 4})
     subject = Subject(settings, *outline(settings, "cpu"), "cpu", 2)
@@ -269,29 +271,31 @@ def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: 
     assert after.days is None  # a CPU has no peak
 
 
-#: Seconds on 16 A100-40G that the paper stays below (section 3.4; stage two with its largest model, Flan-T5-XXL).
-PAPER = {
-    "stage1_vitg": (250_000, 1680, 6 * DAY),
-    "stage2_opt2.7b": (80_000, 1920, 3 * DAY),
-    "stage2_flant5xl": (80_000, 1520, 3 * DAY),
-    "stage2_flant5xxl": (80_000, 1520, 3 * DAY),
-}
-EFFICIENCY = 0.2
+#: Of runs on 16 A100-40G: steps, images in one, days that the paper stays below (section 3.4), whether it is planned to
+#: fit with texts of 32 tokens.
+PAPER = [
+    ("stage1_vitg", 250_000, 1680, 6, True),
+    pytest.param("stage2_opt2.7b", 80_000, 1920, 3, True, marks=pytest.mark.slow),
+    pytest.param("stage2_opt6.7b", 80_000, 1920, 3, False, marks=pytest.mark.slow),
+    pytest.param("stage2_flant5xl", 80_000, 1520, 3, True, marks=pytest.mark.slow),
+    pytest.param("stage2_flant5xxl", 80_000, 1520, 3, False, marks=pytest.mark.slow),
+]
+EFFICIENCY = 0.3
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_papers_own_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a fifth of the peak everything takes less than the paper says; the least efficiencies are in docs/plan.md."""
-    monkeypatch.setattr(planning, "_largest", lambda *_: 1)
-    steps, samples, limit = PAPER[name]
-    settings = load_config(f"configs/{name}.yaml")
-    forecast = plan(settings, "A100-40GB", gpus=16, efficiency=EFFICIENCY)
+@pytest.mark.parametrize(("name", "steps", "samples", "limit", "fits"), PAPER)
+def test_the_papers_own_cost(
+    name: str, steps: int, samples: int, limit: float, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At this share of the peak everything takes less than the paper says; the least shares are in docs/plan.md."""
+    monkeypatch.setattr(planning, "_largest", lambda *_: 0)
+    forecast = plan(load_config(f"configs/{name}.yaml"), "A100-40GB", gpus=16, efficiency=EFFICIENCY)
     assert (forecast.steps, forecast.samples_per_step) == (steps, samples)
     assert forecast.days is not None
     each = sum(flops for phase in forecast.flops.values() for flops in phase.values())
     assert forecast.days * DAY == pytest.approx(steps * samples * each / (16 * 312e12 * EFFICIENCY))
-    assert limit / 3 < forecast.days * DAY < limit
-    assert forecast.fits  # as it did
+    assert limit / 3 < forecast.days < limit
+    assert forecast.fits == fits
 
 
 @pytest.mark.parametrize(
