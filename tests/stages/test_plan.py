@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torch.nn.parallel import DistributedDataParallel
 
 import stages
 from qformer import distributed, vision
-from qformer.config import Config, dump_config, load_config, parse_config
+from qformer.config import Config, load_config, parse_config
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.model.outline import outline
@@ -211,7 +212,6 @@ def test_a_frozen_language_model_passes_gradients_through_and_makes_none(space: 
     ratio = counted["backward", "language model"] / counted["forward", "language model"]
     assert 0.9 < ratio < 1.8  # matrices once, for the inputs, and attention 2.5 times; for weights, too, it were 2.2
     assert ("gradients", "language model") not in step.held
-    assert step.moments["step"]["forward", "language model"] > 0  # what it keeps for them
 
 
 def test_a_trained_encoder_keeps_its_activations(space: Path) -> None:
@@ -322,7 +322,7 @@ def test_amounts_of_memory() -> None:
 
 
 def test_the_command(space: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    Path("c.yaml").write_text(dump_config(small(space)))
+    Path("c.yaml").write_text(yaml.safe_dump(small(space).model_dump(mode="json", exclude_unset=True)))
     code, out, said = run(
         "plan", "c.yaml", "--gpu", "T4", "--gpus", "2", "--json", "--precision", "fp16", "data.batch=6"
     )
