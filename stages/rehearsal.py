@@ -150,7 +150,8 @@ def negatives(count: int, world: int, chunk: int) -> Tensor:
     different = max(round(count * (1 - (1 - 1 / others) ** count)), 1)
     row = torch.arange(count)
     owner = row % world
-    return torch.where(owner == 0, (row + max(chunk, 1)) % count, owner * count + row // world % different)
+    drawn = owner * count + row // world % different
+    return torch.where(owner == 0, (row + chunk) % count, drawn) if chunk else drawn
 
 
 @contextmanager
