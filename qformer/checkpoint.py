@@ -3,7 +3,7 @@
     model.safetensors   trained tensors only: the frozen towers are found again through the configuration, where
                         `checkpoint:` begins the path of one that is kept in this folder (`qformer convert` does so)
     config.yaml         every key, defaults included
-    meta.json           step, commit, versions, last losses
+    meta.json           step, commit, versions, the size of every other file
     trainer.pt          optimizer, scaler and random states, for resuming (absent in an exported model)
 
 A checkpoint appears under its name only when it is complete, so an interrupted save leaves the previous one.
@@ -39,6 +39,10 @@ INSIDE = "checkpoint:"  # begins the path of a tower that the checkpoint holds i
 WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
 
 
+class Damaged(UsageError):
+    """A checkpoint lacks something that was once written, or holds what cannot be read."""
+
+
 @dataclass
 class Checkpoint:
     """What `read` found; tensors are on the CPU."""
@@ -58,31 +62,65 @@ def save(
     trainer: dict[str, Any] | None = None,
     extra: Callable[[Path], object] | None = None,
     keep_last: int = 2,
+    keep_every: int = 0,
 ) -> Path:
-    """Write `run/checkpoints/step-N` atomically, then remove all but the `keep_last` newest.
+    """Write `run/checkpoints/step-N` atomically, then remove all that came before but the `keep_last` newest.
 
     Args:
         extra: writes further files (the tokenizer) into the folder it is given.
+        keep_every: those of steps that it divides stay, too; 0 keeps none for that.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; what was there before is as it was.
     """
     final = run / FOLDER / f"step-{step:07d}"
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
-    (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
-    (partial / META).write_text(json.dumps({"step": step, **provenance(), **meta}, indent=1), encoding="utf-8")
-    if trainer is not None:
-        torch.save(trainer, partial / TRAINER)
-    if extra is not None:
-        extra(partial)
-    for file in partial.iterdir():
-        _flush(file)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _flush(final.parent)
-    for old in _complete(run)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+        (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        if trainer is not None:
+            torch.save(trainer, partial / TRAINER)
+        if extra is not None:
+            extra(partial)
+        about = {"step": step, **provenance(), **meta, "files": _sizes(partial)}
+        (partial / META).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        for file in partial.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _flush(final.parent)
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and torch.save make of a full disk
+        raise OSError(f"{error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    before = [folder for folder in complete(run) if _step(folder) <= step]  # later ones are of a run that went back
+    for old in before[:-keep_last]:
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def check(folder: Path) -> None:
+    """Whether every file has the size with which it was written (the configuration may be edited).
+
+    Raises:
+        Damaged: naming a file that is missing or cut off.
+    """
+    try:
+        files = json.loads((folder / META).read_text(encoding="utf-8")).get("files", {})
+    except (OSError, ValueError) as error:
+        raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
+    found = _sizes(folder)
+    for name, size in files.items():
+        if found.get(name) != size and name != CONFIG:
+            what = "is missing" if name not in found else f"has {found[name]:,} bytes instead of {size:,}"
+            raise Damaged(f"the checkpoint '{folder}' is damaged ({name} {what}); use an earlier one")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
 
 
 def find(path: str | Path) -> Path:
@@ -94,8 +132,8 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if (path / WEIGHTS).is_file() and (path / CONFIG).is_file():
         return path
-    if complete := _complete(path):
-        return complete[-1]
+    if found := complete(path):
+        return found[-1]
     raise UsageError(f"no checkpoint at '{path}'; give a run folder or one of its checkpoints, a folder with {WEIGHTS}")
 
 
@@ -113,23 +151,33 @@ def is_foreign(path: str | Path) -> bool:
 
 def newest(run: Path) -> Path | None:
     """The newest complete checkpoint of a run, None when it has none."""
-    complete = _complete(run)
-    return complete[-1] if complete else None
+    found = complete(run)
+    return found[-1] if found else None
 
 
 def read(path: str | Path) -> Checkpoint:
     """Tensors (on the CPU), configuration and provenance.
 
     Raises:
-        UsageError: no checkpoint there, or one of its files is damaged.
+        UsageError: no checkpoint there, or (`Damaged`) one of its files cannot be read.
     """
     folder = find(path)
     try:
         tensors = load_file(folder / WEIGHTS)
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
+        raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
     return Checkpoint(folder, _with_own_towers(load_config(folder / CONFIG), folder), tensors, meta)
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration alone, with the paths of towers inside the checkpoint made those of files.
+
+    Raises:
+        UsageError: no checkpoint there, or a configuration that is refused.
+    """
+    folder = find(path)
+    return _with_own_towers(load_config(folder / CONFIG), folder)
 
 
 def _with_own_towers(config: Config, folder: Path) -> Config:
@@ -156,14 +204,18 @@ def read_trainer(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(f"'{folder}' has no {TRAINER}, so training cannot go on from it; set init to it") from error
     except Exception as error:  # torch.load raises nearly anything
-        raise UsageError(f"'{folder / TRAINER}' is damaged; remove '{folder}' to go on from an earlier one") from error
+        raise Damaged(f"'{folder / TRAINER}' is damaged; remove '{folder}' to go on from an earlier one") from error
 
 
-def _complete(run: Path) -> list[Path]:
+def complete(run: Path) -> list[Path]:
     """Finished checkpoints, by step."""
     folders = [folder for folder in (run / FOLDER).glob("step-*") if (folder / WEIGHTS).is_file()]
     numbered = [folder for folder in folders if folder.name.removeprefix("step-").isdecimal()]  # no .partial
-    return sorted(numbered, key=lambda folder: int(folder.name.removeprefix("step-")))
+    return sorted(numbered, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _flush(path: Path) -> None:

@@ -41,24 +41,82 @@ class Form(Enum):
     transformers = "transformers"
 
 
+class Precision(Enum):
+    """Of autocast."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
 
 
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train what the configuration's `stage` says. The same command again resumes an interrupted run."""
+    """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
+
+    Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
+    """
     from qformer.config import load_config
 
     stages = _sibling("stages")
-    print(stages.train(load_config(config, overrides)))
+    trained = stages.train(load_config(config, overrides))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(trained)
+
+
+@app.command()
+def features(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
+    from qformer.config import load_config
+
+    folder = _sibling("stages").fill_features(load_config(config, overrides))
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
 
 
 @app.command("config")
-def show_config(config: ConfigFile, overrides: Overrides = None) -> None:
+def show_config(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="open the data too, and say what the first samples are")] = False,
+) -> None:
     """Check a configuration and print it whole, defaults included."""
     from qformer.config import dump_config, load_config
 
-    print(dump_config(load_config(config, overrides)), end="")
+    checked = load_config(config, overrides)
+    lines = []
+    if data:
+        from qformer.data import sources
+        from qformer.data.preview import preview
+
+        for name, choice in (("train", checked.data.train), ("validation", checked.data.validation)):
+            if choice is not None:
+                lines += [f"# data.{name}: {line}\n" for line in preview(sources.for_run(choice, checked.run))]
+    print(dump_config(checked) + "".join(lines), end="")
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option(help="such as A100-40GB, H100-80GB, RTX4090; cpu is this machine")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="processes, one GPU each", min=1)] = 1,
+    memory: Annotated[str | None, typer.Option(help="of one GPU, such as 80GB; its own by default")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="that of the configuration by default")] = None,
+    efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
+    from qformer.config import load_config
+
+    _sibling("stages")
+    from stages.plan import plan as forecast
+    from stages.plan import show
+
+    chosen = [] if precision is None else [f"train.precision={precision.value}"]
+    show(forecast(load_config(config, [*(overrides or []), *chosen]), gpu, gpus, memory, efficiency), as_json)
 
 
 @app.command()
@@ -170,6 +228,38 @@ def ask(
 
 
 @app.command()
+def capfilt(
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA...", help="folder, JSON lines, tars, a CONFIG (its data.train), or key=value ..."),
+    ],
+    captioner: Annotated[str, typer.Option(help="checkpoint of either stage, BLIP-2, or a BLIP of transformers")],
+    ranker: Annotated[str, typer.Option(help="a CLIP-like model of transformers, or a checkpoint of stage one")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write; the same command again goes on")],
+    captions: Annotated[int, typer.Option(help="captions written of each image", min=1)] = 10,
+    keep: Annotated[int, typer.Option(help="captions kept of them and the original ones", min=1)] = 2,
+    top_p: Annotated[float, typer.Option(help="of nucleus sampling", min=0.01, max=1)] = 0.9,
+    prompt: Annotated[str | None, typer.Option(help="captions go on from here; that of training by default")] = None,
+    batch: Annotated[int, typer.Option(help="images captioned at once", min=1)] = 16,
+    part: Annotated[int, typer.Option(help="images in a file of the result; tars stay as they are", min=1)] = 1000,
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl or webdataset; by default the first if the images are files")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: this is process i, from 0, of n; as torchrun says")] = None,
+    precision: Annotated[Precision, typer.Option(help="of the models")] = Precision.fp32,
+    seed: Annotated[int, typer.Option(help="another one gives other captions", min=0)] = 0,
+    device: Device = None,
+) -> None:
+    """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
+    _sibling("stages")
+    from stages.capfilt import Settings
+    from stages.capfilt import capfilt as run
+
+    wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
+    run(wanted, output, shard, device)
+
+
+@app.command()
 def convert(
     source: Annotated[
         str,
@@ -247,9 +337,7 @@ def main() -> None:
         app(arguments)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print(
-                "qformer: interrupted; a training resumes from its last checkpoint by the same command", file=sys.stderr
-            )
+            print("qformer: interrupted; what can be resumed goes on by the same command", file=sys.stderr)
         raise
     except Exception as error:
         if debug:

@@ -11,31 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qformer import lookup
+from qformer.schema import Choice, Count, FeaturesConfig, Fraction, Positive, Section
 from qformer.types import UsageError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Choice(BaseModel):
-    """A name from a table and the options of what it names."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class QFormerConfig(Section):
@@ -171,7 +151,10 @@ class DataConfig(Section):
     """Where samples come from and what is done to them.
 
     Attributes:
-        train, validation: sources (`jsonl`, `folder`, `scenes`); validation is optional.
+        train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
+            optional.
+        features: folder of a store of image tokens, or `path`, `crops` and `dtype` of one; training reads images itself
+            by default.
         batch: B, samples of one step of one process (before accumulation).
         workers: processes that decode images; 0 decodes in the training process.
         crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
@@ -182,6 +165,7 @@ class DataConfig(Section):
 
     train: Choice
     validation: Choice | None = None
+    features: FeaturesConfig | None = None
     batch: Positive = 64
     workers: Count = 0
     crop: tuple[Fraction, Fraction] = (0.5, 1.0)
@@ -195,6 +179,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
             )
+        if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
+            raise ValueError(
+                f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
+                "all would be the same; leave crops out"
+            )
         return self
 
 
@@ -204,18 +193,25 @@ class TrainConfig(Section):
     Attributes:
         steps: optimizer steps in all.
         accumulate: batches per optimizer step.
+        chunk: of stage one: pairs that pass the model at a time, with the losses and gradients of the whole batch in
+            the memory of so many; 0 is the whole batch at once.
+        fsdp: of several processes each keeps only its share of the frozen layers (FSDP2), which takes time on the way.
+        gradient_checkpointing: layers compute their activations again on the way back instead of keeping them.
         lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
         layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
         clip: largest gradient norm, 0 for none (the original does not clip).
         precision: of autocast; weights that are trained stay fp32.
         validate_every, save_every: steps; 0 is only at the end.
-        keep_last: finished checkpoints to keep.
+        keep_last: newest checkpoints to keep. keep_every: those of every so many steps stay, too; 0 is none.
         rerank: validation of stage one re-ranks this many ITC candidates with ITM.
     """
 
     steps: Positive
     accumulate: Positive = 1
+    chunk: Count = 0
+    fsdp: bool = False
+    gradient_checkpointing: bool = False
     lr: Annotated[float, Field(gt=0)] = 1e-4
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -229,6 +225,7 @@ class TrainConfig(Section):
     validate_every: Count = 1000
     save_every: Count = 1000
     keep_last: Positive = 2
+    keep_every: Count = 0
     rerank: Count = 16
 
     @model_validator(mode="after")
@@ -268,6 +265,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit_the_stage(self) -> Self:
+        if self.train.chunk and self.stage != "stage1":
+            raise ValueError(
+                f"train.chunk {self.train.chunk} is for the contrastive loss of stage1; lower data.batch and raise "
+                "train.accumulate instead"
+            )
+        if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
+            why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
+            raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
         if self.stage == "stage2" and self.llm is None:
             raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
         if self.stage in ("vision", "language"):

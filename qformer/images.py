@@ -40,7 +40,7 @@ def read_image(image: ImageLike) -> Tensor:
     if isinstance(image, Tensor):
         return image
     if isinstance(image, str | Path):
-        image = _read_file(Path(image))
+        image = read_file(Path(image))
     if isinstance(image, np.ndarray):
         pixels = image
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
@@ -52,7 +52,12 @@ def read_image(image: ImageLike) -> Tensor:
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, h, w)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """An image as it is stored.
+
+    Raises:
+        BadSample: kinds `missing` and `unreadable`.
+    """
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name

@@ -86,14 +86,20 @@ def matching(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
 
 
-def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1, count: Tensor | None = None) -> Tensor:
     """ITG: mean cross-entropy over the targets, labels already shifted.
 
     Args:
         logits: float[..., V].
         labels: long[...], -100 where there is no target.
         smoothing: label smoothing over the vocabulary, averaged over valid targets only.
+        count: divide the sum by this instead of by the number of targets here, which are a part of all.
     """
-    return F.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, label_smoothing=smoothing
+    loss = F.cross_entropy(
+        logits.flatten(0, -2).float(),
+        labels.flatten(),
+        ignore_index=IGNORE,
+        label_smoothing=smoothing,
+        reduction="mean" if count is None else "sum",
     )
+    return loss if count is None else loss / count

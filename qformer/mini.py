@@ -211,6 +211,9 @@ def sine_positions(side: int, width: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
+UNSEEN = -6.0  # bias of what a head at first does not look at; attention can still overcome it
+
+
 def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
     """A BERT, an OPT or a gated-GELU T5 with random weights for the tokeniser's vocabulary."""
     if config.kind == "bert":
@@ -227,6 +230,15 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
         )
     if config.kind == "opt":
         return _build_opt(config, tokenizer)
+    return _build_t5(config, tokenizer)
+
+
+def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """T5 learns what distance means from nothing, by a learning rate a step: a small one stays blind to order.
+
+    Here its encoder starts with slopes (as ALiBi, Press et al. 2022): of four heads one sees all alike, the others fall
+    off with distance and look back, ahead, or to both sides, the later heads steeper.
+    """
     sizes = T5Config(
         vocab_size=len(tokenizer),
         d_model=config.width,
@@ -241,7 +253,26 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
     )
     sizes.decoder_start_token_id = tokenizer.pad_token_id
     sizes.dense_act_fn = "gelu"  # the erf form, which stage two uses for every gated T5, as the original does
-    return T5ForConditionalGeneration(sizes)
+    model: Any = T5ForConditionalGeneration(sizes)
+    with torch.no_grad():
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(_slopes(config.heads, sizes))
+    return model
+
+
+def _slopes(heads: int, sizes: T5Config) -> Tensor:
+    """Biases of T5's buckets of distance, float[buckets, heads]: what stands before (and 0), then what follows."""
+    half = sizes.relative_attention_num_buckets // 2
+    near = half // 2  # exact distances; the others grow by a constant factor
+    factor = (sizes.relative_attention_max_distance / near) ** (1 / (half - near))
+    far = near * factor ** (torch.arange(half - near) + 0.5)
+    distance = torch.cat([torch.arange(near), far])
+    biases = torch.zeros(2 * half, heads)
+    for head in range(heads):
+        look, slope = head % 4, 0.3 * 3 ** (head // 4)
+        sides = {1: (True, False), 2: (False, True), 3: (True, True)}.get(look)
+        for start, is_seen in zip((0, half), sides or (), strict=False):
+            biases[start : start + half, head] = -slope * distance if is_seen else UNSEEN
+    return biases.clamp(min=UNSEEN)
 
 
 def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OPTForCausalLM:

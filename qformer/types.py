@@ -14,6 +14,7 @@ A shape is written `float[B, Q, H]`; masks are `bool`, True where something is v
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,17 +75,18 @@ class Tiles:
         pixels: N tensors `uint8[3, h, w]` (0..255) or `float[3, h, w]` (0..1): all tiles of the first image
             in the order of its plan, then those of the second, and so on.
         plans: B plans.
+        tokens: what the frozen image encoder has made of each tile, packed rows [S, ...] (`qformer.packing`); None
+            where it has not seen them. Pixels are not needed then, and there are none.
     """
 
     pixels: list[Tensor]
     plans: list[Plan]
+    tokens: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
-        planned = sum(self.counts)
-        if planned != len(self.pixels):
-            raise ValueError(
-                f"got pixels of {len(self.pixels)} tiles, but the plans hold {planned}; give one per planned tile"
-            )
+        planned, given = sum(self.counts), len(self.pixels if self.tokens is None else self.tokens)
+        if planned != given:
+            raise ValueError(f"got {given} tiles, but the plans hold {planned}; give one per planned tile")
 
     @classmethod
     def from_pixels(cls, pixels: Tensor) -> Tiles:
@@ -105,12 +107,19 @@ class Tiles:
 
     def __getitem__(self, index: slice) -> Tiles:
         """The images of a slice, with all their tiles."""
-        starts = [0]
-        for count in self.counts:
-            starts.append(starts[-1] + count)
-        chosen = range(*index.indices(len(self)))
-        pixels = [tile for i in chosen for tile in self.pixels[starts[i] : starts[i + 1]]]
-        return Tiles(pixels, self.plans[index])
+        starts = [0, *accumulate(self.counts)]
+        chosen = [tile for i in range(*index.indices(len(self))) for tile in range(starts[i], starts[i + 1])]
+        if self.tokens is not None:
+            return Tiles([], self.plans[index], [self.tokens[tile] for tile in chosen])
+        return Tiles([self.pixels[tile] for tile in chosen], self.plans[index])
+
+    @classmethod
+    def join(cls, parts: Sequence[Tiles]) -> Tiles:
+        """The images of all parts, one after the other; either all are pixels or all are tokens."""
+        pixels = [tile for part in parts for tile in part.pixels]
+        plans = [plan for part in parts for plan in part.plans]
+        stored = any(part.tokens is not None for part in parts)
+        return cls(pixels, plans, [tile for part in parts for tile in part.tokens or []] if stored else None)
 
 
 @dataclass
@@ -161,6 +170,9 @@ class Batch:
         question, answers: of question data; B strings, and B lists of accepted answers.
         negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
             global batch. For parity tests: an ordinary step draws them.
+        halves: the two parts into which each caption was cut for an encoder-decoder; None: not cut yet.
+        targets: by what the sum of token losses is divided: the mean number of target tokens over the processes and
+            accumulated batches of a step. None: over the processes alone.
     """
 
     tiles: Tiles
@@ -169,6 +181,8 @@ class Batch:
     question: list[str] | None = None
     answers: list[list[str]] | None = None
     negatives: tuple[Tensor, Tensor] | None = None
+    halves: list[tuple[str, str]] | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -184,6 +198,7 @@ class Sample:
         image_id: equal for records that show the same image; None means that the record stands alone.
         captions: true captions, any number; one is drawn at each step.
         question, answers: a question about the image and its accepted answers.
+        prompt: put in front of a caption once it is cleaned.
     """
 
     image: bytes | Path | np.ndarray
@@ -192,6 +207,7 @@ class Sample:
     captions: list[str] = field(default_factory=list)
     question: str | None = None
     answers: list[str] = field(default_factory=list)
+    prompt: str = ""
 
 
 class UsageError(ValueError):

@@ -30,3 +30,14 @@ def train(config: Config) -> Path:
 
     torch.manual_seed(config.seed)
     return lookup.find(STAGES, config.stage, "stage")(anchor(config))
+
+
+def fill_features(config: Config) -> Path:
+    """Fill the store of `data.features` without training; the same call goes on. Returns its folder."""
+    import torch
+
+    from qformer.config import anchor
+    from stages.features import fill_alone
+
+    torch.manual_seed(config.seed)
+    return fill_alone(anchor(config))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qformer import lookup
-from qformer.cleaning import clean_caption
 from qformer.data import sources
-from qformer.data.loader import Batches, Held, Loaded, held_out
+from qformer.data.loader import Batches, Held, Loaded, held_out, usable_captions
+from qformer.data.orders import indices
 from qformer.data.phrases import Phrases
 from qformer.data.stories import Stories
 from qformer.evaluation.retrieval import recalls
@@ -53,10 +53,10 @@ def train_vision(config: Config) -> Path:
 
 def _fit_captions(config: Config, backbone: BackboneConfig) -> ContrastiveViT:
     strategy = Fixed(backbone.image_size)
-    source = sources.build(config.data.train.name, **config.data.train.options)
+    source = sources.for_run(config.data.train, config.run)
     evaluate = None
     if config.data.validation is not None:
-        validation = sources.build(config.data.validation.name, **config.data.validation.options)
+        validation = sources.for_run(config.data.validation, config.run)
         held = held_out(validation, strategy, config.data.validation_size, config.data.batch)
         evaluate = ContrastiveValidation(held)
     model = ContrastiveTask(ContrastiveViT(backbone))
@@ -128,11 +128,11 @@ def train_language(config: Config) -> Path:
     backbone = cast("BackboneConfig", config.backbone)
     if config.data.train.name == "stories":
         return _train_on_stories(config, backbone)
-    texts = all_captions(sources.build(config.data.train.name, **config.data.train.options))
+    texts = all_captions(sources.for_run(config.data.train, config.run))
     model = TextTask(TextModel(backbone, texts))
     evaluate = None
     if config.data.validation is not None:
-        held = all_captions(sources.build(config.data.validation.name, **config.data.validation.options))
+        held = all_captions(sources.for_run(config.data.validation, config.run))
         evaluate = TextValidation(held[: config.data.validation_size], config.data.batch)
     fit(model, TextBatches(texts, config.data.batch, config.seed), config, evaluate)
     folder = Path(config.run) / TOWER
@@ -160,13 +160,13 @@ def _stories(choice: Choice) -> Stories:
 def all_captions(source: Source) -> list[str]:
     """Every cleaned caption of a source; records without one, or that cannot be read, are passed over."""
     texts = []
-    for index in range(len(source)):
+    for index in indices(source):
         try:
-            texts += [clean for clean in map(clean_caption, source[index].captions) if clean]
+            texts += usable_captions(source[index])
         except BadSample:
             continue
     if not texts:
-        raise UsageError(f"none of the {len(source)} records has a caption; check data.train")
+        raise UsageError("none of the records has a caption; check data.train")
     return texts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.table import Table
@@ -40,7 +40,7 @@ def evaluate_retrieval(
     """
     if bench not in BENCHMARKS:
         raise UsageError(f"unknown benchmark '{bench}'; known are {', '.join(BENCHMARKS)}")
-    options = dict(_pair(text) for text in data)
+    options = pairs(data)
     source = sources.build(str(options.pop("name", "jsonl")), **options)
     model = load(path, device)
     if not isinstance(model, ImageTextModel):
@@ -61,6 +61,15 @@ def evaluate_retrieval(
     if output is not None:
         result = {"checkpoint": path, "images": len(held), "texts": texts, "k": k, "skipped": held.skipped, **measured}
         output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def pairs(words: list[str]) -> dict[str, Any]:
+    """Options of a data source, written as `key=value`; values are YAML.
+
+    Raises:
+        UsageError: something else.
+    """
+    return dict(map(_pair, words))
 
 
 def _pair(text: str) -> tuple[str, object]:

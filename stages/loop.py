@@ -1,5 +1,8 @@
 """The one training loop. It knows nothing of what is trained: a model returns named losses and their sum, `loss`.
 
+W processes with batches of B train as one with batches of W * B: each reads its share of the global batch, gradients
+are averaged, and the models see to it that the mean over processes is the loss of the whole.
+
 Everything that a run writes stands in its folder: `config.yaml`, `metrics.jsonl`, `curves.png`, `skipped.jsonl`,
 TensorBoard events and `checkpoints/`. Running the same command again resumes: batches are a function of the step, the
 learning rate too, and checkpoints hold optimizer, scaler and random states.
@@ -8,43 +11,44 @@ learning rate too, and checkpoints hold optimizer, scaler and random states.
 from __future__ import annotations
 
 import json
+import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from torch.nn.parallel import DistributedDataParallel
 
-from qformer import checkpoint
+from qformer import checkpoint, distributed
 from qformer.config import Config, dump_config
 from qformer.data.loader import Skipped, training_batches
-from qformer.model.loading import load_trained, trained_tensors
+from qformer.model.chunked import chunked_step
+from qformer.model.recompute import recompute_layers
 from qformer.types import UsageError
-from stages import pictures
 from stages.optim import adamw, learning_rate
+from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
     from qformer.data.loader import Loaded
+    from qformer.types import Batch
 
-console = Console()
+ALONE_OR_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+PATIENCE = timedelta(hours=2)  # of processes that wait while rank 0 measures and saves
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-#: What may differ between the configuration of a checkpoint and that of the command that resumes it.
-MAY_CHANGE = {
-    "": {"run"},  # a run folder may have been moved
-    "data": {"workers", "max_bad"},
-    "train": {"log_every", "validate_every", "save_every", "keep_last"},
-}
 
 
 class Evaluate(Protocol):
@@ -72,6 +76,11 @@ class Run:
     pending: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
 
+    @property
+    def inner(self) -> Any:
+        """The model without what accelerate puts around it."""
+        return self.accelerator.unwrap_model(self.model)
+
 
 def fit(
     model: nn.Module,
@@ -89,14 +98,24 @@ def fit(
 
     Raises:
         NonFiniteLoss: and the last good checkpoint stays the newest.
-        UsageError: the run folder belongs to another configuration, or most of the data are bad.
+        SystemExit: code 0, after SIGTERM or SIGINT, when the step is done and saved.
+        OSError: the last checkpoint could not be written.
+        UsageError: the run folder belongs to another configuration or is in use, or most of the data are bad.
     """
-    run = _start(model, config, extra)
+    accelerator = _accelerator(config, Path(config.run))
+    console.quiet = distributed.rank() > 0
+    with claimed(Path(config.run)):
+        return _fit(_start(model, config, extra, accelerator), batches, evaluate)
+
+
+def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
+    config = run.config
     train = config.train
-    with _progress() as progress:
+    with Stop() as stop, _progress() as progress:
         bar = progress.add_task(config.stage, total=train.steps, completed=run.step, losses="")
         first, last_batch = run.step * train.accumulate, train.steps * train.accumulate
         stream = training_batches(batches, config.data.workers, first, last_batch)
+        vote = distributed.Vote()
         while run.step < train.steps:
             _train_step(run, stream)
             last = run.step == train.steps
@@ -105,38 +124,77 @@ def fit(
                 progress.update(bar, losses=_log(run))
             if validates and evaluate is not None:
                 _validate(run, evaluate, progress.console)
-            if last or _every(train.save_every, run.step):
-                _save(run)
+            saves = last or _every(train.save_every, run.step)
+            if saves:
+                save(run, must=last)
             progress.update(bar, completed=run.step)
+            if vote(stop.asked is not None) and not last:
+                if not saves:
+                    save(run, must=True)
+                end(run, stop.asked)
+    distributed.barrier()  # the last vote may still be on its way to somebody
     run.accelerator.end_training()
-    if run.skipped.kinds:
-        console.print(f"skipped: {run.skipped.summary()}; listed in {run.skipped.path}")
+    tell_skipped(run)
     return checkpoint.find(run.folder)
 
 
-def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None) -> Run:
+def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None, accelerator: Accelerator) -> Run:
     folder = Path(config.run)
-    AcceleratorState._reset_state()  # else the precision of the first run in a process would be that of all
-    accelerator = Accelerator(
-        mixed_precision=PRECISION[config.train.precision], log_with="tensorboard", project_dir=folder
-    )
-    if accelerator.num_processes > 1:
+    if distributed.world() > 1 and not hasattr(model, "count_targets"):
         raise UsageError(
-            f"started as {accelerator.num_processes} processes, but training runs in one; use plain python"
+            f"started as {distributed.world()} processes, but stage '{config.stage}' trains in one; use plain python"
         )
+    set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
+    describe(model)
+    if config.train.gradient_checkpointing:
+        recompute_layers(model)
+    optimizer = adamw(model, config.train)
+    if shards(config):
+        distributed.shard_frozen(model, accelerator.device)
+        model, optimizer = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(model, optimizer)
+        assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average gradients"
+    run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
+    resume(run)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if distributed.rank() == 0:
+            (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
+        accelerator.init_trackers("tensorboard")
     except OSError as error:
         raise UsageError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another") from error
-    set_seed(config.seed)
-    describe(model)
-    optimizer = adamw(model, config.train)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
-    _resume(run)
-    (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
-    accelerator.init_trackers("tensorboard")
     return run
+
+
+def shards(config: Config) -> bool:
+    """Whether frozen layers are spread over the processes."""
+    return config.train.fsdp and distributed.world() > 1
+
+
+def _accelerator(config: Config, folder: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # else the precision of the first run in a process would be that of all
+    accelerator = Accelerator(
+        # Without a GPU accelerate takes processes of torchrun for strangers unless it is told so.
+        cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
+        mixed_precision=PRECISION[config.train.precision],
+        log_with="tensorboard",
+        project_dir=folder,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False,  # they are constants
+                gradient_as_bucket_view=True,
+                find_unused_parameters=not config.freeze_vision,  # towers of others may have parts that no loss sees
+            ),
+        ],
+    )
+    distributed.check_launch()
+    if accelerator.distributed_type not in ALONE_OR_TOGETHER:
+        raise UsageError(
+            f"accelerate was set to {accelerator.distributed_type.value}; start the processes with torchrun or "
+            "accelerate's MULTI_GPU, and set train.fsdp=true to spread the frozen layers over them"
+        )
+    return accelerator
 
 
 def describe(model: nn.Module) -> None:
@@ -157,11 +215,11 @@ def _train_step(run: Run, stream: Any) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.step, train) * group["scale"]
     total: dict[str, Tensor] = {}
-    for _ in range(train.accumulate):
-        loaded = next(stream)
-        run.skipped.add(loaded)
-        losses = run.model(loaded.batch)
-        run.accelerator.backward(losses["loss"] / train.accumulate)
+    batches = [_take(run, stream) for _ in range(train.accumulate)]
+    if train.accumulate > 1:
+        _share_targets(run, batches)
+    for number, batch in enumerate(batches, start=1):
+        losses = _backward(run, batch, last=number == train.accumulate)
         for name, value in losses.items():
             total[name] = total.get(name, torch.zeros_like(value.detach())) + value.detach() / train.accumulate
     if train.clip:
@@ -172,10 +230,54 @@ def _train_step(run: Run, stream: Any) -> None:
     run.pending.append((run.step, total))
 
 
+def _backward(run: Run, batch: Batch, last: bool) -> dict[str, Tensor]:
+    """The losses of a batch, its share of the gradients added up; with the `last` one they are averaged."""
+    train, accelerator = run.config.train, run.accelerator
+    if not train.chunk:
+        with nullcontext() if last else accelerator.no_sync(run.model):
+            losses = run.model(batch)
+            accelerator.backward(losses["loss"] / train.accumulate)
+    else:
+        losses = chunked_step(run.inner, batch, train.chunk, _scale(run), accelerator.autocast)
+    if last and (train.chunk or shards(run.config)):  # else data-parallel training does it in its one backward pass
+        distributed.average_gradients(run.inner.parameters())
+    return losses
+
+
+def _scale(run: Run) -> Callable[[Tensor], Tensor]:
+    """What `accelerator.backward` does to a loss, and its share in the step."""
+
+    def scale(loss: Tensor) -> Tensor:
+        loss = loss / run.config.train.accumulate
+        return loss if run.accelerator.scaler is None else run.accelerator.scaler.scale(loss)
+
+    return scale
+
+
+def _take(run: Run, stream: Any) -> Batch:
+    loaded = next(stream)
+    try:
+        run.skipped.add(loaded)
+    except OSError as error:
+        console.print(f"step {run.step}: what was skipped could not be written ({error})")
+    return loaded.batch
+
+
+def _share_targets(run: Run, batches: list[Batch]) -> None:
+    """Let every token of the step weigh the same, in whatever batch and process it stands."""
+    count = getattr(run.inner, "count_targets", None)
+    if count is not None:
+        own = torch.tensor(float(sum(count(batch) for batch in batches)), device=run.accelerator.device)
+        mean = distributed.total(own).clamp(min=1) / (distributed.world() * len(batches))
+        for batch in batches:
+            batch.targets = mean
+
+
 def _log(run: Run) -> str:
     """Fetch the losses since the last call, once; check, write and show them."""
     names = list(run.pending[0][1])
-    values = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in run.pending]).cpu()
+    own = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in run.pending])
+    values = (distributed.total(own) / distributed.world()).cpu()
     for (step, _), row in zip(run.pending, values, strict=True):
         for name, value in zip(names, row.tolist(), strict=True):
             if not torch.isfinite(torch.tensor(value)) and name != "loss":
@@ -186,7 +288,7 @@ def _log(run: Run) -> str:
     seconds = (now - run.clock) / len(run.pending)
     run.clock = now
     means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-    images = run.config.data.batch * run.config.train.accumulate / seconds
+    images = run.config.data.batch * run.config.train.accumulate * distributed.world() / seconds
     record = {
         "step": run.step,
         "lr": learning_rate(run.step - 1, run.config.train),
@@ -199,86 +301,31 @@ def _log(run: Run) -> str:
 
 
 def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
-    model = run.accelerator.unwrap_model(run.model)
-    model.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(run.config.seed)
-        measured = evaluate(model, run.step)
-    _write(run, {"step": run.step, **measured}, "validation")
-    out.print(f"step {run.step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    """Rank 0 measures and the others wait, or do the same where it lacks their layers."""
+    model = run.inner
+    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
+    if distributed.rank() == 0 or shards(run.config):
+        model.eval()
+        with distributed.alone(), torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(run.config.seed)
+            measured = evaluate(model, run.step)
+        _write(run, {"step": run.step, **measured}, "validation")
+        if distributed.rank() == 0:
+            out.print(f"step {run.step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    distributed.barrier()
     run.clock = time.perf_counter()
 
 
 def _write(run: Run, record: dict[str, float], kind: str) -> None:
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, **record}) + "\n")
-    run.accelerator.log({f"{kind}/{name}": value for name, value in record.items() if name != "step"}, step=run.step)
-
-
-def _save(run: Run) -> None:
-    model = run.accelerator.unwrap_model(run.model)
-    scaler = run.accelerator.scaler
-    trainer = {
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    meta = {
-        "parameters": sum(tensor.numel() for tensor in trained_tensors(model).values()),
-        "skipped": dict(run.skipped.kinds),
-    }
-    checkpoint.save(
-        run.folder, run.step, run.config, trained_tensors(model), meta, trainer, run.extra, run.config.train.keep_last
-    )
-    pictures.curves(run.folder, run.config)
-
-
-def _resume(run: Run) -> None:
-    """Continue from the newest checkpoint of the run folder, if it has one."""
-    found = checkpoint.newest(run.folder)
-    if found is None:
+    if distributed.rank() > 0:
         return
-    saved = checkpoint.read(found)
-    if differs := _differences(saved.config.model_dump(), run.config.model_dump()):
-        raise UsageError(
-            f"the run '{run.folder}' was started with another configuration ({'; '.join(differs)}); "
-            "set run to another folder, or remove this one"
-        )
-    load_trained(run.accelerator.unwrap_model(run.model), saved.tensors, found)
-    trainer = checkpoint.read_trainer(found)
-    run.optimizer.load_state_dict(trainer["optimizer"])
-    if trainer["scaler"] is not None and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(trainer["scaler"])
-    torch.set_rng_state(trainer["random"])
-    if torch.cuda.is_available() and trainer["cuda_random"]:
-        torch.cuda.set_rng_state_all(trainer["cuda_random"])
-    run.step = int(saved.meta["step"])
-    _forget_after(run.folder / "metrics.jsonl", run.step)
-    console.print(f"resuming {run.folder} at step {run.step}")
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
-    """Keys whose values differ and may not, as `key was a, is b`."""
-    found = []
-    for key in sorted(saved.keys() | now.keys()):
-        a, b = saved.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{path}{key}.")
-        elif a != b and key not in MAY_CHANGE.get(path.rstrip("."), ()):
-            found.append(f"{path}{key} was {a}, is {b}")
-    return found
-
-
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the records of steps that will be done again."""
-    if metrics.is_file():
-        lines = [
-            line
-            for line in metrics.read_text(encoding="utf-8").splitlines()
-            if line and json.loads(line)["step"] <= step
-        ]
-        metrics.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    try:
+        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **record}) + "\n")
+        named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
+        run.accelerator.log(named, step=run.step)
+    except OSError as error:  # a full disk may have room again when the next checkpoint is due
+        console.print(f"step {run.step}: its losses could not be written ({error})")
 
 
 def _every(interval: int, step: int) -> bool:
@@ -294,4 +341,5 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[losses]}"),
         console=console,
+        disable=distributed.rank() > 0,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+
+from qformer import distributed
+from qformer.records import read_records
+from stages import published
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +24,14 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+LISTED = 14  # captions beside an image
+
 TITLES = {
     "itc": "ITC: image-text contrastive",
     "itm": "ITM: image-text matching",
     "itg": "ITG: image-grounded text generation",
     "lm": "LM: language modelling",
+    "loss": "sum of the losses",
     "contrastive": "contrastive",
 }
 
@@ -33,31 +40,40 @@ def chance(name: str, config: Config) -> float | None:
     """The loss of a model that knows nothing, where that is a fixed number.
 
     ITC: ln of the batch. ITM: with one matched row to two that are not, always saying 'no' costs 0.6365.
-    ITG: ln of the vocabulary.
+    ITG: ln of the vocabulary. Sum: of the three.
     """
     if name in ("itc", "contrastive"):
-        return math.log(config.data.batch) if config.data.train.name != "phrases" else None
+        batch = config.data.batch * distributed.world()
+        return math.log(batch) if config.data.train.name != "phrases" else None
     if name == "itm":
         return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    if name == "loss":
+        return sum(chance(part, config) or 0.0 for part in ("itc", "itm", "itg"))
     return math.log(config.qformer.vocab_size) if name == "itg" else None
 
 
 def curves(run: Path, config: Config) -> None:
-    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured.
+
+    Chance and, for the paper's sizes, published losses stand beside the curves (see docs/training.md).
+    """
+    records = read_records(run / "metrics.jsonl")
     train = [record for record in records if record["kind"] == "train"]
     held_out = [record for record in records if record["kind"] == "validation"]
-    names = [name for name in TITLES if train and name in train[0]]
+    known = published.losses(config)
+    names = [name for name in TITLES if train and name in train[0] and (name != "loss" or name in known)]
     recalls = sorted({key for record in held_out for key in record if key.endswith("_r10")})
     panels = len(names) + bool(recalls)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=False):
         axis.plot([r["step"] for r in train], [r[name] for r in train], label="training")
         if any(name in r for r in held_out):
-            points = [(r["step"], r[name]) for r in held_out if name in r]
-            axis.plot(*zip(*points, strict=True), "o-", label="held out", markersize=4)
+            measured = [(r["step"], r[name]) for r in held_out if name in r]
+            axis.plot(*zip(*measured, strict=True), "o-", label="held out", markersize=4)
         if (level := chance(name, config)) is not None:
             axis.axhline(level, color="grey", linestyle=":", label=f"chance {level:.2f}")
+        if points := known.get(name):
+            axis.plot(*zip(*points, strict=True), "x", color="grey", label="published, 4.6 M pairs")
         axis.set(title=TITLES[name], xlabel="step")
         axis.legend(fontsize=8)
     if recalls:
@@ -86,6 +102,35 @@ def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any
     plt.close(figure)
 
 
+def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict[str, Any]]) -> None:
+    """Images (uint8[3, h, w]), each beside its captions, the best first; those that are not kept are grey.
+
+    A record holds rows (caption, score, origin) as `kept` and `dropped`.
+    """
+    rows = math.ceil(len(images) / 2)
+    figure = plt.figure(figsize=(20, 2.3 * rows))
+    for number, (image, record) in enumerate(zip(images, records, strict=True)):
+        left, bottom, height = 0.5 * (number % 2), 1 - (number // 2 + 1) / rows, 0.94 / rows
+        picture = figure.add_axes((left + 0.005, bottom, 0.1, height), anchor="N")
+        picture.imshow(image.permute(1, 2, 0).numpy())
+        picture.set_axis_off()
+        listed = [(row, "black", "bold") for row in record["kept"]]
+        listed += [(row, "grey", "normal") for row in record["dropped"]]
+        for line, ((caption, score, origin), colour, weight) in enumerate(listed[:LISTED]):
+            style: dict[str, Any] = {"color": colour, "weight": weight, "fontsize": 9, "va": "top"}
+            top = bottom + height * (1 - line / LISTED)
+            figure.text(left + 0.11, top, f"{score:.3f}", **style)
+            figure.text(left + 0.135, top, origin, **style)
+            figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+        figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
 def _lines(text: str) -> str:
-    """Wrapped; what a font cannot show (an untrained model writes anything) becomes a question mark."""
-    return textwrap.fill("".join(letter if letter.isprintable() else "?" for letter in text), 30)
+    return textwrap.fill(_shown(text), 30)
+
+
+def _shown(text: str) -> str:
+    """What a font cannot show (an untrained model writes anything) becomes a question mark; a dollar is no formula."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")

@@ -1,17 +1,19 @@
 """`qformer quickstart`: both stages on drawn scenes with the shipped mini towers, measured, offline, in minutes.
 
 Stage one starts from an untrained bridge. Stage two sees captions only, so every answer is zero-shot. The blind models
-are trained alike behind one grey picture: what they answer right needs no eyes.
+are trained alike behind one grey picture: what they answer right needs no eyes. Models as small as these gain little
+from a second core, so two processes share the four trainings of stage two.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +36,19 @@ from stages.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.connection import Connection
 
     from qformer.config import Config
     from qformer.data.loader import Held
 
 CANDIDATES = 16
+LOG = "beside.log"
 LANGUAGE_MODELS = ("opt", "t5")
 QUESTIONS, CAPTIONS = 490, 100
+#: What a model is given over the configuration of stage two: the T5 needs longer to speak.
+OWN = {"opt": (), "t5": ("train.steps=800", "train.lr=1.4e-3", "llm.visual_scale=8")}
+#: Who does what: this process, and the one beside it. The T5's seeing run is the longest.
+HERE, BESIDE = (("see", "t5"), ("guess", "opt")), (("see", "opt"), ("guess", "t5"))
 #: What the blind twin is given over the configuration of stage two: one grey patch of the shipped ViT.
 BLIND = ("data.train.name=stages.zero_shot:BlindScenes", "resolution.name=fixed", "resolution.size=20")
 
@@ -88,18 +96,15 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         texts = [text for own in held.captions for text in own]
         scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
         recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
-    seen = Seen()
-    for name in LANGUAGE_MODELS:
-        with clock.phase(f"stage two, {name}", 80):
-            _see(name, folder, changes["stage2"], seen)
-            _guess(name, folder, changes["stage2"], seen)
+    with clock.phase("stage two", 140):
+        seen, peak = _both(Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS))
     results = {
         "retrieval": recalls,
         "vqa": {name: seen.vqa(name) for name in LANGUAGE_MODELS},
         "captions": seen.captions(),
         "seconds": clock.seconds,
         "phases": clock.phases,
-        "peak_memory_gb": _peak_memory(),
+        "peak_memory_gb": peak,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     report.write(folder, results, held, scores, CANDIDATES, seen)
@@ -115,6 +120,11 @@ class Seen:
     blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
     told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
     prompts: dict[str, tuple[str, str]] = field(default_factory=dict)  # of captions, of questions
+
+    def join(self, other: Seen) -> Seen:
+        """Of both, in the order of `LANGUAGE_MODELS`."""
+        parts = [{**getattr(self, part.name), **getattr(other, part.name)} for part in fields(self)]
+        return Seen(*({name: part[name] for name in LANGUAGE_MODELS} for part in parts))
 
     def vqa(self, name: str) -> dict[str, Any]:
         share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
@@ -139,31 +149,77 @@ def _before_training(config: Config, held: Held) -> dict[str, float]:
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
 
 
-def _see(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
-    """Train the bridge to one language model, question it, and let it tell what it sees."""
-    model = _stage_two(name, folder / name, folder, overrides)
-    seen.replies[name], seen.told[name] = {}, {}
-    family = model.llm.family
-    seen.prompts[name] = zero_shot.CAPTION_PROMPTS[family], vqa_preset("paper", family).template
-    for split in (UNSEEN, NEW):
-        asked = Scenes(split, SIZE, count=QUESTIONS, questions=True)
-        seen.replies[name][split] = zero_shot.answer_all(model, asked)
-        alone = Scenes(split, SIZE, count=CAPTIONS, objects=(1, 1), seed=1)
-        seen.told[name][split] = zero_shot.caption_all(model, alone)
+@dataclass
+class Exam:
+    """Stage two of one quickstart: where it stands, and how much is asked."""
+
+    folder: Path
+    overrides: list[str]
+    questions: int
+    captions: int
+
+    def take(self, tasks: tuple[tuple[str, str], ...]) -> Seen:
+        """Train and ask the models of some tasks: `see` with its eyes open, `guess` is the blind twin."""
+        seen = Seen()
+        for what, name in tasks:
+            {"see": self._see, "guess": self._guess}[what](name, seen)
+        return seen
+
+    def _see(self, name: str, seen: Seen) -> None:
+        """Train the bridge to one language model, question it, and let it tell what it sees."""
+        model = self._train(name, self.folder / name)
+        seen.replies[name], seen.told[name] = {}, {}
+        family = model.llm.family
+        seen.prompts[name] = zero_shot.CAPTION_PROMPTS[family], vqa_preset("paper", family).template
+        for split in (UNSEEN, NEW):
+            asked = Scenes(split, SIZE, count=self.questions, questions=True)
+            seen.replies[name][split] = zero_shot.answer_all(model, asked)
+            alone = Scenes(split, SIZE, count=self.captions, objects=(1, 1), seed=1)
+            seen.told[name][split] = zero_shot.caption_all(model, alone)
+
+    def _guess(self, name: str, seen: Seen) -> None:
+        """Train the blind twin of `_see`, whose picture is one grey patch, and ask it the same."""
+        model = self._train(name, self.folder / f"{name}-blind", *BLIND)
+        seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=self.questions, questions=True))
+
+    def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
+        common = [f"run={run}", f"init={self.folder / 'stage1'}", f"llm.path=mini:{name}", *OWN[name]]
+        stages.train(load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes]))
+        model = load(run)
+        assert isinstance(model, VisionLanguageModel)
+        return model
 
 
-def _guess(name: str, folder: Path, overrides: list[str], seen: Seen) -> None:
-    """Train the blind twin of `_see`, whose picture is one grey patch, and ask it the same."""
-    model = _stage_two(name, folder / f"{name}-blind", folder, [*overrides, *BLIND])
-    seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=QUESTIONS, questions=True))
+def _both(exam: Exam) -> tuple[Seen, float]:
+    """All tasks, in two processes with half of the threads each; what they saw, and the GB that both took."""
+    threads = torch.get_num_threads()
+    half = max(threads // 2, 1)
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    other = context.Process(target=_beside, args=(exam, half, send), daemon=False)
+    other.start()
+    send.close()
+    torch.set_num_threads(half)
+    try:
+        seen = exam.take(HERE)
+        with console.status("waiting for the other two models"):
+            theirs, their_peak = receive.recv()
+    except EOFError as error:
+        raise RuntimeError(f"the process beside this one has failed; see {exam.folder / LOG}") from error
+    except BaseException:
+        other.terminate()  # it saves what it is at, like this one
+        raise
+    finally:
+        other.join()
+        torch.set_num_threads(threads)
+    return seen.join(theirs), _peak_memory() + their_peak
 
 
-def _stage_two(name: str, run: Path, folder: Path, overrides: list[str]) -> VisionLanguageModel:
-    common = [f"run={run}", f"init={folder / 'stage1'}", f"llm.path=mini:{name}"]
-    stages.train(load_config(Path("configs/quickstart/stage2.yaml"), [*common, *overrides]))
-    model = load(run)
-    assert isinstance(model, VisionLanguageModel)
-    return model
+def _beside(exam: Exam, threads: int, send: Connection) -> None:
+    """What the second process does; what it has to say stands in a file."""
+    torch.set_num_threads(threads)
+    with (exam.folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        send.send((exam.take(BESIDE), _peak_memory()))
 
 
 def _peak_memory() -> float:

@@ -11,6 +11,7 @@ from qformer.data.loader import Batches, Held, held_out
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
 from qformer.types import Batch
+from stages.features import prepare
 from stages.loop import fit
 
 if TYPE_CHECKING:
@@ -26,23 +27,23 @@ def train(config: Config) -> Path:
     Raises:
         UsageError: data, towers or `init` that cannot be used.
     """
-    source = sources.build(config.data.train.name, **config.data.train.options)
+    source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
-    model, config = build_image_text(config)
+    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    model, config = build_image_text(config, encoder=encoder)
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
         start_from(model, checkpoint.read(config.init))
+    batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, config.train.rerank)
-    return fit(
-        model, Batches(source, strategy, config.data, config.seed), config, evaluate, model.tokenizer.save_pretrained
-    )
+    return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained)
 
 
 def validation_data(config: Config) -> Held | None:
     """The first `validation_size` usable samples of `data.validation`, if there is one."""
     if config.data.validation is None:
         return None
-    source = sources.build(config.data.validation.name, **config.data.validation.options)
+    source = sources.for_run(config.data.validation, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     return held_out(source, strategy, config.data.validation_size, config.data.batch)
 

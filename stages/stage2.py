@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from qformer import checkpoint, resolution
+from qformer import checkpoint, distributed, resolution
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, Held
 from qformer.model.loading import build_vision_language, load_stage_one, start_from
 from qformer.types import UsageError
 from stages import pictures
+from stages.features import prepare
 from stages.loop import fit
 from stages.stage1 import mean_losses, validation_data
 
@@ -41,17 +42,21 @@ def train(config: Config) -> Path:
     start = None if config.init is None else checkpoint.read(config.init)
     if start is not None:
         config = inherit(config, start.config)
-    source = sources.build(config.data.train.name, **config.data.train.options)
+    source = sources.for_run(config.data.train, config.run)
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
     held = validation_data(config)
-    model, config = build_vision_language(config, "cuda" if torch.cuda.is_available() else "cpu")
+    here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
+    device = f"cuda:{distributed.local_rank()}" if here else "cpu"
+    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    model, config = build_vision_language(config, device, encoder)
     if start is not None and checkpoint.newest(Path(config.run)) is None:
         if start.config.stage == "stage1":
             load_stage_one(model, start)
         else:
             start_from(model, start)
+    batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run))
-    return fit(model, Batches(source, strategy, config.data, config.seed), config, evaluate)
+    return fit(model, batches, config, evaluate)
 
 
 def inherit(config: Config, start: Config) -> Config:
@@ -98,8 +103,9 @@ class Validation:
             {"step": step, "key": sample.key, "caption": caption, "truth": captions[0]}
             for sample, caption, captions in zip(self.held.samples, said, self.held.captions, strict=False)
         ]
-        with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in shown)
-        first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
-        pictures.captions(self.folder / "captions.png", first, shown)
+        if distributed.rank() == 0:
+            with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in shown)
+            first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
+            pictures.captions(self.folder / "captions.png", first, shown)
         return mean_losses(bridge, self.held)

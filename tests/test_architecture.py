@@ -15,7 +15,20 @@ PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 FLOORS = (
-    ("types", "config", "lookup", "distributed", "images", "cleaning", "names", "releases", "tensors"),
+    (
+        "types",
+        "config",
+        "lookup",
+        "distributed",
+        "images",
+        "cleaning",
+        "names",
+        "packing",
+        "records",
+        "releases",
+        "schema",
+        "tensors",
+    ),
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
     ("retrieval",),
@@ -27,11 +40,13 @@ ABOVE = ("qformer.cli", "qformer.__main__", "qformer")  # they import inside fun
 LAZY = {"load": "model", "QFormer": "model", "ImageTextModel": "model", "VisionLanguageModel": "model"}
 ONLY_BY = {
     "transformers": {
+        "qformer/model/capfilt.py",
         "qformer/model/decoding.py",
         "qformer/model/export.py",
         "qformer/model/foreign.py",
         "qformer/model/llm.py",
         "qformer/model/loading.py",
+        "qformer/model/outline.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },
@@ -128,7 +143,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 12000
+    assert sum(lengths.values()) < 16000
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from qformer import checkpoint
 from qformer.config import parse_config
@@ -71,6 +72,47 @@ def test_only_the_newest_are_kept_and_steps_are_numbers(tmp_path: Path) -> None:
     assert left == ["step-0000010", "step-10000001", "step-9999999"]
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "step-10000001"
     assert checkpoint.read(tmp_path).meta["step"] == 10_000_001
+
+
+def test_steps_of_keep_every_stay(tmp_path: Path) -> None:
+    for step in (3, 5, 6, 10, 11, 13):
+        save(tmp_path, step, keep_last=2, keep_every=5)
+    assert [folder.name[-2:] for folder in checkpoint.complete(tmp_path)] == ["05", "10", "11", "13"]
+
+
+def test_a_later_one_that_was_left_behind_costs_none_of_those_kept(tmp_path: Path) -> None:
+    """A damaged newest checkpoint, from before which the run goes on: it must not count as the newest."""
+    for step in (4, 6):
+        save(tmp_path, step)
+    save(tmp_path, 5, keep_last=1)
+    assert [folder.name[-1] for folder in checkpoint.complete(tmp_path)] == ["5", "6"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "vocab.txt", "meta.json"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_check_finds_what_is_missing_or_cut_off(tmp_path: Path, name: str, gone: bool) -> None:
+    folder = save(tmp_path, 5, trainer={}, extra=lambda folder: (folder / "vocab.txt").write_text("words"))
+    (folder / "config.yaml").write_text("# edited\n" + (folder / "config.yaml").read_text())
+    checkpoint.check(folder)
+    (folder / name).unlink() if gone else (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    with pytest.raises(checkpoint.Damaged, match=r"is damaged .*use an earlier one"):
+        checkpoint.check(folder)
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), SafetensorError("IoError"), RuntimeError("x")]
+)
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise fault
+
+    first = save(tmp_path, 5)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=str(fault.args[-1])):
+        save(tmp_path, 6)
+    assert list(first.parent.iterdir()) == [first]
 
 
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:

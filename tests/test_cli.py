@@ -86,6 +86,44 @@ def test_config_is_printed_whole(run: Run) -> None:
     assert shown["qformer"]["queries"] == 32
 
 
+def test_config_shows_the_data(run: Run) -> None:
+    path = config()
+    Image.new("RGB", (8, 6)).save("1.jpg")
+    records: list[Any] = [{"image": "1.jpg", "caption": f"A\tdog, {n}!"} for n in range(5)]
+    records += [{"image": "1.jpg"}, {"image": "none.jpg", "caption": "a"}]
+    Path("a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    mix = "{name: mix, sources: [{name: jsonl, path: a.jsonl, prompt: a photo of}, {name: scenes, count: 2, size: 32}]}"
+    code, out, err = run("config", path, f"data.train={mix}", "data.validation={name: jsonl, path: a.jsonl}", "--data")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(out)["data"]["train"]["name"] == "mix"
+    lines = [line for line in out.splitlines() if line.startswith("# ")]
+    used = "7 of the first 9 samples can be used; not: 1 no caption, 1 missing"
+    assert lines[:2] == [f"# data.train: {used}", "# data.train: 8 x 6: a photo of a dog, 0"]
+    assert lines[2].startswith("# data.train: 32 x 32: ")
+    assert lines[4].startswith("# data.validation: 5 of the first 7 samples can be used")
+    assert len(lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ("{name: jsonl, path: none.jsonl}", "no file at 'none.jsonl'"),
+        ("{name: webdataset, path: 'none/{000..331}.tar'}", "no shard at 'none/{000..331}.tar'"),
+        ("{name: datasets, path: nobody/nothing}", "the hub cannot be reached"),
+        ("{name: coco, path: a.jsonl, images: .}", "is not what data.name says"),
+        ("{name: coco, path: a.jsonl, image: .}", "data.image is not an option of 'coco': did you mean 'images'?"),
+        ("{name: mix, sources: [{name: scenes, wieght: 2}]}", "data.sources.0.wieght is not an option of 'scenes'"),
+        ("{name: mix, sources: [{name: jsonl, path: none.jsonl}]}", "no file at 'none.jsonl'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["config", "--data"], ["train"]], ids=" ".join)
+def test_data_that_cannot_be_used(run: Run, command: list[str], train: str, expected: str) -> None:
+    code, out, err = run(*command, config(), f"data.train={train}")
+    assert (code, out) == (2, "")
+    assert expected in one_sentence(err)
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

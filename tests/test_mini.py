@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from qformer.config import BackboneConfig
-from qformer.mini import build_vit, late_interaction, sine_positions
+from qformer.mini import UNSEEN, build_language_model, build_vit, late_interaction, sine_positions, train_tokenizer
 
 
 def test_late_interaction_is_the_mean_of_best_patches() -> None:
@@ -42,3 +42,20 @@ def test_a_vit_starts_with_positions_that_count_beside_its_patches() -> None:
     patches = vit.embeddings.patch_embeddings(torch.randn(1, 3, 48, 48))[0]
     assert 0.1 < float(positions.detach().std() / patches.detach().std()) < 10
     assert positions.requires_grad
+
+
+def test_a_t5_starts_with_heads_that_know_order() -> None:
+    """What T5 makes of its biases: of four heads the first sees all alike, the others before, behind, and around."""
+    tokenizer = train_tokenizer("t5", ["a red square is left of a circle"], 40)
+    model = build_language_model(BackboneConfig(kind="t5", width=32, layers=2, heads=8, decoder_layers=1), tokenizer)
+    bias = model.encoder.block[0].layer[0].SelfAttention.compute_bias(41, 41)[0].detach()  # (heads, from, to)
+    before, after = bias[:, 20, :20].flip(1), bias[:, 20, 21:]  # (heads, distance from 1)
+    for heads, steep in ((bias[:4], 0.3), (bias[4:], 0.9)):
+        assert torch.equal(heads[0], torch.zeros(41, 41))
+        assert heads[1:, 20, 21].tolist() == pytest.approx([UNSEEN, -steep, -steep])
+        assert heads[1:, 20, 19].tolist() == pytest.approx([-steep, UNSEEN, -steep])
+    for falling in (before[1], before[3], after[2], after[3]):
+        assert (falling.diff() <= 0).all()
+        assert falling[0] > falling[3] > falling[9]
+    assert (after[[1, 5]] == UNSEEN).all()
+    assert (before[[2, 6]] == UNSEEN).all()

@@ -1,106 +1,120 @@
 """From a source to training batches, as a pure function of (seed, number of the batch).
 
-Position p of the endless stream is sample `order[p % n]` of epoch `p // n`, the order shuffled anew each epoch. The
-caption that is drawn, crop and mirror depend on (seed, position) alone. So a batch is the same whatever the number of
-workers, and a resumed run reads on exactly where it stopped. A bad sample is replaced by another drawn from the same
-seed, counted and recorded; it never ends the stream by itself.
+Which sample stands at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`); so are the
+caption that is drawn, crop and mirror. So a batch is the same whatever the number of workers, and a resumed run reads
+on exactly where it stopped. A bad sample is replaced by another drawn from the same seed, counted and recorded; it
+never ends the stream by itself.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
+from qformer.data.orders import indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
+from qformer.records import read_records, replace_records
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
     from qformer.config import DataConfig
+    from qformer.data.features import FeatureStore
     from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
 
 REPLACEMENTS = 50  # tries for one place in a batch; with a fifth of all samples bad, 50 misses do not happen
 WINDOW = 1000
+Item = TypeVar("Item")
 
 
 @dataclass
 class Loaded:
-    """A batch, the keys of its samples, and the samples that were skipped on the way to it."""
+    """A batch, the keys of its samples, and the samples that were skipped on the way to it.
+
+    A record of `skipped` has `batch` and `position` (of the stream), `index` (in the source), `kind` and `detail`;
+    `replacement` says that it was drawn for another bad sample, not met at its own place in the epoch.
+    """
 
     batch: Batch
     keys: list[str]
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, Any]]
 
 
 @dataclass
 class Batches(Dataset[Loaded]):
-    """Batch number i of a run, made from nothing but the seed and i."""
+    """Batch number i of a run, made from nothing but the seed and i. With a `store` its tokens replace the pixels."""
 
     source: Source
     strategy: ResolutionStrategy
     data: DataConfig
     seed: int
-    _orders: dict[int, np.ndarray] = field(default_factory=dict)
+    store: FeatureStore | None = None
+
+    def __post_init__(self) -> None:
+        self._order = order_of(self.source, (self.seed,))
 
     def __getitem__(self, number: int) -> Loaded:
-        images: list[Tensor] = []
+        tiles: list[Tiles] = []
         samples: list[Sample] = []
         texts: list[str] = []
-        skipped: list[dict[str, str]] = []
+        skipped: list[dict[str, Any]] = []
         for position in range(number * self.data.batch, (number + 1) * self.data.batch):
             image, sample, text = self._good_sample(position, skipped)
-            images.append(image)
+            tiles.append(image)
             samples.append(sample)
             texts.append(text)
         asked = all(sample.question is not None for sample in samples)
         batch = Batch(
-            tiles=cut_all(images, self.strategy),
+            tiles=Tiles.join(tiles),
             text=texts,
             image_id=[sample.key if sample.image_id is None else sample.image_id for sample in samples],
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
             answers=[sample.answers for sample in samples] if asked else None,
         )
-        return Loaded(batch, [sample.key for sample in samples], skipped)
+        return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
 
-    def _good_sample(self, position: int, skipped: list[dict[str, str]]) -> tuple[Tensor, Sample, str]:
+    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tiles, Sample, str]:
         rng = np.random.default_rng([self.seed, position])
-        index = self._index(position)
-        for _ in range(REPLACEMENTS):
+        others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
+        for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:
                 sample = self.source[index]
                 text = draw_text(sample, rng)
-                return augment(read_image(sample.image), self.data.crop, self.data.flip, rng), sample, text
+                return self._see(index, sample, rng), sample, text
             except BadSample as bad:
-                skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
-            index = int(rng.integers(len(self.source)))
+                record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
+                skipped.append(record | ({"replacement": True} if tries else {}))
         raise UsageError(
             f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
         )
 
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.source))
-        if epoch not in self._orders:
-            self._orders.clear()
-            self._orders[epoch] = np.random.default_rng([self.seed, 1 << 32, epoch]).permutation(len(self.source))
-        return int(self._orders[epoch][place])
+    def _see(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
+        """A random crop of the image, cut into tiles."""
+        if self.store is not None:
+            crop = int(rng.integers(self.store.crops))
+            return self.store.read(number_of(self.source, index), crop, sample, self.strategy)
+        return cut_all([augment(read_image(sample.image), self.data.crop, self.data.flip, rng)], self.strategy)
 
 
 def draw_text(sample: Sample, rng: np.random.Generator) -> str:
-    """One of the captions, cleaned; the first answer of a question without captions.
+    """One of the captions, as `usable_captions` gives them; the first answer of a question without captions.
 
     Raises:
         BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one.
@@ -109,31 +123,59 @@ def draw_text(sample: Sample, rng: np.random.Generator) -> str:
         if not sample.answers:
             raise BadSample("no answer", sample.key)
         return sample.answers[0]
-    captions = [clean for clean in map(clean_caption, sample.captions) if clean]
-    if not captions:
-        raise BadSample("no caption", sample.key)
+    captions = usable_captions(sample)
     return captions[int(rng.integers(len(captions)))]
 
 
+def usable_captions(sample: Sample) -> list[str]:
+    """The captions that can be used, cleaned, behind the prompt of their source.
+
+    Raises:
+        BadSample: kind `no caption`: none has a letter or a digit.
+    """
+    captions = cleaned(sample.captions)
+    if not captions:
+        raise BadSample("no caption", sample.key)
+    return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
+
+
+def cleaned(captions: list[str]) -> list[str]:
+    """Those of the captions that have a letter or a digit, cleaned."""
+    return [clean for clean in map(clean_caption, captions) if any(map(str.isalnum, clean))]
+
+
 class Skipped:
-    """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad."""
+    """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad.
+
+    Each of several processes does so for what it reads; rank 1 writes `skipped-1.jsonl`.
+    """
 
     def __init__(self, folder: Path, max_bad: float) -> None:
-        self.path = folder / "skipped.jsonl"
+        rank = distributed.rank()
+        self.path = folder / (f"skipped-{rank}.jsonl" if rank else "skipped.jsonl")
         self.max_bad = max_bad
         self.kinds: Counter[str] = Counter()
         self._window: deque[bool] = deque(maxlen=WINDOW)
 
+    def forget_from(self, batch: int) -> None:
+        """Take over what an interrupted run has recorded, less the batches from this one on, which are made again."""
+        if not self.path.is_file():
+            return
+        kept = [record for record in read_records(self.path) if record["batch"] < batch]
+        replace_records(self.path, kept)
+        self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
+
     def add(self, loaded: Loaded) -> None:
-        """Record one batch.
+        """Record one batch. A sample is counted when it is met at its own place, not when it is drawn for another.
 
         Raises:
             UsageError: more than `max_bad` of the last 1,000 samples could not be used.
+            OSError: it could not be written; it is counted all the same.
         """
         self._window.extend([True] * len(loaded.skipped) + [False] * len(loaded.keys))
         if not loaded.skipped:
             return
-        self.kinds.update(record["kind"] for record in loaded.skipped)
+        self.kinds.update(record["kind"] for record in loaded.skipped if "replacement" not in record)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in loaded.skipped)
         bad = sum(self._window)
@@ -150,15 +192,29 @@ class Skipped:
 def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: int) -> Iterator[Loaded]:
     """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
 
+    Of W processes that train together number i of rank r is item i * W + r: together they see what one process with
+    batches W times as large would see.
+
     Raises:
-        UsageError: of the source or of `Batches`; from a worker it arrives inside a traceback, of which it is the end.
+        UsageError: of the source or of `Batches`.
+    """
+    world = distributed.world()
+    yield from read_ahead(batches, workers, range(start * world + distributed.rank(), stop * world, world))
+
+
+def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Iterator[Item]:
+    """The items at these places, in order, made ahead of time by `workers` processes; 0 makes them in this one.
+
+    Raises:
+        UsageError: of the items; from a worker it arrives inside a traceback, of which it is the end.
     """
     loader = DataLoader(
-        batches,
+        items,
         batch_size=None,
-        sampler=range(start, stop),
+        sampler=places,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
     )
     try:
@@ -168,20 +224,26 @@ def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: i
         raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
 
 
+def _leave_signals(_worker: int) -> None:
+    """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @dataclass
 class Held:
     """Held-out data, whole: images as tiles in groups, every caption of each image.
 
     Attributes:
         groups: the tiles of the images, `batch` images each.
-        captions: the cleaned captions of each image.
+        captions: the captions of each image, as `usable_captions` gives them.
         samples: the records of the images. skipped: what could not be used.
     """
 
     groups: list[Tiles]
     captions: list[list[str]]
     samples: list[Sample]
-    skipped: list[dict[str, str]]
+    skipped: list[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -191,14 +253,12 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     """The first `limit` usable images of a source, not augmented, with all their captions."""
     held = Held([], [], [], [])
     images: list[Tensor] = []
-    for index in range(len(source)):
+    for index in indices(source):
         if limit is not None and len(held) == limit:
             break
         try:
             sample = source[index]
-            captions = [clean for clean in map(clean_caption, sample.captions) if clean]
-            if not captions:
-                raise BadSample("no caption", sample.key)
+            captions = usable_captions(sample)
             image = read_image(sample.image)
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
@@ -213,6 +273,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
         held.groups.append(cut_all(images, strategy))
     if not held.samples:
         raise UsageError(
-            f"none of the {len(source)} validation samples could be used ({held.skipped[:3]}); check data.validation"
+            f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "
+            "check data.validation"
         )
     return held

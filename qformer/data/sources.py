@@ -2,26 +2,51 @@
 
 `build("jsonl", path="annotations.jsonl", where={"split": "train"})`. A source is a frozen dataclass with `__len__` and
 `__getitem__(index) -> Sample`; its fields are the YAML options. A record that cannot be used raises `BadSample` when
-it is asked for; a source that cannot be used at all raises `UsageError` when it is made.
+it is asked for; a source that cannot be used at all raises `UsageError` when it is made. A source that is read in an
+order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`), and where its indices are no numbers
+`number(index)`, which is another index of the same sample.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from qformer import lookup
+from qformer.data.fetching import expand_local
+from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.types import BadSample, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.config import Choice
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.sources:JsonLines",
     "folder": "qformer.data.sources:Folder",
+    "webdataset": "qformer.data.webdataset:WebDataset",
+    "datasets": "qformer.data.huggingface:HuggingFace",
+    "coco": "qformer.data.annotations:Coco",
+    "karpathy": "qformer.data.annotations:Karpathy",
+    "visual_genome": "qformer.data.annotations:VisualGenome",
     "scenes": "qformer.data.scenes:Scenes",
+    "mix": "qformer.data.sources:Mix",
 }
+NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
+BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
+CACHE = "shards"  # folder of a run for what sources keep
 
 
 class Source(Protocol):
@@ -32,13 +57,120 @@ class Source(Protocol):
 def build(name: str, **options: Any) -> Source:
     """A source of the table, or `module:Class` of a dataclass of your own.
 
+    Every source also takes `prompt`, a text that is put in front of its captions once they are cleaned.
+
     Raises:
         UsageError: unknown name or option, a missing file, or nothing in it.
     """
-    source = lookup.build(SOURCES, name, options, "data")
-    if not len(source):
+    return _build(name, options, "data")
+
+
+def for_run(choice: Choice, run: str) -> Source:
+    """The source that a configuration names; what it keeps (counts, fetched shards) is kept beside the run."""
+    return _build(choice.name, choice.options, "data", str(Path(run) / CACHE))
+
+
+def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
+    options = dict(options)
+    prompt = options.pop("prompt", "")
+    if not isinstance(prompt, str):
+        raise UsageError(f"{where}.prompt is {prompt!r}; give the text that goes in front of the captions")
+    found = lookup.find(SOURCES, name, where)
+    if dataclasses.is_dataclass(found) and "cache" in {f.name for f in dataclasses.fields(found)}:
+        options = {"cache": cache} | options
+    source = lookup.build(SOURCES, name, options, where)
+    if getattr(source, "order", None) is None and not len(source):
         raise UsageError(f"the data source '{name}' with {options} is empty; give one with samples")
-    return source
+    return Prompted(source, prompt.strip()) if prompt.strip() else source
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A source whose captions stand behind a text."""
+
+    source: Source
+    prompt: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Sample:
+        return dataclasses.replace(self.source[index], prompt=self.prompt)
+
+    def order(self, seed: Seed) -> Order:
+        return order_of(self.source, seed)
+
+    def indices(self) -> Iterator[Any]:
+        return indices(self.source)
+
+    def number(self, index: Any) -> int:
+        return number_of(self.source, index)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Several sources at once, each with its own epochs, drawn by weight.
+
+    Attributes:
+        sources: their configurations, each with `name`, options, and optionally `weight` and `prompt`. Of a batch, a
+            source gives its weight's share (1 by default), to 1 in 10,000.
+        cache: folder for what they keep.
+    """
+
+    sources: list[dict[str, Any]]
+    cache: str | None = None
+    _parts: list[Any] = field(init=False, repr=False, compare=False)
+    _weights: list[float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts, weights = [], []
+        for number, entry in enumerate(self.sources):
+            where = f"data.sources.{number}"
+            options = dict(entry)
+            name, weight = options.pop("name", None), options.pop("weight", 1)
+            if not isinstance(name, str):
+                raise UsageError(f"{where}.name is required; say what the source is: {', '.join(sorted(SOURCES))}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+                raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
+            parts.append(_build(name, options, where, self.cache))
+            weights.append(float(weight))
+        if not parts:
+            raise UsageError("data.sources is empty; give a list of sources, each with a name")
+        object.__setattr__(self, "_parts", parts)
+        object.__setattr__(self, "_weights", weights)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, index: int | tuple[int, Any]) -> Sample:
+        """Of an index (part, index in it), or a number that counts through the parts."""
+        if isinstance(index, int):
+            part = bisect_right(self._starts, index) - 1
+            return self._parts[part][index - self._starts[part]]
+        part, own = index
+        return self._parts[part][own]
+
+    def number(self, index: tuple[int, Any]) -> int:
+        part, own = index
+        return self._starts[part] + number_of(self._parts[part], own)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(len(part) for part in self._parts)][:-1]
+
+    def order(self, seed: Seed) -> Order:
+        return Mixed([order_of(part, (*seed, number)) for number, part in enumerate(self._parts)], self._weights, seed)
+
+    def indices(self) -> Iterator[tuple[int, Any]]:
+        """One of each source in turn, so that the first few are of all of them."""
+        left = [(number, indices(part)) for number, part in enumerate(self._parts)]
+        while left:
+            for entry in list(left):
+                number, own = entry
+                try:
+                    yield number, next(own)
+                except StopIteration:
+                    left.remove(entry)
 
 
 @dataclass(frozen=True)
@@ -46,38 +178,52 @@ class JsonLines:
     """One JSON object per line: `image` and `captions` (a list) or `caption`, or `question` and `answers` or `answer`.
 
     Attributes:
-        path: the file.
+        path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
         where: keep the records whose fields equal these, such as {split: train}.
     """
 
-    path: str
+    path: str | list[str]
     images: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
-    _lines: list[tuple[int, str]] = field(init=False, repr=False, compare=False)
+    _files: list[str] = field(init=False, repr=False, compare=False)
+    _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 4]: file, number, start, length in bytes
 
     def __post_init__(self) -> None:
-        path = Path(self.path)
-        if not path.is_file():
+        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
+        files = [str(self.path)] if named else expand_local(self.path)
+        if missing := [file for file in files if not Path(file).is_file()]:
             raise UsageError(
-                f"no file at '{path}'; data.path of a jsonl source must be a file with one JSON object per line"
+                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
             )
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
-            kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and self._keep(line)]
+        kept = []
+        for number, file in enumerate(files):
+            kept += [(number, *line) for line in self._kept(Path(file))]
         if not kept:
             raise UsageError(
-                f"'{path}' has no record{f' with {self.where}' if self.where else ''}; check the file and data.where"
+                f"'{self.path}' has no record{f' with {self.where}' if self.where else ''}; "
+                "check the file and data.where"
             )
-        object.__setattr__(self, "_lines", kept)
+        object.__setattr__(self, "_files", files)
+        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
 
-    def _keep(self, line: str) -> bool:
+    def _kept(self, path: Path) -> Iterator[tuple[int, int, int]]:
+        """Number, start and length of each line that is a record."""
+        start = 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip(BLANK) and self._keep(line):
+                    yield number, start, len(line)
+                start += len(line)
+
+    def _keep(self, line: bytes) -> bool:
         if not self.where:
             return True
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = json.loads(line.decode("utf-8-sig", errors="replace"))
+        except NOT_JSON:
             return True  # kept here, so that it is counted as bad when it is asked for
         return isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
 
@@ -85,36 +231,45 @@ class JsonLines:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Sample:
-        number, line = self._lines[index]
-        key = f"{self.path}:{number}"
+        which, number, start, length = self._lines[index].tolist()
+        path = Path(self._files[which])
+        key = f"{path}:{number}"
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            with path.open("rb") as file:
+                line = os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise BadSample("unreadable", f"{key}: {error.strerror}") from error
+        try:
+            record = json.loads(line.decode("utf-8-sig", errors="replace"))
+        except NOT_JSON as error:
             raise BadSample("not json", str(error)) from error
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
-        image = Path(self.images or Path(self.path).parent) / record["image"]
-        captions = _strings(record, "captions", "caption")
-        question = record.get("question")
-        return Sample(
-            image=image,
-            key=key,
-            image_id=str(image),
-            captions=captions,
-            question=question if isinstance(question, str) else None,
-            answers=_strings(record, "answers", "answer"),
-        )
+        image = Path(self.images or path.parent) / record["image"]
+        return Sample(image=image, key=key, image_id=str(image), **texts_of(record))
 
 
-def _strings(record: dict[str, Any], many: str, one: str) -> list[str]:
-    value = record.get(many, record.get(one, []))
-    values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str)]
+def texts_of(record: dict[str, Any]) -> dict[str, Any]:
+    """`captions` (or `caption`), `question` and `answers` (or `answer`) of a record; what is no text is left out."""
+    return {
+        "captions": strings(record.get("captions")) or strings(record.get("caption")),
+        "question": next(iter(strings(record.get("question"))), None),
+        "answers": strings(record.get("answers")) or strings(record.get("answer")),
+    }
+
+
+def strings(value: Any) -> list[str]:
+    """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?."""
+    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line."""
+    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
+
+    Folders that are links are followed, each once.
+    """
 
     path: str
     _files: list[Path] = field(init=False, repr=False, compare=False)
@@ -125,7 +280,7 @@ class Folder:
             raise UsageError(
                 f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
             )
-        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in _below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise UsageError(f"no image below '{root}'; put {', '.join(sorted(IMAGE_SUFFIXES))} files there")
         object.__setattr__(self, "_files", files)
@@ -137,6 +292,21 @@ class Folder:
         image = self._files[index]
         try:
             captions = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        except FileNotFoundError:  # an image without captions, which only training has no use for
+            captions = []
         except OSError as error:
             raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
         return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Everything below a folder, links followed; a folder that can be reached in several ways comes once."""
+    seen = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        folders.sort()
+        yield from (Path(place) / name for name in [*folders, *files])

@@ -4,6 +4,9 @@ With that the original (LAVIS) and its published numbers were made. What has cha
 power of which its score is divided: then the prompt and the new tokens, today the new tokens and the end. So today's
 search prefers other captions behind a prompt, and much shorter answers where the length penalty is negative.
 `beam_search` serves the Q-Former's own captions, `search_as_original` the `generate` of a language model.
+
+Nucleus sampling can take its random numbers from outside: one for each token. A text then depends on its own numbers
+alone, whatever else is in its batch, and can be made again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from qformer.lookup import build
 from qformer.types import UsageError
@@ -30,6 +33,8 @@ class GenerateConfig:
 
     `max_new_tokens` and `min_new_tokens` count generated tokens only. `top_p` and `temperature` act when `do_sample` is
     True, `length_penalty` when there are several beams (see the top of this module for what counts).
+    `num_return_sequences` texts are sampled of each row. `draws` are the numbers in [0, 1) that sampling would else
+    draw from the global random state: for each text as many as there may be new tokens.
     """
 
     num_beams: int = 5
@@ -40,6 +45,8 @@ class GenerateConfig:
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
     temperature: float = 1.0
+    num_return_sequences: int = 1
+    draws: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
         rules = {
@@ -49,6 +56,14 @@ class GenerateConfig:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "temperature": (self.temperature > 0, "above 0"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "num_return_sequences": (
+                self.num_return_sequences == 1 or (self.num_return_sequences > 1 and self.do_sample),
+                "1, or more with do_sample",
+            ),
+            "draws": (
+                self.draws is None or (self.do_sample and min(map(len, self.draws)) >= self.max_new_tokens),
+                "a number for each new token of each text, with do_sample",
+            ),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
@@ -62,13 +77,86 @@ class GenerateConfig:
     def to_transformers(self) -> GenerationConfig:
         """Only what acts is set: transformers warns of the rest."""
         settings = asdict(self)
+        del settings["draws"]
         if self.do_sample:
             settings["top_k"] = 0  # nucleus sampling alone; transformers would keep the 50 likeliest tokens first
-        else:
+        if not self.do_sample or self.draws is not None:
             del settings["top_p"], settings["temperature"]
         if self.num_beams == 1:
             del settings["length_penalty"]
         return GenerationConfig(**settings)
+
+    def processors(self) -> LogitsProcessorList | None:
+        """What chooses the tokens by `draws`, where they are given: to be passed to `generate` of transformers."""
+        return None if self.draws is None else LogitsProcessorList([_Drawn(self)])
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of the scores of each step the one token that was drawn."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        self.config, self.step = config, 0
+        self.draws = torch.tensor(config.draws)  # (n, tokens)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """float[n, V], the logits behind texts long[n, t] -> the same, -inf but for one token of each row."""
+        draws = self.draws[:, self.step].to(scores.device)
+        self.step += 1
+        token = nucleus(scores, draws, self.config.top_p, self.config.temperature)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def nucleus(logits: Tensor, draws: Tensor, top_p: float = 0.9, temperature: float = 1.0) -> Tensor:
+    """A token of each row by nucleus sampling (Holtzman et al., arXiv:1904.09751): of the likeliest that hold `top_p`.
+
+    Args:
+        logits: float[n, V]. draws: float[n], from 0 to 1; the likeliest token is the one of the lowest numbers.
+
+    Returns:
+        long[n].
+    """
+    probs, order = (logits.float() / temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    cumulative = probs.cumsum(dim=1)
+    kept = (cumulative - probs < top_p).sum(dim=1, keepdim=True).clamp(min=1)  # (n, 1)
+    held = cumulative.gather(1, kept - 1)
+    place = (cumulative <= draws.float()[:, None] * held).sum(dim=1, keepdim=True)
+    return order.gather(1, torch.minimum(place, kept - 1)).squeeze(1)  # a draw next to 1 may have been rounded up
+
+
+@torch.no_grad()
+def sample(
+    step: Callable[[Tensor], Tensor],
+    start: Tensor,
+    end: int,
+    pad: int,
+    draws: Tensor,
+    *,
+    top_p: float = 0.9,
+    max_length: int = 30,
+    min_length: int = 0,
+) -> Tensor:
+    """A text of each row by nucleus sampling.
+
+    Args:
+        step: texts so far long[n, t] -> logits of the next token, float[n, V].
+        start: long[n, t], what each text begins with. end, pad: as of `beam_search`.
+        draws: float[n, new], a number in [0, 1) for each new token.
+        max_length, min_length: in tokens, the start counted.
+
+    Returns:
+        long[n, new], without the start, padded on the right.
+    """
+    texts, done = start, torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    for place, length in enumerate(range(start.shape[1], max_length)):
+        logits = step(texts)
+        if length < min_length:
+            logits[:, end] = -torch.inf
+        token = nucleus(logits, draws[:, place], top_p).masked_fill(done, pad)
+        texts = torch.cat([texts, token[:, None]], dim=1)
+        done |= token == end
+        if done.all():
+            break
+    return texts[:, start.shape[1] :]
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qformer.images import read_image
+from qformer.packing import unpack
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, VisualTokens
@@ -19,6 +22,48 @@ if TYPE_CHECKING:
     from qformer.images import ImageLike
     from qformer.resolution.base import ResolutionStrategy
     from qformer.vision.base import VisionEncoder
+
+
+@dataclass
+class Encoded:
+    """What the image encoder made of the tiles of B images, before the LayerNorm behind it.
+
+    Attributes:
+        features: float[N, S, D], padded on the right to the longest tile.
+        mask: bool[N, S], True at tokens that exist; None where all do.
+        counts: tiles of each of the B images.
+    """
+
+    features: Tensor
+    mask: Tensor | None
+    counts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def select(self, images: Sequence[int]) -> Encoded:
+        """Those images with all their tiles, in that order."""
+        rows = self.tiles_of(images)
+        return Encoded(
+            self.features[rows], None if self.mask is None else self.mask[rows], [self.counts[i] for i in images]
+        )
+
+    def tiles_of(self, images: Sequence[int]) -> Tensor:
+        """Numbers of the tiles of those images, long[n]."""
+        starts = [0, *accumulate(self.counts)]
+        tiles = [tile for image in images for tile in range(starts[image], starts[image + 1])]
+        return torch.tensor(tiles, dtype=torch.long).to(self.features.device)
+
+    @classmethod
+    def join(cls, parts: Sequence[Encoded]) -> Encoded:
+        """The images of all parts, one after the other."""
+        longest = max(part.features.shape[1] for part in parts)
+        features = torch.cat([F.pad(p.features, (0, 0, 0, longest - p.features.shape[1])) for p in parts])
+        counts = [count for part in parts for count in part.counts]
+        if all(part.mask is None and part.features.shape[1] == longest for part in parts):
+            return cls(features, None, counts)
+        masks = [torch.ones_like(p.features[..., 0], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
+        return cls(features, torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]), counts)
 
 
 class FrontEnd(nn.Module):
@@ -48,26 +93,40 @@ class FrontEnd(nn.Module):
         Raises:
             UsageError: a tile does not divide into the encoder's patches.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, tile in enumerate(tiles.pixels):
-            groups.setdefault((tile.shape[2], tile.shape[1]), []).append(index)
+        encoded = self.encode_tiles(tiles)
+        grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
+        return VisualTokens(self.normalise(encoded.features), encoded.mask, grids, self.encoder.extra, tiles.plans)
+
+    def encode_tiles(self, tiles: Tiles) -> Encoded:
+        """The tokens of all tiles of B images before `norm`: where the encoder is frozen they carry no gradient.
+
+        Stored tokens are unpacked, without the encoder.
+
+        Raises:
+            UsageError: a tile does not divide into the encoder's patches.
+        """
+        given = tiles.pixels if tiles.tokens is None else tiles.tokens
+        groups: dict[torch.Size, list[int]] = {}
+        for index, tile in enumerate(given):
+            groups.setdefault(tile.shape, []).append(index)
         device = self.norm.weight.device
-        encoded = [
-            self.encode(torch.stack([tiles.pixels[i] for i in members]).to(device)) for members in groups.values()
-        ]
+        stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
+        encoded = [unpack(rows) if tiles.tokens is not None else self.encoder(_unit(rows)) for rows in stacks]
         features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
-        grids: list[tuple[int, int]] = [(0, 0)] * len(tiles.pixels)
-        for size, members in groups.items():
-            for index in members:
-                grids[index] = self.encoder.grid(*size)
-        return VisualTokens(features, mask, grids, self.encoder.extra, tiles.plans)
+        return Encoded(features, mask, tiles.counts)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], after `norm`."""
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 255
-        tokens = self.encoder(pixels)
+        return self.normalise(self.encoder(_unit(pixels)))
+
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """`norm` of float[..., D], computed in fp32."""
         return F.layer_norm(tokens.float(), self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """uint8 becomes float in [0, 1]."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def _pad(lengths: list[int], groups: list[Tensor], members: list[list[int]]) -> tuple[Tensor, Tensor | None]:

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer import losses
+from qformer import distributed, losses
 from qformer.config import LossConfig
-from qformer.model.decoding import beam_search
-from qformer.model.frontend import FrontEnd, join_tiles
+from qformer.model.decoding import beam_search, sample
+from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
+from qformer.model.frontend import Encoded, FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
-from qformer.types import Batch, Tiles, Tokens, UsageError, same_image
+from qformer.types import Batch, Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
@@ -71,23 +72,42 @@ class ImageTextModel(nn.Module):
         The queries of ITC come from the pass of ITG: they do not see its text, and so share its dropout.
         """
         tokens = self.tokenize(batch.text)
-        targets = tokens.mask[:, 1:].flatten().nonzero().squeeze(1)  # on the CPU, where no device waits for the count
+        targets = target_places(tokens)  # on the CPU, where no device waits for the count
+        count = mean_count(len(targets), self.device) if batch.targets is None else batch.targets.to(self.device)
         tokens, targets = tokens.to(self.device), targets.to(self.device)
-        tile_image, image = self._keys_values(batch.tiles)
-        same = same_image(batch.image_id, len(batch)).to(self.device)
+        encoded = self.frontend.encode_tiles(batch.tiles)
+        image, image_embeds, valid, text_embeds, text_rows = self.read(encoded, tokens)
 
+        everyone = gather_batch(
+            image_embeds, text_embeds, valid, tokens, batch.image_id, self.config.gather_grad == "full"
+        )
+        itc = self._contrastive(image_embeds, text_embeds, valid, everyone)
+        image_for_text, text_for_image = batch.negatives or self._mine(image_embeds, text_embeds, valid, everyone)
+        negatives = image_for_text.to(self.device), everyone.text_place(text_for_image.to(self.device))
+        if distributed.world() > 1:
+            others, places = fetch_images(encoded, negatives[0])
+            image, negatives = image.join(self._keys_values(others)[1]), (places, negatives[1])
+        itm = self._matching(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
+        itg = self._captioning(text_rows, tokens, targets, count)
+        return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+
+    def count_targets(self, batch: Batch) -> int:
+        """Number of tokens that ITG predicts."""
+        return len(target_places(self.tokenize(batch.text)))
+
+    def read(self, encoded: Encoded, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor]:
+        """The passes of ITC and ITG over B pairs.
+
+        Returns:
+            Keys and values of the images; the ITC embeddings of images, float[B, V, P] with bool[B, V] or None, and
+            of texts, float[B, P]; the text rows of ITG, float[B, T, H].
+        """
+        tile_image, image = self._keys_values(encoded)
         queries, text_rows = self.qformer.joint(image, None, self._start_decoding(tokens.ids), tokens.mask, "causal")
         if tile_image is not image:
             queries = self.qformer.encode_image(tile_image)
-        image_embeds, valid = join_tiles(self._project_image(queries), None, batch.tiles.counts)
-        text_embeds = self.embed_texts(tokens)
-
-        itc = self._contrastive(image_embeds, text_embeds, same, valid)
-        image_for_text, text_for_image = batch.negatives or self._mine(image_embeds, text_embeds, same, valid)
-        negatives = image_for_text.to(self.device), text_for_image.to(self.device)
-        itm = self._matching(image, tokens, negatives, ~same.all(dim=1))
-        itg = self._captioning(text_rows, tokens, targets)
-        return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+        image_embeds, valid = join_tiles(self._project_image(queries), None, encoded.counts)
+        return image, image_embeds, valid, self.embed_texts(tokens), text_rows
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +136,7 @@ class ImageTextModel(nn.Module):
 
     def encode_images(self, tiles: Tiles) -> KeyValues:
         """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""
-        return self._keys_values(tiles)[1]
+        return self._keys_values(self.frontend.encode_tiles(tiles))[1]
 
     def match_scores(
         self, images: Tiles | KeyValues, text: list[str] | Tokens, pairs: Tensor | None = None, chunk: int = 256
@@ -147,8 +167,8 @@ class ImageTextModel(nn.Module):
             return torch.empty(0, device=self.device)
         scores = []
         for part in pairs.to(self.device).split(chunk):
-            ids, mask = _trim(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]])
-            rows = self.qformer.match(image.select(part[:, 0]), None, ids, mask)
+            some = trim(Tokens(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]]))
+            rows = self.qformer.match(image.select(part[:, 0]), None, some.ids, some.mask)
             scores.append(self._match_logits(rows)[:, 1])
         return torch.cat(scores)
 
@@ -225,19 +245,44 @@ class ImageTextModel(nn.Module):
         ids = beam_search(step, start, end, pad, beams=beams, max_length=max_length, min_length=min_length)
         return ids if return_ids else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    def _keys_values(self, tiles: Tiles) -> tuple[KeyValues, KeyValues]:
+    @torch.no_grad()
+    def sample_captions(
+        self, tiles: Tiles, draws: Tensor, top_p: float = 0.9, max_length: int = 30, min_length: int = 0
+    ) -> list[str]:
+        """What the Q-Former says of B images by nucleus sampling, n times each.
+
+        Args:
+            draws: float[B * n, max_length - 1], a number in [0, 1) for each token: those of one image stand together.
+            max_length, min_length: tokens, `[DEC]` counted.
+
+        Returns:
+            B * n captions, those of one image together.
+        """
+        rows = torch.arange(len(tiles), device=self.device).repeat_interleave(len(draws) // len(tiles))
+        cache = self.qformer.start_text(self.encode_images(tiles)).select(rows)
+
+        def step(texts: Tensor) -> Tensor:
+            nonlocal cache
+            logits, cache = self.qformer.next_token(texts[:, -1], cache)
+            return logits.float()
+
+        start = torch.full((len(rows), 1), self.tokenizer.bos_token_id, device=self.device)
+        end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
+        lengths = {"max_length": max_length, "min_length": min_length}
+        ids = sample(step, start, end, pad, draws.to(self.device), top_p=top_p, **lengths)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def _keys_values(self, encoded: Encoded) -> tuple[KeyValues, KeyValues]:
         """Keys and values per tile and per image; the same object where every image is one tile."""
-        visual = self.frontend(tiles)
-        per_tile = self.qformer.keys_values(visual.features, visual.mask)
-        if max(tiles.counts) == 1:
+        features, mask, counts = self.frontend.normalise(encoded.features), encoded.mask, encoded.counts
+        per_tile = self.qformer.keys_values(features, mask)
+        if max(counts, default=1) == 1:
             return per_tile, per_tile
         layers = []
         for pair in per_tile.layers:
-            keys, values = (
-                join_tiles(rows.transpose(1, 2), visual.mask, tiles.counts)[0].transpose(1, 2) for rows in pair
-            )
+            keys, values = (join_tiles(rows.transpose(1, 2), mask, counts)[0].transpose(1, 2) for rows in pair)
             layers.append((keys, values))  # (B, heads, tiles * S, H / heads)
-        mask = join_tiles(visual.features[..., :1], visual.mask, tiles.counts)[1]
+        mask = join_tiles(features[..., :1], mask, counts)[1]
         return per_tile, KeyValues(layers, None if mask is None else mask[:, None, None, :])
 
     def _project_image(self, queries: Tensor) -> Tensor:
@@ -248,24 +293,38 @@ class ImageTextModel(nn.Module):
         start = ids.new_full((len(ids), 1), self.tokenizer.bos_token_id)
         return torch.cat([start, ids[:, 1:]], dim=1)
 
-    def _contrastive(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> Tensor:
-        anchor = self.config.gather_grad == "anchor"
-        all_image, all_text = (image.detach(), text.detach()) if anchor else (image, text)
-        return losses.contrastive(
-            image, text, all_image, all_text, same, self.temp, self.config.smoothing, valid, valid
-        )
+    def _contrastive(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone) -> Tensor:
+        """ITC of B own rows with the columns of everyone."""
+        columns = everyone.image, everyone.text, everyone.same
+        return losses.contrastive(image, text, *columns, self.temp, self.config.smoothing, valid, everyone.valid)
 
     @torch.no_grad()
-    def _mine(self, image: Tensor, text: Tensor, same: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """An image for each text, drawn first, and a text for each image."""
-        text_to_image = losses.similarity(image, text, valid) / self.temp  # (texts, images)
-        image_for_text, _ = losses.hard_negatives(text_to_image, same)
-        text_for_image, _ = losses.hard_negatives(text_to_image.T, same)
-        return image_for_text, text_for_image
+    def _mine(
+        self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone, rows: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """An image for each text, drawn first, and a text for each image: numbers in the global batch.
+
+        So many `rows` are compared and drawn for at a time, all by default.
+        """
+        starts = range(0, len(text), rows or len(text))
+        parts = [slice(start, start + (rows or len(text))) for start in starts]
+        image_for_text, text_for_image = [], []
+        for part in parts:
+            scores = losses.similarity(everyone.image, text[part], everyone.valid)  # (b texts, N images)
+            image_for_text.append(losses.hard_negatives(scores / self.temp, everyone.same[part])[0])
+        for part in parts:
+            own_valid = None if valid is None else valid[part]
+            scores = losses.similarity(image[part], everyone.text, own_valid).T  # (b images, N texts)
+            text_for_image.append(losses.hard_negatives(scores / self.temp, everyone.same[part])[0])
+        return torch.cat(image_for_text), torch.cat(text_for_image)
 
     def _matching(self, image: KeyValues, tokens: Tokens, negatives: tuple[Tensor, Tensor], legal: Tensor) -> Tensor:
-        """3B rows: own pairs, own text with a negative image, own image with a negative text."""
-        count = len(tokens)
+        """3B rows: own pairs, own text with a negative image, own image with a negative text.
+
+        `image` and `tokens` hold the B own images and texts first, behind them those of others; `negatives` are
+        places in them, and `legal` is bool[B].
+        """
+        count = len(legal)
         own = torch.arange(count, device=self.device)
         image_for_text, text_for_image = negatives
         texts = torch.cat([own, own, text_for_image])
@@ -279,14 +338,19 @@ class ImageTextModel(nn.Module):
         """float[n, Q, H] -> float[n, 2]: the head on every query, then the mean of the logits."""
         return self.itm_head(queries).mean(dim=1)
 
-    def _captioning(self, text_rows: Tensor, tokens: Tokens, targets: Tensor) -> Tensor:
-        """Each token predicts the next; logits only where there is a target."""
+    def _captioning(self, text_rows: Tensor, tokens: Tokens, targets: Tensor, count: Tensor | None) -> Tensor:
+        """Each token predicts the next; logits only where there is a target. `count`: see `losses.captioning`."""
         rows = text_rows[:, :-1].flatten(0, 1)[targets]  # (targets, H)
         labels = tokens.ids[:, 1:].flatten()[targets]
-        return losses.captioning(self.qformer.logits(rows), labels, self.config.smoothing)
+        return losses.captioning(self.qformer.logits(rows), labels, self.config.smoothing, count)
 
 
-def _trim(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut right padding that no row of this part needs."""
-    longest = int(mask.sum(dim=1).max())
-    return ids[:, :longest], mask[:, :longest]
+def target_places(tokens: Tokens) -> Tensor:
+    """Which of the flattened positions long[B * (T - 1)] predict a token that exists."""
+    return tokens.mask[:, 1:].flatten().nonzero().squeeze(1)
+
+
+def trim(tokens: Tokens) -> Tokens:
+    """Cut padding on the right that none of these texts needs."""
+    longest = int(tokens.mask.sum(dim=1).max())
+    return Tokens(tokens.ids[:, :longest], tokens.mask[:, :longest])

@@ -107,6 +107,10 @@ class LanguageModel(nn.Module, ABC):
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return total, targets.ne(IGNORE).sum()
 
+    def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
+        """Number of targets of a `loss` with at least one visual token in every row."""
+        return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
+
     @torch.no_grad()
     def generate(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], **options: Any) -> Tensor:
         """Texts behind [visual][prompt], as ids of the new tokens only: long[B, new], padded on the right.
@@ -132,13 +136,24 @@ class LanguageModel(nn.Module, ABC):
         """Logits float[B, T, V] at the text positions and their targets long[B, T], `IGNORE` where there is none."""
 
     @abstractmethod
+    def _targets(
+        self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
+    ) -> tuple[Tokens, Tensor]:
+        """The ids of the texts, rows of T, and which of them are targets: long[B, T], `IGNORE` where there is none."""
+
+    @abstractmethod
     def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
         """Ids long[B, new] of what follows the visual tokens and the prompts."""
 
     def _search(self, inputs: dict[str, Tensor], config: GenerateConfig, prompt: Tensor | int = 0) -> Tensor:
         """Ids of `generate`. Beams are compared as in the original, where `prompt` tokens count beside the new ones."""
         search = None if config.num_beams == 1 or config.do_sample else search_as_original(prompt)
-        return self.model.generate(**inputs, generation_config=config.to_transformers(), custom_generate=search)
+        return self.model.generate(
+            **inputs,
+            generation_config=config.to_transformers(),
+            custom_generate=search,
+            logits_processor=config.processors(),
+        )
 
     def decode(self, ids: Tensor) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""
@@ -191,10 +206,7 @@ class CausalLM(LanguageModel):
     def _predict(
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
-        row = self._pad([[*ids, self.end][:max_tokens] for ids in whole], prefix.device)
-        targets = row.ids.masked_fill(~row.mask | self._in_prompt(prompt, row), IGNORE)
-
+        row, targets = self._targets(text, prompt, max_tokens, prefix.device)
         visual = prefix_mask.sum(dim=1, keepdim=True)  # (B, 1)
         # Text token t of a row sits in column `visual + t`, so the column before it predicts it.
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
@@ -203,6 +215,13 @@ class CausalLM(LanguageModel):
         inputs = self._join(prefix, prefix_mask, row, side="right")
         # Only these columns meet the vocabulary: a prefix of many tiles would make thousands of useless logits.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
+
+    def _targets(
+        self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
+    ) -> tuple[Tokens, Tensor]:
+        whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
+        row = self._pad([[*ids, self.end][:max_tokens] for ids in whole], device)
+        return row, row.ids.masked_fill(~row.mask | self._in_prompt(prompt, row), IGNORE)
 
     def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
         row = self._pad(self._ids(prompts), prefix.device)
@@ -249,10 +268,15 @@ class Seq2SeqLM(LanguageModel):
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
         inputs = self._join(prefix, prefix_mask, self._pad(self._ended(prompt, max_tokens), prefix.device), "right")
-        target = self._pad(self._ended(text, max_tokens), prefix.device)
-        targets = target.ids.masked_fill(~target.mask, IGNORE)
+        _, targets = self._targets(text, prompt, max_tokens, prefix.device)
         shifted = self.model.prepare_decoder_input_ids_from_labels(labels=targets)
         return self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, targets
+
+    def _targets(
+        self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
+    ) -> tuple[Tokens, Tensor]:
+        target = self._pad(self._ended(text, max_tokens), device)
+        return target, target.ids.masked_fill(~target.mask, IGNORE)
 
     def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
         inputs = self._join(prefix, prefix_mask, self._pad(self._ended(prompts), prefix.device), "right")
@@ -304,7 +328,7 @@ def load_language_model(
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
         raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
-    model, report = _fetch(auto, path, dtype=_choose_dtype(config, device, dtype), output_loading_info=True)
+    model, report = _fetch(auto, path, dtype=choose_dtype(config, device, dtype), output_loading_info=True)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
@@ -342,9 +366,10 @@ def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
         raise UsageError(f"no language model can be loaded from {where} ({reason}); {HINT}") from error
 
 
-def _choose_dtype(
+def choose_dtype(
     config: PreTrainedConfig, device: torch.device | str, dtype: torch.dtype | Literal["auto"] | None
 ) -> torch.dtype | str:
+    """How the weights are stored; see `load_language_model`."""
     if dtype is None:
         return "auto"  # transformers' word for "as stored"
     if dtype != "auto":

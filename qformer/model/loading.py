@@ -51,6 +51,14 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
     theirs = _fetch(AutoConfig, path)
     if theirs.model_type != "bert":
         raise UsageError(f"'{path}' is a {theirs.model_type} model; text.bert needs a BERT, such as bert-base-uncased")
+    words = max(theirs.vocab_size, len(read_tokenizer(path)))
+    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True, dtype=torch.float32)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
+    return bert_sizes(theirs, words, config), state
+
+
+def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> QFormerConfig:
+    """Sizes of a Q-Former with so many words that starts from a BERT of this configuration; those asked for stay."""
     sizes = {
         "hidden_size": theirs.hidden_size,
         "layers": theirs.num_hidden_layers,
@@ -58,12 +66,10 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
         "intermediate_size": theirs.intermediate_size,
         "max_positions": theirs.max_position_embeddings,
         "layer_norm_eps": theirs.layer_norm_eps,
-        "vocab_size": max(theirs.vocab_size, len(read_tokenizer(path))),
+        "vocab_size": words,
     }
     given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
-    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True, dtype=torch.float32)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
-    return QFormerConfig(**(sizes | given)), state
+    return QFormerConfig(**(sizes | given))
 
 
 def read_tokenizer(path: str | Path) -> Any:
@@ -105,7 +111,7 @@ def build_image_text(
     """
     strategy = resolution.build(config.resolution.name, **config.resolution.options)  # refused before anything is read
     encoder = encoder or build_encoder(config)
-    sizes = _with_encoder_width(config.qformer, encoder.width)
+    sizes = with_encoder_width(config.qformer, encoder.width)
     if tokenizer_of is None:
         tokenizer = read_tokenizer(config.text.bert)
         qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
@@ -138,7 +144,7 @@ def build_vision_language(
         erf_gelu=config.llm.erf_gelu,
     )
     encoder = encoder or build_encoder(config)
-    qformer = QFormer(_with_encoder_width(config.qformer, encoder.width)).drop_text()
+    qformer = QFormer(with_encoder_width(config.qformer, encoder.width)).drop_text()
     connector = QFormerConnector(qformer, llm.width, config.llm.visual_scale)
     model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
     model.frontend.strategy = strategy
@@ -159,7 +165,12 @@ def with_dtype(config: Config, dtype: str | None) -> Config:
     return config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": dtype})})
 
 
-def _with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
+def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
+    """The sizes with image tokens of this width.
+
+    Raises:
+        UsageError: another width was asked for.
+    """
     if "encoder_width" in sizes.model_fields_set and sizes.encoder_width != width:
         raise UsageError(
             f"qformer.encoder_width is {sizes.encoder_width}, but the tokens of this image encoder are {width} wide; "

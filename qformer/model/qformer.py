@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qformer.config import QFormerConfig
@@ -50,6 +51,29 @@ class KeyValues:
         """Those of the images long[n], in that order; gradients flow back to each."""
         layers = [(keys[images], values[images]) for keys, values in self.layers]
         return KeyValues(layers, None if self.mask is None else self.mask[images])
+
+    def join(self, other: KeyValues) -> KeyValues:
+        """These images and then those; the shorter ones are padded."""
+        own, others = (part.layers[0][0].shape[2] for part in (self, other))
+        more = max(own, others)
+
+        def padded(rows: Tensor, length: int) -> Tensor:
+            return F.pad(rows, (0, 0, 0, more - length))  # (B, heads, more, H / heads)
+
+        layers = [
+            (
+                torch.cat([padded(keys, own), padded(theirs[0], others)]),
+                torch.cat([padded(values, own), padded(theirs[1], others)]),
+            )
+            for (keys, values), theirs in zip(self.layers, other.layers, strict=True)
+        ]
+        if self.mask is None and other.mask is None and own == others:
+            return KeyValues(layers, None)
+        masks = []
+        for part, length in ((self, own), (other, others)):
+            exists = part.layers[0][0].new_ones(len(part), 1, 1, length, dtype=torch.bool)
+            masks.append(F.pad(exists if part.mask is None else part.mask, (0, more - length)))
+        return KeyValues(layers, torch.cat(masks))
 
 
 @dataclass

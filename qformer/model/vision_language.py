@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from qformer import distributed
 from qformer.model.frontend import FrontEnd
 from qformer.model.llm import LanguageModel, Seq2SeqLM
 from qformer.model.prompts import vqa_preset, vqa_prompt
@@ -51,8 +52,18 @@ class VisionLanguageModel(nn.Module):
         prefix, mask = self.prefix(batch.tiles)
         prompts, targets = self._prompts_and_targets(batch)
         total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
+        if batch.targets is not None:
+            count = batch.targets.to(total.device)
+        elif distributed.world() > 1:
+            count = distributed.total(count) / distributed.world()
         loss = total / count.clamp(min=1)
         return {"loss": loss, "lm": loss}
+
+    def count_targets(self, batch: Batch) -> int:
+        """Number of tokens that a step on this batch predicts. Captions cut at random are cut now, for good."""
+        batch.halves = self._halves(batch)
+        prompts, targets = self._prompts_and_targets(batch)
+        return self.llm.count_targets(targets, prompts, self.max_tokens)
 
     def prefix(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """The visual prefix of B images: float[B, M, L] and bool[B, M]."""
@@ -71,7 +82,8 @@ class VisionLanguageModel(nn.Module):
         Args:
             prompt: one for all images, one per image, or None for the prompt of training.
             return_ids: give the new tokens, long[B, new], instead of strings.
-            options: fields of `GenerateConfig`; the defaults are the paper's for captions.
+            options: fields of `GenerateConfig`; the defaults are the paper's for captions. With `num_return_sequences`
+                the texts of an image come one after the other.
 
         Raises:
             UsageError: another number of prompts than of images, or an unknown option.
@@ -145,11 +157,17 @@ class VisionLanguageModel(nn.Module):
             answers = [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
         if isinstance(self.llm, Seq2SeqLM):
-            # The random split is part of the objective; held-out losses are compared over time, so theirs is fixed.
-            generator = None if self.training else torch.Generator().manual_seed(0)
-            halves = [split_caption(text, generator) for text in batch.text]
+            halves = self._halves(batch)
             return [_spaced(self.prompt) + prefix for prefix, _ in halves], [suffix for _, suffix in halves]
         return [self.prompt] * len(batch), list(batch.text)
+
+    def _halves(self, batch: Batch) -> list[tuple[str, str]]:
+        """Each caption cut in two, as an encoder-decoder needs it; those of the batch where it has been cut before."""
+        if batch.halves is not None or batch.question is not None or not isinstance(self.llm, Seq2SeqLM):
+            return batch.halves or []
+        # The random split is part of the objective; held-out losses are compared over time, so theirs is fixed.
+        generator = None if self.training else torch.Generator().manual_seed(0)
+        return [split_caption(text, generator) for text in cast("list[str]", batch.text)]
 
 
 def _spaced(prompt: str) -> str:

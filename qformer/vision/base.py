@@ -86,6 +86,17 @@ class VisionEncoder(nn.Module, ABC):
         return super().train(mode and not self.frozen)
 
 
+class Absent(VisionEncoder):
+    """Stands where a frozen encoder would, when all its tokens are read from a store: sizes without weights."""
+
+    def __init__(self, width: int, patch_size: int, image_size: int, extra: int) -> None:
+        super().__init__(width=width, patch_size=patch_size, image_size=image_size, extra=extra)
+        self.freeze()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        raise UsageError("the image encoder is not loaded, since training reads stored tokens; leave data.features out")
+
+
 def resize_positions(table: Tensor, extra: int, grid: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Resize a learned position table float[1, extra + side * side, D] to a (rows, columns) grid.
 

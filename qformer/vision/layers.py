@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from qformer.vision.base import VisionEncoder
 
+#: Kinds of devices on which layers stored in half compute in single.
+SLOW_IN_HALF = frozenset({"cpu"})
+
 
 def check_sizes(width: int, heads: int, image_size: int, patch_size: int) -> None:
     """Refuse sizes that do not divide.
@@ -49,7 +52,7 @@ def one_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x, weight, bias
-    dtype = torch.promote_types(weight.dtype, torch.float32) if device == "cpu" else weight.dtype
+    dtype = torch.promote_types(weight.dtype, torch.float32) if device in SLOW_IN_HALF else weight.dtype
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
+from qformer import distributed
 from qformer.config import DataConfig
 from qformer.data.loader import Batches, Loaded, Skipped, draw_text, held_out, training_batches
 from qformer.resolution.fixed import Fixed
@@ -263,6 +264,53 @@ def test_the_list_of_skipped(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == ["0", "1", "0"]
     assert lines[0] == {"index": "0", "kind": "missing", "detail": "f"}
+
+
+def test_the_list_of_an_interrupted_run(tmp_path: Path) -> None:
+    """What was recorded for batches that are made again is dropped; counts go on; half a line is no error."""
+    made = batches(Numbered(bad=BAD))
+    first = Skipped(tmp_path, 1.0)
+    for number in range(5):
+        first.add(made[number])
+    whole = first.path.read_text()
+    first.add(made[5])
+    first.path.write_text(first.path.read_text()[:-20])
+    again = Skipped(tmp_path, 1.0)
+    again.forget_from(3)
+    for number in (3, 4):
+        again.add(made[number])
+    assert again.path.read_text() == whole
+    assert again.kinds == {"broken": 1, "undecodable": 2, "no caption": 2}  # one epoch: each bad sample once
+    again.forget_from(0)
+    assert (again.path.read_text(), again.kinds) == ("", {})
+    Skipped(tmp_path / "new", 1.0).forget_from(0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_replacements_that_are_bad_are_listed_but_not_counted(tmp_path: Path) -> None:
+    made = batches(Numbered(10, bad=frozenset(range(8))), batch=1)
+    skipped = Skipped(tmp_path, 1.0)
+    for number in range(10):
+        skipped.add(made[number])
+    lines = [json.loads(line) for line in skipped.path.read_text().splitlines()]
+    own = [line for line in lines if "replacement" not in line]
+    assert sorted(line["index"] for line in own) == [str(i) for i in range(8)]
+    assert len(lines) > len(own)
+    assert skipped.kinds.total() == 8
+    assert all(line["position"] == line["batch"] for line in lines)
+
+
+def test_each_process_has_its_rows_of_the_global_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = batches(Numbered(bad=BAD), batch=6)
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(list(training_batches(batches(Numbered(bad=BAD), batch=2), 0, 0, 10)))
+    for number in range(10):
+        assert [key for share in shares for key in share[number].keys] == whole[number].keys
+        pixels = torch.stack([tile for share in shares for tile in share[number].batch.tiles.pixels])
+        assert torch.equal(pixels, torch.stack(whole[number].batch.tiles.pixels))
 
 
 def test_held_out_keeps_all_captions_and_skips_bad() -> None:

@@ -122,9 +122,9 @@ def test_it_learns(whole_quickstart: Path) -> None:
         assert itc[way] >= 0.3
         assert reranked[way] >= itc[way] + 0.05
         assert reranked[way] >= 0.4
-    for name, least in (("opt", 0.55), ("t5", 0.45)):  # T5's answers differ much between runs
+    for name in ("opt", "t5"):
         values = results["vqa"][name]
-        assert values["accuracy"] >= least
+        assert values["accuracy"] >= 0.55
         assert values["accuracy"] >= values["blind"] + 0.2
         assert values["accuracy"] >= values["majority"] + 0.15
     assert results["captions"]["named"] >= 0.85

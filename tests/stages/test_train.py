@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,44 @@ def test_validation_does_not_change_training(trained: Path) -> None:
     train = [r for r in _losses(often) if r["kind"] == "train"]
     assert train == [r for r in _losses(plain) if r["kind"] == "train"]
     assert sum(r["kind"] == "validation" for r in _losses(often)) == 4
+
+
+def test_chunks_train_like_the_whole_batch(trained: Path) -> None:
+    """One chunk that is the batch even draws the same dropout and negatives; two resume like any other run."""
+    settings: dict[str, Any] = {"run": str(trained / "one-chunk"), "train": {"chunk": 4}}
+    stages.train(config(trained, "stage1", **settings))
+    whole = _losses(trained / "runs" / "stage1")
+    for mine, theirs in zip(_losses(trained / "one-chunk"), whole, strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-3)
+    same: dict[str, Any] = {"qformer": {"dropout": 0.0}}
+    stages.train(config(trained, "stage1", run=str(trained / "plain"), **same))
+    first = _losses(trained / "plain")[0]
+    for name, precision, close in (("chunks", "fp32", 1e-5), ("bf16", "bf16", 0.03)):
+        run = str(trained / name)
+        stages.train(config(trained, "stage1", run=run, train={"chunk": 3, "precision": precision}, **same))
+        assert _losses(trained / name)[0]["itc"] == pytest.approx(first["itc"], abs=close)
+    cut = trained / "chunks-cut"
+    shutil.copytree(trained / "chunks", cut)
+    shutil.rmtree(cut / "checkpoints" / "step-0000004")
+    stages.train(config(trained, "stage1", run=str(cut), train={"chunk": 3}, **same))
+    _assert_same(trained / "chunks", cut)
+
+
+def test_accumulation_weighs_tokens_alike(trained: Path) -> None:
+    """The loss of two batches is that of all their tokens, not the mean of two means."""
+    from qformer.types import Batch
+
+    model, _ = build_image_text(config(trained, "stage1", qformer={"dropout": 0.0}))
+    model.train()
+    tiles = model.frontend.tiles([trained / "images" / f"{i}.png" for i in range(4)])
+    texts = ["a cat", "a", "a man is holding a small umbrella in the rain", "the old train stands at the station"]
+    whole = model(Batch(tiles, texts))["itg"]
+    halves = [Batch(tiles[:2], texts[:2]), Batch(tiles[2:], texts[2:])]
+    means = [model(half)["itg"] for half in halves]
+    assert abs(sum(means) / 2 - whole) > 1e-3
+    run: Any = SimpleNamespace(inner=model, accelerator=SimpleNamespace(device="cpu"))
+    loop._share_targets(run, halves)
+    assert sum(model(half)["itg"] for half in halves).item() / 2 == pytest.approx(whole.item(), abs=1e-5)
 
 
 def test_accumulation_averages_batches(trained: Path) -> None:

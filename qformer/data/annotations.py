@@ -1,0 +1,180 @@
+"""Annotation files of public data sets: COCO's, Karpathy's splits and BLIP's lists, Visual Genome's regions.
+
+Each image is one sample with all its captions, of which one is drawn every time, so an epoch counts images.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qformer.data.sources import NOT_JSON, strings
+from qformer.types import BadSample, Sample, UsageError
+
+Entry = tuple[str, list[str]]  # a file below the images, or what is wrong with the record; its captions
+BAD = "\0"  # in front of a kind, where an entry has no file
+
+
+class Annotated:
+    """Images of a folder, with the captions that one JSON file has for them."""
+
+    path: str
+    images: str
+    entries: list[Entry]
+
+    def __post_init__(self) -> None:
+        path = Path(self.path)
+        if not path.is_file():
+            raise UsageError(f"no file at '{path}'; data.path must be the JSON file with the annotations")
+        if not Path(self.images).is_dir():
+            raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
+        try:
+            values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+        except NOT_JSON as error:
+            raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+        entries = self.read(values)
+        if not entries:
+            raise UsageError(f"'{path}' has no image that is asked for; check the file and the options of data.train")
+        object.__setattr__(self, "entries", entries)
+
+    def read(self, values: Any) -> list[Entry]:
+        raise NotImplementedError
+
+    def refuse(self, expected: str) -> UsageError:
+        return UsageError(f"'{self.path}' is not what data.name says; expected {expected}")
+
+    def file(self, name: str) -> Path:
+        return Path(self.images) / name
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        name, captions = self.entries[index]
+        if name.startswith(BAD):
+            raise BadSample(name.removeprefix(BAD), f"{self.path}: image {captions[0]}")
+        image = self.file(name)
+        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+
+
+@dataclass(frozen=True)
+class Coco(Annotated):
+    """COCO's `captions_train2017.json`: `images` with `id` and `file_name`, `annotations` with `image_id`, `caption`.
+
+    Attributes:
+        path: the JSON file. images: the folder of the images, such as train2017.
+    """
+
+    path: str
+    images: str
+    entries: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Entry]:
+        images, annotations = _lists(values, "images", "annotations") or ((), None)
+        if annotations is None:
+            raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
+        entries: list[Entry] = []
+        by_id: dict[Any, list[str]] = {}
+        for record in images:
+            number, name = _get(record, "id"), _get(record, "file_name")
+            if not isinstance(number, int | str) or not isinstance(name, str):
+                entries.append((BAD + "no image", [str(record)[:200]]))
+            elif number in by_id:
+                entries.append((BAD + "duplicate id", [str(number)]))
+            else:
+                by_id[number] = []
+                entries.append((name, by_id[number]))
+        for record in annotations:
+            number = _get(record, "image_id")
+            number = number if isinstance(number, int | str) else None
+            if number not in by_id:
+                by_id[number] = []
+                entries.append((BAD + "no image", [str(number)]))
+            by_id[number] += strings(_get(record, "caption"))
+        return entries
+
+
+@dataclass(frozen=True)
+class Karpathy(Annotated):
+    """Karpathy's `dataset_coco.json` (also Flickr30k, Flickr8k), or BLIP's lists such as `coco_karpathy_train.json`.
+
+    Attributes:
+        path: the JSON file. images: the folder that `filepath/filename`, or the `image` of a list, is relative to.
+        split: of Karpathy's file; `train` takes `restval` along, as all who train on it do. A list is one split.
+    """
+
+    path: str
+    images: str
+    split: str = "train"
+    entries: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Entry]:
+        if isinstance(values, list):
+            return _grouped([(_get(record, "image"), strings(_get(record, "caption"))) for record in values])
+        found = _lists(values, "images")
+        if found is None:
+            raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
+        wanted = {self.split, "restval"} if self.split == "train" else {self.split}
+        rows = []
+        for record in found[0]:
+            if _get(record, "split") in wanted or not isinstance(record, dict):
+                name, folder = _get(record, "filename"), _get(record, "filepath")
+                sentences = _get(record, "sentences")
+                raw = [_get(one, "raw") for one in sentences] if isinstance(sentences, list) else []
+                whole = f"{folder}/{name}" if isinstance(folder, str) and isinstance(name, str) else name
+                rows.append((whole, strings(raw)))
+        return _grouped(rows)
+
+
+@dataclass(frozen=True)
+class VisualGenome(Annotated):
+    """Visual Genome's `region_descriptions.json`: the phrases of the regions are captions of the whole image.
+
+    Attributes:
+        path: the JSON file. images: the folder with VG_100K and VG_100K_2, or with the images themselves.
+    """
+
+    path: str
+    images: str
+    entries: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Entry]:
+        if not isinstance(values, list):
+            raise self.refuse("a list of objects with `id` and `regions`, as Visual Genome's region_descriptions.json")
+        rows = []
+        for record in values:
+            regions, number = _get(record, "regions"), _get(record, "id")
+            phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
+            rows.append((f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases)))
+        return _grouped(rows)
+
+    def file(self, name: str) -> Path:
+        places = [Path(self.images) / folder / name for folder in ("VG_100K", "VG_100K_2", ".")]
+        return next((place for place in places if place.exists()), places[0])
+
+
+def _get(record: Any, key: str) -> Any:
+    return record.get(key) if isinstance(record, dict) else None
+
+
+def _lists(values: Any, *keys: str) -> list[list[Any]] | None:
+    """These fields of an object, if all are lists."""
+    found = [_get(values, key) for key in keys]
+    return found if all(isinstance(value, list) for value in found) else None
+
+
+def _grouped(rows: list[tuple[Any, list[str]]]) -> list[Entry]:
+    """One entry per image: rows of the same file are captions of the same image."""
+    entries: list[Entry] = []
+    by_name: dict[str, list[str]] = {}
+    for number, (name, captions) in enumerate(rows):
+        if not isinstance(name, str):
+            entries.append((BAD + "no image", [str(number)]))
+        elif name in by_name:
+            by_name[name] += captions
+        else:
+            by_name[name] = list(captions)
+            entries.append((name, by_name[name]))
+    return entries

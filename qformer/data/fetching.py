@@ -1,0 +1,176 @@
+"""Names of shards: patterns become lists of names, and what is not a plain tar on this machine becomes one."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import lzma
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PIPE = "pipe:"
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # any others may belong to a command
+MAGIC = re.compile(r"[*?\[]")
+PACKED = {".gz", ".tgz", ".bz2", ".xz"}
+STARTS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+TRIES = 3
+FULL = 1 << 20  # a disk with fewer bytes left
+WAIT = 2.0  # seconds before a second try; the third waits twice as long
+
+
+def expand(patterns: str | list[str]) -> list[str]:
+    """Shard names of one or several patterns: `{000..331}`, `{a,b}`, and `*`, `?`, `[...]` where files can be listed.
+
+    Raises:
+        UsageError: no shard at all, or `*` in a place that cannot be listed.
+    """
+    names = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for name in braces(pattern.removeprefix("file://").removeprefix("file:")):
+            names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
+    if not any(fetcher(name) is not None or Path(name).exists() for name in names):
+        raise UsageError(
+            f"no shard at '{patterns}'; data.shards must be tars: paths or URLs with {{000..331}} or *, or pipe:command"
+        )
+    return list(dict.fromkeys(names))
+
+
+def expand_local(patterns: str | list[str]) -> list[str]:
+    """Existing files of one or several patterns.
+
+    Raises:
+        UsageError: one that is not there.
+    """
+    names = [patterns] if isinstance(patterns, str) else patterns
+    wanted = [name for pattern in names for name in braces(pattern)]
+    files = [file for name in wanted for file in (_listed(name) if MAGIC.search(name) else [name])]
+    missing = next((file for file in files if not REMOTE.match(file) and not Path(file).is_file()), None)
+    if missing is not None or not files:
+        raise UsageError(f"no file at '{missing or patterns}'; data.path must name files that exist")
+    return files
+
+
+def braces(pattern: str) -> list[str]:
+    """`a{0..2}.tar` -> a0.tar a1.tar a2.tar, the leading zeros kept; `{a,b}` -> a b; several multiply."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, listed = found.groups()
+    if first is not None:
+        inner = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        inner = listed.split(",")
+    parts = [pattern[: found.start()] + part + pattern[found.end() :] for part in inner]
+    return list(dict.fromkeys(whole for part in parts for whole in braces(part)))
+
+
+def _listed(pattern: str) -> list[str]:
+    if not REMOTE.match(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
+    if pattern.startswith(("http://", "https://")):  # where * cannot be listed and ? belongs to a query
+        if "*" in pattern:
+            raise UsageError(f"'{pattern}' cannot be listed over HTTP; write the numbers as in {{00000..00331}}.tar")
+        return [pattern]
+    files, path = _file_system(pattern)
+    return sorted(files.unstrip_protocol(name) for name in files.glob(path))
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec  # slow to import, and only needed here
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"'{url}' cannot be opened ({error}); install what it needs, or use pipe:command") from error
+
+
+def fetcher(name: str) -> Callable[[Path], None] | None:
+    """What writes the tar of a name into a file; None for a plain local file."""
+    if name.startswith(PIPE) or REMOTE.match(name) or Path(name).suffix in PACKED:
+        return partial(_fetch, name)
+    return None
+
+
+def _fetch(name: str, path: Path) -> None:
+    """Three tries, unless there is no such shard.
+
+    Raises:
+        FileNotFoundError: no such file, a refusal of the server, or a command that fails.
+        UsageError: the network fails, or the disk is full.
+    """
+    for attempt in range(TRIES):
+        try:
+            with path.open("wb") as file:
+                _copy(name, file)
+            _unpack(path)
+            return
+        except FileNotFoundError:
+            raise
+        except urllib.error.HTTPError as error:
+            if 400 <= error.code < 500 and error.code != 429:
+                raise FileNotFoundError(f"{name}: {error}") from error
+            last: Exception = error
+        except subprocess.CalledProcessError as error:
+            last = FileNotFoundError(f"{name}: exit code {error.returncode}")
+        except (OSError, EOFError) as error:
+            last = error
+        if shutil.disk_usage(path.parent).free < FULL:
+            raise UsageError(
+                f"no room for '{name}' in '{path.parent}'; lower data.keep_gb, or set data.cache elsewhere"
+            )
+        if attempt < TRIES - 1:
+            time.sleep(WAIT * (attempt + 1))
+    if isinstance(last, FileNotFoundError) or not REMOTE.match(name):
+        raise FileNotFoundError(str(last))
+    raise UsageError(
+        f"'{name}' could not be fetched in {TRIES} tries ({last}); start again when the network is back, to go on"
+    )
+
+
+def _copy(name: str, file: BinaryIO) -> None:
+    if name.startswith(PIPE):
+        subprocess.run(name.removeprefix(PIPE), shell=True, stdout=file, check=True)
+    elif name.startswith(("http://", "https://")):
+        with urllib.request.urlopen(name, timeout=60) as response:
+            shutil.copyfileobj(response, file)
+            if response.length:  # what is still to come: the connection was lost
+                raise OSError(f"{response.length} bytes are missing")
+    elif REMOTE.match(name):
+        files, path = _file_system(name)
+        with files.open(path, "rb") as source:
+            shutil.copyfileobj(source, file)
+    else:
+        with Path(name).open("rb") as local:
+            shutil.copyfileobj(local, file)
+
+
+def _unpack(path: Path) -> None:
+    """A compressed tar becomes a plain one; of a damaged one, as much as can be read."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    opener = next((opener for magic, opener in STARTS.items() if start.startswith(magic)), None)
+    if opener is None:
+        return
+    plain = path.with_suffix(".plain")
+    with opener(path, "rb") as packed, plain.open("wb") as file:
+        try:
+            while block := packed.read1(1 << 16):  # `read` would lose what stands in front of the damage
+                file.write(block)
+        except (OSError, EOFError, lzma.LZMAError, zlib.error):
+            file.write(b"damaged")  # so that the index lists an end that cannot be read
+    plain.replace(path)

@@ -1,0 +1,193 @@
+"""Data sets of the `datasets` library: from the hub, saved to disk, or parquet, Arrow, JSON and CSV files.
+
+A whole data set is memory-mapped and shuffled as one. With `streaming` its shards are taken one by one: each is
+written to a tar once, when its turn comes (`qformer.data.shards`), which makes them countable and readable at any
+place, so that a resumed run reads nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformer.data.fetching import expand_local
+from qformer.data.orders import Order, Seed, Shuffled, Windows
+from qformer.data.shards import add_member
+from qformer.data.sources import texts_of
+from qformer.data.webdataset import Sharded, open_shards
+from qformer.lookup import nearest
+from qformer.types import BadSample, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+CAPTIONS = ("captions", "caption", "text")
+SAVED = "state.json"  # marks a folder of save_to_disk
+
+
+@dataclass(frozen=True)
+class HuggingFace(Sharded):
+    """Rows with an image (encoded bytes, a path, or an `Image` feature) and captions (a text or a list of them).
+
+    Attributes:
+        path: hub id, folder of `save_to_disk`, folder of data files, or files (`train-*.parquet`, `{0..9}.arrow`, ...).
+        config, revision: of the hub.
+        split: such as train, or train[:10%].
+        image, caption, question, answers: columns; without `caption`, the first of `captions`, `caption`, `text`.
+        id: column whose equal values are the same image.
+        images: folder that image paths are relative to.
+        streaming: take shard after shard instead of downloading everything first.
+        window, keep_gb, cache: when streaming, as of `webdataset`.
+    """
+
+    path: str | list[str]
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image: str = "image"
+    caption: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    id: str | None = None
+    images: str = "."
+    streaming: bool = False
+    window: int = 8
+    keep_gb: float = 100.0
+    cache: str | None = None
+    rows: Any = field(init=False, repr=False, compare=False)
+    shards: Any = field(init=False, repr=False, compare=False)
+    _texts: dict[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        data = self._load()
+        names = list(data.column_names or next(iter(data), {}))
+        caption = self.caption or next((name for name in CAPTIONS if name in names), None)
+        if caption is None and self.question is None:
+            raise UsageError(
+                f"'{self.path}' has no column {', '.join(CAPTIONS)}; set data.caption to one of {', '.join(names)}"
+            )
+        texts = {"captions": caption, "question": self.question, "answers": self.answers}
+        for column in (self.image, self.id, *texts.values()):
+            if column is not None and column not in names:
+                raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
+        object.__setattr__(self, "_texts", {key: column for key, column in texts.items() if column is not None})
+        shards = None
+        if self.streaming:
+            data = data.decode(False)
+            where = "/".join(filter(None, [str(self.path), self.config, self.revision, self.split]))
+            shards = open_shards([f"{where}#{number}" for number in range(data.num_shards)], self._writer, self)
+        object.__setattr__(self, "shards", shards)
+        object.__setattr__(self, "rows", data if self.streaming else data.with_format("arrow"))
+
+    def _load(self) -> Any:
+        import datasets  # slow to import
+
+        try:
+            if isinstance(self.path, str) and (Path(self.path) / SAVED).is_file():
+                saved = datasets.load_from_disk(self.path)
+                return saved.to_iterable_dataset() if self.streaming else saved
+            if isinstance(self.path, str) and (Path(self.path) / "dataset_dict.json").is_file():
+                saved = datasets.load_from_disk(str(Path(self.path) / self.split))
+                return saved.to_iterable_dataset() if self.streaming else saved
+            first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
+            kind = FILES.get(Path(first).suffix)
+            if kind is None:
+                place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
+            else:
+                place = {"path": kind, "data_files": {self.split.partition("[")[0]: expand_local(self.path)}}
+            return datasets.load_dataset(split=self.split, streaming=self.streaming, **place)
+        except UsageError:
+            raise
+        except ConnectionError as error:
+            raise UsageError(
+                f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_line(error)}); check "
+                "data.path, or download the data set while there is a network"
+            ) from error
+        except Exception as error:  # of a damaged file or a hub's answer, nearly anything
+            raise UsageError(f"'{self.path}' cannot be read as a data set ({_line(error)}); check data.path") from error
+
+    def __len__(self) -> int:
+        return super().__len__() if self.streaming else len(self.rows)
+
+    def order(self, seed: Seed) -> Order:
+        return Windows(self.shards, self.window, seed) if self.streaming else Shuffled(len(self), seed)
+
+    def indices(self) -> Iterator[Any]:
+        return super().indices() if self.streaming else iter(range(len(self)))
+
+    def __getitem__(self, index: Any) -> Sample:
+        if self.streaming:
+            return super().__getitem__(index)
+        key = f"{self.path}/{self.split}:{index}"
+        try:
+            row = self.rows[index].to_pylist()[0]
+        except UnicodeDecodeError as error:
+            raise BadSample("not utf-8", f"{key}: {error}") from error
+        image = self._image(row[self.image])
+        if image is None:
+            raise BadSample("no image", key)
+        return self._sample(key, image, self._described(row))
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        """Of a shard that was written by `_write`."""
+        record = json.loads(members["json"])
+        if record["fault"] is not None:
+            raise BadSample(record["fault"], key)
+        return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
+
+    def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
+        same = f"{self.path}/{record['id']}" if isinstance(record["id"], int | str) else None
+        return Sample(image=image, key=key, image_id=same, **texts_of(record))
+
+    def _described(self, row: dict[str, Any]) -> dict[str, Any]:
+        none = {"captions": None, "question": None, "answers": None}
+        own = {key: row[column] for key, column in self._texts.items()}
+        return none | own | {"id": row[self.id] if self.id is not None else None}
+
+    def _image(self, cell: Any) -> bytes | Path | None:
+        value = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+        if isinstance(value, str):
+            return Path(self.images) / value
+        return value if isinstance(value, bytes) else None
+
+    def _writer(self, name: str) -> Callable[[Path], None]:
+        return partial(self._write, int(name.rpartition("#")[2]))
+
+    def _write(self, shard: int, path: Path) -> None:
+        """A shard of the stream as a tar, one sample per row.
+
+        Raises:
+            FileNotFoundError: it is not there any more. UsageError: the network fails.
+        """
+        with path.open("wb") as file:
+            try:
+                with tarfile.open(fileobj=file, mode="w") as tar:
+                    for number, row in enumerate(self.rows.shard(num_shards=self.rows.num_shards, index=shard)):
+                        image = self._image(row[self.image])
+                        fault = "no image" if image is None else None
+                        record = self._described(row) | {"fault": fault, "path": None}
+                        if isinstance(image, Path):
+                            record["path"] = str(image)
+                        add_member(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
+                        if isinstance(image, bytes):
+                            add_member(tar, f"{number:08d}.img", image)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise UsageError(
+                    f"shard {shard} of '{self.path}' could not be fetched ({_line(error)}); start again when the "
+                    "network is back, and the run goes on"
+                ) from error
+            except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
+                file.write(f"damaged: {_line(error)}".encode())
+
+
+def _line(error: Exception) -> str:
+    """An error of a library on one line, with what caused it."""
+    cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+    return " ".join(f"{error}{cause}".split())[:300]

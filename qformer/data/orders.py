@@ -1,0 +1,210 @@
+"""In which order a source is read: position p of the endless stream of samples -> an index of the source.
+
+An order is a function of the seed and of p alone, so a resumed run reads on exactly where it stopped, with any number
+of workers. Every epoch holds each index once. A source may have an order of its own (`order(seed)`): shards do, which
+are shuffled as wholes and, a few at a time, within; and a mixture, in which each part keeps its own epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count, cycle, islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qformer.data.sources import Source
+
+Seed = tuple[int, ...]
+EPOCH, SHARDS, WITHIN, BLOCKS, PARTS = (kind << 32 for kind in range(1, 6))  # keep draws of one seed apart
+BLOCK = 10_000  # samples of a mixture in which its weights are met exactly
+TRIES = 16  # replacements from one part of a mixture, before another is asked
+
+
+class Order(Protocol):
+    """`at` gives the index of a position; `others` those that may stand in for it, without end."""
+
+    def at(self, position: int) -> Any: ...
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[Any]: ...
+
+
+def order_of(source: Source, seed: Seed) -> Order:
+    """The order that a source brings along, or else all its indices, shuffled anew each epoch."""
+    own = getattr(source, "order", None)
+    return Shuffled(len(source), seed) if own is None else own(seed)
+
+
+def indices(source: Source) -> Iterator[Any]:
+    """Every index of a source once, not shuffled; of shards, those read so far are the only ones opened."""
+    own = getattr(source, "indices", None)
+    yield from range(len(source)) if own is None else own()
+
+
+def number_of(source: Source, index: Any) -> int:
+    """Which of 0 ... len(source) - 1 the sample of an index is; a source gives it for that number, too."""
+    own = getattr(source, "number", None)
+    return int(index) if own is None else int(own(index))
+
+
+@dataclass
+class Shuffled:
+    """All of 0 ... size - 1, permuted in each epoch."""
+
+    size: int
+    seed: Seed
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def at(self, position: int) -> int:
+        epoch, place = divmod(position, self.size)
+        if epoch not in self._epochs:
+            self._epochs.clear()
+            shuffled = np.random.default_rng([*self.seed, EPOCH, epoch]).permutation(self.size)
+            self._epochs[epoch] = shuffled.astype(np.min_scalar_type(self.size))  # each worker holds one
+        return int(self._epochs[epoch][place])
+
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[int]:
+        while True:
+            yield int(rng.integers(self.size))
+
+
+class Counted(Protocol):
+    """Shards whose samples are counted when they are first asked for; `prepare` is told which come next."""
+
+    def __len__(self) -> int: ...
+    def count(self, shard: int) -> int: ...
+    def prepare(self, shards: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """The shards that are shuffled together: positions `start` to `stop`, as rows (shard, place in it)."""
+
+    epoch: int
+    number: int
+    start: int
+    places: np.ndarray
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.places)
+
+    def at(self, position: int) -> tuple[int, int]:
+        shard, place = self.places[position - self.start]
+        return int(shard), int(place)
+
+
+@dataclass
+class Windows:
+    """Shards in a new order each epoch, `width` of them shuffled together.
+
+    Nothing has to be known of shards that lie further on: positions are counted from the shards in front of them, so
+    those have to be counted once when a run starts in the middle of data that nobody has counted yet.
+    """
+
+    shards: Counted
+    width: int
+    seed: Seed
+    _here: Window | None = None
+    _epoch: tuple[int, list[int]] | None = None
+
+    def at(self, position: int) -> tuple[int, int]:
+        if self._here is None or not self._here.start <= position < self._here.stop:
+            self._here = self._find(position)
+            self.shards.prepare(self._members(self._here.epoch, self._here.number + 1))
+        return self._here.at(position)
+
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """The same window from a random place on, then the windows behind it."""
+        self.at(position)
+        window = self._here
+        assert window is not None
+        first = int(rng.integers(len(window.places)))
+        for i in range(len(window.places)):
+            yield window.at(window.start + (first + i) % len(window.places))
+        for further in count(window.stop):
+            window = window if further < window.stop else self._find(further, window)
+            yield window.at(further)
+
+    def _find(self, position: int, before: Window | None = None) -> Window:
+        """The window of a position, sought from the one in front of it where that is known."""
+        before = before or self._here
+        epoch = number = start = 0
+        if before is not None and position >= before.stop:
+            epoch, number, start = before.epoch, before.number + 1, before.stop
+        while True:
+            members = self._members(epoch, number)
+            if not members and epoch == 0:  # now it is known how long an epoch is
+                if not start:
+                    raise UsageError(f"none of the {len(self.shards)} shards has a sample; check data.train")
+                epoch = position // start
+                number, start = 0, epoch * start
+            elif not members:
+                epoch, number = epoch + 1, 0
+            else:
+                size = sum(self.shards.count(shard) for shard in members)
+                if position < start + size:
+                    return self._window(epoch, number, start, members)
+                number, start = number + 1, start + size
+
+    def _window(self, epoch: int, number: int, start: int, members: list[int]) -> Window:
+        rows = [(shard, place) for shard in members for place in range(self.shards.count(shard))]
+        shuffled = np.random.default_rng([*self.seed, WITHIN, epoch, number]).permutation(len(rows))
+        return Window(epoch, number, start, np.array(rows, dtype=np.int64)[shuffled])  # (n, 2)
+
+    def _members(self, epoch: int, number: int) -> list[int]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            shuffled = np.random.default_rng([*self.seed, SHARDS, epoch]).permutation(len(self.shards))
+            self._epoch = epoch, shuffled.tolist()
+        return self._epoch[1][number * self.width : (number + 1) * self.width]
+
+
+def quotas(weights: Sequence[float]) -> np.ndarray:
+    """How many of `BLOCK` samples each part gives, by largest remainder; at least one."""
+    shares = np.asarray(weights, dtype=float) / sum(weights) * BLOCK
+    whole = np.maximum(np.floor(shares), 1).astype(int)
+    by_remainder = np.argsort(-(shares - whole), kind="stable")
+    whole[by_remainder[: max(BLOCK - whole.sum(), 0)]] += 1
+    whole[whole.argmax()] -= max(whole.sum() - BLOCK, 0)
+    return whole
+
+
+@dataclass
+class Mixed:
+    """Several orders at once, drawn by weight; an index is (part, index in it)."""
+
+    orders: list[Order]
+    weights: Sequence[float]
+    seed: Seed
+    _block: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        self._quotas = quotas(self.weights)
+
+    def at(self, position: int) -> tuple[int, Any]:
+        part, own = self._split(position)
+        return part, self.orders[part].at(own[part])
+
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[tuple[int, Any]]:
+        """From the same part; if those are bad too, from the next one."""
+        first, own = self._split(position)
+        for part in cycle([*range(first, len(self.orders)), *range(first)]):
+            yield from ((part, index) for index in islice(self.orders[part].others(own[part], rng), TRIES))
+
+    def _split(self, position: int) -> tuple[int, np.ndarray]:
+        """The part that a position belongs to, and how many samples each part has given before it."""
+        block, place = divmod(position, BLOCK)
+        if self._block is None or self._block[0] != block:
+            parts = np.repeat(np.arange(len(self.orders)), self._quotas)
+            parts = np.random.default_rng([*self.seed, BLOCKS, block]).permutation(parts)
+            given = np.cumsum(parts[:, None] == np.arange(len(self.orders)), axis=0)  # (BLOCK, parts)
+            self._block = block, parts, given
+        _, parts, given = self._block
+        part = int(parts[place])
+        before = block * self._quotas + given[place]
+        before[part] -= 1
+        return part, before

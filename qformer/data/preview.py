@@ -1,0 +1,43 @@
+"""What a source holds, before anything is trained on it: the first texts as a model will read them, and what is bad."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qformer.data.loader import draw_text
+from qformer.data.orders import indices
+from qformer.images import read_image
+from qformer.types import BadSample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.data.sources import Source
+
+LOOK = 100
+SHOW = 3
+
+
+def preview(source: Source) -> Iterator[str]:
+    """One line on the first hundred samples, then the first texts. Of shards, no more than these are opened."""
+    rng = np.random.default_rng(0)
+    texts: list[str] = []
+    bad: Counter[str] = Counter()
+    for index in islice(indices(source), LOOK):
+        try:
+            sample = source[index]
+            text = draw_text(sample, rng)
+            height, width = read_image(sample.image).shape[1:]
+        except BadSample as fault:
+            bad[fault.kind] += 1
+            continue
+        texts.append(f"{width} x {height}: {' '.join(text.split())}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in bad.most_common())
+    yield f"{len(texts)} of the first {len(texts) + bad.total()} samples can be used" + (
+        f"; not: {kinds}" if bad else ""
+    )
+    yield from texts[:SHOW]

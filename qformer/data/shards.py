@@ -1,0 +1,257 @@
+"""Tar shards in which any sample can be read at once: patterns, fetching, and an index of where each sample stands.
+
+A shard is a tar as webdataset writes it: members that stand together and share their name up to the first dot are one
+sample (`000/17.jpg`, `000/17.txt`). Local tars are read where they are. Others (a URL, `pipe:command`, a compressed
+tar) are fetched once into a folder, which all workers share, and dropped again when it grows too large.
+
+The index of a shard is made when it is first asked for and kept in that folder. From then on it says how many samples
+the shard has: so a resumed run counts as the interrupted one did, even where a shard has been lost since. What cannot
+be read, a missing shard as a whole or a damaged stretch, counts as one sample, which is bad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from qformer.types import BadSample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+OPEN = 256  # indices and files kept open
+LOST = np.array([[-1, -1], [0, 0]], dtype=np.int64)  # index of a shard of which nothing can be read
+
+
+@dataclass
+class Shards:
+    """Tars by name, in a fixed order.
+
+    Attributes:
+        names: paths, or names that `fetch` understands.
+        folder: for indices and fetched tars; made when it is needed.
+        keep: bytes of fetched tars that may lie there.
+        fetch: gives what writes the tar of a name into a file, or None for a tar that is read where it is. The writer
+            raises FileNotFoundError if there is none.
+        owned: a temporary `folder`, which goes with this object.
+    """
+
+    names: list[str]
+    folder: Path
+    keep: float
+    fetch: Callable[[str], Callable[[Path], None] | None]
+    owned: TemporaryDirectory[str] | None = None
+    _rows: OrderedDict[int, np.ndarray] = field(default_factory=OrderedDict)
+    _files: OrderedDict[int, BinaryIO] = field(default_factory=OrderedDict)
+    _counts: dict[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def count(self, shard: int) -> int:
+        if shard not in self._counts:
+            self._counts[shard] = len(self._index(shard)) - 1
+        return self._counts[shard]
+
+    def prepare(self, shards: Sequence[int]) -> None:
+        """Fetch shards that will be needed next, in the background."""
+        far = [shard for shard in shards if self.fetch(self.names[shard]) is not None]
+        if far:
+            threading.Thread(target=self._prepare, args=(far,), daemon=True).start()
+
+    def _prepare(self, shards: list[int]) -> None:
+        for shard in shards:
+            try:
+                self._path(shard)
+            except Exception:  # whoever needs the shard will meet the same error, and tell
+                return
+
+    def read(self, shard: int, place: int) -> tuple[str, dict[str, bytes]]:
+        """The key of a sample and its members by extension.
+
+        Raises:
+            BadSample: `missing shard`, `broken shard` (nothing in it can be read), `changed shard` (since it was
+                counted), `broken tar` (a damaged stretch of it).
+        """
+        name, rows = self.names[shard], self._index(shard)
+        start, stop = rows[place + 1].tolist()
+        if stop == 0:
+            path = Path(name)
+            raise BadSample("broken shard" if self.fetch(name) is None and path.exists() else "missing shard", name)
+        try:
+            file = self._open(shard)
+            size = os.fstat(file.fileno()).st_size
+            block = os.pread(file.fileno(), stop - start, start)
+        except FileNotFoundError as error:
+            raise BadSample("missing shard", name) from error
+        except OSError as error:
+            raise BadSample("broken shard", f"{name}: {error.strerror}") from error
+        if size != rows[0, 0]:
+            raise BadSample("changed shard", name)
+        return _members(block, f"{name}, byte {start}")
+
+    def _index(self, shard: int) -> np.ndarray:
+        """int64[1 + n, 2]: the size of the tar, then start and end of each sample, in bytes."""
+        if shard not in self._rows:
+            path = self._beside(shard, ".npy")
+            if not path.is_file():
+                with FileLock(path.with_suffix(".lock")):
+                    if not path.is_file():  # another worker may have been quicker
+                        self._count(shard, path)
+            self._rows[shard] = np.load(path)
+            if len(self._rows) > OPEN:
+                self._rows.popitem(last=False)
+        return self._rows[shard]
+
+    def _count(self, shard: int, path: Path) -> None:
+        try:
+            rows = index(self._path(shard))
+        except OSError:
+            rows = LOST
+        part = path.with_suffix(".counting")
+        with part.open("wb") as file:
+            np.save(file, rows)
+        part.replace(path)
+
+    def _open(self, shard: int) -> BinaryIO:
+        if shard not in self._files:
+            path = self._path(shard)
+            for other, file in list(self._files.items()):
+                if os.fstat(file.fileno()).st_nlink == 0:  # dropped, but on the disk as long as it is open
+                    self._files.pop(other).close()
+            self._files[shard] = path.open("rb")
+            if len(self._files) > OPEN:
+                self._files.popitem(last=False)[1].close()
+        return self._files[shard]
+
+    def _path(self, shard: int) -> Path:
+        """The tar on this machine, fetched if it has to be."""
+        fetch = self.fetch(self.names[shard])
+        if fetch is None:
+            return Path(self.names[shard])
+        path = self._beside(shard, ".tar")
+        if not path.is_file():
+            with FileLock(path.with_suffix(".fetch")):
+                if not path.is_file():
+                    part = path.with_suffix(".fetching")
+                    fetch(part)
+                    part.replace(path)
+                    self._evict(path)
+        return path
+
+    def _evict(self, newest: Path) -> None:
+        """Drop the tars that were fetched first. Whoever has one open reads on; whoever needs it fetches it again."""
+        own = {self._beside(shard, ".tar").name for shard in range(len(self))}  # another source may keep its own here
+        tars = [
+            (tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in self.folder.glob("*.tar") if tar.name in own
+        ]
+        total = 0
+        for _, size, tar in sorted(tars, reverse=True):
+            total += size
+            if total > self.keep and tar != newest:
+                tar.unlink(missing_ok=True)
+
+    def _beside(self, shard: int, suffix: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = self.names[shard]
+        local = os.path.abspath(name) if self.fetch(name) is None else name
+        stem = "".join(c if c.isalnum() else "-" for c in name[-24:])
+        return self.folder / f"{stem}-{hashlib.sha1(local.encode()).hexdigest()[:12]}{suffix}"
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """`a/17.seg.png` -> (`a/17`, `seg.png`); None for a name without either."""
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}/{stem}".lstrip("/"), extension.lower()) if stem and extension else None
+
+
+def index(path: Path) -> np.ndarray:
+    """Where the samples of a tar stand: int64[1 + n, 2], the size of the file, then (start, end) of each in bytes.
+
+    A stretch that is no tar, in the middle or at the end, is listed like a sample.
+
+    Raises:
+        OSError: the file cannot be read, or has nothing in it.
+    """
+    size = path.stat().st_size
+    rows, key, seen, end = [(size, 0)], "", set[str](), 0
+    with path.open("rb") as file:
+        try:
+            # Headers that are damaged are passed over like zeros, up to the next one that is whole.
+            tar = tarfile.TarFile(fileobj=file, ignore_zeros=True)
+            while (member := tar.next()) is not None:
+                if _holds_data(file, end, member.offset):
+                    rows.append((end, member.offset))
+                    key = ""
+                if tar.offset <= member.offset:
+                    break  # a size below zero: from here on tarfile would read in circles
+                end = min(tar.offset, size)
+                named = split(member.name) if member.isfile() else None
+                if named is None:
+                    key = ""
+                elif named[0] == key and named[1] not in seen:
+                    rows[-1] = (rows[-1][0], end)
+                    seen.add(named[1])
+                else:
+                    key, seen = named[0], {named[1]}
+                    rows.append((member.offset, end))
+        except OSError:
+            raise
+        except Exception as error:  # of damage nearly anything; or the data of the last member end too early
+            if not size:
+                raise OSError(f"'{path}' is empty") from error
+        if _holds_data(file, end, size):
+            rows.append((end, size))
+    return np.array(rows, dtype=np.int64)
+
+
+def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
+    """Whether any byte between two places of a file is not zero."""
+    if start >= stop:
+        return False
+    place = file.tell()
+    file.seek(start)
+    found = False
+    while start < stop and not found and (block := file.read(min(1 << 20, stop - start))):
+        found = any(block)
+        start += len(block)
+    file.seek(place)
+    return found
+
+
+def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
+    key, members = "", {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
+            for member in tar:
+                if tar.offset <= member.offset:
+                    break
+                named = split(member.name) if member.isfile() else None
+                data = tar.extractfile(member) if named else None
+                if named is not None and data is not None:
+                    key = named[0]
+                    members[named[1]] = data.read()
+    except Exception as error:  # of damage nearly anything
+        raise BadSample("broken tar", f"{where}: {error}") from error
+    if not members:
+        raise BadSample("broken tar", f"{where}: no member")
+    return key, members
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A file of these bytes; without times or owners, so that equal contents are equal tars."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

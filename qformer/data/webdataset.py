@@ -1,0 +1,131 @@
+"""Tars as webdataset, img2dataset and the hub's `-wds` data sets write them: CC3M, CC12M, SBU, LAION and your own."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from qformer.data.fetching import expand, fetcher
+from qformer.data.orders import Order, Seed, Windows
+from qformer.data.shards import Shards
+from qformer.data.sources import IMAGE_SUFFIXES, NOT_JSON, strings, texts_of
+from qformer.types import BadSample, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Fetcher = Callable[[str], Callable[[Path], None] | None]
+
+IMAGES = {suffix[1:] for suffix in IMAGE_SUFFIXES} | {"img", "jfif", "avif", "ppm", "pgm"}
+GIGABYTE = 1e9
+
+
+class Sharded:
+    """A source over `Shards`: an index is (shard, place in it), or a number that counts through all of them."""
+
+    shards: Shards
+    window: int
+
+    def __len__(self) -> int:
+        """Counts every shard, which for those that have to be fetched takes as long as that."""
+        return sum(self.shards.count(shard) for shard in range(len(self.shards)))
+
+    def order(self, seed: Seed) -> Order:
+        return Windows(self.shards, self.window, seed)
+
+    def indices(self) -> Iterator[tuple[int, int]]:
+        for shard in range(len(self.shards)):
+            yield from ((shard, place) for place in range(self.shards.count(shard)))
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        shard, place = index if isinstance(index, tuple) else self._place(index)
+        key, members = self.shards.read(shard, place)
+        return self.sample(f"{self.shards.names[shard]}/{key}", members)
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        raise NotImplementedError
+
+    def number(self, index: int | tuple[int, int]) -> int:
+        return self._starts[index[0]] + index[1] if isinstance(index, tuple) else index
+
+    def _place(self, number: int) -> tuple[int, int]:
+        if number >= self._starts[-1]:
+            raise IndexError(f"sample {number} is behind the last shard")
+        shard = bisect_right(self._starts, number) - 1  # the last that starts here: those before it are empty
+        return shard, number - self._starts[shard]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(self.shards.count(shard) for shard in range(len(self.shards)))]
+
+
+def open_shards(names: list[str], fetch: Fetcher, source: Any) -> Shards:
+    """Shards with the options of a source; without a `cache` they are kept until the program ends.
+
+    Raises:
+        UsageError: an option that makes no sense.
+    """
+    if source.window < 1 or source.keep_gb <= 0:
+        raise UsageError(f"window is {source.window} and keep_gb {source.keep_gb}; both must be positive")
+    if source.cache is not None:
+        return Shards(names, Path(source.cache), source.keep_gb * GIGABYTE, fetch)
+    folder = TemporaryDirectory(prefix="qformer-")
+    shards = Shards(names, Path(folder.name), source.keep_gb * GIGABYTE, fetch)
+    shards.owned = folder
+    return shards
+
+
+@dataclass(frozen=True)
+class WebDataset(Sharded):
+    """Tars with an image and its texts under one name: `17.jpg`, and `17.txt` (one caption) or `17.json`.
+
+    Of the JSON, `captions` (a list) or `caption` is read, or `question` and `answers`, as of a line of `jsonl`. Where
+    there are several, `captions` comes before the text file, and that before `caption`.
+
+    Attributes:
+        path: one pattern or several: paths, URLs (`https:`, `s3:`, `hf:`, ...) or `pipe:command`, with
+            `{00000..00331}`, or `*` where files can be listed.
+        caption: read this member (`txt`) or this field of the JSON instead.
+        window: shards that are shuffled together; so many are fetched before the first batch.
+        keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
+        cache: folder for indices and fetched shards; beside the run by default.
+    """
+
+    path: str | list[str]
+    caption: str | None = None
+    window: int = 8
+    keep_gb: float = 100.0
+    cache: str | None = None
+    shards: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", open_shards(expand(self.path), fetcher, self))
+
+    def sample(self, key: str, members: dict[str, bytes]) -> Sample:
+        image = next((data for name, data in members.items() if name.rpartition(".")[2] in IMAGES), None)
+        if image is None:
+            raise BadSample("no image", f"{key} has {', '.join(members)}")
+        wanted = self.caption or "txt"
+        text = {name: members[name].decode("utf-8", "replace") for name in ("json", wanted) if name in members}
+        record = _record(text.get("json"), key, needed=wanted not in text)
+        if self.caption is not None:
+            record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
+        elif "txt" in text and not strings(record.get("captions")):
+            record["captions"] = [text["txt"]]
+        return Sample(image=image, key=key, image_id=key, **texts_of(record))
+
+
+def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:
+    try:
+        record = json.loads(text or "{}")
+    except NOT_JSON as error:
+        if needed:
+            raise BadSample("not json", f"{key}: {error}") from error
+        return {}
+    return record if isinstance(record, dict) else {}

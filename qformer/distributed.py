@@ -1,0 +1,264 @@
+"""What processes tell one another. In one process everything here is the identity and no process group is needed.
+
+Gradients are those of the *sum* of the losses of all processes: what `gather` or `exchange` handed out gets back what
+every process made of it, unscaled. Data-parallel training then takes the mean over processes, of losses and gradients
+alike, so a loss that is a mean over the rows of its own process becomes the mean over the global batch.
+
+Our own collectives have a group of their own: those that data-parallel training starts during a backward pass may
+come in another order on another process, and must not meet ours.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+_alone = False
+_group_of: tuple[Any, Any] = (None, None)  # all processes, and the same once more for our own collectives
+
+#: What launchers that start several processes tell each, in the order in which they are asked.
+SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def world() -> int:
+    """W, the number of processes that train together."""
+    return 1 if _alone or not dist.is_initialized() else dist.get_world_size()
+
+
+def rank() -> int:
+    """Number of this process, from 0. Rank 0 writes, logs and shows progress."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is that of its GPU; known before the processes have met."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def check_launch() -> None:
+    """Refuse to be one process where several were asked for: they would train apart, over one another's files.
+
+    `accelerate launch --cpu --num_processes 2` starts one and says so nowhere; all it leaves is an address to meet at.
+
+    Raises:
+        UsageError: the environment tells of several processes, but they have not met.
+    """
+    if world() > 1:
+        return
+    name = next(
+        (name for name in SIZES if os.environ.get(name, "1").isdecimal() and int(os.environ.get(name, 1)) > 1), ""
+    )
+    if name:
+        asked = f"{os.environ[name]} processes ({name})"
+    elif {"ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and "LOCAL_RANK" not in os.environ:
+        asked = "several processes (accelerate launch)"
+    else:
+        return
+    raise UsageError(
+        f"{asked} were asked for, but this one is by itself; use 'torchrun --nproc-per-node N -m qformer ...'"
+    )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works by itself (W is 1), under its own number: held-out data are measured so."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def gather(rows: Tensor, grad: bool = False) -> Tensor:
+    """[B, ...], of the same shape on every process -> [W * B, ...] in the order of ranks.
+
+    With `grad` each process gets back, for its own rows, the sum of the gradients of all processes.
+    """
+    if world() == 1:
+        return rows if grad else rows.detach()
+    return _Gather.apply(rows) if grad else _gather(rows.detach())
+
+
+def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
+    """Give each process some rows and get some from each, with gradient back to where they came from.
+
+    Args:
+        rows: [sum(send), ...]: first those for rank 0, then those for rank 1, and so on.
+        send, receive: W numbers of rows.
+
+    Returns:
+        [sum(receive), ...]: first those of rank 0, and so on.
+    """
+    return _Exchange.apply(rows, list(send), list(receive))
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over processes."""
+    if world() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values, group=_group())
+    return values
+
+
+def largest(*numbers: int, device: torch.device) -> list[int]:
+    """The largest over processes of each number; where there are several processes this waits for the device."""
+    if world() == 1:
+        return list(numbers)
+    values = torch.tensor(numbers, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_group())
+    return values.tolist()
+
+
+def gather_objects(thing: Any) -> list[Any]:
+    """What every process has, in the order of ranks; small things only."""
+    if world() == 1:
+        return [thing]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, thing, group=_group())
+    return found
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        dist.barrier(group=_group())
+
+
+class Vote:
+    """Whether any process says yes: all learn it at the same call, the one after, so that nobody waits for it.
+
+    Alone there is nothing to agree on, and the answer comes at once.
+    """
+
+    def __init__(self) -> None:
+        # Between the CPUs: reading the answer of a GPU would wait for all that it has still to compute.
+        self._group = dist.new_group(backend="gloo") if world() > 1 else None
+        self._said: tuple[Tensor, Any] | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        if self._group is None:
+            return yes
+        before, said = self._said, torch.tensor(int(yes))
+        self._said = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0])
+
+
+def shard_frozen(model: nn.Module, device: torch.device) -> None:
+    """Keep 1 / W of every frozen transformer layer on each process; a layer is whole while it computes (FSDP2).
+
+    What is trained stays whole everywhere, and so does what stands between the layers, such as embeddings. Everything
+    is moved to `device`, layer by layer: a model that is built on the CPU never has to fit there whole.
+    """
+    inside: set[nn.Module] = set()
+    for _, layer in frozen_layers(model):
+        fully_shard(layer, mesh=init_device_mesh(device.type, (world(),)))
+        inside.update(layer.modules())
+    for module in model.modules():
+        if module not in inside:
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                tensor.data = tensor.data.to(device)
+
+
+def frozen_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The transformer layers in which nothing learns, with their names; those inside of layers are no layers."""
+    found: list[tuple[str, nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for name, blocks in model.named_modules():
+        if isinstance(blocks, nn.ModuleList) and blocks not in inside:
+            for number, layer in enumerate(blocks):
+                inside.update(layer.modules())
+                if not any(parameter.requires_grad for parameter in layer.parameters()):
+                    found.append((f"{name}.{number}", layer))
+    return found
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Make every gradient the mean over processes; one that a process lacks counts as zero. In pieces of 25 MB."""
+    if world() == 1:
+        return
+    piece: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            piece.append(parameter.grad)
+            if sum(grad.nbytes for grad in piece) >= 25 << 20:
+                _average(piece)
+                piece = []
+    _average(piece)
+
+
+def _average(grads: list[Tensor]) -> None:
+    if grads:
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat, group=_group())
+        for grad, mean in zip(grads, (flat / world()).split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+
+def _group() -> Any:
+    """Made at the first use, which is the same one for every process."""
+    global _group_of
+    if _group_of[0] is not dist.group.WORLD:
+        _group_of = dist.group.WORLD, dist.new_group()
+    return _group_of[1]
+
+
+def _gather(rows: Tensor) -> Tensor:
+    sent = _bytes(rows)
+    found = [torch.empty_like(sent) for _ in range(world())]
+    dist.all_gather(found, sent, group=_group())
+    return torch.cat(found).view(rows.dtype).view(world() * len(rows), *rows.shape[1:])
+
+
+def _exchange(rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    sent = _bytes(rows)
+    found = sent.new_empty(sum(receive), sent.shape[1])
+    dist.all_to_all_single(found, sent, receive, send, group=_group())
+    return found.view(rows.dtype).view(sum(receive), *rows.shape[1:])
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """[B, ...] -> uint8[B, bytes of a row]: not every backend moves every dtype."""
+    return rows.contiguous().view(len(rows), math.prod(rows.shape[1:])).view(torch.uint8)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        return _gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        equal = [ctx.count] * world()
+        return _exchange(grad, equal, equal).unflatten(0, (world(), ctx.count)).sum(dim=0)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        ctx.counts = receive, send
+        return _exchange(rows, send, receive)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange(grad, *ctx.counts), None, None

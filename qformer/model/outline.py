@@ -1,0 +1,172 @@
+"""Models without weights: the real modules in their real sizes, whose tensors have a shape and a dtype but no numbers.
+
+Nothing is downloaded or read but configurations. A forward and a backward pass run and give no values; what they
+would compute and keep can be counted (`stages/ledger.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from qformer import lookup, vision
+from qformer.model.connectors import QFormerConnector
+from qformer.model.image_text import ImageTextModel
+from qformer.model.llm import CausalLM, Seq2SeqLM, choose_dtype
+from qformer.model.loading import DTYPES, bert_sizes, with_encoder_width
+from qformer.model.qformer import QFormer
+from qformer.model.sizes import KNOWN
+from qformer.model.vision_language import VisionLanguageModel
+from qformer.types import UsageError
+from qformer.vision.base import CLIP_MEAN, CLIP_STD
+from qformer.vision.hf import HFVisionConfig, HFVisionEncoder
+
+if TYPE_CHECKING:
+    from qformer.config import Config
+    from qformer.model.llm import LanguageModel
+    from qformer.model.loading import Bridge
+    from qformer.vision.base import VisionEncoder
+
+WORD = "word"
+
+
+def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
+    """The model of stage one or two as `build_image_text` and `build_vision_language` make it, in training mode.
+
+    Args:
+        device: `cpu` or `cuda`, for which the dtype of a language model may differ. Its tensors are on no device.
+
+    Returns:
+        The model, and the mode in which further tensors without numbers are made. Tensors with numbers may be mixed
+        with those of the model.
+
+    Raises:
+        UsageError: another stage, or a tower whose configuration is neither here nor known.
+    """
+    model: Bridge
+    with torch.device("meta"):
+        if config.stage == "stage1":
+            model = _image_text(config)
+        elif config.stage == "stage2":
+            model = _vision_language(config, device)
+        else:
+            raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _pretend(model, mode)
+    return model.train(), mode
+
+
+def _pretend(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Parameters and buffers that claim to be on the CPU, where autocast works; shared ones stay shared."""
+    known: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            known[id(tensor)] = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
+            if isinstance(tensor, nn.Parameter):
+                known[id(tensor)] = nn.Parameter(known[id(tensor)], requires_grad=tensor.requires_grad)
+        return known[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+
+
+def _image_text(config: Config) -> ImageTextModel:
+    encoder = outline_encoder(config)
+    theirs = read_sizes(config.text.bert, "text.bert")
+    if theirs.model_type != "bert":
+        raise UsageError(f"text.bert '{config.text.bert}' is a {theirs.model_type} model; give a BERT")
+    sizes = bert_sizes(theirs, theirs.vocab_size + 1, with_encoder_width(config.qformer, encoder.width))
+    tokenizer = SimpleNamespace(bos_token_id=sizes.vocab_size - 1)  # texts come as ids
+    return ImageTextModel(encoder, QFormer(sizes), tokenizer, config.loss, config.text.max_tokens)
+
+
+def _vision_language(config: Config, device: str) -> VisionLanguageModel:
+    encoder, llm = outline_encoder(config), outline_language_model(config, device)
+    qformer = QFormer(with_encoder_width(config.qformer, encoder.width)).drop_text()
+    connector = QFormerConnector(qformer, llm.width)
+    assert config.llm is not None
+    return VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
+
+
+def outline_encoder(config: Config) -> VisionEncoder:
+    """The image encoder of a configuration without its weights, frozen or not as the configuration says.
+
+    Raises:
+        UsageError: options that do not fit, or sizes that are not to be had.
+    """
+    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    encoder: VisionEncoder
+    if isinstance(options, HFVisionConfig):
+        model = AutoModel.from_config(read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision])
+        encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD)
+    elif getattr(options, "weights", None) is not None:
+        encoder = dataclasses.replace(options, weights=None).build()
+    else:
+        encoder = options.build()
+    return encoder.freeze() if config.freeze_vision else encoder.float()
+
+
+def outline_language_model(config: Config, device: str) -> LanguageModel:
+    """The language model of stage two without its weights; each word of a text is one token.
+
+    Raises:
+        UsageError: sizes that are not to be had.
+    """
+    assert config.llm is not None
+    theirs = read_sizes(config.llm.path, "llm.path")
+    dtype = choose_dtype(theirs, device, DTYPES[config.llm.dtype])
+    is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
+    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    try:
+        model = auto.from_config(theirs, dtype=dtype)
+    except ValueError as error:
+        raise UsageError(
+            f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
+        ) from error
+    if is_seq2seq:
+        if getattr(theirs, "scale_decoder_outputs", True) is False:  # T5 1.1: its files hold an output table of its own
+            model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+        return Seq2SeqLM(model, Words(), dropout=config.llm.dropout, erf_gelu=config.llm.erf_gelu)  # type: ignore[arg-type]
+    return CausalLM(model, Words(), dropout=config.llm.dropout)  # type: ignore[arg-type]
+
+
+def read_sizes(path: str, key: str) -> Any:
+    """The configuration of a tower: of a folder, of the local cache of the hub, or of `sizes.KNOWN`.
+
+    Raises:
+        UsageError: it is in none of them.
+    """
+    try:
+        return AutoConfig.from_pretrained(lookup.tower(path), local_files_only=True)
+    except (OSError, ValueError) as error:
+        if path not in KNOWN:
+            raise UsageError(
+                f"the sizes of {key} '{path}' are not known here; give a folder with its config.json, "
+                f"or one of {', '.join(sorted(KNOWN))}"
+            ) from error
+    options = dict(KNOWN[path])
+    return AutoConfig.for_model(options.pop("model_type"), **options)
+
+
+class Words:
+    """In place of a tokenizer: a token for each word, so that a text has as many tokens as one says."""
+
+    bos_token_id, pad_token_id, eos_token_id, unk_token_id = 0, 1, 2, 3
+
+    def __call__(self, texts: str | list[str], **_options: Any) -> dict[str, Any]:
+        if isinstance(texts, str):
+            return {"input_ids": [4] * max(len(texts.split()), 1)}
+        return {"input_ids": [[4] * len(text.split()) for text in texts]}
+
+
+def words(count: int) -> str:
+    """A text of so many tokens."""
+    return " ".join([WORD] * count)

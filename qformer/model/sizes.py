@@ -1,0 +1,86 @@
+"""Sizes of well-known towers by hub id, so that a model can be outlined without a network.
+
+Source: the `config.json` of each on the Hugging Face hub; what a table leaves out has the default of its class in
+transformers. A hub id that is already in the local cache, or a folder, is read instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: OPT (Zhang et al. 2022, table 1): width, layers, heads.
+OPT = {
+    "125m": (768, 12, 12),
+    "350m": (1024, 24, 16),
+    "1.3b": (2048, 24, 32),
+    "2.7b": (2560, 32, 32),
+    "6.7b": (4096, 32, 32),
+}
+#: T5 (Raffel et al. 2020, section 3.7): width, width of a head, width of the feed-forward, layers, heads.
+T5 = {
+    "small": (512, 64, 2048, 6, 8),
+    "base": (768, 64, 3072, 12, 12),
+    "large": (1024, 64, 4096, 24, 16),
+    "3b": (1024, 128, 16384, 24, 32),
+    "11b": (1024, 128, 65536, 24, 128),
+}
+#: T5 1.1, of which Flan-T5 is made: the same columns; gated GELU, a vocabulary of its own for the output.
+T5_GATED = {
+    "small": (512, 64, 1024, 8, 6),
+    "base": (768, 64, 2048, 12, 12),
+    "large": (1024, 64, 2816, 24, 16),
+    "xl": (2048, 64, 5120, 24, 32),
+    "xxl": (4096, 64, 10240, 24, 64),
+}
+
+
+def _opt(size: str) -> dict[str, Any]:
+    width, layers, heads = OPT[size]
+    sizes = {
+        "model_type": "opt",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+        "word_embed_proj_dim": width,
+        "dtype": "float16",
+    }
+    return sizes | ({"word_embed_proj_dim": 512, "do_layer_norm_before": False} if size == "350m" else {})
+
+
+def _t5(row: tuple[int, int, int, int, int], gated: bool) -> dict[str, Any]:
+    width, head, inner, layers, heads = row
+    sizes = {
+        "model_type": "t5",
+        "d_model": width,
+        "d_kv": head,
+        "d_ff": inner,
+        "num_layers": layers,
+        "num_heads": heads,
+        "vocab_size": 32128,
+        "decoder_start_token_id": 0,
+        "dtype": "float32",
+    }
+    return sizes | ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {})
+
+
+BERT_BASE: dict[str, Any] = {"model_type": "bert"}  # the defaults of BertConfig
+CLIP_LARGE: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+
+KNOWN: dict[str, dict[str, Any]] = {
+    **{f"facebook/opt-{size}": _opt(size) for size in OPT},
+    **{f"google-t5/t5-{size}": _t5(row, gated=False) for size, row in T5.items()},
+    **{f"t5-{size}": _t5(row, gated=False) for size, row in T5.items()},
+    **{f"google/t5-v1_1-{size}": _t5(row, gated=True) for size, row in T5_GATED.items()},
+    **{f"google/flan-t5-{size}": _t5(row, gated=True) for size, row in T5_GATED.items()},
+    **dict.fromkeys(("bert-base-uncased", "google-bert/bert-base-uncased"), BERT_BASE),
+    "openai/clip-vit-large-patch14": CLIP_LARGE,
+    "openai/clip-vit-large-patch14-336": CLIP_LARGE | {"image_size": 336},
+}

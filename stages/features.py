@@ -1,0 +1,324 @@
+"""The store of `data.features`: made or checked, filled by as many processes as there are, and handed to training.
+
+Whoever comes first takes the next shard that nobody fills, by a lock that the system drops when its holder dies. So
+processes of `torchrun`, or on machines that share the folder, divide the work without knowing one another, and what is
+left of a killed one is filled by the others or by the next start. Finished shards stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from contextlib import ExitStack, nullcontext
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qformer import checkpoint, distributed, lookup, resolution, vision
+from qformer.data import sources
+from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
+from qformer.data.loader import read_ahead
+from qformer.model.frontend import FrontEnd
+from qformer.model.loading import DTYPES, build_encoder
+from qformer.records import replace_records
+from qformer.types import Tiles, UsageError
+from qformer.vision.base import Absent
+from stages.resume import console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from qformer.config import Config
+    from qformer.data.features import Views
+    from qformer.data.sources import Source
+    from qformer.resolution.base import ResolutionStrategy
+    from qformer.vision.base import VisionEncoder
+
+SHARD_BYTES, SHARD_SAMPLES = 128 << 20, 1000  # at most; so much is lost at a kill
+PROBES = 4  # samples from which the size of the store is estimated
+POLL = 0.5  # seconds between looks at what others fill
+PLACES = ("path", "weights")  # options of an encoder that say where its weights are: their hash says what they are
+
+
+def prepare(
+    config: Config, source: Source, strategy: ResolutionStrategy, whole: bool
+) -> tuple[VisionEncoder | None, FeatureStore | None]:
+    """The image encoder for the model of a run, None for the one of the configuration; and the store to train from.
+
+    With `data.features` the store is checked, and filled if it is not; the encoder is kept only if it is needed
+    `whole`, for validation.
+
+    Raises:
+        UsageError: the store is of something else, does not fit on the disk, or the data cannot be stored.
+        OSError: it could not be written; what is filled stays.
+    """
+    if config.data.features is None:
+        return None, None
+    encoder = build_encoder(config)
+    store = fill(config, source, strategy, encoder)
+    return encoder if whole else Absent(**store.about["encoder"]), store
+
+
+def fill_alone(config: Config) -> Path:
+    """Fill the store of a configuration without training; returns its folder.
+
+    Raises:
+        UsageError: no `data.features`; else as `prepare`.
+    """
+    from stages.stage2 import inherit  # which trains from here
+
+    if config.data.features is None:
+        raise UsageError("the configuration has no store to fill; give data.features a folder")
+    if config.stage == "stage2" and config.init is not None:
+        config = inherit(config, checkpoint.read_config(config.init))
+    source = sources.for_run(config.data.train, config.run)
+    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    return fill(config, source, strategy, build_encoder(config)).folder
+
+
+@torch.no_grad()
+def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: VisionEncoder) -> FeatureStore:
+    """The store of `data.features`, whole. See `prepare` for what is raised."""
+    assert config.data.features is not None
+    console.quiet = os.environ.get("RANK", "0") != "0"  # the processes have not met yet
+    made = what_it_is_made_of(config, len(source), strategy, encoder)
+    filler = Filler(config, Crops(source, strategy, config.data), FrontEnd(encoder))
+    store = _open(Path(config.data.features.path), made, filler)
+    if missing := store.missing():
+        _announce(store, missing)
+        filler.fill(store)
+        _account(store)
+    encoder.cpu()
+    return store
+
+
+def what_it_is_made_of(
+    config: Config, samples: int, strategy: ResolutionStrategy, encoder: VisionEncoder
+) -> dict[str, dict[str, Any]]:
+    """Everything that stored tokens depend on, by sections of the configuration."""
+    features, data = config.data.features, config.data
+    assert features is not None
+    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
+    made = {
+        "vision": {"name": config.vision.name, "hash of the weights": hash_of(encoder), **kept},
+        "resolution": {"name": config.resolution.name, **vars(strategy)},
+        "data": {
+            "crop": data.crop,
+            "flip": data.flip,
+            "crops": features.crops,
+            "dtype": features.dtype,
+            "samples": samples,
+        },
+        "train": {"precision": config.train.precision},
+    }
+    return json.loads(json.dumps(made, default=str))  # as it will be read: tuples are lists
+
+
+def hash_of(encoder: VisionEncoder) -> str:
+    """Of the names, dtypes, shapes and bytes of all its tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> FeatureStore:
+    """The store in a folder, begun if there is none."""
+    if not (folder / MANIFEST).is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "store.lock"):
+                if not (folder / MANIFEST).is_file():  # another process may have been quicker
+                    about = {"made": made, **filler.sizes(made["data"]["samples"])}
+                    partial = folder / "store.partial"
+                    partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
+                    partial.replace(folder / MANIFEST)
+                (folder / "store.lock").unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to '{folder}' ({error}); give data.features another folder") from error
+    store = FeatureStore.read_manifest(folder)
+    store.check(made)
+    return store
+
+
+def _announce(store: FeatureStore, missing: list[int]) -> None:
+    """Say how much will be written; refuse what the disk cannot hold."""
+    each = store.about["bytes_per_sample"]
+    needed = each * sum(len(store.numbers(shard)) for shard in missing)
+    free = shutil.disk_usage(store.folder).free
+    crops = f" x {store.crops} crops" if store.crops > 1 else ""
+    told = f"{store.samples:,} images{crops} as {store.about['made']['data']['dtype']} take about"
+    told = f"{told} {decimal(each * store.samples)} in '{store.folder}'"
+    if needed > free:
+        raise UsageError(
+            f"{told}, where {decimal(free)} are free; give data.features a folder on another disk, fewer crops or "
+            "dtype int8, or train without it"
+        )
+    console.print(f"storing the image encoder's tokens: {told} ({decimal(free)} free)", soft_wrap=True)
+
+
+def _account(store: FeatureStore) -> None:
+    """Say what the whole store takes, and list the samples that are not in it."""
+    faults = store.faults()
+    used = sum(store.path(shard).stat().st_size for shard in range(len(store)))
+    told = f"'{store.folder}' holds {store.samples - len(faults):,} images in {decimal(used)}"
+    if faults:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(kind for _, kind, _ in faults).most_common())
+        listed = store.folder / "skipped.jsonl"
+        if not console.quiet:
+            replace_records(listed, ({"index": n, "kind": kind, "detail": detail} for n, kind, detail in faults))
+        told = f"{told}; without a usable image: {kinds}, listed in {listed}"
+    console.print(told, soft_wrap=True)
+
+
+class Claims:
+    """The samples of shards that are missing and that nobody else fills; each shard is locked when its turn comes."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.locks: dict[int, FileLock] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        for shard in self.store.missing():
+            lock = FileLock(self.store.path(shard).with_suffix(".lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            self.locks[shard] = lock
+            if self.store.has(shard):
+                self.release(shard)
+            else:
+                yield from self.store.numbers(shard)
+
+    def release(self, shard: int) -> None:
+        """Of a shard that is whole, whose lock nobody needs again."""
+        lock = self.locks.pop(shard)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+    def close(self) -> None:
+        """Leave what is not filled to others."""
+        while self.locks:
+            self.locks.popitem()[1].release()
+
+
+@dataclasses.dataclass
+class Filler:
+    """Encodes the crops of samples as training would."""
+
+    config: Config
+    crops: Crops
+    frontend: FrontEnd
+
+    def fill(self, store: FeatureStore) -> None:
+        """Fill what is missing, and wait for what others fill.
+
+        Raises:
+            OSError: a shard could not be written.
+        """
+        with _progress() as bar:
+            task = bar.add_task("storing tokens", total=store.samples)
+            while missing := store.missing():
+                bar.update(task, completed=store.samples - sum(len(store.numbers(shard)) for shard in missing))
+                with ExitStack() as stack:
+                    claims = Claims(store)
+                    stack.callback(claims.close)
+                    stream = read_ahead(self.crops, self.config.data.workers, claims)
+                    filled = 0
+                    for shard, views in groupby(stream, key=lambda some: some.number // store.about["per_shard"]):
+                        self._write(store, shard, _counted(views, bar, task))
+                        claims.release(shard)
+                        filled += 1
+                if not filled:
+                    time.sleep(POLL)
+            bar.update(task, completed=store.samples)
+
+    def _write(self, store: FeatureStore, shard: int, views: Iterable[Views]) -> None:
+        try:
+            self._encode_all(iter(views)).write(store.path(shard))
+        except OSError as error:
+            there = len(store) - len(store.missing())
+            raise OSError(
+                f"'{store.folder}' could not be filled ({error}): {there} of {len(store)} shards are there and stay; "
+                "make room and give the same command again"
+            ) from error
+
+    def _encode_all(self, views: Iterator[Views]) -> Filling:
+        features = self.config.data.features
+        assert features is not None
+        filling = Filling(features.dtype)
+        while some := list(islice(views, max(self.config.data.batch // features.crops, 1))):
+            tiles = [seen.tiles for seen in some if seen.tiles is not None]
+            tokens = iter(self._encode(Tiles.join(tiles)) if tiles else [])
+            for seen in some:
+                filling.add(seen, features.crops, tokens)
+        return filling
+
+    @torch.no_grad()
+    def _encode(self, tiles: Tiles) -> list[Tensor]:
+        """The tokens of each tile, float[S, D] on the CPU, computed in the precision of training."""
+        device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+        self.frontend.to(device)
+        precision = self.config.train.precision
+        half = nullcontext() if precision == "fp32" else torch.autocast(device.partition(":")[0], DTYPES[precision])
+        with half:
+            encoded = self.frontend.encode_tiles(tiles)
+        rows = encoded.features.cpu()
+        if encoded.mask is None:
+            return list(rows)
+        return [row[:length] for row, length in zip(rows, encoded.mask.sum(dim=1).tolist(), strict=True)]
+
+    def sizes(self, samples: int) -> dict[str, Any]:
+        """What `store.json` says beside what it is made of; some samples are encoded to know how large they are.
+
+        Raises:
+            UsageError: none of them can be.
+        """
+        tried = [self.crops[number] for number in sorted({samples * i // PROBES for i in range(PROBES)})]
+        usable = [views for views in tried if views.fault is None]
+        if not usable:
+            raise UsageError(
+                f"none of {len(tried)} samples spread over data.train has an image that can be read "
+                f"({': '.join(tried[0].fault or ())}); check data.train"
+            )
+        each = -(-self._encode_all(iter(usable)).nbytes // len(usable))
+        encoder = self.frontend.encoder
+        names = ("width", "patch_size", "image_size", "extra")
+        return {
+            "encoder": {name: getattr(encoder, name) for name in names},
+            "per_shard": min(max(SHARD_BYTES // each, 1), SHARD_SAMPLES),
+            "bytes_per_sample": each,
+        }
+
+
+def _counted(views: Iterable[Views], bar: Progress, task: Any) -> Iterator[Views]:
+    for some in views:
+        yield some
+        bar.advance(task)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console.quiet,
+    )

@@ -1,0 +1,264 @@
+"""The files of `qformer capfilt`: parts that training reads, each with the journal it grows from, and the whole.
+
+captions-00003.jsonl   or .tar: a part, with one line, or image and texts, for each image
+work/                  journals of parts in progress, and what is counted of finished ones
+sheet.png              some images of the first part with all their captions
+skipped.jsonl, summary.json   of all parts, when the last one is done
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.table import Table
+
+from qformer.data.shards import add_member
+from qformer.data.webdataset import IMAGES
+from qformer.images import read_file, read_image
+from qformer.records import read_records, replace_records
+from qformer.types import BadSample, UsageError
+from stages.resume import console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qformer.data.sources import Source
+
+FORMS = {"jsonl": ".jsonl", "webdataset": ".tar"}
+ORIGINS = ("own", "original")
+SHOWN = 12  # images on the sheet
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Inside, what cannot be written is one sentence.
+
+    Raises:
+        UsageError: a full disk, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"'{output}' cannot be written ({error.strerror}); what is done is kept: make room, and give the same "
+            "command"
+        ) from error
+
+
+@dataclass
+class Part:
+    """A part of the result: a file of its own, and a journal until that is whole."""
+
+    output: Path
+    number: int
+    form: str
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        name = f"captions-{self.number:05d}"
+        self.file = self.output / f"{name}{FORMS[self.form]}"
+        self.journal, self.counted, self.lock = (
+            self.output / "work" / f"{name}{suffix}" for suffix in (".jsonl", ".json", ".lock")
+        )
+
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether it is this process that makes the part: nobody has made it, and nobody else is at it."""
+        if self.file.exists():
+            yield False
+            return
+        lock = FileLock(self.lock)
+        with writing(self.output), suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            yield not self.file.exists()
+            self.lock.unlink(missing_ok=True)  # whoever takes it after this finds the part made
+        finally:
+            lock.release()
+
+    def resume(self) -> list[dict[str, Any]]:
+        """The blocks that the journal holds; what a kill cut off is dropped from it."""
+        if self.journal.exists():
+            self.blocks = read_records(self.journal)
+            with writing(self.output):
+                replace_records(self.journal, self.blocks)
+        return self.blocks
+
+    def add(self, block: dict[str, Any]) -> None:
+        with writing(self.output), self.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(block) + "\n")
+        self.blocks.append(block)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [record for block in self.blocks for record in block["records"]]
+
+    def show(self, source: Source, samples: list[Any], least: int = SHOWN) -> None:
+        """Draw the sheet as soon as the first part has enough images for it."""
+        sheet, records = self.output / "sheet.png", self.records[:SHOWN]
+        if self.number or sheet.exists() or len(records) < least:
+            return
+        from stages import pictures  # which takes a second to import
+
+        try:
+            images = [read_image(source[samples[record["place"]]].image) for record in records]
+        except BadSample:  # gone since it was captioned, which the end of the part will count
+            return
+        with writing(self.output):
+            pictures.ranked_captions(sheet, images, records)
+
+    def finish(self, source: Source, samples: list[Any]) -> None:
+        """Write the part as training reads it, then forget the journal."""
+        self.show(source, samples, least=1)
+        skipped = [record for block in self.blocks for record in block["skipped"]]
+        partial = self.file.with_suffix(".partial")
+        kept = []
+        write = self._write_tar if self.form == "webdataset" else self._write_lines
+        with writing(self.output):
+            for record, fault in write(partial, source, samples):
+                if fault is None:
+                    kept.append(record)
+                else:
+                    skipped.append({"index": str(samples[record["place"]]), "kind": fault.kind, "detail": fault.detail})
+            counts: dict[str, Any] = {origin: [] for origin in ORIGINS}
+            for record in kept:
+                for _, score, origin in record["kept"]:
+                    counts[origin].append(score)
+            cut = sum(block["cut"] for block in self.blocks)
+            stats = {"samples": len(samples), "images": len(kept), "skipped": skipped, "cut": cut}
+            stats |= {origin: [len(scores), sum(scores)] for origin, scores in counts.items()}
+            _replace(self.counted, json.dumps(stats))
+            os.replace(partial, self.file)
+            self.journal.unlink(missing_ok=True)
+
+    def stats(self) -> dict[str, Any]:
+        return json.loads(self.counted.read_text(encoding="utf-8"))
+
+    def _write_lines(
+        self, path: Path, source: Source, samples: list[Any]
+    ) -> Iterator[tuple[dict[str, Any], BadSample | None]]:
+        """A line for each image; one that is no file becomes one."""
+        with path.open("w", encoding="utf-8") as file:
+            for record in self.records:
+                try:
+                    image = source[samples[record["place"]]].image
+                except BadSample as bad:  # it could be read before
+                    yield record, bad
+                    continue
+                if isinstance(image, bytes | np.ndarray):
+                    data, suffix = _encoded(image)
+                    name = f"images/{self.number:05d}/{record['place']:05d}.{suffix}"
+                    (self.output / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self.output / name).write_bytes(data)
+                else:
+                    name = os.path.relpath(os.path.abspath(image), self.output.resolve())
+                file.write(json.dumps({"image": name} | _described(record)) + "\n")
+                yield record, None
+            _sync(file)
+
+    def _write_tar(
+        self, path: Path, source: Source, samples: list[Any]
+    ) -> Iterator[tuple[dict[str, Any], BadSample | None]]:
+        """Each image as it was, with its captions as JSON and the best one as text."""
+        with path.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w") as tar:
+                for record in self.records:
+                    try:
+                        data, suffix = _encoded(source[samples[record["place"]]].image)
+                    except BadSample as bad:
+                        yield record, bad
+                        continue
+                    described, name = _described(record), f"{self.number:05d}-{record['place']:05d}"
+                    add_member(tar, f"{name}.{suffix}", data)
+                    add_member(tar, f"{name}.json", json.dumps(described).encode())
+                    add_member(tar, f"{name}.txt", described["captions"][0].encode())
+                    yield record, None
+            _sync(file)
+
+
+def finish_all(output: Path, parts: list[Part]) -> None:
+    """Say of all parts together what was kept and what was skipped."""
+    stats = [part.stats() for part in parts]
+    skipped = [record for one in stats for record in one["skipped"]]
+    totals = {origin: [sum(one[origin][i] for one in stats) for i in (0, 1)] for origin in ORIGINS}
+    summary = {
+        "images": sum(one["images"] for one in stats),
+        "skipped": Counter(record["kind"] for record in skipped),
+        "captions cut by the ranker": sum(one["cut"] for one in stats),
+        "kept": {
+            origin: {"captions": count, "mean score": round(score / count, 4) if count else None}
+            for origin, (count, score) in totals.items()
+        },
+    }
+    with writing(output):
+        replace_records(output / "skipped.jsonl", skipped)
+        _replace(output / "summary.json", json.dumps(summary, indent=1))
+    table = Table("captions kept", "number", "mean similarity", title=f"{summary['images']} images in '{output}'")
+    for origin, kept in cast("dict[str, dict[str, Any]]", summary["kept"]).items():
+        table.add_row(origin, str(kept["captions"]), str(kept["mean score"] or ""))
+    console.print(table)
+    if cut := summary["captions cut by the ranker"]:
+        console.print(f"{cut} captions were longer than the ranker reads, and ranked by their beginning")
+    if skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(r["kind"] for r in skipped).most_common())
+        console.print(f"skipped {kinds}: see {output / 'skipped.jsonl'}", soft_wrap=True)
+    name = "jsonl" if parts[0].form == "jsonl" else "webdataset"
+    console.print(
+        f"train on it: data.train={{name: {name}, path: {output}/captions-*{FORMS[name]}}}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _described(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as it is written: lists of captions, their scores, and where they come from."""
+    kept, dropped = (
+        {name: [row[i] for row in record[kind]] for i, name in enumerate(("captions", "scores", "origins"))}
+        for kind in ("kept", "dropped")
+    )
+    return kept | {"dropped": dropped, "key": record["key"]}
+
+
+def _encoded(image: bytes | Path | np.ndarray) -> tuple[bytes, str]:
+    """The bytes of an image as they were, or a PNG of pixels, and the ending of their name.
+
+    Raises:
+        BadSample: the file is gone.
+    """
+    if isinstance(image, np.ndarray):
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        return stream.getvalue(), "png"
+    data = image if isinstance(image, bytes) else read_file(image)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            kind = (opened.format or "img").lower()
+    except Exception as error:
+        raise BadSample("undecodable", str(error)) from error
+    kind = {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
+    return data, kind if kind in IMAGES else "img"
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

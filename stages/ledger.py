@@ -1,0 +1,330 @@
+"""What a training step keeps and computes, counted while the real model runs on tensors without numbers.
+
+`Ledger` sees every operation of PyTorch, forward and backward: it books each new storage until it is freed, and the
+FLOPs of matrix products, convolutions and attention (2 for a multiplication and an addition), the rest being next to
+nothing. So no formula can drift away from the code. `AsOnGPU` makes the operations those of a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import Counter
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from qformer import distributed
+from qformer.model.chunked import chunked_step
+from qformer.model.image_text import ImageTextModel
+from qformer.vision import layers
+from stages.optim import adamw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from qformer.config import TrainConfig
+    from qformer.model.loading import Bridge
+    from qformer.types import Batch
+
+aten = torch.ops.aten
+FLOPS = dict(flop_registry) | {
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+PARTS = {
+    "frontend.encoder": "image encoder",
+    "llm": "language model",
+    "frontend": "Q-Former",
+    "qformer": "Q-Former",
+    "connector": "Q-Former",
+    "vision_proj": "Q-Former",
+    "text_proj": "Q-Former",
+    "itm_head": "Q-Former",
+    "temp": "Q-Former",
+}
+OUTSIDE = "pairs and losses"
+#: Functions that CUDA's autocast computes in single precision and the CPU's does not.
+SINGLE = {torch.layer_norm, F.layer_norm, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax, F.normalize}
+
+
+def part_of(name: str) -> str:
+    """The part of the model to which a module or parameter belongs."""
+    return next((part for prefix, part in PARTS.items() if name == prefix or name.startswith(f"{prefix}.")), OUTSIDE)
+
+
+@dataclass
+class Step:
+    """One optimizer step of one process, after the first.
+
+    Attributes:
+        moments: what is held when there is most, weights included, in each section of the step: (kind, part) -> bytes.
+            A step has one section, in chunks each pass over them is one.
+        flops: (phase, part, dtype) -> FLOPs of one batch.
+    """
+
+    moments: dict[str, Counter[tuple[str, str]]]
+    flops: Counter[tuple[str, str, torch.dtype]]
+
+    @property
+    def held(self) -> Counter[tuple[str, str]]:
+        """At the moment of the step when there is most."""
+        return max(self.moments.values(), key=lambda held: sum(held.values()))
+
+    @property
+    def peak(self) -> int:
+        return sum(self.held.values())
+
+
+@dataclass
+class Ledger(TorchDispatchMode):
+    """Books of live bytes, and of FLOPs, by part of the model and phase of the step.
+
+    Attributes:
+        phase: outside of backward passes. moment: section of the step, of which each has a peak of its own.
+        parts: those whose modules are running. saved_by: that which made what the backward pass now reads.
+    """
+
+    phase: str = "forward"
+    moment: str = "step"
+    parts: list[str] = field(default_factory=lambda: [OUTSIDE])
+    saved_by: str = OUTSIDE
+    held: Counter[tuple[str, str]] = field(default_factory=Counter)
+    peaks: Counter[str] = field(default_factory=Counter)
+    moments: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    flops: Counter[tuple[str, str, torch.dtype]] = field(default_factory=Counter)
+    total: int = 0
+    _live: dict[int, tuple[tuple[str, str], int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.book(leaf)
+        count = FLOPS.get(func._overloadpacket)
+        if count is not None:
+            dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+            self.flops[*self.now(), dtype] += count(*args, **kwargs, out_val=out)
+        return out
+
+    def now(self) -> tuple[str, str]:
+        """Phase and part of what is computed at this moment."""
+        if torch._C._current_graph_task_id() >= 0:
+            return "backward", self.saved_by
+        return self.phase, self.parts[-1]
+
+    def begin(self, moment: str) -> None:
+        """The next section of the step; one of the same name goes on."""
+        self.moment = moment
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        if self.total > self.peaks[self.moment]:
+            self.peaks[self.moment], self.moments[self.moment] = self.total, self.held.copy()
+
+    def book(self, tensor: Tensor, kind: str | None = None, part: str | None = None) -> None:
+        """Enter the storage of a tensor, if it is new; with a `kind` and a `part`, move it there."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._live:
+            entry = self.now() if kind is None or part is None else (kind, part)
+            self._live[key] = entry, storage.nbytes()
+            weakref.finalize(storage, self._free, key).atexit = False
+            self.held[entry] += storage.nbytes()
+            self.total += storage.nbytes()
+            self._note_peak()
+        elif kind is not None and part is not None:
+            entry, size = self._live[key]
+            self.held[entry] -= size
+            self._live[key] = (kind, part), size
+            self.held[kind, part] += size
+
+    def _free(self, key: int) -> None:
+        entry, size = self._live.pop(key)
+        self.held[entry] -= size
+        self.total -= size
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Know which part runs: modules say so in the forward pass, the tensors they saved in the backward pass."""
+
+        def pack(tensor: Tensor) -> tuple[str, Tensor]:
+            return self.now()[1], tensor
+
+        def unpack(saved: tuple[str, Tensor]) -> Tensor:
+            self.saved_by = saved[0]
+            return saved[1]
+
+        hooks = []
+        for name, module in model.named_modules():
+            if (part := part_of(name)) != OUTSIDE:
+                hooks.append(module.register_forward_pre_hook(lambda *_, part=part: self.parts.append(part)))
+                hooks.append(module.register_forward_hook(lambda *_: self.parts.pop() and None, always_call=True))
+        for name, parameter in model.named_parameters():
+            self.book(parameter, "weights", part := part_of(name))
+            if parameter.requires_grad:
+                enter = parameter.register_post_accumulate_grad_hook
+                hooks.append(enter(lambda p, part=part: self.book(p.grad, "gradients", part)))
+        try:
+            with saved_tensors_hooks(pack, unpack):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class AsOnGPU(TorchFunctionMode):
+    """What differs on a GPU: attention keeps no matrix, dropout keeps bytes, autocast leaves norms in single."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        if func is F.dropout and kwargs.get("training", True):
+            return torch.native_dropout(args[0], kwargs.get("p", args[1] if len(args) > 1 else 0.5), True)[0]
+        if func in SINGLE and torch.is_autocast_enabled("cpu"):
+            args = [arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The memory-efficient kernel of CUDA, float[B, heads, X, H / heads]; flash attention keeps as much."""
+    if enable_gqa:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = query.new_zeros(attn_mask.shape).masked_fill(~attn_mask, -torch.inf)
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    mixed = aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, query.requires_grad or key.requires_grad, dropout_p, is_causal, scale=scale
+    )
+    return mixed[0]
+
+
+def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> Step:
+    """Run the second optimizer step of a run, in which AdamW has its state, over up to two of its batches.
+
+    Args:
+        model: an outline; it is in training mode.
+        device: `cuda`, or `cpu` for the operations of this machine.
+    """
+    ledger = Ledger()
+    model.zero_grad()
+    optimizer = adamw(model, train)
+    for group in optimizer.param_groups:
+        group["foreach"] = device == "cuda"  # PyTorch's choice there
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    batches = min(train.accumulate, 2)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(0)  # an encoder-decoder's texts are split at random
+        stack.enter_context(ledger.watching(model))
+        if device == "cuda":
+            stack.enter_context(_halves_as_on_gpu())
+            stack.enter_context(AsOnGPU())
+        stack.enter_context(ledger)
+        _first_update(model, optimizer, ledger)
+        buckets = _buckets(model, train, ledger)
+        for _ in range(batches):
+            ledger.phase = "forward"
+            _backward(model, batch, train, ledger)
+        ledger.phase = "update"
+        ledger.begin("update")
+        if train.clip:
+            nn.utils.clip_grad_norm_(parameters, train.clip)
+        optimizer.step()
+        model.zero_grad()
+        del buckets
+    flops = Counter({key: count // batches for key, count in ledger.flops.items()})
+    return Step({moment: +held for moment, held in ledger.moments.items()}, flops)
+
+
+def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -> None:
+    """The forward and backward passes of one batch, as `stages.loop` has them."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype) if dtype else nullcontext()
+
+    if not train.chunk:
+        with autocast():
+            losses = model(batch)
+        (losses["loss"] / train.accumulate).backward()
+        return
+    number = math.ceil(len(batch) / train.chunk)
+    order = ["embeddings"] * number + ["ITC"] * number + ["drawing"] + ["chunks"] * number + ["image encoder"] * number
+    passes = iter(order)
+
+    def forward() -> AbstractContextManager[Any]:
+        ledger.begin(next(passes))
+        return autocast()
+
+    assert isinstance(model, ImageTextModel)
+    chunked_step(model, batch, train.chunk, lambda loss: loss / train.accumulate, forward)
+
+
+def _buckets(model: nn.Module, train: TrainConfig, ledger: Ledger) -> list[Tensor]:
+    """Of several processes: what data-parallel training holds all the time, and where its gradients are.
+
+    Chunks go past it, and their gradients are beside the buckets.
+    """
+    if distributed.world() == 1 or train.fsdp:  # which averages gradients where they are
+        return []
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    buckets = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
+    for name, bucket in buckets.items():
+        ledger.book(bucket, "gradients", part_of(name))
+        if not train.chunk:
+            trained[name].grad = bucket
+    return list(buckets.values())
+
+
+def _first_update(model: nn.Module, optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
+    """Give AdamW its state."""
+    ledger.phase = "update"
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in trained.items():
+        for tensor in optimizer.state[parameter].values():
+            ledger.book(tensor, "AdamW", part_of(name))
+    optimizer.zero_grad()
+
+
+@contextmanager
+def _halves_as_on_gpu() -> Iterator[None]:
+    """Layers stored in half compute in half, which they do not on a CPU."""
+    slow, layers.SLOW_IN_HALF = layers.SLOW_IN_HALF, frozenset()
+    try:
+        yield
+    finally:
+        layers.SLOW_IN_HALF = slow

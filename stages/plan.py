@@ -1,0 +1,327 @@
+"""`qformer plan`: will it fit, how long, how much traffic - before anything is downloaded.
+
+The real model of a configuration makes one step (`stages/rehearsal.py`) of tensors without numbers
+(`qformer/model/outline.py`), whose memory and FLOPs are counted (`stages/ledger.py`). Texts are as long as they may be,
+pictures have 640 x 480 pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich import box
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from qformer import checkpoint
+from qformer.data import counting
+from qformer.types import UsageError
+from stages import hardware
+from stages.ledger import part_of
+from stages.rehearsal import Subject, polynomial
+from stages.resume import console
+from stages.stage2 import inherit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.config import Config
+    from qformer.model.loading import Bridge
+    from stages.ledger import Step
+
+MOST = 4096  # samples per process; no larger batch is looked for
+MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
+COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
+WORTH_A_WORD = 5_000_000  # bytes, of a part stored in a dtype
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run takes. Bytes, seconds and FLOPs; memory and traffic are those of one process.
+
+    Attributes:
+        parameters: of each part, `{"trained": n, "frozen": n}`.
+        weights: bytes of each part by dtype.
+        memory: what is held when there is most: part -> `weights`, `gradients`, `AdamW`, `activations` (kept for the
+            backward pass) and `temporary`.
+        tensors: their sum.
+        peak: with what a process holds beside its tensors.
+        fits: whether `peak` is within `limit`.
+        largest_batch: per process; 0 where not even one sample fits.
+        instead: where the batch does not fit, settings that do and see as many samples in a step: `train.chunk`, or
+            `data.batch` and `train.accumulate`.
+        flops: of one image: `forward` and `backward`, by part.
+        images_per_second, days: of all processes together, at `efficiency`; None without a peak of the device.
+        traffic: bytes that one process sends in a step, and receives.
+        store: bytes of the image encoder's tokens of one image.
+        images: how many there are, if they can be counted at once.
+        notes: what was assumed.
+    """
+
+    stage: str
+    gpu: str
+    gpus: int
+    precision: str
+    efficiency: float
+    batch: int
+    samples_per_step: int
+    steps: int
+    parameters: dict[str, dict[str, int]]
+    weights: dict[str, dict[str, int]]
+    memory: dict[str, dict[str, int]]
+    tensors: int
+    peak: int
+    limit: int
+    fits: bool
+    largest_batch: int
+    instead: dict[str, int]
+    flops: dict[str, dict[str, float]]
+    images_per_second: float | None
+    days: float | None
+    traffic: dict[str, int]
+    store: dict[str, int]
+    images: int | None
+    notes: list[str]
+
+
+def plan(
+    config: Config,
+    gpu: str = "A100-80GB",
+    gpus: int = 1,
+    memory: str | None = None,
+    efficiency: float = 0.4,
+) -> Forecast:
+    """What the training of a configuration takes, on so many processes with one GPU each.
+
+    Args:
+        gpu: a name of `hardware.GPUS`, or `cpu`.
+        memory: of one of them, such as `80GB`; the GPU's own by default.
+        efficiency: share of the peak FLOP/s that training reaches.
+
+    Raises:
+        UsageError: a GPU, amount or tower that is not known, or a stage that is not planned.
+    """
+    device = hardware.find(gpu)
+    limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
+    config, notes = _with_bridge(config)
+    kind = "cpu" if gpu == hardware.CPU else "cuda"
+    subject = Subject.of(config, kind, gpus)
+    step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
+    samples = config.data.batch * config.train.accumulate * gpus
+    seconds = _seconds(step, config.data.batch, device, efficiency)
+    speed = None if seconds is None else gpus / seconds
+    images, uncounted = counting.count(config.data.train.name, config.data.train.options)
+    with console.status("looking for the largest batch that fits"):
+        largest = _largest(subject, config.data.batch, limit)
+        instead = {} if peak <= limit else _instead(subject, limit, largest)
+    return Forecast(
+        stage=config.stage,
+        gpu=gpu,
+        gpus=gpus,
+        precision=config.train.precision,
+        efficiency=efficiency,
+        batch=config.data.batch,
+        samples_per_step=samples,
+        steps=config.train.steps,
+        parameters=_parameters(subject.model),
+        weights=_weights(subject.model),
+        memory=_memory(step.held),
+        tensors=step.peak,
+        peak=peak,
+        limit=limit,
+        fits=peak <= limit,
+        largest_batch=largest,
+        instead=instead,
+        flops=_flops(step, config.data.batch),
+        images_per_second=speed,
+        days=None if speed is None else config.train.steps * samples / speed / 86400,
+        traffic=_traffic(subject, step.received),
+        store=_store(subject),
+        images=images,
+        notes=notes + uncounted,
+    )
+
+
+def _with_bridge(config: Config) -> tuple[Config, list[str]]:
+    """Stage two's bridge as its `init` has it, if that is here."""
+    if config.stage != "stage2" or config.init is None:
+        return config, []
+    try:
+        start = checkpoint.read_config(config.init)
+    except UsageError:
+        return config, [f"init '{config.init}' is not here: the bridge is taken to be as this configuration says"]
+    return inherit(config, start), []
+
+
+def _memory(held: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    table: dict[str, Counter[str]] = {}
+    for (what, part), size in held.items():
+        table.setdefault(part, Counter())[COLUMNS.get(what, "temporary")] += size
+    return {part: dict(row) for part, row in table.items()}
+
+
+def _parameters(model: Bridge) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        row = found.setdefault(part_of(name), {"trained": 0, "frozen": 0})
+        row["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return found
+
+
+def _weights(model: Bridge) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(part_of(name), Counter())[DTYPES[parameter.dtype]] += parameter.nbytes
+    return {part: dict(row) for part, row in found.items()}
+
+
+def _flops(step: Step, count: int) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
+    for (phase, part, _), flops in step.flops.items():
+        found[phase][part] = found[phase].get(part, 0.0) + flops / count
+    return found
+
+
+def _seconds(step: Step, count: int, device: hardware.Device, efficiency: float) -> float | None:
+    """Of one image on one device."""
+    total = 0.0
+    for (_, _, dtype), flops in step.flops.items():
+        rate = device.rate(dtype)
+        if rate is None:
+            return None
+        total += flops / count / rate / efficiency
+    return total
+
+
+def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
+    """Bytes a process sends per step; a ring passes averaged gradients around twice, everything else travels once."""
+    if subject.gpus == 1:
+        return {}
+    around = 2 * (subject.gpus - 1) * 4 * subject.trained // subject.gpus
+    batches = subject.config.train.accumulate
+    return {"gradients of weights": around} | {what: batches * size for what, size in received.items() if size}
+
+
+def _store(subject: Subject) -> dict[str, int]:
+    """Tokens of an image in fp16, or in int8 with a scale in fp16 for each token."""
+    tokens, width = subject.tokens(), subject.encoder.width
+    return {"fp16": 2 * tokens * width, "int8": tokens * (width + 2)}
+
+
+def _largest(subject: Subject, count: int, limit: int) -> int:
+    """The largest batch that fits: a polynomial through what is known says where it may be, until that is right."""
+    known = {size: subject.peak(size) for size in {count, max(count // 2, 1)}}
+    while True:
+        fits = max([size for size, needed in known.items() if needed <= limit], default=0)
+        over = min([size for size, needed in known.items() if needed > limit], default=MOST + 1)
+        if over - fits <= 1 or fits >= MOST:
+            return min(fits, MOST)
+        near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
+        guess = max(_last_below(near, [known[size] for size in near], limit, fits, over), 1)
+        if guess == fits:  # and the next one would not
+            return fits
+        known[guess] = subject.peak(guess)
+
+
+def _last_below(sizes: list[int], needs: list[int], limit: int, fits: int, over: int) -> int:
+    """The last size from `fits` to before `over` for which the curve through these points stays within `limit`."""
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        fits, over = (middle, over) if polynomial(sizes, needs, middle) <= limit else (fits, middle)
+    return fits
+
+
+def _instead(subject: Subject, limit: int, largest: int) -> dict[str, int]:
+    """What sees as many samples in a step and fits: stage one in chunks, else more and smaller batches."""
+    config = subject.config
+    chunk = min(config.train.chunk or config.data.batch, max(largest, 1)) // 2 if config.stage == "stage1" else 0
+    while chunk:
+        chunk = 1 << (chunk.bit_length() - 1)
+        if subject.with_train(chunk=chunk).peak(config.data.batch) <= limit:
+            return {"train.chunk": chunk}
+        chunk //= 4
+    # From the second batch of a step on the gradients of the first are there.
+    slower = subject.with_train(accumulate=2 * config.train.accumulate)
+    size = _largest(slower, config.data.batch, limit) if largest else 0
+    if not size:
+        return {}
+    parts = math.ceil(config.data.batch / size)
+    return {"data.batch": math.ceil(config.data.batch / parts), "train.accumulate": parts * config.train.accumulate}
+
+
+def show(forecast: Forecast, as_json: bool = False) -> None:
+    """Print a forecast as tables that end with whether it fits, or as JSON."""
+    if as_json:
+        print(json.dumps(asdict(forecast), indent=1))
+        return
+    title = f"{forecast.stage}, batch {forecast.batch} per process: GB when most is held"
+    memory = _table(title, "", *MEMORY, "sum")
+    for part, row in forecast.memory.items():
+        memory.add_row(part, *(_gb(row.get(column, 0)) for column in MEMORY), _gb(sum(row.values())))
+    memory.add_row("beside tensors", *[""] * len(MEMORY), _gb(forecast.peak - forecast.tensors))
+    console.print(memory)
+    parts = _table("parameters, GB stored, GFLOP per image", "", "trained", "frozen", "stored", "forward", "backward")
+    for part, count in forecast.parameters.items():
+        kept = forecast.weights[part].items()
+        stored = ", ".join(f"{_gb(size)} {dtype}" for dtype, size in kept if size >= WORTH_A_WORD or len(kept) == 1)
+        flops = (f"{forecast.flops[phase].get(part, 0) / 1e9:,.1f}" for phase in ("forward", "backward"))
+        parts.add_row(part, *(f"{count[kind] / 1e6:,.1f} M" for kind in ("trained", "frozen")), stored, *flops)
+    console.print(parts)
+    for line in _lines(forecast):
+        console.print(line, highlight=False)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """Narrow enough for a terminal of 80 columns."""
+    table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _lines(forecast: Forecast) -> Iterator[str]:
+    """What is said below the tables; the verdict comes last."""
+    if forecast.images_per_second is not None:
+        yield (
+            f"time: {forecast.images_per_second:,.0f} images/s on {forecast.gpus} x {forecast.gpu} in "
+            f"{forecast.precision} at {forecast.efficiency:.0%} of their peak; {forecast.steps:,} steps of "
+            f"{forecast.samples_per_step:,} take {forecast.days:,.2f} days"
+        )
+    if forecast.traffic:
+        parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in forecast.traffic.items())
+        yield f"MB that a process sends in a step, and receives: {parts}"
+    stored = f"stored tokens of the image encoder: {_of_images(forecast.store, 1)} per image"
+    if forecast.images is not None:
+        stored += f"; {_of_images(forecast.store, forecast.images)} for all {forecast.images:,}"
+    yield stored
+    for note in forecast.notes:
+        yield f"note: {escape(note)}"
+    needed = f"{_gb(forecast.peak)} GB are needed, {_gb(forecast.limit)} are there"
+    if forecast.fits:
+        largest = f"{MOST} or more" if forecast.largest_batch >= MOST else str(forecast.largest_batch)
+        yield f"[bold green]fits[/]: {needed}; the largest data.batch that fits is {largest}"
+    elif not forecast.largest_batch:
+        yield f"[bold red]does not fit[/]: {needed}, nor does a batch of one; take smaller towers or a larger GPU"
+    else:
+        yield f"[bold red]does not fit[/]: {needed}; the largest data.batch that fits is {forecast.largest_batch}"
+    if forecast.instead:
+        overrides = " ".join(f"{key}={value}" for key, value in forecast.instead.items())
+        fewer = forecast.stage == "stage1" and "train.chunk" not in forecast.instead
+        yield f"what fits, with as many samples in a step: {overrides}" + (
+            "; ITC and hard negatives then see fewer at once" if fewer else ""
+        )
+
+
+def _of_images(store: dict[str, int], count: int) -> str:
+    return ", ".join(f"{decimal(count * size)} in {name}" for name, size in store.items())
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.2f}"

@@ -1,0 +1,211 @@
+"""Steps of an outlined model, as rank 0 of so many processes would make them: memory, FLOPs, bytes received.
+
+The real step runs, with the real exchange between processes; only what the others send is made up, of the right size.
+Of a large batch in chunks only smaller ones are run: what is held in each of its passes is a polynomial of the batch
+(similarities grow with its square), of which three batches are enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qformer import distributed, resolution
+from qformer.model.outline import outline, words
+from qformer.model.recompute import recompute_layers
+from qformer.resolution.base import cut_all
+from qformer.types import Batch, Tiles, Tokens
+from stages import hardware
+from stages.ledger import AsOnGPU, Step, part_of, run_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from qformer.config import Config
+    from qformer.model.loading import Bridge
+    from qformer.vision.base import VisionEncoder
+
+PICTURE = (3, 480, 640)
+CHUNKS = (2, 3, 4)  # of batches that are run
+
+
+@dataclass
+class Rehearsed(Step):
+    """A step, and the bytes that the process receives in one of its batches, by what they are."""
+
+    received: Counter[str]
+
+
+@dataclass
+class Subject:
+    """An outlined model, and what is asked of it."""
+
+    config: Config
+    model: Bridge
+    mode: FakeTensorMode
+    device: str
+    gpus: int
+    _known: dict[int, Rehearsed] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, config: Config, device: str, gpus: int) -> Subject:
+        """The outlined model of a configuration, prepared as for training."""
+        model, mode = outline(config, device)
+        if config.train.gradient_checkpointing:
+            recompute_layers(model, AsOnGPU if device == "cuda" else nullcontext)
+        return cls(config, model, mode, device, gpus)
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        return self.model.frontend.encoder
+
+    @property
+    def trained(self) -> int:
+        """Parameters that learn."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def with_train(self, **changes: int) -> Subject:
+        """The same model, trained in another way."""
+        train = self.config.train.model_copy(update=changes)
+        return replace(self, config=self.config.model_copy(update={"train": train}))
+
+    def step(self, count: int) -> Rehearsed:
+        """One step of `count` samples."""
+        chunk = self.config.train.chunk
+        if not chunk or count <= max(CHUNKS) * chunk:
+            return self._run(count)
+        return _extend({number * chunk: self._run(number * chunk) for number in CHUNKS}, count)
+
+    def peak(self, count: int) -> int:
+        """Bytes of a process, all counted."""
+        tensors = self.step(count).peak
+        return tensors + hardware.reserve(self.device, tensors)
+
+    def tokens(self) -> int:
+        """Tokens that the image encoder makes of one image."""
+        tiles = self.batch(1).tiles.pixels
+        return sum(self.encoder.extra + math.prod(self.encoder.grid(tile.shape[2], tile.shape[1])) for tile in tiles)
+
+    def batch(self, count: int) -> Batch:
+        """So many samples, of texts as long as may be."""
+        strategy = resolution.build(self.config.resolution.name, **self.config.resolution.options)
+        cut = cut_all([torch.zeros(PICTURE, dtype=torch.uint8)], strategy)
+        pixels: list[Tensor] = [self.mode.from_tensor(tile) for tile in cut.pixels]
+        tiles = Tiles(pixels * count, cut.plans * count)
+        if self.config.llm is not None and self.config.stage == "stage2":
+            return Batch(tiles, [words(self.config.llm.max_tokens)] * count)
+        shape = count, self.config.text.max_tokens
+        batch = Batch(tiles, Tokens(torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)))
+        if self.gpus > 1 or self.config.train.chunk:
+            batch.negatives = (negatives(count, self.gpus, self.config.train.chunk),) * 2
+        return batch
+
+    def _run(self, count: int) -> Rehearsed:
+        if count not in self._known:
+            train, received = self.config.train, Counter[str]()
+            with one_of(self.gpus, received):
+                step = run_step(self.model, self.batch(count), train, self.device)
+            if train.fsdp and self.gpus > 1:
+                received["frozen layers"] = self._spread(step)
+            batches = min(train.accumulate, 2)
+            each = Counter({what: size // batches for what, size in received.items()})
+            self._known[count] = Rehearsed(step.moments, step.flops, each)
+        return self._known[count]
+
+    def _spread(self, step: Step) -> int:
+        """Leave a process its share of the frozen layers, and two whole ones: that which computes and the next.
+
+        Returns:
+            Bytes that it receives: layers of a frozen image encoder once, of a language model also on the way back.
+        """
+        sizes: dict[str, list[int]] = {}
+        for name, layer in distributed.frozen_layers(self.model):
+            sizes.setdefault(part_of(name), []).append(sum(parameter.nbytes for parameter in layer.parameters()))
+        received = 0
+        for part, layers in sizes.items():
+            others = sum(layers) * (self.gpus - 1) // self.gpus
+            passes = 1 if part == part_of("frontend.encoder") else 2
+            received += others * passes * min(self.config.train.accumulate, 2)
+            for held in step.moments.values():
+                held["weights", part] -= others
+                held["temporary", part] += 2 * max(layers)
+        return received
+
+
+def negatives(count: int, world: int, chunk: int) -> Tensor:
+    """Hard negatives of rank 0 as if drawn evenly from the global batch: numbers in it, long[B].
+
+    From every process come B / W, of which as many are different as there are on average among B even draws. Those of
+    the own process are never of the same chunk.
+    """
+    others = max(world * count - 1, 1)
+    different = max(round(count * (1 - (1 - 1 / others) ** count)), 1)
+    row = torch.arange(count)
+    owner = row % world
+    drawn = owner * count + row // world % different
+    return torch.where(owner == 0, (row + chunk) % count, drawn) if chunk else drawn
+
+
+@contextmanager
+def one_of(world: int, received: Counter[str]) -> Iterator[None]:
+    """Be rank 0 of so many processes, of which all do the same; adds up the bytes it receives. Nothing is sent."""
+
+    def gather(rows: Tensor) -> Tensor:
+        what = "embeddings" if rows.is_floating_point() else "texts and ids"
+        received[what] += (world - 1) * rows.nbytes
+        return torch.cat([rows.clone() for _ in range(world)])
+
+    def exchange(rows: Tensor, _send: list[int], receive: list[int]) -> Tensor:
+        is_backward = torch._C._current_graph_task_id() >= 0
+        what = "gradients of embeddings and image tokens" if is_backward else "tokens of drawn images"
+        row = rows.element_size() * math.prod(rows.shape[1:])
+        received[what] += row * (sum(receive) - receive[0])
+        return rows.new_empty(sum(receive), *rows.shape[1:])
+
+    pretended = {
+        "world": lambda: world,
+        "rank": lambda: 0,
+        "_gather": gather,
+        "_exchange": exchange,
+        "total": lambda values: values * world,
+        "largest": lambda *numbers, **_: list(numbers),
+    }
+    real = {name: getattr(distributed, name) for name in pretended}
+    _set(distributed, pretended if world > 1 else {})
+    try:
+        yield
+    finally:
+        _set(distributed, real)
+
+
+def _set(module: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(module, name, value)
+
+
+def _extend(known: dict[int, Rehearsed], count: int) -> Rehearsed:
+    """A step of `count` samples from those of three smaller batches."""
+    counts, steps = list(known), list(known.values())
+
+    def at(values: Sequence[Counter[Any]]) -> Counter[Any]:
+        keys = {key for value in values for key in value}
+        return Counter({key: round(polynomial(counts, [value[key] for value in values], count)) for key in keys})
+
+    moments = {name: +at([step.moments[name] for step in steps]) for name in steps[0].moments}
+    return Rehearsed(moments, at([step.flops for step in steps]), at([step.received for step in steps]))
+
+
+def polynomial(places: list[int], values: list[int], place: int) -> float:
+    """The one through these points (Lagrange), at another place."""
+    total = 0.0
+    for a, value in zip(places, values, strict=True):
+        total += value * math.prod((place - b) / (a - b) for b in places if b != a)
+    return total

@@ -1,0 +1,103 @@
+"""Every example of docs/data.md is accepted, and read where its files can be made here; every kind of bad is listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+from qformer import lookup
+from qformer.config import DataConfig
+from qformer.data import sources
+from qformer.data.loader import usable_captions
+from qformer.data.orders import indices
+from qformer.images import read_image
+from qformer.types import BadSample
+from tests.data.making import encoded, jsonl, photo, shard
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+ELSEWHERE = ("hf:", "https:", "pipe:", "lmms-lab/", "pixparse/")
+
+
+def choices() -> list[dict[str, Any]]:
+    """Every source of the examples, those of mixtures as parts of them."""
+    found = [yaml.safe_load(example) for example in EXAMPLES]
+    return [choice for example in found for choice in example.values()]
+
+
+def make_files() -> None:
+    """What the examples name, small, in the working folder."""
+    jsonl(Path("captions.jsonl"), [{"image": "photos/0.jpg", "captions": ["a", "b"], "split": "train"}])
+    images = ["photos/0.jpg", "train2017/0.jpg", "val2017/0.jpg", "coco/val2014/0.jpg", "visual_genome/VG_100K_2/7.jpg"]
+    for image in images:
+        Path(image).parent.mkdir(parents=True, exist_ok=True)
+        Path(image).write_bytes(encoded(photo(1), "JPEG"))
+    Path("photos/0.txt").write_text("a dog")
+    Path("annotations").mkdir()
+    coco = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    for split in ("train", "val"):
+        Path(f"annotations/captions_{split}2017.json").write_text(json.dumps(coco))
+        listed = [{"image": "val2014/0.jpg", "caption": "a" if split == "train" else ["a", "b"]}]
+        Path(f"coco_karpathy_{split}.json").write_text(json.dumps(listed))
+    image = {"filepath": "val2014", "filename": "0.jpg", "sentences": [{"raw": "a"}]}
+    karpathy = {"images": [image | {"split": split} for split in ("restval", "val")]}
+    Path("dataset_coco.json").write_text(json.dumps(karpathy))
+    Path("region_descriptions.json").write_text(json.dumps([{"id": 7, "regions": [{"phrase": "a"}]}]))
+    for folder, number in (("cc3m", 331), ("cc12m", 3), ("sbu", 0)):
+        shard(Path(f"{folder}/{number:05d}.tar"), range(2))
+    table = datasets.Dataset.from_dict({"image": [encoded(photo(1))], "text": ["a"]})
+    Path("data").mkdir()
+    table.to_parquet("data/train-0.parquet")
+    datasets.DatasetDict(train=table).save_to_disk("saved_to_disk")
+
+
+@pytest.mark.parametrize("choice", choices(), ids=lambda choice: str(choice.get("path", choice["name"])))
+def test_examples(choice: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    datasets.disable_progress_bars()
+    make_files()
+    data = DataConfig.model_validate({"train": choice})
+    if str(choice.get("path", "")).startswith(ELSEWHERE):
+        known = {field.name for field in dataclasses.fields(lookup.find(sources.SOURCES, choice["name"])) if field.init}
+        assert set(data.train.options) <= known
+        return
+    source = sources.for_run(data.train, "run")
+    usable = [place for place in indices(source) if _readable(source, place)]
+    assert usable
+
+
+def _readable(source: Any, place: Any) -> bool:
+    try:
+        sample = source[place]
+        return bool(usable_captions(sample)) and read_image(sample.image).shape[0] == 3
+    except BadSample:  # the shards of which only one is made here
+        return False
+
+
+def test_every_layout_has_an_example() -> None:
+    named = {choice["name"] for choice in choices()}
+    assert named == sources.SOURCES.keys() - {"scenes"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in readme for name in sources.SOURCES)
+
+
+def test_every_kind_of_bad_is_listed() -> None:
+    kinds = set()
+    for file in sorted((ROOT / "qformer").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        kinds |= set(re.findall(r'BadSample\(\s*"([^"]+)"', text)) | set(re.findall(r'\(BAD \+ "([^"]+)"', text))
+    listed = {
+        kind
+        for row in re.findall(r"^\| (`.*?) \|", DOCUMENT, flags=re.MULTILINE)
+        for kind in re.findall("`(.*?)`", row)
+    }
+    assert kinds | {"broken shard", "missing shard"} == listed

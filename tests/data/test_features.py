@@ -1,0 +1,157 @@
+"""The store of image tokens: what is packed, how samples are numbered, and that only what was asked for is read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qformer.data import sources
+from qformer.data.features import FeatureStore, Filling, Views, mark
+from qformer.data.orders import indices, number_of
+from qformer.packing import pack, unpack
+from qformer.resolution.fixed import Fixed
+from qformer.types import BadSample, Sample, Tiles, UsageError
+from tests.data.making import jsonl, shard, tar
+
+MADE = {"data": {"samples": 5, "crops": 2, "dtype": "fp16"}}
+
+
+def test_packed_tokens_come_back() -> None:
+    tokens = torch.randn(40, 24) * torch.logspace(-3, 4, 40)[:, None]
+    halves = unpack(pack(tokens, "fp16"))
+    assert ((halves - tokens).abs() <= tokens.abs() * 2**-11 + 2**-25).all()
+    rows = pack(tokens, "int8")
+    assert rows.shape == (40, 26)
+    step = tokens.abs().amax(dim=1, keepdim=True) / 127
+    assert ((unpack(rows) - tokens).abs() <= 0.51 * step + 2**-25).all()
+    torch.testing.assert_close(unpack(rows.view(8, 5, 26)), unpack(rows).view(8, 5, 24))
+    assert torch.equal(unpack(pack(torch.zeros(2, 4), "int8")), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7e4])
+def test_what_fp16_cannot_hold_is_refused(value: float) -> None:
+    tokens = torch.ones(3, 4)
+    tokens[1, 2] = value
+    with pytest.raises(OverflowError, match="fp16 cannot hold"):
+        pack(tokens, "fp16")
+    if value == 7e4:
+        assert unpack(pack(tokens, "int8")).max() == pytest.approx(value, rel=1e-2)
+    else:
+        with pytest.raises(OverflowError, match="int8 cannot hold"):
+            pack(tokens, "int8")
+
+
+def test_every_index_has_a_number(tmp_path: Path) -> None:
+    """Of tars (one of them empty of samples), lists, a mixture within a mixture, and behind a prompt."""
+    shard(tmp_path / "0.tar", range(3))
+    tar(tmp_path / "1.tar", [("x/", b"")])
+    shard(tmp_path / "2.tar", range(3, 8))
+    records = [{"image": f"{number}.png", "caption": "a dog"} for number in range(4)]
+    tars = {"name": "webdataset", "path": f"{tmp_path}/{{0..2}}.tar", "prompt": "a photo of"}
+    lines = {"name": "jsonl", "path": jsonl(tmp_path / "a.jsonl", records)}
+    mixed = {"name": "mix", "sources": [lines, tars]}
+    for choice in (lines, tars, mixed, {"name": "mix", "sources": [tars, mixed | {"prompt": "look"}]}):
+        source = sources.build(**choice)
+        found = {number_of(source, index): index for index in indices(source)}
+        assert sorted(found) == list(range(len(source)))
+        for number, index in found.items():
+            assert _seen(source, number) == _seen(source, index)
+
+
+def _seen(source: sources.Source, index: int) -> tuple[str, str]:
+    try:
+        sample = source[index]
+    except BadSample as bad:
+        return "bad", str(bad)
+    return sample.key, sample.prompt
+
+
+def test_marks_tell_images_apart_wherever_they_lie() -> None:
+    def of(image: object) -> int:
+        return mark(Sample(image=image, key="k"))  # type: ignore[arg-type]
+
+    assert of(Path("/here/photos/1.jpg")) == of(Path("there/photos/1.jpg"))
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    different = [Path("photos/1.jpg"), Path("photos/2.jpg"), Path("other/1.jpg"), b"1", b"2", pixels, pixels + 1]
+    marks = [of(image) for image in different]
+    assert len(set(marks)) == len(different)
+    assert all(0 < one < 1 << 63 for one in marks)
+
+
+def store(folder: Path) -> tuple[FeatureStore, dict[tuple[int, int], list[torch.Tensor]]]:
+    """Five samples of two crops in shards of two; the second cannot be read, and tiles differ in number and length."""
+    tokens = {}
+    kept = FeatureStore(folder, {"made": MADE, "encoder": {}, "per_shard": 2, "bytes_per_sample": 1})
+    for place in range(len(kept)):
+        filling = Filling("fp16")
+        for number in kept.numbers(place):
+            if number == 1:
+                filling.add(Views(number, 7, fault=("missing", "1.jpg")), 2, iter([]))
+                continue
+            plans = [Fixed(14 * (1 + crop)).plan(20 + number, 30) for crop in range(2)]
+            made = [torch.randn(3 + number + crop, 6).half() for crop in range(2)]
+            views = Views(number, mark(_sample(number)), Tiles([torch.zeros(1)] * 2, plans))
+            filling.add(views, 2, iter(made))
+            tokens |= {(number, crop): [made[crop]] for crop in range(2)}
+        filling.write(kept.path(place))
+    return kept, tokens
+
+
+def _sample(number: int) -> Sample:
+    return Sample(image=Path(f"photos/{number}.jpg"), key=f"line {number}")
+
+
+def test_a_store_gives_back_what_was_put_in(tmp_path: Path) -> None:
+    kept, tokens = store(tmp_path)
+    assert kept.missing() == []
+    for (number, crop), expected in tokens.items():
+        found = kept.read(number, crop, _sample(number), Fixed(28))
+        assert found.plans == [Fixed(28).plan(20 + number, 30)]
+        assert found.tokens is not None
+        assert all(torch.equal(a, b) for a, b in zip(found.tokens, expected, strict=True))
+        assert all(rows.untyped_storage().nbytes() == rows.nbytes for rows in found.tokens)  # not the file behind them
+    assert kept.faults() == [(1, "missing", "1.jpg")]
+    with pytest.raises(BadSample, match=r"missing: 1\.jpg"):
+        kept.read(1, 0, _sample(1), Fixed(28))
+    assert not pickle.loads(pickle.dumps(kept))._open  # workers that are not forked open the files themselves
+
+
+def test_tokens_that_do_not_fit_name_their_sample() -> None:
+    views = Views(7, 1, Tiles([torch.zeros(1)], [Fixed(28).plan(20, 30)]))
+    with pytest.raises(UsageError, match=r"fp16 cannot hold .* 1e\+05 \(sample 7\); set data.features.dtype to int8"):
+        Filling("fp16").add(views, 1, iter([torch.full((3, 4), 1e5)]))
+
+
+def test_other_images_than_those_that_were_stored_are_noticed(tmp_path: Path) -> None:
+    kept, _ = store(tmp_path)
+    with pytest.raises(UsageError, match=r"sample 2 of data.train \('line 3'\) shows another image .* another folder"):
+        kept.read(2, 0, _sample(3), Fixed(28))
+
+
+def test_a_shard_that_is_cut_off_is_missing(tmp_path: Path) -> None:
+    kept, _ = store(tmp_path)
+    file = kept.path(1)
+    file.write_bytes(file.read_bytes()[:-1])
+    again = FeatureStore(tmp_path, kept.about)
+    assert again.missing() == [1]
+    with pytest.raises(UsageError, match=r"000001.*is missing or damaged .*fills it again"):
+        again.read(2, 0, _sample(2), Fixed(28))
+
+
+def test_batches_of_tiles_are_cut_and_joined_with_their_tokens(tmp_path: Path) -> None:
+    kept, tokens = store(tmp_path)
+    parts = [kept.read(number, 0, _sample(number), Fixed(28)) for number in (0, 2, 4)]
+    joined = Tiles.join(parts)
+    assert joined.tokens is not None
+    assert [len(rows) for rows in joined.tokens] == [3, 5, 7]
+    cut = joined[1:]
+    assert cut.tokens is not None
+    assert cut.tokens[0] is joined.tokens[1]
+    assert len(cut) == 2
+    with pytest.raises(ValueError, match="got 2 tiles, but the plans hold 3"):
+        Tiles([], joined.plans, joined.tokens[:2])
+    assert len(tokens) == 8

@@ -1,0 +1,258 @@
+"""Runs that are killed, stopped or out of disk: what was finished stays, and the same command gives the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import stages
+from qformer import checkpoint
+from qformer.data.loader import Batches, Loaded
+from qformer.types import UsageError
+from stages import resume, stage1
+from tests.workspace import config, make_workspace
+
+STEPS = {"steps": 24, "save_every": 2, "log_every": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over more threads may differ in the last bit, and the runs in processes of their own have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a run of 24 steps that nobody disturbed."""
+    root = make_workspace(tmp_path_factory.mktemp("space"))
+    stages.train(config(root, "stage1", run=str(root / "whole"), train=STEPS))
+    return root
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def assert_same(run: Path, whole: Path, name: str = "step-0000024") -> None:
+    assert records(run) == records(whole)
+    mine, expected = (checkpoint.read(folder / "checkpoints" / name).tensors for folder in (run, whole))
+    assert mine.keys() == expected.keys()
+    assert all(torch.equal(mine[key], expected[key]) for key in mine)
+
+
+def start(root: Path, run: Path) -> subprocess.Popen[str]:
+    file = root / f"{run.name}.yaml"
+    settings = config(root, "stage1", run=str(run), train=STEPS)
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "qformer", "train", str(file)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        cwd=Path(__file__).parent.parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_when(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
+    """`kill -9` the process and all it has started."""
+    end = time.monotonic() + 300
+    while not due():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_runs_end_with_the_same_bits(trained: Path) -> None:
+    """Killed before the first checkpoint, inside a save and at any time."""
+    run = trained / "killed"
+    saves = run / "checkpoints"
+    kill_when(start(trained, run), lambda: (run / "metrics.jsonl").is_file() or saves.is_dir())
+    kill_when(start(trained, run), lambda: any(saves.glob("*.partial")))
+    kill_when(start(trained, run), lambda: any(int(f.name[-7:]) > 12 for f in checkpoint.complete(run)))
+    last = start(trained, run)
+    said, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, said
+    assert "resuming" in said
+    assert_same(run, trained / "whole")
+
+
+class Asked(Batches):
+    """Sends this process a signal while the batch of step 7 is made."""
+
+    number = signal.SIGTERM
+
+    def __getitem__(self, number: int) -> Loaded:
+        if number == 6:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_0(
+    trained: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of the two steps that are logged together: what was not logged yet is saved, too."""
+    run = trained / number.name
+    settings = config(trained, "stage1", run=str(run), train=STEPS)
+    monkeypatch.setattr(Asked, "number", number)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1, "Batches", Asked)
+        with pytest.raises(SystemExit) as stopped:
+            stages.train(settings)
+    assert stopped.value.code == 0
+    assert f"stopped by {number.name}: step 7 is saved" in capsys.readouterr().out
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [r["step"] for r in records(run)] == [2, 3, 4, 6]
+    assert checkpoint.find(run).name == "step-0000007"
+    stages.train(settings)
+    assert_same(run, trained / "whole")
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with resume.Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_workers_do_not_die_of_the_signal(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches every process of the terminal."""
+    run = trained / "workers"
+
+    class Everyone(Batches):
+        def __getitem__(self, number: int) -> Loaded:
+            os.kill(os.getpid(), signal.SIGINT)  # in the worker
+            os.kill(os.getpid(), signal.SIGTERM)
+            if number == 7:
+                os.kill(os.getppid(), signal.SIGINT)
+            return super().__getitem__(number)
+
+    settings = config(trained, "stage1", run=str(run), data={"workers": 1}, train=STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1, "Batches", Everyone)
+        with pytest.raises(SystemExit):
+            stages.train(settings)
+    stages.train(settings)
+    assert_same(run, trained / "whole")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "meta.json", "tokenizer.json"])
+def test_a_half_written_checkpoint_is_passed_over_and_said(
+    trained: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained / f"half-{name}"
+    shutil.copytree(trained / "whole", run)
+    file = run / "checkpoints" / "step-0000024" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-0000024' is damaged" in said
+    assert "trying the one before it" in said
+    assert "at step 22" in said
+    assert_same(run, trained / "whole")
+
+
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(trained: Path) -> None:
+    run = trained / "ruined"
+    shutil.copytree(trained / "whole", run)
+    before = records(run)
+    for folder in checkpoint.complete(run):
+        (folder / "trainer.pt").write_bytes(b"")
+    with pytest.raises(UsageError, match="step-0000022' is damaged"):
+        stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    assert records(run) == before
+    assert len(checkpoint.complete(run)) == 2
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on without; the last checkpoint must be written, and without it the one before is where to go on from."""
+    run = trained / "full"
+    settings = config(trained, "stage1", run=str(run), train=STEPS | {"save_every": 10})
+    real = checkpoint.save_file
+    full = [False, True, True]  # the saves of steps 10, 20 and 24
+
+    def save_file(*given: Any) -> None:
+        if full.pop(0):
+            raise OSError(28, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.raises(
+        OSError, match=r"step 24 could not be written .*No space left.*'step-0000010' before it is whole"
+    ):
+        stages.train(settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the checkpoint of step 20 could not be written" in said
+    assert "training goes on" in said
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-0000010"]
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    stages.train(settings)
+    expected, mine = (checkpoint.read(folder).tensors for folder in (trained / "whole", run))
+    assert all(torch.equal(mine[key], expected[key]) for key in expected)
+
+
+def test_losses_that_cannot_be_written_do_not_stop_the_run(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained / "no-metrics"
+    (run / "metrics.jsonl").mkdir(parents=True)
+    monkeypatch.setattr(resume.pictures, "curves", lambda *_: None)
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS | {"steps": 3}))
+    assert "could not be written" in capsys.readouterr().out
+    assert checkpoint.find(run).name == "step-0000003"
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(trained: Path) -> None:
+    (trained / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write to the run folder"):
+        stages.train(config(trained, "stage1", run=str(trained / "file" / "run"), train=STEPS))
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_forgotten(trained: Path) -> None:
+    """And a line that a kill cut off is no hindrance."""
+    run = trained / "early"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "itc": 3.0}\n{"kind": "tra')
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    assert_same(run, trained / "whole")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(trained: Path) -> None:
+    """Also when that one has outlived the launcher that was killed; what it writes stays its own."""
+    run = trained / "claimed"
+    first = start(trained, run)
+    while not (run / "metrics.jsonl").is_file():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(trained, run)
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 2, said
+    assert f"another process trains in the run folder '{run}'" in " ".join(said.split())
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.wait(timeout=300) == 0
+    assert_same(run, trained / "whole")
