@@ -5,7 +5,7 @@
 Stage one on the mini towers and drawn scenes, two processes over gloo on the CPU, a checkpoint every second step, with
 dropout, random crops, mirrors and a worker. One run is left alone; of the other the launcher and all its processes are
 killed: in turn when a checkpoint is half written, and at a moment drawn uniformly from its start (also before it
-trains) to a fifth of the training. The same command goes on each time. A kill counts as inside a save if it left a
+trains) to half of the training. The same command goes on each time. A kill counts as inside a save if it left a
 folder `step-N.partial`. At the end the logged losses and the weights of both runs are compared for equality.
 """
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     generator, inside = random.Random(0), 0
     for number in range(options.kills):
-        after = generator.uniform(0, starting + 0.2 * training)
+        after = generator.uniform(0, starting + 0.5 * training)
         found = kill(start(killed, options.steps), killed, number % 2 == 0, after)
         if found is None:
             sys.exit(f"the run ended after {number} kills; give more --steps")

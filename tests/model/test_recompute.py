@@ -33,8 +33,10 @@ def build(root: Path, kind: str) -> nn.Module:
     torch.manual_seed(0)
     if stage == "stage1":
         return build_image_text(config(root, stage, **changes))[0].train()
+    sizes = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 24, "queries": 3}
+    bridge = {"vision": config(root, "stage1").vision.model_dump(), "qformer": sizes}
     llm = {"path": str(root / changes.pop("llm", "opt"))}
-    return build_vision_language(config(root, stage, llm=llm, **changes))[0].train()
+    return build_vision_language(config(root, stage, llm=llm, **bridge, **changes))[0].train()
 
 
 def step(model: nn.Module) -> tuple[Tensor, dict[str, Tensor], int]:
