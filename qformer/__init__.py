@@ -11,9 +11,10 @@ _PUBLIC = {
     "load": "qformer.model.loading",
     "QFormer": "qformer.model.qformer",
     "ImageTextModel": "qformer.model.image_text",
+    "Retriever": "qformer.retrieval.search",
     "VisionLanguageModel": "qformer.model.vision_language",
 }
-__all__ = ["ImageTextModel", "QFormer", "VisionLanguageModel", "load"]
+__all__ = ["ImageTextModel", "QFormer", "Retriever", "VisionLanguageModel", "load"]
 
 
 def __getattr__(name: str) -> Any:

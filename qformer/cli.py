@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from qformer import cli_gallery
+
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
 app = typer.Typer(
@@ -161,14 +163,20 @@ def evaluate(
     k: Annotated[int, typer.Option("--k", "-k", help="ITC candidates that ITM re-ranks, per query", min=0)] = 128,
     limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
     batch: Annotated[int, typer.Option(help="images encoded at once", min=1)] = 64,
+    precision: Annotated[Precision, typer.Option(help="of the model; scores are compared in fp32")] = Precision.fp32,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a sheet of hits and misses")] = None,
     device: Device = None,
 ) -> None:
-    """Measure a stage-one checkpoint on held-out data."""
+    """Measure a stage-one checkpoint on held-out data. Processes of torchrun share the work."""
     _sibling("stages")
-    from stages.evaluate import evaluate_retrieval
+    from stages.evaluate import Settings, evaluate_retrieval
 
-    evaluate_retrieval(path, bench, data, k, limit, batch, output, device)
+    evaluate_retrieval(Settings(path, bench, data, k, limit, batch, precision.value, output, html, device))
+
+
+app.command()(cli_gallery.index)
+app.command()(cli_gallery.search)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +74,24 @@ def check_launch() -> None:
 
 
 @contextmanager
+def joined() -> Iterator[None]:
+    """Inside, the processes that torchrun has started work together, over their CPUs; one process is by itself.
+
+    Raises:
+        UsageError: several were asked for, but they have not met.
+    """
+    starts = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ and not dist.is_initialized()
+    if starts:
+        dist.init_process_group("gloo", timeout=timedelta(days=1))  # one may have much more to do than another
+    check_launch()
+    try:
+        yield
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+@contextmanager
 def alone() -> Iterator[None]:
     """Inside, this process works by itself (W is 1), under its own number: held-out data are measured so."""
     global _alone
@@ -130,6 +149,15 @@ def gather_objects(thing: Any) -> list[Any]:
         return [thing]
     found: list[Any] = [None] * world()
     dist.all_gather_object(found, thing, group=_group())
+    return found
+
+
+def collect_objects(thing: Any) -> list[Any]:
+    """What every process has, in the order of ranks, for the first process; nothing for the others."""
+    if world() == 1:
+        return [thing]
+    found: list[Any] = [None] * world() if rank() == 0 else []
+    dist.gather_object(thing, found or None, dst=0, group=_group())
     return found
 
 

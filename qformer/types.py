@@ -158,6 +158,11 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
+    def select(self, texts: Tensor) -> Tokens:
+        """Those of the texts long[n], in that order."""
+        texts = texts.to(self.ids.device)
+        return Tokens(self.ids[texts], self.mask[texts])
+
 
 @dataclass
 class Batch:

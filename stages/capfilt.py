@@ -34,7 +34,7 @@ from qformer.data.orders import indices
 from qformer.images import read_image
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.types import BadSample, UsageError
-from stages.evaluate import pairs
+from stages.evaluate import AUTOCAST, pairs
 from stages.filtered import FORMS, Part, finish_all, writing
 from stages.resume import console
 
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 LOOK = 100  # samples that may be bad before the first that can be used
 SETTINGS = "capfilt.json"
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,11 @@ def _total(source: Source, size: int, number: int, of: int) -> int | None:
 
 
 def open_data(words: Sequence[str], output: Path) -> Source:
+    """The source that `choose_data` names. Raises UsageError: it cannot be used."""
+    return sources.for_run(choose_data(words), str(output))
+
+
+def choose_data(words: Sequence[str]) -> Choice:
     """A folder, a file of JSON lines, tars, the `data.train` of a configuration, or options of a source as `key=value`.
 
     Raises:
@@ -240,13 +244,13 @@ def open_data(words: Sequence[str], output: Path) -> Source:
     elif first.startswith("pipe:") or "://" in first or ".tar" in first:
         named = {"name": "webdataset", "path": first}
     elif first.endswith((".yaml", ".yml")):
-        return sources.for_run(load_config(first).data.train, str(output))
+        return load_config(first).data.train
     elif Path(first).is_dir():
         tars = any(Path(first).glob("*.tar"))
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
     else:
         named = {"name": "jsonl", "path": first}
-    return sources.for_run(Choice(**named), str(output))
+    return Choice(**named)
 
 
 def _settle(settings: Settings, output: Path, source: Source) -> Settings:

@@ -1,66 +1,191 @@
-"""`qformer eval`: benchmarks of a checkpoint, printed as a table and written as JSON."""
+"""`qformer eval`: benchmarks of a checkpoint, as a table, as JSON, and as a sheet of hits and misses.
+
+Images are read and encoded in groups; what matching needs of them waits in a temporary file. Processes started by
+torchrun share the work and give the numbers of one.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
+from rich.filesize import decimal
+from rich.progress import track
 from rich.table import Table
 
-from qformer import load
+from qformer import distributed, load
 from qformer.data import sources
-from qformer.data.loader import held_out
+from qformer.data.benchmark import Listed, list_images, read_groups
 from qformer.evaluation import retrieval
 from qformer.model.image_text import ImageTextModel
 from qformer.types import UsageError
+from stages import hits
 from stages.loop import console
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from qformer.data.sources import Source
 
 BENCHMARKS = ("retrieval",)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
+MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
+QUERIES = {"i2t": "image", "t2i": "text"}
 
 
-def evaluate_retrieval(
-    path: str,
-    bench: str,
-    data: list[str],
-    k: int,
-    limit: int | None,
-    batch: int,
-    output: Path | None,
-    device: str | None,
-) -> None:
-    """Image-text retrieval in both directions, by ITC and re-ranked by ITM.
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how; for each see `qformer eval --help`."""
+
+    checkpoint: str
+    bench: str
+    data: list[str]
+    k: int = 128
+    limit: int | None = None
+    batch: int = 64
+    precision: str = "fp32"
+    output: Path | None = None
+    html: Path | None = None
+    device: str | None = None
+
+
+def evaluate_retrieval(settings: Settings) -> None:
+    """Image-text retrieval in both directions: by ITC, by ITM, and by their sum as in the original.
 
     Raises:
-        UsageError: another benchmark, data that cannot be used, or a checkpoint that is not of stage one.
+        UsageError: another benchmark, data that cannot be used, a checkpoint that is not of stage one, or no room.
     """
-    if bench not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark '{bench}'; known are {', '.join(BENCHMARKS)}")
-    options = pairs(data)
-    source = sources.build(str(options.pop("name", "jsonl")), **options)
-    model = load(path, device)
+    if settings.bench not in BENCHMARKS:
+        raise UsageError(f"unknown benchmark '{settings.bench}'; known are {', '.join(BENCHMARKS)}")
+    options = pairs(settings.data)
+    with distributed.joined():
+        console.quiet = distributed.rank() > 0
+        source = sources.build(str(options.pop("name", "jsonl")), **options)
+        _writable(settings.output, settings.html)
+        model = _load(settings)
+        listed, skipped = list_images(source, settings.limit)
+        start = time.perf_counter()
+        readable, unreadable, scores = _score(settings, model, source, listed)
+        seconds = time.perf_counter() - start
+        if distributed.rank() == 0:
+            images = [listed[number] for number in readable]
+            _report(settings, source, images, [*skipped, *unreadable], scores, seconds)
+        distributed.barrier()
+
+
+def _load(settings: Settings) -> ImageTextModel:
+    device = settings.device
+    if device is None and torch.cuda.is_available() and distributed.world() > 1:
+        device = f"cuda:{distributed.local_rank()}"
+    model = load(settings.checkpoint, device)
     if not isinstance(model, ImageTextModel):
-        raise UsageError(f"'{path}' is a checkpoint of stage two; retrieval needs one of stage one")
-    held = held_out(source, model.frontend.strategy, limit, batch)
-    start = time.perf_counter()
-    measured = retrieval.measure(model, held.groups, held.captions, k, show=True)
-    texts = sum(len(captions) for captions in held.captions)
-    title = f"{len(held)} images, {texts} texts, k = {k}, {time.perf_counter() - start:.0f} s"
-    table = Table("%", *(f"{way} R@{n}" for way in ("i2t", "t2i") for n in retrieval.CUTOFFS), title=title)
-    for name, values in measured.items():
-        table.add_row(
-            name, *(f"{100 * values[f'{way}_r{n}']:.1f}" for way in ("i2t", "t2i") for n in retrieval.CUTOFFS)
+        raise UsageError(f"'{settings.checkpoint}' is a checkpoint of stage two; retrieval needs one of stage one")
+    return model
+
+
+def _score(
+    settings: Settings, model: ImageTextModel, source: Source, listed: list[Listed]
+) -> tuple[list[int], list[dict[str, Any]], retrieval.Scores]:
+    """Numbers of the images that could be read, records of the others, and scores of those with their captions."""
+    show, world = distributed.rank() == 0, distributed.world()
+    groups = [range(start, min(start + settings.batch, len(listed))) for start in range(0, len(listed), settings.batch)]
+    own = groups[distributed.rank() :: world]
+    readable: list[int] = []
+    unreadable: list[dict[str, Any]] = []
+    with TemporaryFile() as file, _autocast(model, settings.precision):  # it goes with the process, even a killed one
+        images = retrieval.Images(model, file if settings.k else None)
+        reading = read_groups(source, listed, model.frontend.strategy, own)
+        for group in track(reading, "embedding images", len(own), disable=not show):
+            try:
+                images.add(group.tiles)
+            except OSError as error:
+                raise UsageError(f"no room in '{gettempdir()}' ({error.strerror}); {MORE_ROOM}") from error
+            if group.tiles is not None and not readable:
+                _check_room(file.tell() / len(group.numbers) * len(listed))
+            readable += group.numbers
+            unreadable += group.skipped
+        readable = sorted(number for part in distributed.gather_objects(readable) for number in part)
+        unreadable = [record for part in distributed.gather_objects(unreadable) for record in part]
+        places = {str(image.index): number for number, image in enumerate(listed)}
+        unreadable.sort(key=lambda record: places[record["index"]])
+        if not readable:
+            raise UsageError(f"none of the {len(listed)} images could be read ({unreadable[:3]}); check --data")
+        texts = [caption for number in readable for caption in listed[number].captions]
+        return readable, unreadable, images.score(texts, settings.k, show)
+
+
+def _autocast(model: ImageTextModel, precision: str) -> Any:
+    return torch.autocast(model.device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+
+
+def _check_room(needed: float) -> None:
+    """The image tokens of all processes."""
+    free = shutil.disk_usage(gettempdir()).free
+    if needed > free:
+        raise UsageError(
+            f"the image tokens need {decimal(int(needed))} in '{gettempdir()}', where {decimal(free)} are free; "
+            f"{MORE_ROOM}"
         )
+
+
+def _writable(*paths: Path | None) -> None:
+    """Before hours of work, not behind them."""
+    for path in filter(None, paths):
+        if path.is_dir() or not path.resolve().parent.is_dir():
+            raise UsageError(f"cannot write '{path}'; give a file in a folder that exists")
+
+
+def _report(
+    settings: Settings,
+    source: Source,
+    images: list[Listed],
+    skipped: list[dict[str, Any]],
+    scores: retrieval.Scores,
+    seconds: float,
+) -> None:
+    captions = [image.captions for image in images]
+    places = retrieval.rank_table(scores, captions)
+    measured = retrieval.full_table(places)
+    if not settings.k:
+        measured = {"itc": measured["itc"]}
+    texts = sum(map(len, captions))
+    title = f"{len(images)} images, {texts} texts, k = {settings.k}, {settings.precision}, {seconds:.0f} s"
+    head, rows = lines(measured)
+    table = Table(*head, title=title)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
-    if held.skipped:
-        console.print(f"skipped {len(held.skipped)} samples: {held.skipped[:5]}")
-    if output is not None:
-        result = {"checkpoint": path, "images": len(held), "texts": texts, "k": k, "skipped": held.skipped, **measured}
-        output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if skipped:
+        console.print(f"skipped {len(skipped)} samples: {skipped[:5]}")
+    if settings.output is not None:
+        result = {"checkpoint": settings.checkpoint, "images": len(images), "texts": texts, "k": settings.k}
+        result |= {"precision": settings.precision, "processes": distributed.world(), "seconds": seconds}
+        pairs_scored = int((scores.of_image | scores.of_text).sum())
+        result |= {"pairs": pairs_scored, "skipped": skipped, **measured}
+        settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if settings.html is not None:
+        page = hits.page(settings.checkpoint, title, (head, rows), source, images, scores, places)
+        settings.html.write_text(page, encoding="utf-8")
+
+
+def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table: recalls in %, their mean, and the mean and median rank."""
+    head = ["ranked by", "query", *(f"R@{n}" for n in retrieval.CUTOFFS), "mean", "mean rank", "median rank"]
+    rows = []
+    for kind, values in measured.items():
+        for way, told in QUERIES.items():
+            shares = [values[f"{way}_r{n}"] for n in retrieval.CUTOFFS]
+            percent = [f"{100 * share:.1f}" for share in (*shares, values[f"{way}_mean_recall"])]
+            places = [f"{values[f'{way}_{name}_rank']:.1f}" for name in ("mean", "median")]
+            rows.append([KINDS[kind], told, *percent, *places])
+    return head, rows
 
 
 def pairs(words: list[str]) -> dict[str, Any]:

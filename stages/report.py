@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,11 @@ import torch
 from PIL import Image
 
 from qformer.data.scenes import Scenes, draw
+from stages import sheet
+from stages.sheet import picture, table
 from stages.zero_shot import SIZE, UNSEEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -26,23 +26,17 @@ if TYPE_CHECKING:
 
 QUERIES, BEST, SHOWN = 6, 5, 12
 STYLE = """
-:root { --ink: #1c2024; --soft: #60646c; --line: #d9d9e0; --right: #18794e; --wrong: #b5333a; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 0 auto; padding: 24px 16px }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8px; }
-p { max-width: 70ch; } .soft { color: var(--soft); } .right { color: var(--right); } .wrong { color: var(--wrong); }
-table { border-collapse: collapse; margin: 8px 0; } td, th { padding: 4px 14px 4px 0; text-align: right; }
-th { font-weight: 600; border-bottom: 1px solid var(--line); } td:first-child, th:first-child { text-align: left; }
 .side { display: flex; flex-wrap: wrap; gap: 0 24px; } figure { margin: 8px 0; } figcaption { color: var(--soft); }
-.wide { overflow-x: auto; } .wide img.curves { max-width: none; height: 260px; }
+.wide img.curves { max-width: none; height: 260px; }
 .query { border-top: 1px solid var(--line); padding: 12px 0; } .row { display: flex; gap: 8px; align-items: center; }
 .row span { width: 84px; flex: none; color: var(--soft); font-size: 13px; }
 .row img { width: 96px; min-width: 0; flex: 0 1 96px; }
-img.hit { outline: 3px solid var(--right); outline-offset: 1px; } .row + .row { margin-top: 8px; }
+img.found { outline: 3px solid var(--right); outline-offset: 1px; }
+.row + .row { margin-top: 8px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 16px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 14px; }
 .card img { width: 100%; max-width: 200px; display: block; margin: 0 auto 8px; } .card p { margin: 4px 0; }
-code { background: #f2f2f5; padding: 1px 4px; border-radius: 4px; }
+code { background: var(--raised); padding: 1px 4px; border-radius: 4px; }
 pre code { display: block; padding: 10px; overflow-x: auto; }
 """
 
@@ -77,10 +71,7 @@ def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, can
         "<h2>Prompts</h2>",
         _prompts(seen),
     ]
-    page = (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>qformer quickstart</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>"
-    )
+    page = sheet.page("qformer quickstart", parts, STYLE)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -103,14 +94,14 @@ def _tables(results: dict[str, Any], scenes: int) -> str:
     by_kind = [[n.upper(), *(_percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
     return (
         "<h2>What was learned, in %</h2>"
-        + _table(
+        + table(
             [
                 f"{scenes} scenes, new combinations",
                 *(f"{way} R@{n}" for way in ("image to text", "text to image") for n in (1, 5, 10)),
             ],
             retrieval,
         )
-        + _table(
+        + table(
             [
                 "zero-shot",
                 *("answers right", "blind", "commonest answer", "of new combinations"),
@@ -118,13 +109,8 @@ def _tables(results: dict[str, Any], scenes: int) -> str:
             ],
             answers,
         )
-        + _table(["by kind", *kinds], by_kind)
+        + table(["by kind", *kinds], by_kind)
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in rows)
-    return f"<div class=wide><table><tr>{''.join(f'<th>{escape(cell)}' for cell in head)}{body}</table></div>"
 
 
 def _percent(share: float) -> str:
@@ -151,7 +137,7 @@ def _query(number: int, held: Held, scores: Scores) -> str:
     rows = []
     for label, column in (("ITC", scores.itc[:, number]), ("re-ranked", scores.text_to_image[:, number])):
         best = column.topk(BEST).indices.tolist()
-        pictures = "".join(_picture(_held_pixels(held, image), "hit" if image == number else "") for image in best)
+        pictures = "".join(_picture(_held_pixels(held, image), "found" if image == number else "") for image in best)
         rows.append(f"<div class=row><span>{label}</span>{pictures}</div>")
     return f"<div class=query><p>{escape(text)}</p>{''.join(rows)}</div>"
 
@@ -166,10 +152,7 @@ def _held_pixels(held: Held, image: int) -> Tensor:
 
 def _picture(pixels: Tensor, kind: str = "") -> str:
     """uint8[3, h, w] as an HTML image."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG")
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f"<img class='{kind}' alt='scene' src='data:image/png;base64,{data}'>"
+    return picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), kind, "scene", "PNG")
 
 
 def _captioned(seen: Seen, number: int) -> str:

@@ -53,13 +53,16 @@ def test_contrastive_of_distinct_images_is_label_smoothed_cross_entropy(smoothin
     torch.testing.assert_close(got, expected)
 
 
-def test_contrastive_shares_the_target_between_equal_images():
+IDS = [["x", "y", "x", "x"], [7, 8, 7, 7], [1, "1", 1, 1], torch.tensor([7, 8, 7, 7])]  # strings, numbers, both
+
+
+@pytest.mark.parametrize("ids", IDS, ids=str)
+def test_contrastive_shares_the_target_between_equal_images(ids):
     image, text = embeddings()
-    ids = ["x", "y", "x", "x"]
     total = 0.0
     for logits in (cosine(image, text) / TEMP, cosine(image, text).T / TEMP):
         for row in range(4):
-            equal = [other == ids[row] for other in ids]
+            equal = [bool(other == ids[row]) for other in ids]
             logs = logits[row] - logits[row].exp().sum().log()
             for column in range(4):
                 target = 0.9 * equal[column] / sum(equal) + 0.1 / 4
@@ -163,8 +166,11 @@ def test_no_legal_negative_where_everything_is_the_same_image(ids):
     assert ((columns >= 0) & (columns < count)).all()  # meaningless, but still an index
 
 
-def test_hard_negatives_of_a_part_of_the_batch():
-    same = same_image(["a", "b", "a", "c"], 4)[:2]
+@pytest.mark.parametrize(
+    "ids", [["a", "b", "a", "c"], [5, 6, 5, 7], [5, "5", 5, "a"], torch.tensor([5, 6, 5, 7])], ids=str
+)
+def test_hard_negatives_of_a_part_of_the_batch(ids):
+    same = same_image(ids, 4)[:2]
     columns, legal = losses.hard_negatives(torch.zeros(2, 4).repeat(100, 1), same.repeat(100, 1))
     assert legal.all()
     assert set(columns[0::2].tolist()) == {1, 3}

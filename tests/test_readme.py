@@ -15,6 +15,7 @@ import stages
 from qformer import checkpoint, cli
 from qformer.config import load_config
 from qformer.releases import RELEASES, SITE
+from stages.gallery import index
 from tests.workspace import config, make_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_workspace(tmp_path / "space")
     stages.train(config(tmp_path / "space", "stage1", run="runs/quickstart/stage1"))
     stages.train(config(tmp_path / "space", "stage2", run="runs/quickstart/opt", init="runs/quickstart/stage1"))
+    index("runs/quickstart/stage1", ["space/images"], Path("gallery"), None, None, 64, "cpu")
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
         Image.new("RGB", (40, 30), "red").save(name)
     names: dict[str, object] = {}

@@ -115,15 +115,19 @@ class Mix:
         sources: their configurations, each with `name`, options, and optionally `weight` and `prompt`. Of a batch, a
             source gives its weight's share (1 by default), to 1 in 10,000.
         cache: folder for what they keep.
+
+    Sources name images by their paths, so that one image in two of them has one id. Where a source of your own gives
+    numbers, or no id, it is its own images that they name: number 1 of another one is another image.
     """
 
     sources: list[dict[str, Any]]
     cache: str | None = None
     _parts: list[Any] = field(init=False, repr=False, compare=False)
     _weights: list[float] = field(init=False, repr=False, compare=False)
+    _spaces: list[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        parts, weights = [], []
+        parts, weights, spaces = [], [], []
         for number, entry in enumerate(self.sources):
             where = f"data.sources.{number}"
             options = dict(entry)
@@ -134,10 +138,13 @@ class Mix:
                 raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
             parts.append(_build(name, options, where, self.cache))
             weights.append(float(weight))
+            own = {key: value for key, value in options.items() if key != "prompt"}
+            spaces.append(f"{name} {json.dumps(own, sort_keys=True, default=str)}")
         if not parts:
             raise UsageError("data.sources is empty; give a list of sources, each with a name")
         object.__setattr__(self, "_parts", parts)
         object.__setattr__(self, "_weights", weights)
+        object.__setattr__(self, "_spaces", spaces)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -146,9 +153,13 @@ class Mix:
         """Of an index (part, index in it), or a number that counts through the parts."""
         if isinstance(index, int):
             part = bisect_right(self._starts, index) - 1
-            return self._parts[part][index - self._starts[part]]
+            index = part, index - self._starts[part]
         part, own = index
-        return self._parts[part][own]
+        sample: Sample = self._parts[part][own]
+        if isinstance(sample.image_id, str):
+            return sample
+        name = sample.key if sample.image_id is None else sample.image_id
+        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {name!r}")
 
     def number(self, index: tuple[int, Any]) -> int:
         part, own = index

@@ -1,83 +1,196 @@
 """Image-text retrieval: ITC for a shortlist, ITM to re-rank it (BLIP-2, section 4.4).
 
-Every image is encoded twice, once for its embedding and once for matching, so that nothing of its size has to be kept.
+Images are added group by group, as they are read. Their ITC rows stay in memory; what matching needs of them is kept
+in a file, or they are encoded again where none is given. Several processes share images and texts, and come to the same
+scores as one.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate, zip_longest
+from typing import IO, TYPE_CHECKING
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from qformer import losses
+from qformer import distributed, losses
+from qformer.model.frontend import Encoded
+from qformer.model.image_text import trim
+from qformer.retrieval.reading import MAX_TOKENS
 from qformer.types import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qformer.model.image_text import ImageTextModel
+    from qformer.model.qformer import KeyValues
     from qformer.types import Tiles
 
-MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
 NO_CANDIDATE = -100.0
 CUTOFFS = (1, 5, 10)
+ROWS = 256  # of a table, or texts, that are worked on at once
 
 
 @dataclass
 class Scores:
-    """Scores of I images and T texts, float[I, T] on the CPU; the re-ranked ones differ by direction."""
+    """Scores of I images and T texts, on the CPU.
+
+    Attributes:
+        itc: float[I, T], cosines.
+        itm: float[I, T], logits of 'they match' of the candidates of either direction, else 0.
+        match: half[I, T], the probability that they match, likewise.
+        of_image: bool[I, T], the candidates of each image. of_text: those of each text.
+    """
 
     itc: Tensor
-    image_to_text: Tensor
-    text_to_image: Tensor
+    itm: Tensor
+    match: Tensor
+    of_image: Tensor
+    of_text: Tensor
+
+    @property
+    def image_to_text(self) -> Tensor:
+        """float[I, T]: logit + cosine of the candidates of each image; -100 elsewhere, as in the original."""
+        return (self.itm + self.itc).masked_fill_(~self.of_image, NO_CANDIDATE)
+
+    @property
+    def text_to_image(self) -> Tensor:
+        """float[I, T]: the same of the candidates of each text."""
+        return (self.itm + self.itc).masked_fill_(~self.of_text, NO_CANDIDATE)
 
 
-@torch.no_grad()
+@dataclass
+class _Kept:
+    """What the image encoder made of a group, as `Encoded` has it; the features are bytes of a file."""
+
+    start: int
+    shape: torch.Size
+    dtype: torch.dtype
+    mask: Tensor | None
+    counts: list[int]
+
+
+@dataclass
+class _Group:
+    """Images that were encoded together: their ITC rows on the CPU, and what they are matched from."""
+
+    rows: Tensor
+    valid: Tensor
+    source: Tiles | _Kept
+
+
+class Images:
+    """The images of a benchmark. Of W processes, process r adds groups r, r + W, r + 2 W, ... of them.
+
+    With a `file`, open for writing and reading, each image goes through the image encoder once: its tokens are kept
+    there, in the encoder's own dtype.
+    """
+
+    def __init__(self, model: ImageTextModel, file: IO[bytes] | None = None) -> None:
+        self.model = model
+        self.file = file
+        self._groups: list[_Group | None] = []
+
+    @torch.no_grad()
+    def add(self, tiles: Tiles | None) -> None:
+        """One group; None if no image of it can be used.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if tiles is None:
+            self._groups.append(None)
+            return
+        encoded = self.model.frontend.encode_tiles(tiles)
+        rows, valid = self.model.embed_images(encoded)
+        source = tiles if self.file is None else self._keep(encoded, self.file)
+        self._groups.append(_Group(rows.float().cpu(), valid.cpu(), source))
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str], k: int = 128, show: bool = False) -> Scores:
+        """ITC cosines of all pairs, and ITM logits for the k best candidates of each query in either direction.
+
+        Args:
+            k: candidates; more than there are is all of them.
+            show: draw a progress bar.
+        """
+        tokens = self.model.tokenize(list(texts), max(MAX_TOKENS, self.model.max_tokens))
+        text_embeds = self._embed_texts(tokens)
+        starts, count = self._starts()
+        groups = [(start, group) for start, group in zip(starts, self._groups, strict=True) if group is not None]
+        itc = torch.zeros(count, len(texts))
+        for start, group in groups:
+            rows, valid = group.rows.to(text_embeds.device), group.valid.to(text_embeds.device)
+            with torch.autocast(rows.device.type, enabled=False):  # in half precision many would be equal
+                columns = [losses.similarity(rows, part, valid).T.cpu() for part in text_embeds.split(ROWS)]
+            itc[start : start + len(rows)] = torch.cat(columns, dim=1)
+        _sum(itc)
+        of_image, of_text = _top(itc, k), _top(itc.T, k).T
+        itm, match = torch.zeros_like(itc), torch.zeros_like(itc, dtype=torch.float16)
+        for start, group in track(groups, "re-ranking", disable=not show or not k):
+            part = slice(start, start + len(group.rows))
+            pairs = (of_image[part] | of_text[part]).nonzero()
+            if len(pairs):
+                logits = self.model.match_logits(self._encode(group.source), tokens, pairs).float().cpu()
+                itm[part][pairs[:, 0], pairs[:, 1]] = logits[:, 1]
+                match[part][pairs[:, 0], pairs[:, 1]] = logits.softmax(dim=1)[:, 1].half()
+        _sum(itm)
+        _sum(match)
+        return Scores(itc, itm, match, of_image, of_text)
+
+    def _keep(self, encoded: Encoded, file: IO[bytes]) -> _Kept:
+        features, mask = encoded.features.cpu().contiguous(), encoded.mask
+        start = file.seek(0, os.SEEK_END)
+        file.write(features.flatten().view(torch.uint8).numpy().data)
+        file.flush()  # a full disk is told here
+        return _Kept(start, features.shape, features.dtype, None if mask is None else mask.cpu(), encoded.counts)
+
+    def _encode(self, source: Tiles | _Kept) -> KeyValues:
+        if not isinstance(source, _Kept):
+            return self.model.encode_images(source)
+        assert self.file is not None
+        self.file.seek(source.start)
+        read = bytearray(self.file.read(source.shape.numel() * source.dtype.itemsize))
+        features = torch.frombuffer(read, dtype=source.dtype).view(source.shape).to(self.model.device)
+        mask = None if source.mask is None else source.mask.to(self.model.device)
+        return self.model.encode_images(Encoded(features, mask, source.counts))
+
+    def _embed_texts(self, tokens: Tokens) -> Tensor:
+        """float[T, P] of unit length; each process embeds its share, those of one length side by side."""
+        order = tokens.mask.sum(dim=1).argsort(stable=True)
+        embeds = torch.zeros(len(tokens), self.model.config.embed_width)
+        for texts in order.split(ROWS)[distributed.rank() % distributed.world() :: distributed.world()]:
+            embeds[texts] = self.model.embed_texts(trim(tokens.select(texts))).float().cpu()
+        _sum(embeds)
+        return embeds.to(self.model.device)
+
+    def _starts(self) -> tuple[list[int], int]:
+        """The number of the first image of each own group, and how many there are in all processes."""
+        counts = distributed.gather_objects([0 if group is None else len(group.rows) for group in self._groups])
+        in_order = [count for turn in zip_longest(*counts, fillvalue=0) for count in turn]
+        starts = list(accumulate(in_order, initial=0))
+        own = starts[distributed.rank() % distributed.world() :: distributed.world()]
+        return own[: len(self._groups)], starts[-1]
+
+
 def score(
     model: ImageTextModel, groups: Sequence[Tiles], texts: Sequence[str], k: int = 128, show: bool = False
 ) -> Scores:
-    """ITC cosines of all pairs, and ITM logit + cosine for the k best candidates of each query in either direction.
-
-    Args:
-        groups: the images, as many at a time as fit the memory.
-        k: candidates; more than there are is all of them.
-        show: draw a progress bar.
-
-    Returns:
-        Scores; pairs that are no candidates hold -100.
-    """
-    text_embeds, tokens = _embed_texts(model, texts)
-    itc = torch.cat(
-        [
-            losses.similarity(image, text_embeds, valid).T.float().cpu()
-            for image, valid in map(model.embed_images, track(groups, "embedding images", disable=not show))
-        ]
-    )  # (I, T)
-    wanted_by_image = _top(itc, k)
-    wanted_by_text = _top(itc.T, k).T
-    itm = torch.zeros_like(itc)
-    start = 0
-    for tiles in track(groups, "re-ranking", disable=not show):
-        stop = start + len(tiles)
-        pairs = (wanted_by_image | wanted_by_text)[start:stop].nonzero()
-        pairs = pairs[tokens.mask.sum(dim=1).cpu()[pairs[:, 1]].argsort()]  # texts of one length side by side
-        if len(pairs):
-            itm[pairs[:, 0] + start, pairs[:, 1]] = (
-                model.match_scores(model.encode_images(tiles), tokens, pairs).float().cpu()
-            )
-        start = stop
-    both = itm + itc
-    none = torch.tensor(NO_CANDIDATE)
-    return Scores(itc, torch.where(wanted_by_image, both, none), torch.where(wanted_by_text, both, none))
+    """`Images.score` of images that are in memory, as many in a group as are encoded at once."""
+    images = Images(model)
+    for tiles in track(groups, "embedding images", disable=not show):
+        images.add(tiles)
+    return images.score(texts, k, show)
 
 
-def _embed_texts(model: ImageTextModel, texts: Sequence[str], chunk: int = 256) -> tuple[Tensor, Tokens]:
-    tokens = model.tokenize(list(texts), max(MAX_TOKENS, model.max_tokens))
-    parts = zip(tokens.ids.split(chunk), tokens.mask.split(chunk), strict=True)
-    return torch.cat([model.embed_texts(Tokens(ids, mask)) for ids, mask in parts]), tokens
+def _sum(table: Tensor) -> None:
+    """Over processes, in place: each has filled in its own rows, and zeros stand in those of the others."""
+    if distributed.world() > 1:
+        for part in table.split(ROWS):
+            part.copy_(distributed.total(part.float()))
 
 
 def _top(scores: Tensor, k: int) -> Tensor:
@@ -86,15 +199,29 @@ def _top(scores: Tensor, k: int) -> Tensor:
     return chosen.scatter_(1, scores.topk(min(k, scores.shape[1]), dim=1).indices, True) if k else chosen
 
 
-def recalls(scores: Tensor, truth: Tensor) -> dict[int, float]:
-    """R@1, R@5, R@10: the share of rows with a right column among the best. Several may be right; the best counts.
+def ranks(scores: Tensor, truth: Tensor) -> Tensor:
+    """The place of the best right column of each row, from 1: long[queries]. Ties and NaN count against the model.
+
+    So a right column that is no candidate stands behind all wrong ones.
 
     Args:
         scores: float[queries, candidates]. truth: bool of the same shape, with at least one True in every row.
     """
-    best_right = scores.masked_fill(~truth, -torch.inf).amax(dim=1, keepdim=True)
-    ahead = (~(scores < best_right) & ~truth).sum(dim=1)  # ties and NaN count against the model
-    return {cutoff: (ahead < cutoff).double().mean().item() for cutoff in CUTOFFS}
+    places = []
+    for part, right in zip(scores.split(ROWS), truth.split(ROWS), strict=True):
+        part, right = part.contiguous(), right.contiguous()  # of a transposed table, which is slow to read
+        best_right = part.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        places.append((~(part < best_right) & ~right).sum(dim=1) + 1)
+    return torch.cat(places)
+
+
+def recalls(scores: Tensor, truth: Tensor) -> dict[int, float]:
+    """R@1, R@5, R@10: the share of rows with a right column among the best. Several may be right; the best counts.
+
+    Arguments as for `ranks`.
+    """
+    places = ranks(scores, truth)
+    return {cutoff: (places <= cutoff).double().mean().item() for cutoff in CUTOFFS}
 
 
 def measure(
@@ -112,11 +239,45 @@ def measure(
 
 def recall_table(scores: Scores, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
     """What `measure` returns, from scores that are there already."""
+    names = [f"{way}_r{cutoff}" for way in ("i2t", "t2i") for cutoff in CUTOFFS]
+    table = full_table(rank_table(scores, captions))
+    return {kind: {name: table[kind][name] for name in names} for kind in ("itc", "reranked")}
+
+
+def rank_table(scores: Scores, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+    """`ranks` of the images among the texts, `i2t` long[I], and of the texts among the images, `t2i` long[T].
+
+    They stand under what is ranked by: `itc`, `itm` (logits alone) and `reranked` (logit + cosine, as in the original).
+    """
     owner = torch.tensor([image for image, own in enumerate(captions) for _ in own])
     truth = owner[None, :] == torch.arange(len(captions))[:, None]  # (I, T)
-    table = {"itc": (scores.itc, scores.itc), "reranked": (scores.image_to_text, scores.text_to_image)}
+    itm = scores.itm
     return {
-        name: {f"i2t_r{n}": value for n, value in recalls(i2t, truth).items()}
-        | {f"t2i_r{n}": value for n, value in recalls(t2i.T, truth.T).items()}
-        for name, (i2t, t2i) in table.items()
+        "itc": {"i2t": ranks(scores.itc, truth), "t2i": ranks(scores.itc.T, truth.T)},
+        "itm": {
+            "i2t": ranks(itm.masked_fill(~scores.of_image, NO_CANDIDATE), truth),
+            "t2i": ranks(itm.masked_fill(~scores.of_text, NO_CANDIDATE).T, truth.T),
+        },
+        "reranked": {"i2t": ranks(scores.image_to_text, truth), "t2i": ranks(scores.text_to_image.T, truth.T)},
     }
+
+
+def full_table(places: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
+    """All numbers of the ranks of a `rank_table`, for each that is ranked by.
+
+    R@n as fractions (`i2t_r1` ... `t2i_r10`), their means `i2t_mean_recall`, `t2i_mean_recall` and, of all six,
+    `mean_recall`; the mean and the median rank: `i2t_mean_rank`, `i2t_median_rank` and likewise t2i.
+    """
+    table = {}
+    for kind, ways in places.items():
+        values: dict[str, float] = {}
+        for way, found in ways.items():
+            values |= {f"{way}_r{n}": (found <= n).double().mean().item() for n in CUTOFFS}
+        for way in ways:
+            values[f"{way}_mean_recall"] = sum(values[f"{way}_r{n}"] for n in CUTOFFS) / len(CUTOFFS)
+        values["mean_recall"] = (values["i2t_mean_recall"] + values["t2i_mean_recall"]) / 2
+        for way, found in ways.items():
+            values[f"{way}_mean_rank"] = found.double().mean().item()
+            values[f"{way}_median_rank"] = found.double().quantile(0.5).item()
+        table[kind] = values
+    return table

@@ -122,11 +122,11 @@ class ImageTextModel(nn.Module):
         )
         return Tokens(made["input_ids"], made["attention_mask"].bool())
 
-    def embed_images(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    def embed_images(self, images: Tiles | Encoded) -> tuple[Tensor, Tensor]:
         """The ITC rows of B images: float[B, V, P] of unit length and bool[B, V]; V = Q for one tile."""
-        visual = self.frontend(tiles)
-        queries = self.qformer.encode_image(visual.features, visual.mask)
-        embeds, valid = join_tiles(self._project_image(queries), None, tiles.counts)
+        encoded = images if isinstance(images, Encoded) else self.frontend.encode_tiles(images)
+        queries = self.qformer.encode_image(self.frontend.normalise(encoded.features), encoded.mask)
+        embeds, valid = join_tiles(self._project_image(queries), None, encoded.counts)
         return embeds, valid if valid is not None else embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
 
     def embed_texts(self, text: list[str] | Tokens) -> Tensor:
@@ -134,29 +134,41 @@ class ImageTextModel(nn.Module):
         tokens = self.tokenize(text).to(self.device)
         return F.normalize(self.text_proj(self.qformer.encode_cls(tokens.ids, tokens.mask)), dim=-1)
 
-    def encode_images(self, tiles: Tiles) -> KeyValues:
+    def encode_images(self, images: Tiles | Encoded) -> KeyValues:
         """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""
-        return self._keys_values(self.frontend.encode_tiles(tiles))[1]
+        return self._keys_values(images if isinstance(images, Encoded) else self.frontend.encode_tiles(images))[1]
 
     def match_scores(
-        self, images: Tiles | KeyValues, text: list[str] | Tokens, pairs: Tensor | None = None, chunk: int = 256
+        self,
+        images: Tiles | KeyValues,
+        text: list[str] | Tokens,
+        pairs: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Tensor:
-        """Raw ITM logits of 'they match', the mean over the queries.
+        """Raw ITM logits of 'they match', the mean over the queries: float[n]. See `match_logits`."""
+        return self.match_logits(images, text, pairs, chunk)[:, 1]
+
+    def match_logits(
+        self,
+        images: Tiles | KeyValues,
+        text: list[str] | Tokens,
+        pairs: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """ITM logits of 'they do not' and 'they match': float[n, 2]; their softmax are the probabilities.
 
         Args:
             images: B images, or what `encode_images` made of them.
             text: texts, `[CLS]` first.
-            pairs: long[n, 2] of (image, text); None pairs image i with text i.
-            chunk: pairs that are scored at once, which bounds the memory.
-
-        Returns:
-            float[n].
+            pairs: long[n, 2] of (image, text), many to many; None pairs image i with text i.
+            chunk: pairs that are scored at once, which bounds the memory; by default 256, fewer of long images, and on
+                a CPU 16 for each thread, which its caches hold.
 
         Raises:
             UsageError: no pairs are given for another number of images than of texts.
         """
         image = images if isinstance(images, KeyValues) else self.encode_images(images)
-        tokens = self.tokenize(text).to(self.device)
+        tokens = self.tokenize(text)
         if pairs is None:
             if len(image) != len(tokens):
                 raise UsageError(
@@ -164,13 +176,24 @@ class ImageTextModel(nn.Module):
                 )
             pairs = torch.arange(len(tokens)).repeat(2, 1).T
         if not len(pairs):
-            return torch.empty(0, device=self.device)
-        scores = []
-        for part in pairs.to(self.device).split(chunk):
-            some = trim(Tokens(tokens.ids[part[:, 1]], tokens.mask[part[:, 1]]))
-            rows = self.qformer.match(image.select(part[:, 0]), None, some.ids, some.mask)
-            scores.append(self._match_logits(rows)[:, 1])
-        return torch.cat(scores)
+            return torch.empty(0, 2, device=self.device)
+        if chunk is None:
+            chunk = min(256, 1 + 65536 // image.layers[0][0].shape[2])
+            if self.device.type == "cpu":
+                chunk = min(chunk, 16 * torch.get_num_threads())
+        pairs, lengths = pairs.cpu(), tokens.mask.sum(dim=1).cpu()
+        order = (lengths[pairs[:, 1]] * len(tokens) + pairs[:, 1]).argsort()  # equal lengths, then equal texts together
+        scores = [self._match(image, tokens, part) for part in pairs[order].split(chunk)]
+        return torch.cat(scores)[order.argsort().to(self.device)]
+
+    def _match(self, image: KeyValues, tokens: Tokens, pairs: Tensor) -> Tensor:
+        """float[n, 2] of a few pairs long[n, 2], which are on the CPU; half-precision scores would often be equal."""
+        texts, places = pairs[:, 1].unique(return_inverse=True)
+        some = trim(tokens.select(texts)).to(self.device)
+        pairs = torch.stack([pairs[:, 0], places], dim=1).to(self.device)
+        rows = self.qformer.match_pairs(image, some.ids, some.mask, pairs)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._match_logits(rows.to(self.itm_head.weight.dtype))
 
     def features(
         self,

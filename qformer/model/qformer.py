@@ -114,19 +114,27 @@ class QFormerLayer(nn.Module):
 
         With `rows` only so many in front are computed, float[B, rows, H]; they still see all the others.
         """
-        keys_values = self.attention.keys_values(hidden)
-        if mask is not None and mask.shape[2] > 1:
-            mask = mask[:, :, :rows]
-        hidden = self.attention(hidden[:, :rows], *keys_values, mask)
+        hidden = self.attend(hidden, mask, rows)
         query_rows, text_rows = hidden[:, :queries], hidden[:, queries:]  # (B, Q, H), (B, T, H)
         done = []
         if queries:
-            if self.cross_attention is not None and image is not None:
-                query_rows = self.cross_attention(query_rows, *image, image_mask)
-            done.append(self.query_ffn(query_rows))
+            done.append(self.read_image(query_rows, image, image_mask))
         if text_rows.shape[1]:
             done.append(self.text_ffn(text_rows))
         return torch.cat(done, dim=1)
+
+    def attend(self, hidden: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
+        """The first part, self-attention; `rows` as in `forward`."""
+        keys_values = self.attention.keys_values(hidden)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, :rows]
+        return self.attention(hidden[:, :rows], *keys_values, mask)
+
+    def read_image(self, query_rows: Tensor, image: tuple[Tensor, Tensor] | None, image_mask: Tensor | None) -> Tensor:
+        """The rest for query rows, float[B, Q, H]: cross-attention, where there is one, and feed-forward."""
+        if self.cross_attention is not None and image is not None:
+            query_rows = self.cross_attention(query_rows, *image, image_mask)
+        return self.query_ffn(query_rows)
 
 
 class QFormer(nn.Module):
@@ -242,6 +250,21 @@ class QFormer(nn.Module):
         self_mask = attention_mask(count, mask, "bidirectional")
         return self._run(self.keys_values(image, image_mask), ids, self_mask, rows=count)
 
+    def match_pairs(self, image: KeyValues, ids: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
+        """`match` of the pairs long[n, 2] of (image, text): float[n, Q, H].
+
+        What the first layer does before it looks at the image depends on the text alone: it is done once per text.
+        """
+        count = self.config.queries
+        self._check_length(ids.shape[1])
+        images, texts = pairs.unbind(dim=1)
+        image, self_mask = image.select(images), attention_mask(count, mask, "bidirectional")
+        first = cast("QFormerLayer", self.layers[0])
+        hidden = first.attend(self.embeddings(self.queries.expand(len(ids), -1, -1), ids), self_mask)  # (B, Q + T, H)
+        query_rows = first.read_image(hidden[texts, :count], image.layers[0], image.mask)  # (n, Q, H)
+        hidden = torch.cat([query_rows, first.text_ffn(hidden[:, count:])[texts]], dim=1)  # (n, Q + T, H)
+        return self._through(hidden, 1, image, count, self_mask[texts], count)[:, :count]
+
     def decode(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits of the next token at every position: float[B, T, V]."""
         return self.logits(self.joint(image, image_mask, ids, mask, "causal")[1])
@@ -296,18 +319,19 @@ class QFormer(nn.Module):
         if ids is not None:
             self._check_length(ids.shape[1])
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
-        hidden = self.embeddings(queries, ids)
-        image_layers = iter(image.layers if image is not None else ())
-        for number, layer in enumerate(self.layers, start=1):
+        count = 0 if queries is None else queries.shape[1]
+        return self._through(self.embeddings(queries, ids), 0, image, count, mask, rows)
+
+    def _through(
+        self, hidden: Tensor, start: int, image: KeyValues | None, queries: int, mask: Tensor | None, rows: int | None
+    ) -> Tensor:
+        """Through the layers from number `start` on; the first `queries` rows of `hidden` are queries."""
+        image_layers = iter(image.layers[-(-start // self.config.cross_attention_every) :] if image is not None else ())
+        for number, layer in enumerate(self.layers[start:], start=start + 1):
             keys_values = next(image_layers, None) if layer.cross_attention is not None else None
-            hidden = layer(
-                hidden,
-                0 if queries is None else queries.shape[1],
-                mask,
-                keys_values,
-                None if image is None else image.mask,
-                rows if number == len(self.layers) else None,
-            )
+            image_mask = None if image is None else image.mask
+            last_rows = rows if number == len(self.layers) else None
+            hidden = layer(hidden, queries, mask, keys_values, image_mask, last_rows)
         return hidden
 
     def _check_length(self, length: int) -> None:

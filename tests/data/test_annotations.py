@@ -83,12 +83,13 @@ def test_karpathy(images: Path) -> None:
         build("karpathy", images, {"images": values["images"][:2]}, split="val")
 
 
-def test_lists_of_blip(images: Path) -> None:
-    """coco_karpathy_train.json has a row per caption, _val and _test a row per image."""
+@pytest.mark.parametrize("ids", [("coco_1", "coco_2"), (1, 2), (1, "coco_2")], ids=str)
+def test_lists_of_blip(ids: tuple[Any, Any], images: Path) -> None:
+    """coco_karpathy_train.json has a row per caption, _val and _test a row per image; ids are of any kind."""
     train = [
-        {"image": "a/1.jpg", "caption": "one", "image_id": "coco_1"},
-        {"image": "a/2.jpg", "caption": "two", "image_id": "coco_2"},
-        {"image": "a/1.jpg", "caption": "three", "image_id": "coco_1"},
+        {"image": "a/1.jpg", "caption": "one", "image_id": ids[0]},
+        {"image": "a/2.jpg", "caption": "two", "image_id": ids[1]},
+        {"image": "a/1.jpg", "caption": "three", "image_id": ids[0]},
         {"caption": "no image"},
     ]
     found = everything(build("karpathy", images, train))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 
 from qformer.config import Choice, DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches, held_out, training_batches
+from qformer.data.orders import indices
 from qformer.resolution.fixed import Fixed
-from qformer.types import UsageError
+from qformer.types import Sample, UsageError
 from tests.data.making import encoded, jsonl, photo, shard
 
 
@@ -84,6 +87,39 @@ def test_validation_sees_every_source(parts: Any) -> None:
     assert len(everything) == 46
     assert {record["kind"] for record in everything.skipped} == {"undecodable", "not json"}
     assert len(sources.build("mix", sources=parts)) == 48
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A source of one's own: two images with these ids."""
+
+    shelf: str
+    ids: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.zeros((8, 8, 3), np.uint8), f"{index}", self.ids[index], ["a"])
+
+
+def test_numbers_of_two_sources_name_different_images() -> None:
+    """Image 1 of COCO is not image 1 of Visual Genome; a path is the same image wherever it comes from."""
+
+    def shelf(name: str, *ids: Any, **options: Any) -> dict[str, Any]:
+        return {"name": "tests.data.test_mix:Shelf", "shelf": name, "ids": list(ids), **options}
+
+    inner = {"name": "mix", "sources": [shelf("c", 1, "coco/1.jpg")]}
+    again = {"name": "mix", "sources": [shelf("d", 1)]}
+    parts = [shelf("a", 1, "coco/1.jpg", None, "1"), shelf("b", 1, "coco/1.jpg", None), inner, again]
+    source = sources.build("mix", sources=parts)
+    found = [source[number].image_id for number in range(len(source))]
+    assert sorted(map(str, found)) == sorted(str(source[index].image_id) for index in indices(source))
+    a, b, c, d = found[:4], found[4:7], found[7:9], found[9:]
+    assert a[1] == b[1] == c[1] == "coco/1.jpg"
+    assert len({a[0], b[0], c[0], d[0], a[2], b[2], a[3]}) == 7
+    with_prompt = sources.build("mix", sources=[shelf("a", 1, prompt="of"), shelf("a", 1, weight=2)])
+    assert with_prompt[0].image_id == with_prompt[1].image_id  # the same source twice
 
 
 def test_a_prompt_of_a_single_source(parts: Any) -> None:

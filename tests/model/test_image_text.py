@@ -9,6 +9,8 @@ from torch import nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from qformer.config import LossConfig, QFormerConfig
+from qformer.evaluation import retrieval
+from qformer.model.frontend import join_tiles
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.resolution.base import ResolutionStrategy, cut_all
@@ -322,19 +324,75 @@ def test_images_that_are_alike_by_string_or_number(make):
 # scores and features
 
 
+def plain_score(model, tiles, tokens, image, text):
+    """One pair by itself: keys and values of its own, all rows of all layers, the text with the padding of others."""
+    encoded = model.frontend.encode_tiles(tiles[image : image + 1])
+    rows, mask = model.frontend.normalise(encoded.features), encoded.mask
+    rows, mask = join_tiles(rows, mask, encoded.counts)
+    ids, exists = tokens.ids[text : text + 1], tokens.mask[text : text + 1]
+    return model.itm_head(model.qformer.joint(rows, mask, ids, exists, "bidirectional")[0]).mean(dim=1)[0, 1]
+
+
 @pytest.mark.parametrize("tiles", [images(3), uneven_images()[:3]], ids=["one tile", "uneven tiles"])
 def test_match_scores_of_many_pairs_equal_one_by_one(make, tiles):
     model = make().eval()
-    text = [CAPTIONS[1], CAPTIONS[0]]
-    pairs = torch.tensor([[0, 0], [2, 1], [2, 0], [1, 1], [0, 1], [2, 1], [1, 0]])
+    texts = [CAPTIONS[1], "", CAPTIONS[0], "cat", CAPTIONS[0], "a photo of a cat " * 3000]
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.stack([torch.randint(3, (40,), generator=generator), torch.randint(6, (40,), generator=generator)], 1)
+    tokens = model.tokenize(texts)
     with torch.no_grad():
-        expected = torch.cat([model.match_scores(tiles[i : i + 1], [text[t]]) for i, t in pairs.tolist()])
+        expected = torch.stack([plain_score(model, tiles, tokens, i, t) for i, t in pairs.tolist()])
         once = model.encode_images(tiles)
-        for chunk in (256, 7, 3, 1):
-            torch.testing.assert_close(model.match_scores(once, text, pairs, chunk), expected, **CLOSE)
-        torch.testing.assert_close(model.match_scores(tiles, text, pairs), expected, **CLOSE)
-        assert expected.unique().numel() == 6  # one pair is there twice
-        assert model.match_scores(once, text, pairs[:0]).shape == (0,)
+        for chunk in (None, 256, 40, 39, 7, 1):
+            torch.testing.assert_close(model.match_scores(once, texts, pairs, chunk), expected, **CLOSE)
+        torch.testing.assert_close(model.match_scores(tiles, tokens, pairs), expected, **CLOSE)
+        torch.testing.assert_close(
+            model.match_scores(tiles, texts[:3]),
+            model.match_scores(tiles, texts, torch.arange(3)[:, None].expand(3, 2)),
+        )
+        assert expected.std() > 0.01  # far more than what is called close
+        assert model.match_scores(once, texts, pairs[:0]).shape == (0,)
+
+
+def test_tokens_of_uneven_tiles_are_kept_as_they_are(make, tmp_path):
+    model, groups = make().eval(), [uneven_images()[:3], uneven_images()[3:]]
+    found = []
+    for file in (None, (tmp_path / "tokens").open("wb+")):
+        gallery = retrieval.Images(model, file)
+        for group in groups:
+            gallery.add(group)
+        found.append(gallery.score(CAPTIONS, k=3).itm)
+    assert found[0].count_nonzero() >= 3 * 4
+    assert torch.equal(*found)
+
+
+def test_first_layer_reads_each_text_of_a_chunk_once(make):
+    """Before it looks at the image nothing differs between the pairs of a text."""
+    model = make().eval()
+    seen = []
+    model.qformer.layers[0].text_ffn.register_forward_hook(lambda module, given, made: seen.append(given[0].shape[:2]))
+    pairs = torch.tensor([[0, 1], [1, 0], [2, 1], [1, 1], [0, 0]])
+    model.match_scores(images(3), ["a photo of a cat", "cat", "never asked for"], pairs)
+    assert seen == [(2, 7)]
+    seen.clear()
+    model.match_scores(images(3), ["a photo of a cat", "cat", "never asked for"], pairs, chunk=3)
+    assert seen == [(1, 3), (1, 7)]  # by length, so that no text is padded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_match_scores_in_half_precision(make, dtype):
+    model, pairs = make().eval(), torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    tiles = uneven_images()
+    with torch.no_grad():
+        expected = model.match_scores(tiles, CAPTIONS[:4], pairs)
+        with torch.autocast("cpu", dtype):
+            got = model.match_scores(tiles, CAPTIONS[:4], pairs)
+            alone = torch.cat([model.match_scores(tiles, CAPTIONS[:4], pair[None]) for pair in pairs])
+    size = expected.abs().max().item()
+    assert got.dtype == torch.float32  # else many a score would equal another
+    tolerance = size * torch.finfo(dtype).eps
+    torch.testing.assert_close(got.float(), expected, atol=8 * tolerance, rtol=0)
+    torch.testing.assert_close(got, alone, atol=8 * tolerance, rtol=0)
 
 
 def test_features_have_three_modes(make):

@@ -90,7 +90,7 @@ def test_the_report_holds_everything_in_one_file(short: tuple[Path, dict[str, An
     assert "src='data:image/png;base64," in page
     assert not re.findall(r"(?:src|href)='(?!data:|#)", page)
     assert page.count("class=query") == 6
-    assert page.count("class='hit'") <= 12
+    assert page.count("class='found'") <= 12
     assert page.count("<div class=card>") == 6 + 12
     for told in ("untrained", "re-ranked by ITM", "Question: {} Answer:", "Question: {} Short answer:"):
         assert told in page

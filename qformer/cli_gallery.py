@@ -1,0 +1,75 @@
+"""The commands of a gallery: `qformer index` and `qformer search`. As in `qformer.cli`, imports stand inside."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Packing(Enum):
+    """How the tokens of the image encoder are kept."""
+
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="stage-one checkpoint: run, .pth, release or folder")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
+
+
+def index(
+    path: Checkpoint,
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...", help="folder, JSON lines, tars, a CONFIG (its data.train), or key=value ..."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="INDEX", help="folder of the gallery")],
+    store: Annotated[
+        str | None, typer.Option(help="lance (in that folder; the default), or qdrant://host:port for a server")
+    ] = None,
+    features: Annotated[
+        Packing | None, typer.Option(help="keep the image encoder's tokens, so that re-ranking need not read images")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="images embedded and committed at once", min=1)] = 64,
+    device: Device = None,
+) -> None:
+    """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
+
+    Several processes share the work: `torchrun --nproc-per-node N -m qformer index ...`.
+    """
+    from qformer.cli import _sibling
+
+    _sibling("stages")
+    from stages.gallery import index as run
+
+    run(path, data, output, store, None if features is None else features.value, batch, device)
+
+
+def search(
+    path: Checkpoint,
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder that `qformer index` wrote")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="what to look for, in quotes")] = None,
+    image: Annotated[Path | None, typer.Option(help="look for images like this one; with TEXT, for both")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="hits to show", min=1)] = 10,
+    shortlist: Annotated[int, typer.Option(help="candidates by cosine that ITM re-ranks; 0 for none", min=0)] = 64,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="only images for which this holds, such as width>1000 or path~holiday; repeat it"),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="read every image's embeddings, not the index")] = False,
+    html: Annotated[Path | None, typer.Option(help="write a sheet of thumbnails to look at")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the hits as JSON")] = False,
+    device: Device = None,
+) -> None:
+    """Find images of a gallery by text, by image, or by both."""
+    from qformer.cli import _sibling
+
+    _sibling("stages")
+    from stages.gallery import search as run
+
+    run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device)

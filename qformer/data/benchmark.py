@@ -1,0 +1,110 @@
+"""The images of a benchmark with all their captions: listed first, then read in groups, so that no image is kept."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qformer.data.loader import usable_captions
+from qformer.data.orders import indices
+from qformer.images import read_image
+from qformer.resolution.base import cut_all
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from qformer.data.sources import Source
+    from qformer.resolution.base import ResolutionStrategy
+    from qformer.types import Tiles
+
+
+@dataclass
+class Listed:
+    """An image: where it stands in its source, its name in messages, its captions as `usable_captions` has them."""
+
+    index: Any
+    key: str
+    captions: list[str]
+
+    def read(self, source: Source) -> Tensor:
+        """uint8[3, h, w].
+
+        Raises:
+            BadSample: it cannot be read.
+        """
+        return read_image(source[self.index].image)
+
+
+@dataclass
+class Group:
+    """Images that are encoded together: `numbers` of those that could be read, and what is wrong with the others."""
+
+    numbers: list[int]
+    tiles: Tiles | None
+    skipped: list[dict[str, Any]]
+
+
+def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed], list[dict[str, Any]]]:
+    """The first `limit` images of a source, and the records that cannot be used; the images are not read yet.
+
+    Records of one image, such as a line for each of its captions, become one image with all of them.
+
+    Raises:
+        UsageError: no record can be used.
+    """
+    listed: list[Listed] = []
+    skipped: list[dict[str, Any]] = []
+    by_id: dict[str | int, Listed] = {}
+    for index in indices(source):
+        try:
+            sample = source[index]
+            captions = usable_captions(sample)
+        except BadSample as bad:
+            skipped.append(_record(index, bad))
+            continue
+        same = None if sample.image_id == sample.key else sample.image_id  # names in tars may come again in the next
+        if same is not None and same in by_id:
+            by_id[same].captions += captions
+            continue
+        if len(listed) == limit:
+            break
+        listed.append(Listed(index, sample.key, captions))
+        if same is not None:
+            by_id[same] = listed[-1]
+    if not listed:
+        raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")
+    return listed, skipped
+
+
+def read_groups(
+    source: Source, listed: Sequence[Listed], strategy: ResolutionStrategy, groups: Sequence[range]
+) -> Iterator[Group]:
+    """These groups of images, not augmented; the next one is read while the caller works on one."""
+
+    def read(numbers: range) -> Group:
+        images, group = [], Group([], None, [])
+        for number in numbers:
+            try:
+                images.append(listed[number].read(source))
+                group.numbers.append(number)
+            except BadSample as bad:
+                group.skipped.append(_record(listed[number].index, bad))
+        if images:
+            group.tiles = cut_all(images, strategy)
+        return group
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(read, groups[0]) if groups else None
+        for following in [*groups[1:], None]:
+            if coming is not None:
+                done = coming.result()
+                coming = None if following is None else ahead.submit(read, following)
+                yield done
+
+
+def _record(index: Any, bad: BadSample) -> dict[str, Any]:
+    return {"index": str(index), "kind": bad.kind, "detail": bad.detail}

@@ -1,0 +1,242 @@
+"""What a gallery is: a folder with `gallery.json`, and a store of entries in it or on a server.
+
+An entry is one content: files with the same bytes are one entry with several places, so it is embedded once and found
+once. Its `id` is the hash of these bytes, which is how a file that was moved is known again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from calendar import timegm
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import numpy as np
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+MANIFEST = "gallery.json"
+COLUMNS = {"id": str, "path": str, "caption": str, "bytes": int, "width": int, "height": int, "modified": int}
+OPERATORS = ("!=", ">=", "<=", "=", ">", "<", "~")
+
+
+class Place(NamedTuple):
+    """Where a content stands.
+
+    Attributes:
+        source: number of the source in `gallery.json`. name: a path, or what the source calls a record in a tar.
+        number: of the record in its source. size, modified: bytes and nanoseconds of a file; -1 of a record.
+    """
+
+    source: int
+    name: str
+    number: int
+    size: int = -1
+    modified: int = -1
+
+
+@dataclass
+class Entry:
+    """One image of a gallery.
+
+    Attributes:
+        id: hash of its bytes. places: where these bytes stand, at least one.
+        bytes, width, height: size of the file, and of the picture in pixels. modified: seconds since 1970, 0 unknown.
+        embeds: float16[V, P], its ITC rows; captions: true captions; caption_embeds: float16[captions, P].
+        features: packed tokens of each tile (`qformer.packing`), if they were stored.
+        seq: counts entries in the order in which they came; the store gives it.
+    """
+
+    id: str
+    places: list[Place]
+    bytes: int
+    width: int
+    height: int
+    embeds: np.ndarray
+    captions: list[str] = field(default_factory=list)
+    caption_embeds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+    features: list[np.ndarray] | None = None
+    seq: int = -1
+
+    @property
+    def path(self) -> str:
+        return self.places[0].name
+
+    @property
+    def modified(self) -> int:
+        return max(self.places[0].modified, 0) // 10**9
+
+
+class Known(NamedTuple):
+    """What an update needs to know of an entry."""
+
+    id: str
+    seq: int
+    places: list[Place]
+    captions: list[str]
+
+
+class Condition(NamedTuple):
+    """A column compared with a value."""
+
+    column: str
+    operator: str
+    value: str | int
+
+
+class Store(Protocol):
+    """Where entries are kept. Searches see the last commit; a kill in the middle of one leaves the one before."""
+
+    def __len__(self) -> int: ...
+    def known(self) -> Iterator[Known]: ...
+    def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
+        """Add entries, replace entries, remove ids: all of it or nothing."""
+
+    def get(self, ids: Sequence[str], features: bool = False) -> dict[str, Entry]:
+        """Entries by id, those that exist; `features` only where asked for."""
+
+    def nearest(
+        self, query: Tensor, k: int, where: Sequence[Condition] = (), exact: bool = False
+    ) -> list[tuple[str, float]]:
+        """Ids and MaxSim of the k best: the mean over the rows of `query`, float[R, P], of the best row of an entry."""
+
+    def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
+        """Id, number of the caption and cosine of the k captions that are best for any row of `query`, float[R, P]."""
+
+    def refresh(self, probes: Tensor) -> dict[str, Any] | None:
+        """Tidy up, and index anew where that is due; what it measured with `probes`, float[n, P], if it did."""
+
+
+@dataclass
+class Gallery:
+    """An opened gallery; `about` is what `gallery.json` says."""
+
+    folder: Path
+    about: dict[str, Any]
+    store: Store
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Gallery:
+        """Raises UsageError: there is none, its manifest is damaged, or its store cannot be reached."""
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            fields = {
+                key: about[key] for key in ("name", "store", "fingerprint", "checkpoint", "queries", "width", "sources")
+            }
+        except OSError as error:
+            raise UsageError(
+                f"no gallery at '{folder}' ({error.strerror}: {MANIFEST}); give the folder that 'qformer index' wrote"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"'{folder / MANIFEST}' is damaged ({error}); index the images into another folder"
+            ) from error
+        return cls(folder, about, open_store(folder, fields))
+
+    @classmethod
+    def create(cls, folder: Path, store: str, **about: Any) -> Gallery:
+        """A new and empty one; `store` is `lance`, or `qdrant://host:port`."""
+        about = {"name": f"gallery-{uuid.uuid4().hex[:12]}", "store": store, "sources": [], **about}
+        made = cls(folder, about, cast("Store", None))
+        made.save()  # first: of a folder without it nobody would know whose store it holds
+        try:
+            made.store = open_store(folder, about)
+        except UsageError:
+            (folder / MANIFEST).unlink()
+            raise
+        return made
+
+    def save(self) -> None:
+        """Write `gallery.json`; a kill leaves the one before."""
+        partial = self.folder / f"{MANIFEST}.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(self.about, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / MANIFEST)
+
+    def check(self, fingerprint: str, model: str) -> None:
+        """Raises UsageError: the gallery was embedded by another model."""
+        if self.about["fingerprint"] != fingerprint:
+            raise UsageError(
+                f"the gallery '{self.folder}' was embedded by another model ('{self.about['checkpoint']}') than "
+                f"'{model}'; search it with that one, or index the images into another folder"
+            )
+
+
+def open_store(folder: Path, about: dict[str, Any]) -> Store:
+    """Raises UsageError: unknown kind, or a package or server that it needs is not there."""
+    kind = str(about["store"])
+    try:
+        if kind == "lance":
+            from qformer.retrieval.lance import LanceStore
+
+            return LanceStore(folder, int(about["queries"]), int(about["width"]))
+        if kind.startswith("qdrant://"):
+            from qformer.retrieval.qdrant import QdrantStore
+
+            if about.get("features"):
+                raise UsageError(
+                    "image tokens are no load for a Qdrant server (0.4 to 0.7 MB of each image with ViT-g); leave "
+                    "--features out, or use --store lance"
+                )
+            return QdrantStore(kind, str(about["name"]), int(about["width"]), new=not about["sources"])
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a gallery needs the package '{error.name}', which is not installed; pip install -e '.[search]'"
+        ) from error
+    raise UsageError(f"unknown store '{kind}'; give lance, or qdrant://host:port")
+
+
+def conditions(texts: Iterable[str]) -> list[Condition]:
+    """`width>1000`, `path~holiday`, `modified>=2024-05-01`, ...: columns compared with values.
+
+    Raises:
+        UsageError: no such column or operator, or a value that is no number where one is needed.
+    """
+    return [_condition(text) for text in texts]
+
+
+def _condition(text: str) -> Condition:
+    found = re.match(r"\s*(\w+)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*$", text, re.DOTALL)
+    if found is None or found[1] not in COLUMNS:
+        raise UsageError(
+            f"'{text}' is no condition; write a column ({', '.join(COLUMNS)}), one of {' '.join(OPERATORS)} "
+            "(~ is 'contains'), and a value, such as width>1000"
+        )
+    column, operator, value = found.groups()
+    if COLUMNS[column] is str:
+        if operator not in ("=", "!=", "~"):
+            raise UsageError(f"'{text}' compares a text by size; use =, != or ~ (contains) with {column}")
+        return Condition(column, operator, value)
+    try:
+        if operator == "~":
+            raise ValueError
+        number = timegm(date.fromisoformat(value).timetuple()) if "-" in value[1:] else int(value)
+        if abs(number) >= 2**63:
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(
+            f"'{text}' needs a whole number behind {column} and one of = != < <= > >= "
+            "(a date such as 2024-05-01 for modified)"
+        ) from error
+    return Condition(column, operator, number)
+
+
+def maxsim(query: Tensor, rows: Tensor) -> Tensor:
+    """Mean over the rows of `query`, float[R, P], of the best of an entry's rows, float[V, P]: a scalar.
+
+    A text has one row, and this is ITC's maximum over the queries; of an image it is the mean of that over its rows.
+    """
+    return (query @ rows.T).amax(dim=1).mean()

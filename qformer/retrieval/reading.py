@@ -1,0 +1,200 @@
+"""What a model makes of a gallery: of images their ITC rows and, if asked, stored tokens; of texts their embeddings.
+
+A process reads samples a round at a time: it passes over files whose size and time are those it knows, and embeds the
+contents that nobody has embedded yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qformer.data.loader import cleaned
+from qformer.data.orders import number_of
+from qformer.images import read_file, read_image
+from qformer.packing import pack
+from qformer.resolution.base import cut_all
+from qformer.retrieval.gallery import Entry, Place
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from qformer.data.sources import Source
+    from qformer.model.frontend import Encoded
+    from qformer.model.image_text import ImageTextModel
+    from qformer.packing import Packing
+    from qformer.retrieval.gallery import Gallery
+    from qformer.types import Sample
+
+SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
+MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
+TEXTS = 256  # embedded at once
+THINGS = ("a dog", "a man", "two women", "children", "a red car", "a bird", "food", "a sign", "a building", "flowers")
+PLACES = ("on a beach", "in the snow", "on a street", "in a room", "at night", "in the grass", "near water", "close up")
+
+
+@dataclass
+class Seen:
+    """A sample that was read: a known place, a known content in a new place, or a new content.
+
+    Attributes:
+        index: of the sample in its source. place: where it stands.
+        id: of its content; None where the place is known and its file was not touched.
+        captions: cleaned. entry: of a content that this process does not know.
+    """
+
+    index: Any
+    place: Place
+    id: str | None
+    captions: list[str]
+    entry: Entry | None = None
+
+
+@dataclass
+class Round:
+    """What a process has read: the samples, what could not be read, and images that are still to be embedded."""
+
+    seen: list[Seen] = field(default_factory=list)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    images: list[tuple[Entry, Tensor]] = field(default_factory=list)
+
+
+class Reader:
+    """Reads samples for one process and embeds what is not known.
+
+    Attributes:
+        known: id and place of every name in this source. ids: the contents of the gallery.
+        features: how the tokens of the image encoder are stored for re-ranking: fp16, int8, or None for not at all.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        number: int,
+        known: dict[str, tuple[str, Place]],
+        ids: Iterable[str],
+        features: Packing | None,
+    ) -> None:
+        self.model, self.number, self.known, self.ids, self.features = model, number, known, set(ids), features
+
+    def look(self, source: Source, members: Sequence[Any]) -> Round:
+        """Read what stands at these indices, as far as it has to be read; decode what is new."""
+        found = Round()
+        for index in members:
+            name = ""
+            try:
+                sample = source[index]
+                name = os.path.abspath(sample.image) if isinstance(sample.image, Path) else sample.key
+                self._look(sample, name, index, number_of(source, index), found)
+            except BadSample as bad:
+                path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]
+                found.faults.append({"path": path, "kind": bad.kind, "detail": bad.detail})
+        return found
+
+    def _look(self, sample: Sample, name: str, index: Any, number: int, found: Round) -> None:
+        captions = [" ".join(text.split()) for text in cleaned(sample.captions)]  # each is kept as one line
+        place, data = Place(self.number, name, number), sample.image
+        if isinstance(data, Path):
+            place = Place(self.number, name, -1, *_status(name))
+            if name in self.known and self.known[name][1][3:] == place[3:]:
+                found.seen.append(Seen(index, place, None, captions))
+                return
+            data = read_file(data)
+        plain = data if isinstance(data, bytes) else data.tobytes()
+        id_ = hashlib.blake2b(plain, digest_size=16).hexdigest()
+        if id_ in self.ids:
+            found.seen.append(Seen(index, place, id_, captions))
+            return
+        pixels = read_image(data)
+        self.ids.add(id_)
+        entry = Entry(id_, [place], len(plain), pixels.shape[2], pixels.shape[1], np.zeros((0, 0), np.float16))
+        found.seen.append(Seen(index, place, id_, captions, entry))
+        found.images.append((entry, pixels))
+
+    @torch.no_grad()
+    def embed(self, found: Round) -> Round:
+        """Fill the new entries of a round."""
+        if not found.images:
+            return found
+        entries, images = zip(*found.images, strict=True)
+        found.images = []
+        encoded = self.model.frontend.encode_tiles(cut_all(images, self.model.frontend.strategy))
+        if self.features is not None:
+            parts = self._pack(encoded, self.features)
+            for entry, count in zip(entries, encoded.counts, strict=True):
+                entry.features = list(islice(parts, count))
+        embeds, valid = self.model.embed_images(encoded)
+        for entry, rows, own in zip(entries, embeds.float().cpu(), valid.cpu(), strict=True):
+            entry.embeds = rows[own].half().numpy()
+        return found
+
+    def _pack(self, encoded: Encoded, packing: Packing) -> Iterator[np.ndarray]:
+        """The tokens of each tile as they are stored.
+
+        Raises:
+            UsageError: fp16 cannot hold them.
+        """
+        for number, rows in enumerate(encoded.features):
+            try:
+                yield pack(rows if encoded.mask is None else rows[encoded.mask[number]], packing).cpu().numpy()
+            except OverflowError as error:
+                raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
+
+
+def _status(name: str) -> tuple[int, int]:
+    """Bytes and time of a file, by which it is known to be as it was.
+
+    Raises:
+        BadSample: kinds `missing`, `unreadable`, `not utf-8` (its name, which the store could not keep).
+    """
+    try:
+        name.encode()
+        found = os.stat(name)
+    except UnicodeEncodeError as error:
+        raise BadSample("not utf-8", ascii(name)) from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise BadSample("missing", name) from error
+    except OSError as error:
+        raise BadSample("unreadable", f"{name}: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns
+
+
+@torch.no_grad()
+def embed_captions(model: ImageTextModel, texts: Sequence[str]) -> np.ndarray:
+    """float16[n, P], for texts of any length."""
+    parts = [np.zeros((0, model.config.embed_width), np.float16)]
+    for start in range(0, len(texts), TEXTS):
+        tokens = model.tokenize(list(texts[start : start + TEXTS]), max(MAX_TOKENS, model.max_tokens))
+        parts.append(model.embed_texts(tokens).float().cpu().half().numpy())
+    return np.concatenate(parts)
+
+
+def probes(gallery: Gallery, model: ImageTextModel) -> Tensor:
+    """Embeddings of texts like those that will be asked, float[n, P]: captions of the gallery, and plain phrases."""
+    phrases = [f"{thing} {place}" for thing in THINGS for place in PLACES]
+    told = [known.id for known in gallery.store.known() if known.captions]
+    some = gallery.store.get(told[:: max(1, len(told) // len(phrases))])
+    rows = [entry.caption_embeds[:1] for entry in some.values()]
+    return torch.from_numpy(np.concatenate([embed_captions(model, phrases), *rows]).astype(np.float32))
+
+
+def fingerprint(model: ImageTextModel) -> str:
+    """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(model.frontend.strategy).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        count = min(SAMPLED, len(flat))  # whole numbers: a float32 cannot tell the last of 2**24 numbers from none
+        some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)]
+        digest.update(f"{name}{list(tensor.shape)}".encode() + some.half().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,277 @@
+"""`qformer index` and `qformer search`: a gallery from a checkpoint and images, and what it finds, to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from qformer import distributed, load
+from qformer.data import sources
+from qformer.images import read_image
+from qformer.model.image_text import ImageTextModel
+from qformer.retrieval.gallery import MANIFEST, Gallery
+from qformer.retrieval.index import SKIPPED, update
+from qformer.retrieval.reading import fingerprint, probes
+from qformer.retrieval.search import Hit, Retriever
+from qformer.types import BadSample, UsageError
+from stages import sheet
+from stages.capfilt import choose_data
+from stages.resume import console
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.retrieval.index import Tally
+
+LOCAL = ("path", "images")  # options of a source that name files
+
+
+def index(
+    path: str, data: list[str], folder: Path, store: str | None, features: str | None, batch: int, device: str | None
+) -> None:
+    """Make a gallery of images, or bring it in step with them. Of several processes each embeds a share.
+
+    Raises:
+        UsageError: data or a checkpoint that cannot be used, a gallery of another model, or one that is being indexed.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(distributed.joined())
+        model = _load(path, device)
+        choice = _absolute(choose_data(data).model_dump())
+        source = sources.build(**choice)
+        gallery, fault = None, ""
+        if distributed.rank() == 0:
+            try:
+                gallery = _claim(stack, folder, store, features, path, model)
+                number = gallery.about["sources"].index(choice) if choice in gallery.about["sources"] else -1
+            except UsageError as error:
+                fault = str(error)
+        fault, about = distributed.gather_objects((fault, gallery and gallery.about))[0]
+        if fault:
+            raise UsageError(fault)
+        if gallery is None:
+            gallery = Gallery(folder, about, cast("Any", None))
+        elif number < 0:
+            gallery.about["sources"].append(choice)
+            gallery.save()
+        number = distributed.gather_objects(gallery.about["sources"])[0].index(choice)
+        with _progress() as progress:
+            task = progress.add_task("indexing", total=len(source), added=0)
+            tally = update(
+                gallery, model, source, number, batch, lambda t: progress.update(task, completed=t.seen, added=t.added)
+            )
+        if distributed.rank() == 0:
+            _report(gallery, model, tally)
+
+
+def _claim(
+    stack: ExitStack, folder: Path, store: str | None, features: str | None, path: str, model: ImageTextModel
+) -> Gallery:
+    """Open or make the gallery, and keep others from indexing into it meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists() and not {one.name for one in folder.iterdir()} <= {
+            ".lock",
+            f"{MANIFEST}.partial",
+        }:
+            raise UsageError(f"'{folder}' holds something else than a gallery; give a new folder with -o")
+        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
+    except Timeout as error:
+        raise UsageError(f"another process indexes into '{folder}'; wait until it ends, or stop it") from error
+    except NotImplementedError:  # some network file systems have no locks
+        pass
+    except OSError as error:
+        raise UsageError(f"'{folder}' cannot be written ({error.strerror}); give another folder with -o") from error
+    made = fingerprint(model)
+    if (folder / MANIFEST).exists():
+        gallery = Gallery.open(folder)
+        gallery.check(made, path)
+        for name, given, held in (
+            ("--features", features, gallery.about.get("features")),
+            ("--store", store, gallery.about["store"]),
+        ):
+            if given not in (None, held):
+                raise UsageError(
+                    f"'{folder}' was made with {name} {held or 'none'}, not {given}; leave it out, or give a new folder"
+                )
+        return gallery
+    sizes = {"queries": model.qformer.config.queries, "width": model.config.embed_width}
+    local = Path(path).exists()
+    checkpoint = str(Path(path).resolve()) if local else path
+    return Gallery.create(folder, store or "lance", fingerprint=made, checkpoint=checkpoint, features=features, **sizes)
+
+
+def _load(path: str, device: str | None) -> ImageTextModel:
+    if device is None and torch.cuda.is_available() and distributed.world() > 1:
+        device = f"cuda:{distributed.local_rank()}"
+    model = load(path, device)
+    if not isinstance(model, ImageTextModel):
+        raise UsageError(f"'{path}' is a checkpoint of stage two; a gallery needs one of stage one")
+    return model.eval()
+
+
+def _absolute(choice: dict[str, Any]) -> dict[str, Any]:
+    """Options of a source with the paths of files that exist made absolute, so that it opens from anywhere."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, list):
+            return [place(one) for one in value]
+        known = isinstance(value, str) and "://" not in value and not value.startswith("pipe:")
+        return os.path.abspath(value) if known and Path(value).parent.exists() else value
+
+    return {key: place(value) if key in LOCAL else value for key, value in choice.items()}
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[added]} embedded"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=distributed.rank() != 0,
+    )
+
+
+def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:
+    copies = f"; {tally.copies:,} further files are copies of these" if tally.copies else ""
+    console.print(
+        f"{gallery.folder}: {len(gallery.store):,} images ({tally.added:,} embedded now, {tally.changed:,} changed, "
+        f"{tally.removed:,} removed{copies})",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if tally.skipped:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in tally.skipped.most_common())
+        console.print(
+            f"skipped {sum(tally.skipped.values()):,} ({kinds}); see {gallery.folder / SKIPPED}", markup=False
+        )
+    if not len(gallery.store):
+        raise UsageError(f"no image could be indexed; see {gallery.folder / SKIPPED}")
+    with console.status("tidying up"):
+        built = gallery.store.refresh(probes(gallery, model))
+    if built is not None:
+        console.print(
+            f"index: {built['kind']} over {built['queries']} of {gallery.about['queries']} queries, "
+            f"{built['partitions']} partitions ({built['searched']} searched), {built['candidates']} candidates, "
+            f"{built['seconds']:.0f} s; recall@100 against reading everything: {built['recall']:.3f}",
+            markup=False,
+        )
+
+
+def search(
+    path: str,
+    folder: Path,
+    text: str | None,
+    image: Path | None,
+    k: int,
+    shortlist: int,
+    where: list[str],
+    exact: bool,
+    html: Path | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Search a gallery and show what was found, as a table, as JSON, or also as a sheet of thumbnails.
+
+    Raises:
+        UsageError: nothing to search for, an image that cannot be read, or a gallery that cannot be used.
+    """
+    if text is None and image is None:
+        raise UsageError("there is nothing to search for; give a text in quotes, --image FILE, or both")
+    gallery = Gallery.open(folder)
+    if not len(gallery.store):
+        raise UsageError(f"the gallery '{folder}' holds no image; index some with 'qformer index'")
+    picture = None
+    if image is not None:
+        try:
+            picture = read_image(image)
+        except BadSample as bad:
+            raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
+    retriever = Retriever(gallery, _load(path, device), path)
+    hits = retriever.search(text, picture, k, shortlist, where, exact)
+    if html is not None:
+        shown = None if picture is None else Image.fromarray(picture.permute(1, 2, 0).numpy())
+        try:
+            html.write_text(_sheet(retriever, text, shown, hits), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"'{html}' cannot be written ({error.strerror}); give another file with --html") from error
+    _notes(retriever, text, k, where)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))
+    else:
+        Console(soft_wrap=False).print(_table(hits, text, len(gallery.store)))
+
+
+def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str]) -> None:
+    """What the searcher should know, on standard error."""
+    count = len(retriever.gallery.store)
+    read = None if text is None else retriever.words_read(text)
+    if text is not None and read is not None:
+        print(f"qformer: the text has {len(text.split()):,} words; the first {read} were read", file=sys.stderr)
+    if k > count and not where:
+        print(f"qformer: the gallery holds {count:,} images, fewer than -k {k:,}; all are shown", file=sys.stderr)
+    if retriever.unread:
+        print(
+            "qformer: images that are not where they were indexed could not be re-ranked and stand last: "
+            f"{len(retriever.unread):,}, such as {retriever.unread[0]}; index them where they are now",
+            file=sys.stderr,
+        )
+
+
+def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
+    matched, both = (any(getattr(hit, name) is not None for hit in hits) for name in ("itm", "similarity"))
+    table = Table(title=f"{len(hits)} of {count:,} images", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    last = ("similarity",) if text is None else ("cosine", "similarity") if both else ("cosine",)
+    for name in ("", "score", *(("match", "logit") if matched else ()), *last):
+        table.add_column(name, justify="right")
+    table.add_column("image", overflow="fold")
+    for place, hit in enumerate(hits, start=1):
+        itm = ("-", "-") if hit.itm is None else (f"{hit.probability:.1%}", f"{hit.itm:.2f}")
+        shown = Text("\n".join([_near(hit.path), *hit.captions[:1]]))
+        shown.stylize("dim", len(_near(hit.path)))
+        alike = (f"{hit.similarity:.3f}",) if both else ()
+        table.add_row(str(place), f"{hit.score:.3f}", *(itm if matched else ()), f"{hit.itc:.3f}", *alike, shown)
+    return table
+
+
+def _near(path: str) -> str:
+    """A path as it is read from here."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _sheet(retriever: Retriever, text: str | None, picture: Image.Image | None, hits: Sequence[Hit]) -> str:
+    cards = []
+    for hit in hits:
+        scores: dict[str, float | str] = {"cosine": hit.itc}
+        if hit.itm is not None:
+            scores |= {"match": f"{hit.probability:.1%}", "logit": hit.itm}
+        if hit.similarity is not None:
+            scores |= {"similarity": hit.similarity}
+        image, gone = None, ""
+        try:
+            image = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
+        except BadSample:
+            gone = "not where it was indexed"
+        cards.append(sheet.Card(image, [Path(hit.path).name, *hit.captions[:2]], scores, gone=gone))
+    title = "Images like this one" if text is None else textwrap.shorten(text, 200, placeholder=" …")
+    note = f"{len(hits)} of {len(retriever.gallery.store):,} images in {retriever.gallery.folder}"
+    return sheet.contact_sheet(title, sheet.Card(picture), cards, note)
