@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from enum import Enum
@@ -355,4 +356,14 @@ def main() -> None:
             f"qformer: {error}" if usage else f"qformer: {type(error).__name__}: {error} (--debug shows where)",
             file=sys.stderr,
         )
-        sys.exit(2 if usage else 1)
+        _fail(2 if usage else 1)
+
+
+def _fail(code: int) -> None:
+    """Exit by `code`. One of several processes does not wait for gloo, whose threads abort when a peer has died."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
