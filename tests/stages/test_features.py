@@ -94,9 +94,9 @@ def test_losses_are_those_of_the_same_crops(space: Path, tmp_path: Path, dtype: 
     chunked = chunked_step(model, stored, 2)
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value.item(), rel=CLOSE[dtype])
-        assert found[name].item() != value.item()  # it did go through the store
         assert chunked[name].item() == pytest.approx(found[name].item(), rel=1e-5)
-    assert (gradients[0] - gradients[1]).norm() < 20 * CLOSE[dtype] * gradients[0].norm()
+    # Not equal: they did go through the store.
+    assert 0 < (gradients[0] - gradients[1]).norm() < 20 * CLOSE[dtype] * gradients[0].norm()
 
     for llm in ("opt", "flan-t5"):
         second = config(space, "stage2", llm={"path": str(space / llm)}, qformer={"queries": 3})
@@ -252,6 +252,7 @@ def test_shards_that_somebody_else_fills_are_left_to_him(
     assert store.missing() == []
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_store_and_train_as_one_does(space: Path, tmp_path: Path) -> None:
     runs = {}
     for world in (1, 2):

@@ -125,6 +125,7 @@ def test_a_probe_reads_the_tokens_around_the_centre() -> None:
         assert (middle - 6 * torch.tensor([item.y, item.x])).abs().max() <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_run_saves_a_tower_and_reports_its_probes(tmp_path: Path, bert: str) -> None:
     folder = stages.train(parse_config(configuration(tmp_path, bert)))
     records = [json.loads(line) for line in (tmp_path / "vit" / "metrics.jsonl").read_text().splitlines()]

@@ -134,7 +134,11 @@ def counted_collectives() -> Iterator[Counter[str]]:
         dist.all_gather, dist.all_to_all_single = all_gather, all_to_all
 
 
-@pytest.mark.parametrize("train", [{}, {"precision": "bf16"}, {"accumulate": 2}, {"chunk": 8}], ids=str)
+@pytest.mark.parametrize(
+    "train",
+    [{}, *(pytest.param(e, marks=pytest.mark.slow) for e in ({"precision": "bf16"}, {"accumulate": 2}, {"chunk": 8}))],
+    ids=str,
+)
 def test_memory_is_that_of_a_real_step(space: Path, tmp_path: Path, train: dict[str, Any]) -> None:
     settings = small(space, train=train)
     assert step_of(settings).peak == pytest.approx(a_real_step(settings, str(tmp_path))[0], rel=0.02)
@@ -225,6 +229,7 @@ def test_a_gpu_keeps_no_attention_matrices_and_bytes_for_dropout(space: Path) ->
     assert step_of(settings, "cuda").peak < 0.8 * step_of(settings, "cpu").peak
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_more_does_not(space: Path) -> None:
     settings = small(space)
     at_24 = plan(settings, "T4").peak
@@ -260,6 +265,7 @@ def test_store_and_number_of_images(space: Path, monkeypatch: pytest.MonkeyPatch
     assert forecast.store == {"fp16": 2 * 17 * 64, "int8": 17 * 66}
 
 
+@pytest.mark.slow
 def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_largest", lambda *_: 1)
     before = plan(config(space, "stage2", vision={"name": "hf", "path": str(space / "vit")}), "cpu")
@@ -274,7 +280,7 @@ def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: 
 #: Of runs on 16 A100-40G: steps, images in one, days that the paper stays below (section 3.4), whether it is planned to
 #: fit with texts of 32 tokens.
 PAPER = [
-    ("stage1_vitg", 250_000, 1680, 6, True),
+    pytest.param("stage1_vitg", 250_000, 1680, 6, True, marks=pytest.mark.slow),
     pytest.param("stage2_opt2.7b", 80_000, 1920, 3, True, marks=pytest.mark.slow),
     pytest.param("stage2_opt6.7b", 80_000, 1920, 3, False, marks=pytest.mark.slow),
     pytest.param("stage2_flant5xl", 80_000, 1520, 3, True, marks=pytest.mark.slow),
@@ -321,6 +327,7 @@ def test_amounts_of_memory() -> None:
     assert hardware.parse_memory("24 GiB") == 24 * 2**30
 
 
+@pytest.mark.slow
 def test_the_command(space: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     Path("c.yaml").write_text(yaml.safe_dump(small(space).model_dump(mode="json", exclude_unset=True)))
     code, out, said = run(
@@ -352,6 +359,7 @@ def test_nothing_is_left_of_a_plan(space: Path) -> None:
     assert OUTSIDE in {part for _, part in first.held}
 
 
+@pytest.mark.slow
 def test_spread_layers_and_recomputed_activations_take_less(space: Path) -> None:
     """Of frozen layers a share stays, and two of them whole; what is computed twice is not kept."""
     one, spread = plan(small(space), "T4", gpus=4), plan(small(space, train={"fsdp": True}), "T4", gpus=4)

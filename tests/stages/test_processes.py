@@ -23,6 +23,8 @@ from stages import stage1, stage2
 from tests.processes import together
 from tests.workspace import config, make_workspace
 
+pytestmark = pytest.mark.slow  # the collectives have quick tests, tests/test_distributed.py
+
 SAME = {"dropout": 0.0, "queries": 3}
 
 

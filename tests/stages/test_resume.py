@@ -82,6 +82,7 @@ def kill_when(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(trained: Path) -> None:
     """Killed before the first checkpoint, inside a save and at any time."""
     run = trained / "killed"
