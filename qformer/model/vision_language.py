@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from qformer import distributed
+from qformer.model.decoding import GenerateConfig
 from qformer.model.frontend import FrontEnd
 from qformer.model.llm import LanguageModel, Seq2SeqLM
-from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.model.prompts import Prompt, compose, vqa_prompt, wording
+from qformer.model.rows import interleave
+from qformer.model.streaming import stream
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from qformer.model.connectors import QFormerConnector
     from qformer.vision.base import VisionEncoder
 
-    Turn = tuple[str, str]
+    Turn = tuple[str, str]  # a question and its answer
+    Example = tuple[Tiles, str]  # one image, and the text that belongs to it
+    AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
 
 
 class VisionLanguageModel(nn.Module):
@@ -75,25 +81,52 @@ class VisionLanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, tiles: Tiles, prompt: str | Sequence[str] | None = None, return_ids: bool = False, **options: Any
+        self,
+        tiles: Tiles,
+        prompt: str | Sequence[str] | None = None,
+        return_ids: bool = False,
+        examples: Sequence[Sequence[Example]] | None = None,
+        **options: Any,
     ) -> Any:
         """Text for each of B images.
 
         Args:
             prompt: one for all images, one per image, or None for the prompt of training.
             return_ids: give the new tokens, long[B, new], instead of strings.
+            examples: for each image other images with their texts, which are read in front of it; any number.
             options: fields of `GenerateConfig`; the defaults are the paper's for captions. With `num_return_sequences`
                 the texts of an image come one after the other.
 
         Raises:
-            UsageError: another number of prompts than of images, or an unknown option.
+            UsageError: another number of prompts or examples than of images, an unknown option, or more than the
+                positions of the language model.
         """
         prompt = self.prompt if prompt is None else prompt
         prompts = [prompt] * len(tiles) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
-        ids = self.llm.generate(*self.prefix(tiles), prompts, **options)
+        ids = self.llm.generate(*self._read(tiles, examples), prompts, **options)
         return ids if return_ids else self.llm.decode(ids)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        tiles: Tiles,
+        prompt: str | None = None,
+        examples: Sequence[Sequence[Example]] | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """`generate` for one image, in pieces as they come: greedy or, with `do_sample`, drawn.
+
+        Whoever stops reading ends the generation (when the iterator is closed or forgotten).
+
+        Raises:
+            UsageError: several images, beams or texts, or what `generate` refuses.
+        """
+        if len(tiles) != 1:
+            raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
+        prefix, mask = self._read(tiles, examples)
+        return stream(self.llm, prefix, mask, self.prompt if prompt is None else prompt, options)
 
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
@@ -109,6 +142,8 @@ class VisionLanguageModel(nn.Module):
         context: Sequence[str | None] | str | None = None,
         history: Sequence[Sequence[Turn]] | None = None,
         preset: str = "paper",
+        task: str = "vqa",
+        examples: Sequence[Sequence[AnsweredExample]] | None = None,
         **options: Any,
     ) -> Any:
         """Answers to questions about B images; each image is encoded once, however many questions it has.
@@ -118,35 +153,129 @@ class VisionLanguageModel(nn.Module):
             context: free text in front of the questions, for all images or one per image.
             history: earlier (question, answer) turns of each image.
             preset: `paper` or `lavis`: templates and length penalty.
-            options: fields of `GenerateConfig` that differ from the preset.
+            task: row of `qformer.model.prompts.TASKS`: what the questions are, their wording and their decoding.
+            examples: for each image other images with question and answer, which are read in front of it; any number.
+            options: fields of `GenerateConfig` that differ from the task's.
+
+        What exceeds the positions of the language model is left out, of each prompt by itself: words from the start of
+        the context, then the oldest turns (a UserWarning tells how much), never anything of the question.
 
         Returns:
             list[str], or a list per image where `questions` holds lists.
 
         Raises:
-            UsageError: numbers of images, questions, contexts or histories that differ, or an unknown preset or option.
+            UsageError: numbers of images, questions, contexts, histories or examples that differ, an unknown preset,
+                task or option, or a question that does not fit by itself.
         """
         nested = [[q] if isinstance(q, str) else list(q) for q in questions]
-        contexts = [context] * len(tiles) if context is None or isinstance(context, str) else list(context)
-        histories = [()] * len(tiles) if history is None else list(history)
-        for name, given in (("questions", nested), ("contexts", contexts), ("histories", histories)):
-            if len(given) != len(tiles):
-                raise UsageError(f"got {len(given)} {name} for {len(tiles)} images; give one for each image")
-        prompts = [
-            vqa_prompt(question, preset, self.llm.family, contexts[image], histories[image])
-            for image, asked in enumerate(nested)
-            for question in asked
-        ]
-        rows = torch.tensor([image for image, asked in enumerate(nested) for _ in asked], dtype=torch.long)
-        prefix, mask = self.prefix(tiles)
-        rows = rows.to(prefix.device)
-        settings = vqa_preset(preset, self.llm.family).generate | options
-        answers = iter(
-            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
-        )
-        grouped = [[next(answers) for _ in asked] for asked in nested]
+        parts = self._compose(nested, len(tiles), context, history, preset, task)
+        settings = wording(task, preset, self.llm.family).generate | options
+        grouped = self._reply(self._read(tiles, self._answered(examples, preset, task)), parts, settings)
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
+
+    @torch.no_grad()
+    def self_ask(self, tiles: Tiles, context: str | None = None, preset: str = "paper", **options: Any) -> list[Turn]:
+        """A question about each of B images that the model asks itself, and its own answer.
+
+        Args:
+            context: free text in front of both.
+            options: fields of `GenerateConfig` for the question, such as `do_sample=True` for another one each time.
+        """
+        visual = self.prefix(tiles)
+
+        def say(task: str, asked: list[str], **given: Any) -> list[str]:
+            parts = self._compose([[one] for one in asked], len(tiles), context, None, preset, task)
+            settings = wording(task, preset, self.llm.family).generate | given
+            return [text for (text,) in self._reply(visual, parts, settings)]
+
+        texts = say("ask", [""] * len(tiles), **options)
+        questions = [text[: text.find("?") + 1] or text for text in texts]  # what follows is no question
+        return list(zip(questions, say("vqa", questions), strict=True))
+
+    def _reply(
+        self, visual: tuple[Tensor, Tensor], parts: list[list[Prompt]], settings: dict[str, Any]
+    ) -> list[list[str]]:
+        """A text for each of the prompts of each image, whose visual prefix is given."""
+        config = GenerateConfig.of(settings)
+        if config.num_return_sequences != 1:
+            raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
+        prefix, mask = visual
+        rows = torch.tensor([image for image, asked in enumerate(parts) for _ in asked], dtype=torch.long)
+        rows = rows.to(prefix.device)
+        flat = [prompt for asked in parts for prompt in asked]
+        prompts = self._fit(flat, mask.sum(dim=1)[rows].tolist(), config.max_new_tokens)
+        texts = iter(
+            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
+        )
+        return [[next(texts) for _ in asked] for asked in parts]
+
+    def _read(self, tiles: Tiles, examples: Sequence[Sequence[Example]] | None) -> tuple[Tensor, Tensor]:
+        """`prefix` of B images, each behind its examples. An image that is an example of several is encoded once."""
+        if examples is None or not any(examples):
+            return self.prefix(tiles)
+        if len(examples) != len(tiles):
+            raise UsageError(f"got {len(examples)} lists of examples for {len(tiles)} images; give one for each image")
+        parts, rows, numbers = [tiles], [], dict[int, int]()
+        for asked, shown in enumerate(examples):
+            row: list[int | str] = []
+            for image, text in shown:
+                if len(image) != 1:
+                    raise UsageError(f"an example holds {len(image)} images; give the tiles of one, and its text")
+                if id(image) not in numbers:
+                    numbers[id(image)] = len(tiles) + len(numbers)
+                    parts.append(image)
+                row += [numbers[id(image)], text]
+            rows.append([*row, asked])
+        return interleave(self.llm, *self.prefix(Tiles.join(parts)), rows)
+
+    def _answered(
+        self, examples: Sequence[Sequence[AnsweredExample]] | None, preset: str, task: str
+    ) -> list[list[Example]] | None:
+        """Examples worded like what is asked, with the answers behind."""
+        if examples is None:
+            return None
+        return [
+            [(image, f"{compose(asked, task, preset, self.llm.family).text} {said}") for image, asked, said in shown]
+            for shown in examples
+        ]
+
+    def _compose(
+        self,
+        nested: list[list[str]],
+        images: int,
+        context: Sequence[str | None] | str | None,
+        history: Sequence[Sequence[Turn]] | None,
+        preset: str,
+        task: str,
+    ) -> list[list[Prompt]]:
+        """The prompts of each image."""
+        contexts = [context] * images if context is None or isinstance(context, str) else list(context)
+        histories = [()] * images if history is None else list(history)
+        for name, given in (("questions", nested), ("contexts", contexts), ("histories", histories)):
+            if len(given) != images:
+                raise UsageError(f"got {len(given)} {name} for {images} images; give one for each image")
+        return [
+            [compose(one, task, preset, self.llm.family, told, turns) for one in asked]
+            for asked, told, turns in zip(nested, contexts, histories, strict=True)
+        ]
+
+    def _fit(self, prompts: list[Prompt], visual: list[int], new: int) -> list[str]:
+        """The prompts as texts that fit behind so many visual tokens each and in front of `new` tokens."""
+        fitting, words, turns = [], 0, 0
+        for prompt, tokens in zip(prompts, visual, strict=True):
+            room = self.llm.room(tokens, new)
+            kept = prompt if room is None else prompt.fit(self.llm.count_tokens, room)
+            words += len(prompt.context.split()) - len(kept.context.split())
+            turns += len(prompt.turns) - len(kept.turns)
+            fitting.append(kept.text)
+        if words or turns:
+            warnings.warn(
+                f"{words} words from the start of the context and {turns} of the oldest turns were left out: prompts, "
+                f"image and answer must fit the positions of this {self.llm.model.config.model_type} model",
+                stacklevel=5,
+            )
+        return fitting
 
     def _prompts_and_targets(self, batch: Batch) -> tuple[list[str], list[str]]:
         if isinstance(batch.text, Tokens):
