@@ -47,9 +47,10 @@ class VisionLanguageModel(nn.Module):
         """One step: `lm`, the mean cross-entropy over target tokens, which is also the `loss`; float scalars.
 
         A causal LLM writes the caption behind its prompt; an encoder-decoder reads a random first part of it and
-        writes the rest. Question data is asked with the VQA prompt and the first accepted answer is the target.
+        writes the rest. Question data is asked with the VQA prompt; the target is the answer that was drawn for
+        this step, or else the first accepted one.
         """
-        prefix, mask = self.prefix(batch.tiles)
+        prefix, mask = self.prefix(batch.tiles, batch.question)
         prompts, targets = self._prompts_and_targets(batch)
         total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
         if batch.targets is not None:
@@ -65,9 +66,16 @@ class VisionLanguageModel(nn.Module):
         prompts, targets = self._prompts_and_targets(batch)
         return self.llm.count_targets(targets, prompts, self.max_tokens)
 
-    def prefix(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        """The visual prefix of B images: float[B, M, L] and bool[B, M]."""
-        return self.connector(self.frontend(tiles))
+    def prefix(
+        self, tiles: Tiles, questions: Sequence[str] | Sequence[Sequence[str]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The visual prefix of B images: float[B, M, L] and bool[B, M].
+
+        With `questions` (one string per image, or a list of strings per image) there is a row for each of them, in
+        their order. A Q-Former that reads questions makes each its own; the image is encoded once all the same.
+        """
+        asked = None if questions is None else [[q] if isinstance(q, str) else list(q) for q in questions]
+        return self.connector(self.frontend(tiles), asked)
 
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix that an image of this plan really produces."""
@@ -137,13 +145,9 @@ class VisionLanguageModel(nn.Module):
             for image, asked in enumerate(nested)
             for question in asked
         ]
-        rows = torch.tensor([image for image, asked in enumerate(nested) for _ in asked], dtype=torch.long)
-        prefix, mask = self.prefix(tiles)
-        rows = rows.to(prefix.device)
+        prefix, mask = self.prefix(tiles, nested)  # a row for each question
         settings = vqa_preset(preset, self.llm.family).generate | options
-        answers = iter(
-            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
-        )
+        answers = iter(self.llm.decode(self.llm.generate(prefix, mask, prompts, **settings)) if prompts else [])
         grouped = [[next(answers) for _ in asked] for asked in nested]
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
@@ -154,7 +158,7 @@ class VisionLanguageModel(nn.Module):
                 "stage two takes captions as strings: they are tokenised for the language model, not for BERT"
             )
         if batch.question is not None:
-            answers = [accepted[0] for accepted in batch.answers or []]
+            answers = batch.answer or [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
         if isinstance(self.llm, Seq2SeqLM):
             halves = self._halves(batch)
