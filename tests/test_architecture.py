@@ -60,6 +60,7 @@ ONLY_BY = {
     "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {"demo/app.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
+    "peft": {"qformer/model/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
     "lavis": set(),
 }

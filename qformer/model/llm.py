@@ -52,6 +52,7 @@ class LanguageModel(nn.Module, ABC):
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         end: id of the token that ends a text.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
+        adapters: parts that are in training mode whenever what surrounds the model is.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
@@ -68,6 +69,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.autocast = False
+        self.adapters: list[nn.Module] = []
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         self.width: int = model.get_input_embeddings().weight.shape[1]
@@ -81,7 +83,10 @@ class LanguageModel(nn.Module, ABC):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and self.dropout)
+        super().train(mode and self.dropout)
+        for part in self.adapters:
+            part.train(mode)
+        return self
 
     def loss(
         self,

@@ -5,13 +5,14 @@ A row is visual tokens and text in any order, in a tensor with a mask that may h
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qformer.types import Tokens, UsageError
+from qformer.types import Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,3 +117,43 @@ def interleave(
     lengths = torch.tensor([len(row) for row in joined], device=visual.device)
     prefix = pad_sequence(joined, batch_first=True)
     return prefix, torch.arange(prefix.shape[1], device=visual.device) < lengths[:, None]
+
+
+def put_in_front(
+    tiles: Tiles, questions: Sequence[Sequence[str]], examples: Sequence[Sequence[tuple[Tiles, str, str]]]
+) -> tuple[Tiles, list[list[str]], list[list[int | str]]]:
+    """Plan k-shot prompts: each image of several examples is encoded once.
+
+    Args:
+        questions: those of each of the B images.
+        examples: in front of each of the B images: one image, its question, and the text that is read behind it.
+
+    Returns:
+        The images and then the examples; their questions; and the `rows` of `interleave` for the questions of the B
+        images, by the numbers of all questions.
+
+    Raises:
+        UsageError: not one list of examples for each image, or an example of several images.
+    """
+    if len(examples) != len(tiles):
+        raise UsageError(f"got {len(examples)} lists of examples for {len(tiles)} images; give one for each image")
+    parts, asked = [tiles], [list(own) for own in questions]
+    place: dict[int, int] = {}  # of the images of examples among all
+    for image, question, _ in (example for shown in examples for example in shown):
+        if len(image) != 1:
+            raise UsageError(f"an example holds {len(image)} images; give the tiles of one, and its text")
+        if id(image) not in place:
+            place[id(image)] = len(asked)
+            parts.append(image)
+            asked.append([])
+        if question not in asked[place[id(image)]]:
+            asked[place[id(image)]].append(question)
+    first = [0, *accumulate(len(own) for own in asked)]
+    rows: list[list[int | str]] = []
+    for number, shown in enumerate(examples):
+        front: list[int | str] = []
+        for image, question, text in shown:
+            other = place[id(image)]
+            front += [first[other] + asked[other].index(question), text]
+        rows += [[*front, row] for row in range(first[number], first[number + 1])]
+    return Tiles.join(parts), asked, rows

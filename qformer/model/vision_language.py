@@ -13,7 +13,7 @@ from qformer.model.decoding import GenerateConfig
 from qformer.model.frontend import FrontEnd
 from qformer.model.llm import LanguageModel, Seq2SeqLM
 from qformer.model.prompts import Prompt, compose, vqa_prompt, wording
-from qformer.model.rows import interleave
+from qformer.model.rows import interleave, put_in_front
 from qformer.model.streaming import stream
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Turn = tuple[str, str]  # a question and its answer
     Example = tuple[Tiles, str]  # one image, and the text that belongs to it
     AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
+
+
+ROWS = 64  # questions that are answered at once
 
 
 class VisionLanguageModel(nn.Module):
@@ -53,9 +56,10 @@ class VisionLanguageModel(nn.Module):
         """One step: `lm`, the mean cross-entropy over target tokens, which is also the `loss`; float scalars.
 
         A causal LLM writes the caption behind its prompt; an encoder-decoder reads a random first part of it and
-        writes the rest. Question data is asked with the VQA prompt and the first accepted answer is the target.
+        writes the rest. Question data is asked with the VQA prompt; the target is the answer that was drawn for
+        this step, or else the first accepted one.
         """
-        prefix, mask = self.prefix(batch.tiles)
+        prefix, mask = self.prefix(batch.tiles, batch.question)
         prompts, targets = self._prompts_and_targets(batch)
         total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
         if batch.targets is not None:
@@ -71,9 +75,16 @@ class VisionLanguageModel(nn.Module):
         prompts, targets = self._prompts_and_targets(batch)
         return self.llm.count_targets(targets, prompts, self.max_tokens)
 
-    def prefix(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        """The visual prefix of B images: float[B, M, L] and bool[B, M]."""
-        return self.connector(self.frontend(tiles))
+    def prefix(
+        self, tiles: Tiles, questions: Sequence[str] | Sequence[Sequence[str]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The visual prefix of B images: float[B, M, L] and bool[B, M].
+
+        With `questions` (one string per image, or a list of strings per image) there is a row for each of them, in
+        their order. A Q-Former that reads questions makes each its own; the image is encoded once all the same.
+        """
+        asked = None if questions is None else [[q] if isinstance(q, str) else list(q) for q in questions]
+        return self.connector(self.frontend(tiles), asked)
 
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix that an image of this plan really produces."""
@@ -105,7 +116,7 @@ class VisionLanguageModel(nn.Module):
         prompts = [prompt] * len(tiles) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
-        ids = self.llm.generate(*self._read(tiles, examples), prompts, **options)
+        ids = self.llm.generate(*self._read(tiles, None, _unasked(examples)), prompts, **options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
@@ -125,7 +136,7 @@ class VisionLanguageModel(nn.Module):
         """
         if len(tiles) != 1:
             raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
-        prefix, mask = self._read(tiles, examples)
+        prefix, mask = self._read(tiles, None, _unasked(examples))
         return stream(self.llm, prefix, mask, self.prompt if prompt is None else prompt, options)
 
     @overload
@@ -170,7 +181,7 @@ class VisionLanguageModel(nn.Module):
         nested = [[q] if isinstance(q, str) else list(q) for q in questions]
         parts = self._compose(nested, len(tiles), context, history, preset, task)
         settings = wording(task, preset, self.llm.family).generate | options
-        grouped = self._reply(self._read(tiles, self._answered(examples, preset, task)), parts, settings)
+        grouped = self._reply(self._read(tiles, nested, self._worded(examples, preset, task)), parts, settings)
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
 
@@ -182,12 +193,13 @@ class VisionLanguageModel(nn.Module):
             context: free text in front of both.
             options: fields of `GenerateConfig` for the question, such as `do_sample=True` for another one each time.
         """
-        visual = self.prefix(tiles)
+        seen = self.frontend(tiles)
 
         def say(task: str, asked: list[str], **given: Any) -> list[str]:
-            parts = self._compose([[one] for one in asked], len(tiles), context, None, preset, task)
+            nested = [[one] for one in asked]
+            parts = self._compose(nested, len(tiles), context, None, preset, task)
             settings = wording(task, preset, self.llm.family).generate | given
-            return [text for (text,) in self._reply(visual, parts, settings)]
+            return [text for (text,) in self._reply(self.connector(seen, nested), parts, settings)]
 
         texts = say("ask", [""] * len(tiles), **options)
         questions = [text[: text.find("?") + 1] or text for text in texts]  # what follows is no question
@@ -196,47 +208,40 @@ class VisionLanguageModel(nn.Module):
     def _reply(
         self, visual: tuple[Tensor, Tensor], parts: list[list[Prompt]], settings: dict[str, Any]
     ) -> list[list[str]]:
-        """A text for each of the prompts of each image, whose visual prefix is given."""
+        """A text for each of the prompts of each image; the visual prefix has a row for each of them."""
         config = GenerateConfig.of(settings)
         if config.num_return_sequences != 1:
             raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
         prefix, mask = visual
-        rows = torch.tensor([image for image, asked in enumerate(parts) for _ in asked], dtype=torch.long)
-        rows = rows.to(prefix.device)
         flat = [prompt for asked in parts for prompt in asked]
-        prompts = self._fit(flat, mask.sum(dim=1)[rows].tolist(), config.max_new_tokens)
-        texts = iter(
-            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
-        )
-        return [[next(texts) for _ in asked] for asked in parts]
+        prompts = self._fit(flat, mask.sum(dim=1).tolist(), config.max_new_tokens)
+        texts: list[str] = []
+        for start in range(0, len(prompts), ROWS):
+            rows = slice(start, start + ROWS)
+            texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **settings))
+        answers = iter(texts)
+        return [[next(answers) for _ in asked] for asked in parts]
 
-    def _read(self, tiles: Tiles, examples: Sequence[Sequence[Example]] | None) -> tuple[Tensor, Tensor]:
-        """`prefix` of B images, each behind its examples. An image that is an example of several is encoded once."""
+    def _read(
+        self,
+        tiles: Tiles,
+        questions: list[list[str]] | None,
+        examples: Sequence[Sequence[AnsweredExample]] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`prefix` of B images, or of each question of each, behind the image's examples: image, question, text."""
         if examples is None or not any(examples):
-            return self.prefix(tiles)
-        if len(examples) != len(tiles):
-            raise UsageError(f"got {len(examples)} lists of examples for {len(tiles)} images; give one for each image")
-        parts, rows, numbers = [tiles], [], dict[int, int]()
-        for asked, shown in enumerate(examples):
-            row: list[int | str] = []
-            for image, text in shown:
-                if len(image) != 1:
-                    raise UsageError(f"an example holds {len(image)} images; give the tiles of one, and its text")
-                if id(image) not in numbers:
-                    numbers[id(image)] = len(tiles) + len(numbers)
-                    parts.append(image)
-                row += [numbers[id(image)], text]
-            rows.append([*row, asked])
-        return interleave(self.llm, *self.prefix(Tiles.join(parts)), rows)
+            return self.prefix(tiles, questions)
+        images, asked, rows = put_in_front(tiles, questions or [[""]] * len(tiles), examples)
+        return interleave(self.llm, *self.prefix(images, asked), rows)
 
-    def _answered(
+    def _worded(
         self, examples: Sequence[Sequence[AnsweredExample]] | None, preset: str, task: str
-    ) -> list[list[Example]] | None:
-        """Examples worded like what is asked, with the answers behind."""
+    ) -> list[list[AnsweredExample]] | None:
+        """Examples as image, question, and the text that is read: worded like what is asked, the answer behind."""
         if examples is None:
             return None
         return [
-            [(image, f"{compose(asked, task, preset, self.llm.family).text} {said}") for image, asked, said in shown]
+            [(image, one, f"{compose(one, task, preset, self.llm.family).text} {said}") for image, one, said in shown]
             for shown in examples
         ]
 
@@ -283,7 +288,7 @@ class VisionLanguageModel(nn.Module):
                 "stage two takes captions as strings: they are tokenised for the language model, not for BERT"
             )
         if batch.question is not None:
-            answers = [accepted[0] for accepted in batch.answers or []]
+            answers = batch.answer or [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
         if isinstance(self.llm, Seq2SeqLM):
             halves = self._halves(batch)
@@ -297,6 +302,11 @@ class VisionLanguageModel(nn.Module):
         # The random split is part of the objective; held-out losses are compared over time, so theirs is fixed.
         generator = None if self.training else torch.Generator().manual_seed(0)
         return [split_caption(text, generator) for text in cast("list[str]", batch.text)]
+
+
+def _unasked(examples: Sequence[Sequence[Example]] | None) -> list[list[AnsweredExample]] | None:
+    """Examples without a question for the Q-Former."""
+    return None if examples is None else [[(image, "", text) for image, text in shown] for shown in examples]
 
 
 def _spaced(prompt: str) -> str:
