@@ -14,7 +14,17 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qformer import lookup
-from qformer.schema import Choice, Count, FeaturesConfig, Fraction, Positive, Section
+from qformer.schema import (
+    BackboneConfig,
+    Choice,
+    Count,
+    FeaturesConfig,
+    Fraction,
+    LoraConfig,
+    Positive,
+    QuestionConfig,
+    Section,
+)
 from qformer.types import UsageError
 
 
@@ -92,6 +102,7 @@ class LLMConfig(Section):
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
         visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
             words, and those of a T5 are large.
+        lora: train low-rank adapters of its layers, too; without them it stays as it is.
     """
 
     path: str
@@ -101,50 +112,7 @@ class LLMConfig(Section):
     erf_gelu: bool = True
     dropout: bool = False
     visual_scale: Annotated[float, Field(gt=0)] = 1.0
-
-
-class BackboneConfig(Section):
-    """A small tower trained from scratch: sizes of the model that `stage: vision` or `stage: language` makes.
-
-    Attributes:
-        kind: what is built, saved as an ordinary transformers folder.
-        heads: attention heads.
-        intermediate: width inside the feed-forward layers; 4 x `width` by default.
-        decoder_layers: of a T5, whose encoder has `layers`; as many by default, and no more (transformers has a
-            cache of `layers` where it generates).
-        image_size, patch_size: of a ViT.
-        text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
-        freeze_text: keep that BERT as it is and train a projection on it only.
-        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokeniser trained on the captions.
-    """
-
-    kind: Literal["vit", "bert", "opt", "t5"]
-    width: Positive = 192
-    layers: Positive = 6
-    heads: Positive = 3
-    intermediate: Positive | None = None
-    decoder_layers: Positive | None = None
-    image_size: Positive = 112
-    patch_size: Positive = 16
-    text: str | None = None
-    freeze_text: bool = False
-    vocab_size: Positive = 4096
-    max_tokens: Positive = 48
-
-    @model_validator(mode="after")
-    def _width_divides(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"backbone.width {self.width} does not divide into {self.heads} heads; change one of them")
-        if self.decoder_layers is not None and self.decoder_layers > self.layers:
-            raise ValueError(
-                f"backbone.decoder_layers {self.decoder_layers} is more than backbone.layers {self.layers}; lower it"
-            )
-        if self.kind == "vit" and (self.width % 4 or self.image_size % self.patch_size):
-            raise ValueError(
-                f"a vit of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "
-                "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
-            )
-        return self
+    lora: LoraConfig | None = None
 
 
 class DataConfig(Section):
@@ -245,6 +213,7 @@ class Config(Section):
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
         vision_norm_eps: of the LayerNorm behind the encoder; BLIP-2 of transformers has 1e-6.
+        question: of stage two: the Q-Former reads the question, too; by default the language model alone does.
     """
 
     stage: Literal["vision", "language", "stage1", "stage2"]
@@ -257,6 +226,7 @@ class Config(Section):
     resolution: Choice = Choice(name="fixed")
     text: TextConfig = TextConfig()
     qformer: QFormerConfig = QFormerConfig()
+    question: QuestionConfig | None = None
     loss: LossConfig = LossConfig()
     llm: LLMConfig | None = None
     backbone: BackboneConfig | None = None
@@ -273,6 +243,11 @@ class Config(Section):
         if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
             why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
             raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
+        if self.question is not None and self.stage != "stage2":
+            raise ValueError(
+                f"question is for stage2, whose Q-Former reads it for a language model, not for '{self.stage}'; "
+                "leave it out"
+            )
         if self.stage == "stage2" and self.llm is None:
             raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
         if self.stage in ("vision", "language"):
@@ -393,4 +368,6 @@ def anchor(config: Config) -> Config:
     }
     if config.llm is not None:
         changes["llm"] = config.llm.model_copy(update={"path": absolute(config.llm.path)})
+    if config.question is not None:
+        changes["question"] = config.question.model_copy(update={"init": absolute(config.question.init)})
     return config.model_copy(update={key: value for key, value in changes.items() if value != getattr(config, key)})

@@ -1,8 +1,8 @@
-"""What the configuration is made of: strict sections, names with options, kinds of numbers; and the store of tokens."""
+"""What the configuration is made of: strict sections, names with options, kinds of numbers; and some sections."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -47,3 +47,77 @@ class FeaturesConfig(Section):
     @classmethod
     def _folder_alone(cls, given: Any) -> Any:
         return {"path": given} if isinstance(given, str) else given
+
+
+class QuestionConfig(Section):
+    """The Q-Former of stage two reads the question beside its queries (BLIP-2, section 4.3 and appendix).
+
+    Attributes:
+        init: run or checkpoint of stage one that the text path (word and position embeddings, text feed-forward) is
+            taken from, where the `init` of the run has none: stage two keeps the query path only. By default BERT's.
+        max_tokens: questions are cut here for the Q-Former, `[CLS]` and `[SEP]` counted.
+    """
+
+    init: str | None = None
+    max_tokens: Positive = 32
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of a frozen language model (Hu et al., arXiv 2106.09685); they need the package peft.
+
+    Attributes:
+        rank: of the two matrices whose product is added to a weight.
+        alpha: their product counts alpha / rank times.
+        dropout: of what they read, in training.
+        targets: ends of the names of the Linear layers that get them; by default those that peft knows to be usual for
+            the model, queries and values of the attention.
+    """
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Fraction = 0.0
+    targets: list[str] | None = None
+
+
+class BackboneConfig(Section):
+    """A small tower trained from scratch: sizes of the model that `stage: vision` or `stage: language` makes.
+
+    Attributes:
+        kind: what is built, saved as an ordinary transformers folder.
+        heads: attention heads.
+        intermediate: width inside the feed-forward layers; 4 x `width` by default.
+        decoder_layers: of a T5, whose encoder has `layers`; as many by default, and no more (transformers has a
+            cache of `layers` where it generates).
+        image_size, patch_size: of a ViT.
+        text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
+        freeze_text: keep that BERT as it is and train a projection on it only.
+        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokeniser trained on the captions.
+    """
+
+    kind: Literal["vit", "bert", "opt", "t5"]
+    width: Positive = 192
+    layers: Positive = 6
+    heads: Positive = 3
+    intermediate: Positive | None = None
+    decoder_layers: Positive | None = None
+    image_size: Positive = 112
+    patch_size: Positive = 16
+    text: str | None = None
+    freeze_text: bool = False
+    vocab_size: Positive = 4096
+    max_tokens: Positive = 48
+
+    @model_validator(mode="after")
+    def _width_divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"backbone.width {self.width} does not divide into {self.heads} heads; change one of them")
+        if self.decoder_layers is not None and self.decoder_layers > self.layers:
+            raise ValueError(
+                f"backbone.decoder_layers {self.decoder_layers} is more than backbone.layers {self.layers}; lower it"
+            )
+        if self.kind == "vit" and (self.width % 4 or self.image_size % self.patch_size):
+            raise ValueError(
+                f"a vit of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "
+                "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
+            )
+        return self

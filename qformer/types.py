@@ -172,7 +172,9 @@ class Batch:
         tiles: the images.
         text: B captions, as strings or already tokenised.
         image_id: B ids; equal ids are the same image and never each other's negative. None: all differ.
-        question, answers: of question data; B strings, and B lists of accepted answers.
+        question, answers: of question data; B strings, and B lists of accepted answers, as often as they were given.
+        answer: that which is learned at this step: one of the `answers` of each, drawn as often as it was given. None:
+            not drawn.
         negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
             global batch. For parity tests: an ordinary step draws them.
         halves: the two parts into which each caption was cut for an encoder-decoder; None: not cut yet.
@@ -185,6 +187,7 @@ class Batch:
     image_id: Sequence[str | int] | Tensor | None = None
     question: list[str] | None = None
     answers: list[list[str]] | None = None
+    answer: list[str] | None = None
     negatives: tuple[Tensor, Tensor] | None = None
     halves: list[tuple[str, str]] | None = None
     targets: Tensor | None = None
@@ -202,7 +205,7 @@ class Sample:
         key: names the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
         image_id: equal for records that show the same image; None means that the record stands alone.
         captions: true captions, any number; one is drawn at each step.
-        question, answers: a question about the image and its accepted answers.
+        question, answers: a question about the image and its accepted answers, repeated as often as they were given.
         prompt: put in front of a caption once it is cleaned.
     """
 

@@ -184,7 +184,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,  # they are constants
                 gradient_as_bucket_view=True,
-                find_unused_parameters=not config.freeze_vision,  # towers of others may have parts that no loss sees
+                # Towers of others may have parts that no loss sees, and a batch of captions asks nothing.
+                find_unused_parameters=not config.freeze_vision or config.question is not None,
             ),
         ],
     )

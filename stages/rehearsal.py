@@ -101,7 +101,11 @@ class Subject:
         pixels: list[Tensor] = [self.mode.from_tensor(tile) for tile in cut.pixels]
         tiles = Tiles(pixels * count, cut.plans * count)
         if self.config.llm is not None and self.config.stage == "stage2":
-            return Batch(tiles, [words(self.config.llm.max_tokens)] * count)
+            texts = [words(self.config.llm.max_tokens)] * count
+            batch = Batch(tiles, texts)
+            if self.config.question is not None:
+                batch.question, batch.answer = [words(self.config.question.max_tokens)] * count, texts
+            return batch
         shape = count, self.config.text.max_tokens
         batch = Batch(tiles, Tokens(torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)))
         if self.gpus > 1 or self.config.train.chunk:

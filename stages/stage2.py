@@ -12,7 +12,8 @@ from qformer import checkpoint, distributed, resolution
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, Held
-from qformer.model.loading import build_vision_language, load_stage_one, start_from
+from qformer.model.connectors import QuestionConnector
+from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
 from qformer.types import UsageError
 from stages import pictures
 from stages.features import prepare
@@ -22,7 +23,8 @@ from stages.stage1 import mean_losses, validation_data
 if TYPE_CHECKING:
     from torch import nn
 
-    from qformer.config import Config
+    from qformer.checkpoint import Checkpoint
+    from qformer.config import Config, QuestionConfig
     from qformer.model.vision_language import VisionLanguageModel
 
 SHOWN = 5
@@ -33,8 +35,8 @@ BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 def train(config: Config) -> Path:
     """Run or resume stage two; returns the last checkpoint.
 
-    What the bridge was trained with (image encoder, Q-Former sizes) is taken from `init`, a run of stage one; the
-    resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
+    What the bridge was trained with (image encoder, Q-Former sizes, whether it reads questions) is taken from `init`;
+    the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
 
     Raises:
         UsageError: data, towers or `init` that cannot be used.
@@ -48,15 +50,45 @@ def train(config: Config) -> Path:
     here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
     device = f"cuda:{distributed.local_rank()}" if here else "cpu"
     encoder, store = prepare(config, source, strategy, whole=held is not None)
-    model, config = build_vision_language(config, device, encoder)
-    if start is not None and checkpoint.newest(Path(config.run)) is None:
-        if start.config.stage == "stage1":
-            load_stage_one(model, start)
-        else:
-            start_from(model, start)
+    text = None if config.question is None else text_path(config.question, start)
+    if text is not None:
+        config = with_text_sizes(config, text.config)
+    model, config = build_vision_language(config, device, encoder, tokenizer_of=None if text is None else text.path)
+    if checkpoint.newest(Path(config.run)) is None:
+        if start is not None:
+            (load_stage_one if start.config.stage == "stage1" else start_from)(model, start)
+        if text is not None and text is not start:
+            load_text_path(model, text)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run))
-    return fit(model, batches, config, evaluate)
+    reader = model.connector if isinstance(model.connector, QuestionConnector) else None
+    return fit(model, batches, config, evaluate, None if reader is None else reader.tokenizer.save_pretrained)
+
+
+def text_path(question: QuestionConfig, start: Checkpoint | None) -> Checkpoint | None:
+    """What a Q-Former that reads questions has its text path from: `start`, `question.init`, or BERT (None).
+
+    Raises:
+        UsageError: `question.init` is not stage one, or not needed.
+    """
+    whole = start is not None and (start.config.stage == "stage1" or start.config.question is not None)
+    if question.init is None:
+        return start if whole else None
+    if whole:
+        raise UsageError("init has a text path already; leave question.init out")
+    found = checkpoint.read(question.init)
+    if found.config.stage != "stage1":
+        raise UsageError(
+            f"question.init '{question.init}' is a run of stage '{found.config.stage}', which has no text path; "
+            "give one of stage1"
+        )
+    return found
+
+
+def with_text_sizes(config: Config, theirs: Config) -> Config:
+    """The configuration with as many words and positions as the text path of another one has."""
+    sizes = {"vocab_size": theirs.qformer.vocab_size, "max_positions": theirs.qformer.max_positions}
+    return config.model_copy(update={"qformer": config.qformer.model_copy(update=sizes)})
 
 
 def inherit(config: Config, start: Config) -> Config:
@@ -67,15 +99,19 @@ def inherit(config: Config, start: Config) -> Config:
     """
     if start.stage not in ("stage1", "stage2"):
         raise UsageError(f"init '{config.init}' is a run of stage '{start.stage}'; stage two starts from a stage1 run")
-    taken: dict[str, Any] = {name: getattr(start, name) for name in BRIDGE}
+    own_text = "text" in config.model_fields_set and start.stage == "stage2" and start.question is None
+    bridge = [name for name in BRIDGE if name != "text" or not own_text]  # its Q-Former has read none
+    taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}
     if "vision" in config.model_fields_set:
         changes = {key: value for key, value in config.vision.options.items() if key in ENCODER_CHANGES}
         taken["vision"] = Choice(name=start.vision.name, **(start.vision.options | changes))
-    for name in BRIDGE:
+    for name in bridge:
         if name in config.model_fields_set and not _agree(getattr(config, name), taken[name]):
             raise UsageError(
                 f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
             )
+    if config.question is None:
+        taken["question"] = start.question
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
     return config.model_copy(update=taken)

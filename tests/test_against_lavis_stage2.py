@@ -113,7 +113,7 @@ def test_t5_loss_hidden_states_and_gradients(t5: Pair) -> None:
 def test_t5_texts_become_the_same_ids(t5: Pair) -> None:
     golden, model = t5
     for name in ("read", "target"):
-        rows = model.llm._ended(golden.about[name], model.max_tokens)
+        rows = model.llm.ended(golden.about[name], model.max_tokens)
         theirs = zip(golden.given[f"{name}_ids"], golden.given[f"{name}_mask"], strict=True)
         assert rows == [ids[mask.bool()].tolist() for ids, mask in theirs]
 

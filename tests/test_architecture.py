@@ -53,12 +53,14 @@ ONLY_BY = {
         "qformer/model/llm.py",
         "qformer/model/loading.py",
         "qformer/model/outline.py",
+        "qformer/model/streaming.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },
     "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {"demo/app.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
+    "peft": {"qformer/model/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
     "lavis": set(),
 }
@@ -150,7 +152,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 18500
+    assert sum(lengths.values()) < 19500
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -1,8 +1,8 @@
 """Tokenizers and language models of a few thousand weights, made on the spot: no test needs the network.
 
-Tokenizers: `bert` (WordPiece), `opt`, `llama`, `gpt2` (byte-level BPE), `t5` (Unigram), with the special tokens of the
-real ones. Language models: `opt`, `opt-projected` (input embeddings narrower than the layers, as in OPT-350m), `llama`,
-`gpt2`, `t5`, `flan-t5`.
+Tokenizers: `bert` (WordPiece), `opt`, `llama`, `gpt2`, `qwen2` (byte-level BPE), `t5` (Unigram), with the special
+tokens of the real ones. Language models: `opt`, `opt-projected` (input embeddings narrower than the layers, as in
+OPT-350m), `llama`, `gpt2`, `t5`, `flan-t5`; and `qwen2`, `phi` (half of each head rotary), `ul2`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -37,16 +41,18 @@ CAPTIONS = [
     "Question: how many cats are there? Short answer: two",
 ]
 LLM_KINDS = ("opt", "opt-projected", "llama", "gpt2", "t5", "flan-t5")
+MORE_LLM_KINDS = ("qwen2", "phi", "ul2")
+TOKENIZERS = {"opt-projected": "opt", "flan-t5": "t5", "phi": "gpt2", "ul2": "t5"}  # of kinds that have no own one
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer of `kind` with a few hundred tokens; any text can be written in it."""
-    return {"bert": _bert, "opt": _opt, "llama": _llama, "gpt2": _gpt2, "t5": _t5}[kind]()
+    return {"bert": _bert, "opt": _opt, "llama": _llama, "gpt2": _gpt2, "qwen2": _qwen2, "t5": _t5}[kind]()
 
 
 def tiny_llm(kind: str, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
     """A random language model of `kind` in eval mode, and its tokenizer. Large weights: it prefers some tokens."""
-    tokenizer = tiny_tokenizer("opt" if kind == "opt-projected" else "t5" if kind == "flan-t5" else kind)
+    tokenizer = tiny_tokenizer(TOKENIZERS.get(kind, kind))
     vocabulary = len(tokenizer) + 3  # real models, too, have rows that their tokenizer does not use
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -76,14 +82,21 @@ def tiny_llm(kind: str, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
             model = LlamaForCausalLM(LlamaConfig(intermediate_size=24, **sizes))
         elif kind == "gpt2":
             model = GPT2LMHeadModel(GPT2Config(**sizes))
+        elif kind == "qwen2":
+            model = Qwen2ForCausalLM(Qwen2Config(intermediate_size=24, num_key_value_heads=1, **sizes))
+        elif kind == "phi":
+            model = PhiForCausalLM(PhiConfig(intermediate_size=24, partial_rotary_factor=0.5, **sizes))
         elif kind == "t5":
             model = T5ForConditionalGeneration(T5Config(**t5))
         elif kind == "flan-t5":
             t5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
             model = T5ForConditionalGeneration(T5Config(**t5))
             model.lm_head.weight = nn.Parameter(torch.empty(vocabulary, 16))  # not tied, as in Flan-T5
+        elif kind == "ul2":
+            t5 |= {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False}
+            model = T5ForConditionalGeneration(T5Config(**t5))
         else:
-            raise ValueError(f"no tiny language model is called '{kind}'; use one of {LLM_KINDS}")
+            raise ValueError(f"no tiny language model is called '{kind}'; use one of {LLM_KINDS + MORE_LLM_KINDS}")
         for weight in model.parameters():
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.4)
@@ -130,6 +143,12 @@ def _gpt2() -> PreTrainedTokenizerFast:
     """One special token that is BOS and EOS but is never put in front, no pad token."""
     end = "<|endoftext|>"
     return PreTrainedTokenizerFast(tokenizer_object=_byte_level([end]), bos_token=end, eos_token=end, unk_token=end)
+
+
+def _qwen2() -> PreTrainedTokenizerFast:
+    """No BOS at all; the end of a text is not the pad token."""
+    end, pad = "<|im_end|>", "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=_byte_level([pad, end]), eos_token=end, pad_token=pad)
 
 
 def _t5() -> PreTrainedTokenizerFast:

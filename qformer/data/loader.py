@@ -74,30 +74,34 @@ class Batches(Dataset[Loaded]):
         tiles: list[Tiles] = []
         samples: list[Sample] = []
         texts: list[str] = []
+        drawn: list[str] = []
         skipped: list[dict[str, Any]] = []
         for position in range(number * self.data.batch, (number + 1) * self.data.batch):
-            image, sample, text = self._good_sample(position, skipped)
+            image, sample, text, answer = self._good_sample(position, skipped)
             tiles.append(image)
             samples.append(sample)
             texts.append(text)
-        asked = all(sample.question is not None for sample in samples)
+            drawn.append(answer)
+        asked = all(drawn)
         batch = Batch(
             tiles=Tiles.join(tiles),
             text=texts,
             image_id=[sample.key if sample.image_id is None else sample.image_id for sample in samples],
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
             answers=[sample.answers for sample in samples] if asked else None,
+            answer=drawn if asked else None,
         )
         return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
 
-    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tiles, Sample, str]:
+    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tiles, Sample, str, str]:
+        """What stands at a position: the image, its record, and the caption and the answer that are drawn."""
         rng = np.random.default_rng([self.seed, position])
         others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
         for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:
                 sample = self.source[index]
-                text = draw_text(sample, rng)
-                return self._see(index, sample, rng), sample, text
+                text, answer = draw_texts(sample, rng)
+                return self._see(index, sample, rng), sample, text, answer
             except BadSample as bad:
                 record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
                 skipped.append(record | ({"replacement": True} if tries else {}))
@@ -113,18 +117,23 @@ class Batches(Dataset[Loaded]):
         return cut_all([augment(read_image(sample.image), self.data.crop, self.data.flip, rng)], self.strategy)
 
 
-def draw_text(sample: Sample, rng: np.random.Generator) -> str:
-    """One of the captions, as `usable_captions` gives them; the first answer of a question without captions.
+def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
+    """One of the captions, as `usable_captions` gives them, and one of the answers to the question.
+
+    Each answer is as likely as it was often given (open answers of VQAv2, as in the original). Where there are no
+    captions the answer stands in for one; where nothing is asked it is empty.
 
     Raises:
         BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one.
     """
+    answers = [answer for answer in sample.answers if answer.strip()] if sample.question is not None else []
+    answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
     if sample.question is not None and not sample.captions:
-        if not sample.answers:
+        if not answer:
             raise BadSample("no answer", sample.key)
-        return sample.answers[0]
+        return answer, answer
     captions = usable_captions(sample)
-    return captions[int(rng.integers(len(captions)))]
+    return captions[int(rng.integers(len(captions)))], answer
 
 
 def usable_captions(sample: Sample) -> list[str]:

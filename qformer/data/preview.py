@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qformer.data.loader import draw_text
+from qformer.data.loader import draw_texts
 from qformer.data.orders import indices
 from qformer.images import read_image
 from qformer.types import BadSample
@@ -30,7 +30,7 @@ def preview(source: Source) -> Iterator[str]:
     for index in islice(indices(source), LOOK):
         try:
             sample = source[index]
-            text = draw_text(sample, rng)
+            text, _ = draw_texts(sample, rng)
             height, width = read_image(sample.image).shape[1:]
         except BadSample as fault:
             bad[fault.kind] += 1

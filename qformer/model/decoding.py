@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from qformer.lookup import build
 from qformer.types import UsageError
@@ -31,10 +37,12 @@ NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text beg
 class GenerateConfig:
     """How text is generated; the defaults are those of the paper's captioning (beam search).
 
-    `max_new_tokens` and `min_new_tokens` count generated tokens only. `top_p` and `temperature` act when `do_sample` is
-    True, `length_penalty` when there are several beams (see the top of this module for what counts).
-    `num_return_sequences` texts are sampled of each row. `draws` are the numbers in [0, 1) that sampling would else
-    draw from the global random state: for each text as many as there may be new tokens.
+    `max_new_tokens` and `min_new_tokens` count generated tokens only, the end among the former. `top_p` and
+    `temperature` act when `do_sample` is True, `length_penalty` when there are several beams (see the top of this
+    module for what counts). `repetition_penalty` lowers the scores of tokens that were generated already (those of the
+    prompt may come again), and no `no_repeat_ngram_size` generated tokens in a row come twice. `num_return_sequences`
+    texts are sampled of each row. `draws` are the numbers in [0, 1) that sampling would else draw from the global
+    random state: for each text as many as there may be new tokens.
     """
 
     num_beams: int = 5
@@ -46,6 +54,7 @@ class GenerateConfig:
     length_penalty: float = 1.0
     temperature: float = 1.0
     num_return_sequences: int = 1
+    no_repeat_ngram_size: int = 0
     draws: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +65,7 @@ class GenerateConfig:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "temperature": (self.temperature > 0, "above 0"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
             "num_return_sequences": (
                 self.num_return_sequences == 1 or (self.num_return_sequences > 1 and self.do_sample),
                 "1, or more with do_sample",
@@ -75,9 +85,10 @@ class GenerateConfig:
         return build({"generate": cls}, "generate", options, "generate")
 
     def to_transformers(self) -> GenerationConfig:
-        """Only what acts is set: transformers warns of the rest."""
+        """Only what acts is set: transformers warns of the rest. What `processors` do is left out."""
         settings = asdict(self)
-        del settings["draws"]
+        for name in ("draws", "repetition_penalty", "no_repeat_ngram_size"):
+            del settings[name]
         if self.do_sample:
             settings["top_k"] = 0  # nucleus sampling alone; transformers would keep the 50 likeliest tokens first
         if not self.do_sample or self.draws is not None:
@@ -86,9 +97,20 @@ class GenerateConfig:
             del settings["length_penalty"]
         return GenerationConfig(**settings)
 
-    def processors(self) -> LogitsProcessorList | None:
-        """What chooses the tokens by `draws`, where they are given: to be passed to `generate` of transformers."""
-        return None if self.draws is None else LogitsProcessorList([_Drawn(self)])
+    def processors(self) -> LogitsProcessorList:
+        """What changes the scores of tokens beside `to_transformers`: to be passed to the same `generate`.
+
+        That of repetitions is made here because transformers 5.23, told by its own option, takes the first new tokens
+        of a row for padding where the prompt is given as embeddings: a text would depend on the rows beside it.
+        """
+        made = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            made.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            made.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.draws is not None:
+            made.append(_Drawn(self))
+        return made
 
 
 class _Drawn(LogitsProcessor):

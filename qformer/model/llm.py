@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -28,12 +27,14 @@ from transformers import (
 
 from qformer.lookup import tower
 from qformer.model.decoding import GenerateConfig, search_as_original
+from qformer.model.rows import join, pad, positions
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
 
 IGNORE = -100  # label of a position that is no target
 MAX_TOKENS = 32  # where training texts are cut, special tokens counted
@@ -51,6 +52,7 @@ class LanguageModel(nn.Module, ABC):
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         end: id of the token that ends a text.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
+        adapters: parts that are in training mode whenever what surrounds the model is.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
@@ -67,6 +69,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.autocast = False
+        self.adapters: list[nn.Module] = []
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         self.width: int = model.get_input_embeddings().weight.shape[1]
@@ -80,7 +83,10 @@ class LanguageModel(nn.Module, ABC):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and self.dropout)
+        super().train(mode and self.dropout)
+        for part in self.adapters:
+            part.train(mode)
+        return self
 
     def loss(
         self,
@@ -112,11 +118,19 @@ class LanguageModel(nn.Module, ABC):
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
 
     @torch.no_grad()
-    def generate(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], **options: Any) -> Tensor:
+    def generate(
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        prompts: list[str],
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Texts behind [visual][prompt], as ids of the new tokens only: long[B, new], padded on the right.
 
         Args:
             prefix: float[B, M, L]. prefix_mask: bool[B, M]. prompts: B strings, possibly empty, never cut.
+            streamer: is given each token as it comes, see `qformer.model.streaming`; not with beams.
             options: fields of `GenerateConfig`.
 
         Raises:
@@ -124,7 +138,16 @@ class LanguageModel(nn.Module, ABC):
         """
         config = GenerateConfig.of(options)
         with self._own_dtype(prefix.device):
-            return self._continue(prefix, prefix_mask, prompts, config)
+            inputs, counted = self._behind(prefix, prefix_mask, prompts, config.max_new_tokens)
+            search = None if config.num_beams == 1 or config.do_sample else search_as_original(counted)
+            ids = self.model.generate(
+                **inputs,
+                generation_config=config.to_transformers(),
+                custom_generate=search,
+                logits_processor=config.processors(),
+                streamer=streamer,
+            )
+        return ids[:, 1:] if self.family == "seq2seq" else ids  # without the token that starts a decoder
 
     def _own_dtype(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext() if self.autocast else torch.autocast(device.type, enabled=False)
@@ -142,20 +165,13 @@ class LanguageModel(nn.Module, ABC):
         """The ids of the texts, rows of T, and which of them are targets: long[B, T], `IGNORE` where there is none."""
 
     @abstractmethod
-    def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
-        """Ids long[B, new] of what follows the visual tokens and the prompts."""
+    def _behind(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+    ) -> tuple[dict[str, Tensor], Tensor | int]:
+        """Inputs of the model, behind which `new` tokens may come; and the prompt's tokens, long[B], that count beside
+        those when beams are compared, as in the original."""
 
-    def _search(self, inputs: dict[str, Tensor], config: GenerateConfig, prompt: Tensor | int = 0) -> Tensor:
-        """Ids of `generate`. Beams are compared as in the original, where `prompt` tokens count beside the new ones."""
-        search = None if config.num_beams == 1 or config.do_sample else search_as_original(prompt)
-        return self.model.generate(
-            **inputs,
-            generation_config=config.to_transformers(),
-            custom_generate=search,
-            logits_processor=config.processors(),
-        )
-
-    def decode(self, ids: Tensor) -> list[str]:
+    def decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -163,28 +179,19 @@ class LanguageModel(nn.Module, ABC):
         """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS."""
         return [self.start + row for row in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
-    def _pad(self, rows: list[list[int]], device: torch.device) -> Tokens:
-        """Rows of ids, padded on the right with `end`: any model can embed it, and a tokenizer may lack a pad token."""
-        ids = pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], batch_first=True, padding_value=self.end)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
-        return Tokens(ids, mask).to(device)
+    def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
+        """Ids of each text between `start` and `end`, the latter kept where a text is cut at `limit`."""
+        cut = None if limit is None else limit - 1
+        return [[*row[:cut], self.end] for row in self._ids(texts)]
 
-    def _join(
-        self, prefix: Tensor, prefix_mask: Tensor, text: Tokens, side: Literal["left", "right"], room: int = 0
-    ) -> dict[str, Tensor]:
-        """Inputs of the model: packed rows [visual][text] of M + T columns that leave `room` for what is generated."""
-        visual, words = prefix.shape[1], text.ids.shape[1] + room
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and visual + words > limit:
-            raise UsageError(
-                f"{visual} visual and {words} text tokens exceed the {limit} positions of this "
-                f"{self.model.config.model_type} model; use fewer tiles, a connector with fewer tokens, or shorter text"
-            )
-        embeds = self.model.get_input_embeddings()(text.ids)
-        embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
-        embeds, mask, _ = pack(embeds, torch.cat([prefix_mask, text.mask], dim=1), side)
-        return {"inputs_embeds": embeds, "attention_mask": mask.long()}
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a prompt, those that begin every text counted."""
+        return len(self._ids([text])[0])
+
+    def room(self, visual: int, new: int) -> int | None:
+        """Tokens of a prompt that fit behind so many visual ones, where `new` ones may follow; None for any number."""
+        limit = positions(self.model)
+        return None if limit is None else limit - visual - (new if self.family == "causal" else 1)
 
 
 class CausalLM(LanguageModel):
@@ -212,7 +219,7 @@ class CausalLM(LanguageModel):
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
         targets = targets.masked_fill(columns < 0, IGNORE)  # without an image nothing stands before the first token
 
-        inputs = self._join(prefix, prefix_mask, row, side="right")
+        inputs = join(self.model, prefix, prefix_mask, row, "right")
         # Only these columns meet the vocabulary: a prefix of many tiles would make thousands of useless logits.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
 
@@ -220,14 +227,16 @@ class CausalLM(LanguageModel):
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
         whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
-        row = self._pad([[*ids, self.end][:max_tokens] for ids in whole], device)
+        row = pad([[*ids, self.end][:max_tokens] for ids in whole], self.end, device)
         return row, row.ids.masked_fill(~row.mask | self._in_prompt(prompt, row), IGNORE)
 
-    def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
-        row = self._pad(self._ids(prompts), prefix.device)
+    def _behind(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+    ) -> tuple[dict[str, Tensor], Tensor | int]:
+        row = pad(self._ids(prompts), self.end, prefix.device)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
-        inputs = self._join(prefix, prefix_mask, row, side="left", room=config.max_new_tokens)
-        return self._search(inputs, config, row.mask.sum(dim=1).clamp(min=1))
+        inputs = join(self.model, prefix, prefix_mask, row, "left", new)
+        return inputs, row.mask.sum(dim=1).clamp(min=1)
 
     def _in_prompt(self, prompt: list[str], row: Tokens) -> Tensor:
         """Which tokens of the rows [BOS prompt text end] belong to the prompt: bool[B, T].
@@ -235,7 +244,7 @@ class CausalLM(LanguageModel):
         The leading ids that a row shares with its prompt tokenised alone: a token that merges the end of the prompt
         with the beginning of the text belongs to the text.
         """
-        known = self._pad(self._ids(prompt), row.ids.device)
+        known = pad(self._ids(prompt), self.end, row.ids.device)
         missing = row.ids.shape[1] - known.ids.shape[1]  # negative where the prompts are longer: F.pad cuts them
         same = (F.pad(known.ids, (0, missing)) == row.ids) & F.pad(known.mask, (0, missing)) & row.mask
         given = torch.tensor([bool(p) for p in prompt], device=row.ids.device)
@@ -267,7 +276,8 @@ class Seq2SeqLM(LanguageModel):
     def _predict(
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        inputs = self._join(prefix, prefix_mask, self._pad(self._ended(prompt, max_tokens), prefix.device), "right")
+        read = pad(self.ended(prompt, max_tokens), self.end, prefix.device)
+        inputs = join(self.model, prefix, prefix_mask, read, "right")
         _, targets = self._targets(text, prompt, max_tokens, prefix.device)
         shifted = self.model.prepare_decoder_input_ids_from_labels(labels=targets)
         return self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, targets
@@ -275,30 +285,14 @@ class Seq2SeqLM(LanguageModel):
     def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
-        target = self._pad(self._ended(text, max_tokens), device)
+        target = pad(self.ended(text, max_tokens), self.end, device)
         return target, target.ids.masked_fill(~target.mask, IGNORE)
 
-    def _continue(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], config: GenerateConfig) -> Tensor:
-        inputs = self._join(prefix, prefix_mask, self._pad(self._ended(prompts), prefix.device), "right")
-        return self._search(inputs, config)[:, 1:]  # without the token that starts the decoder
-
-    def _ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
-        cut = None if limit is None else limit - 1
-        return [[*row[:cut], self.end] for row in self._ids(texts)]
-
-
-def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather the valid tokens of each row, their order kept, with all the padding on one `side`.
-
-    Args:
-        embeds: float[B, X, L]. mask: bool[B, X].
-
-    Returns:
-        The packed embeds and mask, and order long[B, X]: the column that each packed column came from.
-    """
-    last = mask if side == "left" else ~mask
-    order = last.byte().argsort(dim=1, stable=True)
-    return embeds.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1), order
+    def _behind(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+    ) -> tuple[dict[str, Tensor], Tensor | int]:
+        read = pad(self.ended(prompts), self.end, prefix.device)
+        return join(self.model, prefix, prefix_mask, read, "right", new=0), 0  # the decoder has positions of its own
 
 
 def load_language_model(

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
 from qformer import checkpoint, lookup, resolution, vision
 from qformer.config import Config, QFormerConfig
-from qformer.model.connectors import QFormerConnector
+from qformer.model import lora
+from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import load_language_model
 from qformer.model.qformer import QFormer
@@ -27,16 +28,10 @@ if TYPE_CHECKING:
 DECODE = "[DEC]"
 DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CAPTIONING = "qformer.lm_head."
-#: What stage one trains and stage two has no use for.
-STAGE_ONE_ONLY = (
-    "temp",
-    "vision_proj.",
-    "text_proj.",
-    "itm_head.",
-    "qformer.lm_head.",
-    "qformer.embeddings.words.",
-    "qformer.embeddings.positions.",
-)
+TEXT_EMBEDDINGS = ("qformer.embeddings.words.", "qformer.embeddings.positions.")
+#: What stage one trains and stage two has no use for; of the text path only where its Q-Former reads no questions.
+STAGE_ONE_ONLY = ("temp", "vision_proj.", "text_proj.", "itm_head.", "qformer.lm_head.", *TEXT_EMBEDDINGS)
+ENCODER, LLM = "frontend.encoder.", "llm."  # begin names of what may be trained in one run and frozen in the next
 
 
 def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerConfig, dict[str, Tensor]]:
@@ -128,11 +123,14 @@ def build_vision_language(
     device: torch.device | str = "cpu",
     encoder: VisionEncoder | None = None,
     llm: LanguageModel | None = None,
+    tokenizer_of: Path | str | None = None,
 ) -> tuple[VisionLanguageModel, Config]:
     """Stage two's model and the configuration with every size filled in.
 
     Args:
         encoder, llm: in place of those that the configuration names.
+        tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, for a model whose text path will be
+            put in. By default both are BERT's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
@@ -143,13 +141,33 @@ def build_vision_language(
         dropout=config.llm.dropout,
         erf_gelu=config.llm.erf_gelu,
     )
+    if config.llm.lora is not None:
+        lora.add(llm, config.llm.lora)
     encoder = encoder or build_encoder(config)
-    qformer = QFormer(with_encoder_width(config.qformer, encoder.width)).drop_text()
-    connector = QFormerConnector(qformer, llm.width, config.llm.visual_scale)
+    connector = _build_connector(config, encoder.width, llm.width, tokenizer_of)
     model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
     model.frontend.strategy = strategy
     model.frontend.norm.eps = config.vision_norm_eps
-    return model, config.model_copy(update={"qformer": qformer.config})
+    return model, config.model_copy(update={"qformer": connector.qformer.config})
+
+
+def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: Path | str | None) -> QFormerConnector:
+    """The Q-Former of stage two and its projection; one that reads questions starts from BERT unless it will be put in.
+
+    Args:
+        width: of the image tokens. llm_width: of the language model.
+    """
+    assert config.llm is not None
+    sizes, scale = with_encoder_width(config.qformer, width), config.llm.visual_scale
+    if config.question is None:
+        return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale)
+    if tokenizer_of is None:
+        given = sizes.model_dump(include=sizes.model_fields_set - {"vocab_size", "max_positions"})  # which are BERT's
+        tokenizer = read_tokenizer(config.text.bert)
+        qformer = QFormer.from_bert(config.text.bert, QFormerConfig(**given), config.text.fold_token_types)
+    else:
+        tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
+    return QuestionConnector(qformer.drop_captioning(), llm_width, tokenizer, config.question.max_tokens, scale)
 
 
 def with_dtype(config: Config, dtype: str | None) -> Config:
@@ -214,15 +232,21 @@ def captioning_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def start_from(model: Bridge, source: checkpoint.Checkpoint) -> None:
     """Start training from a checkpoint of the same stage, which may lack what was not trained there.
 
-    That is the captioning head, which transformers has no place for, and an image encoder that was frozen: those stay
-    as the configuration says.
+    That is the captioning head, which transformers has no place for, an image encoder that was frozen, a text path
+    that stage two had not, and adapters of a language model: those stay as they are.
 
     Raises:
         UsageError: listing what else is missing, left over or of another shape.
     """
     mine = trained_tensors(model)
-    own = captioning_tensors(mine) | {name: t for name, t in mine.items() if name.startswith("frontend.encoder.")}
+    own = captioning_tensors(mine) | {n: tensor for n, tensor in mine.items() if n.startswith((ENCODER, LLM))}
+    if isinstance(model, VisionLanguageModel):
+        own |= {name: tensor for name, tensor in mine.items() if _in_text_path(name)}
     load_trained(model, own | source.tensors, source.path)
+
+
+def _in_text_path(name: str) -> bool:
+    return name.removeprefix("connector.").startswith(TEXT_EMBEDDINGS) or ".text_ffn." in name
 
 
 @torch.no_grad()
@@ -244,17 +268,29 @@ def _put(mine: dict[str, Tensor], tensors: dict[str, Tensor], source: str | Path
 def load_stage_one(model: VisionLanguageModel, source: checkpoint.Checkpoint) -> None:
     """Start stage two from stage one: the query path of its Q-Former and the LayerNorm of its front end.
 
+    A Q-Former that reads questions takes the text path along.
+
     Raises:
         UsageError: its tensors do not fit.
     """
-    taken = {}
+    mine, taken = trained_tensors(model), {}
     for name, tensor in source.tensors.items():
-        if not name.startswith(STAGE_ONE_ONLY) and ".text_ffn." not in name:
-            taken[f"connector.{name}" if name.startswith("qformer.") else name] = tensor
-    fresh = {
-        name: tensor for name, tensor in trained_tensors(model).items() if name.startswith("connector.projection.")
-    }
-    load_trained(model, taken | fresh, source.path)
+        ours = f"connector.{name}" if name.startswith("qformer.") else name
+        if ours in mine or not (name.startswith(STAGE_ONE_ONLY) or _in_text_path(name)):
+            taken[ours] = tensor
+    fresh = ("connector.projection.", ENCODER, LLM)
+    load_trained(model, {name: tensor for name, tensor in mine.items() if name.startswith(fresh)} | taken, source.path)
+
+
+def load_text_path(model: VisionLanguageModel, source: checkpoint.Checkpoint) -> None:
+    """Take the part of the Q-Former that reads questions from a checkpoint of stage one.
+
+    Raises:
+        UsageError: its tensors do not fit.
+    """
+    mine = {name: tensor for name, tensor in trained_tensors(model).items() if _in_text_path(name)}
+    theirs = {f"connector.{name}": tensor for name, tensor in source.tensors.items()}
+    _put(mine, {name: tensor for name, tensor in theirs.items() if name in mine}, source.path)
 
 
 def load(
@@ -288,7 +324,7 @@ def load(
     if config.stage == "stage1":
         model, _ = build_image_text(config, saved.path)
     else:
-        model, _ = build_vision_language(with_dtype(config, dtype), device)
+        model, _ = build_vision_language(with_dtype(config, dtype), device, tokenizer_of=saved.path)
     load_tensors(model, saved.tensors, saved.path)
     return model.to(device).eval()
 

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from qformer import lookup, vision
-from qformer.model.connectors import QFormerConnector
+from qformer.model import lora
+from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import CausalLM, Seq2SeqLM, choose_dtype
 from qformer.model.loading import DTYPES, bert_sizes, with_encoder_width
@@ -90,9 +91,16 @@ def _image_text(config: Config) -> ImageTextModel:
 
 def _vision_language(config: Config, device: str) -> VisionLanguageModel:
     encoder, llm = outline_encoder(config), outline_language_model(config, device)
-    qformer = QFormer(with_encoder_width(config.qformer, encoder.width)).drop_text()
-    connector = QFormerConnector(qformer, llm.width)
     assert config.llm is not None
+    sizes = with_encoder_width(config.qformer, encoder.width)
+    if config.question is None:
+        connector = QFormerConnector(QFormer(sizes).drop_text(), llm.width)
+    else:
+        theirs = read_sizes(config.text.bert, "text.bert")
+        sizes = bert_sizes(theirs, theirs.vocab_size + 1, sizes)
+        connector = QuestionConnector(QFormer(sizes).drop_captioning(), llm.width, Words(), config.question.max_tokens)
+    if config.llm.lora is not None:
+        lora.add(llm, config.llm.lora)
     return VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
 
 

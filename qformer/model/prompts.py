@@ -1,50 +1,176 @@
-"""How questions are worded for BLIP-2: the presets, as data and pure functions.
+"""What a language model is asked about a picture, and in which words: one table, as data and pure functions.
 
-Templates and generation settings of visual question answering follow BLIP-2 (arXiv:2301.12597, sections 4.1 and 4.3)
-and the original implementation, LAVIS; strings in, strings out.
+Captions, visual questions and their decoding follow BLIP-2 (arXiv:2301.12597, sections 4.1 to 4.3), dialogue the
+original implementation, LAVIS. The paper shows the other tasks as examples only (figure 4): their words and decoding
+are ours. Strings in, strings out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qformer.lookup import find
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
-class VqaPreset:
-    """How a family of language models is asked: the prompt, and the options of `LanguageModel.generate`."""
+class Wording:
+    """How a task is put to one family of language models.
+
+    Attributes:
+        template: the prompt; `{}` is the question, or what is to be done. Without `{}` there is nothing to fill in.
+        generate: options of `LanguageModel.generate`.
+        context: how free text in front of it is written.
+    """
 
     template: str
     generate: dict[str, Any]
+    context: str = "{}"
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is a question to fill in."""
+        return "{}" in self.template
 
 
-BEAMS = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1}
+def _both(*wording: Any) -> dict[str, Wording]:
+    return dict.fromkeys(("causal", "seq2seq"), Wording(*wording))
 
-# By preset, then by the family of the language model (`LanguageModel.family`).
-VQA_PRESETS: dict[str, dict[str, VqaPreset]] = {
-    "paper": {
-        "causal": VqaPreset("Question: {} Answer:", {**BEAMS, "length_penalty": -1.0}),
-        "seq2seq": VqaPreset("Question: {} Short answer:", {**BEAMS, "length_penalty": -1.0}),
+
+SHORT = {"num_beams": 5, "max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": -1.0}
+SENTENCE = {"num_beams": 5, "max_new_tokens": 30, "min_new_tokens": 1}
+LONG = {
+    "num_beams": 5,
+    "max_new_tokens": 100,
+    "min_new_tokens": 1,
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 3,
+}
+QUESTION, SHORT_QUESTION = "Question: {} Answer:", "Question: {} Short answer:"
+STEPS = "Let's think step by step."  # Kojima et al., arXiv:2205.11916
+TURN = "Question: {} Answer: {}."
+
+#: By task, then by the family of the language model (`LanguageModel.family`).
+TASKS: dict[str, dict[str, Wording]] = {
+    "caption": _both("a photo of", SENTENCE),
+    "vqa": {"causal": Wording(QUESTION, SHORT), "seq2seq": Wording(SHORT_QUESTION, SHORT)},
+    "context": {
+        "causal": Wording(QUESTION, SHORT, "Context: {}."),
+        "seq2seq": Wording(SHORT_QUESTION, SHORT, "Context: {}."),
     },
-    "lavis": {
-        "causal": VqaPreset("Question: {} Short answer:", {**BEAMS, "length_penalty": 0.0}),
-        "seq2seq": VqaPreset("Question: {} Short answer:", {**BEAMS, "length_penalty": -1.0}),
+    "dialogue": _both(QUESTION, SENTENCE),
+    "knowledge": _both(QUESTION, SENTENCE | {"max_new_tokens": 50}),
+    "reasoning": {
+        "causal": Wording(f"{QUESTION} {STEPS}", LONG),
+        "seq2seq": Wording(f"{{}} {STEPS}", LONG),
+    },
+    "writing": _both("{}", LONG),
+    "ask": _both("Ask a question about the picture. Question:", SENTENCE),
+}
+#: By preset: `paper`, and what LAVIS does differently.
+PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
+    "paper": TASKS,
+    "lavis": TASKS
+    | {
+        "vqa": {
+            "causal": Wording(SHORT_QUESTION, SHORT | {"length_penalty": 0.0}),
+            "seq2seq": Wording(SHORT_QUESTION, SHORT),
+        }
     },
 }
 
 
-def vqa_preset(preset: str, family: str) -> VqaPreset:
-    """The preset called `preset` for language models of `family` ("causal" or "seq2seq").
+def wording(task: str, preset: str, family: str) -> Wording:
+    """The row of the table for language models of `family` ("causal" or "seq2seq").
 
     Raises:
-        UsageError: an unknown preset or family.
+        UsageError: an unknown task, preset or family.
     """
-    return find(find(VQA_PRESETS, preset, "VQA preset"), family, "family of language models")
+    return find(find(find(PRESETS, preset, "preset"), task, "task"), family, "family of language models")
+
+
+def vqa_preset(preset: str, family: str) -> Wording:
+    """`wording` of visual question answering."""
+    return wording("vqa", preset, family)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in its parts, joined by spaces.
+
+    Attributes:
+        context: free text in front; may be empty.
+        turns: earlier questions with their answers, the oldest first.
+        instruction: what is asked, or where the text goes on. It is never cut.
+    """
+
+    context: str
+    turns: tuple[str, ...]
+    instruction: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(part for part in (self.context, *self.turns, self.instruction) if part)
+
+    def fit(self, count: Callable[[str], int], room: int) -> Prompt:
+        """The longest end of the prompt of at most `room` tokens that still holds the whole instruction.
+
+        The context loses words from its start, then all of them; then the oldest turns go. Alone, the instruction may
+        be longer than `room`: whoever reads it must refuse it.
+
+        Args:
+            count: the number of tokens of a text.
+        """
+        starts = [0, *(word.start() for word in re.finditer(r"\S{1,16}", self.context))][1:]  # long words in pieces
+
+        def context_from(place: int) -> Prompt:
+            return replace(self, context=self.context[starts[place] :])
+
+        def turns_from(place: int) -> Prompt:
+            return Prompt("", self.turns[place:], self.instruction)
+
+        if count(self.text) <= room:
+            return self
+        kept = bisect_left(range(len(starts)), True, key=lambda place: count(context_from(place).text) <= room)
+        if kept < len(starts):
+            return context_from(kept)
+        last = len(self.turns)
+        return turns_from(bisect_left(range(last), True, key=lambda place: count(turns_from(place).text) <= room))
+
+
+def compose(
+    question: str,
+    task: str = "vqa",
+    preset: str = "paper",
+    family: str = "causal",
+    context: str | None = None,
+    history: Sequence[tuple[str, str]] | None = None,
+) -> Prompt:
+    """The prompt of a task, in its parts: [context] [earlier turns] instruction.
+
+    Behind earlier turns a visual question is worded like them, as a dialogue is in LAVIS.
+
+    Args:
+        question: as it is to be read (see `qformer.cleaning`), or what is to be done; not used where nothing is asked.
+        task, preset, family: see `wording`.
+        context: free text in front, such as a fact or an OCR result.
+        history: earlier (question, answer) pairs, the oldest first.
+
+    Raises:
+        UsageError: an unknown task, preset or family.
+    """
+    chosen = wording(task, preset, family)
+    template = wording("dialogue", preset, family).template if history and task == "vqa" else chosen.template
+    told = (context or "").strip()
+    if told and chosen.context != "{}":
+        told = chosen.context.format(told.removeprefix("Context:").strip().rstrip("."))
+    turns = tuple(TURN.format(q, a.strip().rstrip(".")) for q, a in history or ())
+    return Prompt(told, turns, template.format(question))
 
 
 def vqa_prompt(
@@ -54,14 +180,5 @@ def vqa_prompt(
     context: str | None = None,
     history: Sequence[tuple[str, str]] | None = None,
 ) -> str:
-    """The prompt of a question: [context] [earlier turns] template, joined by spaces.
-
-    Args:
-        question: as it is to be read; see `qformer.cleaning`.
-        preset, family: see `vqa_preset`.
-        context: free text in front, such as a fact or an OCR result.
-        history: earlier (question, answer) pairs, the oldest first.
-    """
-    turns = [f"Question: {q} Answer: {a}." for q, a in history or ()]
-    parts = [context or "", *turns, vqa_preset(preset, family).template.format(question)]
-    return " ".join(part for part in parts if part)
+    """`compose` of a visual question, as a string."""
+    return compose(question, "vqa", preset, family, context, history).text

@@ -213,6 +213,15 @@ class QFormer(nn.Module):
             del layer.text_ffn
         return self
 
+    def drop_captioning(self) -> Self:
+        """Keep what `match` needs, as stage two does whose Q-Former reads questions.
+
+        There is no LM head, and no text feed-forward in the last layer, of which nobody reads the text rows.
+        """
+        last = cast("QFormerLayer", self.layers[-1])
+        del self.lm_head, last.text_ffn
+        return self
+
     def keys_values(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> KeyValues:
         """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
         if isinstance(image, KeyValues):
@@ -262,6 +271,8 @@ class QFormer(nn.Module):
         first = cast("QFormerLayer", self.layers[0])
         hidden = first.attend(self.embeddings(self.queries.expand(len(ids), -1, -1), ids), self_mask)  # (B, Q + T, H)
         query_rows = first.read_image(hidden[texts, :count], image.layers[0], image.mask)  # (n, Q, H)
+        if len(self.layers) == 1:
+            return query_rows
         hidden = torch.cat([query_rows, first.text_ffn(hidden[:, count:])[texts]], dim=1)  # (n, Q + T, H)
         return self._through(hidden, 1, image, count, self_mask[texts], count)[:, :count]
 

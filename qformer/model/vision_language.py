@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from qformer import distributed
+from qformer.model.decoding import GenerateConfig
 from qformer.model.frontend import FrontEnd
 from qformer.model.llm import LanguageModel, Seq2SeqLM
-from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.model.prompts import Prompt, compose, vqa_prompt, wording
+from qformer.model.rows import interleave, put_in_front
+from qformer.model.streaming import stream
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from qformer.model.connectors import QFormerConnector
     from qformer.vision.base import VisionEncoder
 
-    Turn = tuple[str, str]
+    Turn = tuple[str, str]  # a question and its answer
+    Example = tuple[Tiles, str]  # one image, and the text that belongs to it
+    AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
+
+
+ROWS = 64  # questions that are answered at once
 
 
 class VisionLanguageModel(nn.Module):
@@ -47,9 +56,10 @@ class VisionLanguageModel(nn.Module):
         """One step: `lm`, the mean cross-entropy over target tokens, which is also the `loss`; float scalars.
 
         A causal LLM writes the caption behind its prompt; an encoder-decoder reads a random first part of it and
-        writes the rest. Question data is asked with the VQA prompt and the first accepted answer is the target.
+        writes the rest. Question data is asked with the VQA prompt; the target is the answer that was drawn for
+        this step, or else the first accepted one.
         """
-        prefix, mask = self.prefix(batch.tiles)
+        prefix, mask = self.prefix(batch.tiles, batch.question)
         prompts, targets = self._prompts_and_targets(batch)
         total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
         if batch.targets is not None:
@@ -65,9 +75,16 @@ class VisionLanguageModel(nn.Module):
         prompts, targets = self._prompts_and_targets(batch)
         return self.llm.count_targets(targets, prompts, self.max_tokens)
 
-    def prefix(self, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        """The visual prefix of B images: float[B, M, L] and bool[B, M]."""
-        return self.connector(self.frontend(tiles))
+    def prefix(
+        self, tiles: Tiles, questions: Sequence[str] | Sequence[Sequence[str]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The visual prefix of B images: float[B, M, L] and bool[B, M].
+
+        With `questions` (one string per image, or a list of strings per image) there is a row for each of them, in
+        their order. A Q-Former that reads questions makes each its own; the image is encoded once all the same.
+        """
+        asked = None if questions is None else [[q] if isinstance(q, str) else list(q) for q in questions]
+        return self.connector(self.frontend(tiles), asked)
 
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix that an image of this plan really produces."""
@@ -75,25 +92,52 @@ class VisionLanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, tiles: Tiles, prompt: str | Sequence[str] | None = None, return_ids: bool = False, **options: Any
+        self,
+        tiles: Tiles,
+        prompt: str | Sequence[str] | None = None,
+        return_ids: bool = False,
+        examples: Sequence[Sequence[Example]] | None = None,
+        **options: Any,
     ) -> Any:
         """Text for each of B images.
 
         Args:
             prompt: one for all images, one per image, or None for the prompt of training.
             return_ids: give the new tokens, long[B, new], instead of strings.
+            examples: for each image other images with their texts, which are read in front of it; any number.
             options: fields of `GenerateConfig`; the defaults are the paper's for captions. With `num_return_sequences`
                 the texts of an image come one after the other.
 
         Raises:
-            UsageError: another number of prompts than of images, or an unknown option.
+            UsageError: another number of prompts or examples than of images, an unknown option, or more than the
+                positions of the language model.
         """
         prompt = self.prompt if prompt is None else prompt
         prompts = [prompt] * len(tiles) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
-        ids = self.llm.generate(*self.prefix(tiles), prompts, **options)
+        ids = self.llm.generate(*self._read(tiles, None, _unasked(examples)), prompts, **options)
         return ids if return_ids else self.llm.decode(ids)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        tiles: Tiles,
+        prompt: str | None = None,
+        examples: Sequence[Sequence[Example]] | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """`generate` for one image, in pieces as they come: greedy or, with `do_sample`, drawn.
+
+        Whoever stops reading ends the generation (when the iterator is closed or forgotten).
+
+        Raises:
+            UsageError: several images, beams or texts, or what `generate` refuses.
+        """
+        if len(tiles) != 1:
+            raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
+        prefix, mask = self._read(tiles, None, _unasked(examples))
+        return stream(self.llm, prefix, mask, self.prompt if prompt is None else prompt, options)
 
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
@@ -109,6 +153,8 @@ class VisionLanguageModel(nn.Module):
         context: Sequence[str | None] | str | None = None,
         history: Sequence[Sequence[Turn]] | None = None,
         preset: str = "paper",
+        task: str = "vqa",
+        examples: Sequence[Sequence[AnsweredExample]] | None = None,
         **options: Any,
     ) -> Any:
         """Answers to questions about B images; each image is encoded once, however many questions it has.
@@ -118,35 +164,123 @@ class VisionLanguageModel(nn.Module):
             context: free text in front of the questions, for all images or one per image.
             history: earlier (question, answer) turns of each image.
             preset: `paper` or `lavis`: templates and length penalty.
-            options: fields of `GenerateConfig` that differ from the preset.
+            task: row of `qformer.model.prompts.TASKS`: what the questions are, their wording and their decoding.
+            examples: for each image other images with question and answer, which are read in front of it; any number.
+            options: fields of `GenerateConfig` that differ from the task's.
+
+        What exceeds the positions of the language model is left out, of each prompt by itself: words from the start of
+        the context, then the oldest turns (a UserWarning tells how much), never anything of the question.
 
         Returns:
             list[str], or a list per image where `questions` holds lists.
 
         Raises:
-            UsageError: numbers of images, questions, contexts or histories that differ, or an unknown preset or option.
+            UsageError: numbers of images, questions, contexts, histories or examples that differ, an unknown preset,
+                task or option, or a question that does not fit by itself.
         """
         nested = [[q] if isinstance(q, str) else list(q) for q in questions]
-        contexts = [context] * len(tiles) if context is None or isinstance(context, str) else list(context)
-        histories = [()] * len(tiles) if history is None else list(history)
-        for name, given in (("questions", nested), ("contexts", contexts), ("histories", histories)):
-            if len(given) != len(tiles):
-                raise UsageError(f"got {len(given)} {name} for {len(tiles)} images; give one for each image")
-        prompts = [
-            vqa_prompt(question, preset, self.llm.family, contexts[image], histories[image])
-            for image, asked in enumerate(nested)
-            for question in asked
-        ]
-        rows = torch.tensor([image for image, asked in enumerate(nested) for _ in asked], dtype=torch.long)
-        prefix, mask = self.prefix(tiles)
-        rows = rows.to(prefix.device)
-        settings = vqa_preset(preset, self.llm.family).generate | options
-        answers = iter(
-            self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts, **settings)) if prompts else []
-        )
-        grouped = [[next(answers) for _ in asked] for asked in nested]
+        parts = self._compose(nested, len(tiles), context, history, preset, task)
+        settings = wording(task, preset, self.llm.family).generate | options
+        grouped = self._reply(self._read(tiles, nested, self._worded(examples, preset, task)), parts, settings)
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
+
+    @torch.no_grad()
+    def self_ask(self, tiles: Tiles, context: str | None = None, preset: str = "paper", **options: Any) -> list[Turn]:
+        """A question about each of B images that the model asks itself, and its own answer.
+
+        Args:
+            context: free text in front of both.
+            options: fields of `GenerateConfig` for the question, such as `do_sample=True` for another one each time.
+        """
+        seen = self.frontend(tiles)
+
+        def say(task: str, asked: list[str], **given: Any) -> list[str]:
+            nested = [[one] for one in asked]
+            parts = self._compose(nested, len(tiles), context, None, preset, task)
+            settings = wording(task, preset, self.llm.family).generate | given
+            return [text for (text,) in self._reply(self.connector(seen, nested), parts, settings)]
+
+        texts = say("ask", [""] * len(tiles), **options)
+        questions = [text[: text.find("?") + 1] or text for text in texts]  # what follows is no question
+        return list(zip(questions, say("vqa", questions), strict=True))
+
+    def _reply(
+        self, visual: tuple[Tensor, Tensor], parts: list[list[Prompt]], settings: dict[str, Any]
+    ) -> list[list[str]]:
+        """A text for each of the prompts of each image; the visual prefix has a row for each of them."""
+        config = GenerateConfig.of(settings)
+        if config.num_return_sequences != 1:
+            raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
+        prefix, mask = visual
+        flat = [prompt for asked in parts for prompt in asked]
+        prompts = self._fit(flat, mask.sum(dim=1).tolist(), config.max_new_tokens)
+        texts: list[str] = []
+        for start in range(0, len(prompts), ROWS):
+            rows = slice(start, start + ROWS)
+            texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **settings))
+        answers = iter(texts)
+        return [[next(answers) for _ in asked] for asked in parts]
+
+    def _read(
+        self,
+        tiles: Tiles,
+        questions: list[list[str]] | None,
+        examples: Sequence[Sequence[AnsweredExample]] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`prefix` of B images, or of each question of each, behind the image's examples: image, question, text."""
+        if examples is None or not any(examples):
+            return self.prefix(tiles, questions)
+        images, asked, rows = put_in_front(tiles, questions or [[""]] * len(tiles), examples)
+        return interleave(self.llm, *self.prefix(images, asked), rows)
+
+    def _worded(
+        self, examples: Sequence[Sequence[AnsweredExample]] | None, preset: str, task: str
+    ) -> list[list[AnsweredExample]] | None:
+        """Examples as image, question, and the text that is read: worded like what is asked, the answer behind."""
+        if examples is None:
+            return None
+        return [
+            [(image, one, f"{compose(one, task, preset, self.llm.family).text} {said}") for image, one, said in shown]
+            for shown in examples
+        ]
+
+    def _compose(
+        self,
+        nested: list[list[str]],
+        images: int,
+        context: Sequence[str | None] | str | None,
+        history: Sequence[Sequence[Turn]] | None,
+        preset: str,
+        task: str,
+    ) -> list[list[Prompt]]:
+        """The prompts of each image."""
+        contexts = [context] * images if context is None or isinstance(context, str) else list(context)
+        histories = [()] * images if history is None else list(history)
+        for name, given in (("questions", nested), ("contexts", contexts), ("histories", histories)):
+            if len(given) != images:
+                raise UsageError(f"got {len(given)} {name} for {images} images; give one for each image")
+        return [
+            [compose(one, task, preset, self.llm.family, told, turns) for one in asked]
+            for asked, told, turns in zip(nested, contexts, histories, strict=True)
+        ]
+
+    def _fit(self, prompts: list[Prompt], visual: list[int], new: int) -> list[str]:
+        """The prompts as texts that fit behind so many visual tokens each and in front of `new` tokens."""
+        fitting, words, turns = [], 0, 0
+        for prompt, tokens in zip(prompts, visual, strict=True):
+            room = self.llm.room(tokens, new)
+            kept = prompt if room is None else prompt.fit(self.llm.count_tokens, room)
+            words += len(prompt.context.split()) - len(kept.context.split())
+            turns += len(prompt.turns) - len(kept.turns)
+            fitting.append(kept.text)
+        if words or turns:
+            warnings.warn(
+                f"{words} words from the start of the context and {turns} of the oldest turns were left out: prompts, "
+                f"image and answer must fit the positions of this {self.llm.model.config.model_type} model",
+                stacklevel=5,
+            )
+        return fitting
 
     def _prompts_and_targets(self, batch: Batch) -> tuple[list[str], list[str]]:
         if isinstance(batch.text, Tokens):
@@ -154,7 +288,7 @@ class VisionLanguageModel(nn.Module):
                 "stage two takes captions as strings: they are tokenised for the language model, not for BERT"
             )
         if batch.question is not None:
-            answers = [accepted[0] for accepted in batch.answers or []]
+            answers = batch.answer or [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
         if isinstance(self.llm, Seq2SeqLM):
             halves = self._halves(batch)
@@ -168,6 +302,11 @@ class VisionLanguageModel(nn.Module):
         # The random split is part of the objective; held-out losses are compared over time, so theirs is fixed.
         generator = None if self.training else torch.Generator().manual_seed(0)
         return [split_caption(text, generator) for text in cast("list[str]", batch.text)]
+
+
+def _unasked(examples: Sequence[Sequence[Example]] | None) -> list[list[AnsweredExample]] | None:
+    """Examples without a question for the Q-Former."""
+    return None if examples is None else [[(image, "", text) for image, text in shown] for shown in examples]
 
 
 def _spaced(prompt: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch._utils import ExceptionWrapper
 
 from qformer import distributed
 from qformer.config import DataConfig
-from qformer.data.loader import Batches, Loaded, Skipped, draw_text, held_out, training_batches
+from qformer.data.loader import Batches, Loaded, Skipped, draw_texts, held_out, training_batches
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError, same_image
 
@@ -199,26 +199,50 @@ def test_question_data() -> None:
     numbers = [key.split()[1] for key in loaded.keys]
     assert loaded.batch.question == [f"which number is it really? {number}" for number in numbers]
     assert loaded.batch.answers == [[number, "unknown"] for number in numbers]
-    assert loaded.batch.text == numbers
+    assert loaded.batch.text == loaded.batch.answer
+    assert all(answer in own for answer, own in zip(loaded.batch.answer or [], loaded.batch.answers or [], strict=True))
     plain = batches(Numbered())[0].batch
     assert plain.question is None
     assert plain.answers is None
 
 
-def test_draw_text() -> None:
+def test_draw_texts() -> None:
     rng = np.random.default_rng(0)
     sample = Sample(b"", "k", captions=["  A (Dog).", "", "***"])
-    assert {draw_text(sample, rng) for _ in range(20)} == {"a dog"}
+    assert {draw_texts(sample, rng) for _ in range(20)} == {("a dog", "")}
     for bad, kind in (
         (Sample(b"", "k"), "no caption"),
         (Sample(b"", "k", captions=["", "..."]), "no caption"),
         (Sample(b"", "k", question="what?"), "no answer"),
     ):
         with pytest.raises(BadSample) as caught:
-            draw_text(bad, rng)
+            draw_texts(bad, rng)
         assert caught.value.kind == kind
-    assert draw_text(Sample(b"", "k", question="what?", answers=["this", "that"]), rng) == "this"
-    assert draw_text(Sample(b"", "k", captions=["a dog"], question="what?", answers=["this"]), rng) == "a dog"
+    asked = Sample(b"", "k", captions=["a dog"], question="what?", answers=["this"])
+    assert draw_texts(asked, rng) == ("a dog", "this")
+    assert draw_texts(replace(asked, captions=[], answers=["", "this"]), rng) == ("this", "this")
+    assert draw_texts(replace(asked, answers=[]), rng) == ("a dog", "")  # still a caption
+
+
+def test_answers_are_drawn_as_often_as_they_were_given() -> None:
+    rng = np.random.default_rng(0)
+    sample = Sample(
+        b"", "k", question="what?", answers=["no", "yes", "yes", "maybe", "yes", "yes", "yes", "no", "yes", "yes"]
+    )
+    drawn = Counter(draw_texts(sample, rng)[1] for _ in range(4000))
+    for answer, count in Counter(sample.answers).items():
+        assert drawn[answer] / 4000 == pytest.approx(count / 10, abs=0.03)  # three standard deviations are 0.022
+
+
+def test_a_drawn_answer_is_a_function_of_seed_and_place_alone() -> None:
+    """So it is the same after a resume, in any worker, and in however many processes share the stream."""
+    first, again = (batches(Numbered(asks=True, captions=0), seed=3) for _ in range(2))
+    drawn = [first[i].batch.answer for i in range(6)]
+    assert [again[i].batch.answer for i in (5, 1, 0)] == [drawn[i] for i in (5, 1, 0)]
+    assert [batches(Numbered(asks=True, captions=0), seed=4)[i].batch.answer for i in range(6)] != drawn
+    two = batches(Numbered(asks=True, captions=0), seed=3, batch=2)  # each of two processes reads every other one
+    assert [two[2 * i].batch.answer + two[2 * i + 1].batch.answer for i in range(6)] == drawn
+    assert {answer == "unknown" for own in drawn for answer in own} == {True, False}
 
 
 def result(good: int, bad: int) -> Loaded:

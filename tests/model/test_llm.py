@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,27 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
-from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM, pack
+from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
 from qformer.model.llm import load_language_model as load
+from qformer.model.rows import pack
 from qformer.model.vision_language import split_caption
 from qformer.types import UsageError
-from tests.tiny import LLM_KINDS, save_tiny_llm, tiny_llm, tiny_tokenizer
+from tests.tiny import LLM_KINDS, MORE_LLM_KINDS, save_tiny_llm, tiny_llm, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 CAUSAL_KINDS = tuple(kind for kind in LLM_KINDS if "t5" not in kind)
-BOS = {"opt": [2], "opt-projected": [2], "llama": [1], "gpt2": []}
+BOS = {"opt": [2], "opt-projected": [2], "llama": [1]}  # of the others texts begin with nothing
+SEQ2SEQ_KINDS = ("t5", "flan-t5", "ul2")
 TEXTS = ["a cat", "two people riding a red bus", "dogs"]
 PROMPTS = ["a photo of", "", "Question: what is on the old bus? Answer:"]
 VALID = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]).bool()
 
 
 def wrap(kind: str, **options: Any) -> LanguageModel:
-    return (Seq2SeqLM if "t5" in kind else CausalLM)(*tiny_llm(kind), **options)
+    return (Seq2SeqLM if kind in SEQ2SEQ_KINDS else CausalLM)(*tiny_llm(kind), **options)
 
 
 @pytest.fixture(params=LLM_KINDS)
@@ -69,8 +72,9 @@ def test_causal_loss_is_that_of_the_raw_model(kind: str, prompt: str) -> None:
     llm = wrap(kind)
     (prefix, valid), text = image(llm), "a dog on the beach"
     end = plain_ids(llm, "\n") if "opt" in kind else [llm.tokenizer.eos_token_id]
-    given = BOS[kind] + plain_ids(llm, prompt) if prompt else []
-    wanted = plain_ids(llm, f" {text}") + end if prompt else BOS[kind] + plain_ids(llm, text) + end
+    bos = BOS.get(kind, [])
+    given = bos + plain_ids(llm, prompt) if prompt else []
+    wanted = plain_ids(llm, f" {text}") + end if prompt else bos + plain_ids(llm, text) + end
     labels = torch.tensor([[-100] * (5 + len(given)) + wanted])
     raw = llm.model(inputs_embeds=embed(llm, prefix, given + wanted), labels=labels).loss
 
@@ -94,6 +98,22 @@ def test_seq2seq_loss_is_that_of_the_raw_model(kind: str, prompt: str) -> None:
 
     assert count == labels.numel()
     torch.testing.assert_close(total / count, raw, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", LLM_KINDS + MORE_LLM_KINDS)
+def test_logits_are_those_of_the_raw_model(kind: str) -> None:
+    """[visual][BOS prompt text end], joined by hand; an encoder-decoder reads the prompt and writes the text."""
+    llm = wrap(kind)
+    (prefix, valid), prompt, text = image(llm), "Question: what is it? Answer:", "a dog on the beach"
+    if kind in SEQ2SEQ_KINDS:
+        labels = torch.tensor([[*plain_ids(llm, text), llm.end]])
+        raw = llm.model(inputs_embeds=embed(llm, prefix, [*plain_ids(llm, prompt), llm.end]), labels=labels).logits
+    else:
+        whole = [*BOS.get(kind, []), *plain_ids(llm, f"{prompt} {text}"), llm.end]
+        raw = llm.model(inputs_embeds=embed(llm, prefix, whole)).logits[:, 4:-1]
+    logits, targets = llm._predict(prefix, valid, [text], [prompt], max_tokens=64)
+    assert logits.shape[:2] == targets.shape
+    torch.testing.assert_close(logits, raw, atol=1e-5, rtol=0)
 
 
 def test_padding_and_holes_change_no_loss(llm: LanguageModel) -> None:
@@ -186,8 +206,10 @@ def greedy_by_hand(llm: LanguageModel, prefix: Tensor, prompt: str, steps: int) 
     return new[1:]
 
 
-def test_greedy_generation_follows_the_raw_model(llm: LanguageModel) -> None:
+@pytest.mark.parametrize("kind", LLM_KINDS + MORE_LLM_KINDS)
+def test_greedy_generation_follows_the_raw_model(kind: str) -> None:
     """Batched, padded, cached generation equals the loop by hand, and gives new tokens only."""
+    llm = wrap(kind)
     prefix = visual(llm)
     ids = llm.generate(prefix, VALID, PROMPTS, num_beams=1, max_new_tokens=6, min_new_tokens=0)
     for row, visible, ok, prompt in zip(ids.tolist(), prefix, VALID, PROMPTS, strict=True):
@@ -200,6 +222,54 @@ def test_beams_do_not_depend_on_the_batch(llm: LanguageModel) -> None:
     texts = llm.decode(llm.generate(prefix, VALID, PROMPTS, max_new_tokens=8))
     for row, ok, prompt, text in zip(prefix, VALID, PROMPTS, texts, strict=True):
         assert llm.decode(llm.generate(row[ok][None], ok[ok][None], [prompt], max_new_tokens=8)) == [text]
+
+
+def decoder_layer(llm: LanguageModel) -> nn.Module:
+    """The first layer that new tokens pass."""
+    decoder = llm.model.decoder if isinstance(llm, Seq2SeqLM) else llm.model
+    return next(module for module in decoder.modules() if type(module).__name__.endswith(("DecoderLayer", "Block")))
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_each_step_computes_one_token(kind: str, beams: int) -> None:
+    """The prompt once, then a token of each beam at a time: keys and values of what came before are kept."""
+    llm = wrap(kind)
+    seen: list[tuple[int, ...]] = []
+    decoder_layer(llm).register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+    new = llm.generate(visual(llm), VALID, PROMPTS, num_beams=beams, max_new_tokens=7, min_new_tokens=7).shape[1]
+    assert new == 7
+    rows = 3 * beams
+    longest = max(int(ok.sum()) + len(llm.start) + len(plain_ids(llm, p)) for ok, p in zip(VALID, PROMPTS, strict=True))
+    first = (rows, 1) if kind == "t5" else (rows, longest)
+    assert seen == [first, *[(rows, 1)] * (new - 1)]
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_repetitions_are_counted_in_each_row_alone(kind: str, beams: int) -> None:
+    """A row's padding is nothing to its own first tokens (transformers' own option takes them for it)."""
+    llm = wrap(kind)
+    prefix, options = visual(llm), {"num_beams": beams, "max_new_tokens": 8, "min_new_tokens": 8}
+    options |= {"repetition_penalty": 3.0}
+    together = llm.generate(prefix, VALID, PROMPTS, **options)
+    assert not torch.equal(together, llm.generate(prefix, VALID, PROMPTS, **options | {"repetition_penalty": 1.0}))
+    for row, ok, prompt, ids in zip(prefix, VALID, PROMPTS, together, strict=True):
+        assert torch.equal(llm.generate(row[ok][None], ok[ok][None], [prompt], **options)[0], ids)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_pair_of_tokens_comes_twice(kind: str, beams: int) -> None:
+    llm = wrap(kind)
+    options = {"num_beams": beams, "max_new_tokens": 20, "min_new_tokens": 20}
+
+    def repeats(**more: int) -> bool:
+        rows = llm.generate(visual(llm), VALID, PROMPTS, **options, **more).tolist()
+        return any(len(set(itertools.pairwise(row))) < len(row) - 1 for row in rows)
+
+    assert repeats()
+    assert not repeats(no_repeat_ngram_size=2)
 
 
 def test_length_limits_count_new_tokens(llm: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""VQA presets, prompts with context and history, and the cleaning of captions and questions."""
+"""The table of prompts, context, history and what is left of them where room is short; the cleaning of texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qformer.cleaning import clean_caption, clean_question
-from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.model.decoding import GenerateConfig
+from qformer.model.prompts import PRESETS, TASKS, Prompt, compose, vqa_preset, vqa_prompt
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,79 @@ def test_context_and_history_stand_in_front() -> None:
 
 def test_braces_of_a_question_are_kept() -> None:
     assert vqa_prompt("what is {}?") == "Question: what is {}? Answer:"
+
+
+@pytest.mark.parametrize(
+    ("task", "causal", "seq2seq"),
+    [
+        ("caption", "a photo of", "a photo of"),
+        ("vqa", "Question: why? Answer:", "Question: why? Short answer:"),
+        ("context", "Context: it rains. Question: why? Answer:", "Context: it rains. Question: why? Short answer:"),
+        ("dialogue", "Question: why? Answer:", "Question: why? Answer:"),
+        ("knowledge", "Question: why? Answer:", "Question: why? Answer:"),
+        ("reasoning", "Question: why? Answer: Let's think step by step.", "why? Let's think step by step."),
+        ("writing", "why?", "why?"),
+        ("ask", "Ask a question about the picture. Question:", "Ask a question about the picture. Question:"),
+    ],
+)
+def test_every_task_of_the_table(task: str, causal: str, seq2seq: str) -> None:
+    """Both presets: they differ in visual questions only. Free text stands in front as it is, except as a context."""
+    assert set(PRESETS["lavis"]) == set(TASKS)
+    context = "it rains." if task == "context" else None
+    for family, expected in (("causal", causal), ("seq2seq", seq2seq)):
+        assert compose("why?", task, "paper", family, context).text == expected
+        if task != "context":
+            assert compose("why?", task, "paper", family, "It rains.").text == f"It rains. {expected}"
+        if task != "vqa":
+            assert PRESETS["lavis"][task] == TASKS[task]
+        row = TASKS[task][family]
+        assert row.asks == ("why?" in expected)
+        assert GenerateConfig.of(row.generate).num_beams == 5
+
+
+def test_a_context_is_labelled_once() -> None:
+    assert compose("why?", "context", context="Context: it rains").text == "Context: it rains. Question: why? Answer:"
+    assert compose("why?", "context").text == "Question: why? Answer:"
+
+
+@pytest.mark.parametrize("family", ["causal", "seq2seq"])
+def test_behind_earlier_turns_a_question_is_worded_like_them(family: str) -> None:
+    turns = [("who?", "a man."), ("where?", "at sea")]
+    expected = "Question: who? Answer: a man. Question: where? Answer: at sea. Question: why? Answer:"
+    assert vqa_prompt("why?", "paper", family, history=turns) == expected
+    assert compose("why?", "dialogue", "lavis", family, history=turns).text == expected
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+FULL = Prompt("a b c d", ("Question: q1 Answer: a1.", "Question: q2 Answer: a2."), "Question: why now? Answer:")
+
+
+@pytest.mark.parametrize(
+    ("room", "context", "turns"),
+    [
+        (99, "a b c d", 2),
+        (16, "a b c d", 2),
+        (15, "b c d", 2),
+        (13, "d", 2),
+        (12, "", 2),
+        (11, "", 1),
+        (8, "", 1),
+        (7, "", 0),
+        (1, "", 0),
+    ],
+)
+def test_room_is_made_from_the_start_of_a_prompt(room: int, context: str, turns: int) -> None:
+    kept = FULL.fit(words, room)
+    assert kept == Prompt(context, FULL.turns[2 - turns :], FULL.instruction)
+    assert kept.text.endswith("Question: why now? Answer:")
+
+
+def test_a_context_without_spaces_is_cut_too() -> None:
+    kept = Prompt("字" * 1000, (), "why?").fit(len, 105)
+    assert kept == Prompt("字" * 88, (), "why?")  # in pieces of 16, the last of which is half full
 
 
 @pytest.mark.parametrize(

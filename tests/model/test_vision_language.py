@@ -12,7 +12,7 @@ from qformer.model.loading import build_vision_language
 from qformer.model.prompts import vqa_prompt
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
-from qformer.types import Batch, Plan, Tile, UsageError
+from qformer.types import Batch, Plan, Tile, Tiles, UsageError
 from tests.workspace import config, make_workspace
 
 
@@ -121,6 +121,131 @@ def test_many_questions_encode_the_image_once(root: Path, llm: str) -> None:
     preset = {"num_beams": 5, "max_new_tokens": 4, "min_new_tokens": 1, "length_penalty": -1.0}
     assert model.generate(tiles[:1], prompt, **preset) == [answers[0][1]]
     assert model.answer(tiles[:1], [[]]) == [[]]
+
+
+def _by_hand(model: VisionLanguageModel, parts: list[torch.Tensor | str], steps: int) -> str:
+    """Greedy answer of the raw language model to images (prefixes) and texts in turn, the last being the prompt."""
+    llm = model.llm
+    start = [2] if llm.family == "causal" else []
+    rows = []
+    for place, part in enumerate(parts):
+        if isinstance(part, str):
+            last = place == len(parts) - 1
+            ids = [*start, *llm.tokenizer(part, add_special_tokens=False)["input_ids"]]
+            ids += [] if last and llm.family == "causal" else [llm.end]
+            part = llm.model.get_input_embeddings()(torch.tensor(ids))
+        rows.append(part)
+    row = torch.cat(rows)[None]
+    new: list[int] = []
+    while len(new) < steps and llm.end not in new:
+        if llm.family == "causal":
+            behind = llm.model.get_input_embeddings()(torch.tensor([new], dtype=torch.long))
+            logits = llm.model(inputs_embeds=torch.cat([row, behind], dim=1)).logits
+        else:
+            logits = llm.model(inputs_embeds=row, decoder_input_ids=torch.tensor([[0, *new]])).logits
+        new.append(int(logits[0, -1].argmax()))
+    return llm.decode([new])[0]
+
+
+@pytest.mark.parametrize("llm", ["opt", "flan-t5"])
+@torch.no_grad()
+def test_examples_stand_in_front_of_the_asked_image(root: Path, llm: str) -> None:
+    """Rows of two, no and one example in one batch, each as embeddings joined by hand; images are encoded once."""
+    model = _model(root, llm)
+    alone = [model.frontend.tiles(_images(root, number)) for number in range(5)]
+    prefixes = [model.prefix(tiles)[0][0] for tiles in alone]
+    shots = [[(alone[3], "how many?", "two"), (alone[4], "who?", "a man")], [], [(alone[3], "where?", "on the beach")]]
+    seen = []
+    model.frontend.encoder.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
+    asked = ["what is it?", "is it red?", "what colour?"]
+    options = {"num_beams": 1, "max_new_tokens": 6, "min_new_tokens": 0}
+    answers = model.answer(Tiles.join(alone[:3]), asked, examples=shots, **options)
+    assert seen == [5]
+    word = "Answer:" if llm == "opt" else "Short answer:"
+    for number, (own, question) in enumerate(zip(shots, asked, strict=True)):
+        parts: list[torch.Tensor | str] = []
+        for image, before, answer in own:
+            parts += [prefixes[3 if image is alone[3] else 4], f"Question: {before} {word} {answer}"]
+        parts += [prefixes[number], f"Question: {question} {word}"]
+        assert _by_hand(model, parts, 6) == answers[number]
+    texts = model.generate(alone[0], "a photo of", examples=[[(alone[1], "a photo of a cat")]], **options)
+    assert texts == [_by_hand(model, [prefixes[1], "a photo of a cat", prefixes[0], "a photo of"], 6)]
+    assert list(model.stream(alone[0], "a photo of", [[(alone[1], "a photo of a cat")]], **options)) != []
+
+
+def test_examples_that_do_not_fit(root: Path) -> None:
+    model = _model(root)
+    one, two = model.frontend.tiles(_images(root, 0)), model.frontend.tiles(_images(root, 0, 1))
+    with pytest.raises(UsageError, match="1 lists of examples for 2 images"):
+        model.answer(two, ["a", "b"], examples=[[(one, "what?", "it")]])
+    with pytest.raises(UsageError, match="holds 2 images"):
+        model.answer(one, ["a"], examples=[[(two, "what?", "it")]])
+    with pytest.raises(UsageError, match="fewer tiles or examples"):
+        model.answer(one, ["a"], examples=[[(one, "what?", "it")] * 12])
+
+
+def test_what_exceeds_the_positions_is_cut_from_the_start(root: Path) -> None:
+    """128 positions: 3 visual tokens, 4 new ones. Each row by itself, and the question whole."""
+    model = _model(root)
+    tiles = model.frontend.tiles(_images(root, 0, 1))
+    read: list[list[str]] = []
+    generate = model.llm.generate
+    model.llm.generate = lambda prefix, mask, prompts, **options: (  # type: ignore[method-assign]
+        read.append(prompts),
+        generate(prefix, mask, prompts, **options),
+    )[1]
+    turns = [[("who?", "a man " * 60), ("what is on the old bus?", "two cats")], []]
+    context = "it rains " * 100 + "today."
+    with pytest.warns(UserWarning, match="words from the start of the context and 1 of the oldest turns") as told:
+        model.answer(tiles, ["is it red?", "why?"], [context, context], turns, max_new_tokens=4)
+    assert len(told) == 1
+    first, second = read[0]
+    assert first == "Question: what is on the old bus? Answer: two cats. Question: is it red? Answer:"
+    assert second.startswith(("it rains", "rains"))
+    assert second.endswith("rains today. Question: why? Answer:")
+    assert 116 < model.llm.count_tokens(second) <= 121
+    with pytest.raises(UsageError, match="128 positions"):
+        model.answer(tiles, ["is it red? " * 40, "why?"])
+    seq2seq = _model(root, "flan-t5")  # has no positions: nothing is cut
+    assert seq2seq.llm.room(3, 4) is None
+    assert len(seq2seq.answer(tiles, ["is it red?", "why?"], context, max_new_tokens=2)) == 2
+
+
+@pytest.mark.parametrize("llm", ["opt", "flan-t5"])
+def test_it_asks_itself(root: Path, llm: str) -> None:
+    """A question by the prompt that the table has for it, cut at its mark, then the answer; images are encoded once."""
+    model = _model(root, llm)
+    tiles = model.frontend.tiles(_images(root, 0, 1))
+    asked = model.generate(tiles, "It rains. Ask a question about the picture. Question:", max_new_tokens=8)
+    calls = []
+    model.frontend.encoder.register_forward_hook(lambda *_: calls.append(1))
+    turns = model.self_ask(tiles, "It rains.", max_new_tokens=8)
+    assert calls == [1]
+    questions = [text.split("?")[0] + "?" if "?" in text else text for text in asked]
+    assert [question for question, _ in turns] == questions
+    assert [answer for _, answer in turns] == model.answer(tiles, questions, "It rains.")
+
+
+def test_tasks_have_their_own_words_and_lengths(root: Path) -> None:
+    model = _model(root)
+    tiles = model.frontend.tiles(_images(root, 0))
+    settings = {"num_beams": 5, "max_new_tokens": 12, "repetition_penalty": 1.5, "no_repeat_ngram_size": 3}
+    expected = model.generate(tiles, "Write a story.", **settings)
+    assert model.answer(tiles, ["Write a story."], task="writing", max_new_tokens=12) == expected
+    with pytest.raises(UsageError, match="did you mean 'writing'"):
+        model.answer(tiles, ["a"], task="writin")
+    with pytest.raises(UsageError, match="num_return_sequences is for captions"):
+        model.answer(tiles, ["a"], do_sample=True, num_return_sequences=2)
+
+
+def test_only_one_image_is_streamed(root: Path) -> None:
+    model = _model(root)
+    tiles = model.frontend.tiles(_images(root, 0, 1))
+    with pytest.raises(UsageError, match="2 images"):
+        model.stream(tiles)
+    with pytest.raises(UsageError, match="beams"):
+        model.stream(tiles[:1], num_beams=5)
+    assert "".join(model.stream(tiles[:1], max_new_tokens=6)) == model.generate(tiles, num_beams=1, max_new_tokens=6)[0]
 
 
 def test_what_does_not_fit_is_refused(root: Path) -> None:
