@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qformer import cli_gallery
+from qformer import cli_gallery, cli_language
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -180,60 +180,8 @@ app.command()(cli_gallery.index)
 app.command()(cli_gallery.search)
 
 
-@app.command()
-def caption(
-    path: Checkpoint,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
-    prompt: Annotated[
-        str | None, typer.Option(help="the caption goes on from here; the one of training by default")
-    ] = None,
-    beams: Annotated[int, typer.Option(help="beams of the search; 1 is greedy", min=1)] = 5,
-    device: Device = None,
-) -> None:
-    """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
-    from qformer.images import read_image
-    from qformer.model.loading import load_vision_language
-    from qformer.types import BadSample, UsageError
-
-    readable, skipped = [], []
-    for image in images:
-        try:
-            readable.append((image, read_image(image)))
-        except BadSample as bad:
-            skipped.append(f"{image}: {bad}")
-    if not readable:
-        raise UsageError(f"no file can be read as an image ({skipped[0]}); give JPEG, PNG or WebP files")
-    for fault in skipped:
-        print(f"qformer: skipped {fault}", file=sys.stderr)
-    model = load_vision_language(path, device)
-    for image, pixels in readable:
-        print(f"{image}\t{model.generate(model.frontend.tiles([pixels]), prompt, num_beams=beams)[0]}")
-
-
-@app.command()
-def ask(
-    path: Checkpoint,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="image file")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="in quotes")],
-    context: Annotated[str | None, typer.Option(help="text put in front of the question")] = None,
-    preset: Annotated[str, typer.Option(help="prompt and decoding: paper or lavis")] = "paper",
-    device: Device = None,
-) -> None:
-    """Ask a question about an image, with a stage-two checkpoint."""
-    from qformer.cleaning import clean_question
-    from qformer.images import read_image
-    from qformer.model.loading import load_vision_language
-    from qformer.types import BadSample, UsageError
-
-    asked = clean_question(question)
-    if not asked:
-        raise UsageError("the question is empty; write it in quotes behind the image")
-    try:
-        pixels = read_image(image)
-    except BadSample as bad:
-        raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
-    model = load_vision_language(path, device)
-    print(model.answer(model.frontend.tiles([pixels]), [asked], context=context, preset=preset)[0])
+app.command()(cli_language.caption)
+app.command()(cli_language.ask)
 
 
 @app.command()

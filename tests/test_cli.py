@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from PIL import Image
-
-from qformer.model import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,17 +175,29 @@ def test_training_that_cannot_start(run: Run, changes: dict[str, Any], expected:
         (["eval", "none", "--bench", "retrieval", "--data", "path=none.jsonl"], "no file at 'none.jsonl'"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=a.jsonl"], "no checkpoint at 'none'"),
         (["caption", "none", "0.jpg"], "no checkpoint at 'none'"),
-        (["caption", "none", "none.jpg", "a.jsonl"], "no file can be read as an image (none.jpg: missing"),
+        (["caption", "none", "0.jpg", "--top-p", "0.5"], "--top-p is for texts that are drawn; add --sample"),
+        (["caption", "none", "0.jpg", "--captions", "3"], "--captions is for texts that are drawn; add --sample"),
+        (["caption", "none", "0.jpg", "--sample", "--top-p", "2"], "top_p must be above 0 and at most 1, but got 2.0"),
+        (["caption", "none", "0.jpg", "--min-new-tokens", "31"], "min_new_tokens must be between 0 and max_new_tokens"),
         (["ask", "none", "0.jpg", "what is it?"], "no checkpoint at 'none'"),
         (["ask", "none", "a.jsonl", "what is it?"], "'a.jsonl' cannot be read as an image (undecodable"),
         (["ask", "none", "none.jpg", "what is it?"], "'none.jpg' cannot be read as an image (missing"),
         (["ask", "none", "a.jsonl", " (.) "], "the question is empty"),
+        (["ask", "none", "0.jpg", "-q", "."], "the question is empty"),
+        (["ask", "none", "0.jpg"], "there is no question; write it in quotes"),
+        (["ask", "none", "0.jpg", "none.png"], "there is no question; write it in quotes"),
+        (["ask", "none", "0.jpg", "-"], "standard input holds no question"),
+        (["ask", "none", "0.jpg", "why?", "--task", "vqaa"], "unknown task 'vqaa': did you mean 'vqa'?"),
+        (["ask", "none", "0.jpg", "why?", "--preset", "papr"], "unknown preset 'papr': did you mean 'paper'?"),
         (["config", "none.yaml"], "no configuration at 'none.yaml'"),
         (["train", "a.jsonl"], "unknown configuration key 'image'"),
     ],
 )
-def test_wrong_usage_of_the_other_commands(run: Run, arguments: list[str], expected: str) -> None:
+def test_wrong_usage_of_the_other_commands(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
     config()
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert expected in one_sentence(err)
@@ -209,51 +220,6 @@ def test_debug_shows_the_traceback(run: Run) -> None:
         run("config", "none.yaml", "--debug")
     with pytest.raises(UsageError, match="no configuration"):
         run("--debug", "config", "none.yaml")
-
-
-class Model:
-    """Stands in for a loaded model: reads images as the real one does, says the same of each."""
-
-    class frontend:
-        @staticmethod
-        def tiles(given: list[Path]) -> list[Any]:
-            from qformer.images import read_image
-
-            return [read_image(image) for image in given]
-
-    def generate(self, tiles: Any, prompt: str | None, num_beams: int) -> list[str]:
-        return [f"{tuple(tiles[0].shape)} {prompt} {num_beams}"]
-
-    def answer(self, tiles: Any, questions: list[str], context: str | None, preset: str) -> list[str]:
-        return [f"{questions} {context} {preset}"]
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load_vision_language", lambda path, device: Model())
-
-
-def test_caption_skips_what_is_no_image_and_names_it(run: Run, model: None, tmp_path: Path) -> None:
-    from PIL import Image
-
-    for number in (1, 2):
-        Image.new("RGB", (8, 6)).save(tmp_path / f"{number}.png")
-    (tmp_path / "text.png").write_text("no image")
-    code, out, err = run("caption", "x", "1.png", "text.png", "none.png", "2.png", "--beams", "3", "--prompt", "a")
-    assert code == 0
-    assert out == "1.png\t(3, 6, 8) a 3\n2.png\t(3, 6, 8) a 3\n"
-    assert [line.split(":")[1].strip() for line in err.splitlines()] == ["skipped text.png", "skipped none.png"]
-
-
-def test_ask(run: Run, model: None, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
-    (tmp_path / "text.png").write_text("no image")
-    assert run("ask", "x", "1.png", "What (is) it?", "--context", "A.")[:2] == (0, "['what is it?'] A. paper\n")
-    code, out, err = run("ask", "x", "text.png", "what?")
-    assert (code, out) == (2, "")
-    assert "'text.png' cannot be read as an image" in one_sentence(err)
 
 
 @pytest.mark.parametrize(

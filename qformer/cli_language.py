@@ -1,0 +1,118 @@
+"""The commands of a stage-two model: `qformer caption` and `qformer ask`. As in `qformer.cli`, imports stand inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CKPT", help="stage-two checkpoint: run, .pth, release, folder or hub id")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON, one object on each line")]
+Beams = Annotated[int | None, typer.Option(help="beams of the search; 1 is greedy", min=1)]
+MostTokens = Annotated[int | None, typer.Option(help="longest text, in tokens, its end counted", min=1)]
+LeastTokens = Annotated[int | None, typer.Option(help="shortest text, in tokens", min=0)]
+Sample = Annotated[bool, typer.Option("--sample", help="draw words (nucleus sampling) instead of searching")]
+TopP = Annotated[float | None, typer.Option(help="with --sample: draw of the likeliest that make up so much")]
+Temperature = Annotated[float | None, typer.Option(help="with --sample: below 1 bolder words are rarer")]
+Repetition = Annotated[float | None, typer.Option(help="above 1, what was said already is said less")]
+Length = Annotated[float | None, typer.Option(help="of beams: below 0 short texts win, above 0 long ones")]
+Batch = Annotated[int, typer.Option(help="texts written at once", min=1)]
+Seed = Annotated[int | None, typer.Option(help="with --sample: the same one draws the same", min=0)]
+
+
+def caption(
+    path: Checkpoint,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files, and folders of them")],
+    prompt: Annotated[
+        str | None, typer.Option(help="the caption goes on from here; the one of training by default")
+    ] = None,
+    captions: Annotated[int, typer.Option(help="captions of each image, with --sample", min=1)] = 1,
+    beams: Beams = None,
+    max_new_tokens: MostTokens = None,
+    min_new_tokens: LeastTokens = None,
+    sample: Sample = False,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    repetition_penalty: Repetition = None,
+    length_penalty: Length = None,
+    batch: Batch = 16,
+    seed: Seed = None,
+    as_json: Json = False,
+    device: Device = None,
+) -> None:
+    """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
+    from qformer.cli import _sibling
+
+    _sibling("stages")
+    from stages import language
+
+    decoding = language.options(
+        sample,
+        captions,
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        length_penalty=length_penalty,
+    )
+    language.caption(path, images, prompt, decoding, batch, seed, as_json, device)
+
+
+def ask(
+    path: Checkpoint,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... [QUESTION]", help="image files, and in quotes a question, or - to read one on each line"
+        ),
+    ],
+    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeat it")] = None,
+    context: Annotated[str | None, typer.Option(help="text put in front of the question")] = None,
+    preset: Annotated[str, typer.Option(help="prompt and decoding: paper or lavis")] = "paper",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="what is asked: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
+        ),
+    ] = "vqa",
+    self_ask: Annotated[
+        bool, typer.Option("--self-ask", help="let the model ask itself a question, and answer it")
+    ] = False,
+    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="print what the model reads, too")] = False,
+    beams: Beams = None,
+    max_new_tokens: MostTokens = None,
+    min_new_tokens: LeastTokens = None,
+    sample: Sample = False,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    repetition_penalty: Repetition = None,
+    length_penalty: Length = None,
+    batch: Batch = 16,
+    seed: Seed = None,
+    as_json: Json = False,
+    device: Device = None,
+) -> None:
+    """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
+    from qformer.cli import _sibling
+
+    _sibling("stages")
+    from stages import language
+
+    decoding = language.options(
+        sample,
+        num_beams=beams,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        top_p=top_p,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        length_penalty=length_penalty,
+    )
+    asking = language.Asking(context, preset, task, self_ask, show_prompt, as_json)
+    language.ask(path, words, question or [], asking, decoding, batch, seed, device)

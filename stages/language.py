@@ -1,0 +1,347 @@
+"""`qformer caption` and `qformer ask`: what a stage-two model says of images, as lines of text or of JSON.
+
+Answers go to standard output as they come; what was skipped or cut, and a bar where the work is long, to standard
+error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from qformer.cleaning import clean_question
+from qformer.data.sources import IMAGE_SUFFIXES
+from qformer.images import read_image
+from qformer.model import loading
+from qformer.model.decoding import GenerateConfig
+from qformer.model.prompts import compose, wording
+from qformer.types import BadSample, Tiles, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from qformer.model.vision_language import VisionLanguageModel
+
+    Images = list[tuple[Path, Tensor]]
+
+#: Tasks whose questions are cleaned as those that models were trained on; others keep their stops and capitals.
+CLEANED = ("vqa", "context", "dialogue")
+EMPTY = "the question is empty; write it in quotes behind the image"
+FORMATS = "give JPEG, PNG or WebP files"
+
+
+def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
+    """Fields of `GenerateConfig` from the command line, where None is what the task or the paper has.
+
+    Raises:
+        UsageError: options that act on samples only, without `sample`, or impossible ones.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not sample:
+        for name, is_given in (("captions", captions > 1), *((n, n in chosen) for n in ("top_p", "temperature"))):
+            if is_given:
+                raise UsageError(f"--{name.replace('_', '-')} is for texts that are drawn; add --sample")
+        return chosen
+    chosen = {"num_beams": 1, **chosen, "do_sample": True, "num_return_sequences": captions}
+    GenerateConfig.of(chosen)
+    return chosen
+
+
+def caption(
+    path: str,
+    given: list[Path],
+    prompt: str | None,
+    decoding: dict[str, Any],
+    batch: int,
+    seed: int | None,
+    as_json: bool,
+    device: str | None,
+) -> None:
+    """Write the captions of images and of folders of images, in their order.
+
+    Raises:
+        UsageError: a checkpoint or options that cannot be used.
+        SystemExit: 1, none of the files is an image.
+    """
+    GenerateConfig.of(decoding)
+    reader = Reader(given, batch)
+    groups = reader.groups()  # the first of which is read before the model
+    model = loading.load_vision_language(path, device)
+    _seed(seed)
+    for group in reader.track("captioning", groups):
+        texts = model.generate(_tiles(model, group), prompt, **decoding)
+        each = len(texts) // len(group)
+        for number, (file, _) in enumerate(group):
+            own = texts[number * each : (number + 1) * each]
+            if as_json:
+                _print_json(image=str(file), captions=own)
+            else:
+                print(*(f"{file}\t{text}" for text in own), sep="\n", flush=True)
+    reader.tell_skipped()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put; for each see `qformer ask --help`."""
+
+    context: str | None = None
+    preset: str = "paper"
+    task: str = "vqa"
+    self_ask: bool = False
+    show_prompt: bool = False
+    as_json: bool = False
+
+    def prompt(self, question: str, family: str, history: list[tuple[str, str]] | None = None) -> str:
+        """Before anything of it is cut."""
+        task = "ask" if self.self_ask else self.task
+        return compose(question, task, self.preset, family, self.context, history).text
+
+
+def ask(
+    path: str,
+    words: list[str],
+    questions: list[str],
+    asking: Asking,
+    decoding: dict[str, Any],
+    batch: int,
+    seed: int | None,
+    device: str | None,
+) -> None:
+    """Answer questions about images; without any, ask for them one after the other.
+
+    Args:
+        words: images, and behind them perhaps the question, or `-` for questions from standard input.
+
+    Raises:
+        UsageError: no question, an only image that cannot be read, or a checkpoint or options that cannot be used.
+        SystemExit: 1, none of several files is an image.
+    """
+    asks = wording(asking.task, asking.preset, "causal").asks and not asking.self_ask
+    files, asked = divide(words, questions) if asks else ([Path(word) for word in words], [""])
+    if asked is not None and asks:
+        asked = [_cleaned(question, asking.task) for question in asked]
+    GenerateConfig.of(decoding)
+    reader = Reader(files, max(batch // len(asked or [""]), 1))
+    if len(files) == 1 and not files[0].is_dir():
+        try:
+            read_image(files[0])
+        except BadSample as bad:
+            raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
+    groups = reader.groups()
+    model = loading.load_vision_language(path, device)
+    _seed(seed)
+    with _told():
+        if asked is None:
+            converse(model, list(chain.from_iterable(groups)), asking, decoding)
+            return
+        if asking.show_prompt and not asking.as_json:
+            for question in asked:
+                print(f"prompt: {asking.prompt(question, model.llm.family)}", file=sys.stderr)
+        for group in reader.track("asking", groups):
+            tiles = _tiles(model, group)
+            if asking.self_ask:
+                turns = [[turn] for turn in model.self_ask(tiles, asking.context, asking.preset, **decoding)]
+            else:
+                answers = _answers(model, tiles, [asked] * len(group), asking, decoding)
+                turns = [list(zip(asked, own, strict=True)) for own in answers]
+            for (file, _), own_turns in zip(group, turns, strict=True):
+                for turn in own_turns:
+                    _print_answer(file, turn, asking, model.llm.family, len(reader.files) > 1, len(asked) > 1)
+    reader.tell_skipped()
+
+
+def divide(words: list[str], questions: list[str]) -> tuple[list[Path], list[str] | None]:
+    """Images and questions of the command line; None where they are to be asked for.
+
+    Raises:
+        UsageError: no question, and nobody to ask for one.
+    """
+    if questions:
+        return [Path(word) for word in words], questions
+    *front, last = words
+    if front and last == "-":
+        lines = [line.strip() for line in sys.stdin if line.strip()]
+        if not lines:
+            raise UsageError("standard input holds no question; give one on each line")
+        return [Path(word) for word in front], lines
+    if front and not _names_file(last):
+        return [Path(word) for word in front], [last]
+    if sys.stdin.isatty():
+        return [Path(word) for word in words], None
+    raise UsageError(
+        "there is no question; write it in quotes behind the images, after -q, or on standard input behind a -"
+    )
+
+
+def _names_file(word: str) -> bool:
+    """Whether this is an image, be it a missing one, rather than a question."""
+    if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(sign.isspace() for sign in word):
+        return True
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than names are
+        return False
+
+
+def converse(model: VisionLanguageModel, images: Images, asking: Asking, decoding: dict[str, Any]) -> None:
+    """Ask for questions and answer them, each behind the turns before it; the images are encoded once."""
+    tiles = _remembered(model, _tiles(model, images))
+    history: list[list[tuple[str, str]]] = [[] for _ in images]
+    print("qformer: ask about the picture; an empty line forgets what was said, Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            question = input("? ")
+        except EOFError:
+            return
+        if not question.strip():
+            history = [[] for _ in images]
+            continue
+        try:
+            asked = _cleaned(question, asking.task)
+        except UsageError as error:
+            print(f"qformer: {error}", file=sys.stderr)
+            continue
+        answers = _answers(model, tiles, [[asked]] * len(images), asking, decoding, history)
+        for (file, _), turns, (answer,) in zip(images, history, answers, strict=True):
+            if asking.show_prompt and not asking.as_json:
+                print(f"prompt: {asking.prompt(asked, model.llm.family, turns)}", file=sys.stderr)
+            _print_answer(file, (asked, answer), asking, model.llm.family, len(images) > 1, False, turns)
+            turns.append((asked, answer))
+
+
+def _cleaned(question: str, task: str) -> str:
+    asked = clean_question(question) if task in CLEANED else question.strip()
+    if not asked:
+        raise UsageError(EMPTY)
+    return asked
+
+
+def _answers(
+    model: VisionLanguageModel,
+    tiles: Tiles,
+    questions: list[list[str]],
+    asking: Asking,
+    decoding: dict[str, Any],
+    history: list[list[tuple[str, str]]] | None = None,
+) -> list[list[str]]:
+    return model.answer(tiles, questions, asking.context, history, asking.preset, asking.task, **decoding)
+
+
+def _print_answer(
+    file: Path,
+    turn: tuple[str, str],
+    asking: Asking,
+    family: str,
+    name_image: bool,
+    name_question: bool,
+    history: list[tuple[str, str]] | None = None,
+) -> None:
+    """A line holds what tells it from the others: the image where there are several, and the question likewise."""
+    question, answer = turn
+    if asking.as_json:
+        asked = "" if asking.self_ask else question
+        shown = {"prompt": asking.prompt(asked, family, history)} if asking.show_prompt else {}
+        _print_json(image=str(file), question=question, answer=answer, **shown)
+        return
+    columns = [str(file)] if name_image else []
+    columns += [question] if name_question or asking.self_ask else []
+    print(*columns, answer, sep="\t", flush=True)
+
+
+def _print_json(**record: Any) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def _tiles(model: VisionLanguageModel, group: Images) -> Tiles:
+    return model.frontend.tiles([pixels for _, pixels in group])
+
+
+@torch.no_grad()
+def _remembered(model: VisionLanguageModel, tiles: Tiles) -> Tiles:
+    """The same images as what the encoder sees in them: asked again, it need not look again."""
+    seen = model.frontend.encode_tiles(tiles)
+    rows = [row if seen.mask is None else row[seen.mask[number]] for number, row in enumerate(seen.features)]
+    return Tiles([], tiles.plans, rows)
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a model warns of, such as text that was cut, as one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"qformer: {message}", file=sys.stderr)
+        yield
+
+
+class Reader:
+    """Image files and the images below folders, read in groups; what is no image is named, counted and skipped."""
+
+    def __init__(self, given: list[Path], batch: int) -> None:
+        self.files: list[Path] = []
+        for path in given:
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            self.files += inside or [path]
+        self.batch = batch
+        self.skipped: list[str] = []
+        self.told = 0  # of the skipped
+
+    def groups(self) -> Iterator[Images]:
+        """Groups of readable images, the first of which is read now.
+
+        Raises:
+            SystemExit: 1, there is none.
+        """
+        images = self._images()
+        first = list(islice(images, self.batch))
+        if not first:
+            print(f"qformer: no file can be read as an image ({self.skipped[0]}); {FORMATS}", file=sys.stderr)
+            sys.exit(1)
+        return chain([first], iter(lambda: list(islice(images, self.batch)), []))
+
+    def _images(self) -> Iterator[tuple[Path, Tensor]]:
+        for file in self.files:
+            try:
+                pixels = read_image(file)
+            except BadSample as bad:
+                self.skipped.append(f"{file}: {bad}")
+                continue
+            self._tell()
+            yield file, pixels
+
+    def _tell(self) -> None:
+        for fault in self.skipped[self.told :]:
+            print(f"qformer: skipped {fault}", file=sys.stderr)
+        self.told = len(self.skipped)
+
+    def tell_skipped(self) -> None:
+        """Those behind the last image, and how many in all."""
+        self._tell()
+        if self.skipped:
+            print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
+
+    def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
+        """A bar on standard error, where there are several groups and the answers do not tell how far it is."""
+        console = Console(stderr=True)
+        quiet = len(self.files) <= self.batch or sys.stdout.isatty() or not console.is_terminal
+        with Progress(console=console, disable=quiet, redirect_stdout=False) as progress:
+            task = progress.add_task(what, total=len(self.files))
+            for group in groups:
+                yield group
+                progress.update(task, completed=self.files.index(group[-1][0]) + 1)

@@ -1,0 +1,236 @@
+"""`qformer caption` and `qformer ask` as people meet them, with a real model, whose answers the library gives too."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from qformer.model import loading
+from qformer.model.prompts import TASKS
+from qformer.model.vision_language import VisionLanguageModel
+from tests.model.test_vision_language import _model
+from tests.test_cli import one_sentence
+from tests.workspace import make_workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+QUICK = ("--max-new-tokens", "4", "--beams", "2")
+OPTIONS = {"max_new_tokens": 4, "num_beams": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[VisionLanguageModel, Path]:
+    root = make_workspace(tmp_path_factory.mktemp("commands"))
+    return _model(root), root
+
+
+@pytest.fixture
+def model(
+    made: tuple[VisionLanguageModel, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> VisionLanguageModel:
+    """Loaded as `x`, with `1.png`, `2.png` and `3.png` of which `text.png` is none."""
+    monkeypatch.setattr(loading, "load_vision_language", lambda path, device: made[0])
+    for number in (1, 2, 3):
+        shutil.copy(made[1] / "images" / f"{number}.png", tmp_path / f"{number}.png")
+    (tmp_path / "text.png").write_text("no image")
+    return made[0]
+
+
+def texts(model: VisionLanguageModel, *files: str, prompt: str | None = None, **options: Any) -> list[str]:
+    return model.generate(model.frontend.tiles([*files]), prompt, **OPTIONS | options)
+
+
+def answers(model: VisionLanguageModel, file: str, *questions: str, **given: Any) -> list[str]:
+    return model.answer(model.frontend.tiles([file]), [list(questions)], **OPTIONS | given)[0]
+
+
+def test_caption_skips_what_is_no_image_and_counts_it(run: Run, model: VisionLanguageModel) -> None:
+    code, out, err = run("caption", "x", "1.png", "text.png", "none.png", "2.png", *QUICK, "--prompt", "a")
+    assert code == 0
+    first, second = texts(model, "1.png", "2.png", prompt="a")
+    assert out == f"1.png\t{first}\n2.png\t{second}\n"
+    lines = err.splitlines()
+    assert [line.split(":")[1].strip() for line in lines[:2]] == ["skipped text.png", "skipped none.png"]
+    assert lines[2:] == ["qformer: skipped 2 of 4 files"]
+
+
+def test_captions_of_folders_in_batches_as_json(run: Run, model: VisionLanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, place in ((1, "b.png"), (2, "more/c.PNG"), (3, "more/a.png")):
+        shutil.copy(f"{number}.png", tmp_path / "photos" / place)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    code, out, err = run("caption", "x", "photos", "1.png", *QUICK, "--batch", "2", "--json")
+    assert (code, err) == (0, "")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [record["image"] for record in told] == ["photos/b.png", "photos/more/a.png", "photos/more/c.PNG", "1.png"]
+    expected = [texts(model, f"{number}.png") for number in (1, 3, 2, 1)]
+    assert [record["captions"] for record in told] == expected
+
+
+def test_several_drawn_captions(run: Run, model: VisionLanguageModel) -> None:
+    drawn = ("--sample", "--captions", "3", "--temperature", "3", "--top-p", "1", "--max-new-tokens", "6", "--seed")
+    shown = [run("caption", "x", "1.png", "2.png", *drawn, seed)[1] for seed in ("0", "0", "1")]
+    assert shown[0] == shown[1] != shown[2]
+    assert [line.split("\t")[0] for line in shown[0].splitlines()] == ["1.png"] * 3 + ["2.png"] * 3
+    code, out, _ = run("caption", "x", "1.png", *drawn, "0", "--json")
+    assert code == 0
+    assert len(json.loads(out)["captions"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("--max-new-tokens", "max_new_tokens", 9),
+        ("--min-new-tokens", "min_new_tokens", 4),
+        ("--beams", "num_beams", 3),
+        ("--repetition-penalty", "repetition_penalty", 1.7),
+        ("--length-penalty", "length_penalty", -2.0),
+    ],
+)
+def test_decoding_options_reach_the_model(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, option: str, field: str, value: float
+) -> None:
+    seen: list[dict[str, Any]] = []
+    generate = model.llm.generate
+    monkeypatch.setattr(model.llm, "generate", lambda *a, **options: (seen.append(options), generate(*a, **options))[1])
+    assert run("caption", "x", "1.png", option, str(value))[0] == 0
+    assert run("ask", "x", "1.png", "what?", option, str(value))[0] == 0
+    assert run("ask", "x", "1.png", "what?", "--sample", option, str(value))[0] == 0
+    captioning, asking, drawing = seen
+    assert captioning == {field: value}
+    assert asking == TASKS["vqa"]["causal"].generate | {field: value}
+    sampling = {"num_beams": 1, "do_sample": True, "num_return_sequences": 1}
+    assert drawing == TASKS["vqa"]["causal"].generate | sampling | {field: value}
+
+
+@pytest.mark.parametrize("command", [("caption", "x"), ("ask", "x", "-q", "what?")], ids=lambda words: words[0])
+def test_no_image_at_all(run: Run, model: VisionLanguageModel, command: tuple[str, ...]) -> None:
+    code, out, err = run(*command, "text.png", "none.png")
+    assert (code, out) == (1, "")
+    assert "no file can be read as an image (text.png: undecodable" in one_sentence(err)
+
+
+def test_ask(run: Run, model: VisionLanguageModel) -> None:
+    """One image and one question: the answer alone, the question cleaned, the context as it is."""
+    (said,) = answers(model, "1.png", "what is it?", context="A.")
+    assert run("ask", "x", "1.png", "What (is) it?", "--context", "A.", *QUICK) == (0, f"{said}\n", "")
+    code, out, err = run("ask", "x", "text.png", "what?")
+    assert (code, out) == (2, "")
+    assert "'text.png' cannot be read as an image" in one_sentence(err)
+
+
+def test_many_questions_about_many_images(run: Run, model: VisionLanguageModel) -> None:
+    asked = ("what is it?", "how many?")
+    code, out, err = run("ask", "x", "1.png", "text.png", "2.png", "-q", "What is it?", "-q", "how many?", *QUICK)
+    expected = [
+        f"{file}\t{question}\t{answer}"
+        for file in ("1.png", "2.png")
+        for question, answer in zip(asked, answers(model, file, *asked), strict=True)
+    ]
+    assert (code, out.splitlines()) == (0, expected)
+    assert err.endswith("qformer: skipped 1 of 3 files\n")
+    code, out, err = run("ask", "x", "1.png", "2.png", "what is it?", *QUICK, "--batch", "1")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"{file}\t{answers(model, file, 'what is it?')[0]}" for file in ("1.png", "2.png")]
+
+
+def test_questions_from_standard_input(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n\nHow many?\n"))
+    code, out, err = run("ask", "x", "1.png", "-", *QUICK, "--json", "--show-prompt")
+    assert (code, err) == (0, "")
+    asked = ["what is it?", "how many?"]
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"image": "1.png", "question": question, "answer": answer, "prompt": f"Question: {question} Answer:"}
+        for question, answer in zip(asked, answers(model, "1.png", *asked), strict=True)
+    ]
+
+
+def test_tasks_and_presets(run: Run, model: VisionLanguageModel) -> None:
+    """Free tasks keep stops and capitals; what asks nothing needs no question; prompts are shown on standard error."""
+    code, out, err = run("ask", "x", "1.png", "Write. A story!", "--task", "writing", "--show-prompt", *QUICK)
+    assert (code, err) == (0, "prompt: Write. A story!\n")
+    assert out == f"{answers(model, '1.png', 'Write. A story!', task='writing')[0]}\n"
+    code, out, err = run("ask", "x", "1.png", "--task", "caption", "--show-prompt", *QUICK)
+    assert (code, err) == (0, "prompt: a photo of\n")
+    assert out == f"{texts(model, '1.png', prompt='a photo of')[0]}\n"
+    context = ("--context", "it rains", "--task", "context", "--preset", "lavis", "--show-prompt")
+    code, out, err = run("ask", "x", "1.png", "why?", *context, *QUICK)
+    assert (code, err) == (0, "prompt: Context: it rains. Question: why? Answer:\n")
+
+
+def test_it_asks_itself(run: Run, model: VisionLanguageModel) -> None:
+    turns = model.self_ask(model.frontend.tiles(["1.png", "2.png"]), **OPTIONS)
+    code, out, err = run("ask", "x", "1.png", "2.png", "--self-ask", *QUICK)
+    assert (code, err) == (0, "")
+    assert out == "".join(f"{file}\t{q}\t{a}\n" for file, (q, a) in zip(("1.png", "2.png"), turns, strict=True))
+    code, out, err = run("ask", "x", "1.png", "--self-ask", "--show-prompt", "--json", *QUICK)
+    question, answer = turns[0]
+    prompt = "Ask a question about the picture. Question:"
+    assert json.loads(out) == {"image": "1.png", "question": question, "answer": answer, "prompt": prompt}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_conversation(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn stands in front of the next, an empty line forgets them, a blank question is told; one encoding."""
+    monkeypatch.setattr("sys.stdin", Terminal("What is it?\n.\nhow many?\n\nhow many?\n"))
+    calls = []
+    hook = model.frontend.encoder.register_forward_hook(lambda *_: calls.append(1))
+    code, out, err = run("ask", "x", "1.png", *QUICK, "--show-prompt")
+    hook.remove()
+    assert code == 0
+    assert calls == [1]
+    (first,) = answers(model, "1.png", "what is it?")
+    (second,) = answers(model, "1.png", "how many?", history=[[("what is it?", first)]])
+    (third,) = answers(model, "1.png", "how many?")
+    assert out == f"? {first}\n? ? {second}\n? ? {third}\n? "
+    lines = err.splitlines()
+    assert lines[0].startswith("qformer: ask about the picture")
+    assert "the question is empty" in lines[2]
+    ended = first.rstrip(".")
+    assert lines[3] == f"prompt: Question: what is it? Answer: {ended}. Question: how many? Answer:"
+    assert lines[4] == "prompt: Question: how many? Answer:"
+
+
+def test_what_is_cut_is_told(run: Run, model: VisionLanguageModel) -> None:
+    code, _, err = run("ask", "x", "1.png", "what?", "--context", "it rains " * 200, *QUICK)
+    assert code == 0
+    assert "words from the start of the context and 0 of the oldest turns were left out" in one_sentence(err)
+    code, _, err = run("ask", "x", "1.png", "Why?" * 200, "--task", "writing", *QUICK)
+    assert code == 2
+    assert "128 positions" in one_sentence(err)
+
+
+def test_long_work_shows_how_far_it_is(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a terminal's standard error, where standard output goes elsewhere; not for what is done at once."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, err = run("caption", "x", "1.png", "2.png", "3.png", *QUICK, "--batch", "1")
+    assert "captioning" in err
+    assert "100%" in err
+    assert out.count("\n") == 3
+    _, out, err = run("caption", "x", "1.png", "2.png", "3.png", *QUICK)
+    assert err == ""
+
+
+def test_files_and_questions_are_told_apart(run: Run, model: VisionLanguageModel) -> None:
+    Image.new("RGB", (8, 6)).save("what is it?", "PNG")  # a file, though it reads like a question
+    code, out, _ = run("ask", "x", "1.png", "what is it?", "-q", "why?", *QUICK)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    code, out, _ = run("ask", "x", "1.png", "a photo of a cat " * 20, *QUICK)  # longer than names of files may be
+    assert code == 0
+    assert out == f"{answers(model, '1.png', ' '.join(['a photo of a cat'] * 10))[0]}\n"
