@@ -244,3 +244,23 @@ def test_anchored_towers_are_found_from_anywhere(tmp_path: Path, monkeypatch: py
 def test_a_t5_whose_decoder_is_deeper_than_its_encoder_is_refused() -> None:
     with pytest.raises(UsageError, match=r"decoder_layers 2 is more than backbone\.layers 1"):
         load_config("configs/mini/t5.yaml", ["backbone.layers=1"])
+
+
+def test_questions_and_adapters_are_stage_two_s() -> None:
+    shipped = load_config("configs/finetune_vqa_lora_small.yaml")
+    assert shipped.question is not None
+    assert shipped.llm is not None
+    assert shipped.llm.lora is not None
+    assert yaml.safe_load(dump_config(shipped))["llm"]["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.05}
+    with pytest.raises(UsageError, match="question is for stage2"):
+        load_config("configs/quickstart/stage1.yaml", ["question={}"])
+    with pytest.raises(UsageError, match="unknown configuration key 'llm.lora.rnk': did you mean 'rank'"):
+        load_config("configs/finetune_vqa_lora_small.yaml", ["llm.lora.rnk=2"])
+
+
+def test_the_run_that_questions_start_from_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = anchor(load_config("configs/finetune_vqa_lora_small.yaml", ["question.init=one"]))
+    assert config.question is not None
+    assert config.question.init == str(tmp_path / "one")

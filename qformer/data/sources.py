@@ -41,6 +41,7 @@ SOURCES: dict[str, Any] = {
     "coco": "qformer.data.annotations:Coco",
     "karpathy": "qformer.data.annotations:Karpathy",
     "visual_genome": "qformer.data.annotations:VisualGenome",
+    "vqa": "qformer.data.annotations:Vqa",
     "scenes": "qformer.data.scenes:Scenes",
     "mix": "qformer.data.sources:Mix",
 }

@@ -22,6 +22,7 @@ from transformers import (
 from qformer import checkpoint, convert, lookup
 from qformer.config import Choice, LLMConfig, dump_config
 from qformer.convert import FAMILIES, Parts
+from qformer.model import lora
 from qformer.model.foreign import (
     LLM_FOLDER,
     VISION_FILE,
@@ -32,8 +33,8 @@ from qformer.model.foreign import (
     open_foreign,
     put_in,
 )
-from qformer.model.llm import wrap_language_model
-from qformer.model.loading import read_tokenizer
+from qformer.model.llm import load_language_model, wrap_language_model
+from qformer.model.loading import ENCODER, LLM, load_trained, read_tokenizer
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Form = Literal["qformer", "lavis", "transformers"]
-ENCODER = "frontend.encoder."  # begins the names of an image encoder that was trained
 
 
 def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> Path:
@@ -78,14 +78,19 @@ def open_ours(path: str | Path) -> Opened:
     """A checkpoint of ours taken apart, with the towers that it holds itself.
 
     Raises:
-        UsageError: none is there, or its towers have no place in other forms.
+        UsageError: none is there, or its towers or its text path have no place in other forms.
     """
     saved = checkpoint.read(path)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    if config.question is not None:
+        raise UsageError(
+            f"the Q-Former of '{path}' reads questions, for which stage two of BLIP-2 has no place in LAVIS or in "
+            "transformers; use the checkpoint as it is"
+        )
     trained = {n.removeprefix(ENCODER): tensor for n, tensor in saved.tensors.items() if n.startswith(ENCODER)}
-    bridge = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith(ENCODER)}
+    bridge = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith((ENCODER, LLM))}
     llm, family = None, None
     parts = Parts(config.stage, bridge, trained, {}, config.qformer)
     inside = str(saved.path)
@@ -97,8 +102,22 @@ def open_ours(path: str | Path) -> Opened:
         if config.llm.path.startswith(inside):
             tensors = read_tensors(config.llm.path)
             parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
+        if config.llm.lora is not None:
+            parts.llm = _merged(config.llm, saved)
+            config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
     parts.family = family
     return Opened(str(path), parts, config, str(saved.path) if config.llm is None else config.llm.path, llm)
+
+
+def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+    """The tensors of the language model with a checkpoint's adapters added to its weights."""
+    assert config.lora is not None
+    llm = load_language_model(config.path, dtype=None)
+    lora.add(llm, config.lora)
+    adapters = {n.removeprefix(LLM): tensor for n, tensor in saved.tensors.items() if n.startswith(LLM)}
+    load_trained(llm, adapters, saved.path)
+    lora.merge(llm)
+    return llm.model.state_dict()
 
 
 def write_lavis(opened: Opened, path: Path) -> None:
