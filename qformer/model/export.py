@@ -32,7 +32,7 @@ from qformer.model.foreign import (
     open_foreign,
     put_in,
 )
-from qformer.model.llm import wrap_language_model
+from qformer.model.llm_loading import wrap_language_model
 from qformer.model.loading import read_tokenizer
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from qformer import convert, lookup, releases, vision
 from qformer.config import Config, LossConfig, parse_config
-from qformer.model.llm import load_language_model, wrap_language_model
+from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
@@ -124,18 +124,19 @@ def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
 
 
 def load_foreign(
-    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given
+    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given, quantize: str | None = None
 ) -> ImageTextModel | VisionLanguageModel:
     """The model in such a checkpoint, in eval mode.
 
     Args:
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None or `auto` is fp32 on a CPU, as stored elsewhere.
+        quantize: the language model: `int8`, `nf4`; None is `none`.
 
     Raises:
         UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
     """
     opened = open_foreign(path_or_id, given)
-    parts, config = opened.parts, with_dtype(opened.config, dtype)
+    parts, config = opened.parts, with_dtype(opened.config, dtype, quantize)
     encoder = None
     if parts.vision:
         encoder = build_tower(config, parts.vision, opened.source).freeze()
@@ -143,18 +144,25 @@ def load_foreign(
     if parts.stage == "stage1":
         model, _ = build_image_text(config, opened.tokenizer, encoder)
     else:
-        llm = _held_language_model(opened, device, dtype) if parts.llm else None
+        llm = _held_language_model(opened, config, device, dtype) if parts.llm else None
         model, _ = build_vision_language(config, device, encoder, llm)
     load_tensors(model, parts.bridge, opened.source)
     return model.to(device).eval()
 
 
-def _held_language_model(opened: Opened, device: torch.device | str, dtype: str | None) -> LanguageModel:
+def _held_language_model(
+    opened: Opened, config: Config, device: torch.device | str, dtype: str | None
+) -> LanguageModel:
+    assert config.llm is not None, "stage two has a language model"
     model: Any = language_model(opened.llm, opened.parts.llm, opened.source)
     usual = torch.float32 if torch.device(device).type == "cpu" else None
     kept = usual if dtype in (None, "auto") else DTYPES[dtype]
-    erf_gelu = opened.config.llm is None or opened.config.llm.erf_gelu
-    return wrap_language_model(model.to(device=device, dtype=kept), opened.tokenizer, erf_gelu=erf_gelu)
+    if config.llm.quantize == "none":
+        model = model.to(device=device, dtype=kept)
+    else:
+        stored = model.get_input_embeddings().weight.dtype
+        model = quantize_held(model, device, kept or stored, config.llm.quantize, opened.source)
+    return wrap_language_model(model, opened.tokenizer, erf_gelu=config.llm.erf_gelu)
 
 
 def open_lavis(path: Path, given: Given) -> Opened:
