@@ -34,15 +34,17 @@ from qformer.model.foreign import (
 )
 from qformer.model.llm_loading import wrap_language_model
 from qformer.model.loading import read_tokenizer
+from qformer.resolution.fixed import Fixed
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
-from qformer.vision.base import CLIP_MEAN, CLIP_STD
+from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
 from qformer.vision.eva import EvaConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Form = Literal["qformer", "lavis", "transformers"]
+EXTRA = 1  # CLS stands in front of the patches
 ENCODER = "frontend.encoder."  # begins the names of an image encoder that was trained
 
 
@@ -127,6 +129,7 @@ def write_transformers(opened: Opened, folder: Path) -> None:
             "for which it has no place"
         )
     opened.hold_towers()
+    _fit_positions(opened)
     model = _their_model(opened)
     side = model.config.vision_config.image_size
     size = {"height": side, "width": side}
@@ -135,6 +138,7 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     tokenizer = processor.tokenizer  # which has the word that stands for a visual token by now
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if opened.llm is not None:
+        tokenizer.padding_side = "right" if opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
         rows = model.get_input_embeddings().num_embeddings
         if rows < len(tokenizer):  # the word is only a place: the mean of all words is never the likeliest
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -145,6 +149,16 @@ def write_transformers(opened: Opened, folder: Path) -> None:
         model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _fit_positions(opened: Opened) -> None:
+    """Make the encoder's table of positions that of the resolution it is used at, which transformers takes as it is."""
+    chosen, vision = opened.config.resolution, opened.parts.vision
+    patch, table = vision["patch_embed.proj.weight"].shape[-1], vision["pos_embed"]
+    side = int(chosen.options.get("size", Fixed.size)) // patch
+    if chosen.name == "fixed" and side * side != table.shape[1] - EXTRA:
+        resized = resize_positions(table.float(), EXTRA, (side, side)).to(table.dtype)
+        opened.parts.vision = vision | {"pos_embed": resized}
 
 
 def _their_model(opened: Opened) -> Any:
