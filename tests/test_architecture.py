@@ -32,7 +32,7 @@ FLOORS = (
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
     ("retrieval",),
-    ("evaluation",),
+    ("evaluation", "harness"),
     ("stages", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -63,6 +63,7 @@ ONLY_BY = {
     "bitsandbytes": {"qformer/model/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
+    "lmms_eval": {"qformer/harness.py"},
     "lavis": set(),
 }
 
@@ -153,7 +154,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 18500
+    assert sum(lengths.values()) < 19300
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -307,9 +307,11 @@ def load(
     return model.to(device).eval()
 
 
-def load_vision_language(path: str | Path, device: str | torch.device | None = None) -> VisionLanguageModel:
+def load_vision_language(
+    path: str | Path, device: str | torch.device | None = None, quantize: str | None = None
+) -> VisionLanguageModel:
     """`load` for what needs a language model: a checkpoint of stage one is a UsageError."""
-    model = load(path, device)
+    model = load(path, device, quantize=quantize)
     if not isinstance(model, VisionLanguageModel):
         raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
     return model
