@@ -30,6 +30,7 @@ from qformer.model.foreign import (
     configuration,
     language_model,
     open_foreign,
+    pushed,
     put_in,
 )
 from qformer.model.llm_loading import wrap_language_model
@@ -58,7 +59,8 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> P
     """
     if target.exists():
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
-    opened = open_foreign(source, given) if checkpoint.is_foreign(source) else open_ours(source)
+    found = str(pushed(source)) if checkpoint.is_foreign(source) else source
+    opened = open_foreign(found, given) if checkpoint.is_foreign(found) else open_ours(found)
     partial = target.with_name(f"{target.name}.partial")
     _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,6 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     tokenizer = processor.tokenizer  # which has the word that stands for a visual token by now
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if opened.llm is not None:
-        tokenizer.padding_side = "right" if opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
         rows = model.get_input_embeddings().num_embeddings
         if rows < len(tokenizer):  # the word is only a place: the mean of all words is never the likeliest
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -253,4 +254,5 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
-    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer))
+    side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
+    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import convert, lookup, releases, vision
+from qformer import checkpoint, convert, lookup, releases, vision
 from qformer.config import Config, LossConfig, parse_config
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
@@ -49,7 +49,7 @@ USUAL = {
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
 #: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
 COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
@@ -121,6 +121,21 @@ def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
     if Path(path_or_id).is_file():
         return open_lavis(Path(path_or_id), given)
     return open_transformers(str(path_or_id), given)
+
+
+def pushed(path_or_id: str | Path) -> str | Path:
+    """The folder that holds a checkpoint of ours which is on the hub; anything else as it is.
+
+    Raises:
+        UsageError: it cannot be downloaded.
+    """
+    if str(path_or_id) in releases.RELEASES or Path(path_or_id).exists():
+        return path_or_id
+    try:
+        hf_hub_download(str(path_or_id), checkpoint.CONFIG)
+    except (OSError, ValueError):  # there is none, or no such repository, or no network: transformers' folders lack it
+        return path_or_id
+    return local_folder(str(path_or_id))
 
 
 def load_foreign(

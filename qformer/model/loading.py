@@ -276,7 +276,7 @@ def load(
 
     Args:
         path_or_id: a run (its newest checkpoint) or a checkpoint; a `.pth` file of LAVIS or the name of a release; a
-            folder or hub id of BLIP-2 in transformers.
+            folder or hub id of BLIP-2 in transformers; the hub id of what `qformer push` put there.
         device: where to; None is the GPU where there is one.
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
         quantize: the language model: `int8`, `nf4` or `none`; None is as its configuration says (docs/quantization.md).
@@ -289,6 +289,10 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.is_foreign(path_or_id):
         from qformer.model import foreign  # which builds on this file
+
+        path_or_id = foreign.pushed(path_or_id)
+    if checkpoint.is_foreign(path_or_id):
+        from qformer.model import foreign
 
         given = lookup.build({"sizes": foreign.Given}, "sizes", sizes, "load")
         return foreign.load_foreign(path_or_id, device, dtype, given, quantize)

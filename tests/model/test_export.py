@@ -189,17 +189,25 @@ def captions_of_theirs(folder: Path, kind: str, prompts: list[str], **options: A
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_captions_in_transformers(space: Path, tmp_path: Path, kind: str, beams: int) -> None:
-    """From pictures on, in one batch of prompts of unequal length. Beams agree where no length is divided by."""
+    """From pictures on, in one batch of prompts of unequal length. Beams agree where no length is divided by.
+
+    Pictures that are resized may differ by one of 255 levels, which their PIL and our PyTorch round differently.
+    """
     folder = convert(space / f"{kind}-qformer", tmp_path / "back", "transformers")
     ours = qformer.load(space / f"{kind}-qformer", device="cpu")
     prompts = ["a photo of", "", PROMPTS[0], "two people riding a red bus"]
     options: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 12, "min_new_tokens": 1}
     options |= {"length_penalty": 0.0} if beams > 1 else {}
-    said = ours.generate(ours.frontend.tiles(photos()), prompts, **options)
+    tiles = ours.frontend.tiles(photos())
+    said = ours.generate(tiles, prompts, **options)
     assert len(set(said)) > 2
+    shown = AutoProcessor.from_pretrained(folder)(images=[p.convert("RGB") for p in photos()], return_tensors="pt")
+    encoder = ours.frontend.encoder
+    seen = shown["pixel_values"] * encoder.std + encoder.mean
+    assert (255 * seen - torch.stack(list(tiles.pixels)).float()).abs().max() < 1.01
     assert captions_of_theirs(folder, kind, prompts, **options) == said
 
 
