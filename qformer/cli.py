@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qformer import cli_gallery, cli_language
+from qformer import cli_gallery, cli_hub, cli_language
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -178,6 +178,7 @@ def evaluate(
 
 app.command()(cli_gallery.index)
 app.command()(cli_gallery.search)
+app.command()(cli_hub.push)
 
 
 app.command()(cli_language.caption)

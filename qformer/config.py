@@ -97,7 +97,7 @@ class LLMConfig(Section):
         path: folder or hub id of a causal (OPT, Llama, Qwen, ...) or encoder-decoder (T5, Flan-T5) model.
         prompt: put in front of every caption; a causal model is not trained on it.
         max_tokens: texts are cut here.
-        dtype: how its weights are stored; `auto` is as in its files.
+        dtype, quantize: how its weights are stored: `auto` is as in its files; docs/quantization.md.
         erf_gelu: a T5's gated GELU is computed with erf, as in the original; false is as its configuration says.
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
         visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
@@ -109,6 +109,7 @@ class LLMConfig(Section):
     prompt: str = ""
     max_tokens: Positive = 32
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    quantize: Literal["none", "int8", "nf4"] = "none"
     erf_gelu: bool = True
     dropout: bool = False
     visual_scale: Annotated[float, Field(gt=0)] = 1.0

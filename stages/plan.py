@@ -21,6 +21,7 @@ from rich.table import Table
 
 from qformer import checkpoint
 from qformer.data import counting
+from qformer.model.quantize import OutlinedLinear
 from qformer.types import UsageError
 from stages import hardware
 from stages.ledger import part_of
@@ -39,7 +40,7 @@ MOST = 4096  # samples per process; no larger batch is looked for
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
 WORTH_A_WORD = 5_000_000  # bytes, of a part stored in a dtype
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "nf4"}
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,10 @@ def _memory(held: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 def _parameters(model: Bridge) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
+    packed = {f"{name}.weight": m.count for name, m in model.named_modules() if isinstance(m, OutlinedLinear)}
     for name, parameter in model.named_parameters():
         row = found.setdefault(part_of(name), {"trained": 0, "frozen": 0})
-        row["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+        row["trained" if parameter.requires_grad else "frozen"] += packed.get(name, parameter.numel())
     return found
 
 

@@ -39,8 +39,12 @@ def train(config: Config) -> Path:
     the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
 
     Raises:
-        UsageError: data, towers or `init` that cannot be used.
+        UsageError: data, towers or `init` that cannot be used, or a quantised language model that is to be spread.
     """
+    if config.train.fsdp and config.llm is not None and config.llm.quantize != "none":
+        raise UsageError(
+            f"train.fsdp cannot spread a language model in {config.llm.quantize}; leave train.fsdp or llm.quantize out"
+        )
     start = None if config.init is None else checkpoint.read(config.init)
     if start is not None:
         config = inherit(config, start.config)

@@ -32,12 +32,18 @@ FLOORS = (
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
     ("retrieval",),
-    ("evaluation",),
+    ("evaluation", "harness"),
     ("stages", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-ABOVE = ("qformer.cli", "qformer.cli_gallery", "qformer.cli_language", "qformer.__main__", "qformer")  # they import
-# inside functions only
+ABOVE = (
+    "qformer.cli",
+    "qformer.cli_gallery",
+    "qformer.cli_hub",
+    "qformer.cli_language",
+    "qformer.__main__",
+    "qformer",
+)  # they import inside functions only
 LAZY = {
     "load": "model",
     "Retriever": "retrieval",
@@ -52,17 +58,21 @@ ONLY_BY = {
         "qformer/model/export.py",
         "qformer/model/foreign.py",
         "qformer/model/llm.py",
+        "qformer/model/llm_loading.py",
         "qformer/model/loading.py",
         "qformer/model/outline.py",
+        "qformer/model/quantize.py",
         "qformer/model/streaming.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },
     "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {"demo/app.py"},
+    "bitsandbytes": {"qformer/model/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/model/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
+    "lmms_eval": {"qformer/harness.py"},
     "lavis": set(),
 }
 
@@ -128,7 +138,7 @@ def test_nothing_imports_upward_or_sideways() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("file", ["cli.py", "cli_gallery.py", "cli_language.py", "__init__.py"])
+@pytest.mark.parametrize("file", ["cli.py", "cli_gallery.py", "cli_hub.py", "cli_language.py", "__init__.py"])
 def test_what_stands_above_imports_inside_functions(file: str) -> None:
     outside = [
         node for node in ast.parse((ROOT / "qformer" / file).read_text()).body if not isinstance(node, ast.FunctionDef)
@@ -153,7 +163,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 20500
+    assert sum(lengths.values()) < 23000
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -258,7 +258,9 @@ def test_questions_and_adapters_are_stage_two_s() -> None:
         load_config("configs/finetune_vqa_lora_small.yaml", ["llm.lora.rnk=2"])
 
 
-def test_the_run_that_questions_start_from_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_that_questions_start_from_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "one").mkdir()
     monkeypatch.chdir(tmp_path)
     config = anchor(load_config("configs/finetune_vqa_lora_small.yaml", ["question.init=one"]))

@@ -31,19 +31,22 @@ from qformer.model.foreign import (
     configuration,
     language_model,
     open_foreign,
+    pushed,
     put_in,
 )
-from qformer.model.llm import load_language_model, wrap_language_model
+from qformer.model.llm_loading import load_language_model, wrap_language_model
 from qformer.model.loading import ENCODER, LLM, load_trained, read_tokenizer
+from qformer.resolution.fixed import Fixed
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
-from qformer.vision.base import CLIP_MEAN, CLIP_STD
+from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
 from qformer.vision.eva import EvaConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Form = Literal["qformer", "lavis", "transformers"]
+EXTRA = 1  # CLS stands in front of the patches
 
 
 def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> Path:
@@ -56,7 +59,8 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> P
     """
     if target.exists():
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
-    opened = open_foreign(source, given) if checkpoint.is_foreign(source) else open_ours(source)
+    found = str(pushed(source)) if checkpoint.is_foreign(source) else source
+    opened = open_foreign(found, given) if checkpoint.is_foreign(found) else open_ours(found)
     partial = target.with_name(f"{target.name}.partial")
     _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +150,7 @@ def write_transformers(opened: Opened, folder: Path) -> None:
             "for which it has no place"
         )
     opened.hold_towers()
+    _fit_positions(opened)
     model = _their_model(opened)
     side = model.config.vision_config.image_size
     size = {"height": side, "width": side}
@@ -164,6 +169,16 @@ def write_transformers(opened: Opened, folder: Path) -> None:
         model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _fit_positions(opened: Opened) -> None:
+    """Make the encoder's table of positions that of the resolution it is used at, which transformers takes as it is."""
+    chosen, vision = opened.config.resolution, opened.parts.vision
+    patch, table = vision["patch_embed.proj.weight"].shape[-1], vision["pos_embed"]
+    side = int(chosen.options.get("size", Fixed.size)) // patch
+    if chosen.name == "fixed" and side * side != table.shape[1] - EXTRA:
+        resized = resize_positions(table.float(), EXTRA, (side, side)).to(table.dtype)
+        opened.parts.vision = vision | {"pos_embed": resized}
 
 
 def _their_model(opened: Opened) -> Any:
@@ -258,4 +273,5 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
-    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer))
+    side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
+    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import convert, lookup, releases, vision
+from qformer import checkpoint, convert, lookup, releases, vision
 from qformer.config import Config, LossConfig, parse_config
-from qformer.model.llm import load_language_model, wrap_language_model
+from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
@@ -49,7 +49,7 @@ USUAL = {
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
 #: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
 COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a folder on the hub
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
@@ -123,19 +123,35 @@ def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
     return open_transformers(str(path_or_id), given)
 
 
+def pushed(path_or_id: str | Path) -> str | Path:
+    """The folder that holds a checkpoint of ours which is on the hub; anything else as it is.
+
+    Raises:
+        UsageError: it cannot be downloaded.
+    """
+    if str(path_or_id) in releases.RELEASES or Path(path_or_id).exists():
+        return path_or_id
+    try:
+        hf_hub_download(str(path_or_id), checkpoint.CONFIG)
+    except (OSError, ValueError):  # there is none, or no such repository, or no network: transformers' folders lack it
+        return path_or_id
+    return local_folder(str(path_or_id))
+
+
 def load_foreign(
-    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given
+    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given, quantize: str | None = None
 ) -> ImageTextModel | VisionLanguageModel:
     """The model in such a checkpoint, in eval mode.
 
     Args:
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None or `auto` is fp32 on a CPU, as stored elsewhere.
+        quantize: the language model: `int8`, `nf4`; None is `none`.
 
     Raises:
         UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
     """
     opened = open_foreign(path_or_id, given)
-    parts, config = opened.parts, with_dtype(opened.config, dtype)
+    parts, config = opened.parts, with_dtype(opened.config, dtype, quantize)
     encoder = None
     if parts.vision:
         encoder = build_tower(config, parts.vision, opened.source).freeze()
@@ -143,18 +159,25 @@ def load_foreign(
     if parts.stage == "stage1":
         model, _ = build_image_text(config, opened.tokenizer, encoder)
     else:
-        llm = _held_language_model(opened, device, dtype) if parts.llm else None
+        llm = _held_language_model(opened, config, device, dtype) if parts.llm else None
         model, _ = build_vision_language(config, device, encoder, llm)
     load_tensors(model, parts.bridge, opened.source)
     return model.to(device).eval()
 
 
-def _held_language_model(opened: Opened, device: torch.device | str, dtype: str | None) -> LanguageModel:
+def _held_language_model(
+    opened: Opened, config: Config, device: torch.device | str, dtype: str | None
+) -> LanguageModel:
+    assert config.llm is not None, "stage two has a language model"
     model: Any = language_model(opened.llm, opened.parts.llm, opened.source)
     usual = torch.float32 if torch.device(device).type == "cpu" else None
     kept = usual if dtype in (None, "auto") else DTYPES[dtype]
-    erf_gelu = opened.config.llm is None or opened.config.llm.erf_gelu
-    return wrap_language_model(model.to(device=device, dtype=kept), opened.tokenizer, erf_gelu=erf_gelu)
+    if config.llm.quantize == "none":
+        model = model.to(device=device, dtype=kept)
+    else:
+        stored = model.get_input_embeddings().weight.dtype
+        model = quantize_held(model, device, kept or stored, config.llm.quantize, opened.source)
+    return wrap_language_model(model, opened.tokenizer, erf_gelu=config.llm.erf_gelu)
 
 
 def open_lavis(path: Path, given: Given) -> Opened:

@@ -10,22 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    GenerationConfig,
-)
+from transformers import GenerationConfig
 
-from qformer.lookup import tower
 from qformer.model.decoding import GenerateConfig, search_as_original
 from qformer.model.rows import join, pad, positions
 from qformer.types import Tokens, UsageError
@@ -33,12 +24,11 @@ from qformer.types import Tokens, UsageError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
 IGNORE = -100  # label of a position that is no target
 MAX_TOKENS = 32  # where training texts are cut, special tokens counted
-HINT = "give a folder or hub id of a causal or encoder-decoder language model, such as facebook/opt-2.7b"
 
 
 class LanguageModel(nn.Module, ABC):
@@ -254,7 +244,7 @@ class CausalLM(LanguageModel):
 class Seq2SeqLM(LanguageModel):
     """An encoder-decoder model: the encoder reads [visual][prompt end], the decoder predicts [text end].
 
-    Prompt and text are cut separately and keep their end. `erf_gelu`: see `load_language_model`.
+    Prompt and text are cut separately and keep their end. `erf_gelu`: see `qformer.model.llm_loading`.
     """
 
     family = "seq2seq"
@@ -293,84 +283,6 @@ class Seq2SeqLM(LanguageModel):
     ) -> tuple[dict[str, Tensor], Tensor | int]:
         read = pad(self.ended(prompts), self.end, prefix.device)
         return join(self.model, prefix, prefix_mask, read, "right", new=0), 0  # the decoder has positions of its own
-
-
-def load_language_model(
-    path: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | Literal["auto"] | None = "auto",
-    dropout: bool = False,
-    erf_gelu: bool = True,
-) -> LanguageModel:
-    """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
-
-    Args:
-        dtype: None: as stored. "auto": float32 on the CPU, where 16 bits are slow; elsewhere as stored if that is 16
-            bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32) run as in the paper, and no
-            model runs in a float16 that it was not trained in.
-        dropout: leave dropout active in training, as LAVIS does.
-        erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
-            T5 itself was trained with the tanh form (`gelu_new`).
-
-    Raises:
-        UsageError: there is no such folder or id, or what is there is not a language model that generates.
-    """
-    config = _fetch(AutoConfig, path)
-    is_seq2seq = getattr(config, "is_encoder_decoder", False)
-    # transformers gives encoders such as BERT a causal head without complaint.
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
-        raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
-    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
-    model, report = _fetch(auto, path, dtype=choose_dtype(config, device, dtype), output_loading_info=True)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
-    return wrap_language_model(model.to(device), path, dropout, erf_gelu)
-
-
-def wrap_language_model(
-    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True
-) -> LanguageModel:
-    """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
-
-    Args:
-        dropout, erf_gelu: see `load_language_model`.
-
-    Raises:
-        UsageError: there is no tokenizer.
-    """
-    tokenizer = _fetch(AutoTokenizer, tokenizer_of)
-    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
-    if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
-        raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
-    if model.config.is_encoder_decoder:
-        return Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
-    return CausalLM(model, tokenizer, dropout=dropout)
-
-
-def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
-    """`auto.from_pretrained`, with one error for its many."""
-    path = tower(str(path))
-    try:
-        return auto.from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError) as error:
-        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UsageError(f"no language model can be loaded from {where} ({reason}); {HINT}") from error
-
-
-def choose_dtype(
-    config: PreTrainedConfig, device: torch.device | str, dtype: torch.dtype | Literal["auto"] | None
-) -> torch.dtype | str:
-    """How the weights are stored; see `load_language_model`."""
-    if dtype is None:
-        return "auto"  # transformers' word for "as stored"
-    if dtype != "auto":
-        return dtype
-    if torch.device(device).type == "cpu":
-        return torch.float32
-    return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
 def _newline(tokenizer: PreTrainedTokenizerBase) -> int | None:

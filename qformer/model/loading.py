@@ -14,8 +14,9 @@ from qformer.config import Config, QFormerConfig
 from qformer.model import lora
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import load_language_model
+from qformer.model.llm_loading import load_language_model
 from qformer.model.qformer import QFormer
+from qformer.model.quantize import check
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 
@@ -140,6 +141,7 @@ def build_vision_language(
         dtype=DTYPES[config.llm.dtype],
         dropout=config.llm.dropout,
         erf_gelu=config.llm.erf_gelu,
+        quantize=config.llm.quantize,
     )
     if config.llm.lora is not None:
         lora.add(llm, config.llm.lora)
@@ -170,17 +172,23 @@ def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: P
     return QuestionConnector(qformer.drop_captioning(), llm_width, tokenizer, config.question.max_tokens, scale)
 
 
-def with_dtype(config: Config, dtype: str | None) -> Config:
-    """The configuration with the language model in this dtype, if one is given.
+def with_dtype(config: Config, dtype: str | None, quantize: str | None = None) -> Config:
+    """The configuration with the language model in this dtype and quantised like this, as far as that is given.
 
     Raises:
-        UsageError: an unknown dtype.
+        UsageError: an unknown dtype or quantisation, one that is not possible here, or no language model to quantise.
     """
-    if dtype is None or config.llm is None:
-        return config
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype is '{dtype}'; {lookup.nearest(dtype, DTYPES)}")
-    return config.model_copy(update={"llm": config.llm.model_copy(update={"dtype": dtype})})
+    if quantize is not None:
+        check(quantize)
+    if config.llm is None:
+        if quantize in (None, "none"):
+            return config
+        raise UsageError(f"this checkpoint has no language model to quantise to {quantize}; leave quantize out")
+    given = {"dtype": dtype, "quantize": quantize}
+    llm = config.llm.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return config.model_copy(update={"llm": llm})
 
 
 def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
@@ -294,26 +302,36 @@ def load_text_path(model: VisionLanguageModel, source: checkpoint.Checkpoint) ->
 
 
 def load(
-    path_or_id: str | Path, device: str | torch.device | None = None, dtype: str | None = None, **sizes: Any
+    path_or_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    **sizes: Any,
 ) -> ImageTextModel | VisionLanguageModel:
     """A trained model, in eval mode.
 
     Args:
         path_or_id: a run (its newest checkpoint) or a checkpoint; a `.pth` file of LAVIS or the name of a release; a
-            folder or hub id of BLIP-2 in transformers.
+            folder or hub id of BLIP-2 in transformers; the hub id of what `qformer push` put there.
         device: where to; None is the GPU where there is one.
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
+        quantize: the language model: `int8`, `nf4` or `none`; None is as its configuration says (docs/quantization.md).
         sizes: what others' checkpoints leave open, see `qformer.model.foreign.Given`.
 
     Raises:
-        UsageError: no checkpoint there, one that does not fit, or a tower that it names is gone.
+        UsageError: no checkpoint there, one that does not fit, a tower that it names is gone, or what was asked for
+            is not possible here.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.is_foreign(path_or_id):
         from qformer.model import foreign  # which builds on this file
 
+        path_or_id = foreign.pushed(path_or_id)
+    if checkpoint.is_foreign(path_or_id):
+        from qformer.model import foreign
+
         given = lookup.build({"sizes": foreign.Given}, "sizes", sizes, "load")
-        return foreign.load_foreign(path_or_id, device, dtype, given)
+        return foreign.load_foreign(path_or_id, device, dtype, given, quantize)
     if sizes:
         raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
     saved = checkpoint.read(path_or_id)
@@ -322,16 +340,18 @@ def load(
         raise UsageError(f"'{path_or_id}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
     model: Bridge
     if config.stage == "stage1":
-        model, _ = build_image_text(config, saved.path)
+        model, _ = build_image_text(with_dtype(config, dtype, quantize), saved.path)
     else:
-        model, _ = build_vision_language(with_dtype(config, dtype), device, tokenizer_of=saved.path)
+        model, _ = build_vision_language(with_dtype(config, dtype, quantize), device, tokenizer_of=saved.path)
     load_tensors(model, saved.tensors, saved.path)
     return model.to(device).eval()
 
 
-def load_vision_language(path: str | Path, device: str | torch.device | None = None) -> VisionLanguageModel:
+def load_vision_language(
+    path: str | Path, device: str | torch.device | None = None, quantize: str | None = None
+) -> VisionLanguageModel:
     """`load` for what needs a language model: a checkpoint of stage one is a UsageError."""
-    model = load(path, device)
+    model = load(path, device, quantize=quantize)
     if not isinstance(model, VisionLanguageModel):
         raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
     return model

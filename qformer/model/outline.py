@@ -17,9 +17,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from qformer import lookup, vision
 from qformer.model import lora
+from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import CausalLM, Seq2SeqLM, choose_dtype
+from qformer.model.llm import CausalLM, Seq2SeqLM
+from qformer.model.llm_loading import choose_dtype
 from qformer.model.loading import DTYPES, bert_sizes, with_encoder_width
 from qformer.model.qformer import QFormer
 from qformer.model.sizes import KNOWN
@@ -131,6 +133,7 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
     assert config.llm is not None
     theirs = read_sizes(config.llm.path, "llm.path")
     dtype = choose_dtype(theirs, device, DTYPES[config.llm.dtype])
+    quantize = config.llm.quantize
     is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     try:
@@ -139,6 +142,8 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
         raise UsageError(
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
         ) from error
+    if quantize != "none":
+        quantizing.outline(model, quantize)
     if is_seq2seq:
         if getattr(theirs, "scale_decoder_outputs", True) is False:  # T5 1.1: its files hold an output table of its own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))

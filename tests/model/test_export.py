@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Processor
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+)
 
 import qformer
 from qformer.model.export import Form, convert_checkpoint
@@ -138,7 +147,7 @@ def test_transformers_computes_the_same_from_what_we_write(space: Path, tmp_path
     assert after.config.image_token_index == processor.tokenizer.convert_tokens_to_ids("<image>")
     side = SIZES[kind]["side"] * SIZES[kind]["patch"]
     pictures = [np.zeros((side, side, 3), np.uint8)] * 2
-    processor.tokenizer.padding_side = "left" if kind == "opt" else "right"
+    assert processor.tokenizer.padding_side == ("left" if kind == "opt" else "right")
     given = processor(images=pictures, text=TEXTS if kind == "itr" else PROMPTS, padding=True, return_tensors="pt")
     assert (given["input_ids"][:, :queries] == after.config.image_token_index).all()
     given["pixel_values"] = image
@@ -154,6 +163,70 @@ def test_transformers_computes_the_same_from_what_we_write(space: Path, tmp_path
         said = after(**given, use_image_text_matching_head=head)
         expected = before(pixel_values=image, **bare, use_image_text_matching_head=head)
         assert torch.equal(said.logits_per_image, expected.logits_per_image)
+
+
+def photos() -> list[Image.Image]:
+    """As people have them: of any shape, one grey, one that was stored as JPEG."""
+    rng = np.random.default_rng(0)
+    images = []
+    for size in ((40, 60), (97, 31), (28, 28), (200, 150)):
+        ramp = np.linspace(rng.integers(0, 255, 3), rng.integers(0, 255, 3), size[0])[:, None]
+        pixels = np.broadcast_to(ramp, (*size, 3)) + rng.integers(-60, 60, (*size, 3))
+        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    jpeg = io.BytesIO()
+    images[3].save(jpeg, "JPEG")
+    return [images[0], images[1].convert("L"), images[2], Image.open(jpeg)]
+
+
+def captions_of_theirs(folder: Path, kind: str, prompts: list[str], **options: Any) -> list[str]:
+    """By their model and processor, as their documentation has it. OPT says its prompt again."""
+    model, processor = theirs(folder, kind), AutoProcessor.from_pretrained(folder)
+    images = [image.convert("RGB") for image in photos()]
+    given = processor(images=images, text=prompts, padding=True, return_tensors="pt")
+    said = model.generate(**given, **options)
+    new = said[:, given["input_ids"].shape[1] :] if kind == "opt" else said
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_captions_in_transformers(space: Path, tmp_path: Path, kind: str, beams: int) -> None:
+    """From pictures on, in one batch of prompts of unequal length. Beams agree where no length is divided by.
+
+    Pictures that are resized may differ by one of 255 levels, which their PIL and our PyTorch round differently.
+    """
+    folder = convert(space / f"{kind}-qformer", tmp_path / "back", "transformers")
+    ours = qformer.load(space / f"{kind}-qformer", device="cpu")
+    prompts = ["a photo of", "", PROMPTS[0], "two people riding a red bus"]
+    options: dict[str, Any] = {"num_beams": beams, "max_new_tokens": 12, "min_new_tokens": 1}
+    options |= {"length_penalty": 0.0} if beams > 1 else {}
+    tiles = ours.frontend.tiles(photos())
+    said = ours.generate(tiles, prompts, **options)
+    assert len(set(said)) > 2
+    shown = AutoProcessor.from_pretrained(folder)(images=[p.convert("RGB") for p in photos()], return_tensors="pt")
+    encoder = ours.frontend.encoder
+    seen = shown["pixel_values"] * encoder.std + encoder.mean
+    assert (255 * seen - torch.stack(list(tiles.pixels)).float()).abs().max() < 1.01
+    assert captions_of_theirs(folder, kind, prompts, **options) == said
+
+
+@torch.no_grad()
+def test_a_resolution_other_than_the_encoders_comes_along(space: Path, tmp_path: Path) -> None:
+    """Their encoder takes one size; the table of positions is resized once and for all."""
+    larger = tmp_path / "larger"
+    shutil.copytree(space / "opt-qformer", larger)
+    text = (larger / "config.yaml").read_text()
+    assert "  size: 28" in text
+    (larger / "config.yaml").write_text(text.replace("  size: 28", "  size: 56"))
+    ours = qformer.load(larger, device="cpu")
+    prompts = ["a photo of", "", PROMPTS[0], "dogs"]
+    options = {"num_beams": 1, "max_new_tokens": 12, "min_new_tokens": 1}
+    said = ours.generate(ours.frontend.tiles(photos()), prompts, **options)
+    as_before = qformer.load(space / "opt-qformer", device="cpu")
+    assert as_before.generate(as_before.frontend.tiles(photos()), prompts, **options) != said
+    folder = convert(larger, tmp_path / "back", "transformers")
+    assert captions_of_theirs(folder, "opt", prompts, **options) == said
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
 from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
-from qformer.model.llm import load_language_model as load
+from qformer.model.llm_loading import load_language_model as load
 from qformer.model.rows import pack
 from qformer.model.vision_language import split_caption
 from qformer.types import UsageError

@@ -10,7 +10,7 @@ import torch
 
 from qformer import lookup, vision
 from qformer.config import by_prefix
-from qformer.model.llm import load_language_model
+from qformer.model.llm_loading import load_language_model
 from qformer.model.loading import read_bert
 from qformer.types import UsageError
 from stages import towers

@@ -1,0 +1,47 @@
+"""`qformer push`, and the options that several commands share. As in `qformer.cli`, imports stand inside."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Quantization(Enum):
+    """How a language model is kept."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
+#: For commands that load a language model: pass `quantize.value`, or None, to `qformer.load`.
+Quantize = Annotated[
+    Quantization | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
+]
+
+
+class Target(Enum):
+    """Whose form is pushed."""
+
+    qformer = "qformer"
+    transformers = "transformers"
+
+
+def push(
+    source: Annotated[str, typer.Argument(metavar="CKPT", help="run, checkpoint, or whatever `qformer convert` takes")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the hub")],
+    to: Annotated[Target, typer.Option(help="form; that of transformers holds the towers, too")] = Target.qformer,
+    private: Annotated[bool, typer.Option("--private", help="of a repository that is made now")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder; needs -o")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the folder here; must not exist")] = None,
+) -> None:
+    """Put a checkpoint on the Hugging Face hub, with a card written from its run. `qformer.load` takes REPO."""
+    from qformer.cli import _sibling
+
+    _sibling("stages")
+    from stages.hub import push as run
+
+    print(run(source, repo, to.value, private, dry_run, output))

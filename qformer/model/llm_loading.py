@@ -1,0 +1,141 @@
+"""Language models from folders, from the hub or from tensors: which kind it is, in which dtype, quantised or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
+
+from qformer.lookup import tower
+from qformer.model import quantize as quantizing
+from qformer.model.llm import CausalLM, Seq2SeqLM
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from qformer.model.llm import LanguageModel
+
+    Dtype = torch.dtype | Literal["auto"] | None
+
+HINT = "give a folder or hub id of a causal or encoder-decoder language model, such as facebook/opt-2.7b"
+
+
+def load_language_model(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: Dtype = "auto",
+    dropout: bool = False,
+    erf_gelu: bool = True,
+    quantize: str = "none",
+) -> LanguageModel:
+    """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
+
+    Args:
+        dtype: None: as stored. "auto": float32 on the CPU, where 16 bits are slow; elsewhere as stored if that is 16
+            bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32) run as in the paper, and no
+            model runs in a float16 that it was not trained in. Of a quantised model: what is not quantised.
+        dropout: leave dropout active in training, as LAVIS does.
+        erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
+            T5 itself was trained with the tanh form (`gelu_new`).
+        quantize: `int8`, `nf4` or `none`; see `qformer.model.quantize`. It stays on `device` for good.
+
+    Raises:
+        UsageError: there is no such folder or id, or what is there is not a language model that generates, or it cannot
+            be quantised here.
+    """
+    quantizing.check(quantize)
+    config = _fetch(AutoConfig, path)
+    is_seq2seq = getattr(config, "is_encoder_decoder", False)
+    # transformers gives encoders such as BERT a causal head without complaint.
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
+        raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
+    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
+    options = _options(config, device, dtype, quantize, str(path))
+    model, report = _fetch(auto, path, output_loading_info=True, **options)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
+    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu)
+
+
+def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
+    """A transformers model that is already here, quantised; the given one is of no use afterwards.
+
+    Raises:
+        UsageError: it cannot be quantised here.
+    """
+    options = _options(model.config, device, dtype, quantize, source)
+    kind, tensors = type(model), model.state_dict()
+    return _placed(kind.from_pretrained(None, config=model.config, state_dict=tensors, **options), options, device)
+
+
+def _options(config: Any, device: torch.device | str, dtype: Dtype, quantize: str, source: str) -> dict[str, Any]:
+    """What `from_pretrained` is told of dtype, device and quantisation."""
+    kept = choose_dtype(config, device, dtype)
+    has_own = getattr(config, "quantization_config", None) is not None
+    if quantize == "none":
+        return {"dtype": kept} | ({"device_map": {"": torch.device(device)}} if has_own else {})
+    if has_own:
+        raise UsageError(f"the language model in '{source}' is quantised already; leave quantize out")
+    compute = kept if isinstance(kept, torch.dtype) else config.dtype or torch.float32
+    placed = {"": torch.device(device)}  # at once: weights are quantised as they arrive
+    return {"dtype": kept, "device_map": placed, "quantization_config": quantizing.settings(quantize, compute)}
+
+
+def _placed(model: Any, options: dict[str, Any], device: torch.device | str) -> Any:
+    if "device_map" not in options:
+        return model.to(device)
+    quantizing.keep_trainable(model)
+    return model
+
+
+def wrap_language_model(
+    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True
+) -> LanguageModel:
+    """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
+
+    Args:
+        dropout, erf_gelu: see `load_language_model`.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    tokenizer = _fetch(AutoTokenizer, tokenizer_of)
+    letter = tokenizer("a", add_special_tokens=False)["input_ids"]
+    if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
+        raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
+    if model.config.is_encoder_decoder:
+        return Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
+    return CausalLM(model, tokenizer, dropout=dropout)
+
+
+def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
+    """`auto.from_pretrained`, with one error for its many."""
+    path = tower(str(path))
+    try:
+        return auto.from_pretrained(path, **options)
+    except (OSError, ValueError, ImportError) as error:
+        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(f"no language model can be loaded from {where} ({reason}); {HINT}") from error
+
+
+def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dtype) -> torch.dtype | str:
+    """How the weights are stored; see `load_language_model`."""
+    if dtype is None:
+        return "auto"  # transformers' word for "as stored"
+    if dtype != "auto":
+        return dtype
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16

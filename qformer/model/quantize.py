@@ -1,0 +1,165 @@
+"""Language models in 8 or 4 bits, through bitsandbytes: what is quantised, with which settings, and what is missing.
+
+`int8` is LLM.int8() (arXiv:2208.07339): rows of weights in 8 bits with a scale each; features above 6 stay in 16 bits.
+`nf4` is the 4-bit normal float of QLoRA (arXiv:2305.14314): blocks of 64 weights with a scale each, computed in the
+dtype of the model. Which layers are quantised is what transformers decides: every linear one but the output embedding,
+tied weights, the last layer, and those that a family keeps in fp32 (T5's `wo`, which overflows in less).
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from qformer import lookup
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Quantization = Literal["none", "int8", "nf4"]
+BLOCK = 64  # weights that share a scale in nf4
+SCALE = 4  # bytes: fp32, of a row in int8 or of a block in nf4
+NOISE = "inputs will be cast"  # said at every call of every layer of an int8 model that is not in fp16
+
+
+def check(quantize: str) -> None:
+    """Make sure that a model can be quantised like this here.
+
+    Raises:
+        UsageError: an unknown kind, or bitsandbytes is missing, too old, or does not run on this machine.
+    """
+    if quantize not in get_args(Quantization):
+        raise UsageError(f"quantize is '{quantize}'; {lookup.nearest(quantize, get_args(Quantization))}")
+    if quantize == "none":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise UsageError(f"{quantize} needs bitsandbytes, which is not installed; run: pip install bitsandbytes")
+    try:
+        import bitsandbytes
+        from transformers.integrations.bitsandbytes import validate_bnb_backend_availability
+        from transformers.utils import BITSANDBYTES_MIN_VERSION, is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise UsageError(
+                f"{quantize} needs bitsandbytes {BITSANDBYTES_MIN_VERSION} or newer, and {bitsandbytes.__version__} is "
+                "installed; run: pip install -U bitsandbytes"
+            )
+        validate_bnb_backend_availability(raise_exception=True)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(
+            f"{quantize} needs bitsandbytes, which does not run here ({reason}); "
+            "run: pip install -U bitsandbytes, or leave quantize out"
+        ) from error
+
+
+def settings(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
+    """What `from_pretrained` of transformers takes.
+
+    Args:
+        quantize: `int8` or `nf4`. compute: dtype in which 4-bit layers multiply.
+
+    Raises:
+        UsageError: see `check`.
+    """
+    check(quantize)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_noise)
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return NOISE not in record.getMessage()
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keep 4-bit layers as they were loaded.
+
+    On a CPU with AVX512-BF16 the first call without gradients would repack them for good, into a form that lets no
+    gradient through, as after the first validation of a run, and that takes no output width that 32 does not divide.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a transformers model, not yet quantised, that would be."""
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    for name, module in model.named_modules():
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
+            yield name, module
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether it is a layer whose weights are in 8 or 4 bits."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dtype in (torch.int8, torch.uint8)
+
+
+def nbytes(model: nn.Module) -> int:
+    """Bytes of all weights of a model, scales of quantised ones and buffers included; shared ones count once."""
+    seen: dict[int, int] = {}
+    for module in model.modules():
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if is_quantized(module):
+            weight: Any = module.weight
+            state = getattr(weight, "quant_state", None) or module.state
+            scales = (getattr(place, name, None) for place in (state, weight) for name in ("absmax", "code", "SCB"))
+            tensors += [tensor for tensor in scales if tensor is not None]
+        seen.update({tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in tensors})
+    return sum(seen.values())
+
+
+class OutlinedLinear(nn.Module):
+    """A quantised layer without numbers, for plans: as many bytes as bitsandbytes keeps, and what it makes on the way.
+
+    Attributes:
+        count: numbers that the bytes of `weight` stand for.
+    """
+
+    def __init__(self, layer: nn.Module, quantize: str) -> None:
+        super().__init__()
+        shape: Any = layer.weight.shape
+        self.outputs, self.inputs = tuple(shape)[:: -1 if isinstance(layer, Conv1D) else 1]
+        self.count = self.outputs * self.inputs
+        scales = self.outputs if quantize == "int8" else -(-self.count // BLOCK)
+        values = self.count if quantize == "int8" else -(-self.count // 2)
+        kept = torch.empty(values + SCALE * scales, dtype=torch.int8 if quantize == "int8" else torch.uint8)
+        self.weight = nn.Parameter(kept, requires_grad=False)
+        self.bias: Any = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., inputs] -> float[..., outputs]."""
+        y = _Dequantized.apply(x, self.outputs)
+        return y if self.bias is None else y + self.bias
+
+
+class _Dequantized(torch.autograd.Function):
+    """A product with weights that are made on the way, forward and backward, and not kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, outputs: int) -> Tensor:
+        ctx.inputs = x.shape[-1]
+        return F.linear(x, x.new_empty(outputs, ctx.inputs))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ grad.new_empty(grad.shape[-1], ctx.inputs), None
+
+
+def outline(model: nn.Module, quantize: str) -> None:
+    """Put layers without numbers in the place of those that would be quantised."""
+    for name, layer in list(targets(model)):
+        model.set_submodule(name, OutlinedLinear(layer, quantize))
