@@ -207,7 +207,7 @@ def test_a_conversation(run: Run, model: VisionLanguageModel, monkeypatch: pytes
 def test_what_is_cut_is_told(run: Run, model: VisionLanguageModel) -> None:
     code, _, err = run("ask", "x", "1.png", "what?", "--context", "it rains " * 200, *QUICK)
     assert code == 0
-    assert "words from the start of the context and 0 of the oldest turns were left out" in one_sentence(err)
+    assert "characters from the start of the context and 0 of the oldest turns were left out" in one_sentence(err)
     code, _, err = run("ask", "x", "1.png", "Why?" * 200, "--task", "writing", *QUICK)
     assert code == 2
     assert "128 positions" in one_sentence(err)

@@ -267,17 +267,17 @@ class VisionLanguageModel(nn.Module):
 
     def _fit(self, prompts: list[Prompt], visual: list[int], new: int) -> list[str]:
         """The prompts as texts that fit behind so many visual tokens each and in front of `new` tokens."""
-        fitting, words, turns = [], 0, 0
+        fitting, signs, turns = [], 0, 0
         for prompt, tokens in zip(prompts, visual, strict=True):
             room = self.llm.room(tokens, new)
             kept = prompt if room is None else prompt.fit(self.llm.count_tokens, room)
-            words += len(prompt.context.split()) - len(kept.context.split())
+            signs += len(prompt.context) - len(kept.context)
             turns += len(prompt.turns) - len(kept.turns)
             fitting.append(kept.text)
-        if words or turns:
+        if signs or turns:
             warnings.warn(
-                f"{words} words from the start of the context and {turns} of the oldest turns were left out: prompts, "
-                f"image and answer must fit the positions of this {self.llm.model.config.model_type} model",
+                f"{signs} characters from the start of the context and {turns} of the oldest turns were left out: "
+                f"image, prompt and answer must fit the positions of this {self.llm.model.config.model_type} model",
                 stacklevel=5,
             )
         return fitting

@@ -196,7 +196,7 @@ def test_what_exceeds_the_positions_is_cut_from_the_start(root: Path) -> None:
     )[1]
     turns = [[("who?", "a man " * 60), ("what is on the old bus?", "two cats")], []]
     context = "it rains " * 100 + "today."
-    with pytest.warns(UserWarning, match="words from the start of the context and 1 of the oldest turns") as told:
+    with pytest.warns(UserWarning, match="characters from the start of the context and 1 of the oldest turns") as told:
         model.answer(tiles, ["is it red?", "why?"], [context, context], turns, max_new_tokens=4)
     assert len(told) == 1
     first, second = read[0]
