@@ -76,8 +76,9 @@ class Coco(Annotated):
     entries: Any = field(init=False, repr=False, compare=False)
 
     def read(self, values: Any) -> list[Entry]:
-        images, annotations = (*(_lists(values, "images") or [None]), _get(values, "annotations") or [])
-        if images is None or not isinstance(annotations, list):
+        images, annotations = _get(values, "images"), _get(values, "annotations")
+        listed = isinstance(annotations, list) or (annotations is None and bool(images))  # test images have none
+        if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         entries: list[Entry] = []
         by_id: dict[Any, list[str]] = {}
@@ -93,7 +94,7 @@ class Coco(Annotated):
                 if isinstance(_get(record, "domain"), str):
                     facts["domain"] = record["domain"]
                 entries.append((name, by_id[number], facts))
-        for record in annotations:
+        for record in annotations or []:
             number = _get(record, "image_id")
             number = number if isinstance(number, int | str) else None
             if number not in by_id:

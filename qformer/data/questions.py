@@ -105,7 +105,7 @@ class Vqa(Questions):
         listed = _get(_json(self.annotations, "annotations"), "annotations")
         if not isinstance(listed, list):
             raise UsageError(
-                f"'{self.annotations}' has no list `annotations`; give the file of answers that belongs to '{self.path}'"
+                f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
             )
         return {_get(record, "question_id"): record for record in listed if isinstance(record, dict)}
 
