@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -207,6 +207,7 @@ class Sample:
         captions: true captions, any number; one is drawn at each step.
         question, answers: a question about the image and its accepted answers, repeated as often as they were given.
         prompt: put in front of a caption once it is cleaned.
+        facts: what else its record says, by the record's own names: ids, types, choices, labels. Benchmarks read it.
     """
 
     image: bytes | Path | np.ndarray
@@ -216,6 +217,7 @@ class Sample:
     question: str | None = None
     answers: list[str] = field(default_factory=list)
     prompt: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class UsageError(ValueError):

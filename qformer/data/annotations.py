@@ -1,7 +1,6 @@
-"""Annotation files of public data sets: COCO's, Karpathy's splits and BLIP's lists, Visual Genome's regions, VQAv2's.
+"""Annotation files of public data sets: COCO's, Karpathy's splits and BLIP's lists, Visual Genome's regions.
 
-Each image is one sample with all its captions, of which one is drawn every time, so an epoch counts images. Of question
-data each question is a sample, with all its answers.
+Each image is one sample with all its captions, of which one is drawn every time, so an epoch counts images.
 """
 
 from __future__ import annotations
@@ -31,7 +30,11 @@ class Annotated:
             raise UsageError(f"no file at '{path}'; data.path must be the JSON file with the annotations")
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        entries = self.read(_json(path))
+        try:
+            values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+        except NOT_JSON as error:
+            raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+        entries = self.read(values)
         if not entries:
             raise UsageError(f"'{path}' has no image that is asked for; check the file and the options of data.train")
         object.__setattr__(self, "entries", entries)
@@ -150,74 +153,6 @@ class VisualGenome(Annotated):
     def file(self, name: str) -> Path:
         places = [Path(self.images) / folder / name for folder in ("VG_100K", "VG_100K_2", ".")]
         return next((place for place in places if place.exists()), places[0])
-
-
-@dataclass(frozen=True)
-class Vqa:
-    """VQAv2's pair of files as they are published, or OK-VQA's: a sample is a question with the ten answers to it.
-
-    Attributes:
-        path: the annotations, such as v2_mscoco_train2014_annotations.json.
-        questions: those annotated, such as v2_OpenEnded_mscoco_train2014_questions.json.
-        images: the folder of COCO's images, such as train2014; their names may have COCO_train2014_ in front or not.
-    """
-
-    path: str
-    questions: str
-    images: str
-    _entries: Any = field(init=False, repr=False, compare=False)  # of each question: its id, image, text, answers
-    _front: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for key, path in (("path", self.path), ("questions", self.questions)):
-            if not Path(path).is_file():
-                raise UsageError(f"no file at '{path}'; data.{key} must be one of the two JSON files of VQAv2")
-        if not Path(self.images).is_dir():
-            raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        annotated, asked = _json(Path(self.path)), _json(Path(self.questions))
-        annotations, texts = _lists(annotated, "annotations"), _lists(asked, "questions")
-        if annotations is None or texts is None:
-            path, what = (self.path, "annotations") if annotations is None else (self.questions, "questions")
-            raise UsageError(f"'{path}' is not of VQAv2; expected an object with a list `{what}`")
-        known = {_get(record, "question_id"): record for record in texts[0] if _id(record) is not None}
-        spelt: dict[str, str] = {}  # few answers are given a million times: each is kept once
-        entries = []
-        for record in annotations[0]:
-            number, given = _id(record), _get(record, "answers")
-            answers = strings([_get(one, "answer") for one in given] if isinstance(given, list) else [])
-            question = next(iter(strings(_get(known.pop(number, None), "question"))), None)
-            entries.append((number, _get(record, "image_id"), question, [spelt.setdefault(a, a) for a in answers]))
-        if not entries:
-            raise UsageError(f"'{self.path}' annotates no question; check data.path")
-        subtype = _get(annotated, "data_subtype") or _get(asked, "data_subtype")
-        object.__setattr__(self, "_entries", entries)
-        object.__setattr__(self, "_front", f"COCO_{subtype}_")
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        number, image, question, answers = self._entries[index]
-        key = f"{self.path}: question {number}"
-        if question is None:
-            raise BadSample("no question", f"{key} is not in {self.questions}, or twice in {self.path}")
-        if not isinstance(image, int):
-            raise BadSample("no image", key)
-        places = [Path(self.images) / f"{front}{image:012d}.jpg" for front in (self._front, "")]
-        file = next((place for place in places if place.exists()), places[0])
-        return Sample(image=file, key=key, image_id=str(file), question=question, answers=answers)
-
-
-def _id(record: Any) -> int | str | None:
-    number = _get(record, "question_id")
-    return number if isinstance(number, int | str) else None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
-    except NOT_JSON as error:
-        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
 
 
 def _get(record: Any, key: str) -> Any:

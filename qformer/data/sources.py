@@ -41,7 +41,9 @@ SOURCES: dict[str, Any] = {
     "coco": "qformer.data.annotations:Coco",
     "karpathy": "qformer.data.annotations:Karpathy",
     "visual_genome": "qformer.data.annotations:VisualGenome",
-    "vqa": "qformer.data.annotations:Vqa",
+    "vqa": "qformer.data.questions:Vqa",
+    "gqa": "qformer.data.questions:Gqa",
+    "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.data.scenes:Scenes",
     "mix": "qformer.data.sources:Mix",
 }
@@ -258,7 +260,7 @@ class JsonLines:
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
         image = Path(self.images or path.parent) / record["image"]
-        return Sample(image=image, key=key, image_id=str(image), **texts_of(record))
+        return Sample(image=image, key=key, image_id=str(image), facts=record, **texts_of(record))
 
 
 def texts_of(record: dict[str, Any]) -> dict[str, Any]:

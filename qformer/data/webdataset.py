@@ -118,7 +118,7 @@ class WebDataset(Sharded):
             record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
         elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
-        return Sample(image=image, key=key, image_id=key, **texts_of(record))
+        return Sample(image=image, key=key, image_id=key, facts=record, **texts_of(record))
 
 
 def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""COCO, Karpathy's splits, BLIP's lists, Visual Genome and VQAv2: one sample per image or question, whatever comes."""
+"""COCO, Karpathy's splits, BLIP's lists and Visual Genome: one sample per image, whatever the records look like."""
 
 from __future__ import annotations
 
@@ -141,73 +141,3 @@ def test_missing_files(images: Path) -> None:
         sources.build("coco", path=str(images / "a.json"), images=str(images / "none"))
     with pytest.raises(UsageError, match=r"data\.images is required"):
         sources.build("coco", path=str(images / "a.json"))
-
-
-def vqa(images: Path, annotations: Any, questions: Any, **more: Any) -> Any:
-    (images.parent / "questions.json").write_text(json.dumps({"questions": questions}))
-    values = {"data_subtype": "val2014", "annotations": annotations, **more}
-    return build("vqa", images, values, questions=str(images.parent / "questions.json"))
-
-
-def ten(*answers: str) -> list[dict[str, Any]]:
-    return [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(answers, 1)]
-
-
-def test_vqav2(images: Path) -> None:
-    """A question is a sample; its answers stay as often as they were given; images by either of COCO's names."""
-    (images / "000000000042.jpg").touch()
-    given = [*["yes"] * 7, *["no"] * 3]
-    annotations = [
-        {"question_id": 4200, "image_id": 42, "answers": ten(*given), "multiple_choice_answer": "yes"},
-        {"question_id": 4201, "image_id": 42, "answers": ten("net")},
-        {"question_id": 900, "image_id": 9, "answers": ten("2", "two")},
-    ]
-    questions = [
-        {"question_id": 900, "image_id": 9, "question": "How many?"},
-        {"question_id": 4201, "image_id": 42, "question": "What is it?"},
-        {"question_id": 4200, "image_id": 42, "question": "Is it?"},
-        {"question_id": 7, "image_id": 9, "question": "Who?"},
-    ]
-    source = vqa(images, annotations, questions)
-    samples = [source[i] for i in range(len(source))]
-    assert [(sample.question, sample.answers) for sample in samples] == [
-        ("Is it?", given),
-        ("What is it?", ["net"]),
-        ("How many?", ["2", "two"]),
-    ]
-    assert [sample.image.name for sample in samples] == [
-        *["000000000042.jpg"] * 2,
-        "COCO_val2014_000000000009.jpg",  # there is neither: named as in 2014
-    ]
-    assert samples[0].image_id == samples[1].image_id != samples[2].image_id
-    assert not samples[0].captions
-
-
-def test_bad_records_of_vqav2_are_counted_one_by_one(images: Path) -> None:
-    annotations = [
-        {"question_id": 1, "image_id": 1, "answers": ten("a")},
-        {"question_id": 1, "image_id": 1, "answers": ten("b")},
-        {"question_id": 2, "image_id": "x", "answers": ten("a")},
-        {"question_id": 3, "image_id": 1, "answers": ten("a")},
-        {"question_id": 5, "image_id": 1, "answers": ["a", {"answer": None}, {"answer": "b"}]},
-        {"question_id": [4], "image_id": 1},
-        "text",
-    ]
-    questions = [{"question_id": i, "question": "what?"} for i in (1, 2, 5)] + [{"question_id": 3}, "text"]
-    source = vqa(images, annotations, questions)
-    found = []
-    for place in range(len(source)):
-        try:
-            found.append(source[place].answers)
-        except BadSample as bad:
-            found.append(bad.kind)
-    assert found == [["a"], "no question", "no image", "no question", ["b"], "no question", "no question"]
-
-
-def test_vqav2_needs_both_files(images: Path) -> None:
-    with pytest.raises(UsageError, match=r"data.questions must be one of the two JSON files of VQAv2"):
-        build("vqa", images, {"annotations": []}, questions="no.json")
-    with pytest.raises(UsageError, match=r"is not of VQAv2; expected an object with a list `annotations`"):
-        vqa(images, None, [])
-    with pytest.raises(UsageError, match="annotates no question"):
-        vqa(images, [], [])

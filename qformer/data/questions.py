@@ -1,0 +1,186 @@
+"""Question files of public benchmarks in their official forms: VQAv2 and OK-VQA, GQA, A-OKVQA.
+
+A sample is a question about an image; samples of one image have one `image_id`. `facts` has what the record says beside
+question and answers, such as `question_id`, `answer_type` or `choices`. JSON lines are read by `name: jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qformer.data.sources import NOT_JSON, strings
+from qformer.types import BadSample, Sample, UsageError
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: names of its image, the likeliest first, its text, its accepted answers, and what else is known."""
+
+    images: list[str]
+    question: Any
+    answers: list[str]
+    facts: Facts
+
+
+class Questions:
+    """Questions of one JSON file about the images of a folder."""
+
+    path: str
+    images: str
+    asked: list[Asked]
+
+    def __post_init__(self) -> None:
+        if not Path(self.images).is_dir():
+            raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
+        asked = self.read(_json(self.path, "path"))
+        if not asked:
+            raise UsageError(f"'{self.path}' has no question; check the file")
+        object.__setattr__(self, "asked", asked)
+
+    def read(self, values: Any) -> list[Asked]:
+        raise NotImplementedError
+
+    def refuse(self, expected: str) -> UsageError:
+        return UsageError(f"'{self.path}' is not what data.name says; expected {expected}")
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def __getitem__(self, index: int) -> Sample:
+        one = self.asked[index]
+        key = f"{self.path}: {one.facts.get('question_id', index)}"
+        if not one.images:
+            raise BadSample("no image", key)
+        if not isinstance(one.question, str):
+            raise BadSample("no question", key)
+        places = [Path(self.images) / name for name in one.images]
+        image = next((place for place in places if place.exists()), places[0])
+        question = next(iter(strings(one.question)))
+        return Sample(
+            image=image, key=key, image_id=str(image), question=question, answers=one.answers, facts=one.facts
+        )
+
+
+@dataclass(frozen=True)
+class Vqa(Questions):
+    """VQA's and OK-VQA's `v2_OpenEnded_mscoco_val2014_questions.json` with `v2_mscoco_val2014_annotations.json`.
+
+    Attributes:
+        path: the questions. annotations: the answers; without, as for the test splits, answers are not scored.
+        images: folder with the images of COCO: `COCO_val2014_000000000042.jpg`, or `000000000042.jpg` as since 2017.
+    """
+
+    path: str
+    images: str
+    annotations: str | None = None
+    asked: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Asked]:
+        questions = _get(values, "questions")
+        if not isinstance(questions, list):
+            raise self.refuse("an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json")
+        subset = str(_get(values, "data_subtype") or "").replace("test-dev", "test")
+        known = self._annotations()
+        asked = []
+        for record in questions:
+            number, image = _number(record), _get(record, "image_id")
+            truth = known.get(number, {})
+            facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
+            given = truth.get("answers")
+            answers = [_get(answer, "answer") for answer in given] if isinstance(given, list) else []
+            answers = [sys.intern(one) for one in strings(answers)]  # few are given a million times: each is kept once
+            name = f"{image:012d}.jpg" if isinstance(image, int) else ""
+            names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
+            facts |= {"question_id": number, "image_id": image}
+            asked.append(Asked(names, _get(record, "question"), answers, facts))
+        return asked
+
+    def _annotations(self) -> dict[Any, Facts]:
+        if self.annotations is None:
+            return {}
+        listed = _get(_json(self.annotations, "annotations"), "annotations")
+        if not isinstance(listed, list):
+            raise UsageError(
+                f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
+            )
+        return {number: record for record in listed if (number := _number(record)) is not None}
+
+
+@dataclass(frozen=True)
+class Gqa(Questions):
+    """GQA's `testdev_balanced_questions.json`: an object of questions by their ids.
+
+    Attributes:
+        path: the file. images: folder with `n161313.jpg`, named by `imageId`.
+    """
+
+    path: str
+    images: str
+    asked: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Asked]:
+        if not isinstance(values, dict) or not all(isinstance(record, dict) for record in values.values()):
+            raise self.refuse("an object of questions by id, as GQA's testdev_balanced_questions.json")
+        asked = []
+        for number, record in values.items():
+            image, types = record.get("imageId"), record.get("types")
+            facts = {"question_id": number, "image_id": image}
+            if isinstance(types, dict):
+                facts |= {kind: name for kind, name in types.items() if isinstance(name, str)}
+            names = [f"{image}.jpg"] if isinstance(image, str | int) else []
+            asked.append(Asked(names, record.get("question"), strings(record.get("answer")), facts))
+        return asked
+
+
+@dataclass(frozen=True)
+class AokVqa(Questions):
+    """A-OKVQA's `aokvqa_v1p0_val.json`: a list of questions with `choices` and `correct_choice_idx`.
+
+    Attributes:
+        path: the file. images: folder with COCO's images of 2017, `000000000042.jpg`.
+    """
+
+    path: str
+    images: str
+    asked: Any = field(init=False, repr=False, compare=False)
+
+    def read(self, values: Any) -> list[Asked]:
+        if not isinstance(values, list):
+            raise self.refuse("a list of questions with `choices`, as A-OKVQA's aokvqa_v1p0_val.json")
+        asked = []
+        for record in values:
+            image = _get(record, "image_id")
+            facts = {
+                key: record[key] for key in ("question_id", "image_id", "choices") if _get(record, key) is not None
+            }
+            if isinstance(_get(record, "correct_choice_idx"), int):
+                facts["label"] = record["correct_choice_idx"]
+            names = [f"{image:012d}.jpg"] if isinstance(image, int) else []
+            answers = strings(_get(record, "direct_answers"))
+            asked.append(Asked(names, _get(record, "question"), answers, facts))
+        return asked
+
+
+def _number(record: Any) -> int | str | None:
+    """The id of a question, where it has a proper one."""
+    number = _get(record, "question_id")
+    return number if isinstance(number, int | str) else None
+
+
+def _get(record: Any, key: str) -> Any:
+    return record.get(key) if isinstance(record, dict) else None
+
+
+def _json(path: str, option: str) -> Any:
+    if not Path(path).is_file():
+        raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig", errors="replace"))
+    except NOT_JSON as error:
+        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
