@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from qformer import checkpoint, resolution
 from qformer.data import sources
-from qformer.data.loader import Batches, Held, held_out
+from qformer.data.loader import Batches, Held, answers_of, held_out
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
 from qformer.types import Batch
@@ -64,14 +64,21 @@ class Validation:
 
 
 def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
-    """Losses on held-out data, averaged over images. Batches are those of training, so that ITC is comparable."""
+    """Losses on held-out data, averaged over images. Batches are those of training, so that ITC is comparable.
+
+    Of a question the first answer is to be said.
+    """
     total: dict[str, float] = {}
     start = 0
     for tiles in held.groups:
         stop = start + len(tiles)
         texts = [captions[0] for captions in held.captions[start:stop]]
         ids = [sample.key if sample.image_id is None else sample.image_id for sample in held.samples[start:stop]]
-        for name, value in model(Batch(tiles, texts, ids)).items():
+        batch = Batch(tiles, texts, ids)
+        if held.asks:
+            batch.question = held.questions(start, stop)
+            batch.answer = [answers_of(sample)[0] for sample in held.samples[start:stop]]
+        for name, value in model(batch).items():
             total[name] = total.get(name, 0.0) + value.item() * len(tiles) / len(held)
         start = stop
     return total

@@ -11,7 +11,8 @@ import torch
 from qformer import checkpoint, distributed, resolution
 from qformer.config import Choice
 from qformer.data import sources
-from qformer.data.loader import Batches, Held
+from qformer.data.loader import Batches, Held, answers_of
+from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
 from qformer.types import UsageError
@@ -114,8 +115,8 @@ def inherit(config: Config, start: Config) -> Config:
             raise UsageError(
                 f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
             )
-    if config.question is None:
-        taken["question"] = start.question
+    if config.question is None and start.question is not None:
+        taken["question"] = start.question.model_copy(update={"init": None})  # it has its text path
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
     return config.model_copy(update=taken)
@@ -129,7 +130,10 @@ def _agree(given: Any, taken: Any) -> bool:
 
 
 class Validation:
-    """Held-out loss, and captions of the first images: `captions.jsonl` and `captions.png` in the run folder."""
+    """Held-out loss, and captions or answers of the first images: `captions.jsonl` and `captions.png` of the run.
+
+    Of questions the accuracy of all answers, too, as VQAv2 counts it.
+    """
 
     def __init__(self, held: Held, folder: Path) -> None:
         self.held = held
@@ -137,15 +141,29 @@ class Validation:
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         bridge = cast("VisionLanguageModel", model)
-        tiles = self.held.groups[0][:SHOWN]
-        said = bridge.generate(tiles)
+        tiles, measured = self.held.groups[0][:SHOWN], {}
+        if self.held.asks:
+            said = self._answers(bridge)
+            truth = [answers_of(sample) for sample in self.held.samples]
+            measured["accuracy"] = mean_accuracy(said, truth)
+            said = [" ".join(pair) for pair in zip(self.held.questions(0, SHOWN), said, strict=False)]
+        else:
+            said = bridge.generate(tiles)
         shown = [
             {"step": step, "key": sample.key, "caption": caption, "truth": captions[0]}
-            for sample, caption, captions in zip(self.held.samples, said, self.held.captions, strict=False)
+            for sample, caption, captions in zip(
+                self.held.samples[: len(tiles)], said, self.held.captions, strict=False
+            )
         ]
         if distributed.rank() == 0:
             with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in shown)
             first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
             pictures.captions(self.folder / "captions.png", first, shown)
-        return mean_losses(bridge, self.held)
+        return mean_losses(bridge, self.held) | measured
+
+    def _answers(self, bridge: VisionLanguageModel) -> list[str]:
+        said: list[str] = []
+        for tiles in self.held.groups:
+            said += bridge.answer(tiles, self.held.questions(len(said), len(said) + len(tiles)))
+        return said

@@ -254,13 +254,11 @@ def test_questions_and_adapters_are_stage_two_s() -> None:
     assert yaml.safe_load(dump_config(shipped))["llm"]["lora"] == {"rank": 8, "alpha": 16.0, "dropout": 0.05}
     with pytest.raises(UsageError, match="question is for stage2"):
         load_config("configs/quickstart/stage1.yaml", ["question={}"])
-    with pytest.raises(UsageError, match="unknown configuration key 'llm.lora.rnk': did you mean 'rank'"):
+    with pytest.raises(UsageError, match=r"unknown configuration key 'llm.lora.rnk': did you mean 'rank'"):
         load_config("configs/finetune_vqa_lora_small.yaml", ["llm.lora.rnk=2"])
 
 
-def test_the_run_that_questions_start_from_is_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_that_questions_start_from_is_found_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one").mkdir()
     monkeypatch.chdir(tmp_path)
     config = anchor(load_config("configs/finetune_vqa_lora_small.yaml", ["question.init=one"]))

@@ -126,7 +126,7 @@ def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
     Raises:
         BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one.
     """
-    answers = [answer for answer in sample.answers if answer.strip()] if sample.question is not None else []
+    answers = answers_of(sample)
     answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
     if sample.question is not None and not sample.captions:
         if not answer:
@@ -134,6 +134,11 @@ def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
         return answer, answer
     captions = usable_captions(sample)
     return captions[int(rng.integers(len(captions)))], answer
+
+
+def answers_of(sample: Sample) -> list[str]:
+    """What was answered, repetitions kept; nothing where nothing is asked."""
+    return [answer for answer in sample.answers if answer.strip()] if sample.question is not None else []
 
 
 def usable_captions(sample: Sample) -> list[str]:
@@ -245,7 +250,7 @@ class Held:
 
     Attributes:
         groups: the tiles of the images, `batch` images each.
-        captions: the captions of each image, as `usable_captions` gives them.
+        captions: the captions of each image, as `usable_captions` gives them, or the answers to a question without.
         samples: the records of the images. skipped: what could not be used.
     """
 
@@ -257,6 +262,15 @@ class Held:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def asks(self) -> bool:
+        """Whether all are questions with answers."""
+        return all(map(answers_of, self.samples))
+
+    def questions(self, start: int, stop: int) -> list[str]:
+        """Those of the samples from `start` to `stop`, cleaned."""
+        return [clean_question(sample.question or "") for sample in self.samples[start:stop]]
+
 
 def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> Held:
     """The first `limit` usable images of a source, not augmented, with all their captions."""
@@ -267,7 +281,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
             break
         try:
             sample = source[index]
-            captions = usable_captions(sample)
+            captions = usable_captions(sample) if sample.captions or not answers_of(sample) else answers_of(sample)
             image = read_image(sample.image)
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})

@@ -42,7 +42,6 @@ class LanguageModel(nn.Module, ABC):
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         end: id of the token that ends a text.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
-        adapters: parts that are in training mode whenever what surrounds the model is.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
@@ -59,7 +58,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.autocast = False
-        self.adapters: list[nn.Module] = []
+        self.adapters: list[nn.Module] = []  # parts that are in training mode whenever what is around the model is
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         self.width: int = model.get_input_embeddings().weight.shape[1]

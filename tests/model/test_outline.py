@@ -71,6 +71,16 @@ def test_the_papers_configurations_are_outlined_without_a_network(name: str) -> 
     assert all(isinstance(p, FakeTensor) for p in model.parameters())
 
 
+def test_questions_and_adapters_of_the_paper_s_size() -> None:
+    """The text path of bert-base but for its last feed-forward, and rank 8 at queries and values of 32 layers."""
+    words, positions, inner = 30_523 * 768, 512 * 768, 2 * 768 * 3072 + 3072 + 768 + 2 * 768
+    text, adapters = words + positions + 11 * inner, 32 * 2 * 2 * 8 * 2560
+    model, _ = outline(paper("finetune_vqa_lora_small"), "cuda")
+    learn = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(learn.values()) == TRAINED["stage2_opt2.7b"] + text + adapters
+    assert sum(count for name, count in learn.items() if name.startswith("llm.")) == adapters
+
+
 def described(model: Any) -> dict[str, Any]:
     return {name: (tuple(p.shape), p.dtype, p.requires_grad) for name, p in model.named_parameters()}
 
@@ -85,6 +95,15 @@ def test_an_outline_is_the_model_that_is_trained(tmp_path: Path, llm: str) -> No
         root, "stage2", llm={"path": str(root / llm)}, freeze_vision=False, vision=first.vision.model_dump()
     )
     assert described(outline(second, "cpu")[0]) == described(build_vision_language(second)[0])
+    asks = config(
+        root,
+        "stage2",
+        llm={"path": str(root / llm), "lora": {"rank": 2}},
+        vision=first.vision.model_dump(),
+        text={"bert": str(root / "bert")},
+        question={},
+    )
+    assert described(outline(asks, "cpu")[0]) == described(build_vision_language(asks)[0])
 
 
 @pytest.mark.parametrize(

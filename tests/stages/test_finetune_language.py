@@ -17,6 +17,7 @@ import qformer
 import stages
 from qformer import checkpoint, vision
 from qformer.config import Choice, Config, load_config, parse_config
+from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.connectors import QuestionConnector
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
@@ -45,6 +46,33 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_held_out_questions_are_answered_and_scored(space: Path) -> None:
+    """The loss is that of the answer behind the question, not of a caption; the accuracy that of VQAv2."""
+    settings = asking(space, "held", train={"steps": 1, "warmup": 0})
+    source = settings.data.train.model_dump()
+    data = settings.data.model_dump(exclude_unset=True) | {"validation": source, "validation_size": 5}
+    settings = settings.model_copy(update={"data": type(settings.data).model_validate(data)})
+    run = stages.train(settings)
+    last = json.loads((space / "held" / "metrics.jsonl").read_text().splitlines()[-1])
+    model = qformer.load(run, device="cpu")
+    assert isinstance(model, VisionLanguageModel)
+    records = [json.loads(line) for line in (space / "vqa.jsonl").read_text().splitlines()][:5]
+    tiles = model.frontend.tiles([space / record["image"] for record in records])
+    questions = [record["question"].lower() for record in records]
+    said = model.answer(tiles, questions)
+    assert last["accuracy"] == pytest.approx(mean_accuracy(said, [record["answers"] for record in records]))
+    with torch.no_grad():
+        parts = [
+            model(Batch(tiles[i:j], [""] * (j - i), question=questions[i:j], answers=[["a cat"]] * (j - i)))["lm"]
+            for i, j in ((0, 4), (4, 5))
+        ]
+    assert last["lm"] == pytest.approx((4 * parts[0].item() + parts[1].item()) / 5, rel=1e-4)
+    shown = [json.loads(line) for line in (space / "held" / "captions.jsonl").read_text().splitlines()]
+    pairs = zip(questions, said, strict=True)
+    assert [line["caption"] for line in shown] == [f"{q} {a}" for q, a in pairs][:4]  # of the first batch
+    assert {line["truth"] for line in shown} == {"a cat"}
+
+
 def asking(space: Path, run: str, **changes: Any) -> Config:
     """Fine-tuning on questions; from stage two unless `init` says otherwise."""
     data = {"train": {"name": "jsonl", "path": str(space / "vqa.jsonl")}, "validation": None}
@@ -59,7 +87,7 @@ def text_path(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def start_of(config: Config) -> dict[str, torch.Tensor]:
     """The tensors after a step that moves nothing: what the run starts from."""
     still = config.train.model_dump() | {"steps": 1, "warmup": 0, "lr": 1e-30, "min_lr": 0, "weight_decay": 0}
-    return checkpoint.read(stages.train(parse_config(config.model_dump() | {"train": still}))).tensors
+    return checkpoint.read(stages.train(parse_config(config.model_dump(exclude_unset=True) | {"train": still}))).tensors
 
 
 def test_stage_two_starts_with_the_text_path_of_stage_one(space: Path) -> None:
@@ -167,6 +195,15 @@ def test_adapters_alone_of_the_language_model_learn_and_are_saved(space: Path, l
         before, _ = plain.llm.loss(one, mask, ["a cat"], ["what is it?"])
         after, _ = model.llm.loss(one, mask, ["a cat"], ["what is it?"])
     assert before != after
+    assert len(model.answer(tiles, ["what is it?"], max_new_tokens=2)) == 1
+
+    half = qformer.load(saved.path, device="cpu", dtype="bf16")
+    assert isinstance(half, VisionLanguageModel)
+    kept = {"lora" if "lora_" in name else "weights": p.dtype for name, p in half.llm.named_parameters()}
+    assert kept == {"lora": torch.float32, "weights": torch.bfloat16}
+    assert half(Batch(tiles, ["a cat"]))["loss"].item() == pytest.approx(
+        model(Batch(tiles, ["a cat"]))["loss"].item(), rel=0.05
+    )
 
 
 def test_adapters_resume_and_go_on_with_dropout(space: Path, tmp_path: Path) -> None:
@@ -179,7 +216,8 @@ def test_adapters_resume_and_go_on_with_dropout(space: Path, tmp_path: Path) -> 
     again = checkpoint.read(stages.train(settings)).tensors
     for name, tensor in checkpoint.read(whole).tensors.items():
         assert torch.equal(tensor, again[name])
-    model, _ = build_vision_language(settings)
+    model = qformer.load(whole, device="cpu")
+    assert isinstance(model, VisionLanguageModel)
     dropouts = [part for name, part in model.llm.named_modules() if name.endswith("lora_dropout.default")]
     for mode in (True, False):
         assert {part.training for part in [*dropouts, *(model.train(mode).llm.adapters)]} == {mode}
@@ -250,7 +288,7 @@ def test_a_shipped_file_trains_all_but_the_language_model(space: Path, eva_space
         **{"train.steps": 1, "train.warmup": 0, "train.weight_decay": 0},
     }
     if llm == "flan-t5":
-        overrides["question.init"] = eva_space / "stage1"
+        overrides |= {"question.init": eva_space / "stage1", "question.max_tokens": 12}
     settings = load_config(path, [f"{key}={value}" for key, value in overrides.items()])
     start = start_of(settings.model_copy(update={"run": str(eva_space / f"start-{llm}")}))
     saved = checkpoint.read(stages.train(settings)).tensors
@@ -275,6 +313,7 @@ def test_the_file_for_own_questions_trains_bridge_and_adapters(space: Path) -> N
     overrides = {
         "init": space / "runs" / "stage2",
         "question.init": space / "runs" / "stage1",
+        "question.max_tokens": 12,
         "run": space / "lora-small",
         "llm.path": space / "opt",
         "data.train.path": space / "vqa.jsonl",
