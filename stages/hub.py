@@ -74,7 +74,7 @@ def _check(repo: str, dry_run: bool, to: Path | None) -> None:
 def _try(what: str, repo: str, call: Any) -> None:
     try:
         call(HfApi())
-    except (OSError, ValueError) as error:  # errors of HTTP are OSErrors
+    except Exception as error:  # the client raises those of the HTTP library that it happens to use, too
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
             f"the repository '{repo}' cannot be {what} ({reason}); log in with `hf auth login` as one who may write "
@@ -118,7 +118,7 @@ def write(source: str, repo: str, form: Form, folder: Path) -> None:
 
 
 def _copy(own: Path, repo: str, folder: Path) -> None:
-    """A checkpoint without what only resuming needs and without paths of this machine, with towers that are only here."""
+    """A checkpoint without what only resuming needs and paths of this machine, with towers that are only here."""
     shutil.copytree(own, folder, ignore=shutil.ignore_patterns(checkpoint.TRAINER))
     config = _with_towers_inside(checkpoint.read_config(own), own, folder)
     data = {key: _bare(value) for key, value in config.data.model_dump(exclude_unset=True).items()}
