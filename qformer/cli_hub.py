@@ -1,4 +1,4 @@
-"""`qformer push`, and the options that several commands share. As in `qformer.cli`, imports stand inside."""
+"""`qformer push`. As in `qformer.cli`, imports stand inside."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-
-class Quantization(Enum):
-    """How a language model is kept."""
-
-    none = "none"
-    int8 = "int8"
-    nf4 = "nf4"
-
-
-#: For commands that load a language model: pass `quantize.value`, or None, to `qformer.load`.
-Quantize = Annotated[
-    Quantization | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
-]
 
 
 class Target(Enum):

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Quantization(Enum):
+    """How a language model is kept."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
 
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="stage-two checkpoint: run, .pth, release, folder or hub id")
@@ -21,6 +31,9 @@ Temperature = Annotated[float | None, typer.Option(help="with --sample: below 1 
 Repetition = Annotated[float | None, typer.Option(help="above 1, what was said already is said less")]
 Length = Annotated[float | None, typer.Option(help="of beams: below 0 short texts win, above 0 long ones")]
 Batch = Annotated[int, typer.Option(help="texts written at once", min=1)]
+Quantize = Annotated[
+    Quantization | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
+]
 Seed = Annotated[int | None, typer.Option(help="with --sample: the same one draws the same", min=0)]
 
 
@@ -42,6 +55,7 @@ def caption(
     batch: Batch = 16,
     seed: Seed = None,
     as_json: Json = False,
+    quantize: Quantize = None,
     device: Device = None,
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
@@ -61,7 +75,7 @@ def caption(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    language.caption(path, images, prompt, decoding, batch, seed, as_json, device)
+    language.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value)
 
 
 def ask(
@@ -96,6 +110,7 @@ def ask(
     batch: Batch = 16,
     seed: Seed = None,
     as_json: Json = False,
+    quantize: Quantize = None,
     device: Device = None,
 ) -> None:
     """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
@@ -115,4 +130,4 @@ def ask(
         length_penalty=length_penalty,
     )
     asking = language.Asking(context, preset, task, self_ask, show_prompt, as_json)
-    language.ask(path, words, question or [], asking, decoding, batch, seed, device)
+    language.ask(path, words, question or [], asking, decoding, batch, seed, device, quantize and quantize.value)

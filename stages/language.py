@@ -68,6 +68,7 @@ def caption(
     seed: int | None,
     as_json: bool,
     device: str | None,
+    quantize: str | None = None,
 ) -> None:
     """Write the captions of images and of folders of images, in their order.
 
@@ -78,7 +79,7 @@ def caption(
     GenerateConfig.of(decoding)
     reader = Reader(given, batch)
     groups = reader.groups()  # the first of which is read before the model
-    model = loading.load_vision_language(path, device)
+    model = loading.load_vision_language(path, device, quantize)
     _seed(seed)
     for group in reader.track("captioning", groups):
         texts = model.generate(_tiles(model, group), prompt, **decoding)
@@ -118,6 +119,7 @@ def ask(
     batch: int,
     seed: int | None,
     device: str | None,
+    quantize: str | None = None,
 ) -> None:
     """Answer questions about images; without any, ask for them one after the other.
 
@@ -140,7 +142,7 @@ def ask(
         except BadSample as bad:
             raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     groups = reader.groups()
-    model = loading.load_vision_language(path, device)
+    model = loading.load_vision_language(path, device, quantize)
     _seed(seed)
     with _told():
         if asked is None:
