@@ -36,7 +36,13 @@ FLOORS = (
     ("stages", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-ABOVE = ("qformer.cli", "qformer.cli_gallery", "qformer.__main__", "qformer")  # they import inside functions only
+ABOVE = (
+    "qformer.cli",
+    "qformer.cli_eval",
+    "qformer.cli_gallery",
+    "qformer.__main__",
+    "qformer",
+)  # they import inside functions only
 LAZY = {
     "load": "model",
     "Retriever": "retrieval",
@@ -125,13 +131,13 @@ def test_nothing_imports_upward_or_sideways() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("file", ["cli.py", "cli_gallery.py", "__init__.py"])
+@pytest.mark.parametrize("file", ["cli.py", "cli_eval.py", "cli_gallery.py", "__init__.py"])
 def test_what_stands_above_imports_inside_functions(file: str) -> None:
     outside = [
         node for node in ast.parse((ROOT / "qformer" / file).read_text()).body if not isinstance(node, ast.FunctionDef)
     ]
     tops = [node for node in outside if isinstance(node, ast.Import | ast.ImportFrom)]
-    roots = {i.split(".")[0] for node in tops for i in imports(node) if i != "qformer.cli_gallery"}
+    roots = {i.split(".")[0] for node in tops for i in imports(node) if not i.startswith("qformer.cli_")}
     assert not roots & {*PACKAGES, "torch", "transformers", "numpy", "yaml", "pydantic", "PIL"}
 
 
@@ -150,7 +156,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 18500
+    assert sum(lengths.values()) < 20500
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):
