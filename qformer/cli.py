@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qformer import cli_gallery, cli_hub, cli_language
+from qformer import cli_eval, cli_gallery, cli_hub, cli_language
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -154,28 +154,7 @@ def backbones(
     print(make(output, overrides or []))
 
 
-@app.command("eval")
-def evaluate(
-    path: Checkpoint,
-    bench: Annotated[str, typer.Option(help="what to measure: retrieval")],
-    data: Annotated[
-        list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")
-    ],
-    k: Annotated[int, typer.Option("--k", "-k", help="ITC candidates that ITM re-ranks, per query", min=0)] = 128,
-    limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="images encoded at once", min=1)] = 64,
-    precision: Annotated[Precision, typer.Option(help="of the model; scores are compared in fp32")] = Precision.fp32,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
-    html: Annotated[Path | None, typer.Option(help="write a sheet of hits and misses")] = None,
-    device: Device = None,
-) -> None:
-    """Measure a stage-one checkpoint on held-out data. Processes of torchrun share the work."""
-    _sibling("stages")
-    from stages.evaluate import Settings, evaluate_retrieval
-
-    evaluate_retrieval(Settings(path, bench, data, k, limit, batch, precision.value, output, html, device))
-
-
+app.command("eval")(cli_eval.evaluate)
 app.command()(cli_gallery.index)
 app.command()(cli_gallery.search)
 app.command()(cli_hub.push)

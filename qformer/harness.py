@@ -115,19 +115,23 @@ class Harness(lmms):
         """
         scored: list[tuple[float, bool]] = []
         for start in range(0, len(requests), self.batch_size):
-            contexts, targets, images = [], [], []
+            questions, contexts, targets, images = [], [], [], []
             for request in requests[start : start + self.batch_size]:
                 context, target, to_images, number, task, split = request.args
                 document = self.task_dict[task][split][number]
+                questions.append(self._question(context))
                 contexts.append(self._worded(context))
                 targets.append(target if isinstance(target, str) else target(document))
                 images.append(to_images(document))
-            scored += self._score(self._first(images), contexts, targets)
+            scored += self._score(self._first(images), questions, contexts, targets)
         return scored
 
-    def _score(self, tiles: Tiles, contexts: list[str], targets: list[str]) -> list[tuple[float, bool]]:
+    def _score(
+        self, tiles: Tiles, questions: list[str], contexts: list[str], targets: list[str]
+    ) -> list[tuple[float, bool]]:
         llm, longest = self.model.llm, 1 << 30
-        logits, wanted = llm._predict(*self.model.prefix(tiles), [text.strip() for text in targets], contexts, longest)
+        visual = self.model.prefix(tiles, questions)
+        logits, wanted = llm.predict(*visual, [text.strip() for text in targets], contexts, longest)
         # The end of the text, which is the last target of each row, is no part of the continuation.
         last = wanted.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
         wanted = wanted.scatter(1, last, IGNORE)
@@ -136,6 +140,7 @@ class Harness(lmms):
         sums: Tensor = -losses.view_as(wanted).sum(dim=1)
         return list(zip(sums.tolist(), greedy.all(dim=1).tolist(), strict=True))
 
+    @torch.no_grad()
     def _generate(self, asked: list[Request]) -> list[str]:
         """In batches of neighbours that ask for the same settings."""
         said: list[str] = []
@@ -145,8 +150,9 @@ class Harness(lmms):
                 batch = same[start : start + self.batch_size]
                 settings = batch[0][1]
                 tiles = self._first([images for _, _, images in batch])
+                visual = self.model.prefix(tiles, [self._question(context) for context, _, _ in batch])
                 prompts = [self._worded(context) for context, _, _ in batch]
-                texts = self.model.generate(tiles, prompts, **_options(settings))
+                texts = self.model.llm.decode(self.model.llm.generate(*visual, prompts, **_options(settings)))
                 said += [_until(text, settings.get("until")) for text in texts]
         return said
 
@@ -161,12 +167,16 @@ class Harness(lmms):
         self.ignored_images += sum(len(own) - 1 for own in images)
         return self.model.frontend.tiles([own[0] for own in images])
 
+    def _question(self, context: str) -> str:
+        """What a Q-Former that reads questions is given; others do not look at it."""
+        if self.prompt == "caption":
+            return ""
+        return context.replace(PLACE, "").strip().removesuffix(INSTRUCTION).strip()
+
     def _worded(self, context: str) -> str:
         if self.prompt == "caption":
             return self.model.prompt
-        context = context.replace(PLACE, "").strip()
-        if self.prompt == "paper":
-            context = context.removesuffix(INSTRUCTION).strip()
+        context = self._question(context) if self.prompt == "paper" else context.replace(PLACE, "").strip()
         if self.prompt == "plain" or not context:
             return context
         return vqa_preset("paper", self.model.llm.family).template.format(context)

@@ -25,6 +25,7 @@ from qformer import distributed, load
 from qformer.data import sources
 from qformer.data.benchmark import Listed, list_images, read_groups
 from qformer.evaluation import retrieval
+from qformer.evaluation.benchmarks import BENCHMARKS
 from qformer.model.image_text import ImageTextModel
 from qformer.types import UsageError
 from stages import hits
@@ -33,7 +34,6 @@ from stages.loop import console
 if TYPE_CHECKING:
     from qformer.data.sources import Source
 
-BENCHMARKS = ("retrieval",)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
@@ -54,6 +54,13 @@ class Settings:
     output: Path | None = None
     html: Path | None = None
     device: str | None = None
+    preset: str = "paper"
+    prompt: str | None = None
+    predictions: Path | None = None
+    submission: Path | None = None
+    by: str | None = None
+    lemmatize: bool = False
+    quantize: str | None = None
 
 
 def evaluate_retrieval(settings: Settings) -> None:
@@ -62,13 +69,17 @@ def evaluate_retrieval(settings: Settings) -> None:
     Raises:
         UsageError: another benchmark, data that cannot be used, a checkpoint that is not of stage one, or no room.
     """
-    if settings.bench not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark '{settings.bench}'; known are {', '.join(BENCHMARKS)}")
+    if settings.bench != "retrieval":
+        known = ", ".join(("retrieval", *BENCHMARKS))
+        raise UsageError(f"unknown benchmark '{settings.bench}'; known are {known}")
+    for option in ("prompt", "predictions", "submission", "by", "lemmatize"):
+        if getattr(settings, option):
+            raise UsageError(f"--{option} is of benchmarks that let a model speak; leave it out of retrieval")
     options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0
         source = sources.build(str(options.pop("name", "jsonl")), **options)
-        _writable(settings.output, settings.html)
+        writable(settings.output, settings.html)
         model = _load(settings)
         listed, skipped = list_images(source, settings.limit)
         start = time.perf_counter()
@@ -81,13 +92,17 @@ def evaluate_retrieval(settings: Settings) -> None:
 
 
 def _load(settings: Settings) -> ImageTextModel:
-    device = settings.device
-    if device is None and torch.cuda.is_available() and distributed.world() > 1:
-        device = f"cuda:{distributed.local_rank()}"
-    model = load(settings.checkpoint, device)
+    model = load(settings.checkpoint, own_device(settings))
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{settings.checkpoint}' is a checkpoint of stage two; retrieval needs one of stage one")
     return model
+
+
+def own_device(settings: Settings) -> str | None:
+    """The GPU of this process, where several share the work."""
+    if settings.device is None and torch.cuda.is_available() and distributed.world() > 1:
+        return f"cuda:{distributed.local_rank()}"
+    return settings.device
 
 
 def _score(
@@ -99,7 +114,7 @@ def _score(
     own = groups[distributed.rank() :: world]
     readable: list[int] = []
     unreadable: list[dict[str, Any]] = []
-    with TemporaryFile() as file, _autocast(model, settings.precision):  # it goes with the process, even a killed one
+    with TemporaryFile() as file, autocast(model, settings.precision):  # it goes with the process, even a killed one
         images = retrieval.Images(model, file if settings.k else None)
         reading = read_groups(source, listed, model.frontend.strategy, own)
         for group in track(reading, "embedding images", len(own), disable=not show):
@@ -121,8 +136,12 @@ def _score(
         return readable, unreadable, images.score(texts, settings.k, show)
 
 
-def _autocast(model: ImageTextModel, precision: str) -> Any:
-    return torch.autocast(model.device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
+def autocast(model: Any, precision: str) -> Any:
+    return (
+        torch.autocast(next(model.parameters()).device.type, AUTOCAST[precision])
+        if precision in AUTOCAST
+        else nullcontext()
+    )
 
 
 def _check_room(needed: float) -> None:
@@ -135,7 +154,7 @@ def _check_room(needed: float) -> None:
         )
 
 
-def _writable(*paths: Path | None) -> None:
+def writable(*paths: Path | None) -> None:
     """Before hours of work, not behind them."""
     for path in filter(None, paths):
         if path.is_dir() or not path.resolve().parent.is_dir():

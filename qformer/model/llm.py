@@ -97,10 +97,19 @@ class LanguageModel(nn.Module, ABC):
             The sum of the token losses, float32[], and the number of targets, long[]: the caller divides, since across
             processes the sums and the counts add up but the means do not.
         """
-        with self._own_dtype(prefix.device):
-            logits, targets = self._predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens)
+        logits, targets = self.predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens)
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return total, targets.ne(IGNORE).sum()
+
+    def predict(
+        self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS
+    ) -> tuple[Tensor, Tensor]:
+        """What `loss` compares: logits float[B, T, V] at the positions of the texts, and their targets long[B, T].
+
+        A target is `IGNORE` where there is none. Arguments are those of `loss`.
+        """
+        with self._own_dtype(prefix.device):
+            return self._predict(prefix, prefix_mask, text, prompt, max_tokens)
 
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
         """Number of targets of a `loss` with at least one visual token in every row."""

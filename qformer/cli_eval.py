@@ -1,0 +1,74 @@
+"""The command that measures: `qformer eval`. As in `qformer.cli`, imports stand inside."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qformer.cli_language import Quantize
+
+
+class Precision(Enum):
+    """Of autocast."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
+    ),
+]
+
+
+def evaluate(
+    path: Checkpoint,
+    bench: Annotated[
+        str,
+        typer.Option(help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement (stage two)"),
+    ],
+    data: Annotated[
+        list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", help="retrieval: ITC candidates that ITM re-ranks", min=0)] = 128,
+    prompt: Annotated[
+        str | None, typer.Option(help="what captions go on from; for questions the whole prompt, {} in their place")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="prompt and decoding of answers: paper or lavis")] = "paper",
+    limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="images (of questions: questions) at once", min=1)] = 64,
+    precision: Annotated[Precision, typer.Option(help="of the model; scores are compared in fp32")] = Precision.fp32,
+    by: Annotated[str | None, typer.Option(help="column of the data by which results are told apart as well")] = None,
+    lemmatize: Annotated[bool, typer.Option("--lemmatize", help="vqa, gqa: nouns and verbs to lemmas (spaCy)")] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="keep what is said here, and go on from it; OUTPUT.predictions.jsonl by default")
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="write the answers as the benchmark's server takes them")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page of samples with pictures")] = None,
+    quantize: Quantize = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+) -> None:
+    """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
+    from qformer.cli import _sibling
+    from qformer.evaluation.benchmarks import BENCHMARKS
+
+    _sibling("stages")
+    from stages.benchmarks import evaluate_language
+    from stages.evaluate import Settings, evaluate_retrieval
+
+    chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
+    settings = Settings(*chosen, preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value)
+    if bench in BENCHMARKS:
+        evaluate_language(settings)
+    else:
+        evaluate_retrieval(settings)

@@ -1,0 +1,246 @@
+"""What `qformer eval` measures of a language model: how each benchmark is asked, and what its answers are worth.
+
+caption     captions against reference captions (COCO, NoCaps)                  `score_captions`
+vqa         open answers, each against what ten people said (VQAv2, OK-VQA)     `vqa.accuracy`
+gqa         open answers that must be the one accepted (GQA)                    exact match
+choice      the likeliest of given answers (A-OKVQA)                            accuracy
+statement   is a sentence true of the image: the likelier of yes and no         accuracy
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qformer.cleaning import clean_question
+from qformer.evaluation.caption import score_captions
+from qformer.evaluation.choice import choice_losses
+from qformer.evaluation.lemmas import lemmatize
+from qformer.evaluation.vqa import accuracy, normalise_answer
+from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.types import BadSample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.model.vision_language import VisionLanguageModel
+    from qformer.types import Sample, Tiles
+
+BENCHMARKS = ("caption", "vqa", "gqa", "choice", "statement")
+#: Columns by which results are told apart where the data have them.
+COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+YES_NO = ("yes", "no")
+TRUE = {"true": 0, "yes": 0, "1": 0, "entailment": 0, "false": 1, "no": 1, "0": 1, "contradiction": 1}
+Record = dict[str, Any]
+
+
+@dataclass
+class Item:
+    """One thing to say about an image.
+
+    Attributes:
+        id: of the record in the file of predictions; its own where it has one. number: of the submission file.
+        question: as the model reads it; empty for captions.
+        accepted: reference captions, or accepted answers; none where they are not published.
+        choices, right: answers to choose from, and the number of the right one (None where it is not published).
+        facts: what the record says besides.
+    """
+
+    id: str
+    number: Any
+    question: str = ""
+    accepted: list[str] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    right: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether an answer to it can be scored."""
+        return bool(self.accepted) or self.right is not None
+
+
+@dataclass
+class Measured:
+    """What the answers are worth.
+
+    Attributes:
+        total: of all, by name of the score; shares in [0, 1] but for captions, where they are as usual.
+        each: of every item the score that counts most.
+        groups: by column, then by its value: `count`, and scores as in `total`.
+        missing: scores that could not be computed, with the reason.
+    """
+
+    total: dict[str, float]
+    each: list[float]
+    groups: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def item_of(bench: str, sample: Sample, place: int) -> Item:
+    """What a benchmark asks about a sample, the record at this place of the data.
+
+    Raises:
+        BadSample: kinds `no question`, `no choices`, `no statement`, `no answer` (one that is none of the choices).
+    """
+    facts = sample.facts
+    number = next((facts[key] for key in ("question_id", "id", "image_id") if facts.get(key) is not None), place)
+    item = Item(str(number), number, facts=facts)
+    if bench == "caption":
+        item.accepted = [caption for caption in sample.captions if caption.strip()]
+    elif bench == "statement":
+        sentence = next((facts[key] for key in ("statement", "sentence") if isinstance(facts.get(key), str)), "")
+        item.question = statement_question(sentence)
+        if not item.question:
+            raise BadSample("no statement", sample.key)
+        item.choices = list(YES_NO)
+        label = facts.get("label", next(iter(sample.answers), None))
+        item.right = None if label is None else TRUE.get(str(label).strip().lower())
+        if label is not None and item.right is None:
+            raise BadSample("no answer", f"{sample.key}: {label!r} is neither true nor false")
+    else:
+        item.question = clean_question(sample.question or "")
+        if not item.question:
+            raise BadSample("no question", sample.key)
+        item.accepted = [" ".join(answer.split()) for answer in sample.answers]
+        if bench == "choice":
+            _choose(item, sample)
+    return item
+
+
+def statement_question(sentence: str) -> str:
+    """`There is a red cube.` -> `is it true that there is a red cube?`; empty where there is no word."""
+    bare = clean_question(sentence).strip().rstrip("?, ")
+    return f"is it true that {bare}?" if any(map(str.isalnum, bare)) else ""
+
+
+def _choose(item: Item, sample: Sample) -> None:
+    """Choices and the right one: `label` or `answer` is its number, its letter, or the choice itself."""
+    choices = item.facts.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
+        raise BadSample("no choices", sample.key)
+    item.choices = [choice.strip() for choice in choices]
+    said = item.facts.get("label", item.facts.get("answer", next(iter(sample.answers), None)))
+    item.accepted = []
+    if said is None:
+        return
+    if isinstance(said, int) and not isinstance(said, bool):
+        item.right = said
+    elif isinstance(said, str) and said.strip() in item.choices:
+        item.right = item.choices.index(said.strip())
+    elif isinstance(said, str) and len(said.strip()) == 1:
+        item.right = LETTERS.find(said.strip().upper())
+    if item.right is None or not 0 <= item.right < len(choices):
+        raise BadSample("no answer", f"{sample.key}: {said!r} is none of the choices")
+
+
+@torch.no_grad()
+def predict(
+    bench: str,
+    model: VisionLanguageModel,
+    tiles: Tiles,
+    items: Sequence[Sequence[Item]],
+    preset: str,
+    prompt: str | None,
+) -> list[Record]:
+    """What the model says of each item, image by image; each image is encoded once.
+
+    Args:
+        prompt: for captions, the text that they go on from; else the whole prompt, `{}` in place of the question.
+
+    Returns:
+        Records with `id` and `said`, or with `losses` and `tokens` of each choice.
+    """
+    flat = [item for group in items for item in group]
+    if bench == "caption":
+        return [{"id": item.id, "said": said} for item, said in zip(flat, model.generate(tiles, prompt), strict=True)]
+    if prompt is None and bench in ("vqa", "gqa"):
+        answers = model.answer(tiles, [[item.question for item in group] for group in items], preset=preset)
+        said = [answer for group in answers for answer in group]
+        return [{"id": item.id, "said": text} for item, text in zip(flat, said, strict=True)]
+    prefix, mask = model.prefix(tiles, [[item.question for item in group] for group in items])
+    family = model.llm.family
+    prompts = [
+        vqa_prompt(item.question, preset, family) if prompt is None else prompt.replace("{}", item.question)
+        for item in flat
+    ]
+    if bench in ("vqa", "gqa"):
+        options = vqa_preset(preset, family).generate
+        said = model.llm.decode(model.llm.generate(prefix, mask, prompts, **options))
+        return [{"id": item.id, "said": text} for item, text in zip(flat, said, strict=True)]
+    losses = choice_losses(model, prefix, mask, prompts, [item.choices for item in flat])
+    return [
+        {"id": item.id, "losses": sums, "tokens": counts} for item, (sums, counts) in zip(flat, losses, strict=True)
+    ]
+
+
+def said_of(item: Item, record: Record) -> str:
+    """The answer: what was generated, or the likeliest choice."""
+    return item.choices[_likeliest(record["losses"])] if item.choices else record["said"]
+
+
+def _likeliest(losses: Sequence[float]) -> int:
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def measure(bench: str, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
+    """What the records are worth: each of an item that can be scored.
+
+    Args:
+        by: a further column by which results are told apart. lemmas: compare lemmas of the answers (see `lemmatize`).
+    """
+    if bench == "caption":
+        scores = score_captions([record["said"] for record in records], [item.accepted for item in items])
+        measured = Measured(scores.total, scores.each["CIDEr"], missing=scores.missing)
+    else:
+        shares = _shares(bench, items, records, lemmas)
+        main = next(iter(shares))
+        measured = Measured({name: sum(each) / len(each) for name, each in shares.items()}, shares[main])
+    for column in [*COLUMNS, *([by] if by and by not in COLUMNS else [])]:
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, item in enumerate(items):
+            if isinstance(item.facts.get(column), str | int | float | bool):
+                rows[str(item.facts[column])].append(row)
+        if rows and (len(rows) > 1 or column == by):
+            measured.groups[column] = {}
+            for value, own in sorted(rows.items()):
+                if bench == "caption":
+                    part = score_captions(
+                        [records[row]["said"] for row in own], [items[row].accepted for row in own], java=False
+                    ).total
+                else:
+                    part = {name: sum(each[row] for row in own) / len(own) for name, each in shares.items()}
+                measured.groups[column][value] = {"count": len(own)} | part
+    return measured
+
+
+def _shares(bench: str, items: Sequence[Item], records: Sequence[Record], lemmas: bool) -> dict[str, list[float]]:
+    """By name of the score, what each answer earns in [0, 1]; the first is the one that counts most."""
+    if bench in ("choice", "statement"):
+        of_sum = [float(_likeliest(r["losses"]) == item.right) for item, r in zip(items, records, strict=True)]
+        if bench == "statement":
+            return {"accuracy": of_sum, "said yes": [float(not _likeliest(r["losses"])) for r in records]}
+        means = [[s / n for s, n in zip(r["losses"], r["tokens"], strict=True)] for r in records]
+        of_mean = [float(_likeliest(each) == item.right) for item, each in zip(items, means, strict=True)]
+        return {"accuracy": of_sum, "by mean loss": of_mean}
+    said = [record["said"] for record in records]
+    said = lemmatize(said) if lemmas else said
+    pairs = list(zip(items, said, strict=True))
+    if bench == "gqa":
+        exact = [float(text.strip() == item.accepted[0]) for item, text in pairs]
+        return {"accuracy": [float(normalise_answer(text) == item.accepted[0]) for item, text in pairs], "exact": exact}
+    return {"accuracy": [accuracy(text, item.accepted) for item, text in pairs]}
+
+
+def submission(bench: str, items: Sequence[Item], records: dict[str, Record]) -> list[Record]:
+    """All items in the form that the benchmark's server takes; nothing is said of those that could not be predicted."""
+    said = [said_of(item, records[item.id]) if item.id in records else "" for item in items]
+    if bench == "caption":
+        return [{"image_id": item.number, "caption": text} for item, text in zip(items, said, strict=True)]
+    if bench == "gqa":
+        return [{"questionId": str(item.number), "prediction": text} for item, text in zip(items, said, strict=True)]
+    return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]

@@ -1,0 +1,116 @@
+"""What a model said, kept as JSON lines while it is measured, so that an interrupted measurement goes on.
+
+The first line of a file says what the others belong to: checkpoint, data and settings. Every one of several processes
+appends to a file of its own; in the end the first puts all in one. A line that a kill cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Self
+
+from qformer.records import read_records, replace_records
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+MADE_BY = "made_by"
+
+
+class Predictions:
+    """Records by their `id`, in a file or, without one, in memory alone.
+
+    Attributes:
+        known: what has been said so far, by id.
+    """
+
+    def __init__(self, path: Path | None, made_by: dict[str, Any], rank: int = 0) -> None:
+        """Read what is there.
+
+        Args:
+            made_by: what the predictions depend on. rank: number of the process, which names the file it appends to.
+
+        Raises:
+            UsageError: the file holds something else, or predictions of another checkpoint, data or settings.
+        """
+        self.path = path
+        self.made_by = json.loads(json.dumps(made_by))
+        self.known: dict[str, dict[str, Any]] = {}
+        self._own = None if path is None else _part(path, rank)
+        self._file: Any = None
+        for file in [] if path is None else [path, *_parts(path)]:
+            if file.exists():
+                self._read(file)
+
+    def _read(self, file: Path) -> None:
+        records = read_records(file)
+        if not records:  # nothing, or a head that was cut off
+            return
+        head = records[0].get(MADE_BY) if isinstance(records[0], dict) else None
+        if not isinstance(head, dict):
+            raise UsageError(f"'{file}' is not a file of predictions; give another name to --predictions")
+        changed = [key for key in {**head, **self.made_by} if head.get(key) != self.made_by.get(key)]
+        if changed:
+            told = ", ".join(f"{key} was {head.get(key)!r}, is {self.made_by.get(key)!r}" for key in changed)
+            raise UsageError(
+                f"the predictions in '{file}' are not of this run ({told}); remove the file, or name another one by "
+                "--predictions"
+            )
+        for record in records[1:]:
+            if isinstance(record, dict) and isinstance(record.get("id"), str):
+                self.known[record["id"]] = record
+
+    def __enter__(self) -> Self:
+        if self._own is not None:
+            _drop_half_line(self._own)
+            self._file = self._own.open("a", encoding="utf-8")
+            if not self._file.tell():
+                self._file.write(json.dumps({MADE_BY: self.made_by}) + "\n")
+                self._file.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, records: Iterable[dict[str, Any]]) -> None:
+        """Keep these; they are on their way to the disk when this returns."""
+        for record in records:
+            self.known[record["id"]] = record
+            if self._file is not None:
+                self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.flush()
+
+    def finish(self, order: Sequence[str]) -> None:
+        """Write all in this order as one file; those of other data than were asked for stay behind them."""
+        if self.path is None:
+            return
+        asked = set(order)
+        ordered = [self.known[id_] for id_ in order if id_ in self.known]
+        others = [record for id_, record in self.known.items() if id_ not in asked]
+        replace_records(self.path, [{MADE_BY: self.made_by}, *ordered, *others])
+        for part in _parts(self.path):
+            part.unlink(missing_ok=True)
+
+
+def _part(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.name}.{rank}") if rank else path
+
+
+def _parts(path: Path) -> list[Path]:
+    """Files of the other processes, perhaps of an earlier run with more of them."""
+    found = path.parent.glob(f"{path.name}.*") if path.parent.is_dir() else []
+    return sorted(file for file in found if file.name.removeprefix(f"{path.name}.").isdecimal())
+
+
+def _drop_half_line(file: Path) -> None:
+    if not file.exists():
+        return
+    with file.open("r+b") as opened:
+        opened.truncate(opened.read().rfind(b"\n") + 1)

@@ -1,0 +1,245 @@
+"""`qformer eval` of what a model says: captions, answers, choices, statements (`qformer.evaluation.benchmarks`).
+
+Each image is read and encoded once for all its questions. What is said is kept as it comes, so the same command goes on
+after an interruption; processes started by torchrun share the images and give the numbers of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import track
+from rich.table import Table
+
+from qformer import distributed
+from qformer.data import sources
+from qformer.data.benchmark import Listed, read_groups
+from qformer.data.orders import indices
+from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, predict, submission
+from qformer.evaluation.caption import require_scorers
+from qformer.evaluation.lemmas import load_lemmatizer
+from qformer.evaluation.predictions import Predictions
+from qformer.lookup import find
+from qformer.model.loading import load_vision_language
+from qformer.model.prompts import PRESETS
+from qformer.types import BadSample, UsageError
+from stages import answers
+from stages.evaluate import Settings, autocast, own_device, pairs, writable
+from stages.loop import console
+
+if TYPE_CHECKING:
+    from qformer.data.sources import Source
+    from qformer.model.vision_language import VisionLanguageModel
+
+ROWS = 40  # of a table on the terminal; a file has all
+
+
+@dataclass
+class Asked:
+    """An image with what is asked about it."""
+
+    image: Listed
+    items: list[Item] = field(default_factory=list)
+
+
+def evaluate_language(settings: Settings) -> None:
+    """Let a stage-two model speak, score what it said, write what was asked for.
+
+    Raises:
+        UsageError: an option or data that cannot be used, a checkpoint that is not of stage two, or predictions of
+            something else in the file that this run would go on from.
+    """
+    options = pairs(settings.data)
+    with distributed.joined():
+        console.quiet = distributed.rank() > 0
+        source = sources.build(str(options.pop("name", "jsonl")), **options)
+        _check(settings)
+        listed, skipped = list_items(source, settings.bench, settings.limit)
+        model = load_vision_language(settings.checkpoint, own_device(settings), settings.quantize)
+        kept = settings.predictions
+        if kept is None and settings.output is not None:
+            kept = settings.output.with_suffix(".predictions.jsonl")
+        store = Predictions(kept, made_by(settings, model), distributed.rank())
+        resumed, start = len(store.known), time.perf_counter()
+        unreadable = _predict_all(settings, model, source, listed, store)
+        if distributed.rank() == 0:
+            numbers = {"resumed": resumed, "seconds": time.perf_counter() - start, "predictions": kept and str(kept)}
+            _report(settings, source, listed, [*skipped, *unreadable], store, numbers)
+        distributed.barrier()
+
+
+def _check(settings: Settings) -> None:
+    """Before hours of work, not behind them."""
+    writable(settings.output, settings.html, settings.submission, settings.predictions)
+    find(PRESETS, settings.preset, "preset")
+    if settings.bench == "caption":
+        require_scorers()
+    elif settings.prompt is not None and "{}" not in settings.prompt:
+        raise UsageError(f"--prompt is '{settings.prompt}'; write {{}} where the question belongs")
+    if settings.lemmatize:
+        if settings.bench not in ("vqa", "gqa"):
+            raise UsageError(f"--lemmatize is of vqa and gqa; leave it out of {settings.bench}")
+        load_lemmatizer()
+
+
+def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[list[Asked], list[dict[str, Any]]]:
+    """The first `limit` images with all that is asked about them, and the records that cannot be used.
+
+    Records of one image stand together; captions of one image, on however many lines, are references of one item.
+
+    Raises:
+        UsageError: no record can be used.
+    """
+    listed: dict[Any, Asked] = {}
+    skipped: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for place, index in enumerate(indices(source)):
+        try:
+            sample = source[index]
+            item = item_of(bench, sample, place)
+        except BadSample as bad:
+            skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
+            continue
+        name = sample.key if sample.image_id is None else sample.image_id
+        if name not in listed:
+            if len(listed) == limit:
+                continue
+            listed[name] = Asked(Listed(index, sample.key, []))
+        asked = listed[name]
+        if bench == "caption" and asked.items:
+            asked.items[0].accepted += item.accepted
+            continue
+        while item.id in taken:  # two records of one id: both are asked, under two names
+            item.id += "'"
+        taken.add(item.id)
+        asked.items.append(item)
+    if not listed:
+        raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")
+    return list(listed.values()), skipped
+
+
+def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
+    """What predictions depend on. Those of another weight, prompt or data are never mixed with them."""
+    digest = hashlib.sha256()
+    states = (model.connector.state_dict(), model.frontend.norm.state_dict())
+    for name, tensor in [pair for state in states for pair in sorted(state.items())]:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    first = next(model.llm.parameters()).detach().flatten()[:4096].float().cpu()
+    digest.update(first.numpy().tobytes())
+    digest.update(str(sum(parameter.numel() for parameter in model.parameters())).encode())
+    asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
+    asked |= {} if settings.quantize is None else {"quantize": settings.quantize}
+    return asked | {"preset": settings.preset, "precision": settings.precision, "weights": digest.hexdigest()[:16]}
+
+
+def _predict_all(
+    settings: Settings, model: VisionLanguageModel, source: Source, listed: list[Asked], store: Predictions
+) -> list[dict[str, Any]]:
+    """Ask what has not been answered yet; records of the images that cannot be read, on the first process."""
+    done = distributed.gather_objects(set(store.known))[0]  # all share the same work, whatever each has read
+    todo = [Asked(one.image, [item for item in one.items if item.id not in done]) for one in listed]
+    portions = [
+        Asked(one.image, one.items[start : start + settings.batch])
+        for one in todo
+        for start in range(0, len(one.items), settings.batch)
+    ]
+    own = _groups(portions, settings.batch)[distributed.rank() :: distributed.world()]
+    images = [portion.image for portion in portions]
+    unreadable: dict[str, dict[str, Any]] = {}
+    said: list[dict[str, Any]] = []
+    with store, autocast(model, settings.precision):
+        reading = read_groups(source, images, model.frontend.strategy, own)
+        for group in track(reading, f"asking ({settings.bench})", len(own), disable=distributed.rank() > 0):
+            unreadable |= {record["index"]: record for record in group.skipped}
+            if group.tiles is not None:
+                items = [portions[number].items for number in group.numbers]
+                records = predict(settings.bench, model, group.tiles, items, settings.preset, settings.prompt)
+                store.add(records)
+                said += records
+    for part in distributed.collect_objects(said):
+        store.known |= {record["id"]: record for record in part}
+    found = {index: record for part in distributed.collect_objects(unreadable) for index, record in part.items()}
+    places = {str(one.image.index): number for number, one in enumerate(listed)}
+    return sorted(found.values(), key=lambda record: places[record["index"]])
+
+
+def _groups(portions: list[Asked], batch: int) -> list[range]:
+    """Images whose questions are answered together: as many as there is room for."""
+    groups, start, size = [], 0, 0
+    for number, portion in enumerate(portions):
+        if size and size + len(portion.items) > batch:
+            groups.append(range(start, number))
+            start, size = number, 0
+        size += len(portion.items)
+    return [*groups, range(start, len(portions))] if size else groups
+
+
+def _report(
+    settings: Settings,
+    source: Source,
+    listed: list[Asked],
+    skipped: list[dict[str, Any]],
+    store: Predictions,
+    numbers: dict[str, Any],
+) -> None:
+    items = [item for one in listed for item in one.items]
+    store.finish([item.id for item in items])
+    scored = [item for item in items if item.known and item.id in store.known]
+    measured = Measured({}, [])
+    if scored:
+        measured = measure(
+            settings.bench, scored, [store.known[item.id] for item in scored], settings.by, settings.lemmatize
+        )
+    title = f"{settings.bench}: {len(listed)} images, {len(items)} asked, {len(scored)} scored, {settings.precision}, "
+    title += f"{numbers['seconds']:.0f} s"
+    head, rows = lines(measured, len(scored))
+    _show(title, head, rows, measured, skipped)
+    if settings.submission is not None:
+        sent = submission(settings.bench, items, store.known)
+        settings.submission.write_text(json.dumps(sent), encoding="utf-8")
+    if settings.output is not None:
+        result = {"bench": settings.bench, "checkpoint": settings.checkpoint, "made_by": store.made_by}
+        result |= {"images": len(listed), "asked": len(items), "scored": len(scored), "skipped": skipped, **numbers}
+        result |= {"processes": distributed.world(), "lemmatize": settings.lemmatize, "scores": measured.total}
+        result |= {"missing": measured.missing, "groups": measured.groups}
+        settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if settings.html is not None:
+        images = {item.id: one.image for one in listed for item in one.items}
+        shown = scored or [item for item in items if item.id in store.known]
+        page = answers.page(settings.checkpoint, title, (head, rows), source, images, shown, store.known, measured)
+        settings.html.write_text(page, encoding="utf-8")
+
+
+def _show(
+    title: str, head: list[str], rows: list[list[str]], measured: Measured, skipped: list[dict[str, Any]]
+) -> None:
+    if measured.total:
+        table = Table(*head, title=title)
+        for row in rows[:ROWS]:
+            table.add_row(*row)
+        console.print(table)
+        if len(rows) > ROWS:
+            console.print(f"and {len(rows) - ROWS} rows more; -o writes all of them")
+    else:
+        console.print(f"{title}: nothing is scored, since the data have no answers; --submission writes what was said")
+    for name, reason in measured.missing.items():
+        console.print(f"{name} is not available: {reason}")
+    if skipped:
+        console.print(f"skipped {len(skipped)} samples: {skipped[:5]}")
+
+
+def lines(measured: Measured, count: int) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table: all, and each value of each column; scores in % (captions: times 100, as usual)."""
+    names = list(measured.total)
+    rows = [["all", str(count), *(f"{100 * measured.total[name]:.2f}" for name in names)]]
+    for column, values in measured.groups.items():
+        for value, scores in values.items():
+            cells = [f"{100 * scores[name]:.2f}" if name in scores else "-" for name in names]
+            rows.append([f"{column}: {value}", str(int(scores["count"])), *cells])
+    return ["", "count", *names], rows if names else []

@@ -1,0 +1,140 @@
+"""How benchmarks ask, and what answers are worth: every score here was worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qformer.evaluation.benchmarks import Item, item_of, measure, said_of, statement_question, submission
+from qformer.evaluation.lemmas import lemmatize
+from qformer.types import BadSample, Sample, UsageError
+
+
+def sample(**fields: Any) -> Sample:
+    return Sample(image=Path("0.jpg"), key="line 1", **fields)
+
+
+def test_vqa_by_question_type_and_answer_type() -> None:
+    """Ten people: 2 of them earn 0.6, 3 earn 0.9, 4 or more all. `is` 1 and 0.6, `how many` 0.9; other 0.6."""
+    told = [
+        ("yes", ["yes"] * 10, {"question_type": "is", "answer_type": "yes/no"}),
+        ("Two.", ["2"] * 3 + ["3"] * 7, {"question_type": "how many", "answer_type": "number"}),
+        ("the bus", ["bus"] * 2 + ["car"] * 8, {"question_type": "is", "answer_type": "other"}),
+    ]
+    items = [Item(str(n), n, "?", accepted, facts=facts) for n, (_, accepted, facts) in enumerate(told)]
+    measured = measure("vqa", items, [{"said": text} for text, _, _ in told], None, False)
+    assert measured.each == pytest.approx([1.0, 0.9, 0.6])
+    assert measured.total == pytest.approx({"accuracy": 2.5 / 3})
+    assert measured.groups["question_type"] == {
+        "how many": {"count": 1, "accuracy": pytest.approx(0.9)},
+        "is": {"count": 2, "accuracy": pytest.approx(0.8)},
+    }
+    assert measured.groups["answer_type"]["other"]["accuracy"] == pytest.approx(0.6)
+
+
+def test_gqa_counts_the_normalised_and_the_exact_answer() -> None:
+    items = [Item(str(n), n, "?", [truth]) for n, truth in enumerate(("yes", "dog", "left"))]
+    measured = measure("gqa", items, [{"said": "Yes"}, {"said": "a dog."}, {"said": "left"}], None, False)
+    assert measured.total == pytest.approx({"accuracy": 1, "exact": 1 / 3})
+
+
+def test_choices_by_the_sum_and_by_the_mean_of_losses() -> None:
+    """The long answer has the larger sum and the smaller mean."""
+    items = [Item("0", 0, "?", choices=["cat", "a very small dog"], right=0, facts={"level": "easy"})]
+    records = [{"losses": [2.0, 4.0], "tokens": [1, 4]}]
+    measured = measure("choice", items, records, "level", False)
+    assert measured.total == {"accuracy": 1.0, "by mean loss": 0.0}
+    assert said_of(items[0], records[0]) == "cat"
+    assert measured.groups == {"level": {"easy": {"count": 1, "accuracy": 1.0, "by mean loss": 0.0}}}
+
+
+def test_statements_tell_how_often_yes_was_said() -> None:
+    items = [Item(str(n), n, "?", choices=["yes", "no"], right=n % 2) for n in range(4)]
+    records = [{"losses": [1.0, 2.0], "tokens": [1, 1]}] * 3 + [{"losses": [3.0, 2.0], "tokens": [1, 1]}]
+    assert measure("statement", items, records, None, False).total == {"accuracy": 0.75, "said yes": 0.75}
+
+
+def test_captions_by_domain_are_scored_apart() -> None:
+    """CIDEr of a domain weighs words by its own references alone."""
+    said = ["a red bus in the street", "two dogs", "a red bus in the street", "people eat at some table"]
+    known = [
+        "a red bus in the street",
+        "a cat on grass far away",
+        "people eat at some table",
+        "a red bus in the street",
+    ]
+    domains = ["in-domain", "in-domain", "out-domain", "out-domain"]
+    items = [Item(str(n), n, accepted=[text], facts={"domain": domains[n]}) for n, text in enumerate(known)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qformer.evaluation.caption.shutil.which", lambda name: None)
+        measured = measure("caption", items, [{"said": text} for text in said], None, False)
+    assert measured.groups["domain"]["in-domain"]["CIDEr"] == pytest.approx(5, abs=1e-6)
+    assert measured.groups["domain"]["out-domain"]["CIDEr"] == pytest.approx(0, abs=1e-6)
+    assert measured.groups["domain"]["in-domain"]["count"] == 2
+    assert measured.missing.keys() == {"METEOR", "SPICE"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "right"),
+    [
+        ({"label": 1}, 1),
+        ({"answer": "B"}, 1),
+        ({"answer": "b"}, 1),
+        ({"answer": " a dog"}, 1),
+        ({"label": 0}, 0),
+        ({}, None),
+    ],
+)
+def test_the_right_choice_is_a_number_a_letter_or_the_text(facts: dict[str, Any], right: int | None) -> None:
+    item = item_of("choice", sample(question="What?", facts={"choices": ["a cat", "a dog"], **facts}), 3)
+    assert (item.id, item.right, item.known) == ("3", right, right is not None)
+
+
+@pytest.mark.parametrize(
+    ("bench", "fields", "kind"),
+    [
+        ("vqa", {}, "no question"),
+        ("choice", {"question": "What?"}, "no choices"),
+        ("choice", {"question": "What?", "facts": {"choices": ["a", "b"], "label": 2}}, "no answer"),
+        ("choice", {"question": "What?", "facts": {"choices": ["x", "y"], "answer": "z"}}, "no answer"),
+        ("statement", {"question": "What?"}, "no statement"),
+        ("statement", {"facts": {"statement": "..."}}, "no statement"),
+        ("statement", {"facts": {"statement": "It is red.", "label": "perhaps"}}, "no answer"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_bad_sample(bench: str, fields: dict[str, Any], kind: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        item_of(bench, sample(**fields), 0)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("label", "right"), [(True, 0), (False, 1), ("true", 0), ("False", 1), ("yes", 0), (0, 1), (None, None)]
+)
+def test_labels_of_statements(label: Any, right: int | None) -> None:
+    facts = {"sentence": "There is a tower."} | ({} if label is None else {"label": label})
+    item = item_of("statement", sample(facts=facts), 0)
+    assert (item.question, item.right) == ("is it true that there is a tower?", right)
+
+
+def test_statements_are_cleaned() -> None:
+    assert statement_question("  The Bus is red!! ") == "is it true that the bus is red?"
+
+
+def test_submissions_are_of_the_official_forms() -> None:
+    items = [Item("7", 7, "?", []), Item("8", 8, "?", [])]
+    records = {"7": {"id": "7", "said": "red"}}
+    assert submission("vqa", items, records) == [
+        {"question_id": 7, "answer": "red"},
+        {"question_id": 8, "answer": ""},
+    ]
+    assert submission("caption", items, records)[0] == {"image_id": 7, "caption": "red"}
+    assert submission("gqa", items, records)[0] == {"questionId": "7", "prediction": "red"}
+
+
+def test_without_spacy_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qformer.evaluation.lemmas.MODEL", "no_such_pipeline")
+    with pytest.raises(UsageError, match=r"pip install spacy|spacy download"):
+        lemmatize(["two dogs"])
