@@ -13,7 +13,9 @@ from typing import Any
 from qformer.data.sources import NOT_JSON, strings
 from qformer.types import BadSample, Sample, UsageError
 
-Entry = tuple[str, list[str]]  # a file below the images, or what is wrong with the record; its captions
+Facts = dict[str, Any]
+# A file below the images, or what is wrong with the record; its captions; what else is known of it.
+Entry = tuple[str, list[str], Facts]
 BAD = "\0"  # in front of a kind, where an entry has no file
 
 
@@ -52,16 +54,18 @@ class Annotated:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
-        name, captions = self.entries[index]
+        name, captions, facts = self.entries[index]
         if name.startswith(BAD):
             raise BadSample(name.removeprefix(BAD), f"{self.path}: image {captions[0]}")
         image = self.file(name)
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+        return Sample(image=image, key=str(image), image_id=str(image), captions=captions, facts=facts)
 
 
 @dataclass(frozen=True)
 class Coco(Annotated):
     """COCO's `captions_train2017.json`: `images` with `id` and `file_name`, `annotations` with `image_id`, `caption`.
+
+    NoCaps is of the same form; there an image also has a `domain`, and the test images have no captions.
 
     Attributes:
         path: the JSON file. images: the folder of the images, such as train2017.
@@ -72,26 +76,30 @@ class Coco(Annotated):
     entries: Any = field(init=False, repr=False, compare=False)
 
     def read(self, values: Any) -> list[Entry]:
-        images, annotations = _lists(values, "images", "annotations") or ((), None)
-        if annotations is None:
+        images, annotations = _get(values, "images"), _get(values, "annotations")
+        listed = isinstance(annotations, list) or (annotations is None and bool(images))  # test images have none
+        if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         entries: list[Entry] = []
         by_id: dict[Any, list[str]] = {}
         for record in images:
             number, name = _get(record, "id"), _get(record, "file_name")
             if not isinstance(number, int | str) or not isinstance(name, str):
-                entries.append((BAD + "no image", [str(record)[:200]]))
+                entries.append((BAD + "no image", [str(record)[:200]], {}))
             elif number in by_id:
-                entries.append((BAD + "duplicate id", [str(number)]))
+                entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
                 by_id[number] = []
-                entries.append((name, by_id[number]))
-        for record in annotations:
+                facts = {"image_id": number}
+                if isinstance(_get(record, "domain"), str):
+                    facts["domain"] = record["domain"]
+                entries.append((name, by_id[number], facts))
+        for record in annotations or []:
             number = _get(record, "image_id")
             number = number if isinstance(number, int | str) else None
             if number not in by_id:
                 by_id[number] = []
-                entries.append((BAD + "no image", [str(number)]))
+                entries.append((BAD + "no image", [str(number)], {}))
             by_id[number] += strings(_get(record, "caption"))
         return entries
 
@@ -112,7 +120,9 @@ class Karpathy(Annotated):
 
     def read(self, values: Any) -> list[Entry]:
         if isinstance(values, list):
-            return _grouped([(_get(record, "image"), strings(_get(record, "caption"))) for record in values])
+            return _grouped(
+                [(_get(r, "image"), strings(_get(r, "caption")), _numbered(_get(r, "image_id"))) for r in values]
+            )
         found = _lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
@@ -124,7 +134,7 @@ class Karpathy(Annotated):
                 sentences = _get(record, "sentences")
                 raw = [_get(one, "raw") for one in sentences] if isinstance(sentences, list) else []
                 whole = f"{folder}/{name}" if isinstance(folder, str) and isinstance(name, str) else name
-                rows.append((whole, strings(raw)))
+                rows.append((whole, strings(raw), _numbered(_get(record, "cocoid"))))
         return _grouped(rows)
 
 
@@ -147,7 +157,9 @@ class VisualGenome(Annotated):
         for record in values:
             regions, number = _get(record, "regions"), _get(record, "id")
             phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
-            rows.append((f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases)))
+            rows.append(
+                (f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases), _numbered(number))
+            )
         return _grouped(rows)
 
     def file(self, name: str) -> Path:
@@ -165,16 +177,20 @@ def _lists(values: Any, *keys: str) -> list[list[Any]] | None:
     return found if all(isinstance(value, list) for value in found) else None
 
 
-def _grouped(rows: list[tuple[Any, list[str]]]) -> list[Entry]:
+def _numbered(number: Any) -> Facts:
+    return {"image_id": number} if isinstance(number, int | str) else {}
+
+
+def _grouped(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:
     """One entry per image: rows of the same file are captions of the same image."""
     entries: list[Entry] = []
     by_name: dict[str, list[str]] = {}
-    for number, (name, captions) in enumerate(rows):
+    for number, (name, captions, facts) in enumerate(rows):
         if not isinstance(name, str):
-            entries.append((BAD + "no image", [str(number)]))
+            entries.append((BAD + "no image", [str(number)], {}))
         elif name in by_name:
             by_name[name] += captions
         else:
             by_name[name] = list(captions)
-            entries.append((name, by_name[name]))
+            entries.append((name, by_name[name], facts))
     return entries
