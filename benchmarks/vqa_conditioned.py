@@ -1,13 +1,13 @@
 """Does a Q-Former that reads the question answer better (BLIP-2, section 4.3)? Fine-tuned both ways on drawn scenes.
 
-    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 8]
+    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 2]
 
-Stage one and stage two (captions only) are those of `qformer quickstart`, whose stage one may be given; they are
-trained once and are the start of all runs. From there the bridge learns to answer, once with the question for the
-language model alone and once with the question in the Q-Former too, whose text path is stage one's: the same steps,
-data, learning rate and frozen towers, for each of three seeds, which order the data. The pictures of training are
-encoded once. Answers are greedy, to questions about scenes that training never shows. What is done is kept: the same
-command goes on.
+Stage one is that of `qformer quickstart`, and may be given. Its 8 queries carry most of what a drawn scene holds, and
+no question has to choose. So the first 2 are kept, and stage two learns captions with them: the start of all runs.
+From there the bridge learns to answer, once with the question for the language model alone and once with the question
+in the Q-Former too, whose text path is stage one's: the same steps, data, learning rate and frozen towers, for each of
+three seeds, which order the data. The pictures of training are encoded once. Answers are greedy, to questions about
+scenes that training never shows. What is done is kept: the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 import stages
-from qformer import load
+from qformer import checkpoint, load
 from qformer.config import load_config
 from qformer.data.scenes import Scenes
+from qformer.model.loading import read_tokenizer
 from qformer.model.vision_language import VisionLanguageModel
 from stages import zero_shot
 from stages.zero_shot import SIZE, UNSEEN
@@ -36,15 +37,27 @@ FULL, QUICK = (1080, 400, 500, 4000, 490), (60, 20, 20, 100, 70)
 
 
 def prepare(given: argparse.Namespace) -> Path:
-    """Stage one, unless it is given, then stage two on captions: the start of all runs. Returns stage one."""
+    """Stage one, unless it is given, and stage two on captions: the start of all runs. Returns stage one."""
     first, second, *_ = QUICK if given.quick else FULL
-    stage1 = given.stage1 or given.folder / "stage1"
+    whole = given.stage1 or given.folder / "whole"
     if given.stage1 is None:
-        common = [f"run={stage1}", f"train.steps={first}", f"qformer.queries={given.queries}"]
-        stages.train(load_config("configs/quickstart/stage1.yaml", common))
+        stages.train(load_config("configs/quickstart/stage1.yaml", [f"run={whole}", f"train.steps={first}"]))
+    stage1 = given.folder / "stage1"
+    if checkpoint.newest(stage1) is None:
+        narrow(whole, stage1, given.queries)
     common = [f"run={given.folder / 'stage2'}", f"init={stage1}", f"train.steps={second}", "train.save_every=100"]
     stages.train(load_config("configs/quickstart/stage2.yaml", common))
     return stage1
+
+
+def narrow(source: Path, target: Path, queries: int) -> None:
+    """Copy a checkpoint of stage one with its first `queries` queries only."""
+    saved = checkpoint.read(source)
+    sizes = saved.config.qformer.model_copy(update={"queries": queries})
+    tensors = saved.tensors | {"qformer.queries": saved.tensors["qformer.queries"][:, :queries]}
+    config = saved.config.model_copy(update={"qformer": sizes})
+    extra = read_tokenizer(saved.path).save_pretrained
+    checkpoint.save(target, saved.meta["step"], config, tensors, {"narrowed_from": str(saved.path)}, extra=extra)
 
 
 def measure(given: argparse.Namespace, stage1: Path, way: str, seed: int) -> dict[str, Any]:
@@ -82,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/vqa_conditioned"))
     parser.add_argument("--stage1", type=Path, help="a run of configs/quickstart/stage1.yaml, such as quickstart's")
-    parser.add_argument("--queries", type=int, default=8, help="of the stage one that is trained")
+    parser.add_argument("--queries", type=int, default=2, help="so many of stage one's are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     given = parser.parse_args()

@@ -24,6 +24,7 @@ from qformer.model.foreign import Given
 from qformer.model.loading import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Batch, UsageError
+from tests.processes import together
 from tests.workspace import config, make_workspace
 
 EVA = {"width": 16, "depth": 3, "heads": 2, "mlp_hidden": 24}
@@ -347,3 +348,28 @@ def test_converting_merges_adapters_and_refuses_a_q_former_that_reads_questions(
     for form in ("lavis", "transformers"):
         with pytest.raises(UsageError, match="reads questions, for which stage two of BLIP-2 has no place"):
             convert_checkpoint(str(reads), tmp_path / form, form, Given())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_answers_as_one(space: Path) -> None:
+    """Questions in the Q-Former and adapters: the losses of every step are those of one process."""
+    stages.train(config(space, "stage1", run=str(space / "still"), qformer={"dropout": 0.0, "queries": 3}, train=BRIEF))
+
+    def settings(world: int) -> Config:
+        own = {"llm": {"path": str(space / "opt"), "lora": LORA | {"dropout": 0}}, "question": {}}
+        train = {"steps": 3, "save_every": 0}
+        made = asking(space, f"world-{world}", init=str(space / "still"), train=train, **own)
+        return made.model_copy(update={"data": made.data.model_copy(update={"batch": 6 // world})})
+
+    stages.train(settings(1))
+    together(space / "meeting", 2, stages.train, settings(2))
+    records = [
+        [json.loads(line) for line in (space / f"world-{world}" / "metrics.jsonl").read_text().splitlines()]
+        for world in (1, 2)
+    ]
+    for alone, shared in zip(*records, strict=True):
+        assert shared["lm"] == pytest.approx(alone["lm"], rel=1e-4)
+    one, two = (checkpoint.read(space / f"world-{world}").tensors for world in (1, 2))
+    for name, tensor in one.items():
+        if not name.endswith("key.bias"):  # whose gradient is rounding alone, which Adam blows up
+            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
