@@ -143,7 +143,7 @@ def _flat(values: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def _licences(towers: dict[str, str], form: str) -> str:
     named = ", ".join(towers.values()) or "the towers it was made from"
-    held = "contains" if form == "transformers" else "belongs to"
+    held = "contains" if form == "transformers" else "is made for"
     return (
         f"## Licence\n\nNot stated yet: this repository {held} {named}, each under a licence of its own. "
         "Add `license:` on top when you know what they allow."
