@@ -23,9 +23,10 @@ EACH = 12  # samples of a kind
 TRUTHS = 5  # reference captions or answers that are shown
 RIGHT = 0.995
 STYLE = """
-.said { font-size: 15px; font-weight: 600; } .said.line, .asks.line { -webkit-line-clamp: 8; }
-.asks { color: var(--soft); }
+.hit .line { -webkit-line-clamp: 8; } .hit .said.line { font-size: 15px; font-weight: 600; color: var(--ink); }
+.hit .asks.line { font-size: 13px; color: var(--ink); }
 """
+NOTE = "Bold is what the model said, below it what is true; behind the name stands what that earned, in %."
 
 
 def page(
@@ -47,6 +48,7 @@ def page(
     parts = [f"<h1>{escape(title)}</h1><p class=soft>{escape(note)}</p>"]
     if table[1]:
         parts.append(sheet.table(*table))
+    parts.append(f"<p class=soft>{NOTE}</p>")
     for name, reason in measured.missing.items():
         parts.append(f"<p class=soft>{escape(name)} is not available: {escape(reason)}</p>")
     for name, chosen in _kinds(items, measured).items():

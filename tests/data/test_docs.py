@@ -51,6 +51,18 @@ def make_files() -> None:
     karpathy = {"images": [image | {"split": split} for split in ("restval", "val")]}
     Path("dataset_coco.json").write_text(json.dumps(karpathy))
     Path("region_descriptions.json").write_text(json.dumps([{"id": 7, "regions": [{"phrase": "a"}]}]))
+    for image in ("train2014/COCO_train2014_000000000042.jpg", "gqa/n7.jpg", "train2017/000000000042.jpg"):
+        Path(image).parent.mkdir(parents=True, exist_ok=True)
+        Path(image).write_bytes(encoded(photo(1), "JPEG"))
+    asked = {"question_id": 1, "image_id": 42, "question": "what?"}
+    questions = {"data_subtype": "train2014", "questions": [asked]}
+    Path("v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps(questions))
+    answers = {"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}
+    Path("v2_mscoco_train2014_annotations.json").write_text(json.dumps(answers))
+    gqa = {"1": {"imageId": "n7", "question": "what?", "answer": "a"}}
+    Path("train_balanced_questions.json").write_text(json.dumps(gqa))
+    choice = asked | {"choices": ["a", "b"], "correct_choice_idx": 0, "direct_answers": ["a"]}
+    Path("aokvqa_v1p0_train.json").write_text(json.dumps([choice]))
     for folder, number in (("cc3m", 331), ("cc12m", 3), ("sbu", 0)):
         shard(Path(f"{folder}/{number:05d}.tar"), range(2))
     table = datasets.Dataset.from_dict({"image": [encoded(photo(1))], "text": ["a"]})
@@ -78,7 +90,7 @@ def test_examples(choice: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
 def _readable(source: Any, place: Any) -> bool:
     try:
         sample = source[place]
-        return bool(usable_captions(sample)) and read_image(sample.image).shape[0] == 3
+        return bool(sample.answers or usable_captions(sample)) and read_image(sample.image).shape[0] == 3
     except BadSample:  # the shards of which only one is made here
         return False
 
