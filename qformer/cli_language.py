@@ -48,9 +48,9 @@ def caption(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import language
+    from stages import asking
 
-    decoding = language.options(
+    decoding = asking.options(
         sample,
         captions,
         num_beams=beams,
@@ -61,7 +61,7 @@ def caption(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    language.caption(path, images, prompt, decoding, batch, seed, as_json, device)
+    asking.caption(path, images, prompt, decoding, batch, seed, as_json, device)
 
 
 def ask(
@@ -102,9 +102,9 @@ def ask(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import language
+    from stages import asking
 
-    decoding = language.options(
+    decoding = asking.options(
         sample,
         num_beams=beams,
         max_new_tokens=max_new_tokens,
@@ -114,5 +114,5 @@ def ask(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    asking = language.Asking(context, preset, task, self_ask, show_prompt, as_json)
-    language.ask(path, words, question or [], asking, decoding, batch, seed, device)
+    how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json)
+    asking.ask(path, words, question or [], how, decoding, batch, seed, device)
