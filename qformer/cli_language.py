@@ -62,9 +62,9 @@ def caption(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import language
+    from stages import asking
 
-    decoding = language.options(
+    decoding = asking.options(
         sample,
         captions,
         num_beams=beams,
@@ -75,7 +75,7 @@ def caption(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    language.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value)
+    asking.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value)
 
 
 def ask(
@@ -117,9 +117,9 @@ def ask(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import language
+    from stages import asking
 
-    decoding = language.options(
+    decoding = asking.options(
         sample,
         num_beams=beams,
         max_new_tokens=max_new_tokens,
@@ -129,5 +129,5 @@ def ask(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    asking = language.Asking(context, preset, task, self_ask, show_prompt, as_json)
-    language.ask(path, words, question or [], asking, decoding, batch, seed, device, quantize and quantize.value)
+    how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json)
+    asking.ask(path, words, question or [], how, decoding, batch, seed, device, quantize and quantize.value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qformer.cleaning import clean_caption, clean_question
+from qformer.data.stories import SELF_ASK, TEMPLATES
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import PRESETS, TASKS, Prompt, compose, vqa_preset, vqa_prompt
 from qformer.types import UsageError
@@ -78,6 +79,11 @@ def test_every_task_of_the_table(task: str, causal: str, seq2seq: str) -> None:
         row = TASKS[task][family]
         assert row.asks == ("why?" in expected)
         assert GenerateConfig.of(row.generate).num_beams == 5
+
+
+def test_the_mini_towers_learned_these_words() -> None:
+    assert all(row.template == SELF_ASK for row in TASKS["ask"].values())
+    assert {row.template for task in ("vqa", "dialogue") for row in TASKS[task].values()} == set(TEMPLATES)
 
 
 def test_a_context_is_labelled_once() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
-from qformer.model.rows import interleave
+from qformer.model.rows import interleave, put_in_front
+from qformer.types import Tiles
 from tests.tiny import tiny_llm
 
 BEGIN = {"opt": [2], "llama": [1], "gpt2": [], "t5": []}  # written out: what stands in front of every text
@@ -35,3 +36,16 @@ def test_images_and_texts_alternate(kind: str) -> None:
     for row, ok, wanted in zip(prefix, valid, by_hand, strict=True):
         assert torch.equal(row[ok], wanted)
         assert ok[: len(wanted)].all()
+
+
+def test_examples_are_planned_once_each() -> None:
+    """Two questions of the first image, one of the second; an image that is an example thrice, of two questions."""
+    tiles, bus, dog = (
+        Tiles.from_pixels(torch.full((count, 3, 2, 2), shade)) for count, shade in ((2, 0), (1, 1), (1, 2))
+    )
+    shown = [[(bus, "what?", "what? a bus"), (dog, "", "a dog")], [(bus, "red?", "red? yes"), (bus, "what?", "again")]]
+    images, asked, rows = put_in_front(tiles, [["where?", "why?"], ["who?"]], shown)
+    assert [int(pixels.max()) for pixels in images.pixels] == [0, 0, 1, 2]
+    assert asked == [["where?", "why?"], ["who?"], ["what?", "red?"], [""]]
+    front: list[int | str] = [3, "what? a bus", 5, "a dog"]  # questions are counted through: 0 1, 2, 3 4, 5
+    assert rows == [[*front, 0], [*front, 1], [4, "red? yes", 3, "again", 2]]
