@@ -23,10 +23,10 @@ EACH = 12  # samples of a kind
 TRUTHS = 5  # reference captions or answers that are shown
 RIGHT = 0.995
 STYLE = """
-.hit .line { -webkit-line-clamp: 8; } .hit .said.line { font-size: 15px; font-weight: 600; color: var(--ink); }
+.hit .line { -webkit-line-clamp: 8; } .hit .said.line { font-size: 14px; font-weight: 600; color: var(--ink); }
 .hit .asks.line { font-size: 13px; color: var(--ink); }
 """
-NOTE = "Bold is what the model said, below it what is true; behind the name stands what that earned, in %."
+NOTE = "Bold is what the model said, below it what is true; behind the name stands what that earned, times 100."
 
 
 def page(

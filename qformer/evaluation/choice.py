@@ -26,7 +26,7 @@ def choice_losses(
     """How unlikely each choice is behind its prompt: the sum of its token losses, and the number of its tokens.
 
     What a choice is worth is the likelihood of the whole answer, the token that ends it included, as InstructBLIP
-    (arXiv:2305.06500, section 3.1) ranks candidates; nothing is generated.
+    (arXiv:2305.06500) ranks candidates; nothing is generated.
 
     Args:
         prefix: float[n, M, L], the visual prefix of each of n questions. mask: bool[n, M].
