@@ -327,11 +327,9 @@ def load(
         from qformer.model import foreign  # which builds on this file
 
         path_or_id = foreign.pushed(path_or_id)
-    if checkpoint.is_foreign(path_or_id):
-        from qformer.model import foreign
-
-        given = lookup.build({"sizes": foreign.Given}, "sizes", sizes, "load")
-        return foreign.load_foreign(path_or_id, device, dtype, given, quantize)
+        if checkpoint.is_foreign(path_or_id):
+            given = lookup.build({"sizes": foreign.Given}, "sizes", sizes, "load")
+            return foreign.load_foreign(path_or_id, device, dtype, given, quantize)
     if sizes:
         raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
     saved = checkpoint.read(path_or_id)
