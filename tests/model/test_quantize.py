@@ -230,7 +230,9 @@ def test_a_broken_or_old_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
         quantizing.check("nf4")
 
 
-@pytest.mark.parametrize(("kind", "quantize"), [("opt", "nf4"), ("flan-t5", "int8")])
+@pytest.mark.parametrize(
+    ("kind", "quantize"), [("opt", "nf4"), pytest.param("flan-t5", "int8", marks=pytest.mark.slow)]
+)
 def test_plans_count_what_is_kept(tmp_path: Path, kind: str, quantize: str) -> None:
     """Parameters as of the full model, bytes as of the quantised one, and a step that runs through it."""
     root = make_workspace(tmp_path)

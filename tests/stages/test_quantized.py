@@ -39,7 +39,7 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records if record["kind"] == "train"]
 
 
-@pytest.mark.parametrize(("kind", "quantize"), [("opt", "nf4"), ("t5", "int8")])
+@pytest.mark.parametrize(("kind", "quantize"), [("opt", "nf4"), pytest.param("t5", "int8", marks=pytest.mark.slow)])
 def test_the_bridge_learns_and_the_language_model_stays(
     space: Path, monkeypatch: pytest.MonkeyPatch, kind: str, quantize: str
 ) -> None:
@@ -71,6 +71,7 @@ def test_the_bridge_learns_and_the_language_model_stays(
     assert loaded.generate(tiles, **options) == model.eval().generate(tiles, **options)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(space: Path) -> None:
     few = {"steps": 4, "save_every": 2}
     folder = stages.train(settings(space, "whole", "opt", "nf4", **few))
@@ -86,6 +87,7 @@ def test_it_is_not_spread(space: Path) -> None:
         stages.train(settings(space, "spread", "opt", "int8", fsdp=True))
 
 
+@pytest.mark.slow
 def test_layers_that_compute_again_give_the_same(space: Path) -> None:
     stages.train(settings(space, "plain", "opt", "nf4", steps=4))
     stages.train(settings(space, "again", "opt", "nf4", steps=4, gradient_checkpointing=True))
