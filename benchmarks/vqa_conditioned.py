@@ -1,6 +1,6 @@
 """Does a Q-Former that reads the question answer better (BLIP-2, section 4.3)? Fine-tuned both ways on drawn scenes.
 
-    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 2]
+    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 2] [--steps 500]
 
 Stage one is that of `qformer quickstart`, and may be given. Its 8 queries carry most of what a drawn scene holds, and
 no question has to choose. So the first 2 are kept, and stage two learns captions with them: the start of all runs.
@@ -66,7 +66,8 @@ def measure(given: argparse.Namespace, stage1: Path, way: str, seed: int) -> dic
     found = run / "answers.json"
     if found.is_file():
         return json.loads(found.read_text(encoding="utf-8"))
-    _, _, steps, scenes, asked = QUICK if given.quick else FULL
+    _, _, usual, scenes, asked = QUICK if given.quick else FULL
+    steps = given.steps or usual
     changes = [
         *(f"run={run}", f"init={given.folder / 'stage2'}", f"seed={seed}", f"train.steps={steps}", "train.lr=1e-3"),
         *("data.train.questions=true", "data.train.captions=null", f"data.train.count={scenes}"),
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--stage1", type=Path, help="a run of configs/quickstart/stage1.yaml, such as quickstart's")
     parser.add_argument("--queries", type=int, default=2, help="so many of stage one's are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--steps", type=int, help=f"of fine-tuning, {FULL[2]} by default")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
