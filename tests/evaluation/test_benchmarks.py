@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from qformer.evaluation.benchmarks import Item, item_of, measure, said_of, statement_question, submission
+from qformer.evaluation.benchmarks import (
+    BENCHMARKS,
+    COLUMNS,
+    Item,
+    item_of,
+    measure,
+    said_of,
+    statement_question,
+    submission,
+)
 from qformer.evaluation.lemmas import lemmatize
 from qformer.types import BadSample, Sample, UsageError
 
@@ -138,3 +147,9 @@ def test_without_spacy_a_sentence_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr("qformer.evaluation.lemmas.MODEL", "no_such_pipeline")
     with pytest.raises(UsageError, match=r"pip install spacy|spacy download"):
         lemmatize(["two dogs"])
+
+
+def test_the_page_of_the_documentation_has_every_benchmark_and_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert all(f"| `{bench}` |" in page and f"--bench {bench} " in page for bench in BENCHMARKS)
+    assert all(f"`{column}`" in page for column in COLUMNS)
