@@ -30,6 +30,8 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: What `generate` of transformers hands to a search with a row for each beam.
+REPEATED = ("inputs_embeds", "attention_mask", "position_ids", "encoder_outputs")
 NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text begin alike, so only one may go on
 
 
@@ -278,15 +280,22 @@ def search_as_original(prompt: Tensor | int) -> Callable[..., Tensor]:
 
         def step(texts: Tensor, rows: Tensor) -> Tensor:
             nonlocal kwargs
-            if texts.shape[1] == front:
-                inputs = model.prepare_inputs_for_generation(texts, is_first_iteration=True, **kwargs)
+            begins = texts.shape[1] == front
+            if begins:  # all beams of a text begin alike: image and prompt are read once for them
+                alike = {name: _every(kwargs[name], beams) for name in REPEATED if kwargs.get(name) is not None}
+                inputs = model.prepare_inputs_for_generation(texts[::beams], is_first_iteration=True, **kwargs | alike)
             else:
-                kwargs["past_key_values"].reorder_cache(rows)
+                cache = kwargs["past_key_values"]  # what an encoder read is the same for all beams of a text
+                getattr(cache, "self_attention_cache", cache).reorder_cache(rows)
                 inputs = model.prepare_inputs_for_generation(texts, next_sequence_length=1, **kwargs)
             output = model(**inputs, return_dict=True)
+            log_probs = output.logits[:, -1].float().log_softmax(dim=1)
+            if begins:
+                output.past_key_values.batch_repeat_interleave(beams)
+                log_probs = log_probs.repeat_interleave(beams, dim=0)
             encodes = model.config.is_encoder_decoder
             kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=encodes)
-            return logits_processor(texts, output.logits[:, -1].float().log_softmax(dim=1))
+            return logits_processor(texts, log_probs)
 
         start = input_ids[::beams]
         new = beam_search(
@@ -302,6 +311,13 @@ def search_as_original(prompt: Tensor | int) -> Callable[..., Tensor]:
         return torch.cat([start, new], dim=1)
 
     return search
+
+
+def _every(value: Any, beams: int) -> Any:
+    """Every `beams`-th row of a tensor, or of what an encoder gave."""
+    if isinstance(value, Tensor):
+        return value[::beams]
+    return type(value)(**{name: tensor[::beams] for name, tensor in value.items() if isinstance(tensor, Tensor)})
 
 
 class _Ended:

@@ -233,16 +233,14 @@ def decoder_layer(llm: LanguageModel) -> nn.Module:
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama", "t5"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_each_step_computes_one_token(kind: str, beams: int) -> None:
-    """The prompt once, then a token of each beam at a time: keys and values of what came before are kept."""
+    """The prompt once for all its beams, then a token of each: keys and values of what came before are kept."""
     llm = wrap(kind)
     seen: list[tuple[int, ...]] = []
     decoder_layer(llm).register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
     new = llm.generate(visual(llm), VALID, PROMPTS, num_beams=beams, max_new_tokens=7, min_new_tokens=7).shape[1]
     assert new == 7
-    rows = 3 * beams
     longest = max(int(ok.sum()) + len(llm.start) + len(plain_ids(llm, p)) for ok, p in zip(VALID, PROMPTS, strict=True))
-    first = (rows, 1) if kind == "t5" else (rows, longest)
-    assert seen == [first, *[(rows, 1)] * (new - 1)]
+    assert seen == [(3, 1 if kind == "t5" else longest), *[(3 * beams, 1)] * (new - 1)]
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "t5"])
