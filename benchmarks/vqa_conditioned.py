@@ -1,9 +1,9 @@
 """Does a Q-Former that reads the question answer better (BLIP-2, section 4.3)? Fine-tuned both ways on drawn scenes.
 
-    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 2] [--steps 500]
+    python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 1] [--steps 2000]
 
 Stage one is that of `qformer quickstart`, and may be given. Its 8 queries carry most of what a drawn scene holds, and
-no question has to choose. So the first 2 are kept, and stage two learns captions with them: the start of all runs.
+no question has to choose. So the first one alone is kept, and stage two learns captions with it: the start of all runs.
 From there the bridge learns to answer, once with the question for the language model alone and once with the question
 in the Q-Former too, whose text path is stage one's: the same steps, data, learning rate and frozen towers, for each of
 three seeds, which order the data. The pictures of training are encoded once. Answers are greedy, to questions about
@@ -33,7 +33,7 @@ from stages.zero_shot import SIZE, UNSEEN
 SEEDS = (0, 1, 2)
 WAYS = {"language model alone": False, "Q-Former too": True}
 #: Steps of the three trainings, scenes to learn from and questions asked; the quick ones show only that it runs.
-FULL, QUICK = (1080, 400, 500, 4000, 490), (60, 20, 20, 100, 70)
+FULL, QUICK = (1080, 400, 2000, 16000, 980), (60, 20, 20, 100, 70)
 
 
 def prepare(given: argparse.Namespace) -> Path:
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/vqa_conditioned"))
     parser.add_argument("--stage1", type=Path, help="a run of configs/quickstart/stage1.yaml, such as quickstart's")
-    parser.add_argument("--queries", type=int, default=2, help="so many of stage one's are kept")
+    parser.add_argument("--queries", type=int, default=1, help="so many of stage one's are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--steps", type=int, help=f"of fine-tuning, {FULL[2]} by default")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
