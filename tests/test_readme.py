@@ -48,7 +48,7 @@ def commands() -> list[list[str]]:
 
 def test_training_commands_are_accepted() -> None:
     training = [words for words in commands() if words[1] == "train"]
-    assert len(training) == 3
+    assert len(training) == 4
     for _, _, path, *overrides in training:
         assert load_config(ROOT / path, overrides).run.startswith("runs/")
 

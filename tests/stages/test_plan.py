@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -76,41 +77,56 @@ def real(settings: Config) -> Any:
 
 
 def a_real_step(settings: Config, folder: str) -> tuple[int, Counter[str]]:
-    """Of a second step: bytes of tensors when there are most, by torch.profiler, and bytes received by collectives."""
-    count, train, world = settings.data.batch, settings.train, distributed.world()
+    """Of a later step: bytes of tensors when there are most, by torch.profiler, and bytes received by collectives.
+
+    A tensor that a thread of gloo frees last is not seen to be freed, so the profiler's sum may grow for ever: what
+    a step adds is counted from its start, and what stands between steps by how much goes with the model.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model = real(settings)
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
-        optimizer = adamw(model, train)
-        shape = count, settings.text.max_tokens
-        batch = Batch(
-            Tiles.from_pixels(torch.zeros(count, 3, 56, 56, dtype=torch.uint8)),
-            Tokens(torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)),
-        )
-        if world > 1 or train.chunk:
-            drawn = (negatives(count, world, train.chunk) + distributed.rank() * count) % (world * count)
-            batch.negatives = drawn, drawn
-        for _ in range(2):
-            with counted_collectives() as received:
-                for number in range(train.accumulate):
-                    if train.chunk:
-                        chunked_step(model, batch, train.chunk)
-                        continue
-                    with wrapped.no_sync() if world > 1 and number + 1 < train.accumulate else nullcontext():
-                        with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
-                            losses = wrapped(batch)
-                        losses["loss"].backward()
+        received = real_steps(settings, 5)
+        gc.collect()
+    trace = Path(folder) / f"trace-{distributed.rank()}.json"
+    profiler.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    totals = sorted((e["ts"], e["args"]["Total Allocated"]) for e in events if e.get("name") == "[memory]")
+    steps = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "a step")
+
+    def held(time: float) -> int:
+        return [total for at, total in totals if at <= time][-1]
+
+    between = held(steps[-1][1]) - totals[-1][1]
+    added = [max(total for at, total in totals if start <= at <= end) - held(start) for start, end in steps]
+    return between + min(added[1:]), received
+
+
+def real_steps(settings: Config, steps: int) -> Counter[str]:
+    count, train, world = settings.data.batch, settings.train, distributed.world()
+    model = real(settings)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+    optimizer = adamw(model, train)
+    shape = count, settings.text.max_tokens
+    batch = Batch(
+        Tiles.from_pixels(torch.zeros(count, 3, 56, 56, dtype=torch.uint8)),
+        Tokens(torch.ones(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)),
+    )
+    if world > 1 or train.chunk:
+        drawn = (negatives(count, world, train.chunk) + distributed.rank() * count) % (world * count)
+        batch.negatives = drawn, drawn
+    for _ in range(steps):
+        with torch.profiler.record_function("a step"), counted_collectives() as received:
+            for number in range(train.accumulate):
+                if train.chunk:
+                    chunked_step(model, batch, train.chunk)
+                    continue
+                with wrapped.no_sync() if world > 1 and number + 1 < train.accumulate else nullcontext():
+                    with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
+                        losses = wrapped(batch)
+                    losses["loss"].backward()
             if train.chunk:
                 distributed.average_gradients(model.parameters())
             optimizer.step()
             optimizer.zero_grad()
-    trace = Path(folder) / f"trace-{distributed.rank()}.json"
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    in_order = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
-    totals = [event["args"] for event in in_order]
-    before = totals[0]["Total Allocated"] - totals[0]["Bytes"]  # of tensors that an earlier profile did not see freed
-    return max(total["Total Allocated"] for total in totals) - before, received
+    return received
 
 
 @contextmanager
