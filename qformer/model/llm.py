@@ -195,8 +195,10 @@ class LanguageModel(nn.Module, ABC):
 class CausalLM(LanguageModel):
     """A decoder-only model: [visual][BOS prompt text end]. OPT ends its texts with a newline, others with their EOS.
 
-    Prompt, text and end are cut together. The tokens of a prompt, BOS included, are no targets; without a prompt BOS is
-    one. Rows are packed with the padding on the right, so that positions are those of the row alone in every model.
+    Prompt, text and end are cut together, at their end. Only a prompt that takes more than half of the room, such as a
+    long question, loses its first tokens instead, so that an answer is not cut away. The tokens of a prompt, BOS
+    included, are no targets; without a prompt BOS is one. Rows are packed with the padding on the right, so that
+    positions are those of the row alone in every model.
     """
 
     family = "causal"
@@ -225,8 +227,20 @@ class CausalLM(LanguageModel):
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
         whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
-        row = pad([[*ids, self.end][:max_tokens] for ids in whole], self.end, device)
-        return row, row.ids.masked_fill(~row.mask | self._in_prompt(prompt, row), IGNORE)
+        known = [ids if p else [] for p, ids in zip(prompt, self._ids(prompt), strict=True)]
+        given = [_shared(*both) for both in zip(known, whole, strict=True)]
+        kept = [self._cut([*ids, self.end], of, max_tokens) for ids, of in zip(whole, given, strict=True)]
+        row = pad([ids for ids, _ in kept], self.end, device)
+        read = torch.tensor([count for _, count in kept], device=device)[:, None]  # (B, 1)
+        in_prompt = torch.arange(row.ids.shape[1], device=device) < read  # (B, T)
+        return row, row.ids.masked_fill(~row.mask | in_prompt, IGNORE)
+
+    def _cut(self, ids: list[int], given: int, max_tokens: int) -> tuple[list[int], int]:
+        """At most `max_tokens` of the ids of [BOS prompt text end], and how many of these are the prompt's."""
+        front = len(self.start)
+        spare = max(given - max(max_tokens // 2, front), 0)
+        gone = min(max(len(ids) - max_tokens, 0), spare)
+        return [*ids[:front], *ids[front + gone :]][:max_tokens], given - gone
 
     def _behind(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
@@ -235,18 +249,6 @@ class CausalLM(LanguageModel):
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
         inputs = join(self.model, prefix, prefix_mask, row, "left", new)
         return inputs, row.mask.sum(dim=1).clamp(min=1)
-
-    def _in_prompt(self, prompt: list[str], row: Tokens) -> Tensor:
-        """Which tokens of the rows [BOS prompt text end] belong to the prompt: bool[B, T].
-
-        The leading ids that a row shares with its prompt tokenised alone: a token that merges the end of the prompt
-        with the beginning of the text belongs to the text.
-        """
-        known = pad(self._ids(prompt), self.end, row.ids.device)
-        missing = row.ids.shape[1] - known.ids.shape[1]  # negative where the prompts are longer: F.pad cuts them
-        same = (F.pad(known.ids, (0, missing)) == row.ids) & F.pad(known.mask, (0, missing)) & row.mask
-        given = torch.tensor([bool(p) for p in prompt], device=row.ids.device)
-        return same.cumprod(dim=1).bool() & given[:, None]
 
 
 class Seq2SeqLM(LanguageModel):
@@ -291,6 +293,15 @@ class Seq2SeqLM(LanguageModel):
     ) -> tuple[dict[str, Tensor], Tensor | int]:
         read = pad(self.ended(prompts), self.end, prefix.device)
         return join(self.model, prefix, prefix_mask, read, "right", new=0), 0  # the decoder has positions of its own
+
+
+def _shared(prompt: list[int], whole: list[int]) -> int:
+    """How many leading ids a row shares with its prompt tokenised alone.
+
+    A token that merges the end of the prompt with the beginning of the text belongs to the text.
+    """
+    differ = (place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other)
+    return next(differ, min(len(prompt), len(whole)))
 
 
 def _newline(tokenizer: PreTrainedTokenizerBase) -> int | None:

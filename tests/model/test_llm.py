@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
-from qformer.model.llm import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
+from qformer.model.llm import IGNORE, CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
 from qformer.model.llm_loading import load_language_model as load
 from qformer.model.rows import pack
 from qformer.model.vision_language import split_caption
@@ -168,8 +168,19 @@ def test_texts_are_cut_at_max_tokens() -> None:
     assert cut == seq2seq.loss(*image(seq2seq), [kept], [kept])
 
 
-def test_a_prompt_that_fills_the_row_leaves_no_target(causal: LanguageModel) -> None:
-    assert causal.loss(*image(causal), ["dogs"], ["a photo of " * 30]) == (0, 0)
+def test_a_long_question_gives_way_to_its_answer(causal: LanguageModel) -> None:
+    """Its first tokens go, down to half of the row; behind that the text is cut. BOS stays."""
+    one, question, answer = image(causal), "a photo of the dogs on the beach", "dogs"
+    asked, room = plain_ids(causal, question), 12
+    new = [*plain_ids(causal, f" {answer}"), causal.end]
+    assert len(causal.start) + len(asked) + len(new) > room
+    rest = room - len(causal.start) - len(new)
+    row, targets = causal._targets([answer], [question], room, torch.device("cpu"))
+    assert row.ids.tolist() == [[*causal.start, *asked[-rest:], *new]]
+    assert targets[0, -len(new) :].tolist() == new
+    assert (targets[0, : -len(new)] == IGNORE).all()
+    assert causal.loss(*one, [answer], [question], room)[1] == len(new)
+    assert causal.loss(*one, ["dogs " * 30], [question], room)[1] == room // 2
 
 
 def test_only_target_positions_meet_the_vocabulary(causal: LanguageModel) -> None:
