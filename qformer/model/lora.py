@@ -43,7 +43,18 @@ def add(llm: LanguageModel, config: LoraConfig) -> None:
 
 
 def merge(llm: LanguageModel) -> None:
-    """Add the adapters' products to the weights and remove them: the model is an ordinary one again."""
+    """Add the adapters' products to the weights and remove them: the model is an ordinary one again.
+
+    Raises:
+        UsageError: an adapted weight is also that of another layer, such as an output embedding that is tied to the
+            input's, which would change with it.
+    """
+    for layer in _adapted(llm.model):
+        if len(shared := _layers_of(llm.model, layer.get_base_layer().weight)) > 1:
+            raise UsageError(
+                f"the adapters of {' and '.join(shared)} cannot be added to their weights, which are the same ones: "
+                "both layers would change; use the checkpoint as it is"
+            )
     for name, layer in [*llm.model.named_modules()]:
         if isinstance(layer, _peft().tuners.lora.LoraLayer):
             layer.merge(safe_merge=True)
@@ -54,6 +65,12 @@ def merge(llm: LanguageModel) -> None:
 
 def _adapted(model: nn.Module) -> list[Any]:
     return [part for part in model.modules() if isinstance(part, _peft().tuners.lora.LoraLayer)]
+
+
+def _layers_of(model: nn.Module, weight: nn.Parameter) -> list[str]:
+    """Names of all layers that compute with this weight."""
+    found = [name for name, other in model.named_parameters(remove_duplicate=False) if other is weight]
+    return [name.removesuffix(".weight").removesuffix(".base_layer") for name in found]
 
 
 def _is_linear(part: nn.Module) -> bool:

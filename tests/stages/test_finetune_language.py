@@ -344,6 +344,11 @@ def test_converting_merges_adapters_and_refuses_a_q_former_that_reads_questions(
         plain.llm.model.model.decoder.layers[0].fc1.weight, after.llm.model.model.decoder.layers[0].fc1.weight
     )
 
+    tied = {"path": str(space / "opt"), "lora": LORA | {"targets": ["lm_head"]}}
+    run = stages.train(asking(space, "tied", question=None, llm=tied, train=BRIEF))
+    with pytest.raises(UsageError, match=r"adapters of model.decoder.embed_tokens and lm_head cannot be added"):
+        convert_checkpoint(str(run), tmp_path / "tied", "qformer", Given())
+
     reads = stages.train(asking(space, "reads", train=BRIEF))
     for form in ("lavis", "transformers"):
         with pytest.raises(UsageError, match="reads questions, for which stage two of BLIP-2 has no place"):
