@@ -167,6 +167,8 @@ def write_transformers(opened: Opened, folder: Path) -> None:
         wrapped = wrap_language_model(model.language_model, opened.tokenizer)
         model.generation_config = wrapped.model.generation_config
         model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
+        if wrapped.start and tokenizer("a")["input_ids"][:1] != wrapped.start:
+            tokenizer.add_bos_token = True  # some of an OPT forget it
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -274,4 +276,7 @@ def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
-    return AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)
+    tokenizer = AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)
+    if tokenizer.pad_token is None:  # as of Llama and GPT-2; their processor refuses to pad a batch without one
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

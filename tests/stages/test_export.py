@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import processors
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -95,17 +97,17 @@ def test_stage_two_in_transformers(trained: Path, tmp_path: Path, llm: str) -> N
 @torch.no_grad()
 def their_ids(theirs: Any, folder: Path, prompts: list[str], **options: Any) -> Tensor:
     """New tokens of transformers, by the processor and the settings of the folder."""
-    is_opt = theirs.config.text_config.model_type == "opt"
+    is_causal = not theirs.config.text_config.is_encoder_decoder
     tokenizer = Blip2Processor.from_pretrained(folder).tokenizer
-    tokenizer.padding_side = "left" if is_opt else "right"
+    tokenizer.padding_side = "left" if is_causal else "right"
     ids = tokenizer(prompts, padding=True, return_tensors="pt")
-    if is_opt:  # which begins every text with its BOS
-        assert (ids["input_ids"] == 2).sum(dim=1).tolist() == [1] * len(prompts)
+    if is_causal:  # an OPT or a Llama, which begin every text with their BOS
+        assert (ids["input_ids"] == tokenizer.bos_token_id).sum(dim=1).tolist() == [1] * len(prompts)
     places = torch.full((len(prompts), 3), theirs.config.image_token_index)
     given = {"input_ids": torch.cat([places, ids["input_ids"]], dim=1)}
     given["attention_mask"] = torch.cat([torch.ones_like(places), ids["attention_mask"]], dim=1)
     said = theirs.generate(pixel_values=both(len(prompts))[1], **given, do_sample=False, **options)
-    return said[:, given["input_ids"].shape[1] if is_opt else 1 :]
+    return said[:, given["input_ids"].shape[1] if is_causal else 1 :]
 
 
 def test_the_place_of_an_image_is_never_written(trained: Path, tmp_path: Path) -> None:
@@ -218,6 +220,49 @@ def test_transformers_has_a_place_for_other_language_models(trained: Path, tmp_p
     assert again.generate(tiles, "a photo", **options) == ours.generate(tiles, "a photo", **options)
     with pytest.raises(UsageError, match="has an OPT or a T5, and this checkpoint another language model"):
         convert(run, tmp_path / "theirs.pth", "lavis")
+
+
+@torch.no_grad()
+def test_a_tokenizer_that_forgets_bos_is_taught_to_put_it(trained: Path, tmp_path: Path) -> None:
+    path = save_tiny_llm(tmp_path / "opt", "opt")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.save_pretrained(path)
+    assert AutoTokenizer.from_pretrained(path)("a")["input_ids"][0] != tokenizer.bos_token_id
+    with torch.enable_grad():
+        stages.train(config(trained, "stage2", run=str(tmp_path / "run"), llm={"path": str(path)}, **SHORT))
+    folder = convert(tmp_path / "run", tmp_path / "theirs", "transformers")
+    ours: Any = qformer.load(tmp_path / "run", device="cpu")
+    theirs = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts, (tiles, _) = ["a photo of", "two"], both()
+    texts = ours.generate(tiles, prompts, num_beams=1, max_new_tokens=8)
+    assert ours.llm.decode(their_ids(theirs, folder, prompts, max_new_tokens=8)) == texts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_adapters_are_in_what_transformers_reads(trained: Path, tmp_path: Path, kind: str) -> None:
+    """The same texts for a batch of prompts of unequal length; the tokenizer of a Llama has no token to pad with."""
+    llm = {"path": str(save_tiny_llm(tmp_path / "llm", kind)), "lora": {"rank": 2, "alpha": 8}}
+    chosen = config(trained, "stage2", run=str(tmp_path / "run"), llm=llm, **SHORT)
+    with torch.enable_grad():
+        stages.train(chosen)
+    saved = checkpoint.read(tmp_path / "run")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in saved.tensors.items():
+        if "lora_" in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    save_file(saved.tensors, saved.path / checkpoint.WEIGHTS)
+    ours: Any = qformer.load(tmp_path / "run", device="cpu")
+    folder = convert(tmp_path / "run", tmp_path / "theirs", "transformers")
+    theirs = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts, (tiles, _) = ["a photo of", "two"], both()
+    texts = ours.generate(tiles, prompts, num_beams=1, max_new_tokens=8)
+    assert ours.llm.decode(their_ids(theirs, folder, prompts, max_new_tokens=8)) == texts
+    for part in ours.llm.model.modules():
+        if hasattr(part, "lora_B"):
+            part.lora_B["default"].weight.zero_()
+    assert ours.generate(tiles, prompts, num_beams=1, max_new_tokens=8) != texts
 
 
 def test_what_has_no_place_elsewhere_is_refused(trained: Path, tmp_path: Path) -> None:
