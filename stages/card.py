@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,8 +11,6 @@ import yaml
 from qformer.records import read_records
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from qformer.config import Config
 
 PROGRESS = ("kind", "step", "lr", "images_per_second")
@@ -39,7 +38,7 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 model = Blip2ForConditionalGeneration.from_pretrained("{repo}")
 processor = AutoProcessor.from_pretrained("{repo}")
-given = processor(images=Image.open("photo.jpg").convert("RGB"), text="{prompt}", return_tensors="pt")
+given = processor(images=Image.open("photo.jpg").convert("RGB"), text={prompt!r}, return_tensors="pt")
 ids = model.generate(**given, max_new_tokens=30)
 print(processor.batch_decode(ids, skip_special_tokens=True))""",
 }
@@ -89,7 +88,8 @@ def _towers(config: Config) -> dict[str, str]:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(("/", ".", "checkpoint:"))
+    is_id = name.count("/") == 1 and not name.endswith("/") and not name.startswith(("/", ".", "~", "checkpoint:"))
+    return is_id and not Path(name).exists()  # weights/eva.pth is a file of this machine
 
 
 def _training(config: Config, meta: dict[str, Any]) -> str:

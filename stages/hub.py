@@ -46,13 +46,16 @@ def push(
         UsageError: no checkpoint there, one that the form has no place for, a folder that exists, or no access.
     """
     _check(repo, dry_run, to)
+    if not checkpoint.is_foreign(source):
+        checkpoint.find(source)
     if not dry_run:
-        _try("created", repo, lambda api: api.create_repo(repo, private=private, exist_ok=True))
+        _try("reached", repo, lambda api: api.whoami())  # before what may take long
     with TemporaryDirectory() as scratch:
         folder = to or Path(scratch) / "repository"
         write(source, repo, form, folder)
         if dry_run:
             return str(folder)
+        _try("created", repo, lambda api: api.create_repo(repo, private=private, exist_ok=True))
         said = f"{checkpoint_stage(folder, form)} in the form of {form}"
         _try("uploaded to", repo, lambda api: api.upload_folder(repo_id=repo, folder_path=folder, commit_message=said))
     return f"https://huggingface.co/{repo}"

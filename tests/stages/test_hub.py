@@ -39,6 +39,9 @@ class FakeHub:
     def __call__(self) -> FakeHub:
         return self
 
+    def whoami(self) -> dict[str, Any]:
+        return {"name": "somebody"}
+
     def create_repo(self, repo: str, **options: Any) -> None:
         self.asked.append(("create", {"repo": repo, **options}))
 
@@ -154,6 +157,23 @@ def test_base_models_are_those_of_the_hub(tmp_path: Path) -> None:
     assert yaml.safe_load(front)["base_model"] == ["facebook/opt-2.7b"]
 
 
+def test_the_card_takes_no_file_for_a_base_model_and_any_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qformer.config import load_config
+    from stages.card import card
+
+    changes = ["vision={name: eva, weights: weights/eva.pth}", 'llm.prompt=the "photo"']
+    chosen = load_config(Path("configs/stage2_opt2.7b.yaml"), changes)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "eva.pth").touch()
+    _, front, text = card(REPO, "transformers", "stage2", chosen, {}, None).split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == ["facebook/opt-2.7b"]
+    assert "image encoder: eva.pth" in text
+    compile(text.partition("```python\n")[2].partition("```")[0], "card", "exec")
+
+
 def test_refusals(space: Path, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(space / "runs" / "stage2")
     for repo, said in (("my-bridge", "does not say whose"), ("a/b/c", "is no name"), ("x/--y", "is no name")):
@@ -169,10 +189,19 @@ def test_refusals(space: Path, fake: FakeHub, tmp_path: Path, monkeypatch: pytes
         hub.push(source, REPO, "transformers", dry_run=True, to=tmp_path / "new")
     assert not list(tmp_path.glob("new*"))
 
+    with pytest.raises(UsageError, match="sees with EVA, and this checkpoint with 'hf'"):
+        hub.push(source, REPO, "transformers")
+    assert fake.asked == []  # no empty repository is left behind
+
     def refuse(*_args: Any, **_options: Any) -> None:
         raise ConnectionError("401 Client Error: Unauthorized")
 
     monkeypatch.setattr(fake, "create_repo", refuse)
     with pytest.raises(UsageError, match=r"cannot be created \(401 Client Error: Unauthorized\); log in with"):
+        hub.push(source, REPO, "qformer")
+    monkeypatch.setattr(fake, "whoami", refuse)
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        hub.push(str(tmp_path / "nothing"), REPO, "qformer")
+    with pytest.raises(UsageError, match=r"cannot be reached \(401 Client Error: Unauthorized\); log in with"):
         hub.push(source, REPO, "qformer")
     assert not fake.cache.exists()
