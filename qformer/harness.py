@@ -152,9 +152,20 @@ class Harness(lmms):
                 tiles = self._first([images for _, _, images in batch])
                 visual = self.model.prefix(tiles, [self._question(context) for context, _, _ in batch])
                 prompts = [self._worded(context) for context, _, _ in batch]
-                texts = self.model.llm.decode(self.model.llm.generate(*visual, prompts, **_options(settings)))
+                options = self._fitting(_options(settings), visual[0].shape[1], prompts)
+                texts = self.model.llm.decode(self.model.llm.generate(*visual, prompts, **options))
                 said += [_until(text, settings.get("until")) for text in texts]
         return said
+
+    def _fitting(self, options: dict[str, Any], visual: int, prompts: list[str]) -> dict[str, Any]:
+        """The options with no more new tokens than fit behind so many visual ones: tasks ask for thousands."""
+        llm = self.model.llm
+        room = llm.room(visual, new=0)
+        if room is None or llm.family != "causal":
+            return options
+        room -= max(map(llm.count_tokens, prompts))
+        asked = options.get("max_new_tokens", GenerateConfig.max_new_tokens)
+        return options | {"max_new_tokens": max(1, min(asked, room))}
 
     def _first(self, images: list[list[Any]]) -> Tiles:
         """The first image of each document.

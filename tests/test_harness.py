@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import qformer
+from qformer.model.rows import positions
 from qformer.types import UsageError
 from tests.their_blip2 import make
 
@@ -148,6 +149,16 @@ def test_unequal_settings_keep_their_order(folder: Path) -> None:
     tested = harness(folder, docs, batch_size=4)
     both = tested.generate_until(short), tested.generate_until(long)
     assert tested.generate_until(mixed) == [both[i % 2][i] for i in range(len(docs))]
+
+
+def test_a_task_may_ask_for_more_tokens_than_the_model_has_positions(folder: Path) -> None:
+    docs = documents()
+    tested = harness(folder, docs, batch_size=2)
+    llm, limit = tested.model.llm, positions(tested.model.llm.model)
+    new = 40 if limit is None else 10 * limit
+    texts = tested.generate_until(asking(docs, SETTINGS | {"max_new_tokens": new}))
+    assert [len(llm.tokenizer(text)["input_ids"]) > 6 for text in texts].count(True) >= 1
+    assert tested._fitting({}, 3, ["a"]).get("max_new_tokens", 30) == 30
 
 
 @torch.no_grad()
