@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +38,7 @@ Seed = Annotated[int | None, typer.Option(help="with --sample: the same one draw
 
 def caption(
     path: Checkpoint,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files, and folders of them")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files, and folders of them")],
     prompt: Annotated[
         str | None, typer.Option(help="the caption goes on from here; the one of training by default")
     ] = None,

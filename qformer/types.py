@@ -227,6 +227,10 @@ class UsageError(ValueError):
     """
 
 
+class TooLong(UsageError):
+    """More tokens than a language model has positions."""
+
+
 class BadSample(Exception):
     """A record that cannot be used; it is skipped, counted under `kind` and recorded. Never ends a run by itself."""
 

@@ -46,7 +46,7 @@ def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
     """Fields of `GenerateConfig` from the command line, where None is what the task or the paper has.
 
     Raises:
-        UsageError: options that act on samples only, without `sample`, or impossible ones.
+        UsageError: options that act on samples only, without `sample`.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if not sample:
@@ -54,14 +54,12 @@ def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
             if is_given:
                 raise UsageError(f"--{name.replace('_', '-')} is for texts that are drawn; add --sample")
         return chosen
-    chosen = {"num_beams": 1, **chosen, "do_sample": True, "num_return_sequences": captions}
-    GenerateConfig.of(chosen)
-    return chosen
+    return {"num_beams": 1, **chosen, "do_sample": True, "num_return_sequences": captions}
 
 
 def caption(
     path: str,
-    given: list[Path],
+    given: list[str],
     prompt: str | None,
     decoding: dict[str, Any],
     batch: int,
@@ -77,7 +75,7 @@ def caption(
         SystemExit: 1, none of the files is an image.
     """
     GenerateConfig.of(decoding)
-    reader = Reader(given, batch)
+    reader = Reader(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize)
     _seed(seed)
@@ -130,11 +128,14 @@ def ask(
         UsageError: no question, an only image that cannot be read, or a checkpoint or options that cannot be used.
         SystemExit: 1, none of several files is an image.
     """
-    asks = wording(asking.task, asking.preset, "causal").asks and not asking.self_ask
-    files, asked = divide(words, questions) if asks else ([Path(word) for word in words], [""])
+    worded = wording(asking.task, asking.preset, "causal")
+    asks = worded.asks and not asking.self_ask
+    if questions and not asks:
+        raise UsageError("with --self-ask, --task caption and --task ask no question is put; leave -q out")
+    files, asked = divide(words, questions) if asks else (_paths(words), [""])
     if asked is not None and asks:
         asked = [_cleaned(question, asking.task) for question in asked]
-    GenerateConfig.of(decoding)
+    GenerateConfig.of({**worded.generate, **decoding})
     reader = Reader(files, max(batch // len(asked or [""]), 1))
     if len(files) == 1 and not files[0].is_dir():
         try:
@@ -171,24 +172,44 @@ def divide(words: list[str], questions: list[str]) -> tuple[list[Path], list[str
         UsageError: no question, and nobody to ask for one.
     """
     if questions:
-        return [Path(word) for word in words], questions
+        return _paths(words), questions
     *front, last = words
     if front and last == "-":
-        lines = [line.strip() for line in sys.stdin if line.strip()]
-        if not lines:
-            raise UsageError("standard input holds no question; give one on each line")
-        return [Path(word) for word in front], lines
+        return _paths(front), _questions()
     if front and not _names_file(last):
-        return [Path(word) for word in front], [last]
+        return _paths(front), [last]
     if sys.stdin.isatty():
-        return [Path(word) for word in words], None
+        return _paths(words), None
     raise UsageError(
         "there is no question; write it in quotes behind the images, after -q, or on standard input behind a -"
     )
 
 
+def _questions() -> list[str]:
+    """The lines of standard input."""
+    try:
+        lines = [line.strip().removeprefix("\ufeff") for line in sys.stdin]
+        "".join(lines).encode()  # what could not be decoded may stand there as half a character
+    except UnicodeError as error:
+        raise UsageError(f"standard input is not text in UTF-8 ({error}); convert it, such as by iconv") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UsageError("standard input holds no question; give one on each line")
+    if any("\0" in line for line in lines):
+        raise UsageError("standard input holds zero bytes, as UTF-16 does; convert it to UTF-8, such as by iconv")
+    return lines
+
+
+def _paths(words: list[str]) -> list[Path]:
+    if "" in words:
+        raise UsageError("one of the images is an empty name; give files or folders")
+    return [Path(word) for word in words]
+
+
 def _names_file(word: str) -> bool:
     """Whether this is an image, be it a missing one, rather than a question."""
+    if not word.strip():
+        return False
     if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(sign.isspace() for sign in word):
         return True
     try:
@@ -204,7 +225,7 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
     print("qformer: ask about the picture; an empty line forgets what was said, Ctrl-D ends", file=sys.stderr)
     while True:
         try:
-            question = input("? ")
+            question = input("? " if sys.stdout.isatty() else "")
         except EOFError:
             return
         if not question.strip():
@@ -212,10 +233,10 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
             continue
         try:
             asked = _cleaned(question, asking.task)
+            answers = _answers(model, tiles, [[asked]] * len(images), asking, decoding, history)
         except UsageError as error:
             print(f"qformer: {error}", file=sys.stderr)
             continue
-        answers = _answers(model, tiles, [[asked]] * len(images), asking, decoding, history)
         for (file, _), turns, (answer,) in zip(images, history, answers, strict=True):
             if asking.show_prompt and not asking.as_json:
                 print(f"prompt: {asking.prompt(asked, model.llm.family, turns)}", file=sys.stderr)

@@ -27,7 +27,7 @@ from qformer.evaluation.predictions import Predictions
 from qformer.lookup import find
 from qformer.model.loading import load_vision_language
 from qformer.model.prompts import PRESETS
-from qformer.types import BadSample, UsageError
+from qformer.types import BadSample, TooLong, UsageError
 from stages import answers
 from stages.evaluate import Settings, autocast, own_device, pairs, writable
 from stages.loop import console
@@ -35,6 +35,7 @@ from stages.loop import console
 if TYPE_CHECKING:
     from qformer.data.sources import Source
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.types import Tiles
 
 ROWS = 40  # of a table on the terminal; a file has all
 
@@ -60,12 +61,15 @@ def evaluate_language(settings: Settings) -> None:
         source = sources.build(str(options.pop("name", "jsonl")), **options)
         _check(settings)
         listed, skipped = list_items(source, settings.bench, settings.limit)
+        _check_column(settings.by, listed)
         model = load_vision_language(settings.checkpoint, own_device(settings), settings.quantize)
         kept = settings.predictions
         if kept is None and settings.output is not None:
             kept = settings.output.with_suffix(".predictions.jsonl")
         store = Predictions(kept, made_by(settings, model), distributed.rank())
-        resumed, start = len(store.known), time.perf_counter()
+        asked = {item.id: item.digest for one in listed for item in one.items}
+        store.keep(asked)
+        resumed, start = len(asked.keys() & store.known), time.perf_counter()
         unreadable = _predict_all(settings, model, source, listed, store)
         if distributed.rank() == 0:
             numbers = {"resumed": resumed, "seconds": time.perf_counter() - start, "predictions": kept and str(kept)}
@@ -87,6 +91,13 @@ def _check(settings: Settings) -> None:
         load_lemmatizer()
 
 
+def _check_column(name: str | None, listed: list[Asked]) -> None:
+    facts = [item.facts for one in listed for item in one.items]
+    if name is not None and not any(name in known for known in facts):
+        columns = sorted({column for known in facts for column in known})
+        raise UsageError(f"--by is '{name}', but no record has it; they have {', '.join(columns) or 'none'}")
+
+
 def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[list[Asked], list[dict[str, Any]]]:
     """The first `limit` images with all that is asked about them, and the records that cannot be used.
 
@@ -105,7 +116,8 @@ def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[li
         except BadSample as bad:
             skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
             continue
-        name = sample.key if sample.image_id is None else sample.image_id
+        # Of images that have no name but their key the next tar may hold another of the same.
+        name = (place,) if sample.image_id in (None, sample.key) else sample.image_id
         if name not in listed:
             if len(listed) == limit:
                 continue
@@ -141,7 +153,7 @@ def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
 def _predict_all(
     settings: Settings, model: VisionLanguageModel, source: Source, listed: list[Asked], store: Predictions
 ) -> list[dict[str, Any]]:
-    """Ask what has not been answered yet; records of the images that cannot be read, on the first process."""
+    """Ask what has not been answered yet; returns what could not be read or asked, on the first process."""
     done = distributed.gather_objects(set(store.known))[0]  # all share the same work, whatever each has read
     todo = [Asked(one.image, [item for item in one.items if item.id not in done]) for one in listed]
     portions = [
@@ -151,22 +163,45 @@ def _predict_all(
     ]
     own = _groups(portions, settings.batch)[distributed.rank() :: distributed.world()]
     images = [portion.image for portion in portions]
-    unreadable: dict[str, dict[str, Any]] = {}
+    unreadable: dict[tuple[str, str], dict[str, Any]] = {}
     said: list[dict[str, Any]] = []
     with store, autocast(model, settings.precision):
         reading = read_groups(source, images, model.frontend.strategy, own)
         for group in track(reading, f"asking ({settings.bench})", len(own), disable=distributed.rank() > 0):
-            unreadable |= {record["index"]: record for record in group.skipped}
+            unreadable |= {(record["index"], ""): record for record in group.skipped}
             if group.tiles is not None:
                 items = [portions[number].items for number in group.numbers]
-                records = predict(settings.bench, model, group.tiles, items, settings.preset, settings.prompt)
+                records, long = _predict(settings, model, group.tiles, items)
+                for row, item, reason in long:
+                    index = str(images[group.numbers[row]].index)
+                    told = {"index": index, "kind": "too long", "detail": f"{item.id}: {reason}"}
+                    unreadable[index, item.id] = told
                 store.add(records)
                 said += records
     for part in distributed.collect_objects(said):
         store.known |= {record["id"]: record for record in part}
-    found = {index: record for part in distributed.collect_objects(unreadable) for index, record in part.items()}
+    found = {key: record for part in distributed.collect_objects(unreadable) for key, record in part.items()}
     places = {str(one.image.index): number for number, one in enumerate(listed)}
     return sorted(found.values(), key=lambda record: places[record["index"]])
+
+
+def _predict(
+    settings: Settings, model: VisionLanguageModel, tiles: Tiles, items: list[list[Item]]
+) -> tuple[list[dict[str, Any]], list[tuple[int, Item, str]]]:
+    """What is said of some images; and the image's row, the item and the reason where a question is too long."""
+    given = settings.preset, settings.prompt
+    try:
+        return predict(settings.bench, model, tiles, items, *given), []
+    except TooLong:
+        pass  # some are: one by one shows which
+    records: list[dict[str, Any]] = []
+    long = []
+    for row, item in [(row, item) for row, group in enumerate(items) for item in group]:
+        try:
+            records += predict(settings.bench, model, tiles[row : row + 1], [[item]], *given)
+        except TooLong as error:
+            long.append((row, item, str(error)))
+    return records, long
 
 
 def _groups(portions: list[Asked], batch: int) -> list[range]:
@@ -199,7 +234,7 @@ def _report(
     title = f"{settings.bench}: {len(listed)} images, {len(items)} asked, {len(scored)} scored, {settings.precision}, "
     title += f"{numbers['seconds']:.0f} s"
     head, rows = lines(measured, len(scored))
-    _show(title, head, rows, measured, skipped)
+    _show(title, head, rows, measured, skipped, any(item.known for item in items))
     if settings.submission is not None:
         sent = submission(settings.bench, items, store.known)
         settings.submission.write_text(json.dumps(sent), encoding="utf-8")
@@ -217,7 +252,7 @@ def _report(
 
 
 def _show(
-    title: str, head: list[str], rows: list[list[str]], measured: Measured, skipped: list[dict[str, Any]]
+    title: str, head: list[str], rows: list[list[str]], measured: Measured, skipped: list[dict[str, Any]], known: bool
 ) -> None:
     if measured.total:
         table = Table(*head, title=title)
@@ -227,7 +262,8 @@ def _show(
         if len(rows) > ROWS:
             console.print(f"and {len(rows) - ROWS} rows more; -o writes all of them")
     else:
-        console.print(f"{title}: nothing is scored, since the data have no answers; --submission writes what was said")
+        why = "none could be asked" if known else "the data have no answers; --submission writes what was said"
+        console.print(f"{title}: nothing is scored, since {why}")
     for name, reason in measured.missing.items():
         console.print(f"{name} is not available: {reason}")
     if skipped:

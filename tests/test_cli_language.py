@@ -166,6 +166,55 @@ def test_questions_from_standard_input(run: Run, model: VisionLanguageModel, mon
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"qu'est-ce que c'\xe9tait?\n", "is not text in UTF-8"),
+        ("what?\n".encode("utf-16"), "is not text in UTF-8"),
+        ("what?\n".encode("utf-16-le"), "holds zero bytes"),
+        (b" \n", "holds no question"),
+    ],
+)
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_no_text_on_standard_input_is_told(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, data: bytes, message: str, errors: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8", errors))
+    assert message in one_sentence(run("ask", "x", "1.png", "-")[2])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_question(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfwhat?\r\n"), "utf-8"))
+    assert json.loads(run("ask", "x", "1.png", "-", *QUICK, "--json")[1])["question"] == "what?"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("caption", "x", ""), "one of the images is an empty name"),
+        (("ask", "x", "", "what?"), "one of the images is an empty name"),
+        (("ask", "x", "1.png", ""), "the question is empty"),
+        (("ask", "x", "1.png", "--self-ask", "-q", "what?"), "leave -q out"),
+        (("caption", "x", "1.png", "--sample", "--beams", "2", "--captions", "5"), "num_return_sequences must be 1"),
+        (("ask", "x", "1.png", "what?", "--min-new-tokens", "11"), "between 0 and max_new_tokens"),
+    ],
+)
+def test_wrong_use_is_told_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model: VisionLanguageModel, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(loading, "load_vision_language", None)
+    assert message in one_sentence(run(*words)[2])
+
+
+def test_the_shortest_text_is_held_against_the_longest_of_its_task(run: Run, model: VisionLanguageModel) -> None:
+    code, out, _ = run("ask", "x", "1.png", "write", "--task", "writing", "--min-new-tokens", "35", "--beams", "1")
+    assert code == 0
+    expected = {"task": "writing", "min_new_tokens": 35, "max_new_tokens": 100, "num_beams": 1}
+    assert out == f"{answers(model, '1.png', 'write', **expected)[0]}\n"
+
+
 def test_tasks_and_presets(run: Run, model: VisionLanguageModel) -> None:
     """Free tasks keep stops and capitals; what asks nothing needs no question; prompts are shown on standard error."""
     code, out, err = run("ask", "x", "1.png", "Write. A story!", "--task", "writing", "--show-prompt", *QUICK)
@@ -207,7 +256,7 @@ def test_a_conversation(run: Run, model: VisionLanguageModel, monkeypatch: pytes
     (first,) = answers(model, "1.png", "what is it?")
     (second,) = answers(model, "1.png", "how many?", history=[[("what is it?", first)]])
     (third,) = answers(model, "1.png", "how many?")
-    assert out == f"? {first}\n? ? {second}\n? ? {third}\n? "
+    assert out == f"{first}\n{second}\n{third}\n"  # the question mark is for a terminal, not for a file
     lines = err.splitlines()
     assert lines[0].startswith("qformer: ask about the picture")
     assert "the question is empty" in lines[2]

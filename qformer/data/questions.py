@@ -99,6 +99,10 @@ class Vqa(Questions):
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
             asked.append(Asked(names, _get(record, "question"), answers, facts))
+        if known and not any(one.facts["question_id"] in known for one in asked):
+            raise UsageError(
+                f"'{self.annotations}' answers none of the questions of '{self.path}'; give the files of one split"
+            )
         return asked
 
     def _annotations(self) -> dict[Any, Facts]:

@@ -9,8 +9,11 @@ statement   is a sentence true of the image: the likelier of yes and no         
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +51,7 @@ class Item:
         accepted: reference captions, or accepted answers; none where they are not published.
         choices, right: answers to choose from, and the number of the right one (None where it is not published).
         facts: what the record says besides.
+        image: name of its image, for `digest`.
     """
 
     id: str
@@ -57,6 +61,13 @@ class Item:
     choices: list[str] = field(default_factory=list)
     right: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    image: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of all that what is said depends on, so that it is not taken for an answer to something else."""
+        asked = json.dumps([self.image, self.question, self.choices])
+        return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
     @property
     def known(self) -> bool:
@@ -89,7 +100,7 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
     """
     facts = sample.facts
     number = next((facts[key] for key in ("question_id", "id", "image_id") if facts.get(key) is not None), place)
-    item = Item(str(number), number, facts=facts)
+    item = Item(str(number), number, facts=facts, image=PurePath(str(sample.image_id or sample.key)).name)
     if bench == "caption":
         item.accepted = [caption for caption in sample.captions if caption.strip()]
     elif bench == "statement":
@@ -153,15 +164,30 @@ def predict(
         prompt: for captions, the text that they go on from; else the whole prompt, `{}` in place of the question.
 
     Returns:
-        Records with `id` and `said`, or with `losses` and `tokens` of each choice.
+        Records with `id`, the item's digest as `of`, and `said`, or `losses` and `tokens` of each choice.
+
+    Raises:
+        TooLong: an image with its question does not fit the positions of the language model.
     """
     flat = [item for group in items for item in group]
+    said = _predict(bench, model, tiles, items, preset, prompt)
+    return [{"id": item.id, "of": item.digest, **record} for item, record in zip(flat, said, strict=True)]
+
+
+def _predict(
+    bench: str,
+    model: VisionLanguageModel,
+    tiles: Tiles,
+    items: Sequence[Sequence[Item]],
+    preset: str,
+    prompt: str | None,
+) -> list[Record]:
+    flat = [item for group in items for item in group]
     if bench == "caption":
-        return [{"id": item.id, "said": said} for item, said in zip(flat, model.generate(tiles, prompt), strict=True)]
+        return [{"said": said} for said in model.generate(tiles, prompt)]
     if prompt is None and bench in ("vqa", "gqa"):
         answers = model.answer(tiles, [[item.question for item in group] for group in items], preset=preset)
-        said = [answer for group in answers for answer in group]
-        return [{"id": item.id, "said": text} for item, text in zip(flat, said, strict=True)]
+        return [{"said": answer} for group in answers for answer in group]
     prefix, mask = model.prefix(tiles, [[item.question for item in group] for group in items])
     family = model.llm.family
     prompts = [
@@ -170,12 +196,9 @@ def predict(
     ]
     if bench in ("vqa", "gqa"):
         options = vqa_preset(preset, family).generate
-        said = model.llm.decode(model.llm.generate(prefix, mask, prompts, **options))
-        return [{"id": item.id, "said": text} for item, text in zip(flat, said, strict=True)]
+        return [{"said": text} for text in model.llm.decode(model.llm.generate(prefix, mask, prompts, **options))]
     losses = choice_losses(model, prefix, mask, prompts, [item.choices for item in flat])
-    return [
-        {"id": item.id, "losses": sums, "tokens": counts} for item, (sums, counts) in zip(flat, losses, strict=True)
-    ]
+    return [{"losses": sums, "tokens": counts} for sums, counts in losses]
 
 
 def said_of(item: Item, record: Record) -> str:

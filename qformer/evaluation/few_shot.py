@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qformer.evaluation.vqa import accuracy, normalise_answer
+from qformer.evaluation.vqa import accuracy
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -80,18 +80,12 @@ def few_shot(
             examples = [[drawn[place] for place in row[len(row) - number :]] for row in places]
             texts = model.answer(tiles, _questions(samples), examples=examples, **settings)
             said[number] += texts
-            right[number] += [_right(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
+            right[number] += [accuracy(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
             copied[number] += [
                 text in {answer for *_, answer in row} for text, row in zip(texts, examples, strict=True)
             ]
     shares = ({number: float(np.mean(values[number])) for number in numbers} for values in (right, copied))
     return FewShot(said, *shares)
-
-
-def _right(said: str, accepted: Sequence[str]) -> float:
-    if len(accepted) == 1:
-        return float(normalise_answer(said) == normalise_answer(accepted[0]))
-    return accuracy(said, accepted)
 
 
 def _questions(samples: Sequence[Sample]) -> list[str]:

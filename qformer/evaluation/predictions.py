@@ -13,7 +13,7 @@ from qformer.records import read_records, replace_records
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -77,6 +77,16 @@ class Predictions:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+    def keep(self, of: Mapping[str, str]) -> None:
+        """Forget what was said to something else than is asked now under the same id.
+
+        Args:
+            of: digest of what is asked, by id.
+        """
+        changed = [id_ for id_, record in self.known.items() if record.get("of") != of.get(id_, record.get("of"))]
+        for id_ in changed:
+            del self.known[id_]
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         """Keep these; they are on their way to the disk when this returns."""

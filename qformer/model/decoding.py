@@ -69,8 +69,9 @@ class GenerateConfig:
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
             "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
             "num_return_sequences": (
-                self.num_return_sequences == 1 or (self.num_return_sequences > 1 and self.do_sample),
-                "1, or more with do_sample",
+                self.num_return_sequences == 1
+                or (self.do_sample and (self.num_beams == 1 or 1 < self.num_return_sequences <= self.num_beams)),
+                "1, or more with do_sample, and of several beams not more than these",
             ),
             "draws": (
                 self.draws is None or (self.do_sample and min(map(len, self.draws)) >= self.max_new_tokens),

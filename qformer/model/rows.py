@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from qformer.types import Tiles, Tokens, UsageError
+from qformer.types import Tiles, Tokens, TooLong, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def join(
             M + T, whatever the masks say, so that nothing need be read from a GPU.
 
     Raises:
-        UsageError: more tokens than the model has positions.
+        TooLong: more tokens than the model has positions.
     """
     embeds = model.get_input_embeddings()(text.ids)
     embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
@@ -80,7 +80,7 @@ def join(
         embeds, mask, words = embeds[:, kept], mask[:, kept], words + new
     limit = positions(model)
     if limit is not None and visual + words > limit:
-        raise UsageError(
+        raise TooLong(
             f"{visual} visual and {words} text tokens exceed the {limit} positions of this {model.config.model_type} "
             "model; use fewer tiles or examples, a connector with fewer tokens, or shorter text"
         )

@@ -141,5 +141,8 @@ def test_answers_that_are_no_answers_are_refused(folder: Path) -> None:
         build(folder, "vqa", QUESTIONS, annotations=str(folder / "a.json"))
     with pytest.raises(UsageError, match="no file at"):
         build(folder, "vqa", QUESTIONS, annotations=str(folder / "none.json"))
+    (folder / "other.json").write_text(json.dumps({"annotations": [{"question_id": 999, "answers": []}]}))
+    with pytest.raises(UsageError, match="answers none of the questions"):
+        build(folder, "vqa", QUESTIONS, annotations=str(folder / "other.json"))
     with pytest.raises(UsageError, match="no folder"):
         sources.build("vqa", path=str(folder / "a.json"), images=str(folder / "none"))

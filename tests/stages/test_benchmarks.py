@@ -185,6 +185,41 @@ def test_predictions_of_other_settings_are_not_mixed(root: Path, run: Run) -> No
     assert run(*command, "--limit", "1")[0] == 0  # asks for less of the same
 
 
+def test_what_was_asked_about_something_else_is_asked_again(root: Path, run: Run) -> None:
+    """Without ids a line's number is its id, so a file that lost a line says other things under the same ids."""
+    rows = [{"image": f"{root}/images/{n}.png", "question": f"What is it {n}?", "answer": "cat"} for n in range(4)]
+    command = [*words(root, "vqa", "path=q.jsonl"), "--predictions", "p.jsonl", "-o", "a.json"]
+
+    def resumed(rows: list[dict[str, Any]]) -> int:
+        Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, _, err = run(*command)
+        assert code == 0, err
+        return int(json.loads(Path("a.json").read_text())["resumed"])
+
+    assert resumed(rows) == 0
+    assert resumed(rows) == 4
+    assert resumed(rows[1:]) == 0  # each line has moved to another id
+    said = Path("p.jsonl").read_text()
+    rows[3]["question"] = "And what is this?"
+    assert resumed(rows[1:]) == 2
+    assert len(said.splitlines()) == len(Path("p.jsonl").read_text().splitlines())
+
+
+def test_a_question_that_is_too_long_is_counted_and_the_others_are_asked(root: Path, run: Run) -> None:
+    rows = [{"id": n, "image": f"{root}/images/{n // 2}.png", "question": "What?", "answer": "cat"} for n in range(4)]
+    rows[1]["question"] = "これは何ですか" * 200  # words are counted, and this is one
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(*words(root, "vqa", "path=q.jsonl"), "-o", "a.json", "--submission", "s.json")
+    assert code == 0, err
+    result = json.loads(Path("a.json").read_text())
+    assert [record["kind"] for record in result["skipped"]] == ["too long"]
+    assert result["skipped"][0]["detail"].startswith("1: ")
+    assert (result["asked"], result["scored"]) == (4, 3)
+    assert [row["question_id"] for row in json.loads(Path("s.json").read_text())] == [0, 1, 2, 3]
+    Path("q.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    assert "none could be asked" in run(*words(root, "vqa", "path=q.jsonl"))[1]
+
+
 def test_without_answers_nothing_is_scored(root: Path, run: Run) -> None:
     data = [option for option in vqa(root) if not option.startswith("annotations")]
     code, out, err = run(*words(root, "vqa", *data), "--submission", "s.json", "--html", "a.html")
@@ -202,6 +237,7 @@ def test_without_answers_nothing_is_scored(root: Path, run: Run) -> None:
         (["--bench", "caption", "--lemmatize"], "is of vqa and gqa"),
         (["--bench", "vqa", "--submission", "none/s.json"], "cannot write 'none/s.json'"),
         (["--bench", "retrieval", "--by", "level"], "leave it out of retrieval"),
+        (["--bench", "vqa", "--by", "levle"], "no record has it; they have answer_type, image_id, question_id"),
         (["--bench", "choice"], "none of the 4 records could be used"),
     ],
 )
