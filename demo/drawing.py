@@ -132,7 +132,7 @@ def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
 
 
 def _colours(level: np.ndarray) -> np.ndarray:
-    """Violet over red to yellow for 0 to 1, float[..., 3] in 0..255: the light part of `inferno`, seen on any picture."""
+    """Violet over red to yellow for 0 to 1, float[..., 3] in 0..255: what of `inferno` is seen on any picture."""
     return 255 * matplotlib.colormaps["inferno"](0.3 + 0.7 * level)[..., :3]
 
 
