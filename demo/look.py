@@ -157,7 +157,8 @@ def score(
         visual: the picture. features: float[R, N, S, D], in place of its tokens.
 
     Returns:
-        Ids of the n tokens of the answer, without those that begin and end a text, and their log-probabilities float[R, n].
+        Ids of the n tokens of the answer, without those that begin and end a text, and their log-probabilities, as
+        float[R, n].
     """
     llm, rows = model.llm, len(features)
     mask = None if visual.mask is None else visual.mask.repeat(rows, 1)
