@@ -91,7 +91,7 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         UsageError: an unknown strategy or option.
     """
     plan = resolution.build(strategy, **options).plan(*image.size)
-    facts = {
+    facts: dict[str, Any] = {
         "tiles": len(plan.tiles),
         "grid": plan.grid,
         "tokens": plan.tokens,

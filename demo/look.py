@@ -135,7 +135,8 @@ def integrate(
     """
     change = visual.features - blank  # (N, S, D)
     ways = (torch.arange(STEPS, device=change.device) + 0.5) / STEPS  # the midpoints of the steps
-    total, words = torch.zeros_like(change), []
+    words: list[str] = []
+    total = torch.zeros_like(change)
     for part in ways.split(ROWS):
         with torch.enable_grad():
             features = (blank + part[:, None, None, None] * change).detach().requires_grad_()  # (rows, N, S, D)
