@@ -131,7 +131,7 @@ def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
     level /= max(float(heat.max()), 1e-12)
     below = np.asarray(picture, np.float32)
     opacity = FULL * level[..., None]
-    return Image.fromarray(np.uint8(below * (1 - opacity) + _colours(level) * opacity))
+    return Image.fromarray((below * (1 - opacity) + _colours(level) * opacity).astype(np.uint8))
 
 
 def _colours(level: np.ndarray) -> np.ndarray:
@@ -149,7 +149,7 @@ def _scale(card: Image.Image, y: int, height: int, peak: float) -> None:
     pen.text((margin, middle), low, fill=INK, font=font, anchor="lm")
     pen.text((card.width - margin, middle), high, fill=INK, font=font, anchor="rm")
     if stop - start > 20:
-        bar = np.uint8(_colours(np.linspace(0, 1, stop - start))[None]).repeat(18, axis=0)
+        bar = _colours(np.linspace(0, 1, stop - start))[None].astype(np.uint8).repeat(18, axis=0)
         card.paste(Image.fromarray(bar), (start, middle - 9))
 
 
