@@ -30,11 +30,11 @@ def build(model: VisionLanguageModel, name: str, examples: list[list[str]], gate
         gate: through which the model is reached.
     """
 
-    def ask(picture: str | None, question: str, context: str, request: gr.Request) -> str:
+    def ask(picture: str | None, question: str, context: str) -> str:
         try:
             asked = limits.checked_text("question", question, limits.MAX_QUESTION)
             told = limits.checked_text("context", context, limits.MAX_CONTEXT)
-            return gate.run(backend.answer, model, picture, asked, told, request=request)
+            return gate.run(backend.answer, model, picture, asked, told)
         except UsageError as error:
             raise gr.Error(str(error), duration=None) from error
 

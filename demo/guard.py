@@ -272,6 +272,8 @@ class Guard:
             raise Refused(400, 'a picture needs "meta": {"_type": "gradio.FileData"} beside its path')
         if not isinstance(part.get("orig_name") or "", str):
             raise Refused(400, "the 'orig_name' of a picture must be text")
+        for told in ("url", "size", "mime_type", "is_stream"):  # what the file itself says better
+            part.pop(told, None)
         try:
             await run_sync(limits.check_picture, name)
         except UsageError as error:
