@@ -44,6 +44,7 @@ MAX_DRAINED = 200_000_000  # bytes
 KEEP_FILES = 3600.0  # seconds
 KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
 KEPT = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request; Gradio would take more
+NO_PATH = "a picture is given as an object with the 'path' that its upload returned"
 FULL = "{} requests are waiting and no more are taken; try again in a moment"
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -261,7 +262,7 @@ class Guard:
     async def _check_reference(self, part: dict[str, Any]) -> None:
         name, url, meta = part.get("path"), part.get("url"), part.get("meta")
         if not isinstance(name, str) or not (url is None or isinstance(url, str)):
-            raise Refused(400, "a picture is given as an object with the 'path' that its upload returned")
+            raise Refused(400, NO_PATH)
         self._check_file(name)
         if url and unquote(url).partition(f"{API}/file=")[2] != name:
             raise Refused(403, "addresses are not fetched here; upload the picture itself")
@@ -369,7 +370,7 @@ def _label(block: Any) -> str:
 
 def _check_kind(block: Any, value: Any) -> None:
     schema = block.api_info()
-    label, kind = _label(block), schema.get("type")
+    label, kind, picture = _label(block), schema.get("type"), "path" in schema.get("properties", {})
     if choices := schema.get("enum"):
         if value not in choices:
             raise Refused(400, f"'{label}' must be one of {', '.join(map(str, choices))}")
@@ -378,6 +379,8 @@ def _check_kind(block: Any, value: Any) -> None:
             kind, "a picture that was uploaded" if "path" in schema.get("properties", {}) else "an object"
         )
         raise Refused(400, f"'{label}' must be {wanted}, but got {limits.kind(value)}")
+    if picture and "path" not in value:
+        raise Refused(400, NO_PATH)
     if kind in ("number", "integer"):
         low, high = getattr(block, "minimum", None), getattr(block, "maximum", None)
         if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):

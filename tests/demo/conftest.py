@@ -81,7 +81,8 @@ class Visitor:
         return {"path": response.json()[0], "meta": META}
 
     def post(self, data: Any, name: str = "ask", **more: Any) -> httpx.Response:
-        return self.http.post(f"{API}/call/{name}", json={"data": data, **more})
+        body = json.dumps({"data": data, **more})  # httpx would not send half a character
+        return self.http.post(f"{API}/call/{name}", content=body, headers={"Content-Type": "application/json"})
 
     def events(self, event: str, name: str = "ask") -> Iterator[tuple[str, Any]]:
         """What comes back of a request: kinds and values."""

@@ -308,11 +308,9 @@ print("after", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_page_in_order(trained: Path, picture: Path, number: int) -> None:
     """What runs is answered, what waits is told, nothing is left behind."""
-    if number == signal.SIGINT and not os.environ.get("CI"):
-        pytest.skip("the same as SIGTERM, but for its number")
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(trained)], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
     )
