@@ -142,7 +142,8 @@ class Guard:
 
     async def _pass(self, scope: Message, path: str, exchange: _Exchange) -> None:
         method = scope["method"]
-        if method == "OPTIONS" or not (READ if method in ("GET", "HEAD") else WRITE).fullmatch(path):
+        offered = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
+        if offered is None or not offered.fullmatch(path):
             raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if "deep_link" in query:

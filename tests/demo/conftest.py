@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import json
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from PIL import Image
 
@@ -17,6 +14,7 @@ from demo import app, server
 from qformer.config import load_config
 from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
+from tests.demo.visitor import Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
 ROOT = Path(__file__).parent.parent.parent
-META = {"_type": "gradio.FileData"}
-API = "/gradio_api"
 
 
 @pytest.fixture
@@ -62,50 +58,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("scene") / "scene.png"
     Image.fromarray(Scenes("test", size=200, seed=3)[1].image).save(file)
     return file
-
-
-class Visitor:
-    """Someone who uses a running page by its API, as the browser's part of Gradio does."""
-
-    def __init__(self, address: str) -> None:
-        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
-
-    def upload(self, content: bytes | Path, name: str = "picture.png") -> httpx.Response:
-        data = content.read_bytes() if isinstance(content, Path) else content
-        return self.http.post(f"{API}/upload", files={"files": (name, io.BytesIO(data), "image/png")})
-
-    def picture(self, file: Path) -> dict[str, Any]:
-        """An uploaded picture, as a request refers to it."""
-        response = self.upload(file)
-        assert response.status_code == 200, response.text
-        return {"path": response.json()[0], "meta": META}
-
-    def post(self, data: Any, name: str = "ask", **more: Any) -> httpx.Response:
-        body = json.dumps({"data": data, **more})  # httpx would not send half a character
-        return self.http.post(f"{API}/call/{name}", content=body, headers={"Content-Type": "application/json"})
-
-    def events(self, event: str, name: str = "ask") -> Iterator[tuple[str, Any]]:
-        """What comes back of a request: kinds and values."""
-        with self.http.stream("GET", f"{API}/call/{name}/{event}") as response:
-            assert response.status_code == 200
-            kind = ""
-            for line in response.iter_lines():
-                head, _, value = line.partition(": ")
-                if head == "event":
-                    kind = value
-                elif head == "data":
-                    yield kind, json.loads(value)
-
-    def outcome(self, data: list[Any], name: str = "ask") -> tuple[str, Any]:
-        """`complete` and the answer, or `error` and the sentence, whether it comes at once or later."""
-        response = self.post(data, name)
-        if response.status_code != 200:
-            return str(response.status_code), response.json()["detail"]
-        kind, value = list(self.events(response.json()["event_id"], name))[-1]
-        return kind, value["error"] if kind == "error" else value[0]
-
-    def health(self) -> dict[str, Any]:
-        return self.http.get("/health").json()
 
 
 @pytest.fixture(scope="module")

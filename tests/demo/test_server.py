@@ -20,7 +20,7 @@ import torch
 
 from demo import app, guard, limits, server
 from qformer.types import UsageError
-from tests.demo.conftest import API, Visitor
+from tests.demo.visitor import API, Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
