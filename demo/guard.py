@@ -344,7 +344,7 @@ async def _reply(scope: Message, exchange: _Exchange, status: int, sentence: str
         return  # an answer has begun; it ends here
     kind = PlainTextResponse if scope["path"] == f"{API}/upload" else None  # Gradio's page shows its body as it is
     response = kind(sentence, status) if kind else JSONResponse({"detail": sentence}, status)
-    await response(scope, exchange._receive, exchange._send)  # type: ignore[arg-type]
+    await response(scope, exchange._receive, exchange._send)
 
 
 async def _json(exchange: _Exchange) -> dict[str, Any]:
