@@ -43,7 +43,13 @@ OF_FORM = 100_000  # bytes around the files of an upload
 MAX_DRAINED = 200_000_000  # bytes
 KEEP_FILES = 3600.0  # seconds
 KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
-KEPT = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request; Gradio would take more
+KEPT: tuple[str, ...] = (
+    "data",
+    "session_hash",
+    "fn_index",
+    "trigger_id",
+    "event_data",
+)  # of a request; Gradio would take more
 NO_PATH = "a picture is given as an object with the 'path' that its upload returned"
 FULL = "{} requests are waiting and no more are taken; try again in a moment"
 TYPES: dict[str, tuple[type, ...]] = {
