@@ -43,14 +43,9 @@ OF_FORM = 100_000  # bytes around the files of an upload
 MAX_DRAINED = 200_000_000  # bytes
 KEEP_FILES = 3600.0  # seconds
 KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
-KEPT: tuple[str, ...] = (
-    "data",
-    "session_hash",
-    "fn_index",
-    "trigger_id",
-    "event_data",
-)  # of a request; Gradio would take more
+KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request
 NO_PATH = "a picture is given as an object with the 'path' that its upload returned"
+CLOSED = "the page is being stopped and takes no new requests; try again later"
 FULL = "{} requests are waiting and no more are taken; try again in a moment"
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -193,7 +188,7 @@ class Guard:
         """Files come in only as pictures: what is none is removed at once."""
         length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
         if self.gate.stopping:
-            raise Refused(503, "the page is being stopped and takes no new requests; try again later")
+            raise Refused(503, CLOSED)
         if not length.isdigit():
             raise Refused(411, "an upload must tell its length (Content-Length)")
         if int(length) > limits.MAX_BYTES + OF_FORM:
@@ -228,7 +223,7 @@ class Guard:
     async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """A call of one of the page's functions, of which only what Gradio needs is left."""
         if self.gate.stopping:
-            raise Refused(503, "the page is being stopped and takes no new requests; try again later")
+            raise Refused(503, CLOSED)
         if len(self.page._queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
@@ -244,9 +239,7 @@ class Guard:
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:
             await self._check_inputs(function, body.get("data"))
-        kept = {
-            key: body[key] for key in ("data", "session_hash", "fn_index", "trigger_id", "event_data") if key in body
-        }
+        kept: dict[str, Any] = {key: body[key] for key in KEPT if key in body}
         if session := kept.get("session_hash"):
             self.visits.last[session] = time.time()
         return kept

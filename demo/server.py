@@ -25,7 +25,7 @@ from starlette.routing import Route
 from torch import nn
 
 from demo import limits
-from demo.guard import Guard, Visits
+from demo.guard import CLOSED, Guard, Visits
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 UPLOADS = "uploads"
 TIDY_EVERY = 30.0  # seconds
 DELIVERY = 5.0  # seconds that the last answers have to reach their visitors
-CLOSED = "the page is being stopped and takes no new requests; try again later"
 
 
 class Stopped(UsageError):

@@ -172,7 +172,7 @@ def test_a_stopped_gate_lets_running_calls_finish_and_refuses_others() -> None:
     running.join()
     waiting.join()
     assert answer == [True]
-    assert told == [server.CLOSED]
+    assert told == [guard.CLOSED]
 
 
 def test_a_page_that_was_built_elsewhere_is_not_served(tmp_path: Path, gate: server.Gate) -> None:
@@ -333,7 +333,7 @@ def test_a_signal_ends_the_page_in_order(trained: Path, picture: Path, number: i
             thread.join(60)
         (answered, *refused) = [results[0] for _, results in streams]
         assert answered[0] == "complete", answered
-        assert [(kind, value["error"]) for kind, value in refused] == [("error", server.CLOSED)] * 2
+        assert [(kind, value["error"]) for kind, value in refused] == [("error", guard.CLOSED)] * 2
         assert process.wait(30) == 0
         assert "after" in process.stdout.read()
         assert not folder.exists()
