@@ -62,6 +62,7 @@ class Tally:
     full: int = 0
     failed: list[str] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, MB
+    health: list[float] = field(default_factory=list)  # seconds until it answered
 
 
 def scenes(count: int) -> list[Client]:
@@ -140,7 +141,9 @@ async def measure(process: int, http: httpx.AsyncClient, tally: Tally, start: fl
     """The server's resident memory every few seconds, and that `/health` answers meanwhile."""
     while True:
         tally.memory.append((time.monotonic() - start, resident(process)))
+        asked = time.monotonic()
         tally.statuses[(await http.get("/health")).status_code] += 1
+        tally.health.append(time.monotonic() - asked)
         await asyncio.sleep(2)
 
 
@@ -152,11 +155,20 @@ def resident(process: int) -> float:
 
 async def load(address: str, process: int, clients: list[Client], seconds: float) -> Tally:
     tally = Tally()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     start = time.monotonic()
-    async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits, trust_env=False) as http:
+
+    def own() -> httpx.AsyncClient:
+        """A client with connections of its own, as a browser has; kept for less long than the server keeps them."""
+        limits = httpx.Limits(keepalive_expiry=2)
+        return httpx.AsyncClient(base_url=address, timeout=300, limits=limits, trust_env=False, verify=False)
+
+    async def one(client: Client) -> None:
+        async with own() as http:
+            await visit(client, http, tally, start + seconds)
+
+    async with own() as http:
         watch = asyncio.create_task(measure(process, http, tally, start))
-        await asyncio.gather(*(visit(client, http, tally, start + seconds) for client in clients))
+        await asyncio.gather(*map(one, clients))
         tally.memory.append((time.monotonic() - start, resident(process)))
         watch.cancel()
     return tally
@@ -207,6 +219,7 @@ def report(clients: list[Client], tally: Tally, took: float, wrong: list[str], c
         )
         if len(waits)
         else "-",
+        "seconds until /health answered: p50, most": f"{np.median(tally.health):.3f}, {max(tally.health):.3f}",
         "memory of the server, MB: start, after a quarter, most, end": f"{tally.memory[0][1]:.0f}, "
         f"{quarter[0][1]:.0f}, {max(size for _, size in tally.memory):.0f}, {quarter[-1][1]:.0f} "
         f"({growth:+.1%} since a quarter)",
