@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 UPLOADS = "uploads"
 TIDY_EVERY = 30.0  # seconds
+OFF = dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa", "inline"), False)
 DELIVERY = 5.0  # seconds that the last answers have to reach their visitors
 
 
@@ -204,13 +205,6 @@ def launch(
     visits = Visits(page, uploads)
     page.visits = visits
 
-    async def health(_request: Any) -> JSONResponse:
-        status = "stopping" if gate.stopping else "ok"
-        return JSONResponse(
-            {"status": status, "running": gate.count, "waiting": len(page._queue), "model": gate.name},
-            headers={"Cache-Control": "no-store"},
-        )
-
     started = page.launch(
         server_name="127.0.0.1",
         server_port=port,
@@ -218,19 +212,14 @@ def launch(
         auth=auth,
         max_file_size=limits.MAX_BYTES,
         app_kwargs={
-            "routes": [Route("/health", health)],
+            "routes": [Route("/health", _health(page, gate))],
             "middleware": [Middleware(Guard, page=page, gate=gate, visits=visits, uploads=uploads, queue=queue)],
             "lifespan": _tidying(visits),
         },
         state_session_capacity=2000,
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        inline=False,
         prevent_thread_lock=True,
         quiet=True,
+        **OFF,
         **looks,
     )
     if block:
@@ -261,6 +250,17 @@ def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
         time.sleep(0.02)
     page.close(verbose=False)
     return calm
+
+
+def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:
+    async def health(_request: Any) -> JSONResponse:
+        status = "stopping" if gate.stopping else "ok"
+        return JSONResponse(
+            {"status": status, "running": gate.count, "waiting": len(page._queue), "model": gate.name},
+            headers={"Cache-Control": "no-store"},
+        )
+
+    return health
 
 
 def _until_signal(gate: Gate) -> None:
