@@ -36,7 +36,7 @@ READ = re.compile(  # what the page and the clients of its API fetch
     rf"|{API}/queue/(data|status)|{API}/call/[^/]+/[^/]+|{API}/heartbeat/[^/]+|{API}/file=.+",
     re.DOTALL,
 )
-WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|call/[^/]+)")
+WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
 MAX_JSON = 1_000_000  # bytes: a long context and a conversation
 MAX_STORED = 2_000_000_000  # bytes of pictures that are kept at once
 OF_FORM = 100_000  # bytes around the files of an upload
@@ -127,7 +127,7 @@ class Guard:
                 await self.app(scope, receive, send)
             return  # no websockets
         path = scope["path"]
-        exchange = _Exchange(receive, send, is_file=path.startswith(f"{API}/file="))
+        exchange = _Exchange(receive, send, path)
         kept_open = path.startswith(f"{API}/heartbeat/") or path == "/health"
         self.visits.answering += not kept_open
         try:
@@ -224,7 +224,8 @@ class Guard:
         """A call of one of the page's functions, of which only what Gradio needs is left."""
         if self.gate.stopping:
             raise Refused(503, CLOSED)
-        if len(self.page._queue) >= self.queue:
+        at_once = name == f"{API}/run/predict"  # by the page, what is quick and does not wait in the queue
+        if not at_once and len(self.page._queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
         number = body.get("fn_index")
@@ -234,7 +235,7 @@ class Guard:
                 raise Refused(400, "a request must name its session (session_hash)")
         else:
             function = named.get(name)
-        if function is None or function.fn is None:
+        if function is None or function.fn is None or (at_once and function.queue):
             asked = f"the function {name[:100]!r}" if not name.startswith("/") else f"a function {str(number)[:20]!r}"
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:
@@ -281,9 +282,10 @@ class Guard:
 class _Exchange:
     """The two directions of one request: what was read may be read again, what is sent may be held back."""
 
-    def __init__(self, receive: Any, send: Any, is_file: bool) -> None:
+    def __init__(self, receive: Any, send: Any, path: str) -> None:
         self._receive, self._send = receive, send
-        self.is_file = is_file
+        self.is_file = path.startswith(f"{API}/file=")
+        self.at_once = path == f"{API}/run/predict"
         self.status = 0
         self.left = False  # the other end is gone before all was sent
         self.held = b""
@@ -317,6 +319,8 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            if self.at_once and message["status"] == 500:  # a refusal by the function itself, told in its body
+                message["status"] = 400
             self.status = message["status"]
             if self.is_file:  # what a visitor uploaded is a picture to look at, never a page of ours
                 message["headers"] = [

@@ -197,11 +197,7 @@ def launch(
     uploads = folder / UPLOADS
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
         raise ValueError(f"'{folder}' is not the workplace in which the page was built; see demo.server.workplace")
-    # Gradio counts the last 10,000 requests in a table that it makes anew for each.
-    os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="100", GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
-    page.queue(max_size=queue, api_open=False, default_concurrency_limit=1)
-    for function in page.fns.values():
-        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue: a place in it is the real one
+    _one_queue(page, queue)
     visits = Visits(page, uploads)
     page.visits = visits
 
@@ -250,6 +246,14 @@ def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
         time.sleep(0.02)
     page.close(verbose=False)
     return calm
+
+
+def _one_queue(page: Any, size: int) -> None:
+    # Gradio counts the last 10,000 requests in a table that it makes anew for each.
+    os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="100", GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
+    page.queue(max_size=size, api_open=False, default_concurrency_limit=1)
+    for function in page.fns.values():
+        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue: a place in it is the real one
 
 
 def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:

@@ -360,12 +360,16 @@ SLIDES = [
 
 
 def test_sliders_and_choices() -> None:
+    def refuse(beams: float) -> str:
+        raise gr.Error(f"{beams:g} is not today's number")
+
     with server.workplace() as folder:
         with gr.Blocks() as page:
             beams = gr.Slider(1, 10, value=5, label="Beams")
             preset = gr.Dropdown(["plain", "long"], label="Preset")
             out = gr.Textbox()
             gr.Button().click(lambda beams, preset: f"{beams:g} {preset}", [beams, preset], out, api_name="ask")
+            gr.Button().click(refuse, beams, out, queue=False)
         _, url, _ = server.launch(page, folder=folder, gate=server.Gate(), block=False)
         other = Visitor(url)
         for value, said in SLIDES:
@@ -375,6 +379,13 @@ def test_sliders_and_choices() -> None:
         assert other.outcome([5, "short"]) == ("400", "'Preset' must be one of plain, long")
         assert "NaN is not a number" in other.post([float("nan"), "long"]).json()["detail"]
         assert other.outcome([5, "long"]) == ("complete", "5 long")
+        body = {"session_hash": "a", "fn_index": 1}
+        at_once = other.http.post(f"{API}/run/predict", json=body | {"data": [5]})
+        assert (at_once.status_code, at_once.json()["error"]) == (400, "5 is not today's number")
+        assert other.http.post(f"{API}/run/predict", json=body | {"data": [11]}).status_code == 400
+        assert (
+            other.http.post(f"{API}/run/predict", json=body | {"data": [5, "long"], "fn_index": 0}).status_code == 404
+        )
         page.close()
 
 
