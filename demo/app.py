@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
 
-from demo import backend
+from demo import backend, limits, server
 from qformer import checkpoint
 from qformer.model.loading import load_vision_language
 from qformer.types import UsageError
@@ -23,24 +21,27 @@ if TYPE_CHECKING:
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def build(model: VisionLanguageModel, name: str, examples: list[list[str]]) -> gr.Blocks:
+def build(model: VisionLanguageModel, name: str, examples: list[list[str]], gate: server.Gate) -> gr.Blocks:
     """The page for one model.
 
     Args:
         name: of the checkpoint, shown above.
         examples: rows of (image file, question, context) to try; may be empty.
+        gate: through which the model is reached.
     """
 
-    def ask(image: str | None, question: str, context: str) -> str:
+    def ask(picture: str | None, question: str, context: str) -> str:
         try:
-            return backend.answer(model, image, question, context)
+            asked = limits.checked_text("question", question, limits.MAX_QUESTION)
+            told = limits.checked_text("context", context, limits.MAX_CONTEXT)
+            return gate.run(backend.answer, model, picture, asked, told)
         except UsageError as error:
             raise gr.Error(str(error), duration=None) from error
 
     with gr.Blocks(title="qformer", analytics_enabled=False) as page:
         gr.Markdown(f"# Ask a picture\n{name}")
         with gr.Row():
-            image = gr.Image(type="filepath", label="Picture", elem_id="picture", height=360)
+            image = gr.Image(type="filepath", image_mode=None, label="Picture", elem_id="picture", height=360)
             with gr.Column():
                 question = gr.Textbox(
                     label="Question", placeholder="what color is the star?", info="Empty: a caption", elem_id="question"
@@ -72,22 +73,12 @@ def serve(path: str, device: str | None, port: int | None) -> None:
         UsageError: nothing to load is there, a checkpoint of stage one, or a port that is taken.
     """
     model = load_vision_language(path, device)
-    with tempfile.TemporaryDirectory() as folder:
+    gate = server.Gate()
+    gate.watch(model, path)
+    with server.workplace() as folder:
         of_scenes = checkpoint.read(path).config.data.train.name == "scenes"
-        examples = backend.draw_examples(Path(folder)) if of_scenes else []
+        page = build(model, path, backend.draw_examples(folder) if of_scenes else [], gate)
         try:
-            launch(build(model, path, examples), Path(folder), port)
+            server.launch(page, folder=folder, gate=gate, port=port, theme=THEME)
         except OSError as error:
             raise UsageError(f"the page cannot be served ({error}); give another --port") from error
-
-
-def launch(page: gr.Blocks, examples: Path, port: int | None, block: bool = True) -> Any:
-    """Serve a page on this machine alone; of its files only those in `examples` and its own uploads are served."""
-    return page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        theme=THEME,
-        allowed_paths=[str(examples)],
-        prevent_thread_lock=not block,
-        quiet=not block,
-    )

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from demo.limits import open_picture
 from qformer.cleaning import clean_question
 from qformer.data.scene_text import COLOURS, Question
 from qformer.data.scenes import Scenes
 from qformer.data.stories import statement
-from qformer.images import read_image
-from qformer.types import BadSample, UsageError
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,10 +34,7 @@ def answer(model: VisionLanguageModel, image: str | None, question: str, context
     """
     if image is None:
         raise UsageError("there is no picture yet; choose, drop or paste one")
-    try:
-        tiles = model.frontend.tiles([read_image(image)])
-    except BadSample as bad:
-        raise UsageError(f"this file cannot be read as a picture ({bad}); give JPEG, PNG or WebP") from bad
+    tiles = model.frontend.tiles([open_picture(image)])
     asked = clean_question(question)
     if not asked:
         return model.generate(tiles)[0]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 import stages
-from demo import app, backend
+from demo import app, backend, server
 from qformer.config import load_config
 from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
@@ -29,44 +28,14 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-
 browser_only = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt install chromium")
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the one for all tests: a browser and a server meet on this machine; other addresses raise."""
-    connect = socket.socket.connect
-
-    def guard(self: socket.socket, address: Any) -> Any:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise RuntimeError(f"a test tried to reach the network: {address}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", guard)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    """The shipped ViT and OPT and an almost untrained bridge: real answers, if foolish ones."""
-    folder = tmp_path_factory.mktemp("run")
-    few = ["train.steps=2", "train.warmup=1", "data.batch=4"]
-    stages.train(
-        load_config(
-            ROOT / "configs/quickstart/stage1.yaml", [f"run={folder / 'stage1'}", *few, "data.validation_size=4"]
-        )
-    )
-    stages.train(
-        load_config(
-            ROOT / "configs/quickstart/stage2.yaml", [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *few]
-        )
-    )
-    return load_vision_language(folder / "opt", "cpu")
-
-
-@pytest.fixture(scope="module")
-def address(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("examples")
-    page = app.build(model, "test", backend.draw_examples(folder))
-    _, url, _ = app.launch(page, folder, None, block=False)
-    yield url
-    page.close()
+def address(model: VisionLanguageModel) -> Iterator[str]:
+    gate = server.Gate()
+    with server.workplace() as folder:
+        page = app.build(model, "test", backend.draw_examples(folder), gate)
+        _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, theme=app.THEME)
+        yield url
+        server.close(page, gate)
 
 
 @pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
@@ -96,13 +65,6 @@ def _is_ours(url: str, address: str) -> bool:
 def choose(page: Page, file: Path) -> None:
     page.locator("#picture input[type=file]").set_input_files(file)
     page.locator("#picture img").first.wait_for()
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "scene.png"
-    Image.fromarray(Scenes("test", size=200, seed=3)[1].image).save(file)
-    return file
 
 
 @browser_only
@@ -173,10 +135,11 @@ def test_the_page_answers_right(whole_quickstart: Path, no_network: None, tmp_pa
     """Ten unseen scenes through the browser, of which six in ten are right on average; by chance it is two."""
     model = load_vision_language(whole_quickstart / "opt", "cpu")
     source = Scenes("val", size=240, seed=11, count=10, questions=True)
-    blocks = app.build(model, "test", [])
-    _, url, _ = app.launch(blocks, tmp_path, None, block=False)
     right = []
-    with sync_playwright() as play:
+    gate = server.Gate()
+    with server.workplace() as folder, sync_playwright() as play:
+        blocks = app.build(model, "test", [], gate)
+        _, url, _ = server.launch(blocks, folder=folder, gate=gate, block=False, theme=app.THEME)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page()
         for number in range(10):
@@ -191,5 +154,5 @@ def test_the_page_answers_right(whole_quickstart: Path, no_network: None, tmp_pa
             expect(said).not_to_have_value("")
             right.append(said.input_value() == sample.answers[0])
         browser.close()
-    blocks.close()
+        server.close(blocks, gate)
     assert sum(right) >= 3, right
