@@ -1,0 +1,130 @@
+"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice. It all is `demo.look`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from demo import finding
+from demo.limits import MAX_QUESTION
+from demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from qformer.types import UsageError
+
+ALL = "the whole answer"
+METHOD = (
+    "Relevance: attention of each layer weighted by its gradient and rolled through the prefix back to the patches "
+    "(Chefer et al. 2021, arXiv:2103.15679)."
+)
+
+
+def look_tab(page: Page) -> None:
+    """The tab, and its events."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            picture = picture_box("look-picture")
+        with gr.Column(scale=3, min_width=300):
+            status = gr.Markdown("Choose a picture, then what to look at.", elem_id="look-status")
+            queries = gr.Button("Show where each query looks", variant="primary", elem_id="look-queries")
+            cut = gr.Button("Show how strategies slice it", elem_id="look-slices")
+            asking = [] if page.models.asking is None else _asking_boxes()
+    sheet = _shown("Where each query looks: cross-attention, averaged over heads and layers", "look-sheet")
+    tiles = gr.Gallery(
+        label="Slices: tiles, visual tokens and cost of each strategy",
+        elem_id="look-tiles",
+        columns=3,
+        height="auto",
+        object_fit="contain",
+        visible=False,
+        interactive=False,
+    )
+    page.on([queries.click], _queries(page), [picture], [sheet], status)
+    page.on([cut.click], _slices(page), [picture], [tiles], status)
+    shown = [sheet, tiles]
+    if asking:
+        shown += _explaining(page, picture, asking, status)
+    picture.change(lambda: [gr.update(visible=False)] * len(shown), None, shown, **CONFIRM)
+
+
+def _asking_boxes() -> list[Any]:
+    return [
+        gr.Textbox(
+            label="Question", placeholder="what color is the star?", max_length=MAX_QUESTION, elem_id="look-question"
+        ),
+        gr.Textbox(
+            label="Answer to explain (optional)",
+            info="Empty: the one that the model gives",
+            max_length=MAX_QUESTION,
+            elem_id="look-answer",
+        ),
+        gr.Button("Show what the answer rests on", elem_id="look-explain"),
+    ]
+
+
+def _shown(label: str, name: str) -> gr.Image:
+    return gr.Image(
+        label=label,
+        elem_id=name,
+        type="pil",
+        interactive=False,
+        visible=False,
+        alt_text=label,
+        buttons=["fullscreen", "download"],
+    )
+
+
+def _explaining(page: Page, picture: gr.Image, asking: list[Any], status: gr.Markdown) -> list[Any]:
+    """The part that explains an answer; returns what it shows."""
+    model = page.models.asking
+    assert model is not None
+    question, answer, button = asking
+    with gr.Row():
+        relevance = _shown("What the answer rests on", "look-relevance")
+        token = gr.Radio([], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False)
+
+    def explain(request: gr.Request, picture: Any, question: Any, answer: Any) -> tuple[Any, Any, Any]:
+        with told():
+            found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, request=request)
+            choices = [(ALL, -1), *((text.strip() or "(space)", number) for number, text in enumerate(found.tokens))]
+            return (
+                gr.update(value=found.picture, visible=True),
+                gr.update(choices=choices, value=-1, visible=True, label=f"Token of the answer “{found.answer}”"),
+                found.answer,
+            )
+
+    def of_token(request: gr.Request, picture: Any, question: Any, answer: Any, token: Any) -> Any:
+        with told():
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise UsageError("the token is no number; choose one of those shown")
+            chosen = None if token < 0 else token
+            found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, chosen, request=request)
+            return gr.update(value=found.picture, visible=True)
+
+    inputs = [picture, question, answer]
+    explained = gr.State("")
+    page.on([button.click, question.submit, answer.submit], explain, inputs, [relevance, token, explained], status)
+    page.on([token.input], of_token, [picture, question, explained, token], [relevance], relevance)
+    return [relevance, token]
+
+
+def _queries(page: Page) -> Any:
+    def show(request: gr.Request, picture: Any) -> Any:
+        with told():
+            sheet = page.gate.run(finding.queries, page.models.looking, path_of(picture), request=request)
+            return gr.update(value=sheet, visible=True)
+
+    return show
+
+
+def _slices(page: Page) -> Any:
+    def show(request: gr.Request, picture: Any) -> Any:
+        with told():
+            found = page.gate.run(finding.slices, page.models.looking, path_of(picture), request=request)
+            return gr.update(value=[(drawn, caption(name, numbers)) for drawn, name, numbers in found], visible=True)
+
+    return show
+
+
+def caption(name: str, numbers: dict[str, Any]) -> str:
+    """A strategy with its numbers, on one line."""
+    return f"{name}: " + ", ".join(f"{key} {value}" for key, value in numbers.items())
