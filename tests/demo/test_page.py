@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 import stages
-from demo import app, backend
+from demo import app, backend, server
 from qformer.config import load_config
 from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
@@ -61,12 +61,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="module")
-def address(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("examples")
-    page = app.build(model, "test", backend.draw_examples(folder))
-    _, url, _ = app.launch(page, folder, None, block=False)
-    yield url
-    page.close()
+def address(model: VisionLanguageModel) -> Iterator[str]:
+    gate = server.Gate()
+    with server.workplace() as folder:
+        page = app.build(model, "test", backend.draw_examples(folder), gate)
+        _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, theme=app.THEME)
+        yield url
+        server.close(page, gate)
 
 
 @pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
@@ -173,10 +174,11 @@ def test_the_page_answers_right(whole_quickstart: Path, no_network: None, tmp_pa
     """Ten unseen scenes through the browser, of which six in ten are right on average; by chance it is two."""
     model = load_vision_language(whole_quickstart / "opt", "cpu")
     source = Scenes("val", size=240, seed=11, count=10, questions=True)
-    blocks = app.build(model, "test", [])
-    _, url, _ = app.launch(blocks, tmp_path, None, block=False)
     right = []
-    with sync_playwright() as play:
+    gate = server.Gate()
+    with server.workplace() as folder, sync_playwright() as play:
+        blocks = app.build(model, "test", [], gate)
+        _, url, _ = server.launch(blocks, folder=folder, gate=gate, block=False, theme=app.THEME)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page()
         for number in range(10):
@@ -191,5 +193,5 @@ def test_the_page_answers_right(whole_quickstart: Path, no_network: None, tmp_pa
             expect(said).not_to_have_value("")
             right.append(said.input_value() == sample.answers[0])
         browser.close()
-    blocks.close()
+        server.close(blocks, gate)
     assert sum(right) >= 3, right

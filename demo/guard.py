@@ -1,0 +1,394 @@
+"""What stands in front of Gradio: which requests reach it at all, and what it forgets.
+
+Gradio serves more than this page needs: it downloads pictures from addresses, proxies, records and shares. `Guard` lets
+through only what the page uses, and reads each request before Gradio does: what is refused costs no download, no
+decoding and no place in the queue, and is told in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote
+
+from anyio.to_thread import run_sync
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from demo import limits
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+    Message = MutableMapping[str, Any]
+
+API = "/gradio_api"
+READ = re.compile(  # what the page and the clients of its API fetch
+    r"/|/health|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/logout|/(assets|static|svelte)/.+"
+    rf"|{API}/(info|openapi\.json|app_id|token|user|login_check|theme\.css|startup-events|upload_progress)/?"
+    rf"|{API}/queue/(data|status)|{API}/call/[^/]+/[^/]+|{API}/heartbeat/[^/]+|{API}/file=.+",
+    re.DOTALL,
+)
+WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|call/[^/]+)")
+MAX_JSON = 1_000_000  # bytes: a long context and a conversation
+MAX_STORED = 2_000_000_000  # bytes of pictures that are kept at once
+OF_FORM = 100_000  # bytes around the files of an upload
+MAX_DRAINED = 200_000_000  # bytes
+KEEP_FILES = 3600.0  # seconds
+KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
+KEPT = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request; Gradio would take more
+FULL = "{} requests are waiting and no more are taken; try again in a moment"
+TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int, float),  # a browser's 3.0 may be meant
+    "boolean": (bool,),
+    "array": (list, tuple),
+    "object": (dict,),
+}
+WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean": "true or false", "array": "a list"}
+
+
+class Refused(Exception):
+    """A request that goes no further."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Visits:
+    """Who is connected, and what is kept of those who are not."""
+
+    def __init__(self, page: Any, uploads: Path) -> None:
+        self.page = page
+        self.uploads = uploads
+        self.own = set(uploads.rglob("*"))  # of the page: its examples
+        self.answering = 0  # open requests, but for those that only tell that someone is there
+        self.open: Counter[str] = Counter()
+        self.last: dict[str, float] = {}
+
+    def stored(self) -> int:
+        """Bytes of all uploads."""
+        return sum(os.path.getsize(file) for file in self._uploaded())
+
+    def _uploaded(self) -> Iterator[Path]:
+        return (file for file in self.uploads.rglob("*") if file not in self.own and file.is_file())
+
+    def tidy(self) -> None:
+        """Remove uploads that are old, and the state of sessions that are gone."""
+        now = time.time()
+        for file in list(self._uploaded()):
+            if now - file.stat().st_mtime > KEEP_FILES:
+                self.remove(file)
+        states, queue = self.page.app.state_holder, self.page._queue
+        busy = {event.session_hash for event in list(queue.event_ids_to_events.values())}
+        for session in {*states.session_data, *queue.pending_event_ids_session, *self.last}:
+            if self.open[session] or session in busy or now - self.last.setdefault(session, now) < KEEP_SESSION:
+                continue
+            states.session_data.pop(session, None)
+            states.time_last_used.pop(session, None)
+            queue.pending_messages_per_session.pop(session, None)
+            queue.pending_event_ids_session.pop(session, None)
+            self.last.pop(session, None)
+        self.open = +self.open
+
+    def forget(self, session: str) -> None:
+        """A session of one request, which has been answered."""
+        self.last[session] = -math.inf
+
+    def remove(self, file: Path) -> None:
+        file.unlink(missing_ok=True)
+        if file.parent != self.uploads and not any(file.parent.iterdir()):
+            file.parent.rmdir()
+        for names in self.page.temp_file_sets:
+            names.discard(str(file))
+
+
+class Guard:
+    """An ASGI application around Gradio's."""
+
+    def __init__(self, app: Any, *, page: Any, gate: Any, visits: Visits, uploads: Path, queue: int) -> None:
+        self.app = app
+        self.page = page
+        self.gate = gate
+        self.visits = visits
+        self.uploads = uploads
+        self.queue = queue
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # no websockets
+        path = scope["path"]
+        exchange = _Exchange(receive, send, is_file=path.startswith(f"{API}/file="))
+        kept_open = path.startswith(f"{API}/heartbeat/") or path == "/health"
+        self.visits.answering += not kept_open
+        try:
+            await self._pass(scope, path, exchange)
+        except Refused as refused:
+            await exchange.drain()
+            await _reply(scope, exchange, refused.status, str(refused))
+        except Exception:
+            logging.getLogger(__name__).exception("%s %s", scope["method"], path)
+            await _reply(scope, exchange, 500, "something went wrong here; it was noted, and the page goes on")
+        finally:
+            self.visits.answering -= not kept_open
+
+    async def _pass(self, scope: Message, path: str, exchange: _Exchange) -> None:
+        method = scope["method"]
+        if method == "OPTIONS" or not (READ if method in ("GET", "HEAD") else WRITE).fullmatch(path):
+            raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if "deep_link" in query:
+            raise Refused(400, "this page keeps no links to its states; open it without one")
+        if exchange.is_file:
+            self._check_file(path.removeprefix(f"{API}/file="))
+        session = _session(path, query)
+        if method == "POST" and path == f"{API}/upload":
+            return await self._upload(scope, exchange)
+        if method == "POST" and not path.startswith("/login"):
+            body = await _json(exchange)
+            if path.endswith("/cancel"):
+                self.gate.cancel(str(body.get("session_hash")))
+            elif not path.rstrip("/").endswith("/reset"):
+                body = await self._request(path.removeprefix(f"{API}/call/"), body)
+            exchange.replay(json.dumps(body).encode())
+        if session is None:
+            return await self.app(scope, exchange.receive, exchange.send)
+        return await self._stream(scope, exchange, session, path)
+
+    async def _stream(self, scope: Message, exchange: _Exchange, session: str, path: str) -> None:
+        """What is open for as long as someone is there; when its other end goes away, so does the call."""
+        alone = path.startswith(f"{API}/call/")  # a request of its own, whose session bears its name
+        if alone and (event := self.page._queue.event_ids_to_events.get(session)):
+            session = event.session_hash
+        if not path.startswith(f"{API}/heartbeat/") and session not in self.page._queue.pending_messages_per_session:
+            raise Refused(404, "no request of this session waits for an answer; ask first")
+        self.visits.open[session] += 1
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        finally:
+            self.visits.open[session] -= 1
+            self.visits.last[session] = time.time()
+            if exchange.left and not path.startswith(f"{API}/heartbeat/"):
+                self.gate.cancel(session)
+            if alone:
+                self.visits.forget(session)
+
+    async def _upload(self, scope: Message, exchange: _Exchange) -> None:
+        """Files come in only as pictures: what is none is removed at once."""
+        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if self.gate.stopping:
+            raise Refused(503, "the page is being stopped and takes no new requests; try again later")
+        if not length.isdigit():
+            raise Refused(411, "an upload must tell its length (Content-Length)")
+        if int(length) > limits.MAX_BYTES + OF_FORM:
+            raise Refused(
+                413, f"the upload has {int(length) / 1e6:.1f} MB; at most {limits.MAX_BYTES / 1e6:.0f} are taken"
+            )
+        if await run_sync(self.visits.stored) > MAX_STORED:
+            raise Refused(503, "too many pictures are being kept; try again in some minutes")
+        exchange.hold()
+        await self.app(scope, exchange.receive, exchange.send)
+        if exchange.status == 200:
+            for name in json.loads(exchange.held):
+                try:
+                    await run_sync(limits.check_picture, name)
+                except UsageError as error:
+                    await run_sync(self.visits.remove, Path(name))
+                    raise Refused(400, str(error)) from error
+        await exchange.release()
+
+    def _check_file(self, name: str) -> str:
+        """The path of a file that is ours."""
+        if "://" in name or name.startswith("data:"):
+            raise Refused(403, "addresses are not fetched here; upload the picture itself")
+        try:
+            real = os.path.realpath(name)
+        except (OSError, ValueError):
+            real = ""
+        if not real.startswith(f"{self.uploads}/") or not os.path.isfile(real):
+            raise Refused(403, "this file is not one of the page's own; upload the picture itself")
+        return real
+
+    async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A call of one of the page's functions, of which only what Gradio needs is left."""
+        if self.gate.stopping:
+            raise Refused(503, "the page is being stopped and takes no new requests; try again later")
+        if len(self.page._queue) >= self.queue:
+            raise Refused(503, FULL.format(self.queue))
+        named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
+        number = body.get("fn_index")
+        if name.startswith("/"):  # the queue, where functions are numbered
+            function = self.page.fns.get(number) if isinstance(number, int) else None
+            if not isinstance(body.get("session_hash"), str):
+                raise Refused(400, "a request must name its session (session_hash)")
+        else:
+            function = named.get(name)
+        if function is None or function.fn is None:
+            asked = f"the function {name[:100]!r}" if not name.startswith("/") else f"a function {str(number)[:20]!r}"
+            raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
+        if not function.cancels:
+            await self._check_inputs(function, body.get("data"))
+        kept = {
+            key: body[key] for key in ("data", "session_hash", "fn_index", "trigger_id", "event_data") if key in body
+        }
+        if session := kept.get("session_hash"):
+            self.visits.last[session] = time.time()
+        return kept
+
+    async def _check_inputs(self, function: Any, data: Any) -> None:
+        """Values of the kinds that the components of the function show, pictures that are there, no addresses."""
+        inputs = function.inputs
+        if isinstance(data, list) and len(data) != len(inputs):
+            inputs = [block for block in inputs if not block.skip_api]
+        if not isinstance(data, list) or len(data) != len(inputs):
+            labels = ", ".join(_label(block) for block in inputs)
+            raise Refused(400, f"'data' must be a list of {len(inputs)} values ({labels})")
+        for block, value in zip(inputs, data, strict=True):
+            if value is not None and not getattr(block, "stateful", False):
+                _check_kind(block, value)
+        for part in limits.parts(data):
+            if isinstance(part, dict) and ("path" in part or "url" in part):
+                await self._check_reference(part)
+
+    async def _check_reference(self, part: dict[str, Any]) -> None:
+        name, url, meta = part.get("path"), part.get("url"), part.get("meta")
+        if not isinstance(name, str) or not (url is None or isinstance(url, str)):
+            raise Refused(400, "a picture is given as an object with the 'path' that its upload returned")
+        self._check_file(name)
+        if url and unquote(url).partition(f"{API}/file=")[2] != name:
+            raise Refused(403, "addresses are not fetched here; upload the picture itself")
+        if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData":
+            raise Refused(400, 'a picture needs "meta": {"_type": "gradio.FileData"} beside its path')
+        if not isinstance(part.get("orig_name") or "", str):
+            raise Refused(400, "the 'orig_name' of a picture must be text")
+        try:
+            await run_sync(limits.check_picture, name)
+        except UsageError as error:
+            raise Refused(400, str(error)) from error
+
+
+class _Exchange:
+    """The two directions of one request: what was read may be read again, what is sent may be held back."""
+
+    def __init__(self, receive: Any, send: Any, is_file: bool) -> None:
+        self._receive, self._send = receive, send
+        self.is_file = is_file
+        self.status = 0
+        self.left = False  # the other end is gone before all was sent
+        self.held = b""
+        self._again: Message | None = None
+        self._start: Message | None = None
+        self._holds = self._ended = self._read = False
+
+    def replay(self, body: bytes) -> None:
+        self._again = {"type": "http.request", "body": body, "more_body": False}
+
+    def hold(self) -> None:
+        self._holds = True
+
+    async def receive(self) -> Message:
+        if self._again is not None:
+            message, self._again = self._again, None
+            return message
+        message = await self._receive()
+        self._read |= not message.get("more_body", False)
+        if message["type"] == "http.disconnect" and not self._ended:
+            self.left = True
+        return message
+
+    async def drain(self) -> None:
+        """Read what is still coming, up to a limit: who is cut off in the middle of sending reads no answer."""
+        size, more = 0, not self._read
+        while more and size < MAX_DRAINED:
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.is_file:  # what a visitor uploaded is a picture to look at, never a page of ours
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"content-security-policy", b"default-src 'none'; sandbox"),
+                ]
+        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not self._holds:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._start = message
+        else:
+            self.held += message.get("body", b"")
+
+    async def release(self) -> None:
+        if self._start is not None:
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": self.held})
+
+
+async def _reply(scope: Message, exchange: _Exchange, status: int, sentence: str) -> None:
+    if exchange.status and not exchange._holds:
+        return  # an answer has begun; it ends here
+    kind = PlainTextResponse if scope["path"] == f"{API}/upload" else None  # Gradio's page shows its body as it is
+    response = kind(sentence, status) if kind else JSONResponse({"detail": sentence}, status)
+    await response(scope, exchange._receive, exchange._send)  # type: ignore[arg-type]
+
+
+async def _json(exchange: _Exchange) -> dict[str, Any]:
+    """The body of a request, where it is an object of finite numbers, whole characters and no great size or depth."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await exchange.receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the request ended early")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_JSON:
+            raise Refused(413, f"the request has more than {MAX_JSON / 1e6:.0f} MB; upload pictures, and shorten texts")
+    try:
+        return limits.checked_request(bytes(body))
+    except UsageError as error:
+        raise Refused(400, str(error)) from error
+
+
+def _label(block: Any) -> str:
+    return str(getattr(block, "label", None) or block.get_block_name())
+
+
+def _check_kind(block: Any, value: Any) -> None:
+    schema = block.api_info()
+    label, kind = _label(block), schema.get("type")
+    if choices := schema.get("enum"):
+        if value not in choices:
+            raise Refused(400, f"'{label}' must be one of {', '.join(map(str, choices))}")
+    elif kind in TYPES and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        wanted = WORDS.get(
+            kind, "a picture that was uploaded" if "path" in schema.get("properties", {}) else "an object"
+        )
+        raise Refused(400, f"'{label}' must be {wanted}, but got {limits.kind(value)}")
+    if kind in ("number", "integer"):
+        low, high = getattr(block, "minimum", None), getattr(block, "maximum", None)
+        if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):
+            raise Refused(400, f"'{label}' must be a number from {low} to {high}, but got {str(value)[:20]}")
+
+
+def _session(path: str, query: dict[str, list[str]]) -> str | None:
+    """Whose stream a request opens."""
+    if path == f"{API}/queue/data":
+        return query.get("session_hash", [""])[0]
+    if path.startswith((f"{API}/heartbeat/", f"{API}/call/")) and path.count("/") == (3 if "heartbeat" in path else 4):
+        return path.rpartition("/")[2]
+    return None

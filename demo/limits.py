@@ -1,0 +1,184 @@
+"""How much the page takes: pictures, texts and numbers, checked before the model sees them. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+import warnings
+from collections import deque
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, UnidentifiedImageError
+
+from qformer.images import read_file, read_image
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 50_000_000
+MAX_RATIO = 200  # of the longer side to the shorter: beyond it a picture is a line
+MAX_QUESTION = 2_000  # characters
+MAX_CONTEXT = 20_000
+MAX_DEPTH = 50  # of a request's JSON
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # PIL reads forty more, which nobody uploads: less to attack
+
+LINES = "\n\t"  # the control characters of a text
+
+
+def check_picture(path: str | Path) -> bytes:
+    """The bytes of a file whose head says that it is a picture of a fair size; nothing is decoded.
+
+    The format is told by the content, whatever the name.
+
+    Raises:
+        UsageError: no such file, too many bytes or pixels, or no picture.
+    """
+    try:
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"the picture has {size / 1e6:.1f} MB; at most {MAX_BYTES / 1e6:.0f} are taken, so make it smaller"
+            )
+        data = read_file(Path(path))
+    except BadSample as bad:
+        raise UsageError("the picture is not there any more; choose it again") from bad
+    width, height = _size(data)
+    if width * height > MAX_PIXELS:
+        raise UsageError(
+            f"the picture has {width} x {height} pixels; at most {MAX_PIXELS / 1e6:.0f} million are taken, "
+            "so make it smaller"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise UsageError(
+            f"the picture has {width} x {height} pixels; one side may be {MAX_RATIO} times the other, so crop it"
+        )
+    return data
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture as RGB, upright, alpha on white, 16 bits as 8, the first frame of several (`qformer.images`).
+
+    Raises:
+        UsageError: what `check_picture` refuses, before anything is decoded, or a damaged file.
+    """
+    data = check_picture(path)
+    try:
+        pixels = read_image(data)
+    except BadSample as bad:
+        raise _no_picture(bad.detail) from bad
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # what is too large is refused by the caller
+            with Image.open(BytesIO(data), formats=FORMATS) as opened:
+                return opened.size
+    except Image.DecompressionBombError as error:
+        raise UsageError(
+            f"the picture has far too many pixels; at most {MAX_PIXELS / 1e6:.0f} million are taken, so make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _no_picture("its content is of no known format") from error
+    except Exception as error:  # a damaged head makes PIL raise nearly anything
+        raise _no_picture(str(error) or type(error).__name__) from error
+
+
+def _no_picture(why: str) -> UsageError:
+    return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP, GIF or BMP")
+
+
+def checked_text(name: str, value: Any, limit: int) -> str:
+    """A text of at most `limit` characters; None is the empty one, and lines end as on Unix.
+
+    Raises:
+        UsageError: no text, too long, or with control characters or halves of characters.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"the {name} must be text, but got {kind(value)}; write it as words")
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    if len(text) > limit:
+        raise UsageError(f"the {name} has {len(text):,} characters; at most {limit:,} are taken, so shorten it")
+    for place, sign in enumerate(text):
+        if unicodedata.category(sign) in ("Cc", "Cs") and sign not in LINES:
+            raise UsageError(
+                f"the {name} holds a control character (U+{ord(sign):04X}, at place {place + 1}); take it out"
+            )
+    return text
+
+
+def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
+    """A finite number from `low` to `high`, both included.
+
+    Args:
+        whole: without a fraction.
+
+    Raises:
+        UsageError: anything else, truth values and digits in a text among it.
+    """
+    wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} must be {wanted}, but got {kind(value)}")
+    if not low <= value <= high or (whole and value != math.floor(value)):  # NaN fails the first
+        raise UsageError(f"{name} must be {wanted}, but got {str(value)[:20]}")
+    return float(value)
+
+
+def checked_request(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request: numbers finite, characters whole and none for control, nested `MAX_DEPTH` deep.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        value = json.loads(body.decode(), parse_constant=_not_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise UsageError("the request is nested too deeply; send a plain list of values") from error
+    except ValueError as error:
+        raise UsageError(f"the request is not valid JSON ({str(error)[:200]})") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"the request must be a JSON object, but got {kind(value)}")
+    for part in parts(value):
+        if isinstance(part, str):
+            checked_text("request", part, len(body))
+    return value
+
+
+def parts(value: Any) -> Iterator[Any]:
+    """A JSON value and all that is in it, the keys of objects too.
+
+    Raises:
+        UsageError: nested deeper than `MAX_DEPTH`.
+    """
+    waiting = deque([(value, MAX_DEPTH)])
+    while waiting:
+        part, left = waiting.popleft()
+        if not left:
+            raise UsageError("the request is nested too deeply; send a plain list of values")
+        yield part
+        inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
+        waiting.extend((each, left - 1) for each in inner)
+
+
+def _not_finite(name: str) -> float:
+    raise ValueError(f"{name} is not a number that can be used")
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _not_finite(text[:20])
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)

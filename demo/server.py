@@ -1,0 +1,289 @@
+"""How the page is served and left running: one call at a time into one model, a bounded queue, an orderly end.
+
+Gradio has the queue and tells each visitor the place in it. `Gate` stands in front of the model: it stops a call whose
+visitor left, cancelled or has waited too long, and refuses new ones at the end. `demo.guard` stands in front of Gradio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from torch import nn
+
+from demo import limits
+from demo.guard import Guard, Visits
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+UPLOADS = "uploads"
+TIDY_EVERY = 30.0  # seconds
+DELIVERY = 5.0  # seconds that the last answers have to reach their visitors
+CLOSED = "the page is being stopped and takes no new requests; try again later"
+
+
+class Stopped(UsageError):
+    """A call into the model was ended from outside."""
+
+
+class Call:
+    """One visitor's call into the model."""
+
+    def __init__(self, session: str | None, timeout: float) -> None:
+        self.session = session
+        self.timeout = timeout
+        self.deadline = float("inf")  # counts from the moment when the model is free
+        self.cancelled = False
+
+    def check(self) -> None:
+        """Raises `Stopped` where the call was cancelled or has taken too long; for loops that do not run the model."""
+        if self.cancelled:
+            raise Stopped("the request was cancelled")
+        if time.monotonic() > self.deadline:
+            raise Stopped(
+                f"the answer took longer than {self.timeout:g} seconds and was stopped; "
+                "ask for fewer words or beams, or give a smaller picture"
+            )
+
+
+class Gate:
+    """One model, many visitors: one call at a time, each of which can be stopped between two layers of the model.
+
+    Args:
+        timeout: seconds that a call may take, not counting its wait.
+    """
+
+    def __init__(self, timeout: float = 120) -> None:
+        self.timeout = timeout
+        self.name = ""
+        self.stopping = False
+        self._model = threading.Lock()  # held during a call; a streaming one is released by another thread
+        self._calls: list[Call] = []
+        self._current: Call | None = None
+        self._changed = threading.Condition()
+
+    def watch(self, model: nn.Module, name: str) -> None:
+        """Make calls into `model` stoppable; `name` is what `/health` tells."""
+        self.name = name
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        for layer in (layer for stack in stacks for layer in stack):
+            layer.register_forward_pre_hook(self._check)
+
+    def _check(self, _layer: nn.Module, _inputs: Any) -> None:
+        if (call := self._current) is not None:
+            call.check()
+
+    @property
+    def count(self) -> int:
+        """Calls that are in the model or in front of it."""
+        return len(self._calls)
+
+    @contextmanager
+    def running(self, request: Any = None) -> Iterator[Call]:
+        """The model for oneself, until the end of the block; it may be left in another thread.
+
+        Args:
+            request: Gradio's, by whose session the call is stopped when its visitor leaves.
+
+        Raises:
+            Stopped: the page is being stopped. In the block the model raises it where the call is cancelled or has
+                taken too long.
+        """
+        call = Call(getattr(request, "session_hash", None), self.timeout)
+        with self._changed:
+            self._calls.append(call)
+        try:
+            while not self._model.acquire(timeout=0.05):
+                call.check()
+            try:
+                if self.stopping:
+                    raise Stopped(CLOSED)
+                call.deadline = time.monotonic() + self.timeout
+                self._current = call
+                call.check()
+                yield call
+            finally:
+                self._current = None
+                self._model.release()
+        finally:
+            with self._changed:
+                self._calls.remove(call)
+                self._changed.notify_all()
+
+    def run(self, function: Callable[..., Any], *args: Any, request: Any = None, **options: Any) -> Any:
+        """`function(*args, **options)` with the model for itself; raises what `running` does."""
+        with self.running(request):
+            return function(*args, **options)
+
+    def cancel(self, session: str | None = None) -> None:
+        """Stop the calls of a session, or all of them."""
+        with self._changed:
+            for call in self._calls:
+                call.cancelled |= session is None or call.session == session
+
+    def stop(self, wait: float) -> bool:
+        """Take no new calls, and let those in the model finish; whether they did so within `wait` seconds."""
+        self.stopping = True
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._calls, wait)
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder that goes with all in it, the only one where Gradio keeps files while it stands.
+
+    A page is to be built and served inside: Gradio's components note the folder when they are made.
+    """
+    names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="qformer-demo-", ignore_cleanup_errors=True) as made:
+        folder = Path(made).resolve()
+        (folder / UPLOADS).mkdir()
+        os.environ.update(dict.fromkeys(names, str(folder / UPLOADS)))
+        try:
+            yield folder
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def launch(
+    page: Any,
+    *,
+    folder: Path,
+    gate: Gate,
+    port: int | None = None,
+    queue: int = 64,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+    block: bool = True,
+    **looks: Any,
+) -> Any:
+    """Serve a page on this machine, of whose files only those in `folder` are read or served.
+
+    Args:
+        page: Gradio's Blocks, built inside the `workplace` that `folder` is.
+        gate: through which the page's functions reach the model.
+        port: None: the first free one from 7860 on.
+        queue: how many requests may wait; one more is refused with a sentence.
+        share: also by a public address of Gradio's makers, through their machines.
+        block: until SIGTERM or SIGINT, and then end in order: what runs finishes, what waits is told. A second signal
+            ends what runs too.
+        looks: `theme`, `css`, `head` and the like of Gradio's own `launch`.
+
+    Returns:
+        Gradio's (app, address, public address); end it with `close`.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    uploads = folder / UPLOADS
+    if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
+        raise ValueError(f"'{folder}' is not the workplace in which the page was built; see demo.server.workplace")
+    # Gradio counts the last 10,000 requests in a table that it makes anew for each.
+    os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="100", GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
+    page.queue(max_size=queue, api_open=False, default_concurrency_limit=1)
+    for function in page.fns.values():
+        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue: a place in it is the real one
+    visits = Visits(page, uploads)
+    page.visits = visits
+
+    async def health(_request: Any) -> JSONResponse:
+        status = "stopping" if gate.stopping else "ok"
+        return JSONResponse(
+            {"status": status, "running": gate.count, "waiting": len(page._queue), "model": gate.name},
+            headers={"Cache-Control": "no-store"},
+        )
+
+    started = page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        share=share,
+        auth=auth,
+        max_file_size=limits.MAX_BYTES,
+        app_kwargs={
+            "routes": [Route("/health", health)],
+            "middleware": [Middleware(Guard, page=page, gate=gate, visits=visits, uploads=uploads, queue=queue)],
+            "lifespan": _tidying(visits),
+        },
+        state_session_capacity=2000,
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        inline=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        **looks,
+    )
+    if block:
+        print(f"The page is at {started[1]}" + (f" and {started[2]}" if share else "") + "; Ctrl-C ends it", flush=True)
+        _until_signal(gate)
+        close(page, gate)
+    return started
+
+
+def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
+    """End a page in order: no new requests, running ones finish, waiting ones are told, then the server goes.
+
+    Args:
+        wait: seconds for all of them, by default what one call may take; what runs then is stopped.
+
+    Returns:
+        Whether all ended by themselves.
+    """
+    end = time.monotonic() + (gate.timeout if wait is None else wait)
+    calm = gate.stop(end - time.monotonic())
+    if not calm:
+        gate.cancel()
+    until = max(end, time.monotonic() + DELIVERY)
+    while (len(page._queue) or gate.count) and time.monotonic() < until:  # each that waits is refused in its turn
+        time.sleep(0.02)
+    until = time.monotonic() + DELIVERY
+    while page.visits.answering and time.monotonic() < until:
+        time.sleep(0.02)
+    page.close(verbose=False)
+    return calm
+
+
+def _until_signal(gate: Gate) -> None:
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: Any) -> None:
+        if asked.is_set():
+            gate.cancel()
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    asked.wait()
+
+
+def _tidying(visits: Visits) -> Callable[[Any], Any]:
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        async def tidy() -> None:
+            while True:
+                await asyncio.sleep(TIDY_EVERY)
+                visits.tidy()
+
+        task = asyncio.create_task(tidy())
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return lifespan
