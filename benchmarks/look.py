@@ -1,0 +1,222 @@
+"""Is what the page shows as relevant really what the question asks about? Measured on drawn scenes.
+
+    python benchmarks/look.py runs/quickstart/opt [--scenes 100] [--seed 5] [--compare] [--quick]
+
+The model answers a question about a scene it never saw; `demo.look.answer_relevance` says which places its answer came
+from. The generator knows the box of the object that is asked about (of both in a relation, of all that are counted).
+*Inside* is the share of the relevance in that box, divided by the box's share of the picture: 1 is chance. Controls: the
+box of another object of the same scene, drawn at random, and the asked box on the relevance of the scene before. *Hit*
+is how often a quarter of the most relevant patch, or more, lies in the box. Questions about what is not there are left
+out. `--compare` measures other methods beside it. Fails where *inside* is below 2, the goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from demo import look
+from qformer.data.scene_text import KINDS, Scene, SceneObject
+from qformer.data.scenes import Scenes
+from qformer.model.loading import load_vision_language
+from stages.zero_shot import GREEDY, SIZE, UNSEEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from qformer.model.vision_language import VisionLanguageModel
+    from qformer.types import VisualTokens
+
+    Box = tuple[float, float, float, float]
+    Method = Callable[[VisionLanguageModel, VisualTokens, Tensor, tuple[str, str, None]], Tensor]
+
+GOAL = 2.0
+FINE = 240  # pixels a side on which boxes are compared with patches
+
+
+def asked(scene: Scene, question: str) -> list[SceneObject]:
+    """The objects that a question of `qformer.data.scene_text` names; none where it asks about what is not there."""
+    return [item for item in scene.objects if re.search(rf"\b({_names(item)})(?! left| right)\b", question)]
+
+
+def _names(item: SceneObject) -> str:
+    """How questions name an object or the group it is in, as alternatives of a regular expression."""
+    singular = rf"(the|an?) ({item.colour} {item.shape}|{item.colour} object|{item.shape})"
+    plural = rf"how many ({item.colour} )?({item.shape}e?s|{item.colour} objects|objects)"
+    word = rf"|word {item.word}" if item.word else ""
+    return rf"{singular}|{plural}|object at the {item.position}{word}"
+
+
+def covered(boxes: list[Box], height: int, width: int) -> tuple[Tensor, float]:
+    """Which share of each patch the boxes cover together, float[h, w], and which of the whole picture."""
+    places = (torch.arange(FINE) + 0.5) / FINE
+    inside = torch.zeros(FINE, FINE, dtype=torch.bool)
+    for left, top, right, bottom in boxes:
+        inside |= ((places >= top) & (places <= bottom))[:, None] & ((places >= left) & (places <= right))
+    share = torch.nn.functional.adaptive_avg_pool2d(inside.float()[None], (height, width))[0]
+    return share, float(inside.float().mean())
+
+
+@dataclass
+class Found:
+    """What one method found: ratios by kind of question, controls, hits."""
+
+    inside: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    other: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)
+    hits: list[bool] = field(default_factory=list)
+    last: Tensor | None = None
+
+    def add(self, kind: str, heat: Tensor, boxes: list[Box], other: Box | None) -> None:
+        share, area = covered(boxes, *heat.shape)
+        self.inside[kind].append(float((heat * share).sum()) / area)
+        self.hits.append(float(share.flatten()[heat.argmax()]) >= 0.25)
+        if other is not None:
+            share_of_other, area_of_other = covered([other], *heat.shape)
+            self.other.append(float((heat * share_of_other).sum()) / area_of_other)
+        if self.last is not None:
+            self.before.append(float((self.last * share).sum()) / area)
+        self.last = heat
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ratio for ratios in self.inside.values() for ratio in ratios]
+
+
+def attention(model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]) -> Tensor:
+    """Where the queries look, whatever is answered."""
+    with torch.no_grad(), look.watch(model.connector.qformer) as weights:
+        model.connector(visual, [[text[0]]])
+    return sum(one.mean(dim=1).sum(dim=1) for one in weights)  # type: ignore[return-value]
+
+
+def gradient_times_input(
+    model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]
+) -> Tensor:
+    features = visual.features[None].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(look.score(model, visual, features, *text)[1].sum(), features)
+    return (gradient * features).sum(dim=3)[0].detach()
+
+
+def gradient_times_attention(
+    model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]
+) -> Tensor:
+    """The cross-attention step of Chefer et al., arXiv:2103.15679, summed over queries and layers."""
+    weights: list[Tensor] = []
+
+    def attend(attention: Any, inputs: tuple[Any, ...], _: Tensor) -> Tensor:
+        hidden, keys, values, mask = inputs
+        weights.append(look.cross_weights(attention, hidden, keys, mask))
+        mixed = (weights[-1] @ values).transpose(1, 2).flatten(2)  # (N, Q, H)
+        return attention.norm(hidden + attention.output(mixed))
+
+    layers: Any = model.connector.qformer.layers
+    hooks = [layer.cross_attention.register_forward_hook(attend) for layer in layers if layer.cross_attention]
+    features = visual.features[None].detach().requires_grad_()
+    found = torch.autograd.grad(look.score(model, visual, features, *text)[1].sum(), weights)
+    for hook in hooks:
+        hook.remove()
+    return sum((w * g).clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, found, strict=True)).detach()  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def occlusion(model: VisionLanguageModel, visual: VisualTokens, blank: Tensor, text: tuple[str, str, None]) -> Tensor:
+    """What the log-probability loses when one image token is that of the blank picture; one tile."""
+    whole = visual.features[None]
+    hidden = torch.eye(whole.shape[2], dtype=torch.bool)[:, None, :, None]  # (S, 1, S, 1)
+    scores = look.score(model, visual, torch.where(hidden, blank, whole), *text)[1].sum(dim=1)
+    return (look.score(model, visual, whole, *text)[1].sum() - scores)[None]
+
+
+METHODS: dict[str, Method] = {
+    "integrated gradients": lambda *given: look.integrate(*given)[1],
+    "their absolute values": lambda *given: look.integrate(*given)[1].abs(),
+    "integrated gradients from the mean token": lambda model, visual, _, text: look.integrate(
+        model, visual, visual.features.mean(dim=1, keepdim=True).expand_as(visual.features), text
+    )[1],
+    "occlusion": occlusion,
+    "gradient x input": gradient_times_input,
+    "gradient x attention": gradient_times_attention,
+    "attention alone": attention,
+}
+
+
+def examples(model: VisionLanguageModel, count: int, seed: int) -> Iterator[tuple[str, Any, str, str, Scene]]:
+    """Kind, picture, question and the model's own answer of so many unseen scenes with something to find."""
+    source = Scenes(UNSEEN, SIZE, seed=seed, count=100 * count, questions=True)
+    for place in range(len(source)):
+        sample, scene = source[place], source.scene(place)
+        question = sample.question or ""
+        if not asked(scene, question):
+            continue
+        said = model.answer(model.frontend.tiles([sample.image]), [question], **GREEDY)[0]
+        if said.strip():
+            yield sample.key.rpartition(":")[2], Image.fromarray(sample.image), question, said, scene
+            count -= 1
+        if not count:
+            return
+
+
+def measure(model: VisionLanguageModel, given: argparse.Namespace) -> dict[str, Found]:
+    """The page's own method first, and with `--compare` the others."""
+    generator = random.Random(given.seed)
+    found: dict[str, Found] = {"answer_relevance": Found()}
+    for kind, picture, question, said, scene in examples(model, given.scenes, given.seed):
+        named = asked(scene, question)
+        boxes, rest = [item.box() for item in named], [item.box() for item in scene.objects if item not in named]
+        other = generator.choice(rest) if rest else None
+        _, heat = look.answer_relevance(model, picture, question, said)
+        found["answer_relevance"].add(kind, heat, boxes, other)
+        if given.compare:
+            visual, blank = look.see_with_blank(model, picture)
+            for name, method in METHODS.items():
+                scores = method(model, visual, blank, (question, said, None))
+                heat = look.on_picture(visual, scores.clamp(min=0))
+                found.setdefault(name, Found()).add(kind, heat, boxes, other)
+    return found
+
+
+def show(found: dict[str, Found]) -> None:
+    """A row for each method, and the first by kind of question."""
+    columns = "method", "inside", "its standard error", "another object", "scene before", "hit, %"
+    table = Table(*columns, *KINDS)
+    for name, one in found.items():
+        ratios = one.ratios
+        error = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else 0.0
+        controls = (f"{mean(control):.2f}" if control else "-" for control in (one.other, one.before))
+        kinds = (f"{mean(one.inside[kind]):.1f}" if kind in one.inside else "-" for kind in KINDS)
+        table.add_row(name, f"{mean(ratios):.2f}", f"{error:.2f}", *controls, f"{100 * mean(one.hits):.0f}", *kinds)
+    Console(width=170).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="of stage two, trained on drawn scenes: RUNS/opt of `qformer quickstart`")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--compare", action="store_true", help="other methods, too")
+    parser.add_argument("--quick", action="store_true", help="14 scenes, to see that it runs; nothing fails")
+    given = parser.parse_args()
+    if given.quick:
+        given.scenes = 14
+    found = measure(load_vision_language(given.checkpoint, "cpu"), given)
+    print(f"{given.checkpoint}: {given.scenes} unseen scenes, seed {given.seed}")
+    show(found)
+    reached = mean(found["answer_relevance"].ratios)
+    if reached < GOAL and not given.quick:
+        raise SystemExit(f"{reached:.2f} times the box's share of the picture, less than {GOAL}")
+
+
+if __name__ == "__main__":
+    main()
