@@ -62,7 +62,6 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                     [picture, question := _question(render=False), context := _context(render=False)],
                     label="Scenes that no training has shown",
                     api_visibility="private",
-                    example_labels=_labels(examples),
                 )
             else:
                 question, context = _question(render=False), _context(render=False)
@@ -80,7 +79,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
                 stop = gr.Button("Stop", elem_id="stop", min_width=90)
-                suggest = gr.Button("Suggest a question and answer it", elem_id="suggest", min_width=260, scale=2)
+                suggest = gr.Button("Suggest a question", elem_id="suggest", min_width=200)
             context.render()
             preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
             decoding = _decoding(model)
@@ -100,8 +99,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
         page.on([suggest.click], _suggesting(page, model), [picture, context, turns], outputs, chat),
     ]
     stop.click(_ended, [turns], [chat, turns], cancels=events, **CONFIRM)
-    forget = gr.on([clear.click, picture.change], _forgotten, None, [chat, turns, prompt], cancels=events, **CONFIRM)
-    del forget
+    gr.on([clear.click, chat.clear, picture.change], _forgotten, None, [chat, turns, prompt], cancels=events, **CONFIRM)
     preset.change(lambda task: _usual(model, task), [preset], decoding[1:], **CONFIRM)
     for button, kind in ((save_json, "json"), (save_html, "html")):
         button.click(_saving(page, kind), [picture, turns], [made], preprocess=False, **CONFIRM).success(
@@ -133,10 +131,6 @@ def _context(render: bool) -> gr.Textbox:
     )
 
 
-def _labels(examples: list[list[str]]) -> list[str]:
-    return [f"{question} (told: {context})" if context else question for _, question, context in examples]
-
-
 def _decoding(model: VisionLanguageModel) -> list[Any]:
     """Components of `OPTIONS`, folded away; they show what a short answer is written with."""
     beams, top_p, temperature, longest, shortest, length, repetition = _usual(model, "vqa")
@@ -144,13 +138,13 @@ def _decoding(model: VisionLanguageModel) -> list[Any]:
         method = gr.Radio(list(DECODING.items()), value="beams", label="How words are chosen", elem_id="method")
         with gr.Row():
             made = [
-                gr.Slider(1, 10, beams, step=1, label="Beams", min_width=200),
-                gr.Slider(0.05, 1, top_p, step=0.05, label="Nucleus: top p", min_width=200),
-                gr.Slider(0.1, 2, temperature, step=0.1, label="Nucleus: temperature", min_width=200),
-                gr.Slider(1, 256, longest, step=1, label="Longest answer, tokens", min_width=200),
-                gr.Slider(0, 64, shortest, step=1, label="Shortest answer, tokens", min_width=200),
-                gr.Slider(-2, 2, length, step=0.5, label="Beams: length penalty", min_width=200),
-                gr.Slider(1, 3, repetition, step=0.1, label="Repetition penalty", min_width=200),
+                gr.Slider(1, 10, beams, step=1, label="Beams", info="of the search", min_width=220),
+                gr.Slider(0.05, 1, top_p, step=0.05, label="Top p", info="of the nucleus", min_width=220),
+                gr.Slider(0.1, 2, temperature, step=0.1, label="Temperature", info="of the nucleus", min_width=220),
+                gr.Slider(1, 256, longest, step=1, label="Longest", info="tokens of an answer", min_width=220),
+                gr.Slider(0, 64, shortest, step=1, label="Shortest", info="tokens of an answer", min_width=220),
+                gr.Slider(-2, 2, length, step=0.5, label="Length", info="penalty, of beams", min_width=220),
+                gr.Slider(1, 3, repetition, step=0.1, label="Repetition", info="penalty", min_width=220),
             ]
     return [method, *made]
 
@@ -206,7 +200,8 @@ def _messages(turns: list[Turn]) -> list[dict[str, str]]:
     shown = []
     for turn in turns:
         question = turn.question or "(a caption)"
-        shown.append({"role": "user", "content": f"[{turn.context}] {question}" if turn.context else question})
+        told = f"{question}\n(told: {turn.context})" if turn.context else question
+        shown.append({"role": "user", "content": told})
         shown.append({"role": "assistant", "content": turn.answer or "…"})
     return shown
 

@@ -5,7 +5,7 @@ Everything a visitor sent is checked; what cannot be used is a `UsageError` of o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,14 +113,20 @@ def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
 
 @dataclass(frozen=True)
 class Found:
-    """A hit to show. `moved`: places that re-ranking moved it up; None where it did not stand among those shown."""
+    """A hit to show.
+
+    Attributes:
+        itc, itm: cosine, and the probability of a match where ITM looked.
+        moved: places that re-ranking moved it up. fresh: it did not stand among those shown before.
+    """
 
     name: str
     caption: str
     picture: Image.Image | None
     itc: float
     itm: float | None = None
-    moved: int | None = None
+    moved: int = 0
+    fresh: bool = False
 
 
 def search(
@@ -143,18 +149,16 @@ def search(
     after = [] if words is None else retriever.search(words, picture, shown, max(candidates, shown))
     pictures = {hit.id: _thumbnail(retriever, hit) for hit in {hit.id: hit for hit in [*before, *after]}.values()}
     places = {hit.id: place for place, hit in enumerate(before)}
-    return (
-        [_found(hit, pictures) for hit in before],
-        [
-            _found(hit, pictures, places[hit.id] - place if hit.id in places else None)
-            for place, hit in enumerate(after)
-        ],
-    )
+    ranked = [
+        replace(_found(hit, pictures), moved=places.get(hit.id, place) - place, fresh=hit.id not in places)
+        for place, hit in enumerate(after)
+    ]
+    return [_found(hit, pictures) for hit in before], ranked
 
 
-def _found(hit: Hit, pictures: dict[str, Image.Image | None], moved: int | None = None) -> Found:
+def _found(hit: Hit, pictures: dict[str, Image.Image | None]) -> Found:
     caption = hit.captions[0] if hit.captions else ""
-    return Found(Path(hit.path).name, caption, pictures[hit.id], hit.itc, hit.probability, moved)
+    return Found(Path(hit.path).name, caption, pictures[hit.id], hit.itc, hit.probability)
 
 
 def _thumbnail(retriever: Retriever, hit: Hit) -> Image.Image | None:
@@ -182,7 +186,7 @@ class Rests:
 
 
 def relevance(
-    model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None, context: Any = ""
+    model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None
 ) -> Rests:
     """Which parts of the picture an answer, or one token of it, rests on (`look.answer_relevance`).
 
@@ -192,14 +196,14 @@ def relevance(
     Raises:
         UsageError: no question, or a token that the answer does not have.
     """
-    asked = prepare(model, image, question, context)
+    asked = prepare(model, image, question)
     if not asked.question:
         raise UsageError("there is no question; write one, whose answer is to be explained")
     answered = checked_text("answer", said, MAX_QUESTION).strip() or [*answer(model, asked)][-1]
     if not answered:
         raise UsageError("the model says nothing to this question; write the answer that is to be explained")
     chosen = None if token is None else int(checked_number("number of the token", token, 0, 1000, whole=True))
-    tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen, asked.context)
+    tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen)
     return Rests(answered, tokens, look.overlay(asked.picture, heat))
 
 
@@ -211,10 +215,8 @@ def slices(
     own = model.frontend.strategy
     found = []
     for name in look.STRATEGIES:
-        is_own = find(resolution.STRATEGIES, name, "strategy") is type(own)
-        options: dict[str, Any] = (
-            {f.name: getattr(own, f.name) for f in fields(own) if f.init} if is_own and is_dataclass(own) else {}
-        )
+        is_own = is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own)
+        options = {field.name: getattr(own, field.name) for field in fields(own) if field.init} if is_own else {}
         drawn, numbers = look.slices(picture, name, **options)
         found.append((drawn, name, numbers))
     return found

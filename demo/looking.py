@@ -13,8 +13,8 @@ from qformer.types import UsageError
 
 ALL = "the whole answer"
 METHOD = (
-    "Relevance: attention of each layer weighted by its gradient and rolled through the prefix back to the patches "
-    "(Chefer et al. 2021, arXiv:2103.15679)."
+    "Integrated gradients (Sundararajan et al., arXiv:1703.01365) at the image tokens: what each patch adds to the "
+    "log-probability of the answer, from a blank picture to this one"
 )
 
 
@@ -120,11 +120,6 @@ def _slices(page: Page) -> Any:
     def show(request: gr.Request, picture: Any) -> Any:
         with told():
             found = page.gate.run(finding.slices, page.models.looking, path_of(picture), request=request)
-            return gr.update(value=[(drawn, caption(name, numbers)) for drawn, name, numbers in found], visible=True)
+            return gr.update(value=[(drawn, name) for drawn, name, _ in found], visible=True)
 
     return show
-
-
-def caption(name: str, numbers: dict[str, Any]) -> str:
-    """A strategy with its numbers, on one line."""
-    return f"{name}: " + ", ".join(f"{key} {value}" for key, value in numbers.items())

@@ -82,7 +82,7 @@ def _card(one: Found, place: int) -> str:
     if one.picture is not None:
         picture = f'<img src="{data_uri(one.picture, CARD)}" alt="{escape(told)}" loading="lazy">'
     score = f"{one.itc:.3f}" if one.itm is None else f"{one.itm:.1%}"
-    move = ""
+    move = ' <span class="up" title="not among the first by cosine">new</span>' if one.fresh else ""
     if one.moved:
         way, sign = ("up", "▲") if one.moved > 0 else ("down", "▼")
         move = f' <span class="{way}" title="{abs(one.moved)} places {way} by re-ranking">{sign}{abs(one.moved)}</span>'
