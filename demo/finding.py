@@ -185,9 +185,7 @@ class Rests:
     picture: Image.Image
 
 
-def relevance(
-    model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None
-) -> Rests:
+def relevance(model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None) -> Rests:
     """Which parts of the picture an answer, or one token of it, rests on (`look.answer_relevance`).
 
     Args:

@@ -196,7 +196,7 @@ def search_tab(page: Page) -> None:
             before = gr.HTML(elem_id="hits-itc", min_height=120)
         with gr.Column(min_width=300):
             gr.Markdown(
-                "### Re-ranked by ITM\nThe probability of a match, and the places gained or lost; the order is that of ITM's logit + cosine"
+                "### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost"
             )
             after = gr.HTML(elem_id="hits-itm", min_height=120)
 

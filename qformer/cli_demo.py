@@ -34,7 +34,9 @@ def demo(
         typer.Option(help="stage-one checkpoint, to match and to search; the one that CKPT started from by default"),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="gallery to search, a folder that `qformer index` wrote")] = None,
-    port: Annotated[int | None, typer.Option(help="the first free one from 7860 on by default", min=1, max=65535)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="the first free one from 7860 on by default", min=1, max=65535)
+    ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="a public address too, through machines of Gradio's makers")
     ] = False,
@@ -43,9 +45,7 @@ def demo(
     quantize: Annotated[
         Bits | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
 ) -> None:
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
@@ -107,10 +107,12 @@ def _default() -> tuple[str, Path | None]:
     start = checkpoint.read(run).config.init
     if find_spec("lancedb") is None or start is None:
         return str(run), None
-    gallery = cache / f"gallery-{run.resolve().as_posix().strip('/').replace('/', '-')}"
-    if not (gallery / "gallery.json").exists():
+    made = (checkpoint.find(start) / checkpoint.WEIGHTS).stat().st_mtime_ns
+    gallery = cache / f"gallery-{made:x}"  # of this training: another one would be refused
+    if not (gallery / "ready").exists():
         from stages.gallery import index
 
         print(f"qformer: {EXAMPLES} drawn scenes are indexed, to search")
         index(start, ["name=scenes", "split=test", f"count={EXAMPLES}"], gallery, None, None, 64, None)
+        (gallery / "ready").touch()
     return str(run), gallery
