@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -27,37 +26,6 @@ ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 browser_only = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt install chromium")
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the one for all tests: a browser and a server meet on this machine; other addresses raise."""
-    connect = socket.socket.connect
-
-    def guard(self: socket.socket, address: Any) -> Any:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise RuntimeError(f"a test tried to reach the network: {address}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", guard)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> VisionLanguageModel:
-    """The shipped ViT and OPT and an almost untrained bridge: real answers, if foolish ones."""
-    folder = tmp_path_factory.mktemp("run")
-    few = ["train.steps=2", "train.warmup=1", "data.batch=4"]
-    stages.train(
-        load_config(
-            ROOT / "configs/quickstart/stage1.yaml", [f"run={folder / 'stage1'}", *few, "data.validation_size=4"]
-        )
-    )
-    stages.train(
-        load_config(
-            ROOT / "configs/quickstart/stage2.yaml", [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *few]
-        )
-    )
-    return load_vision_language(folder / "opt", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +65,6 @@ def _is_ours(url: str, address: str) -> bool:
 def choose(page: Page, file: Path) -> None:
     page.locator("#picture input[type=file]").set_input_files(file)
     page.locator("#picture img").first.wait_for()
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "scene.png"
-    Image.fromarray(Scenes("test", size=200, seed=3)[1].image).save(file)
-    return file
 
 
 @browser_only

@@ -1,0 +1,129 @@
+"""A trained checkpoint and its model for all tests of the page, and the way to this machine alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from PIL import Image
+
+import stages
+from demo import app, server
+from qformer.config import load_config
+from qformer.data.scenes import Scenes
+from qformer.model.loading import load_vision_language
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qformer.model.vision_language import VisionLanguageModel
+
+ROOT = Path(__file__).parent.parent.parent
+META = {"_type": "gradio.FileData"}
+API = "/gradio_api"
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the one for all tests: a browser and a server meet on this machine; other addresses raise."""
+    connect = socket.socket.connect
+
+    def guard(self: socket.socket, address: Any) -> Any:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise RuntimeError(f"a test tried to reach the network: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guard)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the shipped ViT and OPT and an almost untrained bridge: real answers, if foolish ones."""
+    folder = tmp_path_factory.mktemp("run")
+    few = ["train.steps=2", "train.warmup=1", "data.batch=4"]
+    configs = ROOT / "configs/quickstart"
+    stages.train(load_config(configs / "stage1.yaml", [f"run={folder / 'stage1'}", *few, "data.validation_size=4"]))
+    stages.train(load_config(configs / "stage2.yaml", [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *few]))
+    return folder / "opt"
+
+
+@pytest.fixture(scope="session")
+def model(trained: Path) -> VisionLanguageModel:
+    return load_vision_language(trained, "cpu")
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("scene") / "scene.png"
+    Image.fromarray(Scenes("test", size=200, seed=3)[1].image).save(file)
+    return file
+
+
+class Visitor:
+    """Someone who uses a running page by its API, as the browser's part of Gradio does."""
+
+    def __init__(self, address: str) -> None:
+        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
+
+    def upload(self, content: bytes | Path, name: str = "picture.png") -> httpx.Response:
+        data = content.read_bytes() if isinstance(content, Path) else content
+        return self.http.post(f"{API}/upload", files={"files": (name, io.BytesIO(data), "image/png")})
+
+    def picture(self, file: Path) -> dict[str, Any]:
+        """An uploaded picture, as a request refers to it."""
+        response = self.upload(file)
+        assert response.status_code == 200, response.text
+        return {"path": response.json()[0], "meta": META}
+
+    def post(self, data: Any, name: str = "ask", **more: Any) -> httpx.Response:
+        return self.http.post(f"{API}/call/{name}", json={"data": data, **more})
+
+    def events(self, event: str, name: str = "ask") -> Iterator[tuple[str, Any]]:
+        """What comes back of a request: kinds and values."""
+        with self.http.stream("GET", f"{API}/call/{name}/{event}") as response:
+            assert response.status_code == 200
+            kind = ""
+            for line in response.iter_lines():
+                head, _, value = line.partition(": ")
+                if head == "event":
+                    kind = value
+                elif head == "data":
+                    yield kind, json.loads(value)
+
+    def outcome(self, data: list[Any], name: str = "ask") -> tuple[str, Any]:
+        """`complete` and the answer, or `error` and the sentence, whether it comes at once or later."""
+        response = self.post(data, name)
+        if response.status_code != 200:
+            return str(response.status_code), response.json()["detail"]
+        kind, value = list(self.events(response.json()["event_id"], name))[-1]
+        return kind, value["error"] if kind == "error" else value[0]
+
+    def health(self) -> dict[str, Any]:
+        return self.http.get("/health").json()
+
+
+@pytest.fixture(scope="module")
+def gate(model: VisionLanguageModel) -> server.Gate:
+    made = server.Gate()
+    made.watch(model, "test")
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(model: VisionLanguageModel, gate: server.Gate) -> Iterator[str]:
+    """The address of the page, served."""
+    with server.workplace() as folder:
+        page = app.build(model, "test", [], gate)
+        _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, theme=app.THEME)
+        yield url
+        server.close(page, gate)
+
+
+@pytest.fixture
+def visitor(served: str) -> Visitor:
+    return Visitor(served)
