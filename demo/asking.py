@@ -61,6 +61,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                     examples,
                     [picture, question := _question(render=False), context := _context(render=False)],
                     label="Scenes that no training has shown",
+                    elem_id="examples",
                     api_visibility="private",
                 )
             else:
@@ -88,9 +89,9 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                     label="Behind the image, of the last question", lines=2, interactive=False, buttons=["copy"]
                 )
             with gr.Row():
-                clear = gr.Button("Clear the conversation", elem_id="clear", size="sm", min_width=180)
-                save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=130)
-                save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=130)
+                clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=80)
+                save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
+                save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
             made = gr.JSON(visible="hidden")
     inputs = [picture, question, context, preset, *decoding, turns]
     outputs = [chat, question, turns, prompt]

@@ -99,14 +99,15 @@ def load_models(
     Raises:
         UsageError: something that cannot be loaded, of the wrong stage, or a gallery of another model.
     """
+    name = "/".join(Path(path).parts[-2:]) if Path(path).exists() else path  # visitors need not know where it lies
     first = load(path, device, quantize=quantize)
     if isinstance(first, ImageTextModel):
         if stage1 is not None:
             raise UsageError(f"'{path}' is of stage one itself; leave --stage1 out, or give a checkpoint of stage two")
-        models, source = Models(path, matching=first), path
+        models, source = Models(name, matching=first), path
     else:
         source = stage1 or _started_from(path) or ""
-        models = Models(path, asking=first)
+        models = Models(name, asking=first)
         if source:
             second = load(source, device)
             if not isinstance(second, ImageTextModel):

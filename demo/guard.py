@@ -36,7 +36,7 @@ READ = re.compile(  # what the page and the clients of its API fetch
     rf"|{API}/queue/(data|status)|{API}/call/[^/]+/[^/]+|{API}/heartbeat/[^/]+|{API}/file=.+",
     re.DOTALL,
 )
-WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|call/[^/]+)")
+WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
 MAX_JSON = 1_000_000  # bytes: a long context and a conversation
 MAX_STORED = 2_000_000_000  # bytes of pictures that are kept at once
 OF_FORM = 100_000  # bytes around the files of an upload
@@ -160,7 +160,7 @@ class Guard:
             if path.endswith("/cancel"):
                 self.gate.cancel(str(body.get("session_hash")))
             elif not path.rstrip("/").endswith("/reset"):
-                body = await self._request(path.removeprefix(f"{API}/call/"), body)
+                body = await self._request(path.removeprefix(f"{API}/call/"), body, path.endswith("/run/predict"))
             exchange.replay(json.dumps(body).encode())
         if session is None:
             return await self.app(scope, exchange.receive, exchange.send)
@@ -220,11 +220,15 @@ class Guard:
             raise Refused(403, "this file is not one of the page's own; upload the picture itself")
         return real
 
-    async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A call of one of the page's functions, of which only what Gradio needs is left."""
+    async def _request(self, name: str, body: dict[str, Any], at_once: bool = False) -> dict[str, Any]:
+        """A call of one of the page's functions, of which only what Gradio needs is left.
+
+        Args:
+            at_once: past the queue, as functions may be called that do not wait for the model.
+        """
         if self.gate.stopping:
             raise Refused(503, "the page is being stopped and takes no new requests; try again later")
-        if len(self.page._queue) >= self.queue:
+        if not at_once and len(self.page._queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
         number = body.get("fn_index")
@@ -234,7 +238,7 @@ class Guard:
                 raise Refused(400, "a request must name its session (session_hash)")
         else:
             function = named.get(name)
-        if function is None or function.fn is None:
+        if function is None or function.fn is None or (at_once and function.queue):
             asked = f"the function {name[:100]!r}" if not name.startswith("/") else f"a function {str(number)[:20]!r}"
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:

@@ -36,7 +36,19 @@ ol.hits div { padding: .35rem .5rem; overflow-wrap: anywhere }
 ol.hits .numbers { display: flex; justify-content: space-between; gap: .4rem; font-variant-numeric: tabular-nums;
   padding-bottom: 0 }
 ol.hits small { color: var(--body-text-color-subdued) }
-.up { color: #15803d } .dark .up { color: #4ade80 } .down { color: #b45309 } .dark .down { color: #fbbf24 }
+@media (max-width: 640px) {
+  .tab-container button { padding-inline: .55rem !important; font-size: .9rem !important }
+  #examples thead, #examples td:not(:first-child) { display: none }
+  #examples tbody { display: flex; overflow-x: auto }
+  #examples td { padding: .2rem }
+}
+.up { color: #15803d } .dark @media (max-width: 640px) {
+  .tab-container button { padding-inline: .55rem !important; font-size: .9rem !important }
+  #examples thead, #examples td:not(:first-child) { display: none }
+  #examples tbody { display: flex; overflow-x: auto }
+  #examples td { padding: .2rem }
+}
+.up { color: #4ade80 } .down { color: #b45309 } .dark .down { color: #fbbf24 }
 """
 
 
