@@ -4,10 +4,10 @@
 
 The model answers a question about a scene it never saw; `demo.look.answer_relevance` says which places its answer came
 from. The generator knows the box of the object that is asked about (of both in a relation, of all that are counted).
-*Inside* is the share of the relevance in that box, divided by the box's share of the picture: 1 is chance. Controls: the
-box of another object of the same scene, drawn at random, and the asked box on the relevance of the scene before. *Hit*
-is how often a quarter of the most relevant patch, or more, lies in the box. Questions about what is not there are left
-out. `--compare` measures other methods beside it. Fails where *inside* is below 2, the goal.
+*Inside* is the share of the relevance in that box, divided by the box's share of the picture: 1 is chance. Controls:
+the box of another object of the same scene, drawn at random, and the asked box on the relevance of the scene before.
+*Hit* is how often a quarter of the most relevant patch, or more, lies in the box. Questions about what is not there are
+left out. `--compare` measures other methods beside it. Fails where *inside* is below 2, the goal.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def asked(scene: Scene, question: str) -> list[SceneObject]:
 
 def _names(item: SceneObject) -> str:
     """How questions name an object or the group it is in, as alternatives of a regular expression."""
-    singular = rf"(the|an?) ({item.colour} {item.shape}|{item.colour} object|{item.shape})"
+    singular = rf"the ({item.colour} {item.shape}|{item.colour} object|{item.shape})"
+    there = rf"is there an? {item.colour} {item.shape}"
     plural = rf"how many ({item.colour} )?({item.shape}e?s|{item.colour} objects|objects)"
     word = rf"|word {item.word}" if item.word else ""
-    return rf"{singular}|{plural}|object at the {item.position}{word}"
+    return rf"{singular}|{there}|{plural}|object at the {item.position}{word}"
 
 
 def covered(boxes: list[Box], height: int, width: int) -> tuple[Tensor, float]:

@@ -1,8 +1,8 @@
 """Where a bridge looks: cross-attention of its queries over a picture, relevance of patches for an answer, and slices.
 
 `query_maps` reads the Q-Former's cross-attention as it is. `answer_relevance` asks which patches an answer came from,
-through the visual prefix and the language model. `slices` shows how a resolution strategy cuts. `demo.drawing` draws
-heat maps. Plain functions over torch and PIL.
+through the visual prefix and the language model. `demo.drawing`, whose functions are here, too, draws both and how a
+resolution strategy slices. Plain functions over torch and PIL.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from demo.drawing import STRATEGIES, overlay, sheet, slices
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import IGNORE
 from qformer.model.prompts import Prompt, compose
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from qformer.types import Plan, Tile
 
     Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the picture
+
+__all__ = ["STRATEGIES", "QueryMaps", "answer_relevance", "overlay", "query_maps", "sheet", "slices"]
 
 STEPS = 16  # from the blank picture to the real one
 ROWS = 4  # of these at once, which bounds the memory
@@ -236,7 +239,11 @@ def _placed(plan: Plan, visual: VisualTokens) -> list[tuple[Tile, tuple[int, int
 
 
 def _shares(start: float, stop: float, parts: int, cells: int) -> Tensor:
-    """Which share of each of the equal `parts` of [start, stop] lies in each of the `cells` of [0, 1]: [parts, cells]."""
+    """Which share of each of the equal `parts` of [start, stop] lies in each of the `cells` of [0, 1].
+
+    Returns:
+        float64[parts, cells].
+    """
     edges = torch.linspace(start, stop, parts + 1, dtype=torch.float64)
     walls = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
     common = torch.minimum(edges[1:, None], walls[1:]) - torch.maximum(edges[:-1, None], walls[:-1])
