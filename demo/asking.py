@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -15,6 +15,7 @@ from demo.tabs import CONFIRM, Page, path_of, picture_box, told
 from demo.transcript import Turn, as_html, as_json
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import wording
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
@@ -46,13 +47,38 @@ SAVE = """(made) => {
 }"""
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What was said about one picture, a file."""
+
+    picture: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def about(self, picture: str | None) -> Conversation:
+        """This one, or a new one if the picture is another."""
+        return self if picture == self.picture else Conversation(picture)
+
+    def and_then(self, turn: Turn) -> Conversation:
+        return replace(self, turns=(*self.turns, turn))
+
+    def messages(self) -> list[dict[str, str]]:
+        """As the chatbot shows it."""
+        shown = []
+        for turn in self.turns:
+            question = turn.question or "(a caption)"
+            told = f"{question}\n(told: {turn.context})" if turn.context else question
+            shown.append({"role": "user", "content": told})
+            shown.append({"role": "assistant", "content": turn.answer or "…"})
+        return shown
+
+
 def ask_tab(page: Page, examples: list[list[str]]) -> None:
     """The tab, and its events."""
     model = page.models.asking
     if model is None:
         page.lacking(backend.NO_ASKING)
         return
-    turns = gr.State([], time_to_live=REMEMBERED, delete_callback=list.clear)
+    talk = gr.State(Conversation(), time_to_live=REMEMBERED)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
@@ -93,17 +119,19 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                 save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
                 save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
             made = gr.JSON(visible="hidden")
-    inputs = [picture, question, context, preset, *decoding, turns]
-    outputs = [chat, question, turns, prompt]
+    inputs = [picture, question, context, preset, *decoding, talk]
+    outputs = [chat, question, talk, prompt]
     events = [
         page.on([ask.click, question.submit, context.submit], _asking(page, model), inputs, outputs, chat),
-        page.on([suggest.click], _suggesting(page, model), [picture, context, turns], outputs, chat),
+        page.on([suggest.click], _suggesting(page, model), [picture, context, talk], outputs, chat),
     ]
-    stop.click(_ended, [turns], [chat, turns], cancels=events, **CONFIRM)
-    gr.on([clear.click, chat.clear, picture.change], _forgotten, None, [chat, turns, prompt], cancels=events, **CONFIRM)
+    stop.click(_ended, [talk], [chat, talk], cancels=events, **CONFIRM)
+    gr.on([clear.click, chat.clear, picture.clear], _forgotten, None, [chat, talk, prompt], cancels=events, **CONFIRM)
+    # Who asks at once has begun the conversation about the new picture before this comes: it must not cancel.
+    picture.change(_turned_to, [picture, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
     preset.change(lambda task: _usual(model, task), [preset], decoding[1:], **CONFIRM)
     for button, kind in ((save_json, "json"), (save_html, "html")):
-        button.click(_saving(page, kind), [picture, turns], [made], preprocess=False, **CONFIRM).success(
+        button.click(_saving(page, kind), [talk], [made], preprocess=False, **CONFIRM).success(
             None, [made], None, js=SAVE, **CONFIRM
         )
 
@@ -159,74 +187,70 @@ def _usual(model: VisionLanguageModel, task: str) -> list[float]:
 
 def _asking(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
     def ask(request: gr.Request, picture: Any, question: Any, context: Any, task: Any, *rest: Any) -> Iterator[Any]:
-        *values, turns = rest
+        *values, talk = rest
         with told():
+            path = path_of(picture)
             decoding = Decoding.of(dict(zip(OPTIONS, values, strict=True)))
-            before = _done(turns)
-            history = [(turn.question, turn.answer) for turn in before if turn.question]
-            asked = backend.prepare(model, path_of(picture), question, context, history, task, decoding)
-            turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options)
+            before = talk.about(path)
+            history = [(turn.question, turn.answer) for turn in before.turns if turn.question]
+            asked = backend.prepare(model, path, question, context, history, task, decoding)
+            turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options, stopped=True)
             if asked.cut:
                 gr.Info("The beginning of the context, or of the conversation, was left out: it is longer than fits.")
-            yield _messages([*before, turn]), "", before, asked.prompt
+            yield before.and_then(turn).messages(), "", before, asked.prompt
             with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
                 for text in texts:
-                    turn = replace(turn, answer=text, stopped=True)
-                    yield _messages([*before, turn]), gr.skip(), [*before, turn], gr.skip()
-            turn = replace(turn, stopped=False)
-            yield _messages([*before, turn]), gr.skip(), [*before, turn], gr.skip()
+                    turn = replace(turn, answer=text)
+                    now = before.and_then(turn)
+                    yield now.messages(), gr.skip(), now, gr.skip()
+            now = before.and_then(replace(turn, stopped=False))
+            yield now.messages(), gr.skip(), now, gr.skip()
 
     return ask
 
 
 def _suggesting(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
-    def suggest(request: gr.Request, picture: Any, context: Any, turns: list[Turn]) -> Iterator[Any]:
+    def suggest(request: gr.Request, picture: Any, context: Any, talk: Conversation) -> Iterator[Any]:
         with told():
-            before = _done(turns)
-            yield _messages(before), gr.skip(), before, gr.skip()
-            question, answer = page.gate.run(backend.suggest, model, path_of(picture), context, request=request)
-            words = backend.prepare(model, path_of(picture), question, context)
-            turn = Turn(question, answer, words.context or "", "ask", words.prompt, suggested=True)
-            yield _messages([*before, turn]), gr.skip(), [*before, turn], words.prompt
+            path = path_of(picture)
+            before = talk.about(path)
+            yield before.messages(), gr.skip(), before, gr.skip()
+            question, answer = page.gate.run(backend.suggest, model, path, context, request=request)
+            words = backend.prepare(model, path, question, context)
+            turn = Turn(question, answer, words.context or "", words.task, words.prompt, suggested=True)
+            now = before.and_then(turn)
+            yield now.messages(), gr.skip(), now, words.prompt
 
     return suggest
 
 
-def _done(turns: Any) -> list[Turn]:
-    return [turn for turn in turns or [] if turn.answer]
+def _ended(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
+    return talk.messages(), talk
 
 
-def _messages(turns: list[Turn]) -> list[dict[str, str]]:
-    """Turns as the chatbot shows them."""
-    shown = []
-    for turn in turns:
-        question = turn.question or "(a caption)"
-        told = f"{question}\n(told: {turn.context})" if turn.context else question
-        shown.append({"role": "user", "content": told})
-        shown.append({"role": "assistant", "content": turn.answer or "…"})
-    return shown
+def _forgotten() -> tuple[list[Any], Conversation, str]:
+    return [], Conversation(), ""
 
 
-def _ended(turns: list[Turn]) -> tuple[list[dict[str, str]], list[Turn]]:
-    return _messages(_done(turns)), _done(turns)
-
-
-def _forgotten() -> tuple[list[Any], list[Turn], str]:
-    return [], [], ""
+def _turned_to(picture: Any, talk: Conversation) -> tuple[Any, ...]:
+    """A new picture begins a new conversation."""
+    with told():
+        known = talk.picture is not None and talk.picture == path_of(picture)
+        return (gr.skip(), gr.skip(), gr.skip()) if known else _forgotten()
 
 
 def _saving(page: Page, kind: str) -> Callable[..., dict[str, str]]:
     """The transcript as text, with the name of a file and what it is."""
 
-    def save(picture: Any, turns: list[Turn]) -> dict[str, str]:
+    def save(talk: Conversation) -> dict[str, str]:
         with told():
-            if not _done(turns):
-                raise gr.Error("There is no conversation to save yet.", duration=None, print_exception=False)
-            shown = None if path_of(picture) is None else backend.picture_of(path_of(picture))
+            if not talk.turns:
+                raise UsageError("there is no conversation to save yet; ask something first")
+            shown = backend.picture_of(talk.picture)
             if kind == "json":
-                text, mime = as_json(page.models.name, _done(turns), shown), "application/json"
+                text, mime = as_json(page.models.name, talk.turns, shown), "application/json"
             else:
-                text, mime = as_html(page.models.name, _done(turns), shown), "text/html"
+                text, mime = as_html(page.models.name, talk.turns, shown), "text/html"
             return {"text": text, "type": mime, "name": f"conversation.{kind}"}
 
     return save

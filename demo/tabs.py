@@ -195,9 +195,7 @@ def search_tab(page: Page) -> None:
             gr.Markdown("### By ITC\nThe cosine, from the index")
             before = gr.HTML(elem_id="hits-itc", min_height=120)
         with gr.Column(min_width=300):
-            gr.Markdown(
-                "### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost"
-            )
+            gr.Markdown("### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost")
             after = gr.HTML(elem_id="hits-itm", min_height=120)
 
     def find(request: gr.Request, text: Any, picture: Any, k: Any, shortlist: Any) -> tuple[str, str]:
