@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo import finding
+from demo import finding, markup
 from demo.limits import MAX_QUESTION
 from demo.tabs import CONFIRM, Page, path_of, picture_box, told
 from qformer.types import UsageError
@@ -28,22 +28,17 @@ def look_tab(page: Page) -> None:
             queries = gr.Button("Show where each query looks", variant="primary", elem_id="look-queries")
             cut = gr.Button("Show how strategies slice it", elem_id="look-slices")
             asking = [] if page.models.asking is None else _asking_boxes()
-    sheet = _shown("Where each query looks: cross-attention, averaged over heads and layers", "look-sheet")
-    tiles = gr.Gallery(
-        label="Slices: tiles, visual tokens and cost of each strategy",
-        elem_id="look-tiles",
-        columns=3,
-        height="auto",
-        object_fit="contain",
-        visible=False,
-        interactive=False,
-    )
-    page.on([queries.click], _queries(page), [picture], [sheet], status)
+    queries_shown = gr.HTML(elem_id="look-sheet")
+    with gr.Row():
+        relevance = gr.HTML(elem_id="look-relevance", visible=bool(asking))
+        token = gr.Radio([], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False)
+    tiles = gr.HTML(elem_id="look-tiles")
+    page.on([queries.click], _queries(page), [picture], [queries_shown], status)
     page.on([cut.click], _slices(page), [picture], [tiles], status)
-    shown = [sheet, tiles]
     if asking:
-        shown += _explaining(page, picture, asking, status)
-    picture.change(lambda: [gr.update(visible=False)] * len(shown), None, shown, **CONFIRM)
+        _explaining(page, picture, asking, status, relevance, token)
+    shown = [queries_shown, relevance, tiles, token]
+    picture.change(lambda: ["", "", "", gr.update(visible=False)], None, shown, **CONFIRM)
 
 
 def _asking_boxes() -> list[Any]:
@@ -61,34 +56,21 @@ def _asking_boxes() -> list[Any]:
     ]
 
 
-def _shown(label: str, name: str) -> gr.Image:
-    return gr.Image(
-        label=label,
-        elem_id=name,
-        type="pil",
-        interactive=False,
-        visible=False,
-        alt_text=label,
-        buttons=["fullscreen", "download"],
-    )
-
-
-def _explaining(page: Page, picture: gr.Image, asking: list[Any], status: gr.Markdown) -> list[Any]:
-    """The part that explains an answer; returns what it shows."""
+def _explaining(
+    page: Page, picture: gr.Image, asking: list[Any], status: gr.Markdown, relevance: gr.HTML, token: gr.Radio
+) -> None:
+    """The events that explain an answer."""
     model = page.models.asking
     assert model is not None
     question, answer, button = asking
-    with gr.Row():
-        relevance = _shown("What the answer rests on", "look-relevance")
-        token = gr.Radio([], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False)
 
     def explain(request: gr.Request, picture: Any, question: Any, answer: Any) -> tuple[Any, Any, Any]:
         with told():
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, request=request)
             choices = [(ALL, -1), *((text.strip() or "(space)", number) for number, text in enumerate(found.tokens))]
             return (
-                gr.update(value=found.picture, visible=True),
-                gr.update(choices=choices, value=-1, visible=True, label=f"Token of the answer “{found.answer}”"),
+                markup.figure(found.picture, f"What the answer “{found.answer}” rests on"),
+                gr.update(choices=choices, value=-1, visible=True),
                 found.answer,
             )
 
@@ -98,20 +80,22 @@ def _explaining(page: Page, picture: gr.Image, asking: list[Any], status: gr.Mar
                 raise UsageError("the token is no number; choose one of those shown")
             chosen = None if token < 0 else token
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, chosen, request=request)
-            return gr.update(value=found.picture, visible=True)
+            part = "answer" if chosen is None else f"token “{found.tokens[chosen].strip()}” of the answer"
+            return markup.figure(found.picture, f"What the {part} “{found.answer}” rests on".replace("  ", " "))
 
     inputs = [picture, question, answer]
     explained = gr.State("")
     page.on([button.click, question.submit, answer.submit], explain, inputs, [relevance, token, explained], status)
     page.on([token.input], of_token, [picture, question, explained, token], [relevance], relevance)
-    return [relevance, token]
 
 
 def _queries(page: Page) -> Any:
     def show(request: gr.Request, picture: Any) -> Any:
         with told():
             sheet = page.gate.run(finding.queries, page.models.looking, path_of(picture), request=request)
-            return gr.update(value=sheet, visible=True)
+            return markup.figure(
+                sheet, "Where each query looks: cross-attention, averaged over heads and layers", wide=True
+            )
 
     return show
 
@@ -120,6 +104,6 @@ def _slices(page: Page) -> Any:
     def show(request: gr.Request, picture: Any) -> Any:
         with told():
             found = page.gate.run(finding.slices, page.models.looking, path_of(picture), request=request)
-            return gr.update(value=[(drawn, name) for drawn, name, _ in found], visible=True)
+            return markup.slice_cards(found)
 
     return show

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demo.transcript import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from PIL import Image
 
     from demo.finding import Caption, Found, Match
 
@@ -36,13 +38,27 @@ ol.hits div { padding: .35rem .5rem; overflow-wrap: anywhere }
 ol.hits .numbers { display: flex; justify-content: space-between; gap: .4rem; font-variant-numeric: tabular-nums;
   padding-bottom: 0 }
 ol.hits small { color: var(--body-text-color-subdued) }
+figure.seen { margin: 0; max-width: 640px } figure.wide { max-width: none }
+figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wide div { overflow-x: auto }
+figure.seen figcaption { color: var(--body-text-color-subdued); font-size: .85rem; padding: .4rem 0 }
+ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
+#chat .placeholder, #chat .placeholder-content { padding-inline: 1rem; text-align: center }
 @media (max-width: 640px) {
+  figure.wide img { width: 56rem; max-width: none }
   .tab-container button { padding-inline: .55rem !important; font-size: .9rem !important }
   #examples thead, #examples td:not(:first-child) { display: none }
   #examples tbody { display: flex; overflow-x: auto }
   #examples td { padding: .2rem }
 }
-.up { color: #15803d } .dark @media (max-width: 640px) {
+.up { color: #15803d } .dark figure.seen { margin: 0; max-width: 640px } figure.wide { max-width: none }
+figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wide div { overflow-x: auto }
+figure.seen figcaption { color: var(--body-text-color-subdued); font-size: .85rem; padding: .4rem 0 }
+ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
+#chat .placeholder, #chat .placeholder-content { padding-inline: 1rem; text-align: center }
+@media (max-width: 640px) {
+  figure.wide img { width: 56rem; max-width: none }
   .tab-container button { padding-inline: .55rem !important; font-size: .9rem !important }
   #examples thead, #examples td:not(:first-child) { display: none }
   #examples tbody { display: flex; overflow-x: auto }
@@ -81,6 +97,22 @@ def _bar(name: str, share: float, shown: str, kind: str = "") -> str:
         f'<div class="bar {kind}"><span>{name}</span><i aria-hidden="true"><b style="width: {width:.1f}%"></b></i>'
         f"<output>{shown}</output></div>"
     )
+
+
+def figure(picture: Image.Image, told: str, wide: bool = False) -> str:
+    """A picture with what it shows below; a wide one is scrolled sideways by itself where the screen is narrow."""
+    kind = "seen wide" if wide else "seen"
+    shown = f'<img src="{data_uri(picture, 2000)}" alt="{escape(told)}">'
+    return f'<figure class="{kind}"><div>{shown}</div><figcaption>{escape(told)}</figcaption></figure>'
+
+
+def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str:
+    """What strategies make of a picture, side by side, with their tiles, visual tokens and cost."""
+    cards = []
+    for picture, name, numbers in drawn:
+        told = f"{name}: {numbers['tiles']} tiles, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
+        cards.append(f"<li>{figure(picture, told)}</li>")
+    return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 
 
 def hit_cards(found: Sequence[Found], what: str) -> str:
