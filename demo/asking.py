@@ -112,7 +112,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
             decoding = _decoding(model)
             with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
                 prompt = gr.Textbox(
-                    label="Behind the image, of the last question", lines=2, interactive=False, buttons=["copy"]
+                    label="Sent with the last question", lines=2, interactive=False, buttons=["copy"]
                 )
             with gr.Row():
                 clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=80)

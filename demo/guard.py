@@ -100,10 +100,6 @@ class Visits:
             self.last.pop(session, None)
         self.open = +self.open
 
-    def forget(self, session: str) -> None:
-        """A session of one request, which has been answered."""
-        self.last[session] = -math.inf
-
     def remove(self, file: Path) -> None:
         file.unlink(missing_ok=True)
         if file.parent != self.uploads and not any(file.parent.iterdir()):
@@ -168,10 +164,11 @@ class Guard:
 
     async def _stream(self, scope: Message, exchange: _Exchange, session: str, path: str) -> None:
         """What is open for as long as someone is there; when its other end goes away, so does the call."""
-        alone = path.startswith(f"{API}/call/")  # a request of its own, whose session bears its name
-        if alone and (event := self.page._queue.event_ids_to_events.get(session)):
-            session = event.session_hash
-        if not path.startswith(f"{API}/heartbeat/") and session not in self.page._queue.pending_messages_per_session:
+        queue, request = self.page._queue, session
+        if path.startswith(f"{API}/call/"):  # named by the request, whose session may be another
+            owners = (owner for owner, events in queue.pending_event_ids_session.items() if request in events)
+            session = next(owners, request)
+        if not path.startswith(f"{API}/heartbeat/") and session not in queue.pending_messages_per_session:
             raise Refused(404, "no request of this session waits for an answer; ask first")
         self.visits.open[session] += 1
         try:
@@ -181,8 +178,8 @@ class Guard:
             self.visits.last[session] = time.time()
             if exchange.left and not path.startswith(f"{API}/heartbeat/"):
                 self.gate.cancel(session)
-            if alone:
-                self.visits.forget(session)
+            if path.startswith(f"{API}/call/") and session == request:
+                self.visits.last[session] = -math.inf  # a session of one request, which has been answered
 
     async def _upload(self, scope: Message, exchange: _Exchange) -> None:
         """Files come in only as pictures: what is none is removed at once."""
@@ -276,6 +273,8 @@ class Guard:
             raise Refused(400, 'a picture needs "meta": {"_type": "gradio.FileData"} beside its path')
         if not isinstance(part.get("orig_name") or "", str):
             raise Refused(400, "the 'orig_name' of a picture must be text")
+        for told in ("url", "size", "mime_type", "is_stream"):  # what the file itself says better
+            part.pop(told, None)
         try:
             await run_sync(limits.check_picture, name)
         except UsageError as error:

@@ -110,7 +110,8 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     """What strategies make of a picture, side by side, with their tiles, visual tokens and cost."""
     cards = []
     for picture, name, numbers in drawn:
-        told = f"{name}: {numbers['tiles']} tiles, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
+        tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
+        told = f"{name}: {tiles}, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
         cards.append(f"<li>{figure(picture, told)}</li>")
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 

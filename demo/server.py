@@ -16,6 +16,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+from gradio.context import LocalContext
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -95,12 +98,14 @@ class Gate:
         """The model for oneself, until the end of the block; it may be left in another thread.
 
         Args:
-            request: Gradio's, by whose session the call is stopped when its visitor leaves.
+            request: Gradio's, by whose session the call is stopped when its visitor leaves. Inside a function of a page
+                it need not be given.
 
         Raises:
             Stopped: the page is being stopped. In the block the model raises it where the call is cancelled or has
                 taken too long.
         """
+        request = LocalContext.request.get(None) if request is None else request
         call = Call(getattr(request, "session_hash", None), self.timeout)
         with self._changed:
             self._calls.append(call)

@@ -68,7 +68,7 @@ ONLY_BY = {
         "qformer/mini.py",
     },
     "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
-    "gradio": {"demo/app.py"},
+    "gradio": {"demo/app.py", "demo/server.py"},
     "bitsandbytes": {"qformer/model/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/model/lora.py"},

@@ -193,17 +193,17 @@ def test_the_workplace_goes_with_all_in_it() -> None:
 def narrow(model: VisionLanguageModel, gate: server.Gate, queue: int) -> Iterator[tuple[Any, Visitor]]:
     """A page with a function that streams and one that does not, and room for few."""
 
-    def tell(picture: str, request: gr.Request) -> Iterator[str]:
-        with gate.running(request):
+    def tell(picture: str) -> Iterator[str]:
+        with gate.running():
             told = ""
             for piece in model.stream(model.frontend.tiles([limits.open_picture(picture)]), **LONG):
                 told += piece
                 yield told
 
-    def say(picture: str, request: gr.Request) -> str:
+    def say(picture: str) -> str:
         try:
             tiles = model.frontend.tiles([limits.open_picture(picture)])
-            return gate.run(model.generate, tiles, request=request, **LONG)[0]
+            return gate.run(model.generate, tiles, **LONG)[0]
         except UsageError as error:
             raise gr.Error(str(error)) from error
 

@@ -1,0 +1,255 @@
+"""Many visitors of one page at once: every one gets answers, each its own, and the server's memory stays flat.
+
+    python benchmarks/demo_load.py [runs/quickstart/opt] [--clients 200] [--seconds 120] [--quick]
+
+The page runs in a process of its own. Each client has a drawn scene of its own and asks a question about it again and
+again, as a browser does (half of them in a lasting session with a heartbeat, half in requests that stand alone). A full
+queue is a proper reply: it is counted, and the client tries again after a pause that doubles. In the end the model is
+asked alone about each scene in this process, and every answer must be equal to that. It ends with 1 where one is not,
+where a client got none, at any HTTP 500, or where memory grows by more than `GROWTH` after the first quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from demo import backend
+from qformer.data.scenes import Scenes
+from qformer.model.loading import load_vision_language
+
+ROOT = Path(__file__).resolve().parent.parent
+API = "/gradio_api"
+GROWTH = 0.05  # of the server's memory
+PAUSE = (0.25, 8.0)  # seconds before the first further try, and at most
+
+
+@dataclass
+class Client:
+    """One visitor with a picture and a question of its own."""
+
+    number: int
+    picture: bytes
+    question: str
+    answers: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Tally:
+    """What all clients met."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    full: int = 0
+    failed: list[str] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, MB
+
+
+def scenes(count: int) -> list[Client]:
+    """Clients whose scenes all differ."""
+    source = Scenes("test", size=240, seed=23, count=count, questions=True)
+    clients = []
+    for number in range(count):
+        sample, written = source[number], io.BytesIO()
+        Image.fromarray(np.asarray(sample.image)).save(written, "PNG")
+        clients.append(Client(number, written.getvalue(), sample.question or ""))
+    assert len({client.picture for client in clients}) == count
+    return clients
+
+
+async def visit(client: Client, http: httpx.AsyncClient, tally: Tally, end: float) -> None:
+    """Upload once, then ask until the time is over; what was asked by then is waited for."""
+    lasting = client.number % 2 == 0
+    session = f"visitor{client.number:05d}" if lasting else None
+    alive = asyncio.create_task(_heartbeat(http, session)) if session else None
+    try:
+        response = await http.post(
+            f"{API}/upload", files={"files": (f"{client.number}.png", client.picture, "image/png")}
+        )
+        tally.statuses[response.status_code] += 1
+        reference = {"path": response.json()[0], "meta": {"_type": "gradio.FileData"}}
+        while time.monotonic() < end or not client.answers:
+            start = time.monotonic()
+            said = await _ask(http, [reference, client.question, ""], session, tally)
+            if said is None:
+                return
+            client.answers.append(said)
+            client.seconds.append(time.monotonic() - start)
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        tally.failed.append(f"client {client.number}: {type(error).__name__}: {error}")
+    finally:
+        if alive:
+            alive.cancel()
+
+
+async def _ask(http: httpx.AsyncClient, data: list[Any], session: str | None, tally: Tally) -> str | None:
+    body = {"data": data} | ({"session_hash": session} if session else {})
+    pause = PAUSE[0]
+    while True:
+        response = await http.post(f"{API}/call/ask", json=body)
+        tally.statuses[response.status_code] += 1
+        if response.status_code != 503:
+            break
+        tally.full += 1
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, PAUSE[1])
+    if response.status_code != 200:
+        tally.failed.append(f"{response.status_code}: {response.text[:200]}")
+        return None
+    kind = ""
+    async with http.stream("GET", f"{API}/call/ask/{response.json()['event_id']}") as stream:
+        tally.statuses[stream.status_code] += 1
+        async for line in stream.aiter_lines():
+            head, _, value = line.partition(": ")
+            kind = value if head == "event" else kind
+            if head == "data" and kind == "complete":
+                return json.loads(value)[0]
+            if head == "data" and kind == "error":
+                tally.failed.append(value)
+                return None
+    tally.failed.append("a stream ended without an answer")
+    return None
+
+
+async def _heartbeat(http: httpx.AsyncClient, session: str) -> None:
+    async with http.stream("GET", f"{API}/heartbeat/{session}") as stream:
+        async for _ in stream.aiter_lines():
+            pass
+
+
+async def measure(process: int, http: httpx.AsyncClient, tally: Tally, start: float) -> None:
+    """The server's resident memory every few seconds, and that `/health` answers meanwhile."""
+    while True:
+        tally.memory.append((time.monotonic() - start, resident(process)))
+        tally.statuses[(await http.get("/health")).status_code] += 1
+        await asyncio.sleep(2)
+
+
+def resident(process: int) -> float:
+    """Megabytes of a process that are in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
+
+
+async def load(address: str, process: int, clients: list[Client], seconds: float) -> Tally:
+    tally = Tally()
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    start = time.monotonic()
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits, trust_env=False) as http:
+        watch = asyncio.create_task(measure(process, http, tally, start))
+        await asyncio.gather(*(visit(client, http, tally, start + seconds) for client in clients))
+        tally.memory.append((time.monotonic() - start, resident(process)))
+        watch.cancel()
+    return tally
+
+
+def started(checkpoint: str, log: Any) -> tuple[subprocess.Popen[bytes], str]:
+    """A page in a process of its own, when it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "qformer", "demo", checkpoint, "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{address}/health", timeout=5, trust_env=False).status_code == 200:
+                return process, address
+        except httpx.TransportError:
+            time.sleep(0.2)
+    process.kill()
+    raise SystemExit(f"the page did not start:\n{Path(log.name).read_text()[-2000:]}")
+
+
+def report(clients: list[Client], tally: Tally, took: float, wrong: list[str], code: int) -> bool:
+    """Print what was found; whether all of it is as it should be."""
+    waits = np.array([wait for client in clients for wait in client.seconds])
+    none = [client.number for client in clients if not client.answers]
+    quarter = [(at, size) for at, size in tally.memory if at >= tally.memory[-1][0] / 4]
+    growth = quarter[-1][1] / quarter[0][1] - 1
+    errors = sum(count for status, count in tally.statuses.items() if status >= 500) - tally.full
+    table = Table(title=f"{len(clients)} clients, {took:.0f} s")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    rows = {
+        "answers": f"{len(waits)} ({len(waits) / took:.1f} per second)",
+        "fewest, most answers of a client": f"{min(len(c.answers) for c in clients)}, "
+        f"{max(len(c.answers) for c in clients)}",
+        "clients without an answer": str(len(none)),
+        "answers that are not the model's own": str(len(wrong)),
+        "different answers": str(len({answer for client in clients for answer in client.answers})),
+        "queue full, tried again": str(tally.full),
+        "other replies of 500 and more": str(errors),
+        "failures": str(len(tally.failed)),
+        "seconds to an answer, tries included: p50, p95, most": ", ".join(
+            f"{value:.1f}" for value in (*np.percentile(waits, [50, 95]), waits.max())
+        )
+        if len(waits)
+        else "-",
+        "memory of the server, MB: start, after a quarter, most, end": f"{tally.memory[0][1]:.0f}, "
+        f"{quarter[0][1]:.0f}, {max(size for _, size in tally.memory):.0f}, {quarter[-1][1]:.0f} "
+        f"({growth:+.1%} since a quarter)",
+        "exit code of the server": str(code),
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print("memory, MB: " + " ".join(f"{at:.0f}s:{size:.0f}" for at, size in tally.memory[::5]))
+    for line in [*tally.failed[:5], *wrong[:5]]:
+        console.print(line)
+    return not (none or wrong or errors or tally.failed or code) and growth <= GROWTH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default="runs/quickstart/opt")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--quick", action="store_true", help="20 clients, 10 seconds")
+    given = parser.parse_args()
+    count, seconds = (20, 10.0) if given.quick else (given.clients, given.seconds)
+    clients = scenes(count)
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        process, address = started(given.checkpoint, log)
+        start = time.monotonic()
+        try:
+            tally = asyncio.run(load(address, process.pid, clients, seconds))
+            took = time.monotonic() - start
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
+    model = load_vision_language(given.checkpoint, "cpu")
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        for client in clients:
+            file = Path(folder) / "scene.png"
+            file.write_bytes(client.picture)
+            alone = backend.answer(model, str(file), client.question, "")
+            wrong += [f"client {client.number}: {said!r}, alone {alone!r}" for said in client.answers if said != alone]
+    sys.exit(0 if report(clients, tally, took, wrong, code) else 1)
+
+
+if __name__ == "__main__":
+    main()
