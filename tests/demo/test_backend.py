@@ -86,6 +86,7 @@ def test_words_come_one_by_one_without_beams(model: VisionLanguageModel, picture
     assert all(later.startswith(sooner) for sooner, later in zip(texts, texts[1:], strict=False))
 
 
+@pytest.mark.filterwarnings("ignore:.*were left out")
 def test_a_long_context_is_cut_and_told(model: VisionLanguageModel, picture: Path) -> None:
     asked = backend.prepare(model, str(picture), ASK, "a word " * 600)
     assert asked.cut
