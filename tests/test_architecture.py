@@ -38,6 +38,7 @@ FLOORS = (
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 ABOVE = (
     "qformer.cli",
+    "qformer.cli_demo",
     "qformer.cli_eval",
     "qformer.cli_gallery",
     "qformer.cli_hub",
@@ -140,7 +141,7 @@ def test_nothing_imports_upward_or_sideways() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["cli.py", "cli_eval.py", "cli_gallery.py", "cli_hub.py", "cli_language.py", "__init__.py"]
+    "file", ["cli.py", "cli_demo.py", "cli_eval.py", "cli_gallery.py", "cli_hub.py", "cli_language.py", "__init__.py"]
 )
 def test_what_stands_above_imports_inside_functions(file: str) -> None:
     outside = [
