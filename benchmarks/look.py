@@ -141,9 +141,8 @@ def occlusion(model: VisionLanguageModel, visual: VisualTokens, blank: Tensor, t
 
 
 METHODS: dict[str, Method] = {
-    "integrated gradients": lambda *given: look.integrate(*given)[1],
-    "their absolute values": lambda *given: look.integrate(*given)[1].abs(),
-    "integrated gradients from the mean token": lambda model, visual, _, text: look.integrate(
+    "its absolute values": lambda *given: look.integrate(*given)[1].abs(),
+    "from the mean token": lambda model, visual, _, text: look.integrate(
         model, visual, visual.features.mean(dim=1, keepdim=True).expand_as(visual.features), text
     )[1],
     "occlusion": occlusion,

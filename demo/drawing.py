@@ -82,7 +82,7 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         strategy: one of `STRATEGIES`. options: its fields.
 
     Returns:
-        The drawing, with a panel for each size to which the picture is brought: hatched where there is padding. And
+        The drawing: a panel for each size to which the picture is brought, hatched where there is padding. And
         `tiles`, how many; `grid`, columns and rows of the fine view; `tokens`, visual tokens of the system's own
         connector; `pixels` that the encoder reads; and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, whatever
         encoder the system has: what strategies cost, compared by one encoder.
@@ -91,28 +91,31 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         UsageError: an unknown strategy or option.
     """
     plan = resolution.build(strategy, **options).plan(*image.size)
-    facts = {
+    facts: dict[str, Any] = {
         "tiles": len(plan.tiles),
         "grid": plan.grid,
         "tokens": plan.tokens,
         "pixels": sum(tile.size[0] * tile.size[1] for tile in plan.tiles),
         "cost": sum(_gflops(*tile.size) for tile in plan.tiles),
     }
-    panels = [_panel(image, plan, canvas) for canvas in dict.fromkeys(map(_canvas, plan.tiles))]
+    whole = None if plan.overview is None else _canvas(plan.tiles[plan.overview])
+    kinds = sorted(dict.fromkeys(map(_canvas, plan.tiles)), key=lambda canvas: canvas == whole)
+    panels = [_panel(image, plan, canvas, SIDE // 2 if place else SIDE) for place, canvas in enumerate(kinds)]
     gap, head, foot = 16, 56, 92
-    width = max(sum(panel.width for panel in panels) + gap * (len(panels) + 1), SIDE)
-    card = Image.new("RGB", (width, head + max(panel.height for panel in panels) + foot), GROUND)
-    pen, x = ImageDraw.Draw(card), gap
+    height = head + sum(panel.height + gap for panel in panels) + foot
+    card = Image.new("RGB", (SIDE + 2 * gap, height), GROUND)
+    pen, y = ImageDraw.Draw(card), head
     for panel in panels:
-        card.paste(panel, (x, head))
-        x += panel.width + gap
+        card.paste(panel, ((card.width - panel.width) // 2, y))
+        y += panel.height + gap
     size = " and ".join(f"{w} x {h}" for w, h in dict.fromkeys(tile.size for tile in plan.tiles))
     tiles = "1 tile" if len(plan.tiles) == 1 else f"{len(plan.tiles)} tiles"
-    pen.text((gap, head / 2), strategy, fill=INK, font=_font(32), anchor="lm")
-    pen.text((width - gap, head / 2), f"{tiles} of {size}", fill=INK, font=_font(24), anchor="rm")
     first, second = f"{plan.tokens:,} tokens", f"{facts['pixels'] / 1e6:.2f} Mpx, {facts['cost']:,.0f} GFLOP"
-    pen.text((gap, card.height - foot / 2 - 18), first, fill=INK, font=_font(28), anchor="lm")
-    pen.text((gap, card.height - foot / 2 + 20), second, fill=FAINT, font=_font(24), anchor="lm")
+    right = card.width - gap
+    pen.text((gap, head / 2), strategy, fill=INK, font=_font(32), anchor="lm")
+    pen.text((gap, height - foot / 2 - 18), f"{tiles} of {size}", fill=INK, font=_font(28), anchor="lm")
+    pen.text((right, height - foot / 2 - 18), first, fill=INK, font=_font(28), anchor="rm")
+    pen.text((gap, height - foot / 2 + 20), second, fill=FAINT, font=_font(24), anchor="lm")
     return card, facts
 
 
@@ -132,8 +135,8 @@ def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
 
 
 def _colours(level: np.ndarray) -> np.ndarray:
-    """Violet over red to yellow for 0 to 1, float[..., 3] in 0..255: the light part of `inferno`, seen on any picture."""
-    return 255 * matplotlib.colormaps["inferno"](0.3 + 0.7 * level)[..., :3]
+    """Violet over red to orange for 0 to 1, float[..., 3] in 0..255: what of `inferno` is seen on dark and on white."""
+    return 255 * matplotlib.colormaps["inferno"](0.25 + 0.55 * level)[..., :3]
 
 
 def _scale(card: Image.Image, y: int, height: int, peak: float) -> None:
@@ -154,13 +157,13 @@ def _canvas(tile: Tile) -> tuple[tuple[int, int], ...]:
     return tile.content, tile.canvas, tile.offset
 
 
-def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...]) -> Image.Image:
-    """The picture as it is resized and pasted for some tiles, and those tiles on it."""
+def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], side: int) -> Image.Image:
+    """The picture as it is resized and pasted for some tiles, and those tiles on it; the longest side as given."""
     content, size, offset = canvas
-    zoom = SIDE / max(size)
-    across, down = (max(1, round(zoom * side)) for side in size)
+    zoom = side / max(size)
+    across, down = (max(1, round(zoom * length)) for length in size)
     panel = _hatched(across, down)
-    width, height = (max(1, round(zoom * side)) for side in content)
+    width, height = (max(1, round(zoom * length)) for length in content)
     panel.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), _zoomed(offset, zoom))
     pen = ImageDraw.Draw(panel)
     for number, tile in enumerate(plan.tiles, start=1):

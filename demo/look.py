@@ -135,7 +135,8 @@ def integrate(
     """
     change = visual.features - blank  # (N, S, D)
     ways = (torch.arange(STEPS, device=change.device) + 0.5) / STEPS  # the midpoints of the steps
-    total, words = torch.zeros_like(change), []
+    words: list[str] = []
+    total = torch.zeros_like(change)
     for part in ways.split(ROWS):
         with torch.enable_grad():
             features = (blank + part[:, None, None, None] * change).detach().requires_grad_()  # (rows, N, S, D)
@@ -157,7 +158,8 @@ def score(
         visual: the picture. features: float[R, N, S, D], in place of its tokens.
 
     Returns:
-        Ids of the n tokens of the answer, without the one that ends it, and their log-probabilities float[R, n].
+        Ids of the n tokens of the answer, without those that begin and end a text, and their log-probabilities, as
+        float[R, n].
     """
     llm, rows = model.llm, len(features)
     mask = None if visual.mask is None else visual.mask.repeat(rows, 1)
@@ -170,6 +172,8 @@ def score(
     most = llm.count_tokens(text) + length + 1
     logits, targets = llm.predict(prefix, exists, [answer] * rows, [text] * rows, most)
     places = targets[0].ne(IGNORE).nonzero()[:-1, 0]  # (n)
+    if targets[0, places[: len(llm.start)]].tolist() == llm.start:  # which is predicted, too, where there is no prompt
+        places = places[len(llm.start) :]
     ids = targets[0, places]
     every = logits[:, places].float().log_softmax(dim=2)  # (R, n, V)
     return ids.tolist(), every.gather(2, ids.expand(rows, -1)[..., None])[..., 0]
