@@ -111,9 +111,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
             preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
             decoding = _decoding(model)
             with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
-                prompt = gr.Textbox(
-                    label="Sent with the last question", lines=2, interactive=False, buttons=["copy"]
-                )
+                prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
             with gr.Row():
                 clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=80)
                 save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)

@@ -85,7 +85,7 @@ class Models:
 def load_models(
     path: str,
     stage1: str | None = None,
-    index: Path | None = None,
+    index: Path | str | None = None,
     device: str | None = None,
     quantize: str | None = None,
 ) -> Models:
@@ -304,6 +304,11 @@ def answer(model: VisionLanguageModel, asked: Asked) -> Generator[str, None, Non
         yield text
     if not text:  # the model ended at once
         yield ""
+
+
+def answer_to(model: VisionLanguageModel, image: str | None, question: Any, *args: Any, **options: Any) -> str:
+    """The whole answer to what `prepare` takes."""
+    return [*answer(model, prepare(model, image, question, *args, **options))][-1]
 
 
 def suggest(model: VisionLanguageModel, image: str | None, context: Any = "") -> Turn:

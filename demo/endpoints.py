@@ -67,11 +67,11 @@ def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], output
 
 
 def _image() -> gr.Image:
-    return gr.Image(type="filepath", image_mode=None, label="image", visible=False)
+    return gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
 
 
 def _text(label: str, value: str = "") -> gr.Textbox:
-    return gr.Textbox(value, label=label, visible=False)
+    return gr.Textbox(value, label=label.capitalize(), visible=False)
 
 
 def _number(label: str, value: float) -> gr.Number:

@@ -213,8 +213,9 @@ def slices(
     own = model.frontend.strategy
     found = []
     for name in look.STRATEGIES:
-        is_own = is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own)
-        options = {field.name: getattr(own, field.name) for field in fields(own) if field.init} if is_own else {}
+        options = {}
+        if is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own):
+            options = {field.name: getattr(own, field.name) for field in fields(own) if field.init}
         drawn, numbers = look.slices(picture, name, **options)
         found.append((drawn, name, numbers))
     return found

@@ -373,7 +373,7 @@ def _label(block: Any) -> str:
 
 def _check_kind(block: Any, value: Any) -> None:
     schema = block.api_info()
-    label, kind = _label(block), schema.get("type")
+    label, kind = _label(block), str(schema.get("type"))  # any JSON has no type
     if choices := schema.get("enum"):
         if value not in choices:
             raise Refused(400, f"'{label}' must be one of {', '.join(map(str, choices))}")

@@ -31,7 +31,9 @@ def look_tab(page: Page) -> None:
     queries_shown = gr.HTML(elem_id="look-sheet")
     with gr.Row():
         relevance = gr.HTML(elem_id="look-relevance", visible=bool(asking), min_width=300)
-        token = gr.Radio([], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300)
+        token = gr.Radio(
+            [], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300
+        )
     tiles = gr.HTML(elem_id="look-tiles")
     page.on([queries.click], _queries(page), [picture], [queries_shown], status)
     page.on([cut.click], _slices(page), [picture], [tiles], status)
@@ -67,18 +69,18 @@ def _explaining(
     def explain(request: gr.Request, picture: Any, question: Any, answer: Any) -> tuple[Any, Any, Any]:
         with told():
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, request=request)
-            choices = [(ALL, -1), *((text.strip() or "(space)", number) for number, text in enumerate(found.tokens))]
+            choices = [(text.strip() or "(space)", str(number)) for number, text in enumerate(found.tokens)]
             return (
                 markup.figure(found.picture, f"What the answer “{found.answer}” rests on"),
-                gr.update(choices=choices, value=-1, visible=True),
+                gr.update(choices=[ALL, *choices], value=ALL, visible=True),
                 found.answer,
             )
 
     def of_token(request: gr.Request, picture: Any, question: Any, answer: Any, token: Any) -> Any:
         with told():
-            if not isinstance(token, int) or isinstance(token, bool):
-                raise UsageError("the token is no number; choose one of those shown")
-            chosen = None if token < 0 else token
+            if token != ALL and not (isinstance(token, str) and token.isdecimal() and len(token) < 5):
+                raise UsageError("the token is none of the answer; choose one of those shown")
+            chosen = None if token == ALL else int(token)
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, chosen, request=request)
             part = "answer" if chosen is None else f"token “{found.tokens[chosen].strip()}” of the answer"
             return markup.figure(found.picture, f"What the {part} “{found.answer}” rests on".replace("  ", " "))

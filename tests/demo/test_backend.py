@@ -30,10 +30,6 @@ ASK = "what color is the star?"
 SCRIPT = '<script>alert("1")</script> & co'
 
 
-def said(model: VisionLanguageModel, *args: Any, **options: Any) -> str:
-    return [*backend.answer(model, backend.prepare(model, *args, **options))][-1]
-
-
 # ---- which models
 
 
@@ -60,8 +56,8 @@ def test_a_checkpoint_of_stage_one_matches_and_looks(trained: Path) -> None:
 
 def test_context_and_question_reach_the_model(model: VisionLanguageModel, picture: Path) -> None:
     tiles = model.frontend.tiles([picture])
-    assert said(model, str(picture), "  ", "") == model.generate(tiles)[0]
-    assert said(model, str(picture), "What is\nit?") == model.answer(tiles, ["what is it?"])[0]
+    assert backend.answer_to(model, str(picture), "  ", "") == model.generate(tiles)[0]
+    assert backend.answer_to(model, str(picture), "What is\nit?") == model.answer(tiles, ["what is it?"])[0]
     told = model.answer(tiles, ["what is it?"], context="Context: a star.")[0]
     for context in (" Context: a star. ", "a star"):
         asked = backend.prepare(model, str(picture), "What is it?", context)
@@ -213,7 +209,7 @@ def test_hits_before_and_after_ranking_again(models: Models, picture: Path) -> N
 def test_explained_answers(models: Models, picture: Path) -> None:
     assert models.asking is not None
     found = finding.relevance(models.asking, str(picture), ASK)
-    assert found.answer == said(models.asking, str(picture), ASK)
+    assert found.answer == backend.answer_to(models.asking, str(picture), ASK)
     given = finding.relevance(models.asking, str(picture), ASK, "red or blue", 1)
     assert "".join(given.tokens).strip() == "red or blue"
     with pytest.raises(UsageError, match="no question"):

@@ -33,7 +33,7 @@ def still_answers(visitor: Visitor, picture: Path, model: VisionLanguageModel) -
     yield
     assert visitor.outcome([visitor.picture(picture), ASK, ""]) == (
         "complete",
-        backend.answer(model, str(picture), ASK, ""),
+        backend.answer_to(model, str(picture), ASK),
     )
     assert visitor.health()["running"] == 0
 
@@ -255,7 +255,7 @@ def test_what_is_said_of_a_picture_besides_does_not_count(
     visitor: Visitor, shown: dict[str, Any], model: VisionLanguageModel, picture: Path
 ) -> None:
     lies = {"size": "big", "is_stream": True, "mime_type": ["text/html"], "url": f"http://x{API}/file={shown['path']}"}
-    assert visitor.outcome([shown | lies, ASK, ""])[1] == backend.answer(model, str(picture), ASK, "")
+    assert visitor.outcome([shown | lies, ASK, ""])[1] == backend.answer_to(model, str(picture), ASK)
 
 
 def test_functions_and_sessions_that_do_not_exist(visitor: Visitor, shown: dict[str, Any]) -> None:
@@ -378,7 +378,7 @@ def test_sliders_and_choices(visitor: Visitor, value: Any, said: str | None) -> 
 def test_only_those_who_are_let_in(model: VisionLanguageModel, picture: Path, visitor: Visitor) -> None:
     gate = server.Gate()
     with server.workplace() as folder:
-        page = app.build(model, "test", [], gate)
+        page = app.build(backend.Models("test", model), gate, [])
         _, url, _ = server.launch(page, folder=folder, gate=gate, auth=("ann", "secret"), block=False)
         other = Visitor(url)
         assert other.upload(picture).status_code == 401

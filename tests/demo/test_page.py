@@ -107,7 +107,7 @@ def replies(page: Page, count: int) -> list[str]:
 
 
 def answered(model: VisionLanguageModel, *args: Any) -> str:
-    return [*backend.answer(model, backend.prepare(model, *args))][-1].strip()
+    return backend.answer_to(model, *args).strip()
 
 
 @browser_only
