@@ -131,7 +131,7 @@ def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
     level /= max(float(heat.max()), 1e-12)
     below = np.asarray(picture, np.float32)
     opacity = FULL * level[..., None]
-    return Image.fromarray(np.uint8(below * (1 - opacity) + _colours(level) * opacity))
+    return Image.fromarray((below * (1 - opacity) + _colours(level) * opacity).astype(np.uint8))
 
 
 def _colours(level: np.ndarray) -> np.ndarray:

@@ -213,7 +213,7 @@ def slices(
     own = model.frontend.strategy
     found = []
     for name in look.STRATEGIES:
-        options = {}
+        options: dict[str, Any] = {}
         if is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own):
             options = {field.name: getattr(own, field.name) for field in fields(own) if field.init}
         drawn, numbers = look.slices(picture, name, **options)

@@ -240,9 +240,8 @@ class Guard:
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:
             await self._check_inputs(function, body.get("data"))
-        kept = {
-            key: body[key] for key in ("data", "session_hash", "fn_index", "trigger_id", "event_data") if key in body
-        }
+        needed = ("data", "session_hash", "fn_index", "trigger_id", "event_data")
+        kept: dict[str, Any] = {key: body[key] for key in needed if key in body}
         if session := kept.get("session_hash"):
             self.visits.last[session] = time.time()
         return kept
@@ -346,7 +345,7 @@ async def _reply(scope: Message, exchange: _Exchange, status: int, sentence: str
         return  # an answer has begun; it ends here
     kind = PlainTextResponse if scope["path"] == f"{API}/upload" else None  # Gradio's page shows its body as it is
     response = kind(sentence, status) if kind else JSONResponse({"detail": sentence}, status)
-    await response(scope, exchange._receive, exchange._send)  # type: ignore[arg-type]
+    await response(scope, exchange._receive, exchange._send)
 
 
 async def _json(exchange: _Exchange) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def integrate(
         with torch.enable_grad():
             features = (blank + part[:, None, None, None] * change).detach().requires_grad_()  # (rows, N, S, D)
             ids, scores = score(model, visual, features, *text)
-            words = [model.llm.tokenizer.decode([number]) for number in ids]
+            words = [str(model.llm.tokenizer.decode([number])) for number in ids]
             if token is not None and not 0 <= token < len(words):
                 raise UsageError(f"token is {token}, and the answer has the tokens 0 to {len(words) - 1}; give one")
             chosen = scores if token is None else scores[:, token]
