@@ -30,10 +30,12 @@ def look_tab(page: Page) -> None:
             asking = [] if page.models.asking is None else _asking_boxes()
     queries_shown = gr.HTML(elem_id="look-sheet")
     with gr.Row():
-        relevance = gr.HTML(elem_id="look-relevance", visible=bool(asking), min_width=300)
-        token = gr.Radio(
-            [], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300
-        )
+        with gr.Column(min_width=300):
+            relevance = gr.HTML(elem_id="look-relevance")
+        with gr.Column(min_width=300):
+            token = gr.Radio(
+                [], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300
+            )
     tiles = gr.HTML(elem_id="look-tiles")
     page.on([queries.click], _queries(page), [picture], [queries_shown], status)
     page.on([cut.click], _slices(page), [picture], [tiles], status)

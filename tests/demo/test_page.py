@@ -39,7 +39,7 @@ def serve(models: Models, gate: server.Gate) -> Iterator[str]:
     with server.workplace() as folder:
         page = app.build(models, gate, backend.draw_examples(folder))
         _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, **app.LOOKS)
-        yield url
+        yield url.rstrip("/")
         server.close(page, gate)
 
 
@@ -101,7 +101,7 @@ def replies(page: Page, count: int) -> list[str]:
     """The answers of the conversation, once there are so many and the last is whole."""
     bots = page.locator("#chat .message.bot")
     expect(bots).to_have_count(count, timeout=WAIT)
-    expect(bots.last).not_to_have_text("…", timeout=WAIT)
+    expect(bots.last).not_to_contain_text("…", timeout=WAIT)
     page.wait_for_timeout(200)
     return [text.strip() for text in bots.all_inner_texts()]
 
@@ -179,7 +179,7 @@ def test_an_answer_that_is_stopped(page: Page, no_network: None, models: Models,
         write(page, "question", ASK)
         page.locator("#ask").click()
         bot = page.locator("#chat .message.bot").last
-        expect(bot).not_to_have_text("…", timeout=WAIT)
+        expect(bot).not_to_contain_text("…", timeout=WAIT)
         page.locator("#stop").click()
         page.wait_for_timeout(1500)
         kept = bot.inner_text()
@@ -300,7 +300,7 @@ def test_tabs_that_lack_something_say_so(browser: Browser, no_network: None, mod
             opened = browser.new_page()
             opened.goto(url)
             opened.get_by_role("tab", name=lacking, exact=True).click()
-            expect(opened.locator(".lacking:visible")).to_contain_text("stage one")
+            expect(opened.locator(".prose.lacking:visible")).to_contain_text("stage one")
             opened.close()
 
 
