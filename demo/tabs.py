@@ -46,6 +46,7 @@ class Page:
             preprocess=False,
             show_progress="full",
             show_progress_on=wait,
+            api_name=f"page_{function.__name__}",  # or it would take the name from the endpoint that is called so
             api_visibility="private",
         )
 
