@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -62,13 +63,13 @@ class Conversation:
         return replace(self, turns=(*self.turns, turn))
 
     def messages(self) -> list[dict[str, str]]:
-        """As the chatbot shows it."""
+        """As the chatbot shows it: what it is given it reads as HTML."""
         shown = []
         for turn in self.turns:
             question = turn.question or "(a caption)"
             told = f"{question}\n(told: {turn.context})" if turn.context else question
-            shown.append({"role": "user", "content": told})
-            shown.append({"role": "assistant", "content": turn.answer or "…"})
+            shown.append({"role": "user", "content": escape(told, quote=False)})
+            shown.append({"role": "assistant", "content": escape(turn.answer or "…", quote=False)})
         return shown
 
 

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -61,18 +62,13 @@ def told() -> Iterator[None]:
     try:
         yield
     except (UsageError, BadSample) as error:
-        raise gr.Error(_sentence(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(escape(str(error)[:400], quote=False), duration=None, print_exception=False) from error
     except gr.Error:
         raise
     except Exception as error:
         traceback.print_exc()
-        message = f"Something went wrong here ({type(error).__name__}); the server's log says more. Try again."
+        message = f"something went wrong here ({type(error).__name__}), which the server's log tells; try again"
         raise gr.Error(message, duration=None, print_exception=False) from error
-
-
-def _sentence(text: str) -> str:
-    text = text[:400]
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def picture_box(name: str, label: str = "Picture") -> gr.Image:
