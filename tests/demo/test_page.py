@@ -98,12 +98,17 @@ def write(page: Page, box: str, text: str) -> None:
 
 
 def replies(page: Page, count: int) -> list[str]:
-    """The answers of the conversation, once there are so many and the last is whole."""
+    """The answers of the conversation, once there are so many and nothing moves any more."""
     bots = page.locator("#chat .message.bot")
-    expect(bots).to_have_count(count, timeout=WAIT)
-    expect(bots.last).to_have_text(re.compile(r"^\s*[^…\s]"), timeout=WAIT)
-    page.wait_for_timeout(200)
-    return [text.strip() for text in bots.all_inner_texts()]
+    end, before = time.monotonic() + WAIT / 1000, None
+    while True:
+        texts = [text.strip() for text in bots.all_inner_texts()]
+        is_whole = len(texts) == count and not {"", "…", "Loading content"} & set(texts)
+        if is_whole and texts == before:
+            return texts
+        assert time.monotonic() < end, texts
+        before = texts
+        page.wait_for_timeout(300)
 
 
 def answered(model: VisionLanguageModel, *args: Any) -> str:
