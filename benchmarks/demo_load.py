@@ -90,7 +90,7 @@ async def visit(client: Client, http: httpx.AsyncClient, tally: Tally, end: floa
         reference = {"path": response.json()[0], "meta": {"_type": "gradio.FileData"}}
         while time.monotonic() < end or not client.answers:
             start = time.monotonic()
-            said = await _ask(http, [reference, client.question, ""], session, tally)
+            said = await _ask(http, [reference, client.question, "", "vqa", None, None], session, tally)
             if said is None:
                 return
             client.answers.append(said)
@@ -259,7 +259,7 @@ def main() -> None:
         for client in clients:
             file = Path(folder) / "scene.png"
             file.write_bytes(client.picture)
-            alone = backend.answer(model, str(file), client.question, "")
+            alone = backend.answer_to(model, str(file), client.question)
             wrong += [f"client {client.number}: {said!r}, alone {alone!r}" for said in client.answers if said != alone]
     sys.exit(0 if report(clients, tally, took, wrong, code) else 1)
 

@@ -1,84 +1,85 @@
-"""The page of `qformer demo`: a picture, a question, an optional context, the answer."""
+"""The page of `qformer demo`: its tabs, its API, and how it is started."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
-from demo import backend, limits, server
-from qformer import checkpoint
-from qformer.model.loading import load_vision_language
+from demo import backend, server
+from demo.asking import ask_tab
+from demo.endpoints import endpoints
+from demo.looking import look_tab
+from demo.markup import CSS
+from demo.tabs import Page, caption_tab, match_tab, search_tab
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.model.vision_language import VisionLanguageModel
+    from pathlib import Path
+
+    from demo.backend import Models
 
 # Fonts of the system: the usual themes fetch theirs from the network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+LOOKS: dict[str, Any] = {"theme": THEME, "css": CSS}
 
 
-def build(model: VisionLanguageModel, name: str, examples: list[list[str]], gate: server.Gate) -> gr.Blocks:
-    """The page for one model.
+def build(models: Models, gate: server.Gate, examples: list[list[str]]) -> gr.Blocks:
+    """The page for the models that there are; to be built and served inside a `server.workplace`.
 
     Args:
-        name: of the checkpoint, shown above.
+        gate: through which all calls of a model go.
         examples: rows of (image file, question, context) to try; may be empty.
-        gate: through which the model is reached.
     """
-
-    def ask(picture: str | None, question: str, context: str) -> str:
-        try:
-            asked = limits.checked_text("question", question, limits.MAX_QUESTION)
-            told = limits.checked_text("context", context, limits.MAX_CONTEXT)
-            return gate.run(backend.answer, model, picture, asked, told)
-        except UsageError as error:
-            raise gr.Error(str(error), duration=None) from error
-
-    with gr.Blocks(title="qformer", analytics_enabled=False) as page:
-        gr.Markdown(f"# Ask a picture\n{name}")
-        with gr.Row():
-            image = gr.Image(type="filepath", image_mode=None, label="Picture", elem_id="picture", height=360)
-            with gr.Column():
-                question = gr.Textbox(
-                    label="Question", placeholder="what color is the star?", info="Empty: a caption", elem_id="question"
-                )
-                context = gr.Textbox(
-                    label="Context (optional)",
-                    placeholder="Context: the star is red.",
-                    info="Text put in front of the question",
-                    elem_id="context",
-                )
-                button = gr.Button("Ask", variant="primary", elem_id="ask")
-                said = gr.Textbox(label="Answer", interactive=False, elem_id="answer")
-        if examples:
-            gr.Examples(examples, [image, question, context], label="Scenes that no training has shown")
-        inputs = [image, question, context]
-        button.click(ask, inputs, said, api_name="ask")
-        for box in (question, context):
-            box.submit(ask, inputs, said, api_visibility="private")
-    return page
+    page = Page(models, gate)
+    for model in filter(None, (models.asking, models.matching)):
+        gate.watch(model, models.name)
+    with gr.Blocks(title="qformer: ask a picture", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Ask a picture\n{models.name}")
+        with gr.Tabs():
+            with gr.Tab("Ask", id="ask"):
+                ask_tab(page, examples)
+            with gr.Tab("Caption", id="caption"):
+                caption_tab(page)
+            with gr.Tab("Match", id="match"):
+                match_tab(page)
+            with gr.Tab("Search", id="search"):
+                search_tab(page)
+            with gr.Tab("Look", id="look"):
+                look_tab(page)
+        endpoints(page)
+    return blocks
 
 
-def serve(path: str, device: str | None, port: int | None) -> None:
-    """Load a stage-two checkpoint and serve its page on this machine until interrupted.
+def serve(
+    path: str,
+    *,
+    stage1: str | None = None,
+    index: Path | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
+    port: int | None = None,
+    queue: int = 64,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+) -> None:
+    """Load a checkpoint and serve its page on this machine until it is interrupted.
 
     Args:
-        port: None: the first free one from 7860 on.
+        path, stage1, index, device, quantize: see `backend.load_models`. port, queue, share, auth: see `server.launch`.
 
     Raises:
-        UsageError: nothing to load is there, a checkpoint of stage one, or a port that is taken.
+        UsageError: something that cannot be loaded, or a port that is taken.
     """
-    model = load_vision_language(path, device)
+    models = backend.load_models(path, stage1, index, device, quantize)
     gate = server.Gate()
-    gate.watch(model, path)
     with server.workplace() as folder:
-        of_scenes = checkpoint.read(path).config.data.train.name == "scenes"
-        page = build(model, path, backend.draw_examples(folder) if of_scenes else [], gate)
+        examples = backend.draw_examples(folder) if backend.of_scenes(path) else []
+        page = build(models, gate, examples)
         try:
-            server.launch(page, folder=folder, gate=gate, port=port, theme=THEME)
+            server.launch(page, folder=folder, gate=gate, port=port, queue=queue, share=share, auth=auth, **LOOKS)
         except OSError as error:
             raise UsageError(f"the page cannot be served ({error}); give another --port") from error

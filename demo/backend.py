@@ -1,44 +1,334 @@
-"""What the page does, as plain functions that know nothing of Gradio."""
+"""What the page does, as plain functions that know nothing of Gradio.
+
+Pictures come as files that a visitor sent, texts and numbers as whatever arrived: everything is checked here, by
+`demo.limits`, and what cannot be used is a `UsageError` of one sentence.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from demo.limits import open_picture
+from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
+from qformer import checkpoint
 from qformer.cleaning import clean_question
 from qformer.data.scene_text import COLOURS, Question
 from qformer.data.scenes import Scenes
 from qformer.data.stories import statement
+from qformer.lookup import find
+from qformer.model.decoding import GenerateConfig
+from qformer.model.image_text import ImageTextModel
+from qformer.model.loading import load
+from qformer.model.prompts import compose, wording
+from qformer.model.vision_language import VisionLanguageModel
+from qformer.retrieval.search import Retriever
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Generator
 
-    from qformer.model.vision_language import VisionLanguageModel
+    Turn = tuple[str, str]  # a question and its answer
 
 EXAMPLES = 4
 EXAMPLE_SIZE = 240  # pixels
+MOST_TURNS = 50  # that are read; what does not fit the model is left out of them
+#: Presets of the page: what each is called there, and its row of `qformer.model.prompts.TASKS`.
+PRESETS = {
+    "Short answer": "vqa",
+    "Whole sentences": "dialogue",
+    "Knowledge": "knowledge",
+    "Reasoning, step by step": "reasoning",
+    "Long text": "writing",
+}
+#: Tasks whose questions are cleaned like those that models were trained on; others keep their stops and capitals.
+CLEANED = ("vqa", "dialogue")
+METHODS = ("beams", "greedy", "nucleus")
+NO_ASKING = (
+    "This page runs a checkpoint of stage one, which has no language model; start it with one of stage two, such as "
+    "'qformer demo runs/quickstart/opt', to ask questions and to write captions."
+)
+NO_MATCHING = (
+    "Matching needs the heads of stage one, which a checkpoint of stage two does not hold; start the page with "
+    "--stage1 and the run that it was trained from."
+)
+NO_GALLERY = (
+    "There is no gallery to search yet; make one with 'qformer index CKPT IMAGES -o gallery', and start the page with "
+    "--index gallery."
+)
 
 
-def answer(model: VisionLanguageModel, image: str | None, question: str, context: str) -> str:
-    """What the model says of an image file: the answer, or without a question a caption.
+@dataclass
+class Models:
+    """What a page has: a model of each stage, as far as there is one, and a gallery.
+
+    Attributes:
+        name: of the checkpoint, to show.
+    """
+
+    name: str
+    asking: VisionLanguageModel | None = None
+    matching: ImageTextModel | None = None
+    retriever: Retriever | None = None
+
+    @property
+    def looking(self) -> VisionLanguageModel | ImageTextModel:
+        """Whose queries are looked at: of stage two, where it is there."""
+        found = self.asking or self.matching
+        assert found is not None, "a page has one model at least"
+        return found
+
+
+def load_models(
+    path: str,
+    stage1: str | None = None,
+    index: Path | str | None = None,
+    device: str | None = None,
+    quantize: str | None = None,
+) -> Models:
+    """The models of a page.
 
     Args:
-        image: a file. question: as a person types it. context: text in front of the question; may be empty.
+        path: what `qformer.load` takes, of either stage.
+        stage1: the other one beside a checkpoint of stage two; by default the run that its configuration names as
+            `init`, if it is there.
 
     Raises:
-        UsageError: no image, or a file that is none.
+        UsageError: something that cannot be loaded, of the wrong stage, or a gallery of another model.
+    """
+    name = "/".join(Path(path).parts[-2:]) if Path(path).exists() else path  # visitors need not know where it lies
+    first = load(path, device, quantize=quantize)
+    if isinstance(first, ImageTextModel):
+        if stage1 is not None:
+            raise UsageError(f"'{path}' is of stage one itself; leave --stage1 out, or give a checkpoint of stage two")
+        models, source = Models(name, matching=first), path
+    else:
+        source = stage1 or _started_from(path) or ""
+        models = Models(name, asking=first)
+        if source:
+            second = load(source, device)
+            if not isinstance(second, ImageTextModel):
+                raise UsageError(f"'{source}' is a checkpoint of stage two; --stage1 needs one of stage one")
+            models.matching = second
+    if index is not None:
+        if models.matching is None:
+            raise UsageError(f"the gallery '{index}' needs the model of stage one that made it; give it with --stage1")
+        models.retriever = Retriever(index, models.matching, source)
+        if not len(models.retriever.gallery.store):
+            raise UsageError(f"the gallery '{index}' holds no image; index some with 'qformer index'")
+    return models
+
+
+def _started_from(path: str) -> str | None:
+    """The stage-one run from which a checkpoint of ours was trained, if it is still there."""
+    if checkpoint.is_foreign(path):
+        return None
+    start = checkpoint.read(path).config.init
+    try:
+        return start if start and checkpoint.read(start).config.stage == "stage1" else None
+    except UsageError:
+        return None
+
+
+def of_scenes(path: str) -> bool:
+    """Whether a checkpoint was trained on drawn scenes, so that these are good examples to try it."""
+    return not checkpoint.is_foreign(path) and checkpoint.read(path).config.data.train.name == "scenes"
+
+
+#: Of each option of `Decoding`: the smallest and the largest value, and whether it is a whole number.
+LIMITS = {
+    "beams": (1, 10, True),
+    "top_p": (0.01, 1, False),
+    "temperature": (0.05, 5, False),
+    "max_new_tokens": (1, 256, True),
+    "min_new_tokens": (0, 256, True),
+    "length_penalty": (-5, 5, False),
+    "repetition_penalty": (0.1, 5, False),
+}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a text is written: None is what its task has (`qformer.model.prompts`)."""
+
+    method: str = "beams"
+    beams: int | None = None
+    top_p: float | None = None
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> Decoding:
+        """From a mapping whose values anybody may have sent.
+
+        Raises:
+            UsageError: an unknown name, or a value that cannot be.
+        """
+        if given is None:
+            return cls()
+        if not isinstance(given, dict):
+            raise UsageError(f"decoding is a {type(given).__name__}; give a mapping such as {{'method': 'greedy'}}")
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name == "method":
+                if value not in METHODS:
+                    raise UsageError(f"decoding.method is {value!r:.40}; give one of {', '.join(METHODS)}")
+                values[name] = value
+                continue
+            low, high, whole = find(LIMITS, str(name)[:40], "option of decoding")
+            if value is not None:
+                number = checked_number(str(name), value, low, high, whole)
+                values[name] = int(number) if whole else float(number)
+        return cls(**values)
+
+    def options(self, task: str, family: str) -> dict[str, Any]:
+        """Fields of `GenerateConfig` for `model.answer`.
+
+        Raises:
+            UsageError: a shortest text that is longer than the longest.
+        """
+        usual = wording(task, "paper", family).generate
+        sizes = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": self.min_new_tokens}
+        chosen: dict[str, Any] = sizes | {"repetition_penalty": self.repetition_penalty}
+        if self.method == "beams":
+            chosen |= {"num_beams": self.beams, "length_penalty": self.length_penalty}
+        elif self.method == "greedy":
+            chosen |= {"num_beams": 1}
+        else:
+            chosen |= {"num_beams": 1, "do_sample": True, "top_p": self.top_p, "temperature": self.temperature}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        GenerateConfig.of(usual | chosen)
+        return chosen
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question, checked and ready to be answered.
+
+    Attributes:
+        question: as the model reads it. prompt: exactly what stands behind the image. cut: whether something of the
+            context or of the earlier turns was left out of it, to fit.
+    """
+
+    picture: Image.Image
+    question: str
+    context: str | None
+    history: tuple[Turn, ...]
+    task: str
+    options: dict[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+    cut: bool = False
+
+
+def prepare(
+    model: VisionLanguageModel,
+    image: str | None,
+    question: Any,
+    context: Any = "",
+    history: Any = None,
+    task: Any = "vqa",
+    decoding: Decoding | None = None,
+) -> Asked:
+    """Check what a visitor sent, and word it.
+
+    Args:
+        image: a file. question: as a person types it; empty for a caption. context: text in front of the question.
+        history: earlier (question, answer) pairs about this image. task: one of the values of `PRESETS`.
+
+    Raises:
+        UsageError: no image, or anything else that cannot be used.
+    """
+    picture = picture_of(image)
+    if task not in PRESETS.values():
+        raise UsageError(f"the task is {task!r:.40}; give one of {', '.join(PRESETS.values())}")
+    asked = checked_text("question", question, MAX_QUESTION)
+    asked = clean_question(" ".join(asked.split())) if task in CLEANED else asked.strip()
+    told = checked_text("context", context, MAX_CONTEXT).strip() or None
+    turns = _turns(history)
+    if not asked:
+        options = (decoding or Decoding()).options("caption", model.llm.family)
+        return Asked(picture, "", None, (), "caption", options, model.prompt)
+    if told and task == "vqa":
+        task = "context"  # which words it as a fact, and answers as shortly
+    options = (decoding or Decoding()).options(task, model.llm.family)
+    plan = model.frontend.strategy.plan(*picture.size)
+    prompt = model.prompt_for(plan, asked, told, turns, task=task, **options)
+    whole = compose(asked, task, family=model.llm.family, context=told, history=turns).text
+    return Asked(picture, asked, told, turns, task, options, prompt, prompt != whole)
+
+
+def _turns(history: Any) -> tuple[Turn, ...]:
+    """Earlier turns that anybody may have sent.
+
+    Raises:
+        UsageError: something else.
+    """
+    if history in (None, "", []):
+        return ()
+    if not isinstance(history, list | tuple) or not all(isinstance(t, list | tuple) and len(t) == 2 for t in history):
+        raise UsageError("the history is no list of [question, answer] pairs; give such a list, or leave it out")
+    return tuple(
+        (
+            checked_text("question of the history", q, MAX_QUESTION),
+            checked_text("answer of the history", a, MAX_CONTEXT),
+        )
+        for q, a in history[-MOST_TURNS:]
+    )
+
+
+def answer(model: VisionLanguageModel, asked: Asked) -> Generator[str, None, None]:
+    """The answer so far, again and again until it is whole; with several beams at once. Without a question a caption.
+
+    Whoever stops reading stops the model.
+    """
+    tiles = model.frontend.tiles([asked.picture])
+    streamed = asked.options.get("num_beams") == 1
+    if not asked.question:
+        pieces = model.stream(tiles, **asked.options) if streamed else iter(model.generate(tiles, **asked.options))
+    elif streamed:
+        pieces = model.stream_answer(
+            tiles, asked.question, asked.context, asked.history, task=asked.task, **asked.options
+        )
+    else:
+        history = [asked.history] if asked.history else None
+        pieces = iter(model.answer(tiles, [asked.question], asked.context, history, task=asked.task, **asked.options))
+    text = ""
+    for piece in pieces:
+        text += piece
+        yield text
+    if not text:  # the model ended at once
+        yield ""
+
+
+def answer_to(model: VisionLanguageModel, image: str | None, question: Any, *args: Any, **options: Any) -> str:
+    """The whole answer to what `prepare` takes."""
+    return [*answer(model, prepare(model, image, question, *args, **options))][-1]
+
+
+def suggest(model: VisionLanguageModel, image: str | None, context: Any = "") -> Turn:
+    """A question that the model asks itself about the picture, drawn anew each time, and its own answer."""
+    told = checked_text("context", context, MAX_CONTEXT).strip() or None
+    tiles = model.frontend.tiles([picture_of(image)])
+    return model.self_ask(tiles, told, num_beams=1, do_sample=True, top_p=0.9)[0]
+
+
+def picture_of(image: Any) -> Image.Image:
+    """The picture in a file that a visitor sent.
+
+    Raises:
+        UsageError: no file, or one that is no picture or too large.
     """
     if image is None:
         raise UsageError("there is no picture yet; choose, drop or paste one")
-    tiles = model.frontend.tiles([open_picture(image)])
-    asked = clean_question(question)
-    if not asked:
-        return model.generate(tiles)[0]
-    return model.answer(tiles, [asked], context=context.strip() or None)[0]
+    if not isinstance(image, str):
+        raise UsageError(f"the picture is a {type(image).__name__}; give a file")
+    return open_picture(image)
 
 
 def draw_examples(folder: Path) -> list[list[str]]:
@@ -51,4 +341,4 @@ def draw_examples(folder: Path) -> list[list[str]]:
     first = samples[0]  # its question asks for a colour
     wrong = next(colour for colour in COLOURS if colour not in first.answers)
     claim = statement(Question("colour", first.question or "", ""), wrong)
-    return [*rows, [rows[0][0], rows[0][1], f"Context: {claim}."]]
+    return [*rows, [rows[0][0], rows[0][1], f"{claim}."]]

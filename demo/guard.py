@@ -374,7 +374,8 @@ def _label(block: Any) -> str:
 
 def _check_kind(block: Any, value: Any) -> None:
     schema = block.api_info()
-    label, kind, picture = _label(block), schema.get("type"), "path" in schema.get("properties", {})
+    label, kind = _label(block), str(schema.get("type"))  # any JSON has no type
+    picture = "path" in schema.get("properties", {})
     if choices := schema.get("enum"):
         if value not in choices:
             raise Refused(400, f"'{label}' must be one of {', '.join(map(str, choices))}")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qformer import cli_eval, cli_gallery, cli_hub, cli_language
+from qformer import cli_demo, cli_eval, cli_gallery, cli_hub, cli_language
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -222,23 +222,7 @@ def convert(
     print(convert_checkpoint(source, output, to.value, given))
 
 
-@app.command()
-def demo(
-    path: Checkpoint = "runs/quickstart/opt",
-    port: Annotated[int | None, typer.Option(help="the first free one from 7860 on by default", min=1)] = None,
-    device: Device = None,
-) -> None:
-    """A page to ask pictures, with a stage-two checkpoint; Ctrl-C ends it."""
-    from importlib.util import find_spec
-
-    from qformer.types import UsageError
-
-    if find_spec("gradio") is None:
-        raise UsageError("the page needs gradio, which is not installed; run: pip install -e '.[demo]'")
-    _sibling("demo")
-    from demo.app import serve
-
-    serve(path, device, port)
+app.command()(cli_demo.demo)
 
 
 def _sibling(name: str) -> Any:

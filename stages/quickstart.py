@@ -112,6 +112,20 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     return results
 
 
+def bridge(folder: Path) -> Path:
+    """The OPT bridge of a quickstart in `folder` and stage one below it, trained if it is not there. Returns its run.
+
+    It is that of `run`, which measures it too.
+    """
+    stages.train(load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}"]))
+    stages.train(
+        load_config(
+            Path("configs/quickstart/stage2.yaml"), [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *OWN["opt"]]
+        )
+    )
+    return folder / "opt"
+
+
 @dataclass
 class Seen:
     """Answers and captions of each language model for unseen scenes and for new ones, and its blind twin's answers."""

@@ -185,6 +185,43 @@ class VisionLanguageModel(nn.Module):
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
 
+    def prompt_for(
+        self,
+        plan: Plan,
+        question: str,
+        context: str | None = None,
+        history: Sequence[Turn] | None = None,
+        preset: str = "paper",
+        task: str = "vqa",
+        **options: Any,
+    ) -> str:
+        """The prompt behind an image of this plan, as `answer` puts it: cut where it would not fit."""
+        config = GenerateConfig.of(wording(task, preset, self.llm.family).generate | options)
+        prompt = compose(question, task, preset, self.llm.family, context, history)
+        return self._fit([prompt], [self.count_tokens(plan)], config.max_new_tokens)[0]
+
+    @torch.no_grad()
+    def stream_answer(
+        self,
+        tiles: Tiles,
+        question: str,
+        context: str | None = None,
+        history: Sequence[Turn] | None = None,
+        preset: str = "paper",
+        task: str = "vqa",
+        **options: Any,
+    ) -> Iterator[str]:
+        """`answer` to one question about one image, in pieces as they come; the rest is as in `stream`.
+
+        Raises:
+            UsageError: several images or beams, or what `answer` refuses.
+        """
+        if len(tiles) != 1:
+            raise UsageError(f"got {len(tiles)} images; the answer about one image can be streamed")
+        settings = wording(task, preset, self.llm.family).generate | {"num_beams": 1} | options
+        prompt = self.prompt_for(tiles.plans[0], question, context, history, preset, task, **settings)
+        return stream(self.llm, *self.prefix(tiles, [question]), prompt, settings)
+
     @torch.no_grad()
     def self_ask(self, tiles: Tiles, context: str | None = None, preset: str = "paper", **options: Any) -> list[Turn]:
         """A question about each of B images that the model asks itself, and its own answer.

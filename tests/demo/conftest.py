@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 import stages
-from demo import app, server
+from demo import app, backend, server
 from qformer.config import load_config
 from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
+from stages.gallery import index
 from tests.demo.visitor import Visitor
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def model(trained: Path) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="session")
+def models(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> backend.Models:
+    """All that a page may have: both stages, and a gallery of six scenes."""
+    folder = tmp_path_factory.mktemp("gallery") / "index"
+    index(str(trained.parent / "stage1"), ["name=scenes", "count=6", "size=64"], folder, None, None, 6, "cpu")
+    return backend.load_models(str(trained), index=folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("scene") / "scene.png"
     Image.fromarray(Scenes("test", size=200, seed=3)[1].image).save(file)
@@ -71,7 +80,7 @@ def gate(model: VisionLanguageModel) -> server.Gate:
 def served(model: VisionLanguageModel, gate: server.Gate) -> Iterator[str]:
     """The address of the page, served."""
     with server.workplace() as folder:
-        page = app.build(model, "test", [], gate)
+        page = app.build(backend.Models("test", model), gate, [])
         _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, theme=app.THEME)
         yield url
         server.close(page, gate)

@@ -31,7 +31,7 @@ def still_right(served: str, picture: Path, model: VisionLanguageModel) -> Itera
     """After all of them the page answers as the model does when it is asked alone."""
     yield
     visitor = Visitor(served)
-    right = backend.answer(model, str(picture), ASK, "")
+    right = backend.answer_to(model, str(picture), ASK)
     assert visitor.outcome([visitor.picture(picture), ASK, ""]) == ("complete", right)
 
 
@@ -260,7 +260,7 @@ def test_what_is_said_of_a_picture_besides_does_not_count(
     visitor: Visitor, shown: dict[str, Any], model: VisionLanguageModel, picture: Path
 ) -> None:
     lies = {"size": "big", "is_stream": True, "mime_type": ["text/html"], "url": f"http://x{API}/file={shown['path']}"}
-    assert visitor.outcome([shown | lies, ASK, ""])[1] == backend.answer(model, str(picture), ASK, "")
+    assert visitor.outcome([shown | lies, ASK, ""])[1] == backend.answer_to(model, str(picture), ASK)
 
 
 def test_functions_and_sessions_that_do_not_exist(visitor: Visitor, shown: dict[str, Any]) -> None:
@@ -392,7 +392,7 @@ def test_sliders_and_choices() -> None:
 def test_only_those_who_are_let_in(model: VisionLanguageModel, picture: Path, visitor: Visitor) -> None:
     gate = server.Gate()
     with server.workplace() as folder:
-        page = app.build(model, "test", [], gate)
+        page = app.build(backend.Models("test", model), gate, [])
         _, url, _ = server.launch(page, folder=folder, gate=gate, auth=("ann", "secret"), block=False)
         other = Visitor(url)
         assert other.upload(picture).status_code == 401

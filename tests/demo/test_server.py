@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 
-from demo import app, guard, limits, server
+from demo import app, backend, guard, limits, server
 from qformer.types import UsageError
 from tests.demo.visitor import API, Visitor
 
@@ -294,7 +294,7 @@ def test_state_and_files_of_those_who_are_gone_are_removed(
 
 SERVE = """
 import sys, time, torch
-from demo import app, server
+from demo import app, backend, server
 from qformer.model.loading import load_vision_language
 model = load_vision_language(sys.argv[1], "cpu")
 layer = model.llm.model.model.decoder.layers[0]
@@ -303,7 +303,7 @@ gate = server.Gate()
 gate.watch(model, "test")
 with server.workplace() as folder:
     print(folder, flush=True)
-    server.launch(app.build(model, "test", [], gate), folder=folder, gate=gate)
+    server.launch(app.build(backend.Models("test", model), gate, []), folder=folder, gate=gate)
 print("after", flush=True)
 """
 
@@ -348,7 +348,7 @@ def test_a_page_ends_though_calls_do_not(model: VisionLanguageModel, picture: Pa
     slow = server.Gate()
     slow.watch(model, "test")
     with server.workplace() as folder:
-        page = app.build(model, "test", [], slow)
+        page = app.build(backend.Models("test", model), slow, [])
         _, url, _ = server.launch(page, folder=folder, gate=slow, block=False)
         visitor = Visitor(url)
         event = visitor.post([visitor.picture(picture), "", ""]).json()["event_id"]

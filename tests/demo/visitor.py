@@ -33,6 +33,8 @@ class Visitor:
         return {"path": response.json()[0], "meta": META}
 
     def post(self, data: Any, name: str = "ask", **more: Any) -> httpx.Response:
+        if name == "ask" and isinstance(data, list) and len(data) == 3:
+            data = [*data, "vqa", None, None]  # no history, and the decoding of the task
         body = json.dumps({"data": data, **more})  # httpx would not send half a character
         return self.http.post(f"{API}/call/{name}", content=body, headers={"Content-Type": "application/json"})
 

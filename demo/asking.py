@@ -1,0 +1,255 @@
+"""The tab Ask: a conversation about a picture, in Gradio. What it does stands in `demo.backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import backend
+from demo.backend import METHODS, PRESETS, Decoding
+from demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from demo.transcript import Turn, as_html, as_json
+from qformer.model.decoding import GenerateConfig
+from qformer.model.prompts import wording
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from qformer.model.vision_language import VisionLanguageModel
+
+REMEMBERED = 3600  # seconds that a conversation is kept after its last turn
+DECODING = {
+    "Beam search: the likeliest text, as in the paper; it comes at once": "beams",
+    "Greedy: the likeliest word each time, word by word": "greedy",
+    "Nucleus sampling: drawn, another text each time, word by word": "nucleus",
+}
+assert set(DECODING.values()) == set(METHODS)
+OPTIONS = (
+    "method",
+    "beams",
+    "top_p",
+    "temperature",
+    "max_new_tokens",
+    "min_new_tokens",
+    "length_penalty",
+    "repetition_penalty",
+)
+#: Puts a text that the server made into a file of the visitor's: nothing is written on the server.
+SAVE = """(made) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([made.text], {type: made.type}));
+  link.download = made.name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said about one picture, a file."""
+
+    picture: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def about(self, picture: str | None) -> Conversation:
+        """This one, or a new one if the picture is another."""
+        return self if picture == self.picture else Conversation(picture)
+
+    def and_then(self, turn: Turn) -> Conversation:
+        return replace(self, turns=(*self.turns, turn))
+
+    def messages(self) -> list[dict[str, str]]:
+        """As the chatbot shows it: what it is given it reads as HTML."""
+        shown = []
+        for turn in self.turns:
+            question = turn.question or "(a caption)"
+            told = f"{question}\n(told: {turn.context})" if turn.context else question
+            shown.append({"role": "user", "content": escape(told, quote=False)})
+            shown.append({"role": "assistant", "content": escape(turn.answer or "…", quote=False)})
+        return shown
+
+
+def ask_tab(page: Page, examples: list[list[str]]) -> None:
+    """The tab, and its events."""
+    model = page.models.asking
+    if model is None:
+        page.lacking(backend.NO_ASKING)
+        return
+    talk = gr.State(Conversation(), time_to_live=REMEMBERED)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            picture = picture_box("picture")
+            if examples:
+                gr.Examples(
+                    examples,
+                    [picture, question := _question(render=False), context := _context(render=False)],
+                    label="Scenes that no training has shown",
+                    elem_id="examples",
+                    api_visibility="private",
+                )
+            else:
+                question, context = _question(render=False), _context(render=False)
+        with gr.Column(scale=5, min_width=300):
+            chat = gr.Chatbot(
+                label="Conversation",
+                elem_id="chat",
+                height=380,
+                render_markdown=False,
+                feedback_options=None,
+                buttons=["copy", "copy_all"],
+                placeholder="Choose a picture, and ask about it. A new picture begins a new conversation.",
+            )
+            question.render()
+            with gr.Row():
+                ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
+                stop = gr.Button("Stop", elem_id="stop", min_width=90)
+                suggest = gr.Button("Suggest a question", elem_id="suggest", min_width=200)
+            context.render()
+            preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
+            decoding = _decoding(model)
+            with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
+                prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
+            with gr.Row():
+                clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=80)
+                save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
+                save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
+            made = gr.JSON(visible="hidden")
+    inputs = [picture, question, context, preset, *decoding, talk]
+    outputs = [chat, question, talk, prompt]
+    events = [
+        page.on([ask.click, question.submit, context.submit], _asking(page, model), inputs, outputs, chat),
+        page.on([suggest.click], _suggesting(page, model), [picture, context, talk], outputs, chat),
+    ]
+    stop.click(_ended, [talk], [chat, talk], cancels=events, **CONFIRM)
+    gr.on([clear.click, chat.clear, picture.clear], _forgotten, None, [chat, talk, prompt], cancels=events, **CONFIRM)
+    # Who asks at once has begun the conversation about the new picture before this comes: it must not cancel.
+    picture.change(_turned_to, [picture, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
+    preset.change(lambda task: _usual(model, task), [preset], decoding[1:], **CONFIRM)
+    for button, kind in ((save_json, "json"), (save_html, "html")):
+        button.click(_saving(page, kind), [talk], [made], preprocess=False, **CONFIRM).success(
+            None, [made], None, js=SAVE, **CONFIRM
+        )
+
+
+def _question(render: bool) -> gr.Textbox:
+    return gr.Textbox(
+        label="Question",
+        placeholder="what color is the star?",
+        info="Enter asks, Shift+Enter breaks the line; empty: a caption",
+        lines=1,
+        max_lines=6,
+        elem_id="question",
+        render=render,
+    )
+
+
+def _context(render: bool) -> gr.Textbox:
+    return gr.Textbox(
+        label="Context (optional)",
+        placeholder="the star is red.",
+        info="What the model is told before the question, be it true or not",
+        lines=1,
+        max_lines=6,
+        elem_id="context",
+        render=render,
+    )
+
+
+def _decoding(model: VisionLanguageModel) -> list[Any]:
+    """Components of `OPTIONS`, folded away; they show what a short answer is written with."""
+    beams, top_p, temperature, longest, shortest, length, repetition = _usual(model, "vqa")
+    with gr.Accordion("Decoding", open=False, elem_id="decoding"):
+        method = gr.Radio(list(DECODING.items()), value="beams", label="How words are chosen", elem_id="method")
+        with gr.Row():
+            made = [
+                gr.Slider(1, 10, beams, step=1, label="Beams", info="of the search", min_width=220),
+                gr.Slider(0.05, 1, top_p, step=0.05, label="Top p", info="of the nucleus", min_width=220),
+                gr.Slider(0.1, 2, temperature, step=0.1, label="Temperature", info="of the nucleus", min_width=220),
+                gr.Slider(1, 256, longest, step=1, label="Longest", info="tokens of an answer", min_width=220),
+                gr.Slider(0, 64, shortest, step=1, label="Shortest", info="tokens of an answer", min_width=220),
+                gr.Slider(-2, 2, length, step=0.5, label="Length", info="penalty, of beams", min_width=220),
+                gr.Slider(1, 3, repetition, step=0.1, label="Repetition", info="penalty", min_width=220),
+            ]
+    return [method, *made]
+
+
+def _usual(model: VisionLanguageModel, task: str) -> list[float]:
+    """Values of `OPTIONS` but the method, as a task has them."""
+    usual = GenerateConfig.of(wording(task, "paper", model.llm.family).generate)
+    names = ("num_beams", "top_p", "temperature", "max_new_tokens", "min_new_tokens")
+    return [getattr(usual, name) for name in (*names, "length_penalty", "repetition_penalty")]
+
+
+def _asking(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
+    def ask(request: gr.Request, picture: Any, question: Any, context: Any, task: Any, *rest: Any) -> Iterator[Any]:
+        *values, talk = rest
+        with told():
+            path = path_of(picture)
+            decoding = Decoding.of(dict(zip(OPTIONS, values, strict=True)))
+            before = talk.about(path)
+            history = [(turn.question, turn.answer) for turn in before.turns if turn.question]
+            asked = backend.prepare(model, path, question, context, history, task, decoding)
+            turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options, stopped=True)
+            if asked.cut:
+                gr.Info("The beginning of the context, or of the conversation, was left out: it is longer than fits.")
+            yield before.and_then(turn).messages(), "", before, asked.prompt
+            with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
+                for text in texts:
+                    turn = replace(turn, answer=text)
+                    now = before.and_then(turn)
+                    yield now.messages(), gr.skip(), now, gr.skip()
+            now = before.and_then(replace(turn, stopped=False))
+            yield now.messages(), gr.skip(), now, gr.skip()
+
+    return ask
+
+
+def _suggesting(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
+    def suggest(request: gr.Request, picture: Any, context: Any, talk: Conversation) -> Iterator[Any]:
+        with told():
+            path = path_of(picture)
+            before = talk.about(path)
+            yield before.messages(), gr.skip(), before, gr.skip()
+            question, answer = page.gate.run(backend.suggest, model, path, context, request=request)
+            words = backend.prepare(model, path, question, context)
+            turn = Turn(question, answer, words.context or "", words.task, words.prompt, suggested=True)
+            now = before.and_then(turn)
+            yield now.messages(), gr.skip(), now, words.prompt
+
+    return suggest
+
+
+def _ended(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
+    return talk.messages(), talk
+
+
+def _forgotten() -> tuple[list[Any], Conversation, str]:
+    return [], Conversation(), ""
+
+
+def _turned_to(picture: Any, talk: Conversation) -> tuple[Any, ...]:
+    """A new picture begins a new conversation."""
+    with told():
+        known = talk.picture is not None and talk.picture == path_of(picture)
+        return (gr.skip(), gr.skip(), gr.skip()) if known else _forgotten()
+
+
+def _saving(page: Page, kind: str) -> Callable[..., dict[str, str]]:
+    """The transcript as text, with the name of a file and what it is."""
+
+    def save(talk: Conversation) -> dict[str, str]:
+        with told():
+            if not talk.turns:
+                raise UsageError("there is no conversation to save yet; ask something first")
+            shown = backend.picture_of(talk.picture)
+            if kind == "json":
+                text, mime = as_json(page.models.name, talk.turns, shown), "application/json"
+            else:
+                text, mime = as_html(page.models.name, talk.turns, shown), "text/html"
+            return {"text": text, "type": mime, "name": f"conversation.{kind}"}
+
+    return save

@@ -1,0 +1,188 @@
+"""The API of the page: what its tabs do under stable names, for `gradio_client` (docs/demo.md).
+
+/ask /suggest /caption /match /search /look /slices. They keep nothing: whoever wants a conversation sends it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import backend, finding
+from demo.backend import Decoding
+from demo.tabs import Page, path_of, told
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def endpoints(page: Page) -> None:
+    """Register what the models of the page can do; what they cannot answers with the sentence of its tab."""
+    _endpoint(
+        "ask",
+        _ask(page),
+        [_image(), _text("question"), _text("context"), _text("task", "vqa"), *_json("history", "decoding")],
+        _text("answer"),
+    )
+    _endpoint(
+        "suggest", _suggest(page), [_image(), _text("context")], gr.JSON(label="question and answer", visible=False)
+    )
+    _endpoint(
+        "caption",
+        _caption(page),
+        [_image(), _number("count", 5), _text("prompt"), _number("top_p", 0.9), _number("temperature", 1)],
+        gr.JSON(label="captions", visible=False),
+    )
+    _endpoint("match", _match(page), [_image(), *_json("texts")], gr.JSON(label="matches", visible=False))
+    _endpoint(
+        "search",
+        _search(page),
+        [_text("text"), _image(), _number("k", 8), _number("shortlist", 64)],
+        gr.JSON(label="hits", visible=False),
+    )
+    look = [
+        gr.Image(label="queries", visible=False),
+        gr.Image(label="relevance", visible=False),
+        gr.JSON(label="answer and tokens", visible=False),
+    ]
+    _endpoint("look", _look(page), [_image(), _text("question"), _text("answer"), *_json("token")], look)
+    _endpoint(
+        "slices",
+        _slices(page),
+        [_image()],
+        [gr.Gallery(label="pictures", visible=False), gr.JSON(label="numbers", visible=False)],
+    )
+
+
+def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
+    """One function; its parameters are named like those of `function`, and its values reach it unread."""
+    gr.Button(visible=False).click(
+        function, inputs, outputs, preprocess=False, api_name=name, api_description=function.__doc__
+    )
+
+
+def _image() -> gr.Image:
+    return gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
+
+
+def _text(label: str, value: str = "") -> gr.Textbox:
+    return gr.Textbox(value, label=label.capitalize(), visible=False)
+
+
+def _number(label: str, value: float) -> gr.Number:
+    return gr.Number(value, label=label, visible=False)
+
+
+def _json(*labels: str) -> list[gr.JSON]:
+    return [gr.JSON(None, label=label, visible=False) for label in labels]
+
+
+def _needed(model: Any, sentence: str) -> Any:
+    if model is None:
+        raise UsageError(sentence)
+    return model
+
+
+def _ask(page: Page) -> Callable[..., Any]:
+    def ask(
+        request: gr.Request,
+        image: Any,
+        question: Any,
+        context: Any = "",
+        task: Any = "vqa",
+        history: Any = None,
+        decoding: Any = None,
+    ) -> Iterator[str]:
+        """The answer so far, until it is whole; history: [question, answer] pairs; decoding: see docs/demo.md."""
+        with told():
+            model = _needed(page.models.asking, backend.NO_ASKING)
+            asked = backend.prepare(model, path_of(image), question, context, history, task, Decoding.of(decoding))
+            with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
+                yield from texts
+
+    return ask
+
+
+def _suggest(page: Page) -> Callable[..., Any]:
+    def suggest(request: gr.Request, image: Any, context: Any = "") -> dict[str, str]:
+        """A question that the model asks itself, and its answer."""
+        with told():
+            model = _needed(page.models.asking, backend.NO_ASKING)
+            question, answer = page.gate.run(backend.suggest, model, path_of(image), context, request=request)
+            return {"question": question, "answer": answer}
+
+    return suggest
+
+
+def _caption(page: Page) -> Callable[..., Any]:
+    def caption(
+        request: gr.Request, image: Any, count: Any = 5, prompt: Any = "", top_p: Any = 0.9, temperature: Any = 1
+    ) -> list[dict[str, Any]]:
+        """Captions, the likeliest first, each with the mean log-likelihood of its tokens."""
+        with told():
+            model = _needed(page.models.asking, backend.NO_ASKING)
+            values = (path_of(image), count, prompt, top_p, temperature)
+            return [asdict(one) for one in page.gate.run(finding.captions, model, *values, request=request)]
+
+    return caption
+
+
+def _match(page: Page) -> Callable[..., Any]:
+    def match(request: gr.Request, image: Any, texts: Any) -> list[dict[str, Any]]:
+        """Texts (a list), the best first, each with the cosine of ITC and the probability of ITM."""
+        with told():
+            model = _needed(page.models.matching, backend.NO_MATCHING)
+            return [asdict(one) for one in page.gate.run(finding.match, model, path_of(image), texts, request=request)]
+
+    return match
+
+
+def _search(page: Page) -> Callable[..., Any]:
+    def search(
+        request: gr.Request, text: Any = "", image: Any = None, k: Any = 8, shortlist: Any = 64
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Hits by ITC, and re-ranked by ITM."""
+        with told():
+            retriever = _needed(page.models.retriever, backend.NO_GALLERY)
+            values = (text, path_of(image), k, shortlist)
+            lists = page.gate.run(finding.search, retriever, *values, request=request)
+            return dict(zip(("itc", "reranked"), ([_hit(one) for one in hits] for hits in lists), strict=True))
+
+    return search
+
+
+def _hit(one: finding.Found) -> dict[str, Any]:
+    return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm}
+
+
+def _look(page: Page) -> Callable[..., Any]:
+    def look(
+        request: gr.Request, image: Any, question: Any = "", answer: Any = "", token: Any = None
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Where each query looks and, with a question, what the answer (or its token of that number) rests on."""
+        with told():
+            path = path_of(image)
+            sheet = page.gate.run(finding.queries, page.models.looking, path, request=request)
+            if not question:
+                return sheet, None, {}
+            model = _needed(page.models.asking, backend.NO_ASKING)
+            found = page.gate.run(finding.relevance, model, path, question, answer, token, request=request)
+            return sheet, found.picture, {"answer": found.answer, "tokens": found.tokens}
+
+    return look
+
+
+def _slices(page: Page) -> Callable[..., Any]:
+    def slices(request: gr.Request, image: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+        """How each strategy cuts the picture: the tiles drawn on it, and its numbers."""
+        with told():
+            found = page.gate.run(finding.slices, page.models.looking, path_of(image), request=request)
+            pictures = [(drawn, name) for drawn, name, _ in found]
+            return pictures, [{"strategy": name, **numbers} for _, name, numbers in found]
+
+    return slices

@@ -1,0 +1,221 @@
+"""What the page finds, as plain functions like `demo.backend`: captions, matches, hits of a gallery, a look inside.
+
+Everything a visitor sent is checked; what cannot be used is a `UsageError` of one sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from demo import look
+from demo.backend import answer, picture_of, prepare
+from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text
+from qformer import resolution
+from qformer.cleaning import clean_caption
+from qformer.evaluation.choice import choice_losses
+from qformer.lookup import find
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from qformer.model.image_text import ImageTextModel
+    from qformer.model.vision_language import VisionLanguageModel
+    from qformer.retrieval.search import Hit, Retriever
+
+THUMBNAIL = 192  # pixels
+MOST_CAPTIONS, MOST_TEXTS, MOST_HITS = 10, 32, 24
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption and the mean log-likelihood of its tokens, the end counted, behind the image and the prompt."""
+
+    text: str
+    score: float
+
+
+@torch.no_grad()
+def captions(
+    model: VisionLanguageModel,
+    image: str | None,
+    count: Any = 5,
+    prompt: Any = None,
+    top_p: Any = 0.9,
+    temperature: Any = 1.0,
+) -> list[Caption]:
+    """Different captions, the likeliest first: that of beam search, and others that are drawn (nucleus sampling).
+
+    Args:
+        count: at most so many; what is drawn twice stands once.
+        prompt: every caption goes on from here; None and empty: the prompt of training.
+    """
+    picture = picture_of(image)
+    wanted = int(checked_number("number of captions", count, 1, MOST_CAPTIONS, whole=True))
+    start = checked_text("beginning", prompt, MAX_QUESTION).strip() or model.prompt
+    drawn: dict[str, Any] = {
+        "do_sample": True,
+        "num_beams": 1,
+        "top_p": checked_number("top_p", top_p, 0.01, 1),
+        "temperature": checked_number("temperature", temperature, 0.05, 5),
+    }
+    tiles = model.frontend.tiles([picture])
+    prefix, mask = model.prefix(tiles)
+    texts = model.llm.decode(model.llm.generate(prefix, mask, [start], num_beams=5))
+    if wanted > 1:
+        texts += model.llm.decode(
+            model.llm.generate(prefix, mask, [start], num_return_sequences=2 * (wanted - 1), **drawn)
+        )
+    unlike = list(dict.fromkeys(text for text in texts if text))[:wanted]
+    sums, counts = choice_losses(model, prefix, mask, [start], [unlike])[0]
+    scored = [Caption(text, -total / max(n, 1)) for text, total, n in zip(unlike, sums, counts, strict=True)]
+    return sorted(scored, key=lambda caption: -caption.score)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a text fits the picture: the cosine of ITC, and the probability of a match by ITM."""
+
+    text: str
+    itc: float
+    itm: float
+
+
+@torch.no_grad()
+def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
+    """Texts by how well they fit the picture, the best (by ITM) first.
+
+    Args:
+        texts: one on each line, or a list of them.
+
+    Raises:
+        UsageError: no text, or more than `MOST_TEXTS`.
+    """
+    picture = picture_of(image)
+    lines = texts if isinstance(texts, list) else checked_text("list of texts", texts, MAX_CONTEXT).splitlines()
+    given = [checked_text("text", line, MAX_QUESTION).strip() for line in lines]
+    given = list(dict.fromkeys(line for line in given if any(map(str.isalnum, line))))
+    if not given:
+        raise UsageError("there is no text to match; write one on each line")
+    if len(given) > MOST_TEXTS:
+        raise UsageError(f"got {len(given)} texts; give at most {MOST_TEXTS}, one on each line")
+    seen = model.frontend.encode_tiles(model.frontend.tiles([picture]))
+    cleaned = model.tokenize([clean_caption(line) for line in given])
+    rows, valid = model.embed_images(seen)
+    cosines = (model.embed_texts(cleaned).float() @ rows[0][valid[0]].float().T).amax(dim=1).tolist()
+    pairs = torch.tensor([(0, number) for number in range(len(given))])
+    chances = model.match_logits(model.encode_images(seen), cleaned, pairs).float().softmax(dim=1)[:, 1].tolist()
+    return sorted(map(Match, given, cosines, chances), key=lambda one: -one.itm)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A hit to show.
+
+    Attributes:
+        itc, itm: cosine, and the probability of a match where ITM looked.
+        moved: places that re-ranking moved it up. fresh: it did not stand among those shown before.
+    """
+
+    name: str
+    caption: str
+    picture: Image.Image | None
+    itc: float
+    itm: float | None = None
+    moved: int = 0
+    fresh: bool = False
+
+
+def search(
+    retriever: Retriever, text: Any = "", image: str | None = None, k: Any = 8, shortlist: Any = 64
+) -> tuple[list[Found], list[Found]]:
+    """The images of a gallery that fit a text, an image, or both: by ITC alone, and re-ranked by ITM.
+
+    Without a text there is nothing to re-rank by, and the second list is empty.
+
+    Raises:
+        UsageError: neither text nor image, or numbers that cannot be.
+    """
+    words = checked_text("text", text, MAX_QUESTION).strip() or None
+    picture = None if image is None else picture_of(image)
+    if words is None and picture is None:
+        raise UsageError("there is nothing to search for; write a text, choose a picture, or both")
+    shown = int(checked_number("number of hits", k, 1, MOST_HITS, whole=True))
+    candidates = int(checked_number("number of candidates", shortlist, 1, 256, whole=True))
+    before = retriever.search(words, picture, shown, 0)
+    after = [] if words is None else retriever.search(words, picture, shown, max(candidates, shown))
+    pictures = {hit.id: _thumbnail(retriever, hit) for hit in {hit.id: hit for hit in [*before, *after]}.values()}
+    places = {hit.id: place for place, hit in enumerate(before)}
+    ranked = [
+        replace(_found(hit, pictures), moved=places.get(hit.id, place) - place, fresh=hit.id not in places)
+        for place, hit in enumerate(after)
+    ]
+    return [_found(hit, pictures) for hit in before], ranked
+
+
+def _found(hit: Hit, pictures: dict[str, Image.Image | None]) -> Found:
+    caption = hit.captions[0] if hit.captions else ""
+    return Found(Path(hit.path).name, caption, pictures[hit.id], hit.itc, hit.probability)
+
+
+def _thumbnail(retriever: Retriever, hit: Hit) -> Image.Image | None:
+    try:
+        picture = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
+    except BadSample:  # not where it was indexed
+        return None
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
+
+
+def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> Image.Image:
+    """Where each query looks, as one sheet of small pictures."""
+    picture = picture_of(image)
+    return look.sheet(picture, look.query_maps(model, picture))
+
+
+@dataclass(frozen=True)
+class Rests:
+    """What an answer rests on: the answer, its tokens as text, and the picture with the relevance over it."""
+
+    answer: str
+    tokens: list[str]
+    picture: Image.Image
+
+
+def relevance(model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None) -> Rests:
+    """Which parts of the picture an answer, or one token of it, rests on (`look.answer_relevance`).
+
+    Args:
+        said: the answer to explain; empty for the one that the model gives. token: its number; None for all of them.
+
+    Raises:
+        UsageError: no question, or a token that the answer does not have.
+    """
+    asked = prepare(model, image, question)
+    if not asked.question:
+        raise UsageError("there is no question; write one, whose answer is to be explained")
+    answered = checked_text("answer", said, MAX_QUESTION).strip() or [*answer(model, asked)][-1]
+    if not answered:
+        raise UsageError("the model says nothing to this question; write the answer that is to be explained")
+    chosen = None if token is None else int(checked_number("number of the token", token, 0, 1000, whole=True))
+    tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen)
+    return Rests(answered, tokens, look.overlay(asked.picture, heat))
+
+
+def slices(
+    model: VisionLanguageModel | ImageTextModel, image: str | None
+) -> list[tuple[Image.Image, str, dict[str, Any]]]:
+    """How each strategy cuts the picture: the tiles drawn on it, the strategy's name, and its numbers."""
+    picture = picture_of(image)
+    own = model.frontend.strategy
+    found = []
+    for name in look.STRATEGIES:
+        options: dict[str, Any] = {}
+        if is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own):
+            options = {field.name: getattr(own, field.name) for field in fields(own) if field.init}
+        drawn, numbers = look.slices(picture, name, **options)
+        found.append((drawn, name, numbers))
+    return found

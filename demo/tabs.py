@@ -1,0 +1,206 @@
+"""The tabs Caption, Match and Search in Gradio, and what all tabs share. What they do stands in `demo.finding`.
+
+Everything that reaches a model goes through the gate, one at a time; the queue in front of it is Gradio's, and visitors
+see their place in it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import backend, finding, markup
+from demo.limits import MAX_CONTEXT, MAX_QUESTION
+from qformer.types import BadSample, UsageError
+
+if TYPE_CHECKING:
+    from demo.backend import Models
+    from demo.server import Gate
+
+#: Events that need no model: they wait for nobody, and are no part of the API.
+CONFIRM: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass
+class Page:
+    """What the tabs share: the models, and the gate in front of them."""
+
+    models: Models
+    gate: Gate
+
+    def on(self, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any, wait: Any) -> Any:
+        """An event that reaches a model; how far it is shows on the component `wait`.
+
+        Values arrive as they were sent, unread: `demo.backend` checks them.
+        """
+        return gr.on(
+            triggers,
+            function,
+            inputs,
+            outputs,
+            preprocess=False,
+            show_progress="full",
+            show_progress_on=wait,
+            api_name=f"page_{function.__name__}",  # or it would take the name from the endpoint that is called so
+            api_visibility="private",
+        )
+
+    def lacking(self, sentence: str) -> None:
+        """What a tab shows in place of itself."""
+        gr.Markdown(sentence, elem_classes="lacking")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever goes wrong as one sentence in the page; what should not happen also in the server's log."""
+    try:
+        yield
+    except (UsageError, BadSample) as error:
+        raise gr.Error(escape(str(error)[:400], quote=False), duration=None, print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        message = f"something went wrong here ({type(error).__name__}), which the server's log tells; try again"
+        raise gr.Error(message, duration=None, print_exception=False) from error
+
+
+def picture_box(name: str, label: str = "Picture") -> gr.Image:
+    """Where a visitor puts a picture."""
+    return gr.Image(
+        type="filepath",
+        image_mode=None,
+        label=label,
+        elem_id=name,
+        height=340,
+        sources=["upload", "clipboard", "webcam"],
+        buttons=["fullscreen"],
+        alt_text=f"{label}: what you chose",
+    )
+
+
+def path_of(picture: Any) -> str | None:
+    """The file of what an image component holds: Gradio has checked that it was sent here.
+
+    Raises:
+        UsageError: something else than a file, such as an address.
+    """
+    if picture is None:
+        return None
+    path = picture.get("path") if isinstance(picture, dict) else None
+    if not isinstance(path, str) or not path:
+        raise UsageError("the picture is no file that was sent to this page; upload one")
+    return path
+
+
+def caption_tab(page: Page) -> None:
+    model = page.models.asking
+    if model is None:
+        page.lacking(backend.NO_ASKING)
+        return
+    with gr.Row():
+        with gr.Column(min_width=300):
+            picture = picture_box("caption-picture")
+        with gr.Column(min_width=300):
+            count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
+            prompt = gr.Textbox(
+                label="Beginning (optional)",
+                info="Every caption goes on from here",
+                placeholder=model.prompt or "a photo of",
+                max_length=MAX_QUESTION,
+                elem_id="caption-prompt",
+            )
+            with gr.Accordion("Decoding", open=False):
+                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Nucleus: top p")
+                temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Nucleus: temperature")
+            button = gr.Button("Write captions", variant="primary", elem_id="caption-go")
+            gr.Markdown(
+                "The caption of beam search and others that are drawn. Score: the mean log-likelihood of a token; the "
+                "bar is its exponential."
+            )
+            said = gr.HTML(elem_id="captions", min_height=120)
+
+    def write(request: gr.Request, picture: Any, count: Any, prompt: Any, top_p: Any, temperature: Any) -> str:
+        with told():
+            found = page.gate.run(
+                finding.captions, model, path_of(picture), count, prompt, top_p, temperature, request=request
+            )
+            return markup.caption_bars(found)
+
+    page.on([button.click, prompt.submit], write, [picture, count, prompt, top_p, temperature], [said], said)
+
+
+def match_tab(page: Page) -> None:
+    model = page.models.matching
+    if model is None:
+        page.lacking(backend.NO_MATCHING)
+        return
+    with gr.Row():
+        with gr.Column(min_width=300):
+            picture = picture_box("match-picture")
+        with gr.Column(min_width=300):
+            texts = gr.Textbox(
+                label="Texts, one on each line",
+                placeholder="a red square left of a blue circle\na green star\ntwo yellow triangles",
+                lines=5,
+                max_lines=12,
+                max_length=MAX_CONTEXT,
+                info="Shift+Enter compares",
+                elem_id="match-texts",
+            )
+            button = gr.Button("Compare", variant="primary", elem_id="match-go")
+            gr.Markdown("ITM: the probability that text and picture belong together. ITC: the cosine of both.")
+            said = gr.HTML(elem_id="matches", min_height=120)
+
+    def compare(request: gr.Request, picture: Any, texts: Any) -> str:
+        with told():
+            return markup.match_bars(page.gate.run(finding.match, model, path_of(picture), texts, request=request))
+
+    page.on([button.click, texts.submit], compare, [picture, texts], [said], said)
+
+
+def search_tab(page: Page) -> None:
+    retriever = page.models.retriever
+    if retriever is None:
+        page.lacking(backend.NO_MATCHING if page.models.matching is None else backend.NO_GALLERY)
+        return
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            text = gr.Textbox(
+                label=f"Look for, among {len(retriever.gallery.store):,} images",
+                placeholder="a red square left of a blue circle",
+                info="By text, by a picture, or by both; Enter searches",
+                max_length=MAX_QUESTION,
+                elem_id="search-text",
+            )
+            with gr.Row():
+                k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
+                shortlist = gr.Slider(
+                    1, 256, 64, step=1, label="Candidates to re-rank", min_width=140, elem_id="search-shortlist"
+                )
+            button = gr.Button("Search", variant="primary", elem_id="search-go")
+        with gr.Column(scale=2, min_width=300), gr.Accordion("Look for images like this one", open=False):
+            picture = picture_box("search-picture")
+    with gr.Row():
+        with gr.Column(min_width=300):
+            gr.Markdown("### By ITC\nThe cosine, from the index")
+            before = gr.HTML(elem_id="hits-itc", min_height=120)
+        with gr.Column(min_width=300):
+            gr.Markdown("### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost")
+            after = gr.HTML(elem_id="hits-itm", min_height=120)
+
+    def find(request: gr.Request, text: Any, picture: Any, k: Any, shortlist: Any) -> tuple[str, str]:
+        with told():
+            first, second = page.gate.run(
+                finding.search, retriever, text, path_of(picture), k, shortlist, request=request
+            )
+            again = markup.hit_cards(second, "hits, re-ranked") if second else "<p>Re-ranking needs a text.</p>"
+            return markup.hit_cards(first, "hits by cosine"), again
+
+    page.on([button.click, text.submit], find, [text, picture, k, shortlist], [before, after], [before, after])
