@@ -374,15 +374,12 @@ def _label(block: Any) -> str:
 
 def _check_kind(block: Any, value: Any) -> None:
     schema = block.api_info()
-    label, kind = _label(block), str(schema.get("type"))  # any JSON has no type
-    picture = "path" in schema.get("properties", {})
+    label, kind, picture = _label(block), str(schema.get("type")), "path" in schema.get("properties", {})
     if choices := schema.get("enum"):
         if value not in choices:
             raise Refused(400, f"'{label}' must be one of {', '.join(map(str, choices))}")
     elif kind in TYPES and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        wanted = WORDS.get(
-            kind, "a picture that was uploaded" if "path" in schema.get("properties", {}) else "an object"
-        )
+        wanted = WORDS.get(kind, "a picture that was uploaded" if picture else "an object")
         raise Refused(400, f"'{label}' must be {wanted}, but got {limits.kind(value)}")
     if picture and "path" not in value:
         raise Refused(400, NO_PATH)

@@ -51,20 +51,7 @@ ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   #examples tbody { display: flex; overflow-x: auto }
   #examples td { padding: .2rem }
 }
-.up { color: #15803d } .dark figure.seen { margin: 0; max-width: 640px } figure.wide { max-width: none }
-figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wide div { overflow-x: auto }
-figure.seen figcaption { color: var(--body-text-color-subdued); font-size: .85rem; padding: .4rem 0 }
-ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
-#chat .placeholder, #chat .placeholder-content { padding-inline: 1rem; text-align: center }
-@media (max-width: 640px) {
-  figure.wide img { width: 56rem; max-width: none }
-  .tab-container button { padding-inline: .55rem !important; font-size: .9rem !important }
-  #examples thead, #examples td:not(:first-child) { display: none }
-  #examples tbody { display: flex; overflow-x: auto }
-  #examples td { padding: .2rem }
-}
-.up { color: #4ade80 } .down { color: #b45309 } .dark .down { color: #fbbf24 }
+.up { color: #15803d } .dark .up { color: #4ade80 } .down { color: #b45309 } .dark .down { color: #fbbf24 }
 """
 
 

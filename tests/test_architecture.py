@@ -69,7 +69,7 @@ ONLY_BY = {
         "qformer/mini.py",
     },
     "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
-    "gradio": {"demo/app.py", "demo/server.py"},
+    "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "server", "tabs")},
     "bitsandbytes": {"qformer/model/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/model/lora.py"},
