@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from qformer.data.scene_text import KINDS
 from qformer.data.scenes import Scenes
 from qformer.model import lora
 from qformer.model.connectors import QuestionConnector
+from qformer.model.loading import load_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Plan, Tile, UsageError
@@ -354,3 +357,14 @@ def test_the_share_of_a_box_is_by_area() -> None:
     share, area = benchmark.covered([(0.25, 0.0, 0.75, 0.5)], 2, 2)
     assert area == pytest.approx(0.25, abs=0.01)
     torch.testing.assert_close(share, torch.tensor([[0.5, 0.5], [0.0, 0.0]]), atol=0.01, rtol=0)
+
+
+@pytest.mark.slow
+def test_relevance_lies_in_what_is_asked_about(whole_quickstart: Path) -> None:
+    """The goal is twice the box's share of the picture; measured it was five times, and one elsewhere."""
+    model = load_vision_language(whole_quickstart / "opt", "cpu")
+    found = benchmark.measure(model, argparse.Namespace(scenes=100, seed=5, compare=False))["answer_relevance"]
+    assert len(found.ratios) == 100
+    assert mean(found.ratios) >= benchmark.GOAL
+    assert mean(found.before) < 1.5
+    assert mean(found.other) < mean(found.ratios)

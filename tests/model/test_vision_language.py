@@ -248,6 +248,42 @@ def test_only_one_image_is_streamed(root: Path) -> None:
     assert "".join(model.stream(tiles[:1], max_new_tokens=6)) == model.generate(tiles, num_beams=1, max_new_tokens=6)[0]
 
 
+@pytest.mark.parametrize("llm", ["opt", "flan-t5"])
+def test_an_answer_in_pieces_is_the_whole_one(root: Path, llm: str) -> None:
+    """With context, earlier turns and a task's own decoding; one beam, as pieces need."""
+    model = _model(root, llm)
+    tiles = model.frontend.tiles(_images(root, 0, 1))
+    turns = [("what?", "a cat")]
+    for task, sizes in (("vqa", {}), ("dialogue", {"max_new_tokens": 7}), ("context", {"min_new_tokens": 3})):
+        whole = model.answer(tiles[:1], ["where?"], "It rains.", [turns], task=task, num_beams=1, **sizes)
+        pieces = list(model.stream_answer(tiles[:1], "where?", "It rains.", turns, task=task, **sizes))
+        assert "".join(pieces) == whole[0]
+    with pytest.raises(UsageError, match="2 images"):
+        model.stream_answer(tiles, "where?")
+    with pytest.raises(UsageError, match="beams"):
+        model.stream_answer(tiles[:1], "where?", num_beams=5)
+
+
+@pytest.mark.filterwarnings("ignore:.*were left out")
+def test_the_prompt_that_is_shown_is_the_one_that_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(root)
+    tiles = model.frontend.tiles(_images(root, 0))
+    read: list[list[str]] = []
+    generate = model.llm.generate
+
+    def watch(prefix: torch.Tensor, mask: torch.Tensor, prompts: list[str], **options: object) -> torch.Tensor:
+        read.append(prompts)
+        return generate(prefix, mask, prompts, **options)
+
+    monkeypatch.setattr(model.llm, "generate", watch)
+    for context in ("It rains.", " ".join(f"word{number}" for number in range(400))):
+        model.answer(tiles, ["where?"], context, [[("what?", "a cat")]], max_new_tokens=2)
+        shown = model.prompt_for(tiles.plans[0], "where?", context, [("what?", "a cat")], max_new_tokens=2)
+        assert [shown] == read.pop()
+        assert shown.endswith(vqa_prompt("where?"))
+        assert ("word399" in shown, "word0 " in shown) == (context != "It rains.", False)
+
+
 def test_what_does_not_fit_is_refused(root: Path) -> None:
     model = _model(root)
     tiles = model.frontend.tiles(_images(root, 0, 1))
