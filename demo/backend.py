@@ -333,7 +333,7 @@ def picture_of(image: Any) -> Image.Image:
 
 def draw_examples(folder: Path) -> list[list[str]]:
     """Scenes that no training shows, drawn into `folder`: rows of (file, question, context); the last is misled."""
-    source = Scenes("test", size=EXAMPLE_SIZE, seed=7, count=EXAMPLES, questions=True)
+    source = Scenes("val", size=EXAMPLE_SIZE, seed=785, count=EXAMPLES, questions=True)
     samples = [source[place] for place in range(EXAMPLES)]
     rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
     for sample, (file, *_) in zip(samples, rows, strict=True):

@@ -34,9 +34,10 @@ ol.hits li { border: 1px solid var(--border-color-primary); border-radius: .5rem
   background: var(--background-fill-secondary); color: var(--body-text-color) }
 ol.hits img, ol.hits .gone { width: 100%; aspect-ratio: 1; object-fit: cover; display: block }
 ol.hits .gone { display: grid; place-items: center; text-align: center; padding: .5rem; box-sizing: border-box }
-ol.hits div { padding: .35rem .5rem; overflow-wrap: anywhere }
+ol.hits div { padding: .1rem .5rem; overflow-wrap: anywhere }
+ol.hits .told { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden }
 ol.hits .numbers { display: flex; justify-content: space-between; gap: .4rem; font-variant-numeric: tabular-nums;
-  padding-bottom: 0 }
+  padding-top: .35rem }
 ol.hits small { color: var(--body-text-color-subdued) }
 figure.seen { margin: 0; max-width: 640px } figure.wide { max-width: none }
 figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wide div { overflow-x: auto }
@@ -112,7 +113,7 @@ def _card(one: Found, place: int) -> str:
     told = one.caption or one.name
     picture = '<span class="gone">not where it was indexed</span>'
     if one.picture is not None:
-        picture = f'<img src="{data_uri(one.picture, CARD)}" alt="{escape(told)}" loading="lazy">'
+        picture = f'<img src="{data_uri(one.picture, CARD)}" alt="{escape(told)}">'
     score = f"{one.itc:.3f}" if one.itm is None else f"{one.itm:.1%}"
     move = ' <span class="up" title="not among the first by cosine">new</span>' if one.fresh else ""
     if one.moved:
@@ -120,5 +121,6 @@ def _card(one: Found, place: int) -> str:
         move = f' <span class="{way}" title="{abs(one.moved)} places {way} by re-ranking">{sign}{abs(one.moved)}</span>'
     return (
         f'<li>{picture}<div class="numbers"><span>{place}{move}</span><span>{score}</span></div>'
-        f"<div>{escape(told)}<br><small>{escape(one.name) if one.caption else ''}</small></div></li>"
+        f'<div class="told" title="{escape(told)}">{escape(told)}</div>'
+        f"<div><small>{escape(one.name) if one.caption else ''}</small></div></li>"
     )

@@ -181,9 +181,7 @@ def search_tab(page: Page) -> None:
             )
             with gr.Row():
                 k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
-                shortlist = gr.Slider(
-                    1, 256, 64, step=1, label="Candidates to re-rank", min_width=140, elem_id="search-shortlist"
-                )
+                shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
             button = gr.Button("Search", variant="primary", elem_id="search-go")
         with gr.Column(scale=2, min_width=300), gr.Accordion("Look for images like this one", open=False):
             picture = picture_box("search-picture")
