@@ -46,6 +46,14 @@ SAVE = """(made) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
+#: Gradio shows examples, whenever it draws them, without alternative texts; what is asked about them is one.
+NAME_EXAMPLES = """() => {
+  const name = () => document.querySelectorAll("#examples img[alt='']").forEach((image) => {
+    image.alt = "example: " + image.closest("tr").textContent.trim();
+  });
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+  name();
+}"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Conversation:
 
 
 def ask_tab(page: Page, examples: list[list[str]]) -> None:
-    """The tab, and its events."""
+    """The tab, and its events; inside a `gr.Blocks`."""
     model = page.models.asking
     if model is None:
         page.lacking(backend.NO_ASKING)
@@ -91,6 +99,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                     elem_id="examples",
                     api_visibility="private",
                 )
+                gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
             else:
                 question, context = _question(render=False), _context(render=False)
         with gr.Column(scale=5, min_width=300):

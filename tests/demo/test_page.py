@@ -261,6 +261,32 @@ def test_look(page: Page, no_network: None, model: VisionLanguageModel, picture:
     assert one.get_attribute("src") != before
 
 
+#: Visible things that a screen reader could not name.
+NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, select, img, [role=tab]")]
+  .filter(one => one.checkVisibility() && one.type !== "file")
+  .filter(one => !(one.ariaLabel || one.title || one.alt || one.innerText?.trim() || one.labels?.length
+    || document.getElementById(one.getAttribute("aria-labelledby"))))
+  .map(one => one.outerHTML.slice(0, 200))"""
+
+
+@browser_only
+def test_everything_has_a_name_and_its_turn(page: Page, no_network: None) -> None:
+    """Of labels and alternative texts, and from the question on by Tab alone, without a mouse."""
+    page.locator("#examples tbody tr td").first.click()
+    page.locator("#picture img").first.wait_for()
+    for name in ("Caption", "Match", "Search", "Look", "Ask"):
+        tab(page, name)
+        page.wait_for_timeout(300)
+        assert page.evaluate(NAMELESS) == [], name
+    page.locator("#question textarea").focus()
+    reached = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.closest('[id]').id"))
+    assert reached == ["ask", "stop", "suggest", reached[-1]]
+    assert page.evaluate("document.activeElement.closest('#context') !== null")
+
+
 @browser_only
 def test_what_is_wrong_is_said_in_the_page(page: Page, no_network: None) -> None:
     page.locator("#ask").click()

@@ -1,0 +1,89 @@
+"""docs/demo.md and docs/look.md: Python that runs as it stands, commands that are accepted, numbers of the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.core
+import typer.main
+from PIL import Image
+
+from demo import app, backend, guard, limits, server
+from demo.backend import Models
+from qformer import cli
+from tests.demo.conftest import ROOT
+
+PAGE = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+LOOK = (ROOT / "docs/look.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def place(models: Models, trained: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the names of the documents stand for what the tests have."""
+    assert models.retriever is not None
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/quickstart").symlink_to(trained.parent)
+    (tmp_path / "gallery").symlink_to(Path(str(models.retriever.gallery.folder)))
+    for name in ("picture.png", "photo.jpg"):
+        Image.open(picture).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_of_the_page(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(blocks(PAGE)[0], names)
+    assert "Context: the square is red. Question: what color is the square? Answer:" in capsys.readouterr().out
+    assert names["reranked"]
+    assert {file.name for file in place.glob("*.png")} >= {"queries.png", "relevance.png"}
+
+
+def test_python_of_its_clients(place: Path, no_network: None, models: Models) -> None:
+    gate = server.Gate()
+    with server.workplace() as folder:
+        page = app.build(models, gate, [])
+        _, url, _ = server.launch(page, folder=folder, gate=gate, block=False)
+        (code,) = blocks(PAGE)[1:]
+        assert '"http://127.0.0.1:7860"' in code
+        exec(code.replace("http://127.0.0.1:7860", url), {})
+        info = page.get_api_info()["named_endpoints"]
+        server.close(page, gate)
+    listed = dict(re.findall(r"^\| `(/\w+)` \| ([^|]+) \|", PAGE.partition("as an API")[2], flags=re.MULTILINE))
+    assert set(listed) == set(info)
+    for name, takes in listed.items():
+        parameters = [one["parameter_name"] for one in info[name]["parameters"]]
+        assert re.sub(r" \(.*?\)", "", takes).split(", ") == parameters
+
+
+def test_python_of_look(place: Path) -> None:
+    for block in blocks(LOOK):
+        exec(block, {})
+    assert (place / "fixed.png").is_file()
+
+
+@pytest.mark.parametrize("line", [line for block in blocks(PAGE, "sh") for line in block.splitlines()])
+def test_commands_are_accepted(line: str) -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    _, command, *words = shlex.split(line.partition("#")[0])
+    assert group.commands[command].make_context(command, words)
+
+
+def test_limits_are_those_of_the_code() -> None:
+    for said in (
+        f"{server.Gate().timeout:.0f} seconds in the model",
+        f"{limits.MAX_BYTES / 1e6:.0f} MB, {limits.MAX_PIXELS / 1e6:.0f} million pixels",
+        f"a question {limits.MAX_QUESTION:,} characters, a context {limits.MAX_CONTEXT:,}",
+        f"{guard.MAX_STORED / 1e9:.0f} GB at once",
+    ):
+        assert said in PAGE
+    assert (guard.KEEP_FILES, guard.KEEP_SESSION) == (3600, 600)
+    assert set(backend.LIMITS) <= set(re.findall(r"`(\w+)`", PAGE))
