@@ -43,8 +43,13 @@ def serve(models: Models, gate: server.Gate) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(models: Models) -> Iterator[str]:
-    yield from serve(models, server.Gate())
+def gate() -> server.Gate:
+    return server.Gate()
+
+
+@pytest.fixture(scope="module")
+def address(models: Models, gate: server.Gate) -> Iterator[str]:
+    yield from serve(models, gate)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +202,25 @@ def test_an_answer_that_is_stopped(page: Page, no_network: None, models: Models,
     write(page, "question", "and now?")
     page.locator("#ask").click()
     replies(page, 2)
+
+
+@browser_only
+def test_who_waits_sees_the_place_in_the_queue(
+    browser: Browser, address: str, gate: server.Gate, no_network: None, picture: Path
+) -> None:
+    visitors = [browser.new_page() for _ in range(3)]
+    with gate.running():  # someone is in the model
+        for visitor in visitors:
+            visitor.goto(address)
+            choose(visitor, picture)
+            write(visitor, "question", ASK)
+            visitor.locator("#ask").click()
+            visitor.wait_for_timeout(700)
+        expect(visitors[1].locator("#chat")).to_contain_text("queue: 1/")
+        expect(visitors[2].locator("#chat")).to_contain_text("queue: 2/2")
+    for visitor in visitors:
+        replies(visitor, 1)
+        visitor.close()
 
 
 @browser_only
