@@ -192,7 +192,7 @@ def test_conditions(retriever: Retriever, where: str, kept: Any) -> None:
 
 
 def test_conditions_are_all_met(retriever: Retriever) -> None:
-    found = retriever.text_to_image("cat", k=COUNT, where=["width=40", "path~2", "caption~cat"])
+    found = retriever.text_to_image("cat", k=COUNT, where=["width=40", "path~/2", "caption~cat"])
     assert {Path(hit.path).name for hit in found} == {"20.png"}
     assert retriever.image_to_image(picture(0), where=["width=40", "width=50"]) == []
 
