@@ -91,17 +91,9 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
+            question, context = _question(), _context()
             if examples:
-                gr.Examples(
-                    examples,
-                    [picture, question := _question(render=False), context := _context(render=False)],
-                    label="Scenes that no training has shown",
-                    elem_id="examples",
-                    api_visibility="private",
-                )
-                gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
-            else:
-                question, context = _question(render=False), _context(render=False)
+                _examples(examples, [picture, question, context])
         with gr.Column(scale=5, min_width=300):
             chat = gr.Chatbot(
                 label="Conversation",
@@ -144,7 +136,12 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
         )
 
 
-def _question(render: bool) -> gr.Textbox:
+def _examples(rows: list[list[str]], boxes: list[Any]) -> None:
+    gr.Examples(rows, boxes, label="Scenes that no training has shown", elem_id="examples", api_visibility="private")
+    gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
+
+
+def _question() -> gr.Textbox:
     return gr.Textbox(
         label="Question",
         placeholder="what color is the star?",
@@ -152,11 +149,11 @@ def _question(render: bool) -> gr.Textbox:
         lines=1,
         max_lines=6,
         elem_id="question",
-        render=render,
+        render=False,
     )
 
 
-def _context(render: bool) -> gr.Textbox:
+def _context() -> gr.Textbox:
     return gr.Textbox(
         label="Context (optional)",
         placeholder="the star is red.",
@@ -164,7 +161,7 @@ def _context(render: bool) -> gr.Textbox:
         lines=1,
         max_lines=6,
         elem_id="context",
-        render=render,
+        render=False,
     )
 
 

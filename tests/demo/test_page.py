@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
         made.close()
 
 
-@pytest.fixture(params=[(1440, "light"), (390, "dark")], ids=["wide", "phone"])
+@pytest.fixture(params=[(1440, "light"), pytest.param((390, "dark"), marks=pytest.mark.slow)], ids=["wide", "phone"])
 def page(address: str, browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Page]:
     """The page on a wide screen and on a phone; what it writes to its console, or fetches elsewhere, is an error.
 

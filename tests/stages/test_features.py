@@ -202,6 +202,7 @@ stages.fill_features(parse_config(yaml.safe_load(sys.stdin)))
 """
 
 
+@pytest.mark.slow
 def test_filling_goes_on_after_kill_9(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Finished shards stay as they are, and the whole store is that of an undisturbed filling."""
     settings, whole = (

@@ -96,6 +96,7 @@ def test_the_report_holds_everything_in_one_file(short: tuple[Path, dict[str, An
         assert told in page
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_again(short: tuple[Path, dict[str, Any]], monkeypatch: Any) -> None:
     folder, results = short
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*/*.safetensors")}

@@ -108,7 +108,7 @@ class Asked(Batches):
         return super().__getitem__(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_0(
     trained: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +138,7 @@ def test_a_second_signal_does_not_wait() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_workers_do_not_die_of_the_signal(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches every process of the terminal."""
     run = trained / "workers"
@@ -242,6 +243,7 @@ def test_what_was_logged_before_the_first_checkpoint_is_forgotten(trained: Path)
     assert_same(run, trained / "whole")
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_another_process_trains_is_refused(trained: Path) -> None:
     """Also when that one has outlived the launcher that was killed; what it writes stays its own."""
     run = trained / "claimed"
