@@ -268,16 +268,17 @@ def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:
 
 
 def _until_signal(gate: Gate) -> None:
-    asked = threading.Event()
+    asked: list[int] = []  # no lock: the handler runs within whatever this thread is doing
 
-    def ask(_number: int, _frame: Any) -> None:
-        if asked.is_set():
+    def ask(number: int, _frame: Any) -> None:
+        if asked:
             gate.cancel()
-        asked.set()
+        asked.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
-    asked.wait()
+    while not asked:  # looked at again and again: a signal that another thread took would not end a wait of this one
+        time.sleep(0.1)
 
 
 def _tidying(visits: Visits) -> Callable[[Any], Any]:
