@@ -21,6 +21,8 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
+ENTER = "Enter asks, Shift+Enter breaks the line; empty: a caption"
+TOLD = "What the model is told before the question, be it true or not"
 REMEMBERED = 3600  # seconds that a conversation is kept after its last turn
 DECODING = {
     "Beam search: the likeliest text, as in the paper; it comes at once": "beams",
@@ -91,7 +93,8 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
-            question, context = _question(), _context()
+            question = _line("question", "Question", "what color is the star?", ENTER)
+            context = _line("context", "Context (optional)", "the star is red.", TOLD)
             if examples:
                 _examples(examples, [picture, question, context])
         with gr.Column(scale=5, min_width=300):
@@ -141,28 +144,8 @@ def _examples(rows: list[list[str]], boxes: list[Any]) -> None:
     gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
 
 
-def _question() -> gr.Textbox:
-    return gr.Textbox(
-        label="Question",
-        placeholder="what color is the star?",
-        info="Enter asks, Shift+Enter breaks the line; empty: a caption",
-        lines=1,
-        max_lines=6,
-        elem_id="question",
-        render=False,
-    )
-
-
-def _context() -> gr.Textbox:
-    return gr.Textbox(
-        label="Context (optional)",
-        placeholder="the star is red.",
-        info="What the model is told before the question, be it true or not",
-        lines=1,
-        max_lines=6,
-        elem_id="context",
-        render=False,
-    )
+def _line(name: str, label: str, placeholder: str, info: str) -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=placeholder, info=info, lines=1, max_lines=6, elem_id=name, render=False)
 
 
 def _decoding(model: VisionLanguageModel) -> list[Any]:

@@ -59,14 +59,10 @@ ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
 def caption_bars(captions: Sequence[Caption]) -> str:
     """Captions with the mean likelihood of a token as bars."""
     rows = [
-        f"<li><p>{escape(one.text)}</p>{_bar('score', _likelihood(one.score), f'{one.score:.2f}')}</li>"
+        f"<li><p>{escape(one.text)}</p>{_bar('score', math.exp(one.score), f'{one.score:.2f}')}</li>"
         for one in captions
     ]
     return f'<ol class="bars" aria-label="captions, the likeliest first">{"".join(rows)}</ol>'
-
-
-def _likelihood(score: float) -> float:
-    return math.exp(min(score, 0.0))
 
 
 def match_bars(matches: Sequence[Match]) -> str:

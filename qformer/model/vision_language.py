@@ -195,7 +195,11 @@ class VisionLanguageModel(nn.Module):
         task: str = "vqa",
         **options: Any,
     ) -> str:
-        """The prompt behind an image of this plan, as `answer` puts it: cut where it would not fit."""
+        """The prompt behind an image of this plan, as `answer` puts it: cut where it would not fit.
+
+        Raises:
+            UsageError: an unknown task, preset or option, or a question that alone is longer than fits.
+        """
         config = GenerateConfig.of(wording(task, preset, self.llm.family).generate | options)
         prompt = compose(question, task, preset, self.llm.family, context, history)
         return self._fit([prompt], [self.count_tokens(plan)], config.max_new_tokens)[0]
