@@ -64,7 +64,7 @@ ONLY_BY = {
         "qformer/model/loading.py",
         "qformer/model/outline.py",
         "qformer/model/quantize.py",
-        "qformer/model/streaming.py",
+        "qformer/model/steps.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },

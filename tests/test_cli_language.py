@@ -80,7 +80,7 @@ def test_several_drawn_captions(run: Run, model: VisionLanguageModel) -> None:
     drawn = ("--sample", "--captions", "3", "--temperature", "3", "--top-p", "1", "--max-new-tokens", "6", "--seed")
     shown = [run("caption", "x", "1.png", "2.png", *drawn, seed)[1] for seed in ("0", "0", "1")]
     assert shown[0] == shown[1] != shown[2]
-    assert [line.split("\t")[0] for line in shown[0].splitlines()] == ["1.png"] * 3 + ["2.png"] * 3
+    assert [line.split("\t")[0] for line in shown[0].strip("\n").split("\n")] == ["1.png"] * 3 + ["2.png"] * 3
     code, out, _ = run("caption", "x", "1.png", *drawn, "0", "--json")
     assert code == 0
     assert len(json.loads(out)["captions"]) == 3
@@ -197,7 +197,7 @@ def test_a_byte_order_mark_is_no_part_of_a_question(
         (("ask", "x", "", "what?"), "one of the images is an empty name"),
         (("ask", "x", "1.png", ""), "the question is empty"),
         (("ask", "x", "1.png", "--self-ask", "-q", "what?"), "leave -q out"),
-        (("caption", "x", "1.png", "--sample", "--beams", "2", "--captions", "5"), "num_return_sequences must be 1"),
+        (("caption", "x", "1.png", "--length-penalty", "nan"), "length_penalty must be a finite number, but got nan"),
         (("ask", "x", "1.png", "what?", "--min-new-tokens", "11"), "between 0 and max_new_tokens"),
     ],
 )

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration
+from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
 from qformer import checkpoint, releases
-from qformer.model.decoding import GenerateConfig
+from qformer.model.decoding import GenerateConfig, write
 from qformer.model.foreign import configuration
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import load
+from qformer.model.steps import CausalStep
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 
@@ -169,16 +170,35 @@ class Blip:
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor], draws: list[list[float]]) -> list[str]:
         pixels = _pixels(self.processor, images).to(self.model.device)
-        prompt = self.tokenizer([self.prompt] * len(images), return_tensors="pt")["input_ids"].to(self.model.device)
+        seen = self.model.vision_model(pixel_values=pixels)[0]  # (B, S, D)
+        ids = self.tokenizer([self.prompt] * len(images), return_tensors="pt")["input_ids"].to(self.model.device)
+        text = self.model.config.text_config
+        ids = torch.cat([torch.full_like(ids[:, :1], text.bos_token_id), ids[:, 1:-1]], dim=1)  # its end is not read
         config = GenerateConfig(**_sampling(draws, len(images), self.top_p))
-        ids = self.model.generate(
-            pixel_values=pixels,
-            input_ids=prompt,
-            generation_config=config.to_transformers(),
-            logits_processor=config.processors(),
-        )
-        new = ids[:, prompt.shape[1] - 1 :]  # the end of the prompt is not read
+        step = BlipStep(self.model.text_decoder, ids, seen)
+        new = write(step, ids[:, :0], text.sep_token_id, text.pad_token_id, config)
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+class BlipStep(CausalStep):
+    """Steps of BLIP's text decoder after a prompt long[B, T], which sees image tokens float[B, S, D] beside it."""
+
+    def __init__(self, decoder: Any, prompt: Tensor, seen: Tensor) -> None:
+        super().__init__(decoder, decoder.get_input_embeddings()(prompt), torch.ones_like(prompt))
+        self.seen = seen
+
+    def _new_cache(self) -> Any:
+        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def _own_cache(self) -> Any:
+        return self.cache.self_attention_cache
+
+    def _repeat(self, rows: Tensor) -> None:
+        super()._repeat(rows)
+        self.seen = self.seen[rows]
+
+    def _forward(self, **inputs: Any) -> Tensor:
+        return super()._forward(encoder_hidden_states=self.seen, **inputs)
 
 
 def _sampling(draws: list[list[float]], images: int, top_p: float) -> dict[str, Any]:

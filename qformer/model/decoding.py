@@ -1,9 +1,13 @@
-"""How text is generated, and beam search by the rule of transformers 4.26.
+"""How text is written: beams, greedy and nucleus sampling, all over one `step(texts, rows) -> scores`.
 
-With that the original (LAVIS) and its published numbers were made. What has changed since is how long a text is, by a
-power of which its score is divided: then the prompt and the new tokens, today the new tokens and the end. So today's
-search prefers other captions behind a prompt, and much shorter answers where the length penalty is negative.
-`beam_search` serves the Q-Former's own captions, `search_as_original` the `generate` of a language model.
+A step is given the texts so far, long[n, t], and for each of them which row of its last call it continues, long[n];
+at first these are rows of what the texts start with, and None means that every text continues its own row. It returns
+logits of the next token, float[n, V]. Language models (`qformer.model.steps`) and the Q-Former each bring a step.
+
+Beams follow the rule of transformers 4.26, with which the original (LAVIS) and its published numbers were made. What
+has changed since is how long a text is, by a power of which its score is divided: then the prompt and the new tokens,
+today the new tokens and the end. So today's search prefers other captions after a prompt, and much shorter answers
+where the length penalty is negative.
 
 Nucleus sampling can take its random numbers from outside: one for each token. A text then depends on its own numbers
 alone, whatever else is in its batch, and can be made again.
@@ -11,27 +15,22 @@ alone, whatever else is in its batch, and can be made again.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from qformer.lookup import build
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-#: What `generate` of transformers hands to a search with a row for each beam.
-REPEATED = ("inputs_embeds", "attention_mask", "position_ids", "encoder_outputs")
+    Step = Callable[[Tensor, Tensor | None], Tensor]
+
 NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text begin alike, so only one may go on
 
 
@@ -65,13 +64,13 @@ class GenerateConfig:
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "temperature": (0 < self.temperature < math.inf, "a finite number above 0"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a finite number above 0"),
+            "length_penalty": (math.isfinite(self.length_penalty), "a finite number"),
             "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
             "num_return_sequences": (
-                self.num_return_sequences == 1
-                or (self.do_sample and (self.num_beams == 1 or 1 < self.num_return_sequences <= self.num_beams)),
-                "1, or more with do_sample, and of several beams not more than these",
+                self.num_return_sequences == 1 or (self.do_sample and self.num_return_sequences > 1),
+                "1, or more with do_sample",
             ),
             "draws": (
                 self.draws is None or (self.do_sample and min(map(len, self.draws)) >= self.max_new_tokens),
@@ -87,48 +86,94 @@ class GenerateConfig:
         """The defaults overridden by `options`; an unknown name is a UsageError that names the nearest."""
         return build({"generate": cls}, "generate", options, "generate")
 
-    def to_transformers(self) -> GenerationConfig:
-        """Only what acts is set: transformers warns of the rest. What `processors` do is left out."""
-        settings = asdict(self)
-        for name in ("draws", "repetition_penalty", "no_repeat_ngram_size"):
-            del settings[name]
-        if self.do_sample:
-            settings["top_k"] = 0  # nucleus sampling alone; transformers would keep the 50 likeliest tokens first
-        if not self.do_sample or self.draws is not None:
-            del settings["top_p"], settings["temperature"]
-        if self.num_beams == 1:
-            del settings["length_penalty"]
-        return GenerationConfig(**settings)
+    @property
+    def searches(self) -> bool:
+        """True where beams are compared. Sampling never does: its texts are independent of one another."""
+        return self.num_beams > 1 and not self.do_sample
 
-    def processors(self) -> LogitsProcessorList:
-        """What changes the scores of tokens beside `to_transformers`: to be passed to the same `generate`.
-
-        That of repetitions is made here because transformers 5.23, told by its own option, takes the first new tokens
-        of a row for padding where the prompt is given as embeddings: a text would depend on the rows beside it.
-        """
-        made = LogitsProcessorList()
-        if self.repetition_penalty != 1:
-            made.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.no_repeat_ngram_size:
-            made.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        if self.draws is not None:
-            made.append(_Drawn(self))
-        return made
+    def of_rows(self, rows: slice) -> Self:
+        """The same for these rows of a batch alone: the draws of their texts."""
+        if self.draws is None:
+            return self
+        each = self.num_return_sequences
+        return replace(self, draws=self.draws[rows.start * each : rows.stop * each])
 
 
-class _Drawn(LogitsProcessor):
-    """Leaves of the scores of each step the one token that was drawn."""
+@torch.no_grad()
+def write(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig, unseen: Tensor | int = 0) -> Tensor:
+    """The texts of B rows as `config` asks for them.
 
-    def __init__(self, config: GenerateConfig) -> None:
-        self.config, self.step = config, 0
-        self.draws = torch.tensor(config.draws)  # (n, tokens)
+    Args:
+        step: logits of the next token, see the top of this module.
+        start: long[B, t], what each text begins with.
+        end, pad: ids of the token that ends a text, and of what stands after it.
+        unseen: see `beam_search`.
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """float[n, V], the logits behind texts long[n, t] -> the same, -inf but for one token of each row."""
-        draws = self.draws[:, self.step].to(scores.device)
-        self.step += 1
-        token = nucleus(scores, draws, self.config.top_p, self.config.temperature)[:, None]
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+    Returns:
+        long[B * n, new], n texts of a row together, without the start, padded on the right.
+    """
+    if not config.searches:
+        return torch.stack(list(write_tokens(step, start, end, pad, config)), dim=1)
+    change, front = _Changes(config, end), start.shape[1]
+
+    def scored(texts: Tensor, rows: Tensor) -> Tensor:
+        return change(texts[:, front:], step(texts, rows).float().log_softmax(dim=1))
+
+    return beam_search(
+        scored,
+        start,
+        end,
+        pad,
+        beams=config.num_beams,
+        max_length=front + config.max_new_tokens,
+        length_penalty=config.length_penalty,
+        unseen=unseen,
+    )
+
+
+def write_tokens(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig) -> Iterator[Tensor]:
+    """Tokens of texts as they come, greedy or drawn: long[B * n] at a time, until every text has ended.
+
+    Arguments are those of `write`. Whoever stops reading stops the writing.
+    """
+    rows = torch.arange(len(start), device=start.device).repeat_interleave(config.num_return_sequences)
+    texts, change, front = start[rows], _Changes(config, end), start.shape[1]
+    given = None if config.draws is None else torch.tensor(config.draws, device=start.device)  # (B * n, tokens)
+    if given is not None and len(given) != len(texts):
+        raise UsageError(f"draws must be a row of numbers for each of {len(texts)} texts, but got {len(given)}")
+    done = torch.zeros(len(texts), dtype=torch.bool, device=start.device)
+    for place in range(config.max_new_tokens):
+        scores = change(texts[:, front:], step(texts, None if place else rows))
+        if config.do_sample:
+            draws = torch.rand(len(texts), device=scores.device) if given is None else given[:, place]
+            token = nucleus(scores, draws, config.top_p, config.temperature)
+        else:
+            token = scores.argmax(dim=1)
+        token = token.masked_fill(done, pad)
+        yield token
+        done |= token == end
+        if done.all():
+            return
+        texts = torch.cat([texts, token[:, None]], dim=1)
+
+
+class _Changes:
+    """Changes of scores by what was written so far: no end too early, nothing repeated."""
+
+    def __init__(self, config: GenerateConfig, end: int) -> None:
+        self.least, self.end = config.min_new_tokens, end
+        self.repeats: Any = LogitsProcessorList()
+        if config.repetition_penalty != 1:
+            self.repeats.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        if config.no_repeat_ngram_size:
+            self.repeats.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
+
+    def __call__(self, written: Tensor, scores: Tensor) -> Tensor:
+        """New tokens long[n, t] and scores of the next one float[n, V] -> scores float[n, V]."""
+        if written.shape[1] < self.least:
+            scores = scores.clone()
+            scores[:, self.end] = -torch.inf
+        return self.repeats(written, scores)
 
 
 def nucleus(logits: Tensor, draws: Tensor, top_p: float = 0.9, temperature: float = 1.0) -> Tensor:
@@ -146,42 +191,6 @@ def nucleus(logits: Tensor, draws: Tensor, top_p: float = 0.9, temperature: floa
     held = cumulative.gather(1, kept - 1)
     place = (cumulative <= draws.float()[:, None] * held).sum(dim=1, keepdim=True)
     return order.gather(1, torch.minimum(place, kept - 1)).squeeze(1)  # a draw next to 1 may have been rounded up
-
-
-@torch.no_grad()
-def sample(
-    step: Callable[[Tensor], Tensor],
-    start: Tensor,
-    end: int,
-    pad: int,
-    draws: Tensor,
-    *,
-    top_p: float = 0.9,
-    max_length: int = 30,
-    min_length: int = 0,
-) -> Tensor:
-    """A text of each row by nucleus sampling.
-
-    Args:
-        step: texts so far long[n, t] -> logits of the next token, float[n, V].
-        start: long[n, t], what each text begins with. end, pad: as of `beam_search`.
-        draws: float[n, new], a number in [0, 1) for each new token.
-        max_length, min_length: in tokens, the start counted.
-
-    Returns:
-        long[n, new], without the start, padded on the right.
-    """
-    texts, done = start, torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    for place, length in enumerate(range(start.shape[1], max_length)):
-        logits = step(texts)
-        if length < min_length:
-            logits[:, end] = -torch.inf
-        token = nucleus(logits, draws[:, place], top_p).masked_fill(done, pad)
-        texts = torch.cat([texts, token[:, None]], dim=1)
-        done |= token == end
-        if done.all():
-            break
-    return texts[:, start.shape[1] :]
 
 
 @torch.no_grad()
@@ -207,7 +216,7 @@ def beam_search(
         step: texts so far long[n, t] and the rows long[n] of the last call that they continue (at first: rows of
             `start`) -> log probabilities of the next token, float32[n, V].
         start: long[B, t], what each text begins with.
-        end, pad: ids of the token that ends a text, and of what stands behind it.
+        end, pad: ids of the token that ends a text, and of what stands after it.
         max_length, min_length: in tokens, the start counted.
         unseen: tokens in front of each `start`, long[B] or one number, that count for the length penalty alone.
 
@@ -259,66 +268,6 @@ def _grow(texts: Tensor, totals: Tensor, beams: int) -> tuple[Tensor, Tensor, Te
     origin = torch.arange(batch, device=totals.device)[:, None] * beams + index // vocabulary
     token = index % vocabulary
     return best, origin, torch.cat([texts[origin], token[..., None]], dim=2)  # (B, 2 * beams, t + 1)
-
-
-def search_as_original(prompt: Tensor | int) -> Callable[..., Tensor]:
-    """What to pass to a `generate` of transformers as `custom_generate`, to search with beams as the original does.
-
-    Args:
-        prompt: tokens of each row, long[B], that the model reads as embeddings but that count; visual ones never do.
-    """
-
-    def search(
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Ids long[B * beams, t] that stand in front, each repeated -> long[B, t + new]."""
-        beams, front = generation_config.num_beams, input_ids.shape[1]
-
-        def step(texts: Tensor, rows: Tensor) -> Tensor:
-            nonlocal kwargs
-            begins = texts.shape[1] == front
-            if begins:  # all beams of a text begin alike: image and prompt are read once for them
-                alike = {name: _every(kwargs[name], beams) for name in REPEATED if kwargs.get(name) is not None}
-                inputs = model.prepare_inputs_for_generation(texts[::beams], is_first_iteration=True, **kwargs | alike)
-            else:
-                cache = kwargs["past_key_values"]  # what an encoder read is the same for all beams of a text
-                getattr(cache, "self_attention_cache", cache).reorder_cache(rows)
-                inputs = model.prepare_inputs_for_generation(texts, next_sequence_length=1, **kwargs)
-            output = model(**inputs, return_dict=True)
-            log_probs = output.logits[:, -1].float().log_softmax(dim=1)
-            if begins:
-                output.past_key_values.batch_repeat_interleave(beams)
-                log_probs = log_probs.repeat_interleave(beams, dim=0)
-            encodes = model.config.is_encoder_decoder
-            kwargs = model._update_model_kwargs_for_generation(output, kwargs, is_encoder_decoder=encodes)
-            return logits_processor(texts, log_probs)
-
-        start = input_ids[::beams]
-        new = beam_search(
-            step,
-            start,
-            generation_config.eos_token_id,
-            generation_config.pad_token_id,
-            beams=beams,
-            max_length=front + generation_config.max_new_tokens,
-            length_penalty=generation_config.length_penalty,
-            unseen=prompt,
-        )
-        return torch.cat([start, new], dim=1)
-
-    return search
-
-
-def _every(value: Any, beams: int) -> Any:
-    """Every `beams`-th row of a tensor, or of what an encoder gave."""
-    if isinstance(value, Tensor):
-        return value[::beams]
-    return type(value)(**{name: tensor[::beams] for name, tensor in value.items() if isinstance(tensor, Tensor)})
 
 
 class _Ended:

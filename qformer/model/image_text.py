@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qformer import distributed, losses
 from qformer.config import LossConfig
-from qformer.model.decoding import beam_search, sample
+from qformer.model.decoding import GenerateConfig, write
 from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded, FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
@@ -256,23 +256,16 @@ class ImageTextModel(nn.Module):
                 f"got beams={beams}, min_length={min_length}, max_length={max_length}; "
                 "give at least one beam, and lengths of 2 or more with the smaller one first"
             )
-        cache = self.qformer.start_text(self.encode_images(tiles))
-
-        def step(texts: Tensor, rows: Tensor) -> Tensor:
-            nonlocal cache
-            logits, cache = self.qformer.next_token(texts[:, -1], cache.select(rows))
-            return logits.float().log_softmax(dim=1)
-
-        start = torch.full((len(tiles), 1), self.tokenizer.bos_token_id, device=self.device)
-        end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
-        ids = beam_search(step, start, end, pad, beams=beams, max_length=max_length, min_length=min_length)
+        # The original leaves the end out of a text's length, so that a text of `min_length` tokens may just end.
+        config = GenerateConfig(beams, max_length - 1, max(min_length - 1, 0))
+        ids = self._write(tiles, config)
         return ids if return_ids else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     @torch.no_grad()
     def sample_captions(
         self, tiles: Tiles, draws: Tensor, top_p: float = 0.9, max_length: int = 30, min_length: int = 0
     ) -> list[str]:
-        """What the Q-Former says of B images by nucleus sampling, n times each.
+        """Captions of B images that the Q-Former writes by nucleus sampling, n of each.
 
         Args:
             draws: float[B * n, max_length - 1], a number in [0, 1) for each token: those of one image stand together.
@@ -281,19 +274,28 @@ class ImageTextModel(nn.Module):
         Returns:
             B * n captions, those of one image together.
         """
-        rows = torch.arange(len(tiles), device=self.device).repeat_interleave(len(draws) // len(tiles))
-        cache = self.qformer.start_text(self.encode_images(tiles)).select(rows)
+        config = GenerateConfig(
+            do_sample=True,
+            top_p=top_p,
+            max_new_tokens=max_length - 1,
+            min_new_tokens=max(min_length - 1, 0),
+            num_return_sequences=len(draws) // len(tiles),
+            draws=draws.tolist(),
+        )
+        return self.tokenizer.batch_decode(self._write(tiles, config), skip_special_tokens=True)
 
-        def step(texts: Tensor) -> Tensor:
+    def _write(self, tiles: Tiles, config: GenerateConfig) -> Tensor:
+        """Ids that the Q-Former writes about B images after `[DEC]`, long[B * n, new]."""
+        cache = self.qformer.start_text(self.encode_images(tiles))
+
+        def step(texts: Tensor, rows: Tensor | None) -> Tensor:
             nonlocal cache
+            cache = cache if rows is None else cache.select(rows)
             logits, cache = self.qformer.next_token(texts[:, -1], cache)
             return logits.float()
 
-        start = torch.full((len(rows), 1), self.tokenizer.bos_token_id, device=self.device)
-        end, pad = self.tokenizer.sep_token_id, self.tokenizer.pad_token_id
-        lengths = {"max_length": max_length, "min_length": min_length}
-        ids = sample(step, start, end, pad, draws.to(self.device), top_p=top_p, **lengths)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        start = torch.full((len(tiles), 1), self.tokenizer.bos_token_id, device=self.device)
+        return write(step, start, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id, config)
 
     def _keys_values(self, encoded: Encoded) -> tuple[KeyValues, KeyValues]:
         """Keys and values per tile and per image; the same object where every image is one tile."""

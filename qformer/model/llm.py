@@ -10,25 +10,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from qformer.model.decoding import GenerateConfig, search_as_original
+from qformer.model.decoding import GenerateConfig, write, write_tokens
 from qformer.model.rows import join, pad, positions
+from qformer.model.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedTokenizerBase
-    from transformers.generation.streamers import BaseStreamer
 
 IGNORE = -100  # label of a position that is no target
 MAX_TOKENS = 32  # where training texts are cut, special tokens counted
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What writing with a model can rely on.
+
+    Attributes:
+        caches: its cache can be repeated and reordered; else every token reads the whole row again.
+        batches: a padded row of a batch is answered like the row alone; else rows are read one by one.
+    """
+
+    caches: bool = True
+    batches: bool = True
 
 
 class LanguageModel(nn.Module, ABC):
@@ -40,7 +56,8 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         autocast: follow the surrounding autocast all the same, which a small model does that is itself trained.
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
-        end: id of the token that ends a text.
+        abilities: what writing can rely on, see `qformer.model.abilities`.
+        end: id of the token that ends a text. pad: id of what stands after it in a batch.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
     """
 
@@ -61,12 +78,14 @@ class LanguageModel(nn.Module, ABC):
         self.adapters: list[nn.Module] = []  # parts that are in training mode whenever what is around the model is
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.abilities = Abilities(caches=cache_name(model) is not None)
         self.width: int = model.get_input_embeddings().weight.shape[1]
         # Special ids alone: what a call leaves unset, transformers fills from the checkpoint's own settings.
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=end,
-            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            pad_token_id=self.pad,
             decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         )
         self.train()
@@ -116,36 +135,42 @@ class LanguageModel(nn.Module, ABC):
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
 
     @torch.no_grad()
-    def generate(
-        self,
-        prefix: Tensor,
-        prefix_mask: Tensor,
-        prompts: list[str],
-        streamer: BaseStreamer | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Texts behind [visual][prompt], as ids of the new tokens only: long[B, new], padded on the right.
+    def generate(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        """Texts after [visual][prompt], as ids of the new tokens only: long[B * n, new], padded on the right.
 
         Args:
             prefix: float[B, M, L]. prefix_mask: bool[B, M]. prompts: B strings, possibly empty, never cut.
-            streamer: is given each token as it comes, see `qformer.model.streaming`; not with beams.
             options: fields of `GenerateConfig`.
 
         Raises:
             UsageError: an unknown option, or a row longer than the positions of the model.
         """
         config = GenerateConfig.of(options)
-        with self._own_dtype(prefix.device):
-            inputs, counted = self._behind(prefix, prefix_mask, prompts, config.max_new_tokens)
-            search = None if config.num_beams == 1 or config.do_sample else search_as_original(counted)
-            ids = self.model.generate(
-                **inputs,
-                generation_config=config.to_transformers(),
-                custom_generate=search,
-                logits_processor=config.processors(),
-                streamer=streamer,
-            )
-        return ids[:, 1:] if self.family == "seq2seq" else ids  # without the token that starts a decoder
+        size = len(prompts) if self.abilities.batches else 1
+        texts: list[Tensor] = []
+        for first in range(0, len(prompts), max(size, 1)):
+            rows = slice(first, first + size)
+            with self._own_dtype(prefix.device):
+                step, start, unseen = self._begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
+                texts += write(step, start, self.end, self.pad, config.of_rows(rows), unseen)
+        return pad_sequence(texts, batch_first=True, padding_value=self.pad)
+
+    def stream(self, prefix: Tensor, prefix_mask: Tensor, prompt: str, **options: Any) -> Iterator[int]:
+        """The ids that `generate` gives for one row with these options, as they come: greedy or drawn, one text.
+
+        Args:
+            prefix: float[1, M, L]. prefix_mask: bool[1, M].
+        """
+        config, tokens = GenerateConfig.of(options), None
+        while True:  # between two tokens the reader's own gradients and precision apply
+            with torch.no_grad(), self._own_dtype(prefix.device):
+                if tokens is None:
+                    step, start, _ = self._begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
+                    tokens = write_tokens(step, start, self.end, self.pad, config)
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield int(token)
 
     def _own_dtype(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext() if self.autocast else torch.autocast(device.type, enabled=False)
@@ -163,11 +188,12 @@ class LanguageModel(nn.Module, ABC):
         """The ids of the texts, rows of T, and which of them are targets: long[B, T], `IGNORE` where there is none."""
 
     @abstractmethod
-    def _behind(
+    def _begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
-    ) -> tuple[dict[str, Tensor], Tensor | int]:
-        """Inputs of the model, behind which `new` tokens may come; and the prompt's tokens, long[B], that count beside
-        those when beams are compared, as in the original."""
+    ) -> tuple[ModelStep, Tensor, Tensor | int]:
+        """Steps after rows [visual][prompt], to which `new` tokens may be added; what each text starts with,
+        long[B, t]; and the prompt's tokens, long[B], that count beside those when beams are compared, as in the
+        original."""
 
     def decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""
@@ -242,13 +268,14 @@ class CausalLM(LanguageModel):
         gone = min(max(len(ids) - max_tokens, 0), spare)
         return [*ids[:front], *ids[front + gone :]][:max_tokens], given - gone
 
-    def _behind(
+    def _begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
-    ) -> tuple[dict[str, Tensor], Tensor | int]:
+    ) -> tuple[ModelStep, Tensor, Tensor | int]:
         row = pad(self._ids(prompts), self.end, prefix.device)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
         inputs = join(self.model, prefix, prefix_mask, row, "left", new)
-        return inputs, row.mask.sum(dim=1).clamp(min=1)
+        step = CausalStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
+        return step, row.ids.new_empty(len(prompts), 0), row.mask.sum(dim=1).clamp(min=1)
 
 
 class Seq2SeqLM(LanguageModel):
@@ -288,11 +315,13 @@ class Seq2SeqLM(LanguageModel):
         target = pad(self.ended(text, max_tokens), self.end, device)
         return target, target.ids.masked_fill(~target.mask, IGNORE)
 
-    def _behind(
+    def _begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
-    ) -> tuple[dict[str, Tensor], Tensor | int]:
+    ) -> tuple[ModelStep, Tensor, Tensor | int]:
         read = pad(self.ended(prompts), self.end, prefix.device)
-        return join(self.model, prefix, prefix_mask, read, "right", new=0), 0  # the decoder has positions of its own
+        inputs = join(self.model, prefix, prefix_mask, read, "right", new=0)  # the decoder has positions of its own
+        step = Seq2SeqStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
+        return step, read.ids.new_full((len(prompts), 1), self.model.config.decoder_start_token_id), 0
 
 
 def _shared(prompt: list[int], whole: list[int]) -> int:

@@ -1,16 +1,12 @@
-"""Texts piece by piece while they are generated.
+"""Texts piece by piece while they are written.
 
-`generate` of transformers runs in a thread and hands over each token. Whoever reads the pieces may stop at any time:
-the thread then ends at its next token, and is waited for.
+A generator over the tokens of `LanguageModel.stream`: each piece is what no further token will change. Whoever stops
+reading stops the writing.
 """
 
 from __future__ import annotations
 
-from queue import SimpleQueue
-from threading import Thread
 from typing import TYPE_CHECKING, Any
-
-from transformers.generation.streamers import BaseStreamer
 
 from qformer.model.decoding import GenerateConfig
 from qformer.types import UsageError
@@ -26,7 +22,7 @@ UNFINISHED = "\ufffd"  # stands for the first bytes of a character
 
 
 def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, options: dict[str, Any]) -> Iterator[str]:
-    """Pieces of the text behind [visual][prompt], which together are what `generate` with these options gives.
+    """Pieces of the text after [visual][prompt], which together are what `generate` with these options gives.
 
     Args:
         prefix: float[1, M, L]. mask: bool[1, M].
@@ -36,45 +32,26 @@ def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, option
         UsageError: several beams or texts, an unknown option, or a row longer than the positions of the model.
     """
     options = {"num_beams": 1, **options}
-    if options["num_beams"] != 1 or options.get("num_return_sequences", 1) != 1:
+    config = GenerateConfig.of(options)
+    if config.searches or config.num_return_sequences != 1:
         raise UsageError(
             "only one text can be streamed, without beams, whose words change until the end; "
             "leave num_beams and num_return_sequences out, or use generate"
         )
-    GenerateConfig.of(options)
     return _pieces(llm, prefix, mask, prompt, options)
 
 
 def _pieces(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, options: dict[str, Any]) -> Iterator[str]:
-    tokens = _Tokens()
-
-    def work() -> None:
-        try:
-            llm.generate(prefix, mask, [prompt], streamer=tokens, **options)
-            tokens.queue.put(None)
-        except _Stopped:
-            pass
-        except BaseException as error:  # raised again where the pieces are read
-            tokens.queue.put(error)
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
     ids: list[int] = []
-    told = ""
-    try:
-        while (new := tokens.queue.get()) is not None:
-            if isinstance(new, BaseException):
-                raise new
-            ids += new
-            text = _settled(llm, ids)
-            if len(text) > len(told) and text.startswith(told):
-                yield text[len(told) :]
-                told = text
-        if rest := llm.decode([ids])[0][len(told) :]:
-            yield rest
-    finally:
-        tokens.stopped = True
-        thread.join()
+    shown = ""
+    for token in llm.stream(prefix, mask, prompt, **options):
+        ids.append(token)
+        text = _settled(llm, ids)
+        if len(text) > len(shown) and text.startswith(shown):
+            yield text[len(shown) :]
+            shown = text
+    if rest := llm.decode([ids])[0][len(shown) :]:
+        yield rest
 
 
 def _settled(llm: LanguageModel, ids: list[int]) -> str:
@@ -83,27 +60,3 @@ def _settled(llm: LanguageModel, ids: list[int]) -> str:
     if getattr(llm.tokenizer, "clean_up_tokenization_spaces", False):  # `do n` may yet become `don't`
         return text.rpartition(" ")[0]
     return text
-
-
-class _Stopped(Exception):
-    """Nobody reads any more."""
-
-
-class _Tokens(BaseStreamer):
-    """Takes tokens from `generate` into a queue."""
-
-    def __init__(self) -> None:
-        self.queue: SimpleQueue[list[int] | BaseException | None] = SimpleQueue()
-        self.stopped = False
-        self.started = False
-
-    def put(self, value: Tensor) -> None:
-        """Ids of a step, long[1]; those of the first call stand in front of the text."""
-        if self.stopped:
-            raise _Stopped
-        if self.started:
-            self.queue.put(value.flatten().tolist())
-        self.started = True
-
-    def end(self) -> None:
-        pass

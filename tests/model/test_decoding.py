@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from qformer.model import llm as llm_module
 from qformer.model.decoding import beam_search
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
+from qformer.model.llm import Abilities, CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.loading import build_image_text
+from qformer.model.rows import join, pad
 from qformer.types import UsageError
 from tests.tiny import LLM_KINDS, tiny_llm
 from tests.workspace import config, make_workspace
@@ -107,18 +108,68 @@ def language_model(kind: str) -> tuple[LanguageModel, torch.Tensor, torch.Tensor
     return llm, prefix, valid, ["a photo of", "", "two", "Question: what colour is the bus? Answer:"]
 
 
+def written_by_transformers(
+    llm: LanguageModel, inputs: Any, config: GenerationConfig, *changes: Any
+) -> list[list[int]]:
+    """New ids of each row up to its end, by the `generate` of transformers."""
+    prefix, valid, prompts = inputs
+    rows = llm.ended(prompts) if llm.family == "seq2seq" else llm._ids(prompts)
+    side: Any = "right" if llm.family == "seq2seq" else "left"
+    read = join(llm.model, prefix, valid, pad(rows, llm.end, prefix.device), side, 0)
+    ids = llm.model.generate(**read, generation_config=config, logits_processor=LogitsProcessorList(changes))
+    return bare(llm, ids[:, 1:] if llm.family == "seq2seq" else ids)
+
+
+def bare(llm: LanguageModel, ids: torch.Tensor) -> list[list[int]]:
+    """Ids of each row before its end."""
+    return [row[: row.index(llm.end)] if llm.end in row else row for row in ids.tolist()]
+
+
 @pytest.mark.parametrize("kind", LLM_KINDS)
-def test_where_lengths_do_not_count_it_is_the_search_of_transformers(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_lengths_do_not_count_it_is_the_search_of_transformers(kind: str) -> None:
     """With its cache, its positions and its least length: only how beams are compared is ours."""
-    llm, prefix, valid, prompts = language_model(kind)
+    llm, *inputs = language_model(kind)
     options = {"num_beams": 4, "max_new_tokens": 7, "min_new_tokens": 2, "length_penalty": 0.0}
-    ours = llm.generate(prefix, valid, prompts, repetition_penalty=1.3, **options)
-    monkeypatch.setattr(llm_module, "search_as_original", lambda prompt: None)
-    theirs = llm.generate(prefix, valid, prompts, repetition_penalty=1.3, **options)
-    cut = [[row[: row.index(llm.end)] if llm.end in row else row for row in ids.tolist()] for ids in (ours, theirs)]
-    assert cut[0] == cut[1]
+    ours = llm.generate(*inputs, repetition_penalty=1.3, **options)
+    penalty = RepetitionPenaltyLogitsProcessor(1.3)
+    assert bare(llm, ours) == written_by_transformers(llm, inputs, GenerationConfig(**options), penalty)
+
+
+@pytest.mark.parametrize("kind", LLM_KINDS)
+def test_greedy_texts_are_those_of_transformers(kind: str) -> None:
+    llm, *inputs = language_model(kind)
+    options = {"num_beams": 1, "max_new_tokens": 7, "min_new_tokens": 2}
+    ours = bare(llm, llm.generate(*inputs, **options))
+    assert ours == written_by_transformers(llm, inputs, GenerationConfig(**options))
+    if kind in ("opt", "t5"):  # without a cache, and row by row: the same
+        llm.abilities = Abilities(caches=False, batches=False)
+        assert bare(llm, llm.generate(*inputs, **options)) == ours
+        beams = {**options, "num_beams": 3}
+        whole = llm.generate(*inputs, **beams)
+        llm.abilities = Abilities()
+        assert torch.equal(whole, llm.generate(*inputs, **beams))
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_draws_belong_to_their_text(kind: str) -> None:
+    """Several texts of each row, whatever is beside them, and whether there is a cache; beams play no part."""
+    llm, prefix, valid, prompts = language_model(kind)
+    numbers = torch.rand(4 * 3, 6, generator=torch.Generator().manual_seed(3)).tolist()
+    options: dict[str, Any] = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6, "temperature": 2.0}
+    together = llm.generate(prefix, valid, prompts, draws=numbers, **options)
+    assert len({tuple(row) for row in bare(llm, together)}) > 6
+    assert torch.equal(together, llm.generate(prefix, valid, prompts, draws=numbers, num_beams=2, **options))
+    for abilities in (Abilities(), Abilities(caches=False), Abilities(batches=False)):
+        llm.abilities = abilities
+        for row in range(4):
+            one = slice(row, row + 1)
+            draws = numbers[3 * row : 3 * row + 3]
+            alone = llm.generate(prefix[one], valid[one], prompts[one], draws=draws, **options)
+            assert bare(llm, alone) == bare(llm, together)[3 * row : 3 * row + 3]
+        assert torch.equal(llm.generate(prefix, valid, prompts, draws=numbers, **options), together)
+    llm.abilities = Abilities()
+    with pytest.raises(UsageError, match="each of 12 texts, but got 11"):
+        llm.generate(prefix, valid, prompts, draws=numbers[1:], **options)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])

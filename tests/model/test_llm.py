@@ -318,13 +318,6 @@ def test_sampling_draws_from_the_nucleus() -> None:
     assert torch.equal(narrow, greedy)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 1, "length_penalty": -1.0}, {"do_sample": True}])
-def test_transformers_has_nothing_to_warn_of(options: dict[str, Any]) -> None:
-    settings = GenerateConfig.of(options).to_transformers()
-    settings.validate(strict=True)
-    assert settings.top_k == (0 if settings.do_sample else None)
-
-
 def test_decoded_texts_are_bare() -> None:
     llm = wrap("opt")
     assert llm.tokenizer.decode([llm.end]) == "\n"
@@ -399,7 +392,16 @@ def test_an_unknown_option_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_beams": 0}, {"min_new_tokens": 31}, {"top_p": 0.0}, {"temperature": 0.0}, {"max_new_tokens": "x"}]
+    "options",
+    [
+        {"num_beams": 0},
+        {"min_new_tokens": 31},
+        {"top_p": 0.0},
+        {"temperature": 0.0},
+        {"max_new_tokens": "x"},
+        {"length_penalty": "nan"},
+        {"length_penalty": "-inf"},
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
