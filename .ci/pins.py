@@ -23,10 +23,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PINS = ROOT / "constraints.txt"
 KEPT = ("torch",)  # not at its floor in the lowest environment: the wheel of that age is a CUDA build of gigabytes
-#: What comes with torch where there is a GPU, and differs from machine to machine; torch pins it itself.
-OF_TORCH = re.compile(r"nvidia-.*|cuda-.*|triton|pip|setuptools|wheel")
+#: Without a pin: what comes with torch where there is a GPU (torch pins it itself), what installs, and the certificates
+#: of the web, which must not grow old.
+FREE = re.compile(r"nvidia-.*|cuda-.*|triton|pip|setuptools|wheel|certifi")
 HEADER = """\
-# Versions with which every test is green, on Python 3.11: for `pip install -c constraints.txt`.
+# Versions with which every test is green, of everything that is installed: for `pip install -c constraints.txt`.
 # Written by `python .ci/pins.py renew`; docs/dependencies.md says when and how.
 """
 
@@ -65,21 +66,21 @@ def pinned(freeze: str) -> str:
     Raises:
         ValueError: a package stands there without a version.
     """
-    lines = []
+    found: dict[str, str] = {}
     for line in freeze.splitlines():
         if not line.strip() or line.startswith(("#", "-e ")):
             continue
         name, equal, version = line.partition("==")
         if not equal:  # `name @ address` of a file, which is where some machines have their torch
             name, _, address = line.partition(" @ ")
-            found = re.search(rf"/{re.escape(name)}-([^-]+)-", address.replace("%2B", "+"), re.IGNORECASE)
-            if found is None:
+            file = re.search(rf"/{re.escape(name)}-([^-]+)-", address.replace("%2B", "+"), re.IGNORECASE)
+            if file is None:
                 raise ValueError(f"'{line}' has no version; install it from a package index")
-            version = found[1]
+            version = file[1]
         name = canonicalize_name(name)
-        if not OF_TORCH.fullmatch(name):
-            lines.append(f"{name}=={version.partition('+')[0]}\n")
-    return HEADER + "".join(sorted(lines))
+        if not FREE.fullmatch(name):
+            found[name] = version.partition("+")[0]
+    return HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
 def versions(project: dict) -> str:
