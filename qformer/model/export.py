@@ -116,7 +116,7 @@ def open_ours(path: str | Path) -> Opened:
 def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
     """The tensors of the language model with a checkpoint's adapters added to its weights."""
     assert config.lora is not None
-    llm = load_language_model(config.path, dtype=None)
+    llm = load_language_model(config.path, dtype=None, tried=False)
     lora.add(llm, config.lora)
     adapters = {n.removeprefix(LLM): tensor for n, tensor in saved.tensors.items() if n.startswith(LLM)}
     load_trained(llm, adapters, saved.path)
@@ -164,7 +164,7 @@ def write_transformers(opened: Opened, folder: Path) -> None:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             for table in (model.get_input_embeddings(), model.get_output_embeddings()):
                 table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
-        wrapped = wrap_language_model(model.language_model, opened.tokenizer)
+        wrapped = wrap_language_model(model.language_model, opened.tokenizer, tried=False)
         model.generation_config = wrapped.model.generation_config
         model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
         if wrapped.start and tokenizer("a")["input_ids"][:1] != wrapped.start:

@@ -106,7 +106,7 @@ class Opened:
             self.parts.vision = encoder.state_dict()
         if self.config.llm is not None and not self.parts.llm:
             # by transformers' own means: on the hub are files of older forms and names, too
-            model = load_language_model(self.config.llm.path, dtype=None).model
+            model = load_language_model(self.config.llm.path, dtype=None, tried=False).model
             self.llm, self.parts.llm = model.config, model.state_dict()
 
 

@@ -16,6 +16,7 @@ from transformers import (
 
 from qformer.lookup import tower
 from qformer.model import quantize as quantizing
+from qformer.model.abilities import examine
 from qformer.model.llm import CausalLM, Seq2SeqLM
 from qformer.types import UsageError
 
@@ -37,6 +38,7 @@ def load_language_model(
     dropout: bool = False,
     erf_gelu: bool = True,
     quantize: str = "none",
+    tried: bool = True,
 ) -> LanguageModel:
     """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
 
@@ -48,10 +50,11 @@ def load_language_model(
         erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
             T5 itself was trained with the tanh form (`gelu_new`).
         quantize: `int8`, `nf4` or `none`; see `qformer.model.quantize`. It stays on `device` for good.
+        tried: see `wrap_language_model`.
 
     Raises:
-        UsageError: there is no such folder or id, or what is there is not a language model that generates, or it cannot
-            be quantised here.
+        UsageError: there is no such folder or id, or what is there is not a language model that can write after image
+            tokens, or it cannot be quantised here.
     """
     quantizing.check(quantize)
     config = _fetch(AutoConfig, path)
@@ -65,7 +68,7 @@ def load_language_model(
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
-    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu)
+    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu, tried)
 
 
 def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
@@ -100,23 +103,29 @@ def _placed(model: Any, options: dict[str, Any], device: torch.device | str) -> 
 
 
 def wrap_language_model(
-    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True
+    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True, tried: bool = True
 ) -> LanguageModel:
     """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
 
     Args:
         dropout, erf_gelu: see `load_language_model`.
+        tried: find out by a few short rows what it can do (`qformer.model.abilities`); weights alone need no trial.
 
     Raises:
-        UsageError: there is no tokenizer.
+        UsageError: there is no tokenizer, or the model cannot write after image tokens.
     """
     tokenizer = _fetch(AutoTokenizer, tokenizer_of)
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
         raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
+    llm: LanguageModel
     if model.config.is_encoder_decoder:
-        return Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
-    return CausalLM(model, tokenizer, dropout=dropout)
+        llm = Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
+    else:
+        llm = CausalLM(model, tokenizer, dropout=dropout)
+    if tried:
+        llm.abilities = examine(llm, str(tokenizer_of))
+    return llm
 
 
 def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
