@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from qformer import lookup
+from qformer import compat, lookup
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -73,14 +73,24 @@ def settings(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
         UsageError: see `check`.
     """
     check(quantize)
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_noise)
+    _drop_noise()
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    return NOISE not in record.getMessage()
+def _drop_noise() -> None:
+    """Let all that bitsandbytes logs go where it went before, but for the noise."""
+    logger = logging.getLogger("bitsandbytes")
+    if logger.propagate:
+        logger.addHandler(_ButNoise())
+        logger.propagate = False
+
+
+class _ButNoise(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if NOISE not in record.getMessage():
+            logging.getLogger().handle(record)
 
 
 def keep_trainable(model: nn.Module) -> None:
@@ -96,7 +106,7 @@ def keep_trainable(model: nn.Module) -> None:
 
 def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The layers of a transformers model, not yet quantised, that would be."""
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, compat.kept_in_single(model))
     for name, module in model.named_modules():
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
             yield name, module
