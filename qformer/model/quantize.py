@@ -73,24 +73,16 @@ def settings(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
         UsageError: see `check`.
     """
     check(quantize)
-    _drop_noise()
+    import bitsandbytes
+
+    logging.getLogger(bitsandbytes.matmul.__module__).addFilter(_is_no_noise)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def _drop_noise() -> None:
-    """Let all that bitsandbytes logs go where it went before, but for the noise."""
-    logger = logging.getLogger("bitsandbytes")
-    if logger.propagate:
-        logger.addHandler(_ButNoise())
-        logger.propagate = False
-
-
-class _ButNoise(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if NOISE not in record.getMessage():
-            logging.getLogger().handle(record)
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return NOISE not in record.getMessage()
 
 
 def keep_trainable(model: nn.Module) -> None:
