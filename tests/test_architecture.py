@@ -17,6 +17,7 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 FLOORS = (
     (
         "types",
+        "compat",
         "config",
         "lookup",
         "distributed",
@@ -68,7 +69,7 @@ ONLY_BY = {
         "qformer/vision/hf.py",
         "qformer/mini.py",
     },
-    "accelerate": {"qformer/model/foreign.py", "stages/loop.py"},
+    "accelerate": {"qformer/compat.py", "qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "server", "tabs")},
     "bitsandbytes": {"qformer/model/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},

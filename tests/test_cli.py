@@ -252,3 +252,26 @@ def test_a_folder_that_hides_stages_is_named(run: Run, monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "stages", raising=False)
     assert code == 2
     assert f"the folder '{tmp_path / 'stages'}' hides" in one_sentence(err)
+
+
+FAILS = """
+import atexit, os, sys
+os.environ["WORLD_SIZE"], sys.argv = sys.argv[1], ["qformer", "config", "c.yaml"]
+atexit.register(print, "taken down")  # stands for all that Python and libraries do behind the exit functions
+from qformer import cli, config
+from qformer.types import UsageError
+def fails(*_):
+    atexit.register(print, "tidied up")
+    raise UsageError("no such thing")
+config.load_config = fails
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("world", "printed"), [("2", ["tidied up"]), ("1", ["tidied up", "taken down"])])
+def test_one_of_several_processes_that_failed_is_not_taken_down(world: str, printed: list[str]) -> None:
+    """Where a peer has died gloo's threads abort then, with a signal in place of the exit code."""
+    command = [sys.executable, "-c", FAILS, world]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stdout.split("\n")[:-1]) == (2, printed)
+    assert one_sentence(ended.stderr) == "qformer: no such thing\n"

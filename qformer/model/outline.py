@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import lookup, vision
+from qformer import compat, lookup, vision
 from qformer.model import lora
 from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -39,15 +38,15 @@ if TYPE_CHECKING:
 WORD = "word"
 
 
-def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
+def outline(config: Config, device: str) -> tuple[Bridge, Any]:
     """The model of stage one or two as `build_image_text` and `build_vision_language` make it, in training mode.
 
     Args:
         device: `cpu` or `cuda`, for which the dtype of a language model may differ. Its tensors are on no device.
 
     Returns:
-        The model, and the mode in which further tensors without numbers are made. Tensors with numbers may be mixed
-        with those of the model.
+        The model, and the mode (`compat.fake_mode`) in which further tensors without numbers are made. Tensors with
+        numbers may be mixed with those of the model.
 
     Raises:
         UsageError: another stage, or a tower whose configuration is neither here nor known.
@@ -60,25 +59,28 @@ def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
             model = _vision_language(config, device)
         else:
             raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = compat.fake_mode()
     _pretend(model, mode)
     return model.train(), mode
 
 
-def _pretend(model: nn.Module, mode: FakeTensorMode) -> None:
+def _pretend(model: nn.Module, mode: Any) -> None:
     """Parameters and buffers that claim to be on the CPU, where autocast works; shared ones stay shared."""
     known: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:
-            known[id(tensor)] = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
-            if isinstance(tensor, nn.Parameter):
-                known[id(tensor)] = nn.Parameter(known[id(tensor)], requires_grad=tensor.requires_grad)
+            with mode:
+                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            trains = tensor.requires_grad
+            known[id(tensor)] = nn.Parameter(made, trains) if isinstance(tensor, nn.Parameter) else made
         return known[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        for name, tensor in [*parameters, *buffers]:
+            setattr(module, name, fake(tensor))
 
 
 def _image_text(config: Config) -> ImageTextModel:
