@@ -9,11 +9,23 @@ import re
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.Image import Transpose
 
 TAG = 274
 HEADER = b"Exif\x00\x00"
 #: Of each whole-number type of TIFF that the tag is met with: its bytes, and whether it has a sign.
 TYPES = {1: (1, False), 3: (2, False), 4: (4, False), 6: (1, True), 8: (2, True), 9: (4, True)}
+#: What each orientation but the first is undone by.
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
@@ -22,7 +34,7 @@ def of_blocks(exif: bytes, xmp: bytes = b"") -> int:
     told = _of_exif(exif)
     if told is None and (match := XMP.search(xmp)):
         told = int(match[1])
-    return told if told in range(1, 9) else 1
+    return told if told is not None and 1 <= told <= 8 else 1
 
 
 def of_info(info: dict[Any, Any]) -> int:
@@ -59,11 +71,7 @@ def _of_exif(exif: bytes) -> int | None:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [h, w, ...] that are stored in an orientation, as they are meant to be seen: a view of the same memory."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
+    """Pixels uint8[h, w, 3] that are stored in an orientation, as they are meant to be seen."""
+    if orientation not in TURNS:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))
