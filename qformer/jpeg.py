@@ -123,7 +123,7 @@ def _size(frame: bytes) -> tuple[int, int, int]:
 
 
 def decode(jpeg: Jpeg) -> np.ndarray:
-    """The pixels as stored, uint8[h, w, 1, 3 or 4]: grey, RGB, or what the file holds of four channels.
+    """The pixels as stored, uint8[h, w, 1, 3 or 4]: gray, RGB, or what the file holds of four channels.
 
     Damage in the middle of a file spoils some pixels and is no error, as with Pillow; an end that is missing is.
 

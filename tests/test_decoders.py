@@ -38,7 +38,7 @@ def made() -> dict[str, bytes]:
     return {
         "plain.jpg": encoded(picture(0), "JPEG"),
         "progressive.JPEG": encoded(picture(1), "JPEG", progressive=True),
-        "grey.jfif": encoded(picture(2).convert("L"), "JPEG"),
+        "gray.jfif": encoded(picture(2).convert("L"), "JPEG"),
         "ink.jpg": encoded(picture(3).convert("CMYK"), "JPEG"),
         "turned.jpg": encoded(picture(4), "JPEG", exif=TURNED),
         "several.jpg": encoded(picture(5), "MPO", save_all=True, append_images=[picture(6)]),
