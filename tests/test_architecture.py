@@ -22,6 +22,9 @@ FLOORS = (
         "lookup",
         "distributed",
         "images",
+        "jpeg",
+        "orientation",
+        "tiff",
         "cleaning",
         "names",
         "packing",
@@ -76,6 +79,8 @@ ONLY_BY = {
     "peft": {"qformer/model/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
     "lmms_eval": {"qformer/harness.py"},
+    "pillow_heif": {"qformer/images.py"},
+    "simplejpeg": {"qformer/jpeg.py"},
     "lavis": set(),
 }
 
@@ -157,6 +162,21 @@ def test_what_stands_above_imports_inside_functions(file: str) -> None:
 def test_third_parties_stay_where_they_belong(package: str) -> None:
     users = {name(f) for f in PRODUCT if any(i.split(".")[0] == package for i in imports(ast.parse(f.read_text())))}
     assert users <= ONLY_BY[package]
+
+
+def test_pillow_opens_files_in_one_place() -> None:
+    """Where its formats are those that are meant: `qformer.images`."""
+    opening = [name(file) for file in PRODUCT for node in ast.walk(ast.parse(file.read_text())) if _opens(node)]
+    assert opening == ["qformer/images.py"]
+
+
+def _opens(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr == "open"
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "Image"
+    )
 
 
 def test_the_library_never_imports_configs_or_tests() -> None:

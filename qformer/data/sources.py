@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -24,14 +25,13 @@ import numpy as np
 from qformer import lookup
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
+from qformer.images import SUFFIXES, UNREAD
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.config import Choice
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.sources:JsonLines",
@@ -282,7 +282,7 @@ def strings(value: Any) -> list[str]:
 class Folder:
     """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
 
-    Folders that are links are followed, each once.
+    Folders that are links are followed, each once. Files of formats that are not read, such as HEIC, are bad samples.
     """
 
     path: str
@@ -294,9 +294,13 @@ class Folder:
             raise UsageError(
                 f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
             )
-        files = sorted(file for file in _below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise UsageError(f"no image below '{root}'; put {', '.join(sorted(IMAGE_SUFFIXES))} files there")
+        files = sorted(file for file in _below(root) if file.suffix.lower() in SUFFIXES | UNREAD)
+        endings = Counter(file.suffix.lower() for file in files)
+        if not SUFFIXES & endings.keys():
+            unread = "".join(f", {count} {ending}" for ending, count in sorted(endings.items()))
+            raise UsageError(
+                f"no image below '{root}' that is read{unread}; put {', '.join(sorted(SUFFIXES))} files there"
+            )
         object.__setattr__(self, "_files", files)
 
     def __len__(self) -> int:
