@@ -49,6 +49,8 @@ def read_rgb(opened: Any, data: bytes) -> np.ndarray:
         space = whole[top : top + size[1], left : left + size[0]]
         if jpeg.channels != channels or jpeg.width != size[0] or not space.shape[0] <= jpeg.height <= size[1]:
             raise ValueError("a TIFF whose JPEGs are of another size than it says")
+        if Image.MAX_IMAGE_PIXELS and jpeg.width * jpeg.height > 2 * Image.MAX_IMAGE_PIXELS:  # larger than the picture
+            raise ValueError(f"a TIFF with a piece of {jpeg.width} x {jpeg.height} pixels, which are too many")
         space[:] = decode(jpeg)[: space.shape[0], : space.shape[1]]
     if colors == 0:  # where 0 is white
         whole = 255 - whole
