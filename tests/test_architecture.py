@@ -24,6 +24,7 @@ FLOORS = (
         "cleaning",
         "names",
         "packing",
+        "pretrained",
         "records",
         "releases",
         "schema",

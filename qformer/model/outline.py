@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import lookup, vision
+from qformer import lookup, pretrained, vision
 from qformer.model import lora
 from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -28,7 +28,8 @@ from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
-from qformer.vision.hf import HFVisionConfig, HFVisionEncoder
+from qformer.vision.hf import HFVisionEncoder
+from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
     from qformer.config import Config
@@ -115,7 +116,9 @@ def outline_encoder(config: Config) -> VisionEncoder:
     options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
-        model = AutoModel.from_config(read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision])
+        model = AutoModel.from_config(
+            read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
+        )
         encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
@@ -137,7 +140,7 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
     is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     try:
-        model = auto.from_config(theirs, dtype=dtype)
+        model = auto.from_config(theirs, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise UsageError(
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
@@ -158,7 +161,9 @@ def read_sizes(path: str, key: str) -> Any:
         UsageError: it is in none of them.
     """
     try:
-        return AutoConfig.from_pretrained(lookup.tower(path), local_files_only=True)
+        return pretrained.read(AutoConfig, lookup.tower(path), local_files_only=True)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         if path not in KNOWN:
             raise UsageError(

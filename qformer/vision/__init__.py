@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
 
 ENCODERS: dict[str, Any] = {
-    "clip": "qformer.vision.clip:ClipConfig",
-    "eva": "qformer.vision.eva:EvaConfig",
-    "hf": "qformer.vision.hf:HFVisionConfig",
+    "clip": "qformer.vision.options:ClipConfig",
+    "eva": "qformer.vision.options:EvaConfig",
+    "hf": "qformer.vision.options:HFVisionConfig",
 }
 
 
