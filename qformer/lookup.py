@@ -62,10 +62,15 @@ def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
         raise UsageError(explain(error, options, what)) from error
 
 
-def check(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str) -> Any:
+def check(
+    table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str, complete: bool = True
+) -> type[Any]:
     """The dataclass that `name` stands for, whose fields the options are found to be; nothing is made of them.
 
     So a source is not opened, and what `__post_init__` says of values is left to `build`.
+
+    Args:
+        complete: whether an option that has no default must be there.
 
     Raises:
         UsageError: unknown name, unknown or missing option, or a value of the wrong type, such as true for a number, or
@@ -83,7 +88,9 @@ def check(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
     try:
         values: Any = TypeAdapter(unopened).validate_python(dict(options))
     except ValidationError as error:
-        raise UsageError(explain(error, options, what)) from error
+        if complete or any(fault["type"] != "missing" for fault in error.errors()):
+            raise UsageError(explain(error, options, what)) from error
+        return target
     for key, given in options.items():
         try:
             refuse_bools(given, getattr(values, key))
@@ -118,10 +125,13 @@ def refuse_bools(given: Any, value: Any) -> None:
 def explain(error: ValidationError, given: Any, where: str = "") -> str:
     """The first fault that pydantic found, as one sentence with the path of the key and the value given.
 
+    What is wrong is told before what is missing.
+
     Args:
         given: what was checked. where: its path.
     """
-    first = error.errors()[0]
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] != "missing"), faults[0])
     path = ".".join([where, *_keys(first["loc"], given)]).strip(".")
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

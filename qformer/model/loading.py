@@ -137,6 +137,8 @@ def build_vision_language(
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    if encoder is None:
+        vision.check(config.vision.name, **config.vision.options)  # before the language model is read
     llm = llm or load_language_model(
         config.llm.path,
         device=device,

@@ -113,7 +113,7 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    options = vision.check(config.vision.name, **config.vision.options)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
         model = AutoModel.from_config(

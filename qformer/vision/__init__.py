@@ -16,10 +16,19 @@ ENCODERS: dict[str, Any] = {
 }
 
 
+def check(name: str, **options: Any) -> Any:
+    """The options of an encoder, as the dataclass that they are of; no weights are read.
+
+    Raises:
+        UsageError: unknown name or option, or a value that cannot be.
+    """
+    return lookup.build(ENCODERS, name, options, "vision")
+
+
 def build(name: str, **options: Any) -> VisionEncoder:
     """An encoder of the table, or `module:Class` of a config dataclass of your own with a `build()` method.
 
     Raises:
         UsageError: unknown name or option, a value of the wrong type, or weights that do not fit.
     """
-    return lookup.build(ENCODERS, name, options, "vision").build()
+    return check(name, **options).build()
