@@ -51,20 +51,23 @@ def check_indexes(folder: Path) -> None:
                     )
 
 
-def shards(index: Path) -> dict[str, Any]:
+def shards(index: Path) -> dict[str, str]:
     """What an index says: name of a tensor -> name of its file.
 
     Raises:
         UsageError: it is damaged.
     """
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+        if odd := [place for place in places.values() if not isinstance(place, str)]:
+            raise TypeError(f"{odd[0]!r} is no file name")
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
+    return places
 
 
-def _is_plain(name: Any) -> bool:
+def _is_plain(name: str) -> bool:
     """Whether it names a file beside the index, wherever it is read: no folder, drive or parent in front."""
-    if not isinstance(name, str) or name in ("", ".", "..") or "\0" in name:
-        return False
-    return PurePosixPath(name).name == name == PureWindowsPath(name).name
+    return (
+        name not in ("", "..") and "\0" not in name and PurePosixPath(name).name == name == PureWindowsPath(name).name
+    )

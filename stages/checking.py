@@ -1,4 +1,4 @@
-"""What `qformer.config` leaves open: the options of what a configuration names, and rates that would rise.
+"""What `qformer.config` leaves open: the options of what a configuration names, rates that rise, texts without words.
 
 Commands that are given a configuration check it here before they open weights or data. One that is read from a
 checkpoint is not checked: only what is built of it counts, and old ones load as they are.
@@ -22,6 +22,8 @@ OF_TOWERS: dict[str, dict[str, Any]] = {
     "vision": {"phrases": "qformer.data.phrases:Phrases"},
     "language": {"stories": "qformer.data.stories:Stories"},
 }
+
+SHORTEST = 3  # tokens of a text with a word
 
 
 def check(config: Config, trusted: Callable[[Choice], bool] = lambda _: True) -> Config:
@@ -54,6 +56,12 @@ def check(config: Config, trusted: Callable[[Choice], bool] = lambda _: True) ->
     elif data.validation is not None:
         sources.check(data.validation.name, data.validation.options, "data.validation", table)
     _check_rates(config.train)
+    for key, section in (("text", config.text), ("question", config.question)):
+        if section is not None and section.max_tokens < SHORTEST:
+            raise UsageError(
+                f"{key}.max_tokens {section.max_tokens} leaves no room for a word between [CLS] and [SEP]; "
+                f"give at least {SHORTEST}"
+            )
     return config
 
 
