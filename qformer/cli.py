@@ -88,7 +88,10 @@ def show_config(
     """Check a configuration and print it whole, defaults included."""
     from qformer.config import dump_config, load_config
 
-    checked = load_config(config, overrides)
+    _sibling("stages")
+    from stages.checking import check
+
+    checked = check(load_config(config, overrides))
     lines = []
     if data:
         from qformer.data import sources

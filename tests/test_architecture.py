@@ -28,6 +28,7 @@ FLOORS = (
         "cleaning",
         "names",
         "packing",
+        "pretrained",
         "records",
         "releases",
         "schema",

@@ -68,6 +68,21 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "train" in ended.stdout
 
 
+def test_a_configuration_is_checked_without_torch() -> None:
+    """Options of an encoder, of a resolution and of data, two of whose sources are mixed; a second, not ten."""
+    mixed = "data.train={name: mix, sources: [{name: jsonl, path: a.jsonl}, {name: webdataset, path: b.tar}]}"
+    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "stages"', '"accelerate", "PIL"')
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "config", "configs/stage1_small.yaml", mixed],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "path: b.tar" in ended.stdout
+
+
 def test_python_m_qformer() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "qformer", "config", "none.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
@@ -110,8 +125,14 @@ def test_config_shows_the_data(run: Run) -> None:
         ("{name: webdataset, path: 'none/{000..331}.tar'}", "no shard at 'none/{000..331}.tar'"),
         ("{name: datasets, path: nobody/nothing}", "the hub cannot be reached"),
         ("{name: coco, path: a.jsonl, images: .}", "is not what data.name says"),
-        ("{name: coco, path: a.jsonl, image: .}", "data.image is not an option of 'coco': did you mean 'images'?"),
-        ("{name: mix, sources: [{name: scenes, wieght: 2}]}", "data.sources.0.wieght is not an option of 'scenes'"),
+        (
+            "{name: coco, path: a.jsonl, image: .}",
+            "data.train.image is not an option of 'coco': did you",
+        ),
+        (
+            "{name: mix, sources: [{name: scenes, wieght: 2}]}",
+            "data.train.sources.0.wieght is not an option",
+        ),
         ("{name: mix, sources: [{name: jsonl, path: none.jsonl}]}", "no file at 'none.jsonl'"),
     ],
 )

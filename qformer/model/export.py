@@ -19,7 +19,7 @@ from transformers import (
     BlipImageProcessor,
 )
 
-from qformer import checkpoint, convert, lookup
+from qformer import checkpoint, convert, lookup, pretrained
 from qformer.config import Choice, LLMConfig, dump_config
 from qformer.convert import FAMILIES, Parts
 from qformer.model import lora
@@ -40,7 +40,7 @@ from qformer.resolution.fixed import Fixed
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
-from qformer.vision.eva import EvaConfig
+from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -258,7 +258,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
-        AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer)).save_pretrained(inside)
+        pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer)).save_pretrained(inside)
         llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
         config = config.model_copy(update={"llm": llm})
     if parts.stage == "stage1":
@@ -276,7 +276,7 @@ def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
-    tokenizer = AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)
+    tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer), padding_side=side)
     if tokenizer.pad_token is None:  # as of Llama and GPT-2; their processor refuses to pad a batch without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

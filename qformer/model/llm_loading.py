@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from qformer import pretrained
 from qformer.lookup import tower
 from qformer.model import quantize as quantizing
 from qformer.model.abilities import examine
@@ -79,7 +80,8 @@ def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, qu
     """
     options = _options(model.config, device, dtype, quantize, source)
     kind, tensors = type(model), model.state_dict()
-    return _placed(kind.from_pretrained(None, config=model.config, state_dict=tensors, **options), options, device)
+    model = kind.from_pretrained(None, config=model.config, state_dict=tensors, trust_remote_code=False, **options)
+    return _placed(model, options, device)
 
 
 def _options(config: Any, device: torch.device | str, dtype: Dtype, quantize: str, source: str) -> dict[str, Any]:
@@ -132,7 +134,9 @@ def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
     """`auto.from_pretrained`, with one error for its many."""
     path = tower(str(path))
     try:
-        return auto.from_pretrained(path, **options)
+        return pretrained.read(auto, path, **options)
+    except UsageError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
         reason = str(error).strip().split("\n")[0].rstrip(".")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import compat, lookup, vision
+from qformer import compat, lookup, pretrained, vision
 from qformer.model import lora
 from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -27,7 +27,8 @@ from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
-from qformer.vision.hf import HFVisionConfig, HFVisionEncoder
+from qformer.vision.hf import HFVisionEncoder
+from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
     from qformer.config import Config
@@ -114,10 +115,12 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    options = vision.check(config.vision.name, **config.vision.options)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
-        model = AutoModel.from_config(read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision])
+        model = AutoModel.from_config(
+            read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
+        )
         encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
@@ -139,7 +142,7 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
     is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     try:
-        model = auto.from_config(theirs, dtype=dtype)
+        model = auto.from_config(theirs, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise UsageError(
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
@@ -160,7 +163,9 @@ def read_sizes(path: str, key: str) -> Any:
         UsageError: it is in none of them.
     """
     try:
-        return AutoConfig.from_pretrained(lookup.tower(path), local_files_only=True)
+        return pretrained.read(AutoConfig, lookup.tower(path), local_files_only=True)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         if path not in KNOWN:
             raise UsageError(
