@@ -23,8 +23,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("qformer", "stages", "demo")
 COMPAT = "qformer/compat.py"
 DOCUMENTED = {"os._exit": "the standard library documents it: the end of a process without its clean-up"}
-#: Until text is written without transformers' `generate`; then the entry goes, too.
-FOR_NOW = {("qformer/model/decoding.py", "_update_model_kwargs_for_generation")}
 BY_NAME = {"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcaller", "__getattribute__", "__setattr__"}
 BY_PATH = {"import_module", "__import__", "find_spec", "getLogger", "resolve_name"}
 
@@ -194,10 +192,8 @@ def test_private_names_of_others_stay_in_compat() -> None:
         for line, used in uses(tree, product)
         if used not in DOCUMENTED
     }
-    wrong = {f"{file}:{line}: {used}" for file, line, used in found if (file, used) not in FOR_NOW}
+    wrong = {f"{file}:{line}: {used}" for file, line, used in found}
     assert not wrong, f"put these behind a function of {COMPAT}, or find a public way: {sorted(wrong)}"
-    stale = FOR_NOW - {(file, used) for file, _, used in found}
-    assert not stale, f"these are not used any more; take them out of FOR_NOW: {sorted(stale)}"
 
 
 OURS = """
