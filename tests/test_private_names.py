@@ -58,24 +58,28 @@ def given_names(call: ast.Call) -> list[str]:
 
 
 def defined(tree: ast.AST) -> set[str]:
-    """The private names that a file gives to something of its own: functions, classes, attributes, fields, globals."""
+    """The private names that a class, or the classes of a file, give: methods, attributes, fields."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
             found.add(node.attr)
         if isinstance(node, ast.Call) and last(node.func) == "__setattr__" and is_self(node.args[0]):
             found.add(text(node.args[1]))
-        if isinstance(node, ast.Module | ast.ClassDef):
-            targets = [t for part in node.body if isinstance(part, ast.Assign) for t in part.targets]
-            targets += [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
-            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        if isinstance(node, ast.ClassDef):
+            found |= directly(node)
     return set(filter(is_private, found))
 
 
-def foreign_imports(tree: ast.AST) -> dict[str, str]:
-    """Local name -> path of what is imported from elsewhere: {"nn": "torch.nn"}."""
+def directly(scope: ast.Module | ast.ClassDef) -> set[str]:
+    """The names that the lines of a file or class themselves define: functions, classes, variables."""
+    found = {n.name for n in scope.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    targets = [target for part in scope.body if isinstance(part, ast.Assign) for target in part.targets]
+    targets += [part.target for part in scope.body if isinstance(part, ast.AnnAssign)]
+    return found | {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def imports_of(tree: ast.AST) -> dict[str, str]:
+    """Local name -> path of what is imported: {"nn": "torch.nn"}."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -85,7 +89,12 @@ def foreign_imports(tree: ast.AST) -> dict[str, str]:
                 )
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    return {name: path for name, path in found.items() if not is_ours(path)}
+    return found
+
+
+def foreign_imports(tree: ast.AST) -> dict[str, str]:
+    """Those from elsewhere."""
+    return {name: path for name, path in imports_of(tree).items() if not is_ours(path)}
 
 
 def foreign_path(node: ast.expr, imports: dict[str, str]) -> str:
@@ -101,14 +110,17 @@ class Product:
     """What all files of the product define.
 
     Attributes:
-        own: private names. bases: class -> its bases, each a path of a foreign one or the name of another of ours.
+        own: private names of attributes. modules: of what stands in files.
+        bases: class -> its bases, each a path of a foreign one or the name of another of ours.
     """
 
     own: set[str] = field(default_factory=set)
+    modules: set[str] = field(default_factory=set)
     bases: dict[str, set[str]] = field(default_factory=dict)
 
-    def add(self, tree: ast.AST) -> None:
+    def add(self, tree: ast.Module) -> None:
         self.own |= defined(tree)
+        self.modules |= directly(tree)
         imports = foreign_imports(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
@@ -129,18 +141,19 @@ class Product:
 
 def uses(tree: ast.AST, product: Product) -> Iterator[tuple[int, str]]:
     """Line and private name of everything foreign that a file uses."""
-    imports = foreign_imports(tree)
+    imports, ours = foreign_imports(tree), imports_of(tree).keys() - foreign_imports(tree).keys()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from ((node.lineno, path) for path in imported(node) if has_private(path) and not is_ours(path))
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             path = foreign_path(node, imports)
-            if path or node.attr not in product.own:
+            known = product.own | (product.modules if last(node.value) in ours else set())
+            if path or node.attr not in known:
                 yield node.lineno, path or node.attr
         elif isinstance(node, ast.Call):
             for name in given_names(node):
                 foreign = bool(node.args) and foreign_path(node.args[0], imports)
-                if is_private(name) and (foreign or name not in product.own):
+                if is_private(name) and (foreign or name not in product.own | product.modules):
                     yield node.lineno, name
             if last(node.func) in BY_PATH and node.args and has_private(path := text(node.args[0])):
                 yield from [] if is_ours(path) else [(node.lineno, path)]
@@ -226,6 +239,7 @@ def used(source: str) -> list[str]:
         ("def f(page): return len(page._queue)", "_queue"),
         ("def f(module): module._parameters = {}", "_parameters"),  # giving it does not make it ours
         ("def f(x): return x.y().z[0].__hidden", "__hidden"),
+        ("def f(x): return x._table", "_table"),  # ours, but of a file
         ("class A(B):\n    def f(self): return self._inherited", "_inherited"),
         ("def f(x): return getattr(x, '_y', None)", "_y"),
         ("def f(x): x.__setattr__('_y', 1)", "_y"),
