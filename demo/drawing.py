@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from qformer import resolution
-from qformer.vision.eva import EvaConfig
+from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

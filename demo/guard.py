@@ -22,6 +22,7 @@ from anyio.to_thread import run_sync
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from demo import limits
+from qformer import compat
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Visits:
 
     def __init__(self, page: Any, uploads: Path) -> None:
         self.page = page
+        self.queue = compat.page_queue(page)
         self.uploads = uploads
         self.own = set(uploads.rglob("*"))  # of the page: its examples
         self.answering = 0  # open requests, but for those that only tell that someone is there
@@ -90,7 +92,7 @@ class Visits:
         for file in list(self._uploaded()):
             if now - file.stat().st_mtime > KEEP_FILES:
                 self.remove(file)
-        states, queue = self.page.app.state_holder, self.page._queue
+        states, queue = self.page.app.state_holder, self.queue
         busy = {event.session_hash for event in list(queue.event_ids_to_events.values())}
         for session in {*states.session_data, *queue.pending_event_ids_session, *self.last}:
             if self.open[session] or session in busy or now - self.last.setdefault(session, now) < KEEP_SESSION:
@@ -167,7 +169,7 @@ class Guard:
 
     async def _stream(self, scope: Message, exchange: _Exchange, session: str, path: str) -> None:
         """What is open for as long as someone is there; when its other end goes away, so does the call."""
-        queue, request = self.page._queue, session
+        queue, request = self.visits.queue, session
         if path.startswith(f"{API}/call/"):  # named by the request, whose session may be another
             owners = (owner for owner, events in queue.pending_event_ids_session.items() if request in events)
             session = next(owners, request)
@@ -225,7 +227,7 @@ class Guard:
         if self.gate.stopping:
             raise Refused(503, CLOSED)
         at_once = name == f"{API}/run/predict"  # by the page, what is quick and does not wait in the queue
-        if not at_once and len(self.page._queue) >= self.queue:
+        if not at_once and len(self.visits.queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
         number = body.get("fn_index")

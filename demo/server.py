@@ -239,7 +239,7 @@ def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
     if not calm:
         gate.cancel()
     until = max(end, time.monotonic() + DELIVERY)
-    while (len(page._queue) or gate.count) and time.monotonic() < until:  # each that waits is refused in its turn
+    while (len(page.visits.queue) or gate.count) and time.monotonic() < until:  # each that waits is refused in its turn
         time.sleep(0.02)
     until = time.monotonic() + DELIVERY
     while page.visits.answering and time.monotonic() < until:
@@ -260,7 +260,7 @@ def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:
     async def health(_request: Any) -> JSONResponse:
         status = "stopping" if gate.stopping else "ok"
         return JSONResponse(
-            {"status": status, "running": gate.count, "waiting": len(page._queue), "model": gate.name},
+            {"status": status, "running": gate.count, "waiting": len(page.visits.queue), "model": gate.name},
             headers={"Cache-Control": "no-store"},
         )
 

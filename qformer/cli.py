@@ -88,7 +88,10 @@ def show_config(
     """Check a configuration and print it whole, defaults included."""
     from qformer.config import dump_config, load_config
 
-    checked = load_config(config, overrides)
+    _sibling("stages")
+    from stages.checking import check
+
+    checked = check(load_config(config, overrides))
     lines = []
     if data:
         from qformer.data import sources
@@ -252,6 +255,9 @@ def _sibling(name: str) -> Any:
 def main() -> None:
     """The `qformer` command."""
     debug = "--debug" in sys.argv
+    failed: list[int] = []
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        atexit.register(_end, failed)  # before all others, so that it is called after them
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports every tensor of a tower that is cut
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -268,14 +274,13 @@ def main() -> None:
             f"qformer: {error}" if usage else f"qformer: {type(error).__name__}: {error} (--debug shows where)",
             file=sys.stderr,
         )
-        _fail(2 if usage else 1)
+        failed.append(2 if usage else 1)
+        sys.exit(failed[0])
 
 
-def _fail(code: int) -> None:
-    """Exit by `code`. One of several processes does not wait for gloo, whose threads abort when a peer has died."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        atexit._run_exitfuncs()
+def _end(failed: list[int]) -> None:
+    """Of several processes, one that failed ends here: gloo's threads abort later on when a peer has died."""
+    if failed:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+        os._exit(failed[0])

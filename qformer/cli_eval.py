@@ -42,6 +42,10 @@ def evaluate(
         str | None, typer.Option(help="what captions go on from; for questions the whole prompt, {} in their place")
     ] = None,
     preset: Annotated[str, typer.Option(help="prompt and decoding of answers: paper or lavis")] = "paper",
+    beams: Annotated[
+        int | None,
+        typer.Option(help="caption, vqa, gqa: beams of the search; 1 is greedy; by default the task's", min=1),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
     batch: Annotated[int, typer.Option(help="images (of questions: questions) at once", min=1)] = 64,
     precision: Annotated[Precision, typer.Option(help="of the model; scores are compared in fp32")] = Precision.fp32,
@@ -67,7 +71,9 @@ def evaluate(
     from stages.evaluate import Settings, evaluate_retrieval
 
     chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
-    settings = Settings(*chosen, preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value)
+    settings = Settings(
+        *chosen, preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams
+    )
     if bench in BENCHMARKS:
         evaluate_language(settings)
     else:

@@ -2,7 +2,8 @@
 
 A key that does not exist, a value of the wrong type or an impossible combination is a `UsageError` before anything
 is loaded. Defaults live here and nowhere else. Sections that name something to build (`vision`, `resolution`, a data
-source) carry the options of what they name; those are checked against its own dataclass by `qformer.lookup.build`.
+source) carry the options of what they name, which are checked against its own dataclass by `stages.checking` before a
+command opens anything, and by `qformer.lookup.build` when it is built.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qformer.schema import (
     BackboneConfig,
     Choice,
     Count,
+    Epsilon,
     FeaturesConfig,
     Fraction,
     LoraConfig,
@@ -47,7 +49,7 @@ class QFormerConfig(Section):
     vocab_size: Positive = 30523
     max_positions: Positive = 512
     dropout: Fraction = 0.1
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: Epsilon = 1e-12
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -223,7 +225,7 @@ class Config(Section):
     init: str | None = None
     vision: Choice = Choice(name="eva")
     freeze_vision: bool = True
-    vision_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    vision_norm_eps: Epsilon = 1e-5
     resolution: Choice = Choice(name="fixed")
     text: TextConfig = TextConfig()
     qformer: QFormerConfig = QFormerConfig()
@@ -307,7 +309,7 @@ def parse_config(values: dict[str, Any]) -> Config:
             *parents, key = [str(part) for part in unknown[0]]
             known = lookup.nearest(key, _section(parents).model_fields)
             raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
-        raise UsageError(lookup.explain(error)) from error
+        raise UsageError(lookup.explain(error, values)) from error
 
 
 def _section(parents: list[str]) -> type[BaseModel]:

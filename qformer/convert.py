@@ -139,7 +139,7 @@ def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positio
     try:
         return QFormerConfig(**known)
     except ValidationError as error:
-        raise UsageError(lookup.explain(error)) from error
+        raise UsageError(lookup.explain(error, known)) from error
 
 
 _WHERE = {

@@ -1,11 +1,13 @@
 """Reading one image: anything a user may hand over -> RGB bytes, upright.
 
-JPEG goes through `simplejpeg` where it is installed (about twice PIL's speed), everything else through PIL.
+JPEG, be it inside TIFF, is decoded by `simplejpeg` and never by Pillow (docs/security.md), the other `FORMATS` by
+Pillow.
 """
 
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,18 +16,31 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from qformer import jpeg, tiff
+from qformer.orientation import of_info, upright
 from qformer.types import BadSample
 
-try:
-    import simplejpeg
-except ImportError:  # an optional accelerator: the result is the same without it
-    simplejpeg = None
-
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
 
-JPEG = b"\xff\xd8\xff"
-EXIF = b"Exif\x00\x00"
+#: What is read, told by the content: the names that Pillow has for it, and how names of such files end.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm"),
+}
+if find_spec("pillow_heif"):
+    FORMATS["HEIF"] = (".heic", ".heif")
+#: Endings of files in a folder that are taken for images: those that are read, and those that are told to be unread.
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+UNREAD = frozenset({".heic", ".heif", ".jp2", ".j2k", ".jxl", ".svg", ".ico", ".psd", ".tga"}) - SUFFIXES
 
 
 def read_image(image: ImageLike) -> Tensor:
@@ -66,32 +81,64 @@ def read_file(path: Path) -> bytes:
         raise BadSample("unreadable", f"{path}: {error.strerror}") from error
 
 
-def _decode(data: bytes) -> np.ndarray:
-    # A rotated photo carries an EXIF block, in front of which other blocks may stand; PIL knows how to apply it.
-    if simplejpeg is not None and data[:3] == JPEG and EXIF not in data:
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours != "CMYK" and height * width <= (Image.MAX_IMAGE_PIXELS or height * width):
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError:
-            pass  # damage, which PIL names; CMYK is inverted or not as PIL knows; of a bomb it warns, or refuses it
-    return _decode_with_pil(io.BytesIO(data))
+def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, int]:
+    """What an encoded image says of itself: one of `formats`, and its width and height in pixels; nothing is decoded.
 
-
-def _decode_with_pil(image: Image.Image | io.BytesIO) -> np.ndarray:
+    Raises:
+        BadSample: kind `undecodable`, no image of these formats, a damaged head, or more pixels than Pillow opens.
+    """
     try:
-        if isinstance(image, Image.Image):
-            return _rgb(image)
-        with Image.open(image) as opened:
-            return _rgb(opened)
-    except UnidentifiedImageError as error:
-        raise BadSample("undecodable", "not an image") from error
+        if data.startswith(jpeg.START):
+            if "JPEG" not in formats:
+                raise UnidentifiedImageError
+            head = jpeg.parse(data)
+            return "JPEG", head.width, head.height
+        with _open(data, formats) as opened:
+            return str(opened.format), *opened.size
+    except Exception as error:
+        raise _undecodable(error) from error
+
+
+def _decode(data: bytes) -> np.ndarray:
+    try:
+        if data.startswith(jpeg.START):
+            head = jpeg.parse(data)
+            if Image.MAX_IMAGE_PIXELS and head.width * head.height > 2 * Image.MAX_IMAGE_PIXELS:  # as of other formats
+                raise Image.DecompressionBombError(f"{head.width} x {head.height} pixels are too many")
+            return jpeg.read_rgb(head)
+        with _open(data, FORMATS) as opened:
+            if tiff.holds_jpeg(opened):
+                return tiff.read_rgb(opened, data)
+            opened.load()
+            return upright(_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info))  # TIFF stands already
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
-        raise BadSample("undecodable", str(error) or type(error).__name__) from error
+        raise _undecodable(error) from error
+
+
+def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
+    """By Pillow: none of its other formats, which nobody means and anybody may send, and no JPEG."""
+    if "HEIF" in formats and "HEIF" not in Image.OPEN:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=[name for name in formats if name != "JPEG"])
+
+
+def _undecodable(error: Exception) -> BadSample:
+    if isinstance(error, UnidentifiedImageError):  # whose words hold the address of an object
+        return BadSample("undecodable", f"not an image of a format that is read: {', '.join(FORMATS)}")
+    return BadSample("undecodable", str(error) or type(error).__name__)
+
+
+def _decode_with_pil(image: Image.Image) -> np.ndarray:
+    """An image that the caller has opened with Pillow, which decodes it if that is not done."""
+    try:
+        return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise _undecodable(error) from error
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which PIL would clip rather than scale
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(grey)

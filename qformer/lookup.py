@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator
+
+FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -51,30 +55,100 @@ def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
     Raises:
         UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value.
     """
+    target = check(table, name, options, what)
+    try:
+        return TypeAdapter(target).validate_python(dict(options))
+    except ValidationError as error:
+        raise UsageError(explain(error, options, what)) from error
+
+
+def check(
+    table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str, complete: bool = True
+) -> type[Any]:
+    """The dataclass that `name` stands for, whose fields the options are found to be; nothing is made of them.
+
+    So a source is not opened, and what `__post_init__` says of values is left to `build`.
+
+    Args:
+        complete: whether an option that has no default must be there.
+
+    Raises:
+        UsageError: unknown name, unknown or missing option, or a value of the wrong type, such as true for a number, or
+            an infinite one where the field does not allow it (`Field(allow_inf_nan=True)`).
+    """
     target = find(table, name, what)
-    if not dataclasses.is_dataclass(target):
+    if not isinstance(target, type) or not dataclasses.is_dataclass(target):
         raise UsageError(f"{what} '{name}' is not a dataclass, whose fields would be its options; make it one")
     fields = {f.name for f in dataclasses.fields(target) if f.init}
     for key in options:
         if key not in fields:
             raise UsageError(f"{what}.{key} is not an option of '{name}': {nearest(key, fields)}")
+    settings = {"__module__": target.__module__, "__post_init__": _nothing, "__pydantic_config__": FINITE}
+    unopened = type(target.__name__, (target,), settings)
     try:
-        return TypeAdapter(target).validate_python(dict(options))
+        values: Any = TypeAdapter(unopened).validate_python(dict(options))
     except ValidationError as error:
-        raise UsageError(explain(error, what)) from error
+        if complete or any(fault["type"] != "missing" for fault in error.errors()):
+            raise UsageError(explain(error, options, what)) from error
+        return target
+    for key, given in options.items():
+        try:
+            refuse_bools(given, getattr(values, key))
+        except PydanticCustomError as error:
+            raise UsageError(f"{what}.{key}: {error.message()}, but got {given!r}") from error
+    return target
 
 
-def explain(error: ValidationError, where: str = "") -> str:
-    """The first fault that pydantic found, as one sentence with the path of the key and the value given."""
-    first = error.errors()[0]
-    path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+def _nothing(self: Any, *_given: Any) -> None:
+    """In place of `__post_init__`, which may open files."""
+
+
+def refuse_bools(given: Any, value: Any) -> None:
+    """Refuse true and false where pydantic made them numbers.
+
+    Args:
+        given: as it stood in the file. value: what pydantic made of it.
+
+    Raises:
+        PydanticCustomError: it is one, or holds one.
+    """
+    if isinstance(given, bool) and not isinstance(value, bool) and isinstance(value, int | float):
+        raise PydanticCustomError("bool_for_a_number", "input should be a number, not true or false")
+    if isinstance(given, list | tuple) and isinstance(value, list | tuple):
+        for one, made in zip(given, value, strict=False):
+            refuse_bools(one, made)
+    elif isinstance(given, dict) and isinstance(value, dict):
+        for key in given.keys() & value.keys():
+            refuse_bools(given[key], value[key])
+
+
+def explain(error: ValidationError, given: Any, where: str = "") -> str:
+    """The first fault that pydantic found, as one sentence with the path of the key and the value given.
+
+    What is wrong is told before what is missing.
+
+    Args:
+        given: what was checked. where: its path.
+    """
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] != "missing"), faults[0])
+    path = ".".join([where, *_keys(first["loc"], given)]).strip(".")
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":
-        return f"{path} is required; add it to the configuration"
+        return f"{path}.{first['loc'][-1]} is required; add it to the configuration".lstrip(".")
     if first["type"] == "value_error":
         return message if message.startswith(path) else f"{path}: {message}"
     return f"{path}: {message}, but got {first['input']!r}"
+
+
+def _keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
+    """Of pydantic's path what is in the data: between keys and numbers stand kinds of a union, such as `list[str]`."""
+    for part in path:
+        is_key = isinstance(given, Mapping) and part in given
+        if is_key or (isinstance(given, list | tuple) and isinstance(part, int) and part < len(given)):
+            given = given[part]
+            yield str(part)
 
 
 TOWERS = Path(__file__).parent / "towers"

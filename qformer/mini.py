@@ -27,7 +27,7 @@ from transformers import (
     ViTModel,
 )
 
-from qformer import lookup
+from qformer import lookup, pretrained
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -349,9 +349,10 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
 def _read_text_tower(path: str) -> tuple[Any, Any]:
     folder = lookup.tower(path)
     try:
-        return AutoModel.from_pretrained(
-            folder, dtype=torch.float32, add_pooling_layer=False
-        ), AutoTokenizer.from_pretrained(folder)
+        model = pretrained.read(AutoModel, folder, dtype=torch.float32, add_pooling_layer=False)
+        return model, pretrained.read(AutoTokenizer, folder)
+    except UsageError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UsageError(f"backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one") from error
@@ -360,13 +361,13 @@ def _read_text_tower(path: str) -> tuple[Any, Any]:
 def ship(kind: str, source: Path, target: Path) -> int:
     """Copy a tower with its weights in fp16, for the mini towers that come with the package; returns its bytes."""
     if kind == "vit":
-        model: Any = ViTModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float16)
+        model: Any = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
     else:
         kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
-        model = kinds[kind].from_pretrained(source).half()  # `dtype` would leave parts of a T5 in float32
+        model = pretrained.read(kinds[kind], source).half()  # `dtype` would leave parts of a T5 in float32
     model.save_pretrained(target)
     if kind == "vit":
         shutil.copy(source / "preprocessor_config.json", target)
     else:
-        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+        pretrained.read(AutoTokenizer, source).save_pretrained(target)
     return sum(file.stat().st_size for file in target.iterdir())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Packing = Literal["fp16", "int8"]
+if TYPE_CHECKING:
+    from qformer.schema import Packing
+
 MOST = 127
 SMALLEST = 2.0**-24  # above zero that fp16 has
 

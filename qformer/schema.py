@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from qformer.packing import Packing
+from qformer import lookup
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Epsilon = Annotated[float, Field(gt=0)]
+Packing = Literal["fp16", "int8"]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values are fixed once read."""
+    """A part of the configuration: unknown keys and infinite numbers are refused, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_bool_for_a_number(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        value = read(given)
+        lookup.refuse_bools(given, value)
+        return value
 
 
 class Choice(BaseModel):

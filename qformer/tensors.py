@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from qformer import pretrained
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -52,18 +52,15 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(path: Path) -> dict[str, Tensor]:
+    pretrained.check_indexes(path)
     whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if whole.is_file():
         return _read_file(whole)
     if not index.is_file():
         raise UsageError(f"'{path}' holds neither {whole.name} nor {index.name}; give a folder of save_pretrained")
-    try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
-        gone = [shard for shard in shards if not (path / shard).is_file()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
-    if gone:
+    places = pretrained.shards(index)
+    shards = sorted(set(places.values()))
+    if gone := [shard for shard in shards if not (path / shard).is_file()]:
         raise UsageError(f"'{path}' lacks {listed(gone)}, which its index names; download it again")
     held = {name: tensor for shard in shards for name, tensor in _read_file(path / shard).items()}
     if gone := sorted(places.keys() ^ held.keys()):

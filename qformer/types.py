@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,9 @@ class BadSample(Exception):
 
 def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
     """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
-    if isinstance(ids, Tensor):
+    import torch  # here alone: a configuration is read and refused without it
+
+    if isinstance(ids, torch.Tensor):
         ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ
     if ids is None:
         return torch.eye(count, dtype=torch.bool)

@@ -23,7 +23,13 @@ def train(config: Config) -> Path:
     """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint, or the folder of a tower.
 
     The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained.
+
+    Raises:
+        UsageError: what `stages.checking` refuses, or what cannot be trained.
     """
+    from stages.checking import check
+
+    check(config)
     import torch
 
     from qformer.config import anchor
@@ -34,6 +40,9 @@ def train(config: Config) -> Path:
 
 def fill_features(config: Config) -> Path:
     """Fill the store of `data.features` without training; the same call goes on. Returns its folder."""
+    from stages.checking import check
+
+    check(config)
     import torch
 
     from qformer.config import anchor

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from qformer.cleaning import clean_question
-from qformer.data.sources import IMAGE_SUFFIXES
-from qformer.images import read_image
+from qformer.images import SUFFIXES, UNREAD, read_image
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
@@ -210,7 +209,7 @@ def _names_file(word: str) -> bool:
     """Whether this is an image, be it a missing one, rather than a question."""
     if not word.strip():
         return False
-    if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(sign.isspace() for sign in word):
+    if Path(word).suffix.lower() in SUFFIXES | UNREAD and not any(sign.isspace() for sign in word):
         return True
     try:
         return Path(word).exists()
@@ -319,7 +318,7 @@ class Reader:
     def __init__(self, given: list[Path], batch: int) -> None:
         self.files: list[Path] = []
         for path in given:
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES | UNREAD)
             self.files += inside or [path]
         self.batch = batch
         self.skipped: list[str] = []

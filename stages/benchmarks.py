@@ -85,6 +85,8 @@ def _check(settings: Settings) -> None:
         require_scorers()
     elif settings.prompt is not None and "{}" not in settings.prompt:
         raise UsageError(f"--prompt is '{settings.prompt}'; write {{}} where the question belongs")
+    if settings.beams is not None and settings.bench in ("choice", "statement"):
+        raise UsageError(f"--beams is {settings.beams}, but answers of {settings.bench} are compared; leave it out")
     if settings.lemmatize:
         if settings.bench not in ("vqa", "gqa"):
             raise UsageError(f"--lemmatize is of vqa and gqa; leave it out of {settings.bench}")
@@ -146,7 +148,7 @@ def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
     digest.update(first.numpy().tobytes())
     digest.update(str(sum(parameter.numel() for parameter in model.parameters())).encode())
     asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
-    asked |= {} if settings.quantize is None else {"quantize": settings.quantize}
+    asked |= {name: value for name in ("quantize", "beams") if (value := getattr(settings, name)) is not None}
     return asked | {"preset": settings.preset, "precision": settings.precision, "weights": digest.hexdigest()[:16]}
 
 
@@ -189,7 +191,7 @@ def _predict(
     settings: Settings, model: VisionLanguageModel, tiles: Tiles, items: list[list[Item]]
 ) -> tuple[list[dict[str, Any]], list[tuple[int, Item, str]]]:
     """What is said of some images; and the image's row, the item and the reason where a question is too long."""
-    given = settings.preset, settings.prompt
+    given = settings.preset, settings.prompt, {} if settings.beams is None else {"num_beams": settings.beams}
     try:
         return predict(settings.bench, model, tiles, items, *given), []
     except TooLong:

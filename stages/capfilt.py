@@ -235,7 +235,7 @@ def choose_data(words: Sequence[str]) -> Choice:
     """A folder, a file of JSON lines, tars, the `data.train` of a configuration, or options of a source as `key=value`.
 
     Raises:
-        UsageError: nothing of these.
+        UsageError: nothing of these, or options that the source does not have.
     """
     first = words[0]
     key, equals, _ = first.partition("=")
@@ -244,13 +244,15 @@ def choose_data(words: Sequence[str]) -> Choice:
     elif first.startswith("pipe:") or "://" in first or ".tar" in first:
         named = {"name": "webdataset", "path": first}
     elif first.endswith((".yaml", ".yml")):
-        return load_config(first).data.train
+        named = load_config(first).data.train.model_dump()
     elif Path(first).is_dir():
         tars = any(Path(first).glob("*.tar"))
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
     else:
         named = {"name": "jsonl", "path": first}
-    return Choice(**named)
+    choice = Choice(**named)
+    sources.check(choice.name, choice.options)
+    return choice
 
 
 def _settle(settings: Settings, output: Path, source: Source) -> Settings:

@@ -61,6 +61,7 @@ class Settings:
     by: str | None = None
     lemmatize: bool = False
     quantize: str | None = None
+    beams: int | None = None
 
 
 def evaluate_retrieval(settings: Settings) -> None:
@@ -72,7 +73,7 @@ def evaluate_retrieval(settings: Settings) -> None:
     if settings.bench != "retrieval":
         known = ", ".join(("retrieval", *BENCHMARKS))
         raise UsageError(f"unknown benchmark '{settings.bench}'; known are {known}")
-    for option in ("prompt", "predictions", "submission", "by", "lemmatize"):
+    for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams"):
         if getattr(settings, option):
             raise UsageError(f"--{option} is of benchmarks that let a model speak; leave it out of retrieval")
     options = pairs(settings.data)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qformer import checkpoint, distributed, lookup, resolution, vision
+from qformer import checkpoint, distributed, resolution, vision
 from qformer.data import sources
 from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
 from qformer.data.loader import read_ahead
@@ -110,7 +110,7 @@ def what_it_is_made_of(
     """Everything that stored tokens depend on, by sections of the configuration."""
     features, data = config.data.features, config.data
     assert features is not None
-    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    options = vision.check(config.vision.name, **config.vision.options)
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_of(encoder), **kept},

@@ -23,8 +23,7 @@ from PIL import Image
 from rich.table import Table
 
 from qformer.data.shards import add_member
-from qformer.data.webdataset import IMAGES
-from qformer.images import read_file, read_image
+from qformer.images import FORMATS, read_file, read_head, read_image
 from qformer.records import read_records, replace_records
 from qformer.types import BadSample, UsageError
 from stages.resume import console
@@ -234,23 +233,17 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(image: bytes | Path | np.ndarray) -> tuple[bytes, str]:
-    """The bytes of an image as they were, or a PNG of pixels, and the ending of their name.
+    """The bytes of an image as they were, or a PNG of pixels, and the ending of their name, told by the content.
 
     Raises:
-        BadSample: the file is gone.
+        BadSample: the file is gone, or is no image any more.
     """
     if isinstance(image, np.ndarray):
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "PNG")
         return stream.getvalue(), "png"
     data = image if isinstance(image, bytes) else read_file(image)
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            kind = (opened.format or "img").lower()
-    except Exception as error:
-        raise BadSample("undecodable", str(error)) from error
-    kind = {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
-    return data, kind if kind in IMAGES else "img"
+    return data, FORMATS[read_head(data)[0]][0][1:]
 
 
 def _replace(file: Path, text: str) -> None:

@@ -19,31 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from qformer import distributed
+from qformer import compat, distributed
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.vision import layers
 from stages.optim import adamw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from qformer.config import TrainConfig
     from qformer.model.loading import Bridge
     from qformer.types import Batch
 
-aten = torch.ops.aten
-FLOPS = dict(flop_registry) | {
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        aten._scaled_dot_product_flash_attention_backward
-    ],
-}
 PARTS = {
     "frontend.encoder": "image encoder",
     "llm": "language model",
@@ -89,7 +79,7 @@ class Step:
 
 
 @dataclass
-class Ledger(TorchDispatchMode):
+class Ledger:
     """Books of live bytes, and of FLOPs, by part of the model and phase of the step.
 
     Attributes:
@@ -107,25 +97,19 @@ class Ledger(TorchDispatchMode):
     flops: Counter[tuple[str, str, torch.dtype]] = field(default_factory=Counter)
     total: int = 0
     _live: dict[int, tuple[tuple[str, str], int]] = field(default_factory=dict)
+    _formulas: dict[Any, Callable[..., int]] = field(default_factory=compat.flop_formulas)
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.book(leaf)
-        count = FLOPS.get(func._overloadpacket)
+    def see(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Enter an operation of PyTorch, as `compat.seeing_operations` tells it."""
+        for tensor in _tensors(out):
+            self.book(tensor)
+        count = self._formulas.get(operator)
         if count is not None:
-            dtype = next(leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            self.flops[*self.now(), dtype] += count(*args, **kwargs, out_val=out)
-        return out
+            self.flops[*self.now(), next(_tensors(args)).dtype] += count(*args, **kwargs, out_val=out)
 
     def now(self) -> tuple[str, str]:
         """Phase and part of what is computed at this moment."""
-        if torch._C._current_graph_task_id() >= 0:
+        if compat.is_backward():
             return "backward", self.saved_by
         return self.phase, self.parts[-1]
 
@@ -141,7 +125,7 @@ class Ledger(TorchDispatchMode):
     def book(self, tensor: Tensor, kind: str | None = None, part: str | None = None) -> None:
         """Enter the storage of a tensor, if it is new; with a `kind` and a `part`, move it there."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = id(storage)  # PyTorch keeps one object for a storage for as long as that lives
         if key not in self._live:
             entry = self.now() if kind is None or part is None else (kind, part)
             self._live[key] = entry, storage.nbytes()
@@ -189,6 +173,15 @@ class Ledger(TorchDispatchMode):
                 hook.remove()
 
 
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Those among arguments or results of an operation, which may stand in lists."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
 class AsOnGPU(TorchFunctionMode):
     """What differs on a GPU: attention keeps no matrix, dropout keeps bytes, autocast leaves norms in single."""
 
@@ -223,10 +216,8 @@ def _attention(
         if attn_mask.dtype == torch.bool:
             attn_mask = query.new_zeros(attn_mask.shape).masked_fill(~attn_mask, -torch.inf)
         attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    mixed = aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, query.requires_grad or key.requires_grad, dropout_p, is_causal, scale=scale
-    )
-    return mixed[0]
+    keeps = query.requires_grad or key.requires_grad
+    return compat.efficient_attention(query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=scale)
 
 
 def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> Step:
@@ -250,7 +241,7 @@ def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> St
         if device == "cuda":
             stack.enter_context(_halves_as_on_gpu())
             stack.enter_context(AsOnGPU())
-        stack.enter_context(ledger)
+        stack.enter_context(compat.seeing_operations(ledger.see))
         _first_update(model, optimizer, ledger)
         buckets = _buckets(model, train, ledger)
         for _ in range(batches):

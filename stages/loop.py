@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
-from qformer import checkpoint, distributed
+from qformer import checkpoint, compat, distributed
 from qformer.config import Config, dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
@@ -172,7 +171,7 @@ def shards(config: Config) -> bool:
 
 
 def _accelerator(config: Config, folder: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # else the precision of the first run in a process would be that of all
+    compat.forget_precision()
     accelerator = Accelerator(
         # Without a GPU accelerate takes processes of torchrun for strangers unless it is told so.
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),

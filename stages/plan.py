@@ -24,6 +24,7 @@ from qformer.data import counting
 from qformer.model.quantize import OutlinedLinear
 from qformer.types import UsageError
 from stages import hardware
+from stages.checking import check
 from stages.ledger import part_of
 from stages.rehearsal import Subject, polynomial
 from stages.resume import console
@@ -111,7 +112,7 @@ def plan(
     """
     device = hardware.find(gpu)
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
-    config, notes = _with_bridge(config)
+    config, notes = _with_bridge(check(config))
     kind = "cpu" if gpu == hardware.CPU else "cuda"
     subject = Subject.of(config, kind, gpus)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)

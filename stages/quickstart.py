@@ -30,6 +30,7 @@ from qformer.model.loading import build_image_text
 from qformer.model.prompts import vqa_preset
 from qformer.model.vision_language import VisionLanguageModel
 from stages import report, zero_shot
+from stages.checking import check
 from stages.loop import console
 from stages.stage1 import validation_data
 from stages.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
@@ -80,11 +81,14 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         overrides: `stage1.KEY=VALUE` or `stage2.KEY=VALUE` over the configurations of `configs/quickstart`.
 
     Raises:
-        UsageError: an override of neither stage.
+        UsageError: an override of neither stage, or one that is refused.
     """
     clock = Clock()
     changes = by_prefix(overrides, ("stage1", "stage2"))
     first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
+    exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS)
+    for config in (first, *(exam.config(name, folder / name) for name in LANGUAGE_MODELS)):
+        check(config)
     held = validation_data(first)
     assert held is not None
     with clock.phase("stage one", 150):
@@ -97,7 +101,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
         recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
     with clock.phase("stage two", 140):
-        seen, peak = _both(Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS))
+        seen, peak = _both(exam)
     results = {
         "retrieval": recalls,
         "vqa": {name: seen.vqa(name) for name in LANGUAGE_MODELS},
@@ -196,9 +200,13 @@ class Exam:
         model = self._train(name, self.folder / f"{name}-blind", *BLIND)
         seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=self.questions, questions=True))
 
-    def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
+    def config(self, name: str, run: Path, *changes: str) -> Config:
+        """Of the run that trains the bridge to one language model."""
         common = [f"run={run}", f"init={self.folder / 'stage1'}", f"llm.path=mini:{name}", *OWN[name]]
-        stages.train(load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes]))
+        return load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes])
+
+    def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
+        stages.train(self.config(name, run, *changes))
         model = load(run)
         assert isinstance(model, VisionLanguageModel)
         return model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qformer import distributed, resolution
+from qformer import compat, distributed, resolution
 from qformer.model.outline import outline, words
 from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from qformer.config import Config
     from qformer.model.loading import Bridge
@@ -50,7 +49,7 @@ class Subject:
 
     config: Config
     model: Bridge
-    mode: FakeTensorMode
+    mode: Any
     device: str
     gpus: int
     _known: dict[int, Rehearsed] = field(default_factory=dict, init=False)
@@ -168,8 +167,7 @@ def one_of(world: int, received: Counter[str]) -> Iterator[None]:
         return torch.cat([rows.clone() for _ in range(world)])
 
     def exchange(rows: Tensor, _send: list[int], receive: list[int]) -> Tensor:
-        is_backward = torch._C._current_graph_task_id() >= 0
-        what = "gradients of embeddings and image tokens" if is_backward else "tokens of drawn images"
+        what = "gradients of embeddings and image tokens" if compat.is_backward() else "tokens of drawn images"
         row = rows.element_size() * math.prod(rows.shape[1:])
         received[what] += row * (sum(receive) - receive[0])
         return rows.new_empty(sum(receive), *rows.shape[1:])

@@ -40,7 +40,8 @@ def train(config: Config) -> Path:
     the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
 
     Raises:
-        UsageError: data, towers or `init` that cannot be used, or a quantised language model that is to be spread.
+        UsageError: data, towers or `init` that cannot be used, a language model in front of which nothing can be
+            trained, or a quantised one that is to be spread.
     """
     if config.train.fsdp and config.llm is not None and config.llm.quantize != "none":
         raise UsageError(
@@ -59,6 +60,7 @@ def train(config: Config) -> Path:
     if text is not None:
         config = with_text_sizes(config, text.config)
     model, config = build_vision_language(config, device, encoder, tokenizer_of=None if text is None else text.path)
+    model.llm.require_training()
     if checkpoint.newest(Path(config.run)) is None:
         if start is not None:
             (load_stage_one if start.config.stage == "stage1" else start_from)(model, start)

@@ -16,6 +16,7 @@ from qformer import checkpoint, mini
 from qformer.config import by_prefix, load_config
 from qformer.types import UsageError
 from stages.backbones import TOWER
+from stages.checking import check
 from stages.loop import console
 
 KINDS = ("bert", "vit", "opt", "t5")  # the ViT needs the BERT
@@ -36,12 +37,14 @@ def make(folder: Path, overrides: list[str]) -> Path:
     """
     chosen = by_prefix(overrides, KINDS)
     records: dict[str, dict[str, Any]] = {}
+    configs = {}
     for kind in KINDS:
-        run = folder / kind
-        fixed = [f"run={run}"] + ([f"backbone.text={folder / 'bert' / TOWER}"] if kind == "vit" else [])
+        fixed = [f"run={folder / kind}"] + ([f"backbone.text={folder / 'bert' / TOWER}"] if kind == "vit" else [])
+        configs[kind] = check(load_config(Path("configs/mini") / f"{kind}.yaml", [*fixed, *chosen[kind]]))
+    for kind, config in configs.items():
         console.rule(kind)
-        stages.train(load_config(Path("configs/mini") / f"{kind}.yaml", [*fixed, *chosen[kind]]))
-        records[kind] = describe(run)
+        stages.train(config)
+        records[kind] = describe(folder / kind)
     target = folder / "towers"
     for kind in KINDS:
         records[kind]["bytes"] = mini.ship(kind, folder / kind / TOWER, target / kind)

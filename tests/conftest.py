@@ -38,6 +38,36 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def by_pillow(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Pillow reads of JPEGs from here on in this process: `head`, `pixels`, and `pixels in TIFF`."""
+    from PIL import Image, JpegImagePlugin
+
+    seen: list[str] = []
+    opened, decoder, libtiff = (
+        JpegImagePlugin.JpegImageFile._open,
+        Image.core.jpeg_decoder,
+        Image.core.libtiff_decoder,
+    )
+
+    def read_head(self: Any) -> None:
+        seen.append("head")
+        opened(self)
+
+    def decode(*given: Any) -> Any:  # of JPEG and of every format that holds some
+        seen.append("pixels")
+        return decoder(*given)
+
+    def decode_tiff(mode: str, raw: str, compression: str, *given: Any) -> Any:
+        seen.extend(["pixels in TIFF"] * ("jpeg" in compression))
+        return libtiff(mode, raw, compression, *given)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "_open", read_head)
+    monkeypatch.setattr(Image.core, "jpeg_decoder", decode)
+    monkeypatch.setattr(Image.core, "libtiff_decoder", decode_tiff)
+    return seen
+
+
+@pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:

@@ -68,6 +68,21 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "train" in ended.stdout
 
 
+def test_a_configuration_is_checked_without_torch() -> None:
+    """Options of an encoder, of a resolution and of data, two of whose sources are mixed; a second, not ten."""
+    mixed = "data.train={name: mix, sources: [{name: jsonl, path: a.jsonl}, {name: webdataset, path: b.tar}]}"
+    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "stages"', '"accelerate", "PIL"')
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "config", "configs/stage1_small.yaml", mixed],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "path: b.tar" in ended.stdout
+
+
 def test_python_m_qformer() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "qformer", "config", "none.yaml"], capture_output=True, text=True, cwd=ROOT, check=False
@@ -110,8 +125,14 @@ def test_config_shows_the_data(run: Run) -> None:
         ("{name: webdataset, path: 'none/{000..331}.tar'}", "no shard at 'none/{000..331}.tar'"),
         ("{name: datasets, path: nobody/nothing}", "the hub cannot be reached"),
         ("{name: coco, path: a.jsonl, images: .}", "is not what data.name says"),
-        ("{name: coco, path: a.jsonl, image: .}", "data.image is not an option of 'coco': did you mean 'images'?"),
-        ("{name: mix, sources: [{name: scenes, wieght: 2}]}", "data.sources.0.wieght is not an option of 'scenes'"),
+        (
+            "{name: coco, path: a.jsonl, image: .}",
+            "data.train.image is not an option of 'coco': did you",
+        ),
+        (
+            "{name: mix, sources: [{name: scenes, wieght: 2}]}",
+            "data.train.sources.0.wieght is not an option",
+        ),
         ("{name: mix, sources: [{name: jsonl, path: none.jsonl}]}", "no file at 'none.jsonl'"),
     ],
 )
@@ -252,3 +273,26 @@ def test_a_folder_that_hides_stages_is_named(run: Run, monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "stages", raising=False)
     assert code == 2
     assert f"the folder '{tmp_path / 'stages'}' hides" in one_sentence(err)
+
+
+FAILS = """
+import atexit, os, sys
+os.environ["WORLD_SIZE"], sys.argv = sys.argv[1], ["qformer", "config", "c.yaml"]
+atexit.register(print, "taken down")  # stands for all that Python and libraries do behind the exit functions
+from qformer import cli, config
+from qformer.types import UsageError
+def fails(*_):
+    atexit.register(print, "tidied up")
+    raise UsageError("no such thing")
+config.load_config = fails
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("world", "printed"), [("2", ["tidied up"]), ("1", ["tidied up", "taken down"])])
+def test_one_of_several_processes_that_failed_is_not_taken_down(world: str, printed: list[str]) -> None:
+    """Where a peer has died gloo's threads abort then, with a signal in place of the exit code."""
+    command = [sys.executable, "-c", FAILS, world]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stdout.split("\n")[:-1]) == (2, printed)
+    assert one_sentence(ended.stderr) == "qformer: no such thing\n"

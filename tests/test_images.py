@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qformer import images
+from qformer import images, orientation
 from qformer.images import read_image
 from qformer.types import BadSample
 
@@ -48,41 +48,88 @@ def bad(image: Any) -> BadSample:
     return caught.value
 
 
-@pytest.fixture(params=["simplejpeg", "pil"])
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the optional accelerator and without it."""
-    if request.param == "pil":
-        monkeypatch.setattr(images, "simplejpeg", None)
-    else:
-        pytest.importorskip("simplejpeg")
-    return request.param
-
-
-@pytest.mark.parametrize("quality", [50, 95])
-@pytest.mark.parametrize("subsampling", [0, 2])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_is_what_pil_says(decoder: str, quality: int, subsampling: int, mode: str) -> None:
-    data = encoded(photo(51, 37).convert(mode), "JPEG", quality=quality, subsampling=subsampling)
+@pytest.mark.parametrize("options", [{"subsampling": 0, "quality": 95}, {"progressive": True}, {"quality": 50}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_is_what_pil_says(mode: str, options: dict[str, Any]) -> None:
+    data = encoded(photo(51, 37).convert(mode), "JPEG", **options)
     read = read_image(data)
     assert read.dtype == torch.uint8
     assert read.shape == (3, 37, 51)
     assert torch.equal(read, pixels(Image.open(io.BytesIO(data))))
 
 
-def test_the_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("simplejpeg")
-    monkeypatch.setattr(images, "_decode_with_pil", lambda *_: pytest.fail("PIL was asked"))
-    read_image(encoded(photo(), "JPEG"))
+def test_the_marks_of_colors_are_kept() -> None:
+    """Without a mark of JFIF, Adobe's says whether three channels are YCbCr or RGB, and four YCCK or CMYK."""
+    for mode, transforms in (("RGB", (0, 1)), ("CMYK", (0, 2))):
+        data = encoded(photo(51, 37).convert(mode), "JPEG", subsampling=0)
+        place = data.index(b"\xff\xdb")  # the first table: behind the marks
+        read = []
+        for transform in transforms:
+            mark = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+            marked = b"\xff\xd8" + mark + data[place:]
+            read.append(read_image(marked))
+            assert torch.equal(read[-1], pixels(Image.open(io.BytesIO(marked))))
+        assert not torch.equal(*read)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+def test_of_several_pictures_in_a_jpeg_the_first() -> None:
+    data = encoded(photo(), "MPO", save_all=True, append_images=[photo(30, 30)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert torch.equal(read_image(data), pixels(Image.open(io.BytesIO(data))))
+    assert images.read_head(data) == ("JPEG", 50, 40)
+
+
+@pytest.mark.parametrize(
+    ("mode", "tags"),
+    [("RGB", {}), ("RGB", {262: 2}), ("L", {}), ("L", {262: 0}), ("CMYK", {}), ("CMYK", {274: 6}), ("RGB", {274: 7})],
+)
+def test_jpegs_inside_tiff(mode: str, tags: dict[int, int]) -> None:
+    """In strips, the last one lower; TIFF tells their colors (YCbCr, RGB, 0 is white, CMYK) and orientation."""
+    data = encoded(photo(700, 533).convert(mode), "TIFF", compression="jpeg", tiffinfo=tags)
+    opened = Image.open(io.BytesIO(data))
+    assert len(opened.tag_v2[273]) > 3
+    assert torch.equal(read_image(data), pixels(opened))
+
+
+def test_damaged_tiffs_of_jpegs() -> None:
+    data = encoded(photo(700, 533), "TIFF", compression="jpeg")
+    tags = Image.open(io.BytesIO(data)).tag_v2
+    end = tags[273][3] + tags[279][3]
+    assert bad(data[:8] + bytes(len(data) - 8)).kind == "undecodable"
+    spoiled = data[: end - 2] + b"\x00\x00" + data[end:]  # a strip without an end
+    assert "ends too early" in bad(spoiled).detail
+    other = data.replace((533).to_bytes(4, "little"), (999_999).to_bytes(4, "little"), 1)
+    assert "pieces" in bad(other).detail or "size" in bad(other).detail
+
+
+def test_what_stands_in_a_head_besides_is_not_looked_at() -> None:
+    """Blocks of any content, bytes between blocks and a thumbnail; too many blocks are no head."""
+    data = encoded(photo(), "JPEG")
+    block = b"\xff\xe2\x00\x10ICC_PROFILE\x00??"
+    thumbnail = encoded(photo(8, 8), "JPEG")
+    within = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    for more in (block, within, b"\xff\xff\xff\xfe\x00\x02", b"\xff\xe9\x00\x02between"):
+        assert torch.equal(read_image(data[:2] + more + data[2:]), read_image(data))
+    assert "does not end" in bad(data[:2] + b"\xff\xe2\x00\x02" * 20_000 + data[2:]).detail
+
+
+def test_damage_in_the_middle_of_a_jpeg_is_no_error() -> None:
+    """As with PIL: the decoder goes on at the next mark."""
+    data = bytearray(encoded(photo(200, 200), "JPEG", restart_marker_rows=2))
+    data[len(data) // 2 : len(data) // 2 + 6] = b"\xff\x00\xff\x00\x12\x34"
+    read = read_image(bytes(data))
+    assert torch.equal(read, pixels(Image.open(io.BytesIO(bytes(data)))))
+    assert not torch.equal(read, pixels(photo(200, 200)))
+
+
+@pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("in_front", [b"", b"\xff\xe2" + (9000).to_bytes(2, "big") + bytes(8998)], ids=["", "profile"])
-def test_rotated_photos_stand_upright(decoder: str, orientation: int, in_front: bytes) -> None:
+def test_rotated_photos_stand_upright(number: int, in_front: bytes) -> None:
     """Also where another block, such as a colour profile, stands in front of the EXIF block."""
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transposition that undoes each orientation's own
     upright = photo(50, 40)
-    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(turn[orientation]))
-    data = encoded(stored, "JPEG", exif=exif(orientation), quality=95, subsampling=0)
+    stored = upright if number == 1 else upright.transpose(Image.Transpose(turn[number]))
+    data = encoded(stored, "JPEG", exif=exif(number), quality=95, subsampling=0)
     read = read_image(data[:2] + in_front + data[2:])
     assert read.shape == (3, 40, 50)
     assert (read.int() - pixels(upright).int()).abs().max() < 12
@@ -91,8 +138,26 @@ def test_rotated_photos_stand_upright(decoder: str, orientation: int, in_front: 
 def test_orientation_of_png_and_of_pil_images() -> None:
     stored = photo(50, 40).transpose(Image.Transpose.ROTATE_90)
     data = encoded(stored, "PNG", exif=exif(6))
-    assert torch.equal(read_image(data), pixels(photo(50, 40)))
+    for kind in ("PNG", "WEBP", "TIFF"):
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        assert torch.equal(read_image(encoded(stored, kind, exif=exif(6), **lossless)), pixels(photo(50, 40)))
     assert torch.equal(read_image(Image.open(io.BytesIO(data))), pixels(photo(50, 40)))
+
+
+@pytest.mark.parametrize(
+    ("exif", "xmp", "told"),
+    [
+        (b"", b"", 1),
+        (b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0", b"", 6),
+        (b"Exif\0\0" * 300_000 + b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0", b"", 8),  # PIL: hours
+        (b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0", b'tiff:Orientation="3"', 1),
+        (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"<tiff:Orientation>3</tiff:Orientation>", 3),
+        (b"Exif\0\0II*\0\xff\xff\xff\xff", b"", 1),
+        (b"Exif\0\0no", b"", 1),
+    ],
+)
+def test_orientation_of_any_bytes(exif: bytes, xmp: bytes, told: int) -> None:
+    assert orientation.of_blocks(exif, xmp) == told
 
 
 def test_alpha_goes_onto_white() -> None:
@@ -118,12 +183,6 @@ def test_palettes() -> None:
     clear = Image.new("RGB", (2, 1), (9, 9, 9))
     clear.putpixel((1, 0), (8, 8, 8))
     assert read_image(encoded(clear, "PNG", transparency=(8, 8, 8)))[0, 0].tolist() == [9, 255]
-
-
-def test_cmyk(decoder: str) -> None:
-    image = photo().convert("CMYK")
-    read = read_image(encoded(image, "JPEG", quality=98))
-    assert (read.int() - pixels(photo()).int()).abs().float().mean() < 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -158,7 +217,7 @@ def test_other_ways_to_hand_over_an_image(tmp_path: Path) -> None:
     assert torch.equal(read_image(window), torch.from_numpy(window.copy()).permute(2, 0, 1))
 
 
-def test_pixels_are_writable_and_nobody_warns(decoder: str) -> None:
+def test_pixels_are_writable_and_nobody_warns() -> None:
     frozen = np.array(photo())
     frozen.flags.writeable = False
     for given in (encoded(photo(), "PNG"), encoded(photo(), "JPEG"), photo(), frozen):
@@ -168,14 +227,14 @@ def test_pixels_are_writable_and_nobody_warns(decoder: str) -> None:
     assert frozen.any()
 
 
-def test_one_pixel(decoder: str) -> None:
+def test_one_pixel() -> None:
     for kind in ("PNG", "JPEG"):
         assert read_image(encoded(Image.new("RGB", (1, 1), "white"), kind)).tolist() == [[[255]]] * 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
-def test_truncated_files(decoder: str, kind: str, share: float) -> None:
+def test_truncated_files(kind: str, share: float) -> None:
     data = encoded(photo(200, 200), kind)
     assert bad(data[: int(len(data) * share)]).kind == "undecodable"
     late = Image.open(io.BytesIO(data[: int(len(data) * 0.7)]))  # PIL reads the pixels only when it is asked for them
@@ -183,7 +242,7 @@ def test_truncated_files(decoder: str, kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"a text\n", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(5000), b"GIF89a"])
-def test_what_is_no_image(decoder: str, data: bytes, tmp_path: Path) -> None:
+def test_what_is_no_image(data: bytes, tmp_path: Path) -> None:
     assert bad(data).kind == "undecodable"
     assert "0x" not in bad(data).detail  # no address of an object: the list of skipped samples can be repeated
     (tmp_path / "file.jpg").write_bytes(data)
@@ -207,7 +266,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_decompression_bombs(decoder: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(photo(50, 50), kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1240)  # PIL refuses twice as many and warns of fewer
     assert bad(data).kind == "undecodable"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from qformer import lookup
 from qformer.types import UsageError
@@ -19,6 +20,8 @@ class Thing:
     rate: float = 0.5
     pair: tuple[int, int] = (1, 2)
     label: str | None = None
+    limit: Annotated[float, Field(allow_inf_nan=True)] = 1.0
+    either: bool | int = 0
 
     def __post_init__(self) -> None:
         if self.size < 0:
@@ -83,6 +86,11 @@ def test_build_coerces_what_yaml_gives() -> None:
         ({"pair": [1, 2, 3]}, "kind.pair"),
         ({"rate": None}, "kind.rate"),
         ({"size": -1}, "size is -1; give a positive number"),
+        ({"size": True}, "kind.size: input should be a number, not true or false, but got True"),
+        ({"rate": False}, "kind.rate: input should be a number, not true or false"),
+        ({"pair": [1, True]}, "kind.pair: input should be a number, not true or false, but got [1, True]"),
+        ({"rate": "nan"}, "kind.rate: input should be a finite number, but got 'nan'"),
+        ({"rate": float("inf")}, "kind.rate: input should be a finite number, but got inf"),
     ],
 )
 def test_build_names_the_option_and_the_value(options: dict[str, Any], message: str) -> None:
@@ -90,6 +98,17 @@ def test_build_names_the_option_and_the_value(options: dict[str, Any], message: 
         lookup.build(TABLE, "thing", options, "kind")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_that_mean_it_take_infinity_and_truth() -> None:
+    made = lookup.build(TABLE, "thing", {"limit": "inf", "either": True}, "kind")
+    assert (made.limit, made.either) == (float("inf"), True)
+
+
+def test_check_makes_nothing_of_the_options() -> None:
+    assert lookup.check(TABLE, "thing", {"size": -1}, "kind") is Thing
+    with pytest.raises(UsageError, match=r"kind\.size: "):
+        lookup.check(TABLE, "thing", {"size": "big"}, "kind")
 
 
 def test_build_outsiders_must_be_dataclasses(outsider: None) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -24,14 +25,13 @@ import numpy as np
 from qformer import lookup
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
+from qformer.images import SUFFIXES, UNREAD
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from qformer.config import Choice
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.sources:JsonLines",
@@ -47,6 +47,7 @@ SOURCES: dict[str, Any] = {
     "scenes": "qformer.data.scenes:Scenes",
     "mix": "qformer.data.sources:Mix",
 }
+DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open nothing when they are made
 NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
 BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
 CACHE = "shards"  # folder of a run for what sources keep
@@ -73,11 +74,47 @@ def for_run(choice: Choice, run: str) -> Source:
     return _build(choice.name, choice.options, "data", str(Path(run) / CACHE))
 
 
-def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
+def check(name: str, options: Mapping[str, Any], where: str = "data", table: Mapping[str, Any] = SOURCES) -> None:
+    """Refuse options of a source, and of those that it mixes, before anything is opened.
+
+    Args:
+        where: their path in the configuration. table: of names.
+
+    Raises:
+        UsageError: as `build`, but for what only the files can tell.
+    """
+    options, _ = _without_prompt(options, where)
+    target = lookup.check(table, name, options, where)
+    if target is Mix:
+        for number, entry in enumerate(options["sources"]):
+            place = f"{where}.sources.{number}"
+            part, own, _ = _part(entry, place)
+            check(part, own, place)
+    elif name in DRAWN:
+        lookup.build(table, name, options, where)
+
+
+def _without_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
     options = dict(options)
     prompt = options.pop("prompt", "")
     if not isinstance(prompt, str):
         raise UsageError(f"{where}.prompt is {prompt!r}; give the text that goes in front of the captions")
+    return options, prompt
+
+
+def _part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], float]:
+    """Name, options and weight of a source in a mix."""
+    options = dict(entry)
+    name, weight = options.pop("name", None), options.pop("weight", 1)
+    if not isinstance(name, str):
+        raise UsageError(f"{where}.name is required; say what the source is: {', '.join(sorted(SOURCES))}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
+    return name, options, float(weight)
+
+
+def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
+    options, prompt = _without_prompt(options, where)
     found = lookup.find(SOURCES, name, where)
     if dataclasses.is_dataclass(found) and "cache" in {f.name for f in dataclasses.fields(found)}:
         options = {"cache": cache} | options
@@ -133,14 +170,9 @@ class Mix:
         parts, weights, spaces = [], [], []
         for number, entry in enumerate(self.sources):
             where = f"data.sources.{number}"
-            options = dict(entry)
-            name, weight = options.pop("name", None), options.pop("weight", 1)
-            if not isinstance(name, str):
-                raise UsageError(f"{where}.name is required; say what the source is: {', '.join(sorted(SOURCES))}")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-                raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
+            name, options, weight = _part(entry, where)
             parts.append(_build(name, options, where, self.cache))
-            weights.append(float(weight))
+            weights.append(weight)
             own = {key: value for key, value in options.items() if key != "prompt"}
             spaces.append(f"{name} {json.dumps(own, sort_keys=True, default=str)}")
         if not parts:
@@ -282,7 +314,7 @@ def strings(value: Any) -> list[str]:
 class Folder:
     """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
 
-    Folders that are links are followed, each once.
+    Folders that are links are followed, each once. Files of formats that are not read, such as HEIC, are bad samples.
     """
 
     path: str
@@ -294,9 +326,13 @@ class Folder:
             raise UsageError(
                 f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
             )
-        files = sorted(file for file in _below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise UsageError(f"no image below '{root}'; put {', '.join(sorted(IMAGE_SUFFIXES))} files there")
+        files = sorted(file for file in _below(root) if file.suffix.lower() in SUFFIXES | UNREAD)
+        endings = Counter(file.suffix.lower() for file in files)
+        if not SUFFIXES & endings.keys():
+            unread = "".join(f", {count} {ending}" for ending, count in sorted(endings.items()))
+            raise UsageError(
+                f"no image below '{root}' that is read{unread}; put {', '.join(sorted(SUFFIXES))} files there"
+            )
         object.__setattr__(self, "_files", files)
 
     def __len__(self) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.data.sources import IMAGE_SUFFIXES, NOT_JSON, strings, texts_of
+from qformer.data.sources import NOT_JSON, strings, texts_of
+from qformer.images import SUFFIXES
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Fetcher = Callable[[str], Callable[[Path], None] | None]
 
-IMAGES = {suffix[1:] for suffix in IMAGE_SUFFIXES} | {"img", "jfif", "avif", "ppm", "pgm"}
+IMAGES = {suffix[1:] for suffix in SUFFIXES} | {"img"}
 GIGABYTE = 1e9
 
 

@@ -14,6 +14,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from qformer.model.prompts import vqa_preset, vqa_prompt
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample, Tiles
@@ -157,11 +158,13 @@ def predict(
     items: Sequence[Sequence[Item]],
     preset: str,
     prompt: str | None,
+    decoding: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Record]:
     """What the model says of each item, image by image; each image is encoded once.
 
     Args:
         prompt: for captions, the text that they go on from; else the whole prompt, `{}` in place of the question.
+        decoding: fields of `GenerateConfig` that differ from the task's; choices are compared, not written.
 
     Returns:
         Records with `id`, the item's digest as `of`, and `said`, or `losses` and `tokens` of each choice.
@@ -170,7 +173,7 @@ def predict(
         TooLong: an image with its question does not fit the positions of the language model.
     """
     flat = [item for group in items for item in group]
-    said = _predict(bench, model, tiles, items, preset, prompt)
+    said = _predict(bench, model, tiles, items, preset, prompt, decoding)
     return [{"id": item.id, "of": item.digest, **record} for item, record in zip(flat, said, strict=True)]
 
 
@@ -181,12 +184,14 @@ def _predict(
     items: Sequence[Sequence[Item]],
     preset: str,
     prompt: str | None,
+    decoding: Mapping[str, Any],
 ) -> list[Record]:
     flat = [item for group in items for item in group]
     if bench == "caption":
-        return [{"said": said} for said in model.generate(tiles, prompt)]
+        return [{"said": said} for said in model.generate(tiles, prompt, **decoding)]
     if prompt is None and bench in ("vqa", "gqa"):
-        answers = model.answer(tiles, [[item.question for item in group] for group in items], preset=preset)
+        asked = [[item.question for item in group] for group in items]
+        answers = model.answer(tiles, asked, preset=preset, **decoding)
         return [{"said": answer} for group in answers for answer in group]
     prefix, mask = model.prefix(tiles, [[item.question for item in group] for group in items])
     family = model.llm.family
@@ -195,7 +200,7 @@ def _predict(
         for item in flat
     ]
     if bench in ("vqa", "gqa"):
-        options = vqa_preset(preset, family).generate
+        options = {**vqa_preset(preset, family).generate, **decoding}
         return [{"said": text} for text in model.llm.decode(model.llm.generate(prefix, mask, prompts, **options))]
     losses = choice_losses(model, prefix, mask, prompts, [item.choices for item in flat])
     return [{"losses": sums, "tokens": counts} for sums, counts in losses]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
-from qformer import checkpoint, releases
+from qformer import checkpoint, pretrained, releases
 from qformer.model.decoding import GenerateConfig, write
 from qformer.model.foreign import configuration
 from qformer.model.image_text import ImageTextModel
@@ -138,7 +138,7 @@ class ClipLike(Ranker):
             needs=("get_image_features", "get_text_features"),
         )
         self.model.to(device).eval()
-        processor = AutoProcessor.from_pretrained(path)
+        processor = pretrained.read(AutoProcessor, path)
         self.tokenizer, self.processor = processor.tokenizer, processor.image_processor
         text = getattr(self.model.config, "text_config", self.model.config)
         self.is_siglip = self.model.config.model_type.startswith("siglip")
@@ -163,7 +163,7 @@ class Blip:
 
     def __init__(self, path: str, device: str | torch.device, prompt: str, top_p: float) -> None:
         self.model = _read(BlipForConditionalGeneration, path, "a captioner needs all weights").to(device).eval()
-        processor = AutoProcessor.from_pretrained(path)
+        processor = pretrained.read(AutoProcessor, path)
         self.tokenizer, self.processor = processor.tokenizer, processor.image_processor
         self.prompt, self.top_p = prompt, top_p
 
@@ -227,7 +227,9 @@ def _read(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
             random numbers.
     """
     try:
-        model, report = auto.from_pretrained(path, output_loading_info=True)
+        model, report = pretrained.read(auto, path, output_loading_info=True)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(f"'{path}' cannot be loaded ({reason}); {hint}") from error

@@ -277,12 +277,15 @@ class _Ended:
         self.pad = pad
         self.scores = torch.full((batch, beams), -torch.inf, device=device)
         self.texts = torch.full((batch, beams, max_length), pad, device=device)
+        self.lengths = torch.zeros(batch, beams, dtype=torch.long, device=device)
 
     def add(self, texts: Tensor, scores: Tensor) -> None:
         """long[B, n, t] with float[B, n]; a score of -inf is no text."""
         padded = torch.nn.functional.pad(texts, (0, self.texts.shape[2] - texts.shape[2]), value=self.pad)
         self.scores, place = torch.cat([self.scores, scores], dim=1).topk(self.scores.shape[1], dim=1)
         self.texts = torch.cat([self.texts, padded], dim=1).take_along_dim(place[..., None], dim=1)
+        lengths = torch.full_like(place[:, :1], texts.shape[2]).expand(-1, texts.shape[1])
+        self.lengths = torch.cat([self.lengths, lengths], dim=1).gather(1, place)
 
     def worst(self) -> Tensor:
         """float[B]; -inf as long as there is room."""
@@ -290,6 +293,4 @@ class _Ended:
 
     def best(self) -> Tensor:
         """long[B, longest], padded on the right."""
-        best = self.texts[:, 0]
-        used = (best != self.pad).any(dim=0)
-        return best[:, : len(used) - int(used.flip(0).byte().argmax())] if used.any() else best[:, :1]
+        return self.texts[:, 0, : int(self.lengths[:, 0].max())]

@@ -19,7 +19,7 @@ from transformers import (
     BlipImageProcessor,
 )
 
-from qformer import checkpoint, convert, lookup
+from qformer import checkpoint, convert, lookup, pretrained
 from qformer.config import Choice, LLMConfig, dump_config
 from qformer.convert import FAMILIES, Parts
 from qformer.model import lora
@@ -40,7 +40,7 @@ from qformer.resolution.fixed import Fixed
 from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
-from qformer.vision.eva import EvaConfig
+from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ def open_ours(path: str | Path) -> Opened:
 def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
     """The tensors of the language model with a checkpoint's adapters added to its weights."""
     assert config.lora is not None
-    llm = load_language_model(config.path, dtype=None)
+    llm = load_language_model(config.path, dtype=None, tried=False)
     lora.add(llm, config.lora)
     adapters = {n.removeprefix(LLM): tensor for n, tensor in saved.tensors.items() if n.startswith(LLM)}
     load_trained(llm, adapters, saved.path)
@@ -164,7 +164,7 @@ def write_transformers(opened: Opened, folder: Path) -> None:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             for table in (model.get_input_embeddings(), model.get_output_embeddings()):
                 table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
-        wrapped = wrap_language_model(model.language_model, opened.tokenizer)
+        wrapped = wrap_language_model(model.language_model, opened.tokenizer, tried=False)
         model.generation_config = wrapped.model.generation_config
         model.config.text_config.eos_token_id = wrapped.end  # its generate reads this alone
         if wrapped.start and tokenizer("a")["input_ids"][:1] != wrapped.start:
@@ -258,7 +258,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
-        AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer)).save_pretrained(inside)
+        pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer)).save_pretrained(inside)
         llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
         config = config.model_copy(update={"llm": llm})
     if parts.stage == "stage1":
@@ -276,7 +276,7 @@ def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
-    tokenizer = AutoTokenizer.from_pretrained(lookup.tower(opened.tokenizer), padding_side=side)
+    tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer), padding_side=side)
     if tokenizer.pad_token is None:  # as of Llama and GPT-2; their processor refuses to pad a batch without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -17,14 +17,13 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import checkpoint, convert, lookup, releases, vision
+from qformer import checkpoint, convert, lookup, pretrained, releases, vision
 from qformer.config import Config, LossConfig, parse_config
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
-from qformer.vision.clip import ClipConfig
-from qformer.vision.eva import EvaConfig
+from qformer.vision.options import ClipConfig, EvaConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +105,7 @@ class Opened:
             self.parts.vision = encoder.state_dict()
         if self.config.llm is not None and not self.parts.llm:
             # by transformers' own means: on the hub are files of older forms and names, too
-            model = load_language_model(self.config.llm.path, dtype=None).model
+            model = load_language_model(self.config.llm.path, dtype=None, tried=False).model
             self.llm, self.parts.llm = model.config, model.state_dict()
 
 
@@ -257,7 +256,7 @@ def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> P
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
         raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
@@ -284,7 +283,9 @@ def configuration(path_or_id: str) -> Any:
         UsageError: there is none.
     """
     try:
-        return AutoConfig.from_pretrained(lookup.tower(path_or_id))
+        return pretrained.read(AutoConfig, lookup.tower(path_or_id))
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(

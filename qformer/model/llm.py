@@ -41,10 +41,12 @@ class Abilities:
     Attributes:
         caches: its cache can be repeated and reordered; else every token reads the whole row again.
         batches: a padded row of a batch is answered like the row alone; else rows are read one by one.
+        untrainable: why nothing can be trained in front of the model; empty where it can.
     """
 
     caches: bool = True
     batches: bool = True
+    untrainable: str = ""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -130,6 +132,19 @@ class LanguageModel(nn.Module, ABC):
         with self._own_dtype(prefix.device):
             return self._predict(prefix, prefix_mask, text, prompt, max_tokens)
 
+    def require_training(self) -> None:
+        """Refuse to go on where nothing can be trained in front of this model.
+
+        Raises:
+            UsageError: gradients do not reach the image tokens, or its loss fails.
+        """
+        if self.abilities.untrainable:
+            hint = ", or leave llm.quantize out" if getattr(self.model, "is_quantized", False) else ""
+            raise UsageError(
+                f"nothing can be trained in front of this {self.model.config.model_type} model "
+                f"({self.abilities.untrainable}); use another language model{hint}"
+            )
+
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
         """Number of targets of a `loss` with at least one visual token in every row."""
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
@@ -151,7 +166,7 @@ class LanguageModel(nn.Module, ABC):
         for first in range(0, len(prompts), max(size, 1)):
             rows = slice(first, first + size)
             with self._own_dtype(prefix.device):
-                step, start, unseen = self._begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
+                step, start, unseen = self.begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
                 texts += write(step, start, self.end, self.pad, config.of_rows(rows), unseen)
         return pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
@@ -165,7 +180,7 @@ class LanguageModel(nn.Module, ABC):
         while True:  # between two tokens the reader's own gradients and precision apply
             with torch.no_grad(), self._own_dtype(prefix.device):
                 if tokens is None:
-                    step, start, _ = self._begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
+                    step, start, _ = self.begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
                     tokens = write_tokens(step, start, self.end, self.pad, config)
                 token = next(tokens, None)
             if token is None:
@@ -188,7 +203,7 @@ class LanguageModel(nn.Module, ABC):
         """The ids of the texts, rows of T, and which of them are targets: long[B, T], `IGNORE` where there is none."""
 
     @abstractmethod
-    def _begin(
+    def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         """Steps after rows [visual][prompt], to which `new` tokens may be added; what each text starts with,
@@ -268,7 +283,7 @@ class CausalLM(LanguageModel):
         gone = min(max(len(ids) - max_tokens, 0), spare)
         return [*ids[:front], *ids[front + gone :]][:max_tokens], given - gone
 
-    def _begin(
+    def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         row = pad(self._ids(prompts), self.end, prefix.device)
@@ -289,12 +304,16 @@ class Seq2SeqLM(LanguageModel):
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, *, dropout: bool = False, erf_gelu: bool = True
     ) -> None:
-        if getattr(model.config, "decoder_start_token_id", None) is None:
+        text = model.config.get_text_config(decoder=True)
+        starts = [getattr(model.config, "decoder_start_token_id", None), getattr(text, "bos_token_id", None)]
+        first = next((token for token in starts if token is not None), None)
+        if first is None:
             raise UsageError(
                 f"the configuration of this {model.config.model_type} model has no decoder_start_token_id; "
                 "set it there (T5 uses its pad id, 0)"
             )
         super().__init__(model, tokenizer, end=tokenizer.eos_token_id, dropout=dropout)
+        self.first: int = first  # the token from which the decoder goes on
         if erf_gelu and getattr(model.config, "dense_act_fn", None) == "gelu_new":
             for module in model.modules():
                 if hasattr(module, "act"):
@@ -306,7 +325,8 @@ class Seq2SeqLM(LanguageModel):
         read = pad(self.ended(prompt, max_tokens), self.end, prefix.device)
         inputs = join(self.model, prefix, prefix_mask, read, "right")
         _, targets = self._targets(text, prompt, max_tokens, prefix.device)
-        shifted = self.model.prepare_decoder_input_ids_from_labels(labels=targets)
+        first = targets.new_full((len(targets), 1), self.first)
+        shifted = torch.cat([first, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.pad)], dim=1)
         return self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, targets
 
     def _targets(
@@ -315,13 +335,13 @@ class Seq2SeqLM(LanguageModel):
         target = pad(self.ended(text, max_tokens), self.end, device)
         return target, target.ids.masked_fill(~target.mask, IGNORE)
 
-    def _begin(
+    def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         read = pad(self.ended(prompts), self.end, prefix.device)
         inputs = join(self.model, prefix, prefix_mask, read, "right", new=0)  # the decoder has positions of its own
         step = Seq2SeqStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
-        return step, read.ids.new_full((len(prompts), 1), self.model.config.decoder_start_token_id), 0
+        return step, read.ids.new_full((len(prompts), 1), self.first), 0
 
 
 def _shared(prompt: list[int], whole: list[int]) -> int:

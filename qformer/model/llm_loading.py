@@ -14,8 +14,10 @@ from transformers import (
     AutoTokenizer,
 )
 
+from qformer import pretrained
 from qformer.lookup import tower
 from qformer.model import quantize as quantizing
+from qformer.model.abilities import examine
 from qformer.model.llm import CausalLM, Seq2SeqLM
 from qformer.types import UsageError
 
@@ -37,6 +39,7 @@ def load_language_model(
     dropout: bool = False,
     erf_gelu: bool = True,
     quantize: str = "none",
+    tried: bool = True,
 ) -> LanguageModel:
     """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
 
@@ -48,10 +51,11 @@ def load_language_model(
         erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
             T5 itself was trained with the tanh form (`gelu_new`).
         quantize: `int8`, `nf4` or `none`; see `qformer.model.quantize`. It stays on `device` for good.
+        tried: see `wrap_language_model`.
 
     Raises:
-        UsageError: there is no such folder or id, or what is there is not a language model that generates, or it cannot
-            be quantised here.
+        UsageError: there is no such folder or id, or what is there is not a language model that can write after image
+            tokens, or it cannot be quantised here.
     """
     quantizing.check(quantize)
     config = _fetch(AutoConfig, path)
@@ -65,7 +69,7 @@ def load_language_model(
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
-    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu)
+    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu, tried)
 
 
 def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
@@ -76,7 +80,8 @@ def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, qu
     """
     options = _options(model.config, device, dtype, quantize, source)
     kind, tensors = type(model), model.state_dict()
-    return _placed(kind.from_pretrained(None, config=model.config, state_dict=tensors, **options), options, device)
+    model = kind.from_pretrained(None, config=model.config, state_dict=tensors, trust_remote_code=False, **options)
+    return _placed(model, options, device)
 
 
 def _options(config: Any, device: torch.device | str, dtype: Dtype, quantize: str, source: str) -> dict[str, Any]:
@@ -100,30 +105,38 @@ def _placed(model: Any, options: dict[str, Any], device: torch.device | str) -> 
 
 
 def wrap_language_model(
-    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True
+    model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True, tried: bool = True
 ) -> LanguageModel:
     """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
 
     Args:
         dropout, erf_gelu: see `load_language_model`.
+        tried: find out by a few short rows what it can do (`qformer.model.abilities`); weights alone need no trial.
 
     Raises:
-        UsageError: there is no tokenizer.
+        UsageError: there is no tokenizer, or the model cannot write after image tokens.
     """
     tokenizer = _fetch(AutoTokenizer, tokenizer_of)
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
         raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
+    llm: LanguageModel
     if model.config.is_encoder_decoder:
-        return Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
-    return CausalLM(model, tokenizer, dropout=dropout)
+        llm = Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
+    else:
+        llm = CausalLM(model, tokenizer, dropout=dropout)
+    if tried:
+        llm.abilities = examine(llm, str(tokenizer_of))
+    return llm
 
 
 def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
     """`auto.from_pretrained`, with one error for its many."""
     path = tower(str(path))
     try:
-        return auto.from_pretrained(path, **options)
+        return pretrained.read(auto, path, **options)
+    except UsageError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
         reason = str(error).strip().split("\n")[0].rstrip(".")

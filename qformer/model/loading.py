@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
-from qformer import checkpoint, lookup, resolution, vision
+from qformer import checkpoint, lookup, pretrained, resolution, vision
 from qformer.config import Config, QFormerConfig
 from qformer.model import lora
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -79,7 +79,9 @@ def read_tokenizer(path: str | Path) -> Any:
 def _fetch(auto: Any, path: str, **options: Any) -> Any:
     path = lookup.tower(path)
     try:
-        return auto.from_pretrained(path, **options)
+        return pretrained.read(auto, path, **options)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
         reason = str(error).strip().split("\n")[0].rstrip(".")
@@ -135,6 +137,8 @@ def build_vision_language(
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    if encoder is None:
+        vision.check(config.vision.name, **config.vision.options)  # before the language model is read
     llm = llm or load_language_model(
         config.llm.path,
         device=device,

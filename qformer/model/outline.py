@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import lookup, vision
+from qformer import compat, lookup, pretrained, vision
 from qformer.model import lora
 from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -28,7 +27,8 @@ from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
-from qformer.vision.hf import HFVisionConfig, HFVisionEncoder
+from qformer.vision.hf import HFVisionEncoder
+from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
     from qformer.config import Config
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 WORD = "word"
 
 
-def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
+def outline(config: Config, device: str) -> tuple[Bridge, Any]:
     """The model of stage one or two as `build_image_text` and `build_vision_language` make it, in training mode.
 
     Args:
         device: `cpu` or `cuda`, for which the dtype of a language model may differ. Its tensors are on no device.
 
     Returns:
-        The model, and the mode in which further tensors without numbers are made. Tensors with numbers may be mixed
-        with those of the model.
+        The model, and the mode (`compat.fake_mode`) in which further tensors without numbers are made. Tensors with
+        numbers may be mixed with those of the model.
 
     Raises:
         UsageError: another stage, or a tower whose configuration is neither here nor known.
@@ -60,25 +60,28 @@ def outline(config: Config, device: str) -> tuple[Bridge, FakeTensorMode]:
             model = _vision_language(config, device)
         else:
             raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = compat.fake_mode()
     _pretend(model, mode)
     return model.train(), mode
 
 
-def _pretend(model: nn.Module, mode: FakeTensorMode) -> None:
+def _pretend(model: nn.Module, mode: Any) -> None:
     """Parameters and buffers that claim to be on the CPU, where autocast works; shared ones stay shared."""
     known: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:
-            known[id(tensor)] = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
-            if isinstance(tensor, nn.Parameter):
-                known[id(tensor)] = nn.Parameter(known[id(tensor)], requires_grad=tensor.requires_grad)
+            with mode:
+                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            trains = tensor.requires_grad
+            known[id(tensor)] = nn.Parameter(made, trains) if isinstance(tensor, nn.Parameter) else made
         return known[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})  # type: ignore[misc]
+        parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        for name, tensor in [*parameters, *buffers]:
+            setattr(module, name, fake(tensor))
 
 
 def _image_text(config: Config) -> ImageTextModel:
@@ -112,10 +115,12 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    options = vision.check(config.vision.name, **config.vision.options)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
-        model = AutoModel.from_config(read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision])
+        model = AutoModel.from_config(
+            read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
+        )
         encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
@@ -137,7 +142,7 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
     is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     try:
-        model = auto.from_config(theirs, dtype=dtype)
+        model = auto.from_config(theirs, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise UsageError(
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
@@ -158,7 +163,9 @@ def read_sizes(path: str, key: str) -> Any:
         UsageError: it is in none of them.
     """
     try:
-        return AutoConfig.from_pretrained(lookup.tower(path), local_files_only=True)
+        return pretrained.read(AutoConfig, lookup.tower(path), local_files_only=True)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         if path not in KNOWN:
             raise UsageError(

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from qformer import lookup
+from qformer import compat, lookup
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def settings(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
         UsageError: see `check`.
     """
     check(quantize)
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_noise)
+    import bitsandbytes
+
+    logging.getLogger(bitsandbytes.matmul.__module__).addFilter(_is_no_noise)
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
@@ -96,7 +98,7 @@ def keep_trainable(model: nn.Module) -> None:
 
 def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:
     """The layers of a transformers model, not yet quantised, that would be."""
-    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, compat.kept_in_single(model))
     for name, module in model.named_modules():
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
             yield name, module

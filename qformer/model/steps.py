@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,11 +157,11 @@ class Seq2SeqStep(ModelStep):
 
     def __init__(self, model: Any, embeds: Tensor, mask: Tensor, cached: bool = True) -> None:
         super().__init__(model, cached)
-        self.encoded = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)[0]  # (B, X, L)
+        self.encoded = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
         self.mask = mask
 
     def _count(self) -> int:
-        return len(self.encoded)
+        return len(self.mask)
 
     def _new_cache(self) -> Any:
         return EncoderDecoderCache(DynamicCache(config=self.model.config.get_text_config(decoder=True)), DynamicCache())
@@ -171,11 +170,11 @@ class Seq2SeqStep(ModelStep):
         return self.cache.self_attention_cache  # what the encoder read is the same for all texts of a row
 
     def _repeat(self, rows: Tensor) -> None:
-        self.encoded, self.mask = self.encoded[rows], self.mask[rows]
+        self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]  # (n, X, L)
+        self.mask = self.mask[rows]
 
     def _read_whole(self, texts: Tensor) -> Tensor:
-        read = BaseModelOutput(last_hidden_state=self.encoded)
-        return self._forward(encoder_outputs=read, attention_mask=self.mask, decoder_input_ids=texts)
+        return self._forward(encoder_outputs=self.encoded, attention_mask=self.mask, decoder_input_ids=texts)
 
     def _read_next(self, token: Tensor) -> Tensor:
         return self._read_whole(token)

@@ -9,14 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from qformer.types import Plan, Tile, Tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
 
 class ResolutionStrategy(ABC):
@@ -32,6 +30,9 @@ def resize(image: Tensor, width: int, height: int) -> Tensor:
 
     Bytes in channels-last order take torch's vectorised path, which rounds to bytes between the two passes as PIL does.
     """
+    import torch  # here alone: a strategy's options are checked without it
+    import torch.nn.functional as F
+
     if image.shape[-2:] == (height, width):
         return image
     batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)

@@ -10,10 +10,19 @@ if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
 
 ENCODERS: dict[str, Any] = {
-    "clip": "qformer.vision.clip:ClipConfig",
-    "eva": "qformer.vision.eva:EvaConfig",
-    "hf": "qformer.vision.hf:HFVisionConfig",
+    "clip": "qformer.vision.options:ClipConfig",
+    "eva": "qformer.vision.options:EvaConfig",
+    "hf": "qformer.vision.options:HFVisionConfig",
 }
+
+
+def check(name: str, **options: Any) -> Any:
+    """The options of an encoder, as the dataclass that they are of; no weights are read.
+
+    Raises:
+        UsageError: unknown name or option, or a value that cannot be.
+    """
+    return lookup.build(ENCODERS, name, options, "vision")
 
 
 def build(name: str, **options: Any) -> VisionEncoder:
@@ -22,4 +31,4 @@ def build(name: str, **options: Any) -> VisionEncoder:
     Raises:
         UsageError: unknown name or option, a value of the wrong type, or weights that do not fit.
     """
-    return lookup.build(ENCODERS, name, options, "vision").build()
+    return check(name, **options).build()

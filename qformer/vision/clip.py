@@ -7,8 +7,7 @@ keys and values in fp32, as in the original. CLIPs of transformers are read by `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,61 +17,28 @@ from qformer import releases
 from qformer.names import clip_unused
 from qformer.tensors import read_tensors
 from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, assign, check_sizes, one_dtype, store_fp16
+from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
+from qformer.vision.options import ClipConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass
-class ClipConfig:
-    """Options of the encoder; the defaults are the ViT-L/14 of BLIP-2.
+def build(config: ClipConfig) -> ClipViT:
+    """See `ClipConfig.build`."""
+    if config.weights is None:
+        return ClipViT(config)
+    return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
-    Attributes:
-        image_size: side in pixels for which the position table is made.
-        depth: blocks that run; LAVIS's release 1.0.2 runs 21 of the 24, its later tree 23, the paper's second-last.
-        precision: "fp16" stores Linear and Conv weights in half (for a frozen encoder), "fp32" everything in single.
-        weights: a `.pth` or `.safetensors` file, or `clip_vit_L`, the released one; None starts from random weights.
-    """
 
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1024
-    depth: int = 23
-    heads: int = 16
-    mlp_hidden: int = 4096
-    precision: Literal["fp16", "fp32"] = "fp16"
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        check_sizes(self.width, self.heads, self.image_size, self.patch_size)
-
-    def build(self) -> ClipViT:
-        """The encoder, with random weights or those of the file.
-
-        Raises:
-            UsageError: the file is missing, is no checkpoint, or does not hold this encoder.
-        """
-        return (
-            ClipViT(self)
-            if self.weights is None
-            else self.build_from(read_tensors(releases.local(self.weights)), self.weights)
-        )
-
-    def build_from(self, state: Mapping[str, Tensor], source: str) -> ClipViT:
-        """The encoder with these tensors, by parameter name; `source` names them in messages.
-
-        Of the whole tower the last block, the final norm and the projection are dropped.
-
-        Raises:
-            UsageError: other names are left over or missing, or a shape differs.
-        """
-        with torch.device("meta"):
-            encoder = ClipViT(self)
-        unused = clip_unused(self.depth)
-        kept = {name: tensor for name, tensor in state.items() if name not in unused}
-        assign(encoder, kept, source, positions="positional_embedding")
-        return encoder
+def build_from(config: ClipConfig, state: Mapping[str, Tensor], source: str) -> ClipViT:
+    """See `ClipConfig.build_from`."""
+    with torch.device("meta"):
+        encoder = ClipViT(config)
+    unused = clip_unused(config.depth)
+    kept = {name: tensor for name, tensor in state.items() if name not in unused}
+    assign(encoder, kept, source, positions="positional_embedding")
+    return encoder
 
 
 class ClipViT(VisionEncoder):

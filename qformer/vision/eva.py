@@ -10,8 +10,7 @@ the output are always fp32, inside and outside autocast.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,58 +20,27 @@ from qformer import releases
 from qformer.names import eva_unused
 from qformer.tensors import read_tensors
 from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, assign, check_sizes, one_dtype, store_fp16
+from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
+from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass
-class EvaConfig:
-    """Options of the encoder; the defaults are the ViT-g/14 of BLIP-2.
+def build(config: EvaConfig) -> EvaViT:
+    """See `EvaConfig.build`."""
+    if config.weights is None:
+        return EvaViT(config)
+    return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
-    Attributes:
-        image_size: side in pixels for which the position table is made.
-        precision: "fp16" stores Linear and Conv weights in half (for a frozen encoder), "fp32" everything in single.
-        weights: a `.pth` or `.safetensors` file, or `eva_vit_g`, the released one; None starts from random weights.
-    """
 
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1408
-    depth: int = 39
-    heads: int = 16
-    mlp_hidden: int = 6144
-    norm_eps: float = 1e-6
-    precision: Literal["fp16", "fp32"] = "fp16"
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        check_sizes(self.width, self.heads, self.image_size, self.patch_size)
-
-    def build(self) -> EvaViT:
-        """The encoder, with random weights or those of the file.
-
-        Raises:
-            UsageError: the file is missing, is no checkpoint, or does not hold this encoder.
-        """
-        if self.weights is None:
-            return EvaViT(self)
-        return self.build_from(read_tensors(releases.local(self.weights)), self.weights)
-
-    def build_from(self, state: Mapping[str, Tensor], source: str) -> EvaViT:
-        """The encoder with these tensors, by parameter name; `source` names them in messages.
-
-        A final norm, a head and (for a depth of 39) the 40th block are dropped.
-
-        Raises:
-            UsageError: other names are left over or missing, or a shape differs.
-        """
-        with torch.device("meta"):  # ViT-g is a billion numbers: do not draw them only to overwrite them
-            encoder = EvaViT(self)
-        unused = eva_unused(self.depth)
-        assign(encoder, {name: tensor for name, tensor in state.items() if name not in unused}, source)
-        return encoder
+def build_from(config: EvaConfig, state: Mapping[str, Tensor], source: str) -> EvaViT:
+    """See `EvaConfig.build_from`."""
+    with torch.device("meta"):  # ViT-g is a billion numbers: do not draw them only to overwrite them
+        encoder = EvaViT(config)
+    unused = eva_unused(config.depth)
+    assign(encoder, {name: tensor for name, tensor in state.items() if name not in unused}, source)
+    return encoder
 
 
 class EvaViT(VisionEncoder):

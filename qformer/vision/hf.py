@@ -15,24 +15,25 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from qformer import lookup
+from qformer import lookup, pretrained
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
+from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
+
 
 CLIP = (CLIP_MEAN, CLIP_STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -64,39 +65,20 @@ INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@dataclass
-class HFVisionConfig:
-    """Options of the encoder.
-
-    Attributes:
-        path: a folder written by `save_pretrained`, or the id of a model on the hub. The mean and std of its
-            `preprocessor_config.json` are used, those of its family where there is none.
-        layer: which hidden state, see the top of this module.
-        precision: how all weights are stored; tokens come out in fp32 all the same.
-    """
-
-    path: str
-    layer: int = -1
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-
-    def build(self) -> HFVisionEncoder:
-        """The encoder with the weights of the folder or hub id.
-
-        Raises:
-            UsageError: nothing can be read there, it holds no vision transformer, or weights are missing in it.
-        """
-        path = lookup.tower(self.path)
-        config = _read(AutoConfig.from_pretrained, path)
-        vision = getattr(config, "vision_config", config)
-        _check(vision)  # before the weights, which may have to be downloaded
-        mean, std = _statistics(path, vision.model_type)
-        model, report = _read(AutoModel.from_pretrained, path, dtype=DTYPES[self.precision], output_loading_info=True)
-        encoder = HFVisionEncoder(model, self.layer, mean, std)
-        missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
-        missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
-        if missing:
-            raise UsageError(f"vision.path '{self.path}' lacks weights, {min(missing)} for one; give a complete model")
-        return encoder
+def build(options: HFVisionConfig) -> HFVisionEncoder:
+    """See `HFVisionConfig.build`."""
+    path = lookup.tower(options.path)
+    config = _read(AutoConfig, path)
+    vision = getattr(config, "vision_config", config)
+    _check(vision)  # before the weights, which may have to be downloaded
+    mean, std = _statistics(path, vision.model_type)
+    model, report = _read(AutoModel, path, dtype=DTYPES[options.precision], output_loading_info=True)
+    encoder = HFVisionEncoder(model, options.layer, mean, std)
+    missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
+    missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
+    if missing:
+        raise UsageError(f"vision.path '{options.path}' lacks weights, {min(missing)} for one; give a complete model")
+    return encoder
 
 
 class HFVisionEncoder(VisionEncoder):
@@ -190,10 +172,12 @@ def _cut(tower: Any, layer: int) -> None:
             module.mask_token = None
 
 
-def _read(load: Callable[..., Any], path: str, **options: Any) -> Any:
-    """`load(path)`, any failure as a UsageError."""
+def _read(kind: Any, path: str, **options: Any) -> Any:
+    """`kind.from_pretrained(path)`, any failure as a UsageError."""
     try:
-        return load(path, trust_remote_code=False, **options)
+        return pretrained.read(kind, path, **options)
+    except UsageError:  # says what is wrong itself
+        raise
     except Exception as error:  # bad JSON, bad pickles, no network, unknown architecture: there is no common type
         fault = "cannot be read" if Path(path).is_dir() else "is no folder here, and not to be had from the hub"
         cause = str(error).partition("\n")[0].rstrip(".")

@@ -22,20 +22,6 @@ if TYPE_CHECKING:
 SLOW_IN_HALF = frozenset({"cpu"})
 
 
-def check_sizes(width: int, heads: int, image_size: int, patch_size: int) -> None:
-    """Refuse sizes that do not divide.
-
-    Raises:
-        UsageError: the width into heads, or the image into patches.
-    """
-    if heads < 1 or width % heads:
-        raise UsageError(f"width {width} does not divide into {heads} heads; use a multiple of {heads}")
-    if patch_size < 1 or image_size % patch_size:
-        raise UsageError(
-            f"image_size {image_size} does not divide into patches of {patch_size}; use a multiple of {patch_size}"
-        )
-
-
 class Linear(nn.Linear):
     """`nn.Linear` for an input of another precision than the stored weights."""
 

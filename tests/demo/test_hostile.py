@@ -77,10 +77,21 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
-def sound() -> bytes:
+def of_kind(kind: str, **options: Any) -> bytes:
     written = io.BytesIO()
-    Image.new("RGB", (20, 20), "red").save(written, "PNG")
+    Image.new("RGB", (20, 20), "red").save(written, kind, **options)
     return written.getvalue()
+
+
+def sound() -> bytes:
+    return of_kind("PNG")
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A JPEG whose head lies about its size."""
+    data = of_kind("JPEG")
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
 
 
 UPLOADS = {
@@ -93,6 +104,12 @@ UPLOADS = {
     "SVG with the name of a picture": ("a.png", b'<?xml version="1.0"?><svg onload="alert(1)"/>', "cannot be read"),
     "a shell script": ("a.jpg", b"#!/bin/sh\nrm -rf /\n", "cannot be read"),
     "PostScript, which PIL would hand to a program": ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot be read"),
+    "BMP, of which Pillow before 13 has a bomb": ("a.png", of_kind("BMP"), "give JPEG, PNG, WebP or GIF"),
+    "TIFF": ("a.tif", of_kind("TIFF"), "give JPEG, PNG, WebP or GIF"),
+    "JPEG inside TIFF": ("a.jpg", of_kind("TIFF", compression="jpeg"), "give JPEG, PNG, WebP or GIF"),
+    "AVIF": ("a.avif", of_kind("AVIF"), "give JPEG, PNG, WebP or GIF"),
+    "JPEG 2000": ("a.jp2", of_kind("JPEG2000"), "give JPEG, PNG, WebP or GIF"),
+    "a JPEG that claims 4,000 million pixels": ("a.jpg", claiming(64_000, 64_000), "50 million"),
     "nothing": ("a.png", b"", "cannot be read"),
     "a pickle": ("a.png", b"cos\nsystem\n(S'true'\ntR.", "cannot be read"),
     "a name that climbs, and no picture": ("../../../../tmp/evil.png", b"evil", "cannot be read"),
@@ -116,6 +133,22 @@ def test_what_is_refused_is_not_kept(visitor: Visitor) -> None:
             other.upload(content[:1_000_000], name)
         assert list((folder / server.UPLOADS).rglob("*")) == []
         page.close()
+
+
+def test_no_jpeg_of_a_visitor_reaches_pillow(visitor: Visitor, by_pillow: list[str]) -> None:
+    for content in (of_kind("JPEG"), of_kind("JPEG", progressive=True)):
+        path = visitor.upload(content, "photo.jpg").json()[0]
+        for name, rest in (("ask", [ASK, ""]), ("caption", [2, "", 0.9, 1]), ("suggest", [""])):
+            assert visitor.outcome([{"path": path, "meta": META}, *rest], name)[0] == "complete"
+    assert by_pillow == []
+
+
+def test_gradio_reads_no_picture_before_we_do(model: VisionLanguageModel) -> None:
+    """Its image component would decode what was sent; our functions take the file unread."""
+    page = app.build(backend.Models("test", model), server.Gate(), [])
+    given = [each for each in page.fns.values() if any(isinstance(part, gr.Image) for part in each.inputs)]
+    assert len(given) > 8
+    assert not [each.name for each in given if each.preprocess]
 
 
 def test_a_picture_named_like_a_page_is_a_picture(visitor: Visitor) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import stages
 from qformer.evaluation import caption
+from qformer.model.llm import LanguageModel
 from qformer.types import UsageError
 from stages import benchmarks
 from stages.benchmarks import evaluate_language
@@ -185,6 +186,22 @@ def test_predictions_of_other_settings_are_not_mixed(root: Path, run: Run) -> No
     assert run(*command, "--limit", "1")[0] == 0  # asks for less of the same
 
 
+@pytest.mark.parametrize("more", [["vqa"], ["vqa", "--prompt", "{}"], ["caption"]], ids=" ".join)
+def test_beams_reach_the_model(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    asked: list[int] = []
+    real = LanguageModel.generate
+
+    def counted(self: LanguageModel, *given: Any, **options: Any) -> Any:
+        asked.append(options.get("num_beams", 5))
+        return real(self, *given, **options)
+
+    monkeypatch.setattr(LanguageModel, "generate", counted)
+    data = vqa(root) if more[0] == "vqa" else [f"path={root / 'captions.jsonl'}"]
+    command = [*words(root, more[0], *data), *more[1:], "--limit", "1"]
+    assert run(*command, "--beams", "2")[0] == run(*command)[0] == 0
+    assert set(asked) == {2, 5}
+
+
 def test_what_was_asked_about_something_else_is_asked_again(root: Path, run: Run) -> None:
     """Without ids a line's number is its id, so a file that lost a line says other things under the same ids."""
     rows = [{"image": f"{root}/images/{n}.png", "question": f"What is it {n}?", "answer": "cat"} for n in range(4)]
@@ -238,6 +255,7 @@ def test_without_answers_nothing_is_scored(root: Path, run: Run) -> None:
         (["--bench", "vqa", "--submission", "none/s.json"], "cannot write 'none/s.json'"),
         (["--bench", "retrieval", "--by", "level"], "leave it out of retrieval"),
         (["--bench", "vqa", "--by", "levle"], "no record has it; they have answer_type, image_id, question_id"),
+        (["--bench", "statement", "--beams", "2"], "answers of statement are compared; leave it out"),
         (["--bench", "choice"], "none of the 4 records could be used"),
     ],
 )

@@ -13,8 +13,7 @@ import qformer
 import stages
 from qformer import checkpoint, vision
 from qformer.config import Config
-from qformer.vision.clip import ClipConfig
-from qformer.vision.eva import EvaConfig
+from qformer.vision.options import ClipConfig, EvaConfig
 from tests.workspace import config, make_workspace
 
 SIZES = {"image_size": 28, "width": 12, "depth": 2, "heads": 2, "mlp_hidden": 24}

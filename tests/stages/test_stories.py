@@ -133,7 +133,7 @@ def test_batches_are_stories_in_order() -> None:
 
 def test_an_option_that_stories_do_not_have(tmp_path: Path) -> None:
     config = parse_config(configuration(tmp_path, "opt", train={"name": "stories", "sise": 3}))
-    with pytest.raises(UsageError, match=r"data\.sise is not an option of 'stories'"):
+    with pytest.raises(UsageError, match=r"data\.train\.sise is not an option of 'stories'"):
         stages.train(config)
 
 

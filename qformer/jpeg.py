@@ -1,0 +1,164 @@
+"""JPEG without Pillow, whose decoder has overflowed (docs/security.md): heads are read here, pixels by `simplejpeg`.
+
+Of a head only what decoding needs reaches libjpeg-turbo, written anew: its size is the one that was checked, and no
+profile, thumbnail or comment is looked at. Pixels are Pillow's, which wraps the same library.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from qformer.orientation import HEADER, of_blocks, upright
+
+START = b"\xff\xd8\xff"  # of every JPEG, those with several pictures (MPO) too, of which the first is meant
+BEGIN, END = b"\xff\xd8", b"\xff\xd9"
+MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # Huffman, arithmetic, quantization, restart interval
+ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length behind them
+SCAN, LAST, APP0, APP1, APP14 = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE
+ADOBE = b"Adobe"
+PACKET = b"http://ns.adobe.com/xap/1.0/\x00"
+JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+MOST_PARTS = 10_000  # of a head: more than any program writes
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """What a JPEG's head says, and what decoding needs.
+
+    Attributes:
+        width, height: in pixels, as stored.
+        channels: 1, 3 or 4.
+        orientation: of EXIF or XMP, 1 to 8 (`qformer.orientation`).
+        jfif, adobe: the marks that tell its colors: whether there is a JFIF block, and the transform of Adobe's block.
+        parts: tables and frame, as stored.
+        scans: everything from the first scan on.
+    """
+
+    width: int
+    height: int
+    channels: int
+    orientation: int
+    jfif: bool
+    adobe: int | None
+    parts: bytes
+    scans: bytes
+
+    @property
+    def written(self) -> bytes:
+        """The file with a head of nothing else."""
+        marks = [JFIF] if self.jfif else []
+        if self.adobe is not None:
+            known = bool(self.adobe) * (2 if self.channels == 4 else 1)  # of an unknown one libjpeg assumes this
+            marks.append(b"\xff\xee\x00\x0e" + ADOBE + b"\x00\x64\x00\x00\x00\x00" + bytes([known]))
+        return b"".join([BEGIN, *marks, self.parts, self.scans])
+
+
+def parse(data: bytes) -> Jpeg:
+    """The head of a JPEG; no pixel is decoded.
+
+    Raises:
+        ValueError: a head that is damaged, or of a kind that nobody decodes (12 bits, 2 channels).
+    """
+    place, jfif, adobe, xmp = 2, False, None, b""
+    parts: list[bytes] = []
+    exif: list[bytes] = []  # a long block is cut into several
+    frame = b""
+    for _ in range(MOST_PARTS):
+        marker, start, body = _part(data, place)
+        place = start + 4 + len(body)
+        if marker in ALONE:
+            place = start + 2
+        elif marker == SCAN:
+            width, height, channels = _size(frame)
+            turned = of_blocks(b"".join(exif), xmp)
+            return Jpeg(width, height, channels, turned, jfif, adobe, b"".join(parts), data[start:])
+        elif marker in FRAMES:
+            if frame:
+                raise ValueError("a JPEG with two frames")
+            frame = body
+            parts.append(data[start:place])
+        elif marker in TABLES:
+            parts.append(data[start:place])
+        elif marker == APP0 and body.startswith(b"JFIF\x00") and len(body) >= 14:
+            jfif = True
+        elif marker == APP14 and body.startswith(ADOBE) and len(body) >= 12:
+            adobe = body[11]
+        elif marker == APP1 and body.startswith(HEADER):
+            exif.append(body[len(HEADER) :] if exif else body)
+        elif marker == APP1 and body.startswith(PACKET):
+            xmp = body
+    raise ValueError("a JPEG whose head does not end")
+
+
+def _part(data: bytes, place: int) -> tuple[int, int, bytes]:
+    """The next marker, where it stands, and what follows its length; bytes between the parts of a head are passed."""
+    found = MARKER.search(data, place)
+    if found is None or found[1][0] == LAST:
+        raise ValueError("a JPEG that ends before its pixels")
+    marker, start = found[1][0], found.start()
+    length = 2 if marker in ALONE else int.from_bytes(data[start + 2 : start + 4], "big")
+    body = data[start + 4 : start + 2 + length]
+    if length < 2 or len(body) != length - 2:
+        raise ValueError("a JPEG that ends before its pixels")
+    return marker, start, body
+
+
+def _size(frame: bytes) -> tuple[int, int, int]:
+    """Width, height and channels."""
+    if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
+        raise ValueError("a JPEG without a frame")
+    height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+    if frame[0] != 8 or frame[5] not in (1, 3, 4):
+        raise ValueError(f"a JPEG of {frame[5]} channels with {frame[0]} bits, of which none is read")
+    if not width or not height:
+        raise ValueError(f"a JPEG of {width} x {height} pixels")
+    return width, height, frame[5]
+
+
+def decode(jpeg: Jpeg) -> np.ndarray:
+    """The pixels as stored, uint8[h, w, 1, 3 or 4]: gray, RGB, or what the file holds of four channels.
+
+    Damage in the middle of a file spoils some pixels and is no error, as with Pillow; an end that is missing is.
+
+    Raises:
+        ValueError: a file that ends too early, is damaged beyond decoding, or has its channels sampled unlike any usual
+            (4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, 4:4:1).
+    """
+    if END not in jpeg.scans:
+        raise ValueError("a JPEG that ends too early")
+    colors = {1: "GRAY", 3: "RGB", 4: "CMYK"}[jpeg.channels]
+    pixels = simplejpeg.decode_jpeg(jpeg.written, colors, strict=False)
+    if pixels.shape != (jpeg.height, jpeg.width, jpeg.channels):
+        raise ValueError(f"a JPEG of {jpeg.width} x {jpeg.height} pixels that holds {list(pixels.shape)}")
+    return pixels
+
+
+def read_rgb(jpeg: Jpeg) -> np.ndarray:
+    """The picture, uint8[h, w, 3], upright.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    pixels = decode(jpeg)
+    if jpeg.channels == 1:
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    elif jpeg.channels == 4:  # inverted, as Adobe began it and all do
+        pixels = np.asarray(Image.frombytes("CMYK", (jpeg.width, jpeg.height), (255 - pixels).tobytes()).convert("RGB"))
+    return upright(pixels, jpeg.orientation)
+
+
+def parse_piece(tables: bytes, piece: bytes, adobe: int | None) -> Jpeg:
+    """The head of a strip or tile of a TIFF file: its tables stand elsewhere, and TIFF tells the colors.
+
+    Args:
+        adobe: the transform that the colors of the TIFF file are: 0 none, 1 YCbCr.
+    """
+    joined = BEGIN + tables.removeprefix(BEGIN).removesuffix(END) + piece.removeprefix(BEGIN)
+    return replace(parse(joined), jfif=False, adobe=adobe)

@@ -1,0 +1,73 @@
+"""The one door to transformers' `from_pretrained`: no code of a model's files runs, and no file elsewhere is read.
+
+Without a word about it, transformers would ask at the terminal whether code in a folder or repository may run, and
+would read whatever file an index of shards names. (Of repositories, `huggingface_hub` refuses such names itself.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from qformer.types import UsageError
+
+INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
+
+
+def read(kind: Any, path: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained(path, **options)` of transformers.
+
+    Args:
+        kind: a class of transformers. path: folder or hub id; transformers' own errors about it stay as they are.
+
+    Raises:
+        UsageError: it needs code that comes with it, or an index in the folder names files elsewhere.
+    """
+    check_indexes(Path(path))
+    try:
+        return kind.from_pretrained(str(path), trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UsageError(
+            f"'{path}' needs code of its own, which is not run; give a model that transformers knows by itself"
+        ) from error
+
+
+def check_indexes(folder: Path) -> None:
+    """Refuse indexes of shards whose files are not plain names, hence in the folder itself; no folder has none.
+
+    Raises:
+        UsageError: naming the file, or the index that is damaged.
+    """
+    for pattern in INDEXES:
+        for index in sorted(folder.glob(pattern)) if folder.is_dir() else ():
+            for shard in shards(index).values():
+                if not _is_plain(shard):
+                    raise UsageError(
+                        f"'{index}' names {shard!r}, but an index may name files of its own folder only; download the "
+                        "model again"
+                    )
+
+
+def shards(index: Path) -> dict[str, str]:
+    """What an index says: name of a tensor -> name of its file.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+        if odd := [place for place in places.values() if not isinstance(place, str)]:
+            raise TypeError(f"{odd[0]!r} is no file name")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
+    return places
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file beside the index, wherever it is read: no folder, drive or parent in front."""
+    return (
+        name not in ("", "..") and "\0" not in name and PurePosixPath(name).name == name == PureWindowsPath(name).name
+    )
