@@ -16,6 +16,17 @@ from typing import Any
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup` a file stays in one process, and so do all that share the long quickstart, first."""
+    if not getattr(config.option, "loadgroup", False):  # set by pytest-xdist in its processes
+        return
+    long = {item.path for item in items if "whole_quickstart" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in long)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("quickstart" if item.path in long else item.location[0]))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sockets between processes of this machine stay open to data workers; all others raise."""
