@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Headers = Iterable[tuple[bytes, bytes]]
 
-AUTHORITY = re.compile(r"(?:(\[[0-9a-f:.]+\])|([a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::([0-9]{0,5}))?")
+AUTHORITY = re.compile(r"(?:(\[[0-9a-f]*:[0-9a-f:.]*\])|([a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?)(?::([0-9]{0,5}))?")
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 PORTS = {"http": 80, "https": 443}
 SAFE = ("GET", "HEAD")
