@@ -65,16 +65,18 @@ def serve(
     queue: int = 64,
     share: bool = False,
     auth: tuple[str, str] | None = None,
+    trust: bool = False,
 ) -> None:
     """Load a checkpoint and serve its page on this machine until it is interrupted.
 
     Args:
-        path, stage1, index, device, quantize: see `backend.load_models`. port, queue, share, auth: see `server.launch`.
+        path, stage1, index, device, quantize, trust: see `backend.load_models`.
+        port, queue, share, auth: see `server.launch`.
 
     Raises:
         UsageError: something that cannot be loaded, or a port that is taken.
     """
-    models = backend.load_models(path, stage1, index, device, quantize)
+    models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
         examples = backend.draw_examples(folder) if backend.of_scenes(path) else []

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qformer.cli_options import Trust
+
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
 
@@ -46,6 +48,7 @@ def demo(
         Bits | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
@@ -77,6 +80,7 @@ def demo(
         queue=queue,
         share=share,
         auth=known,
+        trust=trust,
     )
 
 

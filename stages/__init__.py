@@ -19,25 +19,30 @@ STAGES = {
 }
 
 
-def train(config: Config) -> Path:
+def train(config: Config, trust: bool = False) -> Path:
     """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint, or the folder of a tower.
 
-    The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained.
+    The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained. With
+    `trust` stage two, which has its image encoder from `init`, may run the code that this names.
     """
     import torch
 
     from qformer.config import anchor
 
     torch.manual_seed(config.seed)
-    return lookup.find(STAGES, config.stage, "stage")(anchor(config))
+    inherits = {"trust": trust} if config.stage == "stage2" else {}
+    return lookup.find(STAGES, config.stage, "stage")(anchor(config), **inherits)
 
 
-def fill_features(config: Config) -> Path:
-    """Fill the store of `data.features` without training; the same call goes on. Returns its folder."""
+def fill_features(config: Config, trust: bool = False) -> Path:
+    """Fill the store of `data.features` without training; the same call goes on. Returns its folder.
+
+    `trust` is as of `train`.
+    """
     import torch
 
     from qformer.config import anchor
     from stages.features import fill_alone
 
     torch.manual_seed(config.seed)
-    return fill_alone(anchor(config))
+    return fill_alone(anchor(config), trust)

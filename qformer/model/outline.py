@@ -112,7 +112,7 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = lookup.build(vision.ENCODERS, config.vision.name, config.vision.options, "vision")
+    options = vision.options_of(config.vision)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
         model = AutoModel.from_config(read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision])
