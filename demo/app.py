@@ -70,19 +70,20 @@ def serve(
     host: str = "127.0.0.1",
     root_path: str = "",
     allow_hosts: Sequence[str] = (),
+    trust: bool = False,
 ) -> None:
     """Load a checkpoint and serve its page until it is interrupted.
 
     Args:
-        path, stage1, index, device, quantize: see `backend.load_models`. port, queue, share, auth: see `server.launch`.
-        host, root_path, allow_hosts: see `hosts.Hosts`.
+        path, stage1, index, device, quantize, trust: see `backend.load_models`.
+        port, queue, share, auth: see `server.launch`. host, root_path, allow_hosts: see `hosts.Hosts`.
 
     Raises:
         UsageError: something that cannot be loaded, an address where nothing can be served, or a port that is taken.
     """
     hosts = Hosts(allow_hosts, root_path, host)
     server.check_bind(hosts)
-    models = backend.load_models(path, stage1, index, device, quantize)
+    models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
         examples = backend.draw_examples(folder) if backend.of_scenes(path) else []

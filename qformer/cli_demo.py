@@ -9,6 +9,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from qformer.cli_options import Trust
+
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
 PASSWORD = "QFORMER_PASSWORD"
@@ -70,6 +72,7 @@ def demo(
         Bits | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
@@ -99,6 +102,7 @@ def demo(
         host=host,
         root_path=root_path,
         allow_hosts=allow_host or [],
+        trust=trust,
     )
 
 

@@ -33,6 +33,7 @@ FLOORS = (
         "releases",
         "schema",
         "tensors",
+        "trust",
     ),
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
@@ -48,6 +49,7 @@ ABOVE = (
     "qformer.cli_gallery",
     "qformer.cli_hub",
     "qformer.cli_language",
+    "qformer.cli_options",
     "qformer.__main__",
     "qformer",
 )  # they import inside functions only
@@ -148,7 +150,8 @@ def test_nothing_imports_upward_or_sideways() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["cli.py", "cli_demo.py", "cli_eval.py", "cli_gallery.py", "cli_hub.py", "cli_language.py", "__init__.py"]
+    "file",
+    [*(f"cli{kind}.py" for kind in ("", "_demo", "_eval", "_gallery", "_hub", "_language", "_options")), "__init__.py"],
 )
 def test_what_stands_above_imports_inside_functions(file: str) -> None:
     outside = [
