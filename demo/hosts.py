@@ -50,7 +50,7 @@ def parse_origin(text: str) -> tuple[str, Address] | None:
     """
     scheme, colon, rest = text.lower().partition("://")
     address = parse_host(rest) if colon and scheme in PORTS else None
-    return None if address is None else (scheme, address._replace(port=address.port or PORTS[scheme]))
+    return None if address is None else (scheme, Address(address.name, address.port or PORTS[scheme]))
 
 
 def is_loopback(name: str) -> bool:

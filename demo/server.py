@@ -253,12 +253,7 @@ def launch(
         raise ValueError(f"'{folder}' is not the workplace in which the page was built; see demo.server.workplace")
     _one_queue(page, queue)
     hosts = hosts or Hosts()
-    visits = Visits(page, uploads)
-    page.visits = visits
-    guard = Middleware(
-        Guard, page=page, gate=gate, visits=visits, hosts=hosts, has_password=auth is not None, queue=queue
-    )
-
+    page.visits = Visits(page, uploads)
     started = page.launch(
         server_name=f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind,
         server_port=port,
@@ -266,18 +261,14 @@ def launch(
         auth=None if auth is None else Password(*auth),
         root_path=hosts.root_path,
         max_file_size=limits.MAX_BYTES,
-        app_kwargs={
-            "routes": [Route("/health", _health(page, gate))],
-            "middleware": [guard],
-            "lifespan": _tidying(visits),
-        },
+        app_kwargs=_around(page, gate, hosts, auth is not None, queue),
         state_session_capacity=2000,
         prevent_thread_lock=True,
         quiet=True,
         **OFF,
         **looks,
     )
-    visits.has_started = True
+    page.visits.has_started = True
     if share and started[2]:
         hosts.add_address(started[2])
     if block:
@@ -285,6 +276,14 @@ def launch(
         _until_signal(gate)
         close(page, gate)
     return started
+
+
+def _around(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:
+    """What Starlette has beside Gradio's own: the guard before everything, `/health`, and tidying."""
+    known = {"page": page, "gate": gate, "visits": page.visits, "hosts": hosts}
+    guard = Middleware(Guard, **known, has_password=has_password, queue=queue)
+    health = Route("/health", _health(page, gate))
+    return {"routes": [health], "middleware": [guard], "lifespan": _tidying(page.visits)}
 
 
 def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
