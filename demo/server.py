@@ -238,8 +238,7 @@ def launch(
         share: also by a public address of Gradio's makers, through their machines.
         auth: name and password, without which nothing is answered but the form that asks for them.
         hosts: where to listen, under which names and below which path; by default on 127.0.0.1, at `/`.
-        block: until SIGTERM or SIGINT, and then end in order: what runs finishes, what waits is told. A second signal
-            ends what runs too.
+        block: until SIGTERM or SIGINT: what runs then finishes, what waits is told; a second signal ends what runs too.
         looks: `theme`, `css`, `head` and the like of Gradio's own `launch`.
 
     Returns:
