@@ -56,6 +56,7 @@ def everything(source: Any) -> list[Any]:
 WHOLE = [(number, [f"picture {number}", f"the {number}"]) for number in range(12)]
 
 
+@pytest.mark.canary
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet(tmp_path: Path, streaming: bool) -> None:
     source = build(files(tmp_path / "data"), streaming=streaming)

@@ -224,6 +224,7 @@ def test_who_waits_sees_the_place_in_the_queue(
 
 
 @browser_only
+@pytest.mark.canary
 def test_captions_and_matches(page: Page, no_network: None, models: Models, picture: Path) -> None:
     assert models.matching is not None
     tab(page, "Caption")
@@ -320,6 +321,7 @@ def test_what_is_wrong_is_said_in_the_page(page: Page, no_network: None) -> None
     expect(page.get_by_text("there is nothing to search for")).to_be_visible()
 
 
+@pytest.mark.canary
 def test_the_api(address: str, no_network: None, models: Models, picture: Path, tmp_path: Path) -> None:
     """Every endpoint by its name, as docs/demo.md shows them."""
     assert models.asking is not None

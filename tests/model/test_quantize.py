@@ -62,6 +62,7 @@ def answers(llm: LanguageModel) -> list[str]:
     return llm.decode(llm.generate(prefix, mask, prompts, num_beams=1, max_new_tokens=8))
 
 
+@pytest.mark.canary
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_answers_are_those_of_full_precision(kind: str) -> None:
     """The shipped models, which answer 98 of 100 such questions correctly; wrong or empty answers differ."""

@@ -94,6 +94,7 @@ def same(found: Entry, expected: Entry) -> bool:
     return plain[0] == plain[1] and rows[0] == rows[1]
 
 
+@pytest.mark.canary
 def test_what_was_committed_is_there_bit_for_bit(store: Store, make: Callable[[], Store]) -> None:
     for opened in (store, make()):
         assert len(opened) == 40

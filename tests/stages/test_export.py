@@ -71,6 +71,7 @@ def both(count: int = 2) -> tuple[Tiles, Tensor]:
     return Tiles.from_pixels(pixels), (pixels - mean) / std
 
 
+@pytest.mark.canary
 @torch.no_grad()
 @pytest.mark.parametrize("llm", LLMS)
 def test_stage_two_in_transformers(trained: Path, tmp_path: Path, llm: str) -> None:
@@ -158,6 +159,7 @@ def test_stage_two_in_lavis(trained: Path, tmp_path: Path, llm: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.canary
 def test_stage_one(trained: Path, tmp_path: Path) -> None:
     run = trained / "runs" / "stage1"
     ours, (tiles, image) = qformer.load(run, device="cpu"), both()

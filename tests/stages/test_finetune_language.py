@@ -171,6 +171,7 @@ def adapters(tensors: dict[str, torch.Tensor]) -> set[str]:
     return {name for name in tensors if name.startswith("llm.")}
 
 
+@pytest.mark.canary
 @pytest.mark.parametrize("llm", ["opt", "flan-t5"])
 def test_adapters_alone_of_the_language_model_learn_and_are_saved(space: Path, llm: str) -> None:
     settings = {"path": str(space / llm), "lora": LORA}

@@ -15,6 +15,7 @@ import pytest
 from qformer import checkpoint
 from qformer.types import UsageError
 from stages import quickstart
+from tests.commands import command
 
 if TYPE_CHECKING:
     from qformer.checkpoint import Checkpoint
@@ -38,12 +39,13 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "QUESTIONS", 14)
         patch.setattr(quickstart, "CAPTIONS", 6)
-        return folder, quickstart.run(folder, FEW)
+        command("quickstart", "-o", folder, *FEW)
+    return folder, json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.canary
 def test_results_have_the_promised_form(short: tuple[Path, dict[str, Any]]) -> None:
-    folder, results = short
-    assert json.loads((folder / "results.json").read_text()) == results
+    _, results = short
     assert set(results["retrieval"]) == {"step0", "itc", "reranked"}
     for recalls in results["retrieval"].values():
         assert set(recalls) == {f"{way}_r{n}" for way in ("i2t", "t2i") for n in (1, 5, 10)}

@@ -14,6 +14,7 @@ from qformer.model.llm_loading import load_language_model
 from qformer.model.loading import read_bert
 from qformer.types import UsageError
 from stages import towers
+from tests.commands import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +30,13 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("towers")
     overrides = [f"{kind}.{change}" for kind, own in SMALL.items() for change in (*FEW, *own)]
-    return towers.make(tmp_path_factory.mktemp("towers"), overrides)
+    assert command("backbones", "-o", folder, *overrides).endswith(f"{folder / 'towers'}\n")
+    return folder / "towers"
 
 
+@pytest.mark.canary
 def test_every_tower_is_read_by_what_reads_towers(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "TOWERS", made)
     encoder = vision.build("hf", path="mini:vit")
