@@ -12,12 +12,14 @@ import gradio as gr
 from demo import backend, server
 from demo.asking import ask_tab
 from demo.endpoints import endpoints
+from demo.hosts import Hosts
 from demo.looking import look_tab
 from demo.markup import CSS
 from demo.tabs import Page, caption_tab, match_tab, search_tab
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from demo.backend import Models
@@ -65,21 +67,30 @@ def serve(
     queue: int = 64,
     share: bool = False,
     auth: tuple[str, str] | None = None,
+    host: str = "127.0.0.1",
+    root_path: str = "",
+    allow_hosts: Sequence[str] = (),
+    trust: bool = False,
 ) -> None:
-    """Load a checkpoint and serve its page on this machine until it is interrupted.
+    """Load a checkpoint and serve its page until it is interrupted.
 
     Args:
-        path, stage1, index, device, quantize: see `backend.load_models`. port, queue, share, auth: see `server.launch`.
+        path, stage1, index, device, quantize, trust: see `backend.load_models`.
+        port, queue, share, auth: see `server.launch`. host, root_path, allow_hosts: see `hosts.Hosts`.
 
     Raises:
-        UsageError: something that cannot be loaded, or a port that is taken.
+        UsageError: something that cannot be loaded, an address where nothing can be served, or a port that is taken.
     """
-    models = backend.load_models(path, stage1, index, device, quantize)
+    hosts = Hosts(allow_hosts, root_path, host)
+    server.check_bind(hosts)
+    models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
         examples = backend.draw_examples(folder) if backend.of_scenes(path) else []
         page = build(models, gate, examples)
         try:
-            server.launch(page, folder=folder, gate=gate, port=port, queue=queue, share=share, auth=auth, **LOOKS)
+            server.launch(
+                page, folder=folder, gate=gate, port=port, queue=queue, share=share, auth=auth, hosts=hosts, **LOOKS
+            )
         except OSError as error:
             raise UsageError(f"the page cannot be served ({error}); give another --port") from error

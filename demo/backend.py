@@ -88,6 +88,7 @@ def load_models(
     index: Path | str | None = None,
     device: str | None = None,
     quantize: str | None = None,
+    trust: bool = False,
 ) -> Models:
     """The models of a page.
 
@@ -95,12 +96,13 @@ def load_models(
         path: what `qformer.load` takes, of either stage.
         stage1: the other one beside a checkpoint of stage two; by default the run that its configuration names as
             `init`, if it is there.
+        trust: let checkpoints and gallery run the code, and call the addresses, that they name.
 
     Raises:
         UsageError: something that cannot be loaded, of the wrong stage, or a gallery of another model.
     """
     name = "/".join(Path(path).parts[-2:]) if Path(path).exists() else path  # visitors need not know where it lies
-    first = load(path, device, quantize=quantize)
+    first = load(path, device, quantize=quantize, trust=trust)
     if isinstance(first, ImageTextModel):
         if stage1 is not None:
             raise UsageError(f"'{path}' is of stage one itself; leave --stage1 out, or give a checkpoint of stage two")
@@ -109,14 +111,14 @@ def load_models(
         source = stage1 or _started_from(path) or ""
         models = Models(name, asking=first)
         if source:
-            second = load(source, device)
+            second = load(source, device, trust=trust)
             if not isinstance(second, ImageTextModel):
                 raise UsageError(f"'{source}' is a checkpoint of stage two; --stage1 needs one of stage one")
             models.matching = second
     if index is not None:
         if models.matching is None:
             raise UsageError(f"the gallery '{index}' needs the model of stage one that made it; give it with --stage1")
-        models.retriever = Retriever(index, models.matching, source)
+        models.retriever = Retriever(index, models.matching, source, trust)
         if not len(models.retriever.gallery.store):
             raise UsageError(f"the gallery '{index}' holds no image; index some with 'qformer index'")
     return models

@@ -1,8 +1,9 @@
 """What stands in front of Gradio: which requests reach it at all, and what it forgets.
 
 Gradio serves more than this page needs: it downloads pictures from addresses, proxies, records and shares. `Guard` lets
-through only what the page uses, and reads each request before Gradio does: what is refused costs no download, no
-decoding and no place in the queue, and is told in a sentence.
+through only what the page uses, from its own pages (`demo.hosts`) and from those who know the password
+(`demo.password`), and reads each request before Gradio does: what is refused costs no download, no decoding and no
+place in the queue, and is told in a sentence.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 from anyio.to_thread import run_sync
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from demo import limits
+from demo.exchange import Exchange, Refused
+from demo.password import DEVICE, FORM, FORM_HEADERS, Tries
 from qformer import compat
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
+
+    from demo.hosts import Hosts
 
     Message = MutableMapping[str, Any]
 
@@ -38,10 +44,10 @@ READ = re.compile(  # what the page and the clients of its API fetch
     re.DOTALL,
 )
 WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
-MAX_JSON = 1_000_000  # bytes: a long context and a conversation
 MAX_STORED = 2_000_000_000  # bytes of pictures that are kept at once
 OF_FORM = 100_000  # bytes around the files of an upload
-MAX_DRAINED = 200_000_000  # bytes
+MAX_LOGIN = 10_000  # bytes
+START = f"{API}/startup-events"  # asked for by Gradio itself, once
 KEEP_FILES = 3600.0  # seconds
 KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request
@@ -59,14 +65,6 @@ TYPES: dict[str, tuple[type, ...]] = {
 WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean": "true or false", "array": "a list"}
 
 
-class Refused(Exception):
-    """A request that goes no further."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 class Visits:
     """Who is connected, and what is kept of those who are not."""
 
@@ -75,6 +73,7 @@ class Visits:
         self.queue = compat.page_queue(page)
         self.uploads = uploads
         self.own = set(uploads.rglob("*"))  # of the page: its examples
+        self.has_started = False  # whether the server stands, and Gradio itself asks no more
         self.answering = 0  # open requests, but for those that only tell that someone is there
         self.open: Counter[str] = Counter()
         self.last: dict[str, float] = {}
@@ -113,38 +112,101 @@ class Visits:
 
 
 class Guard:
-    """An ASGI application around Gradio's."""
+    """An ASGI application around Gradio's.
 
-    def __init__(self, app: Any, *, page: Any, gate: Any, visits: Visits, uploads: Path, queue: int) -> None:
+    Args:
+        hosts: under which names and where the page is served, see `demo.hosts`.
+        has_password: Gradio asks for one; until it has been given, nothing of Gradio's is reached but its log-in.
+    """
+
+    def __init__(
+        self, app: Any, *, page: Any, gate: Any, visits: Visits, hosts: Hosts, has_password: bool, queue: int
+    ) -> None:
         self.app = app
         self.page = page
         self.gate = gate
         self.visits = visits
-        self.uploads = uploads
+        self.uploads = visits.uploads
+        self.hosts = hosts
+        self.tries = Tries() if has_password else None
         self.queue = queue
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return  # no websockets
-        path = scope["path"]
-        exchange = _Exchange(receive, send, path)
+            return await send({"type": "websocket.close", "code": 1008})  # the page opens none
+        path = self.hosts.path(scope["path"])
+        exchange = Exchange(receive, send, path, API)
         kept_open = path.startswith(f"{API}/heartbeat/") or path == "/health"
         self.visits.answering += not kept_open
         try:
-            await self._pass(scope, path, exchange)
+            if (refusal := self.hosts.refusal(scope["method"], path, scope["headers"])) is not None:
+                raise Refused(403, refusal)
+            scope = self.hosts.rewritten(scope, path)
+            if self.tries is None or await self._lets_in(scope, path, exchange, self.tries):
+                await self._pass(scope, path, exchange)
         except Refused as refused:
             await exchange.drain()
-            await _reply(scope, exchange, refused.status, str(refused))
+            await exchange.refuse(scope, refused)
         except Exception:
             logging.getLogger(__name__).exception("%s %s", scope["method"], path)
-            await _reply(scope, exchange, 500, "something went wrong here; it was noted, and the page goes on")
+            await exchange.refuse(scope, Refused(500, "something went wrong here; it was noted, and the page goes on"))
         finally:
             self.visits.answering -= not kept_open
 
-    async def _pass(self, scope: Message, path: str, exchange: _Exchange) -> None:
+    async def _lets_in(self, scope: Message, path: str, exchange: Exchange, tries: Tries) -> bool:
+        """Whether a request comes from somebody who has logged in; whatever else there is to answer is answered."""
         method = scope["method"]
+        response: Response | None = None
+        if (method == "GET" and path == START and not self.visits.has_started) or await self._knows(scope):
+            return True
+        if method == "POST" and path.rstrip("/") == "/login":
+            await self._log_in(scope, exchange, tries)
+        elif method in ("GET", "HEAD") and path == "/":
+            response = HTMLResponse(FORM, headers=FORM_HEADERS)
+        elif method in ("GET", "HEAD") and path == "/health":
+            response = JSONResponse({"status": "stopping" if self.gate.stopping else "ok"})
+        else:
+            raise Refused(401, "this page has a password; log in first")
+        if response is not None:
+            await response(scope, exchange.receive, exchange.send)
+        return False
+
+    async def _knows(self, scope: Message) -> bool:
+        """Ask Gradio, which keeps who has logged in."""
+        status = 0
+
+        async def nothing() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+
+        asked = {**scope, "method": "GET", "path": f"{self.hosts.prefix}{API}/login_check", "query_string": b""}
+        await self.app(asked, nothing, note)
+        return status == 200
+
+    async def _log_in(self, scope: Message, exchange: Exchange, tries: Tries) -> None:
+        """Each try counts as wrong until it has proved right, so that many at once are not more than one by one."""
+        exchange.replay(await exchange.body(MAX_LOGIN))
+        address = scope["client"][0] if scope.get("client") else ""
+        client = tries.client(address, HTTPConnection(scope).cookies.get(DEVICE))
+        if wait := math.ceil(tries.take(client)):
+            raise Refused(
+                429, f"too many wrong passwords were given; try again in {wait} seconds", {"Retry-After": str(wait)}
+            )
+        cookie = f"{DEVICE}={tries.cookie()}; Max-Age=31536000; Path=/; HttpOnly; SameSite=Lax"
+        exchange.when_ok = [(b"set-cookie", cookie.encode())]
+        await self.app(scope, exchange.receive, exchange.send)
+        if exchange.status == 200:
+            tries.give_back(client)
+
+    async def _pass(self, scope: Message, path: str, exchange: Exchange) -> None:
+        method = scope["method"]
+        if not path:
+            return await RedirectResponse(f"{self.hosts.prefix}/")(scope, exchange.receive, exchange.send)
         offered = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
         if offered is None or not offered.fullmatch(path):
             raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
@@ -157,7 +219,7 @@ class Guard:
         if method == "POST" and path == f"{API}/upload":
             return await self._upload(scope, exchange)
         if method == "POST" and not path.startswith("/login"):
-            body = await _json(exchange)
+            body = await exchange.json()
             if path.endswith("/cancel"):
                 self.gate.cancel(str(body.get("session_hash")))
             elif not path.rstrip("/").endswith("/reset"):
@@ -167,7 +229,7 @@ class Guard:
             return await self.app(scope, exchange.receive, exchange.send)
         return await self._stream(scope, exchange, session, path)
 
-    async def _stream(self, scope: Message, exchange: _Exchange, session: str, path: str) -> None:
+    async def _stream(self, scope: Message, exchange: Exchange, session: str, path: str) -> None:
         """What is open for as long as someone is there; when its other end goes away, so does the call."""
         queue, request = self.visits.queue, session
         if path.startswith(f"{API}/call/"):  # named by the request, whose session may be another
@@ -186,9 +248,10 @@ class Guard:
             if path.startswith(f"{API}/call/") and session == request:
                 self.visits.last[session] = -math.inf  # a session of one request, which has been answered
 
-    async def _upload(self, scope: Message, exchange: _Exchange) -> None:
+    async def _upload(self, scope: Message, exchange: Exchange) -> None:
         """Files come in only as pictures: what is none is removed at once."""
-        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
+        length = headers.get(b"content-length", "")
         if self.gate.stopping:
             raise Refused(503, CLOSED)
         if not length.isdigit():
@@ -199,15 +262,18 @@ class Guard:
             )
         if await run_sync(self.visits.stored) > MAX_STORED:
             raise Refused(503, "too many pictures are being kept; try again in some minutes")
-        exchange.hold()
+        exchange.hold(headers.get(b"content-type", ""))
         await self.app(scope, exchange.receive, exchange.send)
         if exchange.status == 200:
+            refused: list[UsageError] = []
             for name in json.loads(exchange.held):
                 try:
                     await run_sync(limits.check_picture, name)
                 except UsageError as error:
                     await run_sync(self.visits.remove, Path(name))
-                    raise Refused(400, str(error)) from error
+                    refused.append(error)
+            if refused:
+                raise Refused(400, str(refused[0])) from refused[0]
         await exchange.release()
 
     def _check_file(self, name: str) -> str:
@@ -279,95 +345,6 @@ class Guard:
             await run_sync(limits.check_picture, name)
         except UsageError as error:
             raise Refused(400, str(error)) from error
-
-
-class _Exchange:
-    """The two directions of one request: what was read may be read again, what is sent may be held back."""
-
-    def __init__(self, receive: Any, send: Any, path: str) -> None:
-        self._receive, self._send = receive, send
-        self.is_file = path.startswith(f"{API}/file=")
-        self.at_once = path == f"{API}/run/predict"
-        self.status = 0
-        self.left = False  # the other end is gone before all was sent
-        self.held = b""
-        self._again: Message | None = None
-        self._start: Message | None = None
-        self._holds = self._ended = self._read = False
-
-    def replay(self, body: bytes) -> None:
-        self._again = {"type": "http.request", "body": body, "more_body": False}
-
-    def hold(self) -> None:
-        self._holds = True
-
-    async def receive(self) -> Message:
-        if self._again is not None:
-            message, self._again = self._again, None
-            return message
-        message = await self._receive()
-        self._read |= not message.get("more_body", False)
-        if message["type"] == "http.disconnect" and not self._ended:
-            self.left = True
-        return message
-
-    async def drain(self) -> None:
-        """Read what is still coming, up to a limit: who is cut off in the middle of sending reads no answer."""
-        size, more = 0, not self._read
-        while more and size < MAX_DRAINED:
-            message = await self._receive()
-            size += len(message.get("body", b""))
-            more = message.get("more_body", False)
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            if self.at_once and message["status"] == 500:  # a refusal by the function itself, told in its body
-                message["status"] = 400
-            self.status = message["status"]
-            if self.is_file:  # what a visitor uploaded is a picture to look at, never a page of ours
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"content-security-policy", b"default-src 'none'; sandbox"),
-                ]
-        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not self._holds:
-            await self._send(message)
-        elif message["type"] == "http.response.start":
-            self._start = message
-        else:
-            self.held += message.get("body", b"")
-
-    async def release(self) -> None:
-        if self._start is not None:
-            await self._send(self._start)
-            await self._send({"type": "http.response.body", "body": self.held})
-
-
-async def _reply(scope: Message, exchange: _Exchange, status: int, sentence: str) -> None:
-    if exchange.status and not exchange._holds:
-        return  # an answer has begun; it ends here
-    kind = PlainTextResponse if scope["path"] == f"{API}/upload" else None  # Gradio's page shows its body as it is
-    response = kind(sentence, status) if kind else JSONResponse({"detail": sentence}, status)
-    await response(scope, exchange._receive, exchange._send)
-
-
-async def _json(exchange: _Exchange) -> dict[str, Any]:
-    """The body of a request, where it is an object of finite numbers, whole characters and no great size or depth."""
-    body = bytearray()
-    more = True
-    while more:
-        message = await exchange.receive()
-        if message["type"] == "http.disconnect":
-            raise Refused(400, "the request ended early")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_JSON:
-            raise Refused(413, f"the request has more than {MAX_JSON / 1e6:.0f} MB; upload pictures, and shorten texts")
-    try:
-        return limits.checked_request(bytes(body))
-    except UsageError as error:
-        raise Refused(400, str(error)) from error
 
 
 def _label(block: Any) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -26,12 +28,16 @@ from torch import nn
 
 from demo import limits
 from demo.guard import CLOSED, Guard, Visits
+from demo.hosts import Hosts
+from demo.password import Password
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 UPLOADS = "uploads"
+PLACE = "qformer-demo-"  # how the names of temporary folders begin
+LOCK = "lock"  # a file in each of them, locked while its page stands
 TIDY_EVERY = 30.0  # seconds
 OFF = dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa", "inline"), False)
 DELIVERY = 5.0  # seconds that the last answers have to reach their visitors
@@ -149,11 +155,18 @@ class Gate:
 def workplace() -> Iterator[Path]:
     """A temporary folder that goes with all in it, the only one where Gradio keeps files while it stands.
 
-    A page is to be built and served inside: Gradio's components note the folder when they are made.
+    A page is to be built and served inside: Gradio's components note the folder when they are made. What pages left
+    that were killed is removed first.
     """
     names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
     before = {name: os.environ.get(name) for name in names}
-    with tempfile.TemporaryDirectory(prefix="qformer-demo-", ignore_cleanup_errors=True) as made:
+    _remove_left_over(Path(tempfile.gettempdir()))
+    with (
+        tempfile.TemporaryDirectory(prefix=PLACE, ignore_cleanup_errors=True) as made,
+        (Path(made) / "new").open("w") as lock,
+    ):
+        _lock(lock)
+        Path(lock.name).rename(Path(made) / LOCK)  # locked from the moment when it has the name
         folder = Path(made).resolve()
         (folder / UPLOADS).mkdir()
         os.environ.update(dict.fromkeys(names, str(folder / UPLOADS)))
@@ -162,6 +175,44 @@ def workplace() -> Iterator[Path]:
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _remove_left_over(temporary: Path) -> None:
+    """Remove the folders of our own pages that ended without a chance to do so; nobody else's, and none that stands."""
+    for folder in temporary.glob(f"{PLACE}*"):
+        with suppress(OSError):  # gone meanwhile, another user's, or still locked
+            if folder.lstat().st_uid == os.getuid():
+                with (folder / LOCK).open("r+") as lock:
+                    _lock(lock)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for as long as it is open here; the kernel unlocks it when the process ends, however it does.
+
+    Raises:
+        OSError: another process has it.
+    """
+    import fcntl  # of Unix alone, as the signals here
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def check_bind(hosts: Hosts) -> None:
+    """Try to listen where the page is to be served, before anything is loaded.
+
+    Raises:
+        UsageError: this machine has no such address.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(hosts.bind, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.bind(place)
+    except OSError as error:
+        raise UsageError(
+            f"--host '{hosts.bind}' is no address of this machine ({error.strerror}); "
+            "give 127.0.0.1 for this machine alone, 0.0.0.0 for all its addresses, or one of them"
+        ) from error
 
 
 def launch(
@@ -173,6 +224,7 @@ def launch(
     queue: int = 64,
     share: bool = False,
     auth: tuple[str, str] | None = None,
+    hosts: Hosts | None = None,
     block: bool = True,
     **looks: Any,
 ) -> Any:
@@ -184,8 +236,9 @@ def launch(
         port: None: the first free one from 7860 on.
         queue: how many requests may wait; one more is refused with a sentence.
         share: also by a public address of Gradio's makers, through their machines.
-        block: until SIGTERM or SIGINT, and then end in order: what runs finishes, what waits is told. A second signal
-            ends what runs too.
+        auth: name and password, without which nothing is answered but the form that asks for them.
+        hosts: where to listen, under which names and below which path; by default on 127.0.0.1, at `/`.
+        block: until SIGTERM or SIGINT: what runs then finishes, what waits is told; a second signal ends what runs too.
         looks: `theme`, `css`, `head` and the like of Gradio's own `launch`.
 
     Returns:
@@ -198,31 +251,38 @@ def launch(
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
         raise ValueError(f"'{folder}' is not the workplace in which the page was built; see demo.server.workplace")
     _one_queue(page, queue)
-    visits = Visits(page, uploads)
-    page.visits = visits
-
+    hosts = hosts or Hosts()
+    page.visits = Visits(page, uploads)
     started = page.launch(
-        server_name="127.0.0.1",
+        server_name=f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind,
         server_port=port,
         share=share,
-        auth=auth,
+        auth=None if auth is None else Password(*auth),
+        root_path=hosts.root_path,
         max_file_size=limits.MAX_BYTES,
-        app_kwargs={
-            "routes": [Route("/health", _health(page, gate))],
-            "middleware": [Middleware(Guard, page=page, gate=gate, visits=visits, uploads=uploads, queue=queue)],
-            "lifespan": _tidying(visits),
-        },
+        app_kwargs=_around(page, gate, hosts, auth is not None, queue),
         state_session_capacity=2000,
         prevent_thread_lock=True,
         quiet=True,
         **OFF,
         **looks,
     )
+    page.visits.has_started = True
+    if share and started[2]:
+        hosts.add_address(started[2])
     if block:
         print(f"The page is at {started[1]}" + (f" and {started[2]}" if share else "") + "; Ctrl-C ends it", flush=True)
         _until_signal(gate)
         close(page, gate)
     return started
+
+
+def _around(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:
+    """What Starlette has beside Gradio's own: the guard before everything, `/health`, and tidying."""
+    known = {"page": page, "gate": gate, "visits": page.visits, "hosts": hosts}
+    guard = Middleware(Guard, **known, has_password=has_password, queue=queue)
+    health = Route("/health", _health(page, gate))
+    return {"routes": [health], "middleware": [guard], "lifespan": _tidying(page.visits)}
 
 
 def close(page: Any, gate: Gate, wait: float | None = None) -> bool:

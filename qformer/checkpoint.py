@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qformer.config import Choice, Config, dump_config, load_config
+from qformer.config import Config, dump_config, load_config
 from qformer.releases import RELEASES
+from qformer.schema import read_from
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -155,8 +156,11 @@ def newest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, trust: bool = False) -> Checkpoint:
     """Tensors (on the CPU), configuration and provenance.
+
+    Args:
+        trust: what the configuration names may be imported and run when it is built (`qformer.trust`).
 
     Raises:
         UsageError: no checkpoint there, or (`Damaged`) one of its files cannot be read.
@@ -167,17 +171,21 @@ def read(path: str | Path) -> Checkpoint:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
-    return Checkpoint(folder, _with_own_towers(load_config(folder / CONFIG), folder), tensors, meta)
+    return Checkpoint(folder, _read_config(folder, trust), tensors, meta)
 
 
-def read_config(path: str | Path) -> Config:
-    """The configuration alone, with the paths of towers inside the checkpoint made those of files.
+def read_config(path: str | Path, trust: bool = False) -> Config:
+    """The configuration alone, with the paths of towers inside the checkpoint made those of files; `trust`: see `read`.
 
     Raises:
         UsageError: no checkpoint there, or a configuration that is refused.
     """
-    folder = find(path)
-    return _with_own_towers(load_config(folder / CONFIG), folder)
+    return _read_config(find(path), trust)
+
+
+def _read_config(folder: Path, trust: bool) -> Config:
+    config = _with_own_towers(load_config(folder / CONFIG), folder)
+    return config if trust else read_from(config, f"the configuration of the checkpoint '{folder}'")
 
 
 def _with_own_towers(config: Config, folder: Path) -> Config:
@@ -187,7 +195,7 @@ def _with_own_towers(config: Config, folder: Path) -> Config:
         return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
 
     options = {key: place(value) for key, value in config.vision.options.items()}
-    update: dict[str, Any] = {"vision": Choice(name=config.vision.name, **options)}
+    update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
     if config.llm is not None:
         update["llm"] = config.llm.model_copy(update={"path": place(config.llm.path)})
     return config.model_copy(update=update)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from qformer import cli_demo, cli_eval, cli_gallery, cli_hub, cli_language
+from qformer.cli_options import Trust
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -56,7 +57,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU whe
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False) -> None:
     """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
 
     Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
@@ -64,17 +65,17 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     from qformer.config import load_config
 
     stages = _sibling("stages")
-    trained = stages.train(load_config(config, overrides))
+    trained = stages.train(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(trained)
 
 
 @app.command()
-def features(config: ConfigFile, overrides: Overrides = None) -> None:
+def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False) -> None:
     """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
     from qformer.config import load_config
 
-    folder = _sibling("stages").fill_features(load_config(config, overrides))
+    folder = _sibling("stages").fill_features(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
 
@@ -113,6 +114,7 @@ def plan(
     precision: Annotated[Precision | None, typer.Option(help="that of the configuration by default")] = None,
     efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+    trust: Trust = False,
 ) -> None:
     """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
     from qformer.config import load_config
@@ -122,7 +124,8 @@ def plan(
     from stages.plan import show
 
     chosen = [] if precision is None else [f"train.precision={precision.value}"]
-    show(forecast(load_config(config, [*(overrides or []), *chosen]), gpu, gpus, memory, efficiency), as_json)
+    checked = load_config(config, [*(overrides or []), *chosen])
+    show(forecast(checked, gpu, gpus, memory, efficiency, trust), as_json)
 
 
 @app.command()
@@ -189,6 +192,7 @@ def capfilt(
     precision: Annotated[Precision, typer.Option(help="of the models")] = Precision.fp32,
     seed: Annotated[int, typer.Option(help="another one gives other captions", min=0)] = 0,
     device: Device = None,
+    trust: Trust = False,
 ) -> None:
     """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
     _sibling("stages")
@@ -196,7 +200,7 @@ def capfilt(
     from stages.capfilt import capfilt as run
 
     wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
-    run(wanted, output, shard, device)
+    run(wanted, output, shard, device, trust)
 
 
 @app.command()
@@ -216,13 +220,14 @@ def convert(
     ] = None,
     llm: Annotated[str | None, typer.Option(help="folder or hub id of the language model, likewise")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id, where SRC has none")] = None,
+    trust: Trust = False,
 ) -> None:
     """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
     from qformer.model.export import convert_checkpoint
     from qformer.model.foreign import Given
 
     given = Given(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
-    print(convert_checkpoint(source, output, to.value, given))
+    print(convert_checkpoint(source, output, to.value, given, trust))
 
 
 app.command()(cli_demo.demo)

@@ -5,12 +5,39 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
+from qformer.cli_options import Trust
+
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
+PASSWORD = "QFORMER_PASSWORD"
+
+Port: TypeAlias = Annotated[
+    int | None, typer.Option(help="the first free one from 7860 on by default", min=1, max=65535)
+]
+Host: TypeAlias = Annotated[
+    str, typer.Option(help="address or name at which to listen; 0.0.0.0 for all addresses of this machine")
+]
+RootPath: TypeAlias = Annotated[
+    str, typer.Option(help="where a proxy serves the page: a path (/demo), or the whole address (https://.../demo)")
+]
+AllowHost: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="a name under which visitors reach the page; may be given again"),
+]
+Share: TypeAlias = Annotated[
+    bool, typer.Option("--share", help="a public address too, through machines of Gradio's makers")
+]
+Auth: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USER[:PASS]",
+        help=f"let in only who knows both; PASS is better left out here and set as ${PASSWORD}",
+    ),
+]
 
 
 class Bits(Enum):
@@ -34,18 +61,18 @@ def demo(
         typer.Option(help="stage-one checkpoint, to match and to search; the one that CKPT started from by default"),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="gallery to search, a folder that `qformer index` wrote")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="the first free one from 7860 on by default", min=1, max=65535)
-    ] = None,
-    share: Annotated[
-        bool, typer.Option("--share", help="a public address too, through machines of Gradio's makers")
-    ] = False,
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASS", help="let in only who knows both")] = None,
+    port: Port = None,
+    host: Host = "127.0.0.1",
+    root_path: RootPath = "",
+    allow_host: AllowHost = None,
+    share: Share = False,
+    auth: Auth = None,
     queue: Annotated[int, typer.Option(help="requests that may wait; more are told to come again", min=1)] = 64,
     quantize: Annotated[
         Bits | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
@@ -55,12 +82,7 @@ def demo(
 
     if find_spec("gradio") is None:
         raise UsageError("the page needs gradio, which is not installed; run: pip install -e '.[demo]'")
-    known = None
-    if auth is not None:
-        user, colon, password = auth.partition(":")
-        if not (user and colon and password):
-            raise UsageError("--auth needs a user and a password with a colon between; give --auth user:password")
-        known = user, password
+    known = None if auth is None else _known(auth)
     if path is None:
         path, drawn = _default()
         index = index or drawn
@@ -77,7 +99,26 @@ def demo(
         queue=queue,
         share=share,
         auth=known,
+        host=host,
+        root_path=root_path,
+        allow_hosts=allow_host or [],
+        trust=trust,
     )
+
+
+def _known(auth: str) -> tuple[str, str]:
+    """Name and password of `--auth`."""
+    from qformer.types import UsageError
+
+    user, colon, password = auth.partition(":")
+    if not colon:
+        password = os.environ.get(PASSWORD, "")
+    if not (user.strip() and password):
+        raise UsageError(
+            f"--auth needs a user and a password; give --auth user:password, or --auth user and {PASSWORD} in the "
+            "environment"
+        )
+    return user, password
 
 
 def _default() -> tuple[str, Path | None]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qformer.cli_language import Quantize
+from qformer.cli_options import Trust
 
 
 class Precision(Enum):
@@ -61,6 +62,7 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="write a page of samples with pictures")] = None,
     quantize: Quantize = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    trust: Trust = False,
 ) -> None:
     """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
     from qformer.cli import _sibling
@@ -71,9 +73,8 @@ def evaluate(
     from stages.evaluate import Settings, evaluate_retrieval
 
     chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
-    settings = Settings(
-        *chosen, preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams
-    )
+    worded = (preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams)
+    settings = Settings(*chosen, *worded, trust)
     if bench in BENCHMARKS:
         evaluate_language(settings)
     else:

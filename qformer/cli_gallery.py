@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qformer.cli_options import Trust
+
 
 class Packing(Enum):
     """How the tokens of the image encoder are kept."""
@@ -37,6 +39,7 @@ def index(
     ] = None,
     batch: Annotated[int, typer.Option(help="images embedded and committed at once", min=1)] = 64,
     device: Device = None,
+    trust: Trust = False,
 ) -> None:
     """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
 
@@ -47,7 +50,7 @@ def index(
     _sibling("stages")
     from stages.gallery import index as run
 
-    run(path, data, output, store, None if features is None else features.value, batch, device)
+    run(path, data, output, store, None if features is None else features.value, batch, device, trust)
 
 
 def search(
@@ -65,6 +68,7 @@ def search(
     html: Annotated[Path | None, typer.Option(help="write a sheet of thumbnails to look at")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the hits as JSON")] = False,
     device: Device = None,
+    trust: Trust = False,
 ) -> None:
     """Find images of a gallery by text, by image, or by both."""
     from qformer.cli import _sibling
@@ -72,4 +76,4 @@ def search(
     _sibling("stages")
     from stages.gallery import search as run
 
-    run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device)
+    run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device, trust)

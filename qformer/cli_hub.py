@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qformer.cli_options import Trust
+
 
 class Target(Enum):
     """Whose form is pushed."""
@@ -23,6 +25,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="of a repository that is made now")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder; needs -o")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the folder here; must not exist")] = None,
+    trust: Trust = False,
 ) -> None:
     """Put a checkpoint on the Hugging Face hub, with a card written from its run. `qformer.load` takes REPO."""
     from qformer.cli import _sibling
@@ -30,4 +33,4 @@ def push(
     _sibling("stages")
     from stages.hub import push as run
 
-    print(run(source, repo, to.value, private, dry_run, output))
+    print(run(source, repo, to.value, private, dry_run, output, trust))

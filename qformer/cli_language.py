@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qformer.cli_options import Trust
+
 
 class Quantization(Enum):
     """How a language model is kept."""
@@ -56,6 +58,7 @@ def caption(
     as_json: Json = False,
     quantize: Quantize = None,
     device: Device = None,
+    trust: Trust = False,
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
     from qformer.cli import _sibling
@@ -74,7 +77,7 @@ def caption(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    asking.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value)
+    asking.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value, trust)
 
 
 def ask(
@@ -111,6 +114,7 @@ def ask(
     as_json: Json = False,
     quantize: Quantize = None,
     device: Device = None,
+    trust: Trust = False,
 ) -> None:
     """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
     from qformer.cli import _sibling
@@ -129,4 +133,4 @@ def ask(
         length_penalty=length_penalty,
     )
     how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json)
-    asking.ask(path, words, question or [], how, decoding, batch, seed, device, quantize and quantize.value)
+    asking.ask(path, words, question or [], how, decoding, batch, seed, device, quantize and quantize.value, trust)

@@ -57,8 +57,9 @@ class Harness(lmms):
         quantize: str | None = None,
         prompt: str = "paper",
         max_batch_size: int | None = None,
+        trust: bool = False,
     ) -> None:
-        """`pretrained` is whatever `qformer.load` takes. `max_batch_size` is handed to every model and has no use here.
+        """`pretrained` and `trust` are as of `qformer.load`. `max_batch_size`, handed to every model, has no use here.
 
         Raises:
             UsageError: no such checkpoint, one without a language model, or another prompt or batch size.
@@ -68,7 +69,7 @@ class Harness(lmms):
             raise UsageError(f"prompt is '{prompt}'; {nearest(prompt, WORDINGS)}")
         if not str(batch_size).isdecimal() or not int(batch_size):
             raise UsageError(f"batch_size is '{batch_size}'; give a number from 1 on")
-        self.model = load_vision_language(pretrained, device, quantize)
+        self.model = load_vision_language(pretrained, device, quantize, trust)
         self.batch_size = int(batch_size)
         self.prompt = prompt
         self.ignored_images = 0

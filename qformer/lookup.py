@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from qformer import trust
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +30,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(names)}"
 
 
-def find(table: Mapping[str, Any], name: str, what: str = "name") -> Any:
-    """The entry of `table` called `name`; both a table value and `name` itself may be written `module:Class`.
+def find(table: Mapping[str, Any], name: str, what: str = "name", own: bool = False) -> Any:
+    """The entry of `table` called `name`; the value of an entry may be written `module:Class`.
+
+    Args:
+        own: `name` itself may be the `module:Class` of somebody's own. Never where it may come from a visitor.
 
     Raises:
-        UsageError: the name is not in the table, or the module or class it points to does not exist.
+        UsageError: the name is not in the table, or the module or class it points to does not exist; or (`Untrusted`)
+            a class of one's own that somebody else's file names.
     """
-    entry = table.get(name, name if ":" in name else None)
+    entry = table.get(name)
+    if entry is None and own and ":" in name:
+        trust.judge(name, trust.IMPORTED)
+        entry = name
     if entry is None:
         raise UsageError(f"unknown {what} '{name}': {nearest(name, table)}")
     if not isinstance(entry, str):
@@ -53,13 +61,15 @@ def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
     YAML gives `1e-4` as a string and a list for a tuple; the declared types of the fields decide.
 
     Raises:
-        UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value.
+        UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value; or
+            (`Untrusted`) a class, a command or an address that somebody else's file names.
     """
     target = check(table, name, options, what)
     try:
         return TypeAdapter(target).validate_python(dict(options))
     except ValidationError as error:
-        raise UsageError(explain(error, options, what)) from error
+        within = error.errors()[0].get("ctx", {}).get("error")  # of a source inside this one
+        raise within if isinstance(within, trust.Untrusted) else UsageError(explain(error, options, what)) from error
 
 
 def check(
@@ -74,9 +84,10 @@ def check(
 
     Raises:
         UsageError: unknown name, unknown or missing option, or a value of the wrong type, such as true for a number, or
-            an infinite one where the field does not allow it (`Field(allow_inf_nan=True)`).
+            an infinite one where the field does not allow it (`Field(allow_inf_nan=True)`); or (`Untrusted`) a class
+            that somebody else's file names.
     """
-    target = find(table, name, what)
+    target = find(table, name, what, own=True)
     if not isinstance(target, type) or not dataclasses.is_dataclass(target):
         raise UsageError(f"{what} '{name}' is not a dataclass, whose fields would be its options; make it one")
     fields = {f.name for f in dataclasses.fields(target) if f.init}

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
-from qformer import lookup
+from qformer import lookup, trust
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(gt=0)]
 Packing = Literal["fp16", "int8"]
+Read = TypeVar("Read", bound="Section")
 
 
 class Section(BaseModel):
@@ -29,14 +39,41 @@ class Section(BaseModel):
 
 
 class Choice(BaseModel):
-    """A name from a table and the options of what it names."""
+    """A name from a table and the options of what it names, typed by the user unless it says where it was read."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
+    _origin: str = PrivateAttr(default="")  # no key of a file can set it, and copies keep it
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it says the same, wherever it was read."""
+        return isinstance(other, Choice) and (self.name, self.options) == (other.name, other.options)
+
+    def read_from(self, origin: str) -> Self:
+        """The same, known to be somebody else's: of the gallery 'g', say (`qformer.trust`)."""
+        found = self.model_copy()
+        found._origin = origin
+        return found
+
+    def building(self) -> AbstractContextManager[None]:
+        """What this names is to be built inside."""
+        return trust.reading(self._origin)
+
+
+def read_from(section: Read, origin: str) -> Read:
+    """A section in which every `Choice`, however deep, was read from `origin`."""
+    changes: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Choice):
+            changes[name] = value.read_from(origin)
+        elif isinstance(value, Section) and (inner := read_from(value, origin)) is not value:
+            changes[name] = inner
+    return section.model_copy(update=changes) if changes else section
 
 
 class FeaturesConfig(Section):

@@ -19,10 +19,13 @@ STAGES = {
 }
 
 
-def train(config: Config) -> Path:
+def train(config: Config, trust: bool = False) -> Path:
     """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint, or the folder of a tower.
 
     The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained.
+
+    Args:
+        trust: stage two, which has its image encoder from `init`, may run the code that this names.
 
     Raises:
         UsageError: what `stages.checking` refuses, or what cannot be trained.
@@ -35,11 +38,15 @@ def train(config: Config) -> Path:
     from qformer.config import anchor
 
     torch.manual_seed(config.seed)
-    return lookup.find(STAGES, config.stage, "stage")(anchor(config))
+    inherits = {"trust": trust} if config.stage == "stage2" else {}
+    return lookup.find(STAGES, config.stage, "stage")(anchor(config), **inherits)
 
 
-def fill_features(config: Config) -> Path:
-    """Fill the store of `data.features` without training; the same call goes on. Returns its folder."""
+def fill_features(config: Config, trust: bool = False) -> Path:
+    """Fill the store of `data.features` without training; the same call goes on. Returns its folder.
+
+    `trust` is as of `train`.
+    """
     from stages.checking import check
 
     check(config)
@@ -49,4 +56,4 @@ def fill_features(config: Config) -> Path:
     from stages.features import fill_alone
 
     torch.manual_seed(config.seed)
-    return fill_alone(anchor(config))
+    return fill_alone(anchor(config), trust)

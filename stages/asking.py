@@ -66,6 +66,7 @@ def caption(
     as_json: bool,
     device: str | None,
     quantize: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Write the captions of images and of folders of images, in their order.
 
@@ -76,7 +77,7 @@ def caption(
     GenerateConfig.of(decoding)
     reader = Reader(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
-    model = loading.load_vision_language(path, device, quantize)
+    model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     for group in reader.track("captioning", groups):
         texts = model.generate(_tiles(model, group), prompt, **decoding)
@@ -117,6 +118,7 @@ def ask(
     seed: int | None,
     device: str | None,
     quantize: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Answer questions about images; without any, ask for them one after the other.
 
@@ -142,7 +144,7 @@ def ask(
         except BadSample as bad:
             raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     groups = reader.groups()
-    model = loading.load_vision_language(path, device, quantize)
+    model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     with _told():
         if asked is None:

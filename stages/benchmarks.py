@@ -62,7 +62,7 @@ def evaluate_language(settings: Settings) -> None:
         _check(settings)
         listed, skipped = list_items(source, settings.bench, settings.limit)
         _check_column(settings.by, listed)
-        model = load_vision_language(settings.checkpoint, own_device(settings), settings.quantize)
+        model = load_vision_language(settings.checkpoint, own_device(settings), settings.quantize, settings.trust)
         kept = settings.predictions
         if kept is None and settings.output is not None:
             kept = settings.output.with_suffix(".predictions.jsonl")

@@ -69,8 +69,12 @@ class Settings:
     precision: str = "fp32"
 
 
-def capfilt(settings: Settings, output: Path, shard: str | None = None, device: str | None = None) -> None:
+def capfilt(
+    settings: Settings, output: Path, shard: str | None = None, device: str | None = None, trust: bool = False
+) -> None:
     """Caption and filter the data, or go on with it; `shard` is `i/n`, or what torchrun says.
+
+    With `trust` both models may run the code that they name.
 
     Raises:
         UsageError: data or models that cannot be used, a folder that was begun with other settings, or a full disk.
@@ -82,7 +86,7 @@ def capfilt(settings: Settings, output: Path, shard: str | None = None, device: 
     settings = _settle(settings, output, source)
     if device is None and torch.cuda.is_available():
         device = f"cuda:{distributed.local_rank()}" if of > 1 and shard is None else "cuda"
-    run = Run(settings, output, source, device or "cpu")
+    run = Run(settings, output, source, device or "cpu", trust)
     show = shard is not None or number == 0  # of those that torchrun starts one speaks
     finished = []
     with _progress(show) as progress:
@@ -110,17 +114,19 @@ class Run:
     output: Path
     source: Source
     device: str
+    trust: bool = False
     tell: Any = None
     made: int = 0
     start: float = field(default_factory=time.perf_counter)
 
     @cached_property
     def captioner(self) -> Captioner:
-        return load_captioner(self.settings.captioner, self.device, self.settings.prompt, self.settings.top_p)
+        settings = self.settings
+        return load_captioner(settings.captioner, self.device, settings.prompt, settings.top_p, self.trust)
 
     @cached_property
     def ranker(self) -> Ranker:
-        return load_ranker(self.settings.ranker, self.device)
+        return load_ranker(self.settings.ranker, self.device, self.trust)
 
     def make(self, part: Part, members: Iterator[Any]) -> None:
         """Caption the samples with these indices, unless it is done or another process is at it."""

@@ -13,9 +13,7 @@ from qformer.data import sources
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from qformer.config import Choice, Config, TrainConfig
+    from qformer.config import Config, TrainConfig
 
 #: What a tower can be trained on beside the sources of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
@@ -26,35 +24,28 @@ OF_TOWERS: dict[str, dict[str, Any]] = {
 SHORTEST = 3  # tokens of a text with a word
 
 
-def check(config: Config, trusted: Callable[[Choice], bool] = lambda _: True) -> Config:
+def check(config: Config) -> Config:
     """The configuration, if what it names takes the options that it gives.
 
-    Args:
-        trusted: whether a `module:Class` that a choice names may be imported; where not, it is refused by its name.
-
     Raises:
-        UsageError: with the path of the first key that is wrong.
+        UsageError: with the path of the first key that is wrong; or (`Untrusted`) naming what somebody else's file
+            would import or run.
     """
-    data, own = config.data, OF_TOWERS.get(config.stage, {})
-    for where, choice in (
-        ("vision", config.vision),
-        ("resolution", config.resolution),
-        ("data.train", data.train),
-        ("data.validation", data.validation),
-    ):
-        if choice is not None and not trusted(choice):
-            _refuse_strangers(choice, where)
     if config.stage == "stage2" and config.init is not None:  # options that are left out are taken from there
-        lookup.check(vision.ENCODERS, config.vision.name, config.vision.options, "vision", complete=False)
+        with config.vision.building():
+            lookup.check(vision.ENCODERS, config.vision.name, config.vision.options, "vision", complete=False)
     else:
-        vision.check(config.vision.name, **config.vision.options)
-    resolution.build(config.resolution.name, **config.resolution.options)
-    table = own if data.train.name in own else sources.SOURCES
-    sources.check(data.train.name, data.train.options, "data.train", table)
-    if data.validation is not None and data.train.name == "phrases":
-        sources.check("scenes", data.validation.options, "data.validation")  # a ViT is probed on scenes
-    elif data.validation is not None:
-        sources.check(data.validation.name, data.validation.options, "data.validation", table)
+        vision.options_of(config.vision)
+    resolution.chosen(config.resolution)
+    own, train, validation = OF_TOWERS.get(config.stage, {}), config.data.train, config.data.validation
+    table = own if train.name in own else sources.SOURCES
+    with train.building():
+        sources.check(train.name, train.options, "data.train", table)
+    if validation is not None:
+        probed = train.name == "phrases"  # a ViT is probed on scenes
+        name, known = ("scenes", sources.SOURCES) if probed else (validation.name, table)
+        with validation.building():
+            sources.check(name, validation.options, "data.validation", known)
     _check_rates(config.train)
     for key, section in (("text", config.text), ("question", config.question)):
         if section is not None and section.max_tokens < SHORTEST:
@@ -63,21 +54,6 @@ def check(config: Config, trusted: Callable[[Choice], bool] = lambda _: True) ->
                 f"give at least {SHORTEST}"
             )
     return config
-
-
-def _refuse_strangers(choice: Choice, where: str) -> None:
-    """Name what would be imported: by the choice itself, or by a source that it mixes."""
-
-    def names(name: Any, options: dict[str, Any]) -> Iterator[str]:
-        if isinstance(name, str) and ":" in name:
-            yield name
-        parts = options.get("sources")
-        for part in parts if isinstance(parts, list) else ():
-            if isinstance(part, dict):
-                yield from names(part.get("name"), part)
-
-    for name in names(choice.name, choice.options):
-        raise UsageError(f"{where} names '{name}', code that is imported for the one who typed it only; leave it out")
 
 
 def _check_rates(train: TrainConfig) -> None:

@@ -62,6 +62,7 @@ class Settings:
     lemmatize: bool = False
     quantize: str | None = None
     beams: int | None = None
+    trust: bool = False
 
 
 def evaluate_retrieval(settings: Settings) -> None:
@@ -93,7 +94,7 @@ def evaluate_retrieval(settings: Settings) -> None:
 
 
 def _load(settings: Settings) -> ImageTextModel:
-    model = load(settings.checkpoint, own_device(settings))
+    model = load(settings.checkpoint, own_device(settings), trust=settings.trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{settings.checkpoint}' is a checkpoint of stage two; retrieval needs one of stage one")
     return model

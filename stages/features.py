@@ -71,8 +71,8 @@ def prepare(
     return encoder if whole else Absent(**store.about["encoder"]), store
 
 
-def fill_alone(config: Config) -> Path:
-    """Fill the store of a configuration without training; returns its folder.
+def fill_alone(config: Config, trust: bool = False) -> Path:
+    """Fill the store of a configuration without training; returns its folder. `trust`: see `stages.train`.
 
     Raises:
         UsageError: no `data.features`; else as `prepare`.
@@ -82,9 +82,9 @@ def fill_alone(config: Config) -> Path:
     if config.data.features is None:
         raise UsageError("the configuration has no store to fill; give data.features a folder")
     if config.stage == "stage2" and config.init is not None:
-        config = inherit(config, checkpoint.read_config(config.init))
+        config = inherit(config, checkpoint.read_config(config.init, trust))
     source = sources.for_run(config.data.train, config.run)
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    strategy = resolution.chosen(config.resolution)
     return fill(config, source, strategy, build_encoder(config)).folder
 
 
@@ -110,7 +110,7 @@ def what_it_is_made_of(
     """Everything that stored tokens depend on, by sections of the configuration."""
     features, data = config.data.features, config.data
     assert features is not None
-    options = vision.check(config.vision.name, **config.vision.options)
+    options = vision.options_of(config.vision)
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_of(encoder), **kept},

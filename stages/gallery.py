@@ -42,22 +42,31 @@ LOCAL = ("path", "images")  # options of a source that name files
 
 
 def index(
-    path: str, data: list[str], folder: Path, store: str | None, features: str | None, batch: int, device: str | None
+    path: str,
+    data: list[str],
+    folder: Path,
+    store: str | None,
+    features: str | None,
+    batch: int,
+    device: str | None,
+    trust: bool = False,
 ) -> None:
     """Make a gallery of images, or bring it in step with them. Of several processes each embeds a share.
+
+    With `trust` checkpoint and gallery may run the code and ask the server that they name.
 
     Raises:
         UsageError: data or a checkpoint that cannot be used, a gallery of another model, or one that is being indexed.
     """
     with ExitStack() as stack:
         stack.enter_context(distributed.joined())
-        model = _load(path, device)
+        model = _load(path, device, trust)
         choice = _absolute(choose_data(data).model_dump())
         source = sources.build(**choice)
         gallery, fault = None, ""
         if distributed.rank() == 0:
             try:
-                gallery = _claim(stack, folder, store, features, path, model)
+                gallery = _claim(stack, folder, store, features, path, model, trust)
                 number = gallery.about["sources"].index(choice) if choice in gallery.about["sources"] else -1
             except UsageError as error:
                 fault = str(error)
@@ -80,7 +89,13 @@ def index(
 
 
 def _claim(
-    stack: ExitStack, folder: Path, store: str | None, features: str | None, path: str, model: ImageTextModel
+    stack: ExitStack,
+    folder: Path,
+    store: str | None,
+    features: str | None,
+    path: str,
+    model: ImageTextModel,
+    trust: bool,
 ) -> Gallery:
     """Open or make the gallery, and keep others from indexing into it meanwhile."""
     try:
@@ -99,7 +114,7 @@ def _claim(
         raise UsageError(f"'{folder}' cannot be written ({error.strerror}); give another folder with -o") from error
     made = fingerprint(model)
     if (folder / MANIFEST).exists():
-        gallery = Gallery.open(folder)
+        gallery = Gallery.open(folder, trust, store)
         gallery.check(made, path)
         for name, given, held in (
             ("--features", features, gallery.about.get("features")),
@@ -116,10 +131,10 @@ def _claim(
     return Gallery.create(folder, store or "lance", fingerprint=made, checkpoint=checkpoint, features=features, **sizes)
 
 
-def _load(path: str, device: str | None) -> ImageTextModel:
+def _load(path: str, device: str | None, trust: bool) -> ImageTextModel:
     if device is None and torch.cuda.is_available() and distributed.world() > 1:
         device = f"cuda:{distributed.local_rank()}"
-    model = load(path, device)
+    model = load(path, device, trust=trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{path}' is a checkpoint of stage two; a gallery needs one of stage one")
     return model.eval()
@@ -189,15 +204,18 @@ def search(
     html: Path | None,
     as_json: bool,
     device: str | None,
+    trust: bool = False,
 ) -> None:
     """Search a gallery and show what was found, as a table, as JSON, or also as a sheet of thumbnails.
+
+    With `trust` checkpoint and gallery may run the code, and call the addresses, that they name.
 
     Raises:
         UsageError: nothing to search for, an image that cannot be read, or a gallery that cannot be used.
     """
     if text is None and image is None:
         raise UsageError("there is nothing to search for; give a text in quotes, --image FILE, or both")
-    gallery = Gallery.open(folder)
+    gallery = Gallery.open(folder, trust)
     if not len(gallery.store):
         raise UsageError(f"the gallery '{folder}' holds no image; index some with 'qformer index'")
     picture = None
@@ -206,7 +224,7 @@ def search(
             picture = read_image(image)
         except BadSample as bad:
             raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
-    retriever = Retriever(gallery, _load(path, device), path)
+    retriever = Retriever(gallery, _load(path, device, trust), path)
     hits = retriever.search(text, picture, k, shortlist, where, exact)
     if html is not None:
         shown = None if picture is None else Image.fromarray(picture.permute(1, 2, 0).numpy())

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from qformer import checkpoint
-from qformer.config import Choice, dump_config
+from qformer.config import dump_config
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.types import UsageError
@@ -33,7 +33,13 @@ Form = Literal["qformer", "transformers"]
 
 
 def push(
-    source: str, repo: str, form: Form, private: bool = False, dry_run: bool = False, to: Path | None = None
+    source: str,
+    repo: str,
+    form: Form,
+    private: bool = False,
+    dry_run: bool = False,
+    to: Path | None = None,
+    trust: bool = False,
 ) -> str:
     """Write a checkpoint as a repository and upload it; returns where it is.
 
@@ -41,6 +47,7 @@ def push(
         source: a run or checkpoint of ours, or whatever `qformer convert` takes.
         repo: `user/name`.
         to: a new folder that keeps what is uploaded. Needed for a dry run, which uploads nothing.
+        trust: run the code that the checkpoint names, where the form needs its towers.
 
     Raises:
         UsageError: no checkpoint there, one that the form has no place for, a folder that exists, or no access.
@@ -52,7 +59,7 @@ def push(
         _try("reached", repo, lambda api: api.whoami())  # before what may take long
     with TemporaryDirectory() as scratch:
         folder = to or Path(scratch) / "repository"
-        write(source, repo, form, folder)
+        write(source, repo, form, folder, trust)
         if dry_run:
             return str(folder)
         _try("created", repo, lambda api: api.create_repo(repo, private=private, exist_ok=True))
@@ -93,7 +100,7 @@ def checkpoint_stage(folder: Path, form: Form) -> str:
     return "stage1" if "Blip2ForImageTextRetrieval" in kinds else "stage2"
 
 
-def write(source: str, repo: str, form: Form, folder: Path) -> None:
+def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False) -> None:
     """The folder of the repository, complete or not at all.
 
     Raises:
@@ -108,7 +115,7 @@ def write(source: str, repo: str, form: Form, folder: Path) -> None:
         if form == "qformer" and own is not None:
             _copy(own, repo, partial)
         else:
-            convert_checkpoint(source, partial, form, Given())
+            convert_checkpoint(source, partial, form, Given(), trust)
         described = None if own is None else checkpoint.read_config(own)
         meta = {} if own is None else json.loads((own / checkpoint.META).read_text(encoding="utf-8"))
         text = card(repo, form, checkpoint_stage(partial, form), described, meta, run)
@@ -155,7 +162,7 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
         return f"{checkpoint.INSIDE}{name}"
 
     options = {key: inside(value, "vision") for key, value in config.vision.options.items()}
-    update: dict[str, Any] = {"vision": Choice(name=config.vision.name, **options)}
+    update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
     if config.llm is not None:
         update["llm"] = config.llm.model_copy(update={"path": inside(config.llm.path, "llm")})
     update["text"] = config.text.model_copy(update={"bert": _bare(config.text.bert)})  # its tokenizer is in the folder

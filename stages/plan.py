@@ -99,6 +99,7 @@ def plan(
     gpus: int = 1,
     memory: str | None = None,
     efficiency: float = 0.4,
+    trust: bool = False,
 ) -> Forecast:
     """What the training of a configuration takes, on so many processes with one GPU each.
 
@@ -106,13 +107,14 @@ def plan(
         gpu: a name of `hardware.GPUS`, or `cpu`.
         memory: of one of them, such as `80GB`; the GPU's own by default.
         efficiency: share of the peak FLOP/s that training reaches.
+        trust: run the code that `init` names for its image encoder.
 
     Raises:
         UsageError: a GPU, amount or tower that is not known, or a stage that is not planned.
     """
     device = hardware.find(gpu)
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
-    config, notes = _with_bridge(check(config))
+    config, notes = _with_bridge(check(config), trust)
     kind = "cpu" if gpu == hardware.CPU else "cuda"
     subject = Subject.of(config, kind, gpus)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
@@ -151,12 +153,12 @@ def plan(
     )
 
 
-def _with_bridge(config: Config) -> tuple[Config, list[str]]:
+def _with_bridge(config: Config, trust: bool) -> tuple[Config, list[str]]:
     """Stage two's bridge as its `init` has it, if that is here."""
     if config.stage != "stage2" or config.init is None:
         return config, []
     try:
-        start = checkpoint.read_config(config.init)
+        start = checkpoint.read_config(config.init, trust)
     except UsageError:
         return config, [f"init '{config.init}' is not here: the bridge is taken to be as this configuration says"]
     return inherit(config, start), []

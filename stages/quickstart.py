@@ -86,7 +86,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     clock = Clock()
     changes = by_prefix(overrides, ("stage1", "stage2"))
     first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
-    exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS)
+    exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS, _names_own(first))
     for config in (first, *(exam.config(name, folder / name) for name in LANGUAGE_MODELS)):
         check(config)
     held = validation_data(first)
@@ -95,7 +95,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         step0 = _before_training(first, held)
         stages.train(first)
     with clock.phase("retrieval", 10):
-        bridge = load(first.run)
+        bridge = load(first.run, trust=_names_own(first))
         assert isinstance(bridge, ImageTextModel)
         texts = [text for own in held.captions for text in own]
         scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
@@ -169,12 +169,15 @@ def _before_training(config: Config, held: Held) -> dict[str, float]:
 
 @dataclass
 class Exam:
-    """Stage two of one quickstart: where it stands, and how much is asked."""
+    """Stage two of one quickstart: where it stands, and how much is asked; `trust` where stage one has a class of
+    the user's own.
+    """
 
     folder: Path
     overrides: list[str]
     questions: int
     captions: int
+    trust: bool = False
 
     def take(self, tasks: tuple[tuple[str, str], ...]) -> Seen:
         """Train and ask the models of some tasks: `see` with its eyes open, `guess` is the blind twin."""
@@ -206,10 +209,16 @@ class Exam:
         return load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes])
 
     def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
-        stages.train(self.config(name, run, *changes))
-        model = load(run)
+        config = self.config(name, run, *changes)
+        stages.train(config, self.trust)
+        model = load(run, trust=self.trust or _names_own(config))
         assert isinstance(model, VisionLanguageModel)
         return model
+
+
+def _names_own(config: Config) -> bool:
+    """Whether the user has typed a class of the own, which what is trained here will then name, too."""
+    return any(":" in choice.name for choice in (config.vision, config.resolution))
 
 
 def _both(exam: Exam) -> tuple[Seen, float]:

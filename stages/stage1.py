@@ -28,7 +28,7 @@ def train(config: Config) -> Path:
         UsageError: data, towers or `init` that cannot be used.
     """
     source = sources.for_run(config.data.train, config.run)
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    strategy = resolution.chosen(config.resolution)
     held = validation_data(config)
     encoder, store = prepare(config, source, strategy, whole=held is not None)
     model, config = build_image_text(config, encoder=encoder)
@@ -44,7 +44,7 @@ def validation_data(config: Config) -> Held | None:
     if config.data.validation is None:
         return None
     source = sources.for_run(config.data.validation, config.run)
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    strategy = resolution.chosen(config.resolution)
     return held_out(source, strategy, config.data.validation_size, config.data.batch)
 
 

@@ -33,11 +33,12 @@ ENCODER_CHANGES = ("image_size", "precision")
 BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 
 
-def train(config: Config) -> Path:
+def train(config: Config, trust: bool = False) -> Path:
     """Run or resume stage two; returns the last checkpoint.
 
     What the bridge was trained with (image encoder, Q-Former sizes, whether it reads questions) is taken from `init`;
-    the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change.
+    the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change. A `module:Class`
+    of `init` needs `trust`, unless the configuration names it, too.
 
     Raises:
         UsageError: data, towers or `init` that cannot be used, a language model in front of which nothing can be
@@ -47,11 +48,11 @@ def train(config: Config) -> Path:
         raise UsageError(
             f"train.fsdp cannot spread a language model in {config.llm.quantize}; leave train.fsdp or llm.quantize out"
         )
-    start = None if config.init is None else checkpoint.read(config.init)
+    start = None if config.init is None else checkpoint.read(config.init, trust)
     if start is not None:
         config = inherit(config, start.config)
     source = sources.for_run(config.data.train, config.run)
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    strategy = resolution.chosen(config.resolution)
     held = validation_data(config)
     here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
     device = f"cuda:{distributed.local_rank()}" if here else "cpu"
@@ -111,12 +112,14 @@ def inherit(config: Config, start: Config) -> Config:
     taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}
     if "vision" in config.model_fields_set:
         changes = {key: value for key, value in config.vision.options.items() if key in ENCODER_CHANGES}
-        taken["vision"] = Choice(name=start.vision.name, **(start.vision.options | changes))
+        taken["vision"] = start.vision.model_copy(update=changes)
     for name in bridge:
         if name in config.model_fields_set and not _agree(getattr(config, name), taken[name]):
             raise UsageError(
                 f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
             )
+    if "vision" in config.model_fields_set:
+        taken["vision"] = taken["vision"].read_from("")  # the user has named it, too
     if config.question is None and start.question is not None:
         taken["question"] = start.question.model_copy(update={"init": None})  # it has its text path
     if "resolution" not in config.model_fields_set:

@@ -33,6 +33,7 @@ FLOORS = (
         "releases",
         "schema",
         "tensors",
+        "trust",
     ),
     ("vision", "resolution", "losses", "checkpoint", "convert"),
     ("model", "data", "mini"),
@@ -48,6 +49,7 @@ ABOVE = (
     "qformer.cli_gallery",
     "qformer.cli_hub",
     "qformer.cli_language",
+    "qformer.cli_options",
     "qformer.__main__",
     "qformer",
 )  # they import inside functions only
@@ -148,7 +150,8 @@ def test_nothing_imports_upward_or_sideways() -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["cli.py", "cli_demo.py", "cli_eval.py", "cli_gallery.py", "cli_hub.py", "cli_language.py", "__init__.py"]
+    "file",
+    [*(f"cli{kind}.py" for kind in ("", "_demo", "_eval", "_gallery", "_hub", "_language", "_options")), "__init__.py"],
 )
 def test_what_stands_above_imports_inside_functions(file: str) -> None:
     outside = [
@@ -189,7 +192,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 27500
+    assert sum(lengths.values()) < 28000
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -27,7 +27,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     made: dict[str, Any] = {"one": model_of_tiles(), "other": model_of_tiles(), "two": torch.nn.Linear(1, 1)}
     with torch.no_grad():
         made["other"].vision_proj.weight.mul_(0.5)
-    monkeypatch.setattr(module, "load", lambda path, device=None: made[path])
+    monkeypatch.setattr(module, "load", lambda path, device=None, trust=False: made[path])
     return made
 
 

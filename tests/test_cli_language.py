@@ -38,7 +38,7 @@ def model(
     made: tuple[VisionLanguageModel, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> VisionLanguageModel:
     """Loaded as `x`, with `1.png`, `2.png` and `3.png` of which `text.png` is none."""
-    monkeypatch.setattr(loading, "load_vision_language", lambda path, device, quantize: made[0])
+    monkeypatch.setattr(loading, "load_vision_language", lambda path, device, quantize, trust: made[0])
     for number in (1, 2, 3):
         shutil.copy(made[1] / "images" / f"{number}.png", tmp_path / f"{number}.png")
     (tmp_path / "text.png").write_text("no image")
@@ -121,7 +121,7 @@ def test_quantisation_reaches_the_loader(
     run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     seen: list[str | None] = []
-    monkeypatch.setattr(loading, "load_vision_language", lambda path, device, how: (seen.append(how), model)[1])
+    monkeypatch.setattr(loading, "load_vision_language", lambda path, device, how, trust: (seen.append(how), model)[1])
     for words in ((), ("--quantize", "int8"), ("--quantize", "nf4"), ("--quantize", "none")):
         assert run(*command, "1.png", *words)[0] == 0
     assert seen == [None, "int8", "nf4", "none"]

@@ -45,7 +45,15 @@ def test_find_takes_objects_strings_and_outsiders(outsider: None) -> None:
 
     assert lookup.find(TABLE, "thing") is Thing
     assert lookup.find(TABLE, "ordered") is collections.OrderedDict
-    assert lookup.find(TABLE, "outsider:Mine") is Thing
+    assert lookup.find(TABLE, "outsider:Mine", own=True) is Thing
+
+
+def test_a_name_is_a_class_of_ones_own_only_where_that_is_meant(outsider: None) -> None:
+    """Presets, GPUs, options of a visitor of the page and shipped towers are looked up, too: `mini:outsider:Mine`."""
+    with pytest.raises(UsageError, match="unknown kind 'outsider:Mine'"):
+        lookup.find(TABLE, "outsider:Mine", "kind")
+    with pytest.raises(UsageError, match="unknown shipped tower 'outsider:Mine'"):
+        lookup.tower("mini:outsider:Mine")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_find_takes_objects_strings_and_outsiders(outsider: None) -> None:
 )
 def test_find_refuses_in_one_sentence(given: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        lookup.find(TABLE, given, "kind")
+        lookup.find(TABLE, given, "kind", own=True)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

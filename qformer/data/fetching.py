@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from qformer import trust
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -37,11 +38,13 @@ def expand(patterns: str | list[str]) -> list[str]:
     """Shard names of one or several patterns: `{000..331}`, `{a,b}`, and `*`, `?`, `[...]` where files can be listed.
 
     Raises:
-        UsageError: no shard at all, or `*` in a place that cannot be listed.
+        UsageError: no shard at all, or `*` in a place that cannot be listed; or (`Untrusted`) a command or an address
+            that somebody else's file names.
     """
     names = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in braces(pattern.removeprefix("file://").removeprefix("file:")):
+            _judge(name)
             names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
     if not any(fetcher(name) is not None or Path(name).exists() for name in names):
         raise UsageError(
@@ -54,10 +57,12 @@ def expand_local(patterns: str | list[str]) -> list[str]:
     """Existing files of one or several patterns.
 
     Raises:
-        UsageError: one that is not there.
+        UsageError: one that is not there; or (`Untrusted`) an address that somebody else's file names.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
     wanted = [name for pattern in names for name in braces(pattern)]
+    for name in filter(REMOTE.match, wanted):
+        trust.judge(name, trust.CALLED)
     files = [file for name in wanted for file in (_listed(name) if MAGIC.search(name) else [name])]
     missing = next((file for file in files if not REMOTE.match(file) and not Path(file).is_file()), None)
     if missing is not None or not files:
@@ -79,9 +84,18 @@ def braces(pattern: str) -> list[str]:
     return list(dict.fromkeys(whole for part in parts for whole in braces(part)))
 
 
+def _judge(name: str) -> None:
+    """Once braces are written out, for they can hide anything, and before anything is listed."""
+    if name.startswith(PIPE):
+        trust.judge(name, trust.COMMANDED)
+    elif REMOTE.match(name):
+        trust.judge(name, trust.CALLED)
+
+
 def _listed(pattern: str) -> list[str]:
     if not REMOTE.match(pattern):
-        return sorted(glob.glob(pattern, recursive=True))
+        found = sorted(glob.glob(pattern, recursive=True))
+        return [f"./{name}" if name.startswith(PIPE) else name for name in found]  # a file of that name is no command
     if pattern.startswith(("http://", "https://")):  # where * cannot be listed and ? belongs to a query
         if "*" in pattern:
             raise UsageError(f"'{pattern}' cannot be listed over HTTP; write the numbers as in {{00000..00331}}.tar")

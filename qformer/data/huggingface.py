@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformer.data.fetching import expand_local
+from qformer import trust
+from qformer.data.fetching import REMOTE, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
 from qformer.data.sources import texts_of
@@ -97,6 +98,8 @@ class HuggingFace(Sharded):
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
             kind = FILES.get(Path(first).suffix)
             if kind is None:
+                if REMOTE.match(first):
+                    trust.judge(first, trust.CALLED)
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
                 place = {"path": kind, "data_files": {self.split.partition("[")[0]: expand_local(self.path)}}

@@ -69,9 +69,14 @@ def build(name: str, **options: Any) -> Source:
     return _build(name, options, "data")
 
 
-def for_run(choice: Choice, run: str) -> Source:
-    """The source that a configuration names; what it keeps (counts, fetched shards) is kept beside the run."""
-    return _build(choice.name, choice.options, "data", str(Path(run) / CACHE))
+def for_run(choice: Choice, run: str | None = None) -> Source:
+    """The source that a configuration names; what it keeps (counts, fetched shards) is kept beside the run, if any.
+
+    Raises:
+        UsageError: as of `build`; or (`Untrusted`) what somebody else's file names would run or be called.
+    """
+    with choice.building():
+        return _build(choice.name, choice.options, "data", None if run is None else str(Path(run) / CACHE))
 
 
 def check(name: str, options: Mapping[str, Any], where: str = "data", table: Mapping[str, Any] = SOURCES) -> None:
@@ -115,7 +120,7 @@ def _part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], fl
 
 def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
     options, prompt = _without_prompt(options, where)
-    found = lookup.find(SOURCES, name, where)
+    found = lookup.find(SOURCES, name, where, own=True)
     if dataclasses.is_dataclass(found) and "cache" in {f.name for f in dataclasses.fields(found)}:
         options = {"cache": cache} | options
     source = lookup.build(SOURCES, name, options, where)

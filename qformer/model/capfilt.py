@@ -34,11 +34,14 @@ STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cu
 ITC_TOKENS = 35  # as retrieval reads texts
 
 
-def load_captioner(path: str, device: str | torch.device, prompt: str | None = None, top_p: float = 0.9) -> Captioner:
+def load_captioner(
+    path: str, device: str | torch.device, prompt: str | None = None, top_p: float = 0.9, trust: bool = False
+) -> Captioner:
     """A checkpoint of either stage (ours, LAVIS's, BLIP-2 of transformers), or a BLIP of transformers.
 
     Args:
         prompt: the caption goes on from here; by default that of training.
+        trust: see `qformer.load`.
 
     Raises:
         UsageError: none of these, or a prompt for stage one, which has none.
@@ -50,7 +53,7 @@ def load_captioner(path: str, device: str | torch.device, prompt: str | None = N
         raise UsageError(
             f"'{path}' holds a {kind} model; a captioner is a checkpoint of either stage, a BLIP-2 or a BLIP"
         )
-    model = load(path, device)
+    model = load(path, device, trust=trust)
     if isinstance(model, VisionLanguageModel):
         bridge = model  # of the type that is known inside the function
 
@@ -67,8 +70,10 @@ def load_captioner(path: str, device: str | torch.device, prompt: str | None = N
     )
 
 
-def load_ranker(path: str, device: str | torch.device) -> Ranker:
+def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> Ranker:
     """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, AltCLIP.
+
+    For `trust` see `qformer.load`.
 
     Raises:
         UsageError: neither.
@@ -76,7 +81,7 @@ def load_ranker(path: str, device: str | torch.device) -> Ranker:
     kind = _model_type(path)
     if kind not in (None, "blip-2"):
         return ClipLike(path, device)
-    model = load(path, device)
+    model = load(path, device, trust=trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(
             f"'{path}' is a checkpoint of stage two; a ranker is one of stage one, or a CLIP of transformers"

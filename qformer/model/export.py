@@ -49,10 +49,11 @@ Form = Literal["qformer", "lavis", "transformers"]
 EXTRA = 1  # CLS stands in front of the patches
 
 
-def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> Path:
+def convert_checkpoint(source: str, target: Path, form: Form, given: Given, trust: bool = False) -> Path:
     """Write the checkpoint at `source`, of whatever form, to `target` in the given form; tensors keep their bits.
 
-    Towers that a checkpoint leaves out stay out, except in the form of transformers, which needs them.
+    Towers that a checkpoint leaves out stay out, except in the form of transformers, which needs them. `trust` is as
+    of `qformer.load`.
 
     Raises:
         UsageError: the source is no checkpoint, has no home in that form, or the target exists.
@@ -60,7 +61,7 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given) -> P
     if target.exists():
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
     found = str(pushed(source)) if checkpoint.is_foreign(source) else source
-    opened = open_foreign(found, given) if checkpoint.is_foreign(found) else open_ours(found)
+    opened = open_foreign(found, given) if checkpoint.is_foreign(found) else open_ours(found, trust)
     partial = target.with_name(f"{target.name}.partial")
     _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +79,13 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def open_ours(path: str | Path) -> Opened:
+def open_ours(path: str | Path, trust: bool = False) -> Opened:
     """A checkpoint of ours taken apart, with the towers that it holds itself.
 
     Raises:
         UsageError: none is there, or its towers or its text path have no place in other forms.
     """
-    saved = checkpoint.read(path)
+    saved = checkpoint.read(path, trust)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")

@@ -101,7 +101,7 @@ class Opened:
                 raise UsageError(
                     f"the image encoder of '{self.source}' was random and is lost; train on one that has vision.weights"
                 )
-            encoder = vision.build(self.config.vision.name, **self.config.vision.options)
+            encoder = vision.options_of(self.config.vision).build()
             self.parts.vision = encoder.state_dict()
         if self.config.llm is not None and not self.parts.llm:
             # by transformers' own means: on the hub are files of older forms and names, too

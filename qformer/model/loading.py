@@ -94,7 +94,7 @@ def build_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or a missing folder.
     """
-    encoder = vision.build(config.vision.name, **config.vision.options)
+    encoder = vision.options_of(config.vision).build()
     return encoder.freeze() if config.freeze_vision else encoder.float()
 
 
@@ -107,7 +107,7 @@ def build_image_text(
         tokenizer_of: where the tokenizer is, for a model whose tensors will be put in: BERT's weights are not needed.
         encoder: in place of the one that the configuration names.
     """
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)  # refused before anything is read
+    strategy = resolution.chosen(config.resolution)  # refused before anything is read
     encoder = encoder or build_encoder(config)
     sizes = with_encoder_width(config.qformer, encoder.width)
     if tokenizer_of is None:
@@ -136,9 +136,9 @@ def build_vision_language(
             put in. By default both are BERT's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
-    strategy = resolution.build(config.resolution.name, **config.resolution.options)
+    strategy = resolution.chosen(config.resolution)
     if encoder is None:
-        vision.check(config.vision.name, **config.vision.options)  # before the language model is read
+        vision.options_of(config.vision)  # refused before gigabytes are read
     llm = llm or load_language_model(
         config.llm.path,
         device=device,
@@ -310,6 +310,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
+    trust: bool = False,
     **sizes: Any,
 ) -> ImageTextModel | VisionLanguageModel:
     """A trained model, in eval mode.
@@ -320,11 +321,13 @@ def load(
         device: where to; None is the GPU where there is one.
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
         quantize: the language model: `int8`, `nf4` or `none`; None is as its configuration says (docs/quantization.md).
+        trust: import and run the `module:Class` that the checkpoint names, if it names any. Whoever made it can then
+            do on this machine what you can.
         sizes: what others' checkpoints leave open, see `qformer.model.foreign.Given`.
 
     Raises:
         UsageError: no checkpoint there, one that does not fit, a tower that it names is gone, or what was asked for
-            is not possible here.
+            is not possible here; or (`Untrusted`) it names code without `trust`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.is_foreign(path_or_id):
@@ -336,7 +339,7 @@ def load(
             return foreign.load_foreign(path_or_id, device, dtype, given, quantize)
     if sizes:
         raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
-    saved = checkpoint.read(path_or_id)
+    saved = checkpoint.read(path_or_id, trust)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path_or_id}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
@@ -350,10 +353,10 @@ def load(
 
 
 def load_vision_language(
-    path: str | Path, device: str | torch.device | None = None, quantize: str | None = None
+    path: str | Path, device: str | torch.device | None = None, quantize: str | None = None, trust: bool = False
 ) -> VisionLanguageModel:
     """`load` for what needs a language model: a checkpoint of stage one is a UsageError."""
-    model = load(path, device, quantize=quantize)
+    model = load(path, device, quantize=quantize, trust=trust)
     if not isinstance(model, VisionLanguageModel):
         raise UsageError(f"'{path}' is a checkpoint of stage one, which has no language model; give one of stage two")
     return model

@@ -115,7 +115,7 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = vision.check(config.vision.name, **config.vision.options)
+    options = vision.options_of(config.vision)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
         model = AutoModel.from_config(

@@ -8,6 +8,7 @@ from qformer import lookup
 
 if TYPE_CHECKING:
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.schema import Choice
 
 STRATEGIES: dict[str, Any] = {
     "fixed": "qformer.resolution.fixed:Fixed",
@@ -21,3 +22,13 @@ def build(name: str, **options: Any) -> ResolutionStrategy:
         UsageError: unknown name or option, or a value of the wrong type.
     """
     return lookup.build(STRATEGIES, name, options, "resolution")
+
+
+def chosen(choice: Choice) -> ResolutionStrategy:
+    """The strategy that a configuration names.
+
+    Raises:
+        UsageError: as of `build`; or (`Untrusted`) a class that somebody else's file names.
+    """
+    with choice.building():
+        return build(choice.name, **choice.options)

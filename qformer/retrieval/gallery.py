@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
+from pydantic import ValidationError
 
+from qformer.data import sources
+from qformer.schema import Choice
+from qformer.trust import CALLED, judge, reading
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
+
+    from qformer.data.sources import Source
 
 MANIFEST = "gallery.json"
 COLUMNS = {"id": str, "path": str, "caption": str, "bytes": int, "width": int, "height": int, "modified": int}
@@ -119,15 +125,30 @@ class Store(Protocol):
 
 @dataclass
 class Gallery:
-    """An opened gallery; `about` is what `gallery.json` says."""
+    """An opened gallery.
+
+    Attributes:
+        about: what `gallery.json` says. trusted: whether what it says may run; what was made here may.
+    """
 
     folder: Path
     about: dict[str, Any]
     store: Store
+    trusted: bool = False
 
     @classmethod
-    def open(cls, folder: str | Path) -> Gallery:
-        """Raises UsageError: there is none, its manifest is damaged, or its store cannot be reached."""
+    def open(cls, folder: str | Path, trust: bool = False, store: str | None = None) -> Gallery:
+        """The gallery in a folder.
+
+        Args:
+            trust: let it ask the server that it names, and when images are read again, let its sources run what they
+                name: `module:Class`, `pipe:`, addresses. Whoever made it can then do on this machine what you can.
+            store: the store that it is known to have, and that may be asked in any case.
+
+        Raises:
+            UsageError: there is none, its manifest is damaged, or its store cannot be reached; or (`Untrusted`) that
+                is a server and nobody has said to trust it.
+        """
         folder = Path(folder)
         try:
             about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -142,13 +163,14 @@ class Gallery:
             raise UsageError(
                 f"'{folder / MANIFEST}' is damaged ({error}); index the images into another folder"
             ) from error
-        return cls(folder, about, open_store(folder, fields))
+        with reading("" if trust or store == fields["store"] else _named(folder)):
+            return cls(folder, about, open_store(folder, fields), trust)
 
     @classmethod
     def create(cls, folder: Path, store: str, **about: Any) -> Gallery:
         """A new and empty one; `store` is `lance`, or `qdrant://host:port`."""
         about = {"name": f"gallery-{uuid.uuid4().hex[:12]}", "store": store, "sources": [], **about}
-        made = cls(folder, about, cast("Store", None))
+        made = cls(folder, about, cast("Store", None), trusted=True)
         made.save()  # first: of a folder without it nobody would know whose store it holds
         try:
             made.store = open_store(folder, about)
@@ -166,6 +188,18 @@ class Gallery:
             os.fsync(file.fileno())
         partial.replace(self.folder / MANIFEST)
 
+    def source(self, number: int) -> Source:
+        """The source of that number, opened again.
+
+        Raises:
+            UsageError: it is not what it was, or never was one; or (`Untrusted`) what it names would run.
+        """
+        try:
+            choice = Choice.model_validate(self.about["sources"][number])
+        except (IndexError, KeyError, TypeError, ValidationError) as error:
+            raise UsageError(f"'{self.folder / MANIFEST}' has no source {number} that can be opened") from error
+        return sources.for_run(choice if self.trusted else choice.read_from(_named(self.folder)))
+
     def check(self, fingerprint: str, model: str) -> None:
         """Raises UsageError: the gallery was embedded by another model."""
         if self.about["fingerprint"] != fingerprint:
@@ -175,8 +209,12 @@ class Gallery:
             )
 
 
+def _named(folder: Path) -> str:
+    return f"the gallery '{folder}'"
+
+
 def open_store(folder: Path, about: dict[str, Any]) -> Store:
-    """Raises UsageError: unknown kind, or a package or server that it needs is not there."""
+    """Raises UsageError: unknown kind, or a package or server that it needs is not there; see also `Gallery.open`."""
     kind = str(about["store"])
     try:
         if kind == "lance":
@@ -184,6 +222,7 @@ def open_store(folder: Path, about: dict[str, Any]) -> Store:
 
             return LanceStore(folder, int(about["queries"]), int(about["width"]))
         if kind.startswith("qdrant://"):
+            judge(kind, CALLED)
             from qformer.retrieval.qdrant import QdrantStore
 
             if about.get("features"):

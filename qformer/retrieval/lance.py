@@ -85,6 +85,11 @@ class LanceStore:
                 self._images = self._database.create_table("images", schema=SCHEMA, exist_ok=True)
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(f"the store in '{folder}' cannot be opened ({error}); index the images again") from error
+        if b"embedding_functions" in (self._images.schema.metadata or {}):
+            raise UsageError(
+                f"the store in '{folder}' names embedding functions, models that LanceDB would load and run whenever "
+                "entries are added; no gallery of qformer has any: index the images into another folder"
+            )
 
     def __len__(self) -> int:
         return int(self._images.count_rows())

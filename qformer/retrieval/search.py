@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer.cleaning import MAX_WORDS, clean_caption
-from qformer.data import sources
 from qformer.images import read_image
 from qformer.resolution.base import cut_all
 from qformer.retrieval.gallery import Gallery, conditions, maxsim
 from qformer.retrieval.reading import MAX_TOKENS, fingerprint
+from qformer.trust import Untrusted
 from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +65,15 @@ class Retriever:
         unread: paths of the last search whose images could not be read again, so that they were not re-ranked.
     """
 
-    def __init__(self, gallery: Gallery | str | Path, model: ImageTextModel, name: str = "the model") -> None:
-        """Raises UsageError: there is no gallery, or another model made it."""
-        self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+    def __init__(
+        self, gallery: Gallery | str | Path, model: ImageTextModel, name: str = "the model", trust: bool = False
+    ) -> None:
+        """Open the gallery, where it is not open yet; for `trust` see `Gallery.open`.
+
+        Raises:
+            UsageError: there is none, or another model made it.
+        """
+        self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, trust)
         self.gallery.check(fingerprint(model), name)
         self.model = model.eval()
         self.unread: list[str] = []
@@ -181,12 +187,14 @@ class Retriever:
                 if place.size >= 0:
                     return read_image(Path(place.name))
                 if place.source not in self._sources:
-                    self._sources[place.source] = sources.build(**self.gallery.about["sources"][place.source])
+                    self._sources[place.source] = self.gallery.source(place.source)
                 sample = self._sources[place.source][place.number]
                 if sample.key == place.name:  # else its tar is another one by now
                     return read_image(sample.image)
             except BadSample as bad:
                 fault = bad
+            except Untrusted:  # that the image is missing would be a lie
+                raise
             except (UsageError, IndexError) as error:  # its source is gone, or has become shorter
                 fault = BadSample("missing", f"{place.name}: {error}")
         raise fault

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qformer import lookup
 
 if TYPE_CHECKING:
+    from qformer.schema import Choice
     from qformer.vision.base import VisionEncoder
 
 ENCODERS: dict[str, Any] = {
@@ -31,4 +32,14 @@ def build(name: str, **options: Any) -> VisionEncoder:
     Raises:
         UsageError: unknown name or option, a value of the wrong type, or weights that do not fit.
     """
-    return check(name, **options).build()
+    return lookup.build(ENCODERS, name, options, "vision").build()
+
+
+def options_of(choice: Choice) -> Any:
+    """The dataclass of options of the encoder that a configuration names.
+
+    Raises:
+        UsageError: as of `build`; or (`Untrusted`) a class that somebody else's file names.
+    """
+    with choice.building():
+        return lookup.build(ENCODERS, choice.name, choice.options, "vision")

@@ -12,9 +12,9 @@ import typer.core
 import typer.main
 from PIL import Image
 
-from demo import app, backend, guard, limits, server
+from demo import app, backend, guard, limits, password, server
 from demo.backend import Models
-from qformer import cli
+from qformer import cli, cli_demo
 from tests.demo.conftest import ROOT
 
 PAGE = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
@@ -73,7 +73,11 @@ def test_python_of_look(place: Path) -> None:
 def test_commands_are_accepted(line: str) -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
-    _, command, *words = shlex.split(line.partition("#")[0])
+    words = shlex.split(line.partition("#")[0])
+    if words[0] == "export":
+        assert words[1].startswith(f"{cli_demo.PASSWORD}=")
+        return
+    _, command, *words = words
     assert group.commands[command].make_context(command, words)
 
 
@@ -83,6 +87,8 @@ def test_limits_are_those_of_the_code() -> None:
         f"{limits.MAX_BYTES / 1e6:.0f} MB, {limits.MAX_PIXELS / 1e6:.0f} million pixels",
         f"a question {limits.MAX_QUESTION:,} characters, a context {limits.MAX_CONTEXT:,}",
         f"{guard.MAX_STORED / 1e9:.0f} GB at once",
+        f"a client has {password.EACH[0]} tries, then one in {password.EACH[1]:.0f} seconds",
+        f"all together {password.ALL[0]}, then one in {password.ALL[1]:.0f} seconds",
     ):
         assert said in PAGE
     assert (guard.KEEP_FILES, guard.KEEP_SESSION) == (3600, 600)

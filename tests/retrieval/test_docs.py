@@ -139,7 +139,7 @@ def test_a_gallery_on_qdrant_is_updated_and_searched_like_one_in_a_folder(
         found = []
         for name, store in (("in-folder", None), ("on-server", "qdrant://localhost:6333")):
             index("runs/stage1", ["photos"], Path(name), store, None, 2, "cpu")
-            retriever = Retriever(name, model)
+            retriever = Retriever(name, model, trust=store is not None)
             hits = retriever.text_to_image("a cat", k=3, shortlist=4, where=["path~PHOTOS/"])
             hits += retriever.search("a dog", "bicycle.jpg") + retriever.image_to_text("bicycle.jpg")
             found.append(hits)

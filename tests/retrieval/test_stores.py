@@ -306,14 +306,14 @@ def test_a_collection_that_is_missing_or_of_another_width(monkeypatch: pytest.Mo
     about = {"fingerprint": "x", "checkpoint": "y", "queries": QUERIES, "width": WIDTH}
     made = Gallery.create(tmp_path, URL, **about)
     made.store.commit([entry(1)], [], [])
-    assert len(Gallery.open(tmp_path).store) == 1
+    assert len(Gallery.open(tmp_path, trust=True).store) == 1
     made.about["sources"].append({"name": "folder", "path": "photos"})
     made.save()
     with pytest.raises(UsageError, match=r"holds rows of 8 numbers, and the model makes 16"):
         QdrantStore(URL, made.about["name"], 16)
     client.delete_collection(made.about["name"])
     with pytest.raises(UsageError, match=r"has no collection 'gallery-\w+', which this gallery is kept in"):
-        Gallery.open(tmp_path)
+        Gallery.open(tmp_path, trust=True)
     assert not client.collection_exists(made.about["name"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import stages
 from qformer.config import load_config
 from qformer.data import sources
+from qformer.schema import read_from
 from qformer.types import UsageError
 from stages.capfilt import choose_data
 from stages.checking import check
@@ -112,12 +114,15 @@ def test_nothing_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     "override", ["vision.name=evil:Class", "data.train={name: mix, sources: [{name: 'evil:Class'}]}"]
 )
 def test_code_that_is_not_trusted_is_named_and_not_imported(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> Any:
-        raise AssertionError(f"{name} was imported")
+    real = importlib.import_module
 
-    monkeypatch.setattr("qformer.lookup.importlib.import_module", refuse)
-    with pytest.raises(UsageError, match="names 'evil:Class', code that is imported for the one who typed it only"):
-        check(load_config(QUICK, [override]), trusted=lambda _: False)
+    def imported(name: str) -> Any:
+        assert name != "evil"
+        return real(name)
+
+    monkeypatch.setattr("qformer.lookup.importlib.import_module", imported)
+    with pytest.raises(UsageError, match="the checkpoint 'c' names 'evil:Class', which would be imported and run"):
+        check(read_from(load_config(QUICK, [override]), "the checkpoint 'c'"))
 
 
 def test_everything_that_takes_a_configuration_checks_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

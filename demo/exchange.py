@@ -1,0 +1,227 @@
+"""One request and its answer, as they pass between a visitor and Gradio: read, checked, held back, refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from demo import limits
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    Message = MutableMapping[str, Any]
+
+MAX_JSON = 1_000_000  # bytes: a long context and a conversation
+MAX_DRAINED = 200_000_000  # bytes
+MAX_HEADER = 8_192  # bytes of one header of a part
+FIELD = "an upload's pictures come in fields named 'files', each with the name of its file"
+BROKEN = "the upload broke off"
+
+
+class Refused(Exception):
+    """A request that goes no further.
+
+    Args:
+        headers: of the answer, beside the sentence.
+    """
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.headers = headers
+
+
+class Form:
+    """The parts of an upload, looked at as they come in.
+
+    Gradio takes fields of other names and files of other kinds of form, too, and then leaves what it wrote of them on
+    the disk. It removes all of it for a `MultiPartException` in the middle of its reading, so that is what is raised.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        self._name, self._value, self._disposition = b"", b"", b""
+        self._is_whole = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_name,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header,
+                "on_headers_finished": self._check,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, body: bytes, more: bool) -> None:
+        """Look at the next bytes.
+
+        Raises:
+            MultiPartException: they are no form of files, or the last of them leave it open.
+        """
+        try:
+            self._parser.write(body)
+        except MultipartParseError as error:
+            raise MultiPartException(f"the upload is no form of files ({str(error)[:200]})") from error
+        if not (more or self._is_whole):
+            raise MultiPartException("the upload's form has no end; send it whole")
+
+    def _begin(self) -> None:
+        self._name, self._value, self._disposition = b"", b"", b""
+
+    def _on_name(self, data: bytes, start: int, end: int) -> None:
+        self._name = self._bounded(self._name + data[start:end])
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value = self._bounded(self._value + data[start:end])
+
+    def _bounded(self, text: bytes) -> bytes:
+        if len(text) > MAX_HEADER:
+            raise MultiPartException(f"a part of the upload has a header of more than {MAX_HEADER:,} bytes")
+        return text
+
+    def _on_header(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._name, self._value = b"", b""
+
+    def _check(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != b"files" or b"filename" not in options:
+            raise MultiPartException(FIELD)
+        name = options[b"filename"].decode("utf-8", "replace")
+        if name and not re.search(r"[\w-]", Path(name).name):
+            raise MultiPartException(f"'{name[:100]}' is not the name of a file")
+
+    def _end(self) -> None:
+        self._is_whole = True
+
+
+class Exchange:
+    """The two directions of one request: what was read may be read again, what is sent may be held back.
+
+    Args:
+        path: within the page.
+    """
+
+    def __init__(self, receive: Any, send: Any, path: str, api: str) -> None:
+        self._receive, self._send = receive, send
+        self.is_file = path.startswith(f"{api}/file=")
+        self.is_upload = path == f"{api}/upload"
+        self.at_once = path == f"{api}/run/predict"
+        self.status = 0
+        self.left = False  # the other end is gone before all was sent
+        self.held = b""
+        self.when_ok: list[tuple[bytes, bytes]] = []  # more headers of an answer 200
+        self._form: Form | None = None
+        self._again: Message | None = None
+        self._start: Message | None = None
+        self._holds = self._ended = self._read = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether part of an answer is on its way."""
+        return bool(self.status) and not self._holds
+
+    def replay(self, body: bytes) -> None:
+        self._again = {"type": "http.request", "body": body, "more_body": False}
+
+    def hold(self, content_type: str) -> None:
+        """Keep the answer back, and look at the form that comes in."""
+        self._holds = True
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        self._form = Form(boundary) if boundary else None  # without one Gradio refuses before it reads
+
+    async def receive(self) -> Message:
+        if self._again is not None:
+            message, self._again = self._again, None
+            return message
+        message = await self._receive()
+        self._read |= not message.get("more_body", False)
+        if message["type"] == "http.disconnect" and not self._ended:
+            self.left = True
+            if self._form is not None and not self.status:
+                raise MultiPartException(BROKEN)
+        elif message["type"] == "http.request" and self._form is not None:
+            self._form.feed(message.get("body", b""), message.get("more_body", False))
+        return message
+
+    async def body(self, limit: int) -> bytes:
+        """All that is sent, at most `limit` bytes.
+
+        Raises:
+            Refused: more, or it breaks off.
+        """
+        body = bytearray()
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the request ended early")
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limit:
+                size = f"{limit / 1e6:.0f} MB" if limit >= 1e6 else f"{limit / 1e3:.0f} kB"
+                raise Refused(413, f"the request has more than {size}; upload pictures, and shorten texts")
+        return bytes(body)
+
+    async def json(self) -> dict[str, Any]:
+        """The body, where it is an object of finite numbers, whole characters and no great size or depth.
+
+        Raises:
+            Refused: it is none.
+        """
+        try:
+            return limits.checked_request(await self.body(MAX_JSON))
+        except UsageError as error:
+            raise Refused(400, str(error)) from error
+
+    async def drain(self) -> None:
+        """Read what is still coming, up to a limit: who is cut off in the middle of sending reads no answer."""
+        size, more = 0, not self._read
+        while more and size < MAX_DRAINED:
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if self.at_once and message["status"] == 500:  # a refusal by the function itself, told in its body
+                message["status"] = 400
+            self.status = message["status"]
+            more = self.when_ok if self.status == 200 else []
+            if self.is_file:  # what a visitor uploaded is a picture to look at, never a page of ours
+                more = [
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"content-security-policy", b"default-src 'none'; sandbox"),
+                ]
+            message["headers"] = [*message["headers"], *more]
+        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not self._holds:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._start = message
+        else:
+            self.held += message.get("body", b"")
+
+    async def release(self) -> None:
+        if self._start is not None:
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": self.held})
+
+    async def refuse(self, scope: Message, refused: Refused) -> None:
+        """Answer with the sentence, where no answer has begun."""
+        if self.has_begun:
+            return
+        kind = PlainTextResponse if self.is_upload else None  # Gradio's page shows its body as it is
+        told, status, headers = str(refused), refused.status, refused.headers
+        response = kind(told, status, headers) if kind else JSONResponse({"detail": told}, status, headers)
+        await response(scope, self._receive, self._send)

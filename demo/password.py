@@ -1,0 +1,128 @@
+"""Who is let in: one name and password, how often wrong ones may be tried, and the form that asks for them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EACH = (5, 15.0)  # tries that one client has at once, and seconds until it has another
+ALL = (30, 2.0)  # the same of all clients together
+DEVICE = "qformer-device"  # cookie of a browser that has logged in before
+
+
+class Password:
+    """A name and a password; called with what a visitor gave, tells whether both are right.
+
+    The time it takes does not depend on where they differ, nor on whether the name alone is right.
+    """
+
+    def __init__(self, user: str, password: str) -> None:
+        self._user, self._password = _digest(user.strip()), _digest(password)
+
+    def __call__(self, user: str, password: str) -> bool:
+        is_user = hmac.compare_digest(_digest(user.strip()), self._user)
+        is_password = hmac.compare_digest(_digest(password), self._password)
+        return is_user and is_password
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+class Tries:
+    """Slows the guessing of passwords: for each client by itself, and for all of them together.
+
+    A client is a browser that has logged in before, known by a cookie that cannot be made up, or else an address. Those
+    known browsers do not count among all together, so that whoever guesses from many addresses cannot lock them out; a
+    single address has used up its own tries long before those of all. A right password gives the tries back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._paid: dict[str, float] = {}  # when all tries of a client will have been paid for
+        self._key = secrets.token_bytes(32)
+
+    def take(self, client: str) -> float:
+        """Take one of a client's tries; the seconds to wait instead where none is left, else 0."""
+        now = self._clock()
+        self._paid = {name: paid for name, paid in self._paid.items() if paid > now}
+        counts = self._counts(client)
+        waits = [self._paid.get(name, now) + (1 - size) * period - now for name, (size, period) in counts.items()]
+        if max(waits) > 0:
+            return max(waits)
+        for name, (_, period) in counts.items():
+            self._paid[name] = self._paid.get(name, now) + period
+        return 0.0
+
+    def give_back(self, client: str) -> None:
+        """Give back a client's tries, of which the last one was right."""
+        self._paid.pop(client, None)
+        if "" in self._counts(client):
+            self._paid[""] = self._paid.get("", 0.0) - ALL[1]
+
+    def client(self, address: str, cookie: str | None) -> str:
+        """Whose tries count, by the address of a request and its cookie `DEVICE`."""
+        nonce, _, signature = (cookie or "").partition(".")
+        if nonce and hmac.compare_digest(signature.encode(), self._sign(nonce).encode()):
+            return f"{DEVICE} {nonce}"
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return f"address {address}"
+        if ip.version == 6:  # a household has 2**64 of them
+            return f"address {ipaddress.ip_network((ip, 64), strict=False)}"
+        return f"address {ip}"
+
+    def cookie(self) -> str:
+        """A new value of the cookie `DEVICE`."""
+        nonce = secrets.token_urlsafe(16)
+        return f"{nonce}.{self._sign(nonce)}"
+
+    def _sign(self, nonce: str) -> str:
+        return hmac.new(self._key, nonce.encode(), "sha256").hexdigest()
+
+    def _counts(self, client: str) -> dict[str, tuple[int, float]]:
+        return {client: EACH} if client.startswith(DEVICE) else {client: EACH, "": ALL}
+
+
+# It stands in front of Gradio's own form, which comes with the names of all functions.
+FORM = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>qformer: log in</title><link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; font: 16px system-ui, sans-serif }
+form { max-width: 20rem; margin: 15vh auto; padding: 0 1rem; display: grid; gap: .75rem }
+label { display: grid; gap: .25rem }
+input, button { font: inherit; padding: .5rem }
+output { min-height: 3em }
+</style></head><body>
+<form method="post" action="login">
+<h1>Log in</h1>
+<label>Name <input name="username" autocomplete="username" required autofocus></label>
+<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
+<button>Log in</button><output></output>
+</form>
+<script>
+document.querySelector("form").onsubmit = async (event) => {
+  event.preventDefault();
+  const form = event.target, told = form.querySelector("output");
+  try {
+    const answer = await fetch("login", { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    if (answer.ok) return location.reload();
+    told.value = answer.status === 400 ? "The name or the password is wrong." : (await answer.json()).detail;
+  } catch { told.value = "The page did not answer; try again."; }
+};
+</script></body></html>
+"""
+FORM_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; form-action 'self'; img-src data:; frame-ancestors 'none'",
+}
