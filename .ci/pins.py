@@ -102,7 +102,7 @@ def renew(project: dict) -> None:
         Path(folder, "kept.txt").write_text(kept)
         subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
         pip = [python, "-m", "pip"]
-        subprocess.run([*pip, "install", "--quiet", "-c", Path(folder, "kept.txt"), "-e", f"{ROOT}[dev]"], check=True)
+        subprocess.run([*pip, "install", "--quiet", "-c", Path(folder, "kept.txt"), "-e", f"{ROOT}[all]"], check=True)
         freeze = subprocess.run([*pip, "freeze", "--exclude-editable"], check=True, capture_output=True, text=True)
     PINS.write_text(pinned(freeze.stdout))
 

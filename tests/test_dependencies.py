@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 PINS = dict(line.split("==") for line in CONSTRAINTS.splitlines() if not line.startswith("#"))
 #: Names under which packages are imported, where they differ from those of the package.
-IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
+IMPORTED_AS = {"PIL": "pillow", "pydantic_core": "pydantic", "yaml": "pyyaml"}
 #: Imported only where somebody has installed it for that: their harness, and a lemmatiser.
 OPTIONAL = {"lmms-eval", "spacy"}
 
