@@ -1,5 +1,6 @@
 """Versions that an installation gets: the pins, the lowest ones that are declared, and what is here.
 
+    python .ci/pins.py direct      # the direct dependencies as pyproject.toml asks for them, one on each line
     python .ci/pins.py lowest      # constraints at the floors of pyproject.toml, torch at its pin
     python .ci/pins.py versions    # the direct dependencies of this environment
     python .ci/pins.py renew       # write constraints.txt anew, at the newest versions that pip resolves
@@ -110,6 +111,8 @@ def renew(project: dict) -> None:
 if __name__ == "__main__":
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
     match sys.argv[1:]:
+        case ["direct"]:
+            print(*requirements(declared), sep="\n")
         case ["lowest"]:
             print(lowest(declared, PINS.read_text()), end="")
         case ["versions"]:
