@@ -45,7 +45,7 @@ def evaluate(
     preset: Annotated[str, typer.Option(help="prompt and decoding of answers: paper or lavis")] = "paper",
     beams: Annotated[
         int | None,
-        typer.Option(help="caption, vqa, gqa: beams of the search; 1 is greedy; by default the task's", min=1),
+        typer.Option(help="caption, vqa, gqa: number of beams (1 is greedy); the task's own by default", min=1),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
     batch: Annotated[int, typer.Option(help="images (of questions: questions) at once", min=1)] = 64,

@@ -45,7 +45,7 @@ def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
     """Fields of `GenerateConfig` from the command line, where None is what the task or the paper has.
 
     Raises:
-        UsageError: options that act on samples only, without `sample`.
+        UsageError: options that act on samples only, without `sample`, or beams with it.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if not sample:
@@ -53,7 +53,9 @@ def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
             if is_given:
                 raise UsageError(f"--{name.replace('_', '-')} is for texts that are drawn; add --sample")
         return chosen
-    return {"num_beams": 1, **chosen, "do_sample": True, "num_return_sequences": captions}
+    if "num_beams" in chosen:
+        raise UsageError("--beams is for texts that are searched for; leave it or --sample out")
+    return {**chosen, "do_sample": True, "num_return_sequences": captions}
 
 
 def caption(

@@ -86,7 +86,7 @@ def _check(settings: Settings) -> None:
     elif settings.prompt is not None and "{}" not in settings.prompt:
         raise UsageError(f"--prompt is '{settings.prompt}'; write {{}} where the question belongs")
     if settings.beams is not None and settings.bench in ("choice", "statement"):
-        raise UsageError(f"--beams is {settings.beams}, but answers of {settings.bench} are compared; leave it out")
+        raise UsageError(f"{settings.bench} compares given answers and writes none; leave --beams out")
     if settings.lemmatize:
         if settings.bench not in ("vqa", "gqa"):
             raise UsageError(f"--lemmatize is of vqa and gqa; leave it out of {settings.bench}")

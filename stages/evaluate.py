@@ -76,7 +76,7 @@ def evaluate_retrieval(settings: Settings) -> None:
         raise UsageError(f"unknown benchmark '{settings.bench}'; known are {known}")
     for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams"):
         if getattr(settings, option):
-            raise UsageError(f"--{option} is of benchmarks that let a model speak; leave it out of retrieval")
+            raise UsageError(f"--{option} is for benchmarks in which the model writes; leave it out for retrieval")
     options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0

@@ -13,6 +13,7 @@ from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, answers_of
 from qformer.evaluation.vqa import mean_accuracy
+from qformer.model.abilities import require_training
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
 from qformer.types import UsageError
@@ -61,7 +62,7 @@ def train(config: Config, trust: bool = False) -> Path:
     if text is not None:
         config = with_text_sizes(config, text.config)
     model, config = build_vision_language(config, device, encoder, tokenizer_of=None if text is None else text.path)
-    model.llm.require_training()
+    require_training(model.llm)
     if checkpoint.newest(Path(config.run)) is None:
         if start is not None:
             (load_stage_one if start.config.stage == "stage1" else start_from)(model, start)

@@ -141,8 +141,9 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "mbart": BOTH,
     "mt5": T5,
     "pegasus": BOTH,
-    "switch_transformers": T5 | {"num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
-    "t5": T5,
+    "switch_transformers": T5
+    | {"num_decoder_layers": 3, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "t5": T5 | {"num_decoder_layers": 3},
     "t5gemma": {},
     "umt5": T5,
 }

@@ -29,7 +29,7 @@ from qformer.types import UsageError
 Captioner = Callable[[Sequence[Tensor], list[list[float]]], list[str]]
 
 NEW_TOKENS = 30  # at most, of a caption
-BLIP_PROMPT = "a picture of"  # behind which BLIP was trained to caption
+BLIP_PROMPT = "a picture of"  # the prompt that BLIP was trained to caption with
 STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
 ITC_TOKENS = 35  # as retrieval reads texts
 
@@ -195,7 +195,7 @@ class BlipStep(CausalStep):
     def _new_cache(self) -> Any:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-    def _own_cache(self) -> Any:
+    def _text_cache(self) -> Any:
         return self.cache.self_attention_cache
 
     def _repeat(self, rows: Tensor) -> None:
@@ -209,7 +209,6 @@ class BlipStep(CausalStep):
 def _sampling(draws: list[list[float]], images: int, top_p: float) -> dict[str, Any]:
     return {
         "do_sample": True,
-        "num_beams": 1,
         "num_return_sequences": len(draws) // images,
         "max_new_tokens": NEW_TOKENS,
         "top_p": top_p,

@@ -2,7 +2,7 @@
 
 A step is given the texts so far, long[n, t], and for each of them which row of its last call it continues, long[n];
 at first these are rows of what the texts start with, and None means that every text continues its own row. It returns
-logits of the next token, float[n, V]. Language models (`qformer.model.steps`) and the Q-Former each bring a step.
+logits of the next token, float32[n, V]. Language models (`qformer.model.steps`) and the Q-Former each bring a step.
 
 Beams follow the rule of transformers 4.26, with which the original (LAVIS) and its published numbers were made. What
 has changed since is how long a text is, by a power of which its score is divided: then the prompt and the new tokens,
@@ -42,8 +42,8 @@ class GenerateConfig:
     `temperature` act when `do_sample` is True, `length_penalty` when there are several beams (see the top of this
     module for what counts). `repetition_penalty` lowers the scores of tokens that were generated already (those of the
     prompt may come again), and no `no_repeat_ngram_size` generated tokens in a row come twice. `num_return_sequences`
-    texts are sampled of each row. `draws` are the numbers in [0, 1) that sampling would else draw from the global
-    random state: for each text as many as there may be new tokens.
+    texts are sampled of each row. `draws` are numbers in [0, 1) that are used in place of the global random state: for
+    each text as many as there may be new tokens.
     """
 
     num_beams: int = 5
@@ -73,7 +73,7 @@ class GenerateConfig:
                 "1, or more with do_sample",
             ),
             "draws": (
-                self.draws is None or (self.do_sample and min(map(len, self.draws)) >= self.max_new_tokens),
+                self.draws is None or (self.do_sample and min(map(len, self.draws), default=0) >= self.max_new_tokens),
                 "a number for each new token of each text, with do_sample",
             ),
         }
@@ -90,6 +90,15 @@ class GenerateConfig:
     def searches(self) -> bool:
         """True where beams are compared. Sampling never does: its texts are independent of one another."""
         return self.num_beams > 1 and not self.do_sample
+
+    def check_draws(self, texts: int) -> None:
+        """Refuse `draws` of another number of texts.
+
+        Raises:
+            UsageError: saying how many are needed.
+        """
+        if self.draws is not None and len(self.draws) != texts:
+            raise UsageError(f"draws must hold a row of numbers for each of {texts} texts, but got {len(self.draws)}")
 
     def of_rows(self, rows: slice) -> Self:
         """The same for these rows of a batch alone: the draws of their texts."""
@@ -114,10 +123,10 @@ def write(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig,
     """
     if not config.searches:
         return torch.stack(list(write_tokens(step, start, end, pad, config)), dim=1)
-    change, front = _Changes(config, end), start.shape[1]
+    adjust, front = _Constraints(config, end), start.shape[1]
 
     def scored(texts: Tensor, rows: Tensor) -> Tensor:
-        return change(texts[:, front:], step(texts, rows).float().log_softmax(dim=1))
+        return adjust(texts[:, front:], step(texts, rows).log_softmax(dim=1))
 
     return beam_search(
         scored,
@@ -137,13 +146,14 @@ def write_tokens(step: Step, start: Tensor, end: int, pad: int, config: Generate
     Arguments are those of `write`. Whoever stops reading stops the writing.
     """
     rows = torch.arange(len(start), device=start.device).repeat_interleave(config.num_return_sequences)
-    texts, change, front = start[rows], _Changes(config, end), start.shape[1]
-    given = None if config.draws is None else torch.tensor(config.draws, device=start.device)  # (B * n, tokens)
-    if given is not None and len(given) != len(texts):
-        raise UsageError(f"draws must be a row of numbers for each of {len(texts)} texts, but got {len(given)}")
+    config.check_draws(len(rows))
+    texts, adjust, front = start[rows], _Constraints(config, end), start.shape[1]
+    given = None
+    if config.draws is not None:
+        given = torch.tensor([row[: config.max_new_tokens] for row in config.draws], device=start.device)
     done = torch.zeros(len(texts), dtype=torch.bool, device=start.device)
     for place in range(config.max_new_tokens):
-        scores = change(texts[:, front:], step(texts, None if place else rows))
+        scores = adjust(texts[:, front:], step(texts, None if place else rows))
         if config.do_sample:
             draws = torch.rand(len(texts), device=scores.device) if given is None else given[:, place]
             token = nucleus(scores, draws, config.top_p, config.temperature)
@@ -157,8 +167,8 @@ def write_tokens(step: Step, start: Tensor, end: int, pad: int, config: Generate
         texts = torch.cat([texts, token[:, None]], dim=1)
 
 
-class _Changes:
-    """Changes of scores by what was written so far: no end too early, nothing repeated."""
+class _Constraints:
+    """Adjusts scores by what was written so far: no early end, no repetition."""
 
     def __init__(self, config: GenerateConfig, end: int) -> None:
         self.least, self.end = config.min_new_tokens, end

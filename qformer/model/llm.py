@@ -41,12 +41,10 @@ class Abilities:
     Attributes:
         caches: its cache can be repeated and reordered; else every token reads the whole row again.
         batches: a padded row of a batch is answered like the row alone; else rows are read one by one.
-        untrainable: why nothing can be trained in front of the model; empty where it can.
     """
 
     caches: bool = True
     batches: bool = True
-    untrainable: str = ""
 
 
 class LanguageModel(nn.Module, ABC):
@@ -83,7 +81,8 @@ class LanguageModel(nn.Module, ABC):
         self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.abilities = Abilities(caches=cache_name(model) is not None)
         self.width: int = model.get_input_embeddings().weight.shape[1]
-        # Special ids alone: what a call leaves unset, transformers fills from the checkpoint's own settings.
+        model.config.return_dict = True  # outputs are read by name, whatever a config.json says
+        # Special ids alone; an exported model takes these over.
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=end,
@@ -132,19 +131,6 @@ class LanguageModel(nn.Module, ABC):
         with self._own_dtype(prefix.device):
             return self._predict(prefix, prefix_mask, text, prompt, max_tokens)
 
-    def require_training(self) -> None:
-        """Refuse to go on where nothing can be trained in front of this model.
-
-        Raises:
-            UsageError: gradients do not reach the image tokens, or its loss fails.
-        """
-        if self.abilities.untrainable:
-            hint = ", or leave llm.quantize out" if getattr(self.model, "is_quantized", False) else ""
-            raise UsageError(
-                f"nothing can be trained in front of this {self.model.config.model_type} model "
-                f"({self.abilities.untrainable}); use another language model{hint}"
-            )
-
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
         """Number of targets of a `loss` with at least one visual token in every row."""
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
@@ -161,6 +147,7 @@ class LanguageModel(nn.Module, ABC):
             UsageError: an unknown option, or a row longer than the positions of the model.
         """
         config = GenerateConfig.of(options)
+        config.check_draws(len(prompts) * config.num_return_sequences)
         size = len(prompts) if self.abilities.batches else 1
         texts: list[Tensor] = []
         for first in range(0, len(prompts), max(size, 1)):
@@ -206,9 +193,15 @@ class LanguageModel(nn.Module, ABC):
     def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
-        """Steps after rows [visual][prompt], to which `new` tokens may be added; what each text starts with,
-        long[B, t]; and the prompt's tokens, long[B], that count beside those when beams are compared, as in the
-        original."""
+        """Start writing after rows [visual][prompt].
+
+        Args:
+            new: how many tokens may be added.
+
+        Returns:
+            The step; what each text starts with, long[B, t]; and the prompt's tokens, long[B], that count beside the new
+            ones when beams are compared, as in the original.
+        """
 
     def decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""

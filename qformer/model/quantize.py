@@ -86,14 +86,18 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep 4-bit layers as they were loaded.
+    """Keep quantized layers as they were loaded, and what they return as tensors of its own.
 
-    On a CPU with AVX512-BF16 the first call without gradients would repack them for good, into a form that lets no
-    gradient through, as after the first validation of a run, and that takes no output width that 32 does not divide.
+    On a CPU with AVX512-BF16 the first call of a 4-bit layer without gradients would repack it for good, into a form
+    that lets no gradient through, as after the first validation of a run, and that takes no output width that 32 does
+    not divide. And some families (Gemma 3n, LED) change what a layer returned in place, which autograd refuses of the
+    views that bitsandbytes returns.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+        if type(module).__module__.partition(".")[0] == "bitsandbytes":
+            module.register_forward_hook(lambda _module, _given, out: out.clone() if out.requires_grad else out)
 
 
 def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:

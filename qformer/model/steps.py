@@ -58,7 +58,7 @@ class ModelStep(ABC):
         if self.cache_name is None:
             return self._read_whole(texts)
         if rows is not None:
-            self._own_cache().reorder_cache(rows)
+            self._text_cache().reorder_cache(rows)
         return self._read_next(texts[:, -1:])
 
     def _begin(self, texts: Tensor, rows: Tensor | None) -> Tensor:
@@ -76,12 +76,12 @@ class ModelStep(ABC):
         return logits[rows]
 
     def _forward(self, **inputs: Any) -> Tensor:
-        """Logits of the last position, float[n, V]; what this model's `forward` does not take is left out."""
+        """Logits of the last position, float32[n, V]; what this model's `forward` does not take is left out."""
         if self.cache_name is not None:
             inputs[self.cache_name] = self.cache
         usual = {"use_cache": self.cache_name is not None, "logits_to_keep": 1}
         inputs |= {name: value for name, value in usual.items() if name in self.arguments}
-        return self.model(**inputs).logits[:, -1]
+        return self.model(**inputs).logits[:, -1].float()
 
     @abstractmethod
     def _count(self) -> int:
@@ -91,7 +91,7 @@ class ModelStep(ABC):
     def _new_cache(self) -> Any: ...
 
     @abstractmethod
-    def _own_cache(self) -> Any:
+    def _text_cache(self) -> Any:
         """The part of the cache in which the texts of a row differ."""
 
     @abstractmethod
@@ -124,11 +124,13 @@ class CausalStep(ModelStep):
     def _new_cache(self) -> Any:
         return DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
-    def _own_cache(self) -> Any:
+    def _text_cache(self) -> Any:
         return self.cache
 
     def _repeat(self, rows: Tensor) -> None:
-        self.embeds, self.mask = self.embeds[rows], self.mask[rows]
+        if self.cache_name is None:
+            self.embeds = self.embeds[rows]
+        self.mask = self.mask[rows]
 
     def _read_whole(self, texts: Tensor) -> Tensor:
         embeds, mask = self.embeds, self.mask
@@ -149,7 +151,7 @@ class CausalStep(ModelStep):
 
 
 class Seq2SeqStep(ModelStep):
-    """Steps of a decoder behind an encoder that has read rows of embeddings.
+    """Steps of a decoder whose encoder has read rows of embeddings.
 
     Args:
         embeds: float[B, X, L], padded on the right. mask: long[B, X], 1 where there is a token.
@@ -164,9 +166,12 @@ class Seq2SeqStep(ModelStep):
         return len(self.mask)
 
     def _new_cache(self) -> Any:
-        return EncoderDecoderCache(DynamicCache(config=self.model.config.get_text_config(decoder=True)), DynamicCache())
+        config = self.model.config.get_text_config(decoder=True)
+        # T5's configuration counts the encoder's layers, too; a cache that is told nothing grows as it is used.
+        own = DynamicCache(config=config) if getattr(config, "layer_types", None) else DynamicCache()
+        return EncoderDecoderCache(own, DynamicCache())
 
-    def _own_cache(self) -> Any:
+    def _text_cache(self) -> Any:
         return self.cache.self_attention_cache  # what the encoder read is the same for all texts of a row
 
     def _repeat(self, rows: Tensor) -> None:

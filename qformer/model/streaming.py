@@ -35,7 +35,7 @@ def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, option
     config = GenerateConfig.of(options)
     if config.searches or config.num_return_sequences != 1:
         raise UsageError(
-            "only one text can be streamed, without beams, whose words change until the end; "
+            "only one greedy or sampled text can be streamed, because beams change their words until the end; "
             "leave num_beams and num_return_sequences out, or use generate"
         )
     return _pieces(llm, prefix, mask, prompt, options)

@@ -255,11 +255,13 @@ class VisionLanguageModel(nn.Module):
             raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
         prefix, mask = visual
         flat = [prompt for asked in parts for prompt in asked]
+        config.check_draws(len(flat))
         prompts = self._fit(flat, mask.sum(dim=1).tolist(), config.max_new_tokens)
         texts: list[str] = []
         for start in range(0, len(prompts), ROWS):
             rows = slice(start, start + ROWS)
-            texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **settings))
+            own = settings | {"draws": config.of_rows(rows).draws}
+            texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **own))
         answers = iter(texts)
         return [[next(answers) for _ in asked] for asked in parts]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qformer.model.abilities import examine
-from qformer.model.llm import Abilities, LanguageModel
+from qformer.model.abilities import examine, require_training
+from qformer.model.llm import Abilities, CausalLM, LanguageModel
 from qformer.model.llm_loading import load_language_model
 from qformer.model.steps import CACHE_NAMES, arguments, cache_name
 from qformer.types import UsageError
@@ -25,7 +25,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "language.md"
 PROMPTS = ["a photo of", "", "Question: what is on the old bus? Answer:"]
 VALID = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0]]).bool()
 #: Families that are not like all others: no cache that texts can share, and padding that changes an answer.
-UNCACHED = {"mamba", "minimax", "recurrent_gemma", "rwkv", "switch_transformers"}
+UNCACHED = {"mamba", "minimax", "recurrent_gemma", "rwkv"}
 UNBATCHED = {"recurrent_gemma", "rwkv"}
 
 
@@ -60,7 +60,11 @@ def test_a_usual_model_is_left_as_it_was(kind: str) -> None:
     assert examine(llm, kind) == llm.abilities == Abilities()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not any(weight.grad is not None or weight.requires_grad for weight in llm.parameters())
-    llm.require_training()
+    require_training(llm)
+
+
+def ignore_mask(given: dict[str, Any]) -> dict[str, Any]:
+    return given | {"attention_mask": torch.ones_like(given["attention_mask"]), "position_ids": None}
 
 
 def test_a_mask_that_is_ignored_lets_rows_be_written_one_by_one() -> None:
@@ -70,9 +74,9 @@ def test_a_mask_that_is_ignored_lets_rows_be_written_one_by_one() -> None:
     )
     alone = [texts(llm, slice(row, row + 1), num_beams=1)[0] for row in range(3)]
     assert texts(llm, num_beams=1) != alone
-    with pytest.warns(UserWarning, match="'here' answers padded rows differently: it writes one row at a time"):
+    with pytest.warns(UserWarning, match="'here' gives other scores for padded rows, so it writes one row at a time"):
         llm.abilities = examine(llm, "here")
-    assert llm.abilities == Abilities(batches=False, untrainable=llm.abilities.untrainable)
+    assert llm.abilities == Abilities(batches=False)
     assert texts(llm, num_beams=1) == alone
 
 
@@ -87,7 +91,7 @@ def test_a_cache_that_is_not_reordered_is_not_used(kind: str, monkeypatch: pytes
             expand(cache, rows.sort().values)
 
     monkeypatch.setattr(DynamicCache, "reorder_cache", lose)
-    with pytest.warns(UserWarning, match="no cache that texts can share"):
+    with pytest.warns(UserWarning, match="no cache that beams can share"):
         llm.abilities = examine(llm, kind)
     assert llm.abilities == Abilities(caches=False)
     assert texts(llm, num_beams=3) == right
@@ -133,11 +137,53 @@ def test_a_model_through_which_nothing_can_be_learned_is_refused_in_training() -
             given if given.get("inputs_embeds") is None else given | {"inputs_embeds": given["inputs_embeds"].detach()}
         ),
     )
-    llm.abilities = examine(llm, "here")
-    assert llm.abilities.untrainable
-    assert len(texts(llm, num_beams=1)) == 3
-    with pytest.raises(UsageError, match=r"nothing can be trained in front of this gpt2 model \("):
-        llm.require_training()
+    assert examine(llm, "here") == Abilities()
+    with pytest.raises(UsageError, match=r"front of this gpt2 model \(\w+: .*\); use another language model$"):
+        require_training(llm)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(torch.nan, "its loss is not a finite number"), (None, "RuntimeError")]
+)
+def test_a_loss_that_fails_only_in_short_rows_is_told(value: float | None, expected: str) -> None:
+    llm = tiny_family("gpt2")
+    real = llm.loss
+
+    def loss(prefix: torch.Tensor, *given: Any) -> Any:
+        total, count = real(prefix, *given)
+        if prefix.shape[1] == 1 and value is None:
+            raise RuntimeError("too short")
+        return (total * value if prefix.shape[1] == 1 and value is not None else total), count
+
+    llm.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=expected):
+        require_training(llm)
+
+
+def test_a_word_that_is_never_said_hides_nothing() -> None:
+    """Scores of -inf, as of banned words, are left out of the comparison."""
+    llm = tiny_family("llama")
+    change(
+        llm, lambda given: given | {"attention_mask": torch.ones_like(given["attention_mask"]), "position_ids": None}
+    )
+    llm.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _given, logits: logits.index_fill(-1, torch.tensor([3]), -torch.inf)
+    )
+    with pytest.warns(UserWarning, match="other scores for padded rows"):
+        assert not examine(llm, "here").batches
+
+
+def test_a_model_of_few_positions_is_refused_with_them(tmp_path: Path) -> None:
+    llm = tiny_family("llama")
+    llm.model.config.max_position_embeddings = 4
+    with pytest.raises(UsageError, match=r"cannot write after image tokens \(.* exceed the 4 positions"):
+        examine(llm, "here")
+
+
+def test_a_configuration_that_asks_for_tuples_is_read_all_the_same() -> None:
+    model = tiny_family("opt").model
+    model.config.return_dict = False
+    assert examine(CausalLM(model, tiny_family("opt").tokenizer), "here") == Abilities()
 
 
 def test_on_the_meta_device_nothing_is_tried() -> None:
@@ -172,6 +218,7 @@ def test_every_family_writes_in_a_batch_what_it_writes_alone(kind: str) -> None:
     llm = tiny_family(kind)
     llm.abilities = examine(llm, kind)
     assert llm.abilities == Abilities(caches=kind not in UNCACHED, batches=kind not in UNBATCHED)
+    require_training(llm)
     for options in ({"num_beams": 3}, {"num_beams": 1}):
         together = texts(llm, **options)
         assert together == [texts(llm, slice(row, row + 1), **options)[0] for row in range(3)]

@@ -167,9 +167,11 @@ def test_draws_belong_to_their_text(kind: str) -> None:
             alone = llm.generate(prefix[one], valid[one], prompts[one], draws=draws, **options)
             assert bare(llm, alone) == bare(llm, together)[3 * row : 3 * row + 3]
         assert torch.equal(llm.generate(prefix, valid, prompts, draws=numbers, **options), together)
-    llm.abilities = Abilities()
-    with pytest.raises(UsageError, match="each of 12 texts, but got 11"):
-        llm.generate(prefix, valid, prompts, draws=numbers[1:], **options)
+    for abilities in (Abilities(), Abilities(batches=False)):
+        llm.abilities = abilities
+        for wrong in (numbers[1:], [*numbers, numbers[0]]):
+            with pytest.raises(UsageError, match=f"each of 12 texts, but got {len(wrong)}"):
+                llm.generate(prefix, valid, prompts, draws=wrong, **options)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])

@@ -253,9 +253,9 @@ def test_without_answers_nothing_is_scored(root: Path, run: Run) -> None:
         (["--bench", "vqa", "--prompt", "Answer:"], "write {} where the question belongs"),
         (["--bench", "caption", "--lemmatize"], "is of vqa and gqa"),
         (["--bench", "vqa", "--submission", "none/s.json"], "cannot write 'none/s.json'"),
-        (["--bench", "retrieval", "--by", "level"], "leave it out of retrieval"),
+        (["--bench", "retrieval", "--by", "level"], "leave it out for retrieval"),
         (["--bench", "vqa", "--by", "levle"], "no record has it; they have answer_type, image_id, question_id"),
-        (["--bench", "statement", "--beams", "2"], "answers of statement are compared; leave it out"),
+        (["--bench", "statement", "--beams", "2"], "statement compares given answers and writes none"),
         (["--bench", "choice"], "none of the 4 records could be used"),
     ],
 )
