@@ -70,6 +70,15 @@ def test_the_two_commands_of_the_readme_use_the_pins() -> None:
     assert all(" -c constraints.txt " in line for line in lines)
 
 
+def test_errors_and_docs_ask_for_the_declared_versions() -> None:
+    """Where one says `pip install 'peft>=0.20'`."""
+    floors = {str(made).replace(" ", "") for made in pins.requirements(PROJECT)}
+    files = [*(ROOT / "qformer").rglob("*.py"), *(ROOT / "docs").glob("*.md")]
+    asked = {line for file in files for line in re.findall(r"pip install '([a-z-]+>=[\d.]+)'", file.read_text("utf-8"))}
+    assert asked
+    assert asked <= floors
+
+
 def test_an_old_install_line_goes_on_working() -> None:
     assert PROJECT["project"]["optional-dependencies"]["fast"] == []
 

@@ -48,7 +48,7 @@ def all_shared_steps(count: int) -> list[tuple[dict[str, float], Gradients]]:
     return [shared_step(count, rule, tiles) for rule in RULES for tiles in ("uneven", "equal")]
 
 
-@pytest.mark.parametrize(("world", "count"), [(2, 3), pytest.param(3, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("world", "count"), [(2, 3), pytest.param(3, 2, marks=pytest.mark.weekly)])
 def test_processes_are_one_batch(tmp_path: Path, world: int, count: int) -> None:
     """Both gradient rules, frozen encoder and trained, unequal tiles and texts, an image that two processes have."""
     found = together(tmp_path, world, all_shared_steps, count)

@@ -82,6 +82,6 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise UsageError(
-            "llm.lora needs the package peft, which is not installed; run: pip install 'peft>=0.18', or leave it out"
+            "llm.lora needs the package peft, which is not installed; run: pip install 'peft>=0.20', or leave it out"
         ) from error
     return peft

@@ -308,7 +308,7 @@ print("after", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.weekly)])
 def test_a_signal_ends_the_page_in_order(trained: Path, picture: Path, number: int) -> None:
     """What runs is answered, what waits is told, nothing is left behind."""
     process = subprocess.Popen(

@@ -160,7 +160,7 @@ def shared_steps(count: int, chunk: int) -> list[Step]:
     return steps
 
 
-@pytest.mark.parametrize(("world", "count", "chunk"), [(2, 3, 2), pytest.param(3, 2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("world", "count", "chunk"), [(2, 3, 2), pytest.param(3, 2, 1, marks=pytest.mark.weekly)])
 def test_chunks_of_several_processes(tmp_path: Path, world: int, count: int, chunk: int) -> None:
     found = together(tmp_path, world, shared_steps, count, chunk)
     for number, rule in enumerate(RULES):

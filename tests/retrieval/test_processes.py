@@ -121,7 +121,7 @@ def content(gallery: Path, out: Path) -> list[Any]:
     return [plain, [(Path(one["path"]).name, one["kind"]) for one in skipped], rows]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.weekly)])
 def test_several_processes_make_the_gallery_of_one(root: Path, one: list[Any], tmp_path: Path, world: int) -> None:
     several = together(tmp_path / "processes", world, work, root, tmp_path / "several")
     faults = [said for said in one if isinstance(said, str)]
