@@ -7,7 +7,6 @@ Pillow.
 from __future__ import annotations
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from qformer import jpeg, tiff
+from qformer.formats import FORMATS
 from qformer.orientation import of_info, upright
 from qformer.types import BadSample
 
@@ -24,23 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
-
-#: What is read, told by the content: the names that Pillow has for it, and how names of such files end.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif",),
-    "PPM": (".ppm", ".pgm"),
-}
-if find_spec("pillow_heif"):
-    FORMATS["HEIF"] = (".heic", ".heif")
-#: Endings of files in a folder that are taken for images: those that are read, and those that are told to be unread.
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-UNREAD = frozenset({".heic", ".heif", ".jp2", ".j2k", ".jxl", ".svg", ".ico", ".psd", ".tga"}) - SUFFIXES
 
 
 def read_image(image: ImageLike) -> Tensor:

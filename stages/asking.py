@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from qformer.cleaning import clean_question
-from qformer.images import SUFFIXES, UNREAD, read_image
+from qformer.formats import SUFFIXES, UNREAD
+from qformer.images import read_image
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording

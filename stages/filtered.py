@@ -23,7 +23,8 @@ from PIL import Image
 from rich.table import Table
 
 from qformer.data.shards import add_member
-from qformer.images import FORMATS, read_file, read_head, read_image
+from qformer.formats import FORMATS
+from qformer.images import read_file, read_head, read_image
 from qformer.records import read_records, replace_records
 from qformer.types import BadSample, UsageError
 from stages.resume import console

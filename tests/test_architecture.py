@@ -21,6 +21,7 @@ FLOORS = (
         "config",
         "lookup",
         "distributed",
+        "formats",
         "images",
         "jpeg",
         "orientation",

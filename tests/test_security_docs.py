@@ -10,7 +10,7 @@ from packaging.version import Version
 from PIL import Image
 
 from demo import limits
-from qformer import images
+from qformer.formats import FORMATS
 
 TEXT = (Path(__file__).parent.parent / "docs/security.md").read_text(encoding="utf-8")
 
@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parent.parent / "docs/security.md").read_text(encoding="u
 def test_formats_and_sizes() -> None:
     row = next(line for line in TEXT.splitlines() if "which is told to open these" in line)
     named = {word.strip().upper() for word in row.split("|")[1].split(",")}
-    assert named == images.FORMATS.keys() - {"JPEG", "HEIF"}
+    assert named == FORMATS.keys() - {"JPEG", "HEIF"}
     assert "The page takes JPEG, PNG, WebP and GIF alone" in TEXT
     assert limits.FORMATS == ("JPEG", "PNG", "WEBP", "GIF")
     assert f"{2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels at most" in TEXT

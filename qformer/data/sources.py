@@ -25,7 +25,7 @@ import numpy as np
 from qformer import lookup
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
-from qformer.images import SUFFIXES, UNREAD
+from qformer.formats import SUFFIXES, UNREAD
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:

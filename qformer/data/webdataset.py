@@ -15,7 +15,7 @@ from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
 from qformer.data.sources import NOT_JSON, strings, texts_of
-from qformer.images import SUFFIXES
+from qformer.formats import SUFFIXES
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:

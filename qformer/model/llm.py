@@ -199,8 +199,8 @@ class LanguageModel(nn.Module, ABC):
             new: how many tokens may be added.
 
         Returns:
-            The step; what each text starts with, long[B, t]; and the prompt's tokens, long[B], that count beside the new
-            ones when beams are compared, as in the original.
+            The step; what each text starts with, long[B, t]; and how many of the prompt's tokens, long[B], count beside
+            the new ones when beams are compared, as in the original.
         """
 
     def decode(self, ids: Tensor | list[list[int]]) -> list[str]:

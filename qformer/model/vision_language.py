@@ -260,7 +260,7 @@ class VisionLanguageModel(nn.Module):
         texts: list[str] = []
         for start in range(0, len(prompts), ROWS):
             rows = slice(start, start + ROWS)
-            own = settings | {"draws": config.of_rows(rows).draws}
+            own = settings if config.draws is None else settings | {"draws": config.of_rows(rows).draws}
             texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **own))
         answers = iter(texts)
         return [[next(answers) for _ in asked] for asked in parts]
