@@ -29,6 +29,8 @@ from qformer.schema import (
 )
 from qformer.types import UsageError
 
+LARGEST = 100_000  # values in a configuration
+
 
 class QFormerConfig(Section):
     """Sizes of the Q-Former; the defaults are BERT-base with 32 queries over ViT-g (BLIP-2, section 3.1).
@@ -278,15 +280,27 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"no configuration at '{path}'; give a YAML file, such as one of the configs folder")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter two: 2024-99-99, 1,000 brackets
         raise UsageError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(
             f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder"
         )
+    if _holds_more(values, LARGEST):
+        raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
         _apply(values, override)
     return parse_config(values)
+
+
+def _holds_more(values: Any, limit: int) -> bool:
+    """Whether plain data are more than so many values; of YAML a few aliases of aliases can be billions."""
+    left, count = [values], 0
+    while left and count <= limit:
+        value = left.pop()
+        count += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count > limit
 
 
 def _beside_the_package(path: Path) -> Path:
@@ -333,7 +347,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[parent]
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"the value of '{override}' is not YAML; quote it, as in '{key}=\"{text}\"'") from error
 
 

@@ -57,6 +57,8 @@ def read_file(path: Path) -> bytes:
         BadSample: kinds `missing` and `unreadable`.
     """
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe has no end
+            raise BadSample("unreadable", f"{path}: not a file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
         raise BadSample("missing", str(path)) from error

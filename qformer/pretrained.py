@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 
@@ -25,6 +28,8 @@ def read(kind: Any, path: str | Path, **options: Any) -> Any:
         UsageError: it needs code that comes with it, or an index in the folder names files elsewhere.
     """
     check_indexes(Path(path))
+    if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
+        _check_words(str(path))
     try:
         return kind.from_pretrained(str(path), trust_remote_code=False, **options)
     except ValueError as error:
@@ -35,12 +40,35 @@ def read(kind: Any, path: str | Path, **options: Any) -> Any:
         ) from error
 
 
+def _check_words(path: str) -> None:
+    """Refuse a tokenizer whose configuration names the file of its words: it would be read wherever it lies.
+
+    Raises:
+        UsageError: it does.
+    """
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    said = get_tokenizer_config(path)
+    for key in ("vocab", "merges"):
+        if isinstance(said, dict) and isinstance(said.get(key), str):
+            raise UsageError(
+                f"the tokenizer in '{path}' takes its {key} from '{said[key]}', but it may read files of its own "
+                "folder only; download the model again"
+            )
+
+
 def check_indexes(folder: Path) -> None:
     """Refuse indexes of shards whose files are not plain names, hence in the folder itself; no folder has none.
 
     Raises:
         UsageError: naming the file, or the index that is damaged.
     """
+    for weights in _named(folder / "config.json"):
+        if not _is_plain(weights):
+            raise UsageError(
+                f"'{folder / 'config.json'}' names the weights {weights!r}, but it may name files of its own folder "
+                "only; download the model again"
+            )
     for pattern in INDEXES:
         for index in sorted(folder.glob(pattern)) if folder.is_dir() else ():
             for shard in shards(index).values():
@@ -49,6 +77,20 @@ def check_indexes(folder: Path) -> None:
                         f"'{index}' names {shard!r}, but an index may name files of its own folder only; download the "
                         "model again"
                     )
+
+
+def _named(config: Path) -> Iterator[str]:
+    """Files or indexes of weights that a configuration, or one inside it, names (`transformers_weights`)."""
+    try:
+        left = [json.loads(config.read_text(encoding="utf-8"))] if config.is_file() else []
+    except (OSError, ValueError, RecursionError):
+        left = []  # transformers will say what is wrong
+    while left:
+        said = left.pop()
+        if isinstance(said, dict):
+            if "transformers_weights" in said:
+                yield str(said["transformers_weights"])
+            left += said.values()
 
 
 def shards(index: Path) -> dict[str, str]:

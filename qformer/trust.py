@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 IMPORTED, COMMANDED, CALLED = "be imported and run", "be run as a command", "be called over the network"
+WRITTEN = "be written into"
 _origin: ContextVar[str] = ContextVar("origin", default="")
 
 

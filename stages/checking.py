@@ -43,6 +43,10 @@ def check(config: Config) -> Config:
         sources.check(train.name, train.options, "data.train", table)
     if validation is not None:
         probed = train.name == "phrases"  # a ViT is probed on scenes
+        if probed and validation.name not in ("scenes", "phrases"):
+            raise UsageError(
+                f"data.validation.name is '{validation.name}'; a ViT that learns phrases is probed on scenes"
+            )
         name, known = ("scenes", sources.SOURCES) if probed else (validation.name, table)
         with validation.building():
             sources.check(name, validation.options, "data.validation", known)

@@ -250,9 +250,14 @@ def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str])
     if retriever.unread:
         print(
             "qformer: images that are not where they were indexed could not be re-ranked and stand last: "
-            f"{len(retriever.unread):,}, such as {retriever.unread[0]}; index them where they are now",
+            f"{len(retriever.unread):,}, such as {_printable(str(retriever.unread[0]))}; index them where they are now",
             file=sys.stderr,
         )
+
+
+def _printable(text: str) -> str:
+    """A text of a gallery without what would command a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
@@ -264,8 +269,9 @@ def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
     table.add_column("image", overflow="fold")
     for place, hit in enumerate(hits, start=1):
         itm = ("-", "-") if hit.itm is None else (f"{hit.probability:.1%}", f"{hit.itm:.2f}")
-        shown = Text("\n".join([_near(hit.path), *hit.captions[:1]]))
-        shown.stylize("dim", len(_near(hit.path)))
+        path = _printable(_near(hit.path))
+        shown = Text("\n".join([path, *map(_printable, hit.captions[:1])]))
+        shown.stylize("dim", len(path))
         alike = (f"{hit.similarity:.3f}",) if both else ()
         table.add_row(str(place), f"{hit.score:.3f}", *(itm if matched else ()), f"{hit.itc:.3f}", *alike, shown)
     return table

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from qformer import checkpoint
 from qformer.config import dump_config
 from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
+from qformer.model.foreign import NEEDED, Given
 from qformer.types import UsageError
 from stages.card import card
 
@@ -120,7 +120,7 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
         meta = {} if own is None else json.loads((own / checkpoint.META).read_text(encoding="utf-8"))
         text = card(repo, form, checkpoint_stage(partial, form), described, meta, run)
         (partial / "README.md").write_text(text, encoding="utf-8")
-        if run is not None and (run / "curves.png").is_file():
+        if run is not None and (run / "curves.png").is_file() and not (run / "curves.png").is_symlink():
             shutil.copy2(run / "curves.png", partial / "curves.png")
         partial.rename(folder)
     finally:
@@ -129,7 +129,7 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
 
 def _copy(own: Path, repo: str, folder: Path) -> None:
     """A checkpoint without what only resuming needs and paths of this machine, with towers that are only here."""
-    shutil.copytree(own, folder, ignore=shutil.ignore_patterns(checkpoint.TRAINER))
+    shutil.copytree(own, folder, ignore=lambda place, names: [n for n in names if _stays(own, Path(place) / n)])
     config = _with_towers_inside(checkpoint.read_config(own), own, folder)
     data = {key: _bare(value) for key, value in config.data.model_dump(exclude_unset=True).items()}
     config = config.model_copy(
@@ -145,6 +145,11 @@ def _copy(own: Path, repo: str, folder: Path) -> None:
     (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
+def _stays(own: Path, file: Path) -> bool:
+    """Whether a file of a checkpoint is not uploaded: what only resuming needs, and links to what lies elsewhere."""
+    return file.name == checkpoint.TRAINER or (file.is_symlink() and own.resolve() not in file.resolve().parents)
+
+
 def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
     """Towers that are files or folders of this machine are copied; those known by name stay names."""
 
@@ -152,16 +157,23 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
         if not isinstance(path, str) or not Path(path).exists():
             return path
         place = Path(path)
+        if not (place.suffix in checkpoint.FILES if place.is_file() else (place / checkpoint.HUGGING_FACE).is_file()):
+            raise UsageError(
+                f"the checkpoint names '{path}', which is no tower and is not uploaded; mend its {checkpoint.CONFIG}"
+            )
         if own in place.parents:  # the checkpoint holds it itself
             return f"{checkpoint.INSIDE}{place.relative_to(own).as_posix()}"
         name += place.suffix if place.is_file() else ""
         if place.is_dir():
-            shutil.copytree(place, folder / name)
+            (folder / name).mkdir()
+            for file in sorted({file for pattern in NEEDED for file in place.glob(pattern) if file.is_file()}):
+                shutil.copy2(file, folder / name)
         else:
             shutil.copy2(place, folder / name)
         return f"{checkpoint.INSIDE}{name}"
 
-    options = {key: inside(value, "vision") for key, value in config.vision.options.items()}
+    towers = ("path", "weights")
+    options = {k: inside(value, "vision") if k in towers else value for k, value in config.vision.options.items()}
     update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
     if config.llm is not None:
         update["llm"] = config.llm.model_copy(update={"path": inside(config.llm.path, "llm")})

@@ -86,8 +86,7 @@ def curves(run: Path, config: Config) -> None:
             )
         axes[0][-1].set(title="held-out retrieval, R@10 (%)", xlabel="step")
         axes[0][-1].legend(fontsize=8)
-    figure.savefig(run / "curves.png", dpi=110)
-    plt.close(figure)
+    _save(figure, run / "curves.png", dpi=110)
 
 
 def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:
@@ -98,8 +97,7 @@ def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any
         axis.set_axis_off()
         axis.set_title(_lines(text["caption"] or "(nothing)"), fontsize=9, weight="bold")
         axis.text(0.5, -0.04, _lines(text["truth"]), transform=axis.transAxes, ha="center", va="top", fontsize=8)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    _save(figure, path, dpi=110, bbox_inches="tight")
 
 
 def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict[str, Any]]) -> None:
@@ -123,7 +121,15 @@ def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict
             figure.text(left + 0.135, top, origin, **style)
             figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
-        figure.savefig(path, dpi=80)
+        _save(figure, path, dpi=80)
+
+
+def _save(figure: Any, path: Path, **options: Any) -> None:
+    """Put a picture in the place of the one before, never into a file elsewhere that a link of this name points to."""
+    partial = path.with_suffix(".partial.png")
+    partial.unlink(missing_ok=True)
+    figure.savefig(partial, **options)
+    partial.replace(path)
     plt.close(figure)
 
 

@@ -75,6 +75,7 @@ ONLY_BY = {
         "qformer/model/steps.py",
         "qformer/vision/hf.py",
         "qformer/mini.py",
+        "qformer/pretrained.py",
     },
     "accelerate": {"qformer/compat.py", "qformer/model/foreign.py", "stages/loop.py"},
     "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "server", "tabs")},

@@ -144,6 +144,22 @@ def test_links_of_the_hub_s_cache_are_plain_names(tmp_path: Path) -> None:
     assert read_tensors(folder)["a"].item() == 1
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_weights_that_a_configuration_names_lie_beside_it(tmp_path: Path, inside: bool) -> None:
+    named = {"transformers_weights": "sub/x.safetensors.index.json"}
+    folder = model(tmp_path, "opt", **({"text_config": named} if inside else named))
+    with pytest.raises(UsageError, match=r"names the weights 'sub/x\.safetensors\.index\.json'"):
+        load_language_model(folder)
+
+
+@pytest.mark.parametrize("key", ["vocab", "merges"])
+def test_words_of_a_tokenizer_are_in_its_own_files(tmp_path: Path, key: str) -> None:
+    (tmp_path / "secret").write_text("one\ntwo\n")
+    folder = model(tmp_path, "bert", "tokenizer_config.json", **{key: str(tmp_path / "secret")})
+    with pytest.raises(UsageError, match=f"takes its {key} from '"):
+        read_tokenizer(folder)
+
+
 def test_every_call_of_transformers_says_that_no_code_may_run() -> None:
     """`from_pretrained` and `from_config` wherever they stand in the product."""
     silent = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import sys
 import tarfile
@@ -21,8 +22,9 @@ from qdrant_client import QdrantClient
 import qformer
 from demo.backend import Decoding, load_models
 from qformer import checkpoint, resolution, vision
-from qformer.config import parse_config
+from qformer.config import load_config, parse_config
 from qformer.data import sources
+from qformer.images import read_file
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.model.loading import build_image_text, build_vision_language, trained_tensors
@@ -31,7 +33,7 @@ from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.lance import SCHEMA, LanceStore
 from qformer.retrieval.search import Retriever
 from qformer.trust import Untrusted
-from qformer.types import UsageError
+from qformer.types import BadSample, UsageError
 from stages.stage2 import inherit
 from tests.retrieval.photos import gallery, index, model_of_tiles, picture
 from tests.test_architecture import PRODUCT, name
@@ -378,6 +380,84 @@ def test_a_store_with_embedding_functions_is_refused(tmp_path: Path) -> None:
     lancedb.connect(tmp_path / "lance").create_table("images", schema=schema)
     with pytest.raises(UsageError, match="names embedding functions"):
         LanceStore(tmp_path, 4, 8)
+
+
+def test_a_store_whose_data_lie_elsewhere_is_refused(tmp_path: Path) -> None:
+    """As those of a shallow clone, which LanceDB would fetch from wherever it says."""
+    lancedb.connect(tmp_path / "lance").create_table("images", schema=SCHEMA)
+    LanceStore(tmp_path, 4, 8)
+    place = b"s3://bucket/other"
+    base = b"\x08\x01" + b"\x22" + bytes([len(place)]) + place  # its number, its path
+    message = b"\x08\x05" + b"\x92\x01" + bytes([len(base)]) + base
+    data = len(message).to_bytes(4, "little") + message + (0).to_bytes(8, "little") + b"\0\0\0\0LANC"
+    (tmp_path / "lance" / "images.lance" / "_versions" / "9.manifest").write_bytes(data)
+    with pytest.raises(UsageError, match="has its data at 's3://bucket/other'"):
+        LanceStore(tmp_path, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ({"name": "datasets", "path": "simplecache::http://host/x.parquet"}, "simplecache::http://host/x.parquet"),
+        ({"name": "datasets", "path": "set"}, "../secret.csv"),
+        ({"name": "datasets", "path": "cards"}, "zip://a::http://host/x.zip"),
+        ({"name": "jsonl", "path": "a.jsonl", "cache": "elsewhere"}, "elsewhere"),
+    ],
+)
+def test_a_gallery_reads_and_writes_nothing_elsewhere(
+    choice: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, named in (("set", "../secret.csv"), ("cards", "zip://a::http://host/x.zip")):
+        Path(folder).mkdir()
+        card = {"configs": [{"config_name": "default", "data_files": named}]}
+        Path(folder, "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    opened = gallery(tmp_path / "g", model_of_tiles())
+    opened.about["sources"] = [choice]
+    opened.save()
+    with pytest.raises(Untrusted) as caught:
+        Gallery.open(tmp_path / "g").source(0)
+    assert f"names '{told}', which would be" in str(caught.value)
+    assert not Path("elsewhere").exists()
+
+
+def test_a_reader_of_the_library_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pandas` would unpickle what lies in the working folder, and `csv` read it."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.csv").write_text("image,caption\n")
+    for reader in ("pandas", "csv"):
+        with pytest.raises(UsageError, match=f"'{reader}' does not say whose data set it is"):
+            sources.build("datasets", path=reader)
+
+
+@pytest.mark.parametrize("about", [{"queries": "x"}, {"width": 0}, {"width": 1e30}, {"queries": None}])
+def test_a_gallery_of_odd_sizes_is_damaged(about: dict[str, Any], tmp_path: Path) -> None:
+    opened = gallery(tmp_path / "g", model_of_tiles())
+    say(opened.folder, **about)
+    with pytest.raises(UsageError, match=f"is damaged \\({next(iter(about))} is "):
+        Gallery.open(tmp_path / "g")
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.tar"):
+        with pytest.raises(BadSample, match="not a file"):
+            read_file(path)
+    with pytest.raises(UsageError, match=r"more than 1,000,000 shards"):
+        sources.build("webdataset", path=str(tmp_path / "{0..30000000}.tar"))
+    with pytest.raises(UsageError, match=r"more than 1,000,000 shards"):
+        sources.build("webdataset", path="{a,b}" * 24 + ".tar")
+
+
+def test_a_configuration_does_not_explode(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="holds more than 100,000 values once its aliases are written out"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("seed: 2024-99-99")
+    with pytest.raises(UsageError, match="is not YAML"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_what_is_typed_runs(made: Made, witness: Path, tmp_path: Path, run: Run) -> None:

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from qformer import trust
-from qformer.data.fetching import REMOTE, expand_local
+from qformer.data.fetching import CHAIN, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
 from qformer.data.sources import texts_of
@@ -88,6 +90,7 @@ class HuggingFace(Sharded):
     def _load(self) -> Any:
         import datasets  # slow to import
 
+        self._judge()
         try:
             if isinstance(self.path, str) and (Path(self.path) / SAVED).is_file():
                 saved = datasets.load_from_disk(self.path)
@@ -98,8 +101,6 @@ class HuggingFace(Sharded):
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
             kind = FILES.get(Path(first).suffix)
             if kind is None:
-                if REMOTE.match(first):
-                    trust.judge(first, trust.CALLED)
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
                 place = {"path": kind, "data_files": {self.split.partition("[")[0]: expand_local(self.path)}}
@@ -113,6 +114,22 @@ class HuggingFace(Sharded):
             ) from error
         except Exception as error:  # of a damaged file or a hub's answer, nearly anything
             raise UsageError(f"'{self.path}' cannot be read as a data set ({_line(error)}); check data.path") from error
+
+    def _judge(self) -> None:
+        """Before `datasets` looks at them: addresses, also chained ones, and what a folder's own files name.
+
+        Raises:
+            UsageError: a name of one of the library's own readers, which would read whatever the working folder holds.
+        """
+        for name in [self.path] if isinstance(self.path, str) else self.path:
+            if "://" in name or CHAIN in name:
+                trust.judge(name, trust.CALLED)
+            if elsewhere := next(_elsewhere(Path(name), self.split), None):
+                trust.judge(elsewhere, trust.CALLED)
+        if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix in FILES:
+            return
+        if not Path(self.path).exists():
+            raise UsageError(f"'{self.path}' does not say whose data set it is; give owner/name, a folder or files")
 
     def __len__(self) -> int:
         return super().__len__() if self.streaming else len(self.rows)
@@ -188,6 +205,29 @@ class HuggingFace(Sharded):
                 ) from error
             except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
                 file.write(f"damaged: {_line(error)}".encode())
+
+
+def _elsewhere(folder: Path, split: str) -> Iterator[str]:
+    """Files that a data set's own card or state names and that do not lie in it: addresses, other folders."""
+    for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, folder / split / SAVED):
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            told = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            told = None  # `datasets` will say what is wrong
+        for key in ("configs", "_data_files") if isinstance(told, dict) else ():
+            for name in texts_within(told.get(key)):
+                if "://" in name or CHAIN in name or name.startswith(("/", "~")) or ".." in Path(name).parts:
+                    yield name
+
+
+def texts_within(value: Any) -> Iterator[str]:
+    """All texts in plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_within(inner)
 
 
 def _line(error: Exception) -> str:

@@ -185,6 +185,8 @@ def index(path: Path) -> np.ndarray:
     Raises:
         OSError: the file cannot be read, or has nothing in it.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise OSError(f"'{path}' is not a file")
     size = path.stat().st_size
     rows, key, seen, end = [(size, 0)], "", set[str](), 0
     with path.open("rb") as file:

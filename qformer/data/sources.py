@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from qformer import lookup
+from qformer import lookup, trust
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.formats import SUFFIXES, UNREAD
@@ -120,6 +120,8 @@ def _part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], fl
 
 def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
     options, prompt = _without_prompt(options, where)
+    if options.get("cache") is not None:
+        trust.judge(str(options["cache"]), trust.WRITTEN)
     found = lookup.find(SOURCES, name, where, own=True)
     if dataclasses.is_dataclass(found) and "cache" in {f.name for f in dataclasses.fields(found)}:
         options = {"cache": cache} | options

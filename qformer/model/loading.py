@@ -82,7 +82,7 @@ def _fetch(auto: Any, path: str, **options: Any) -> Any:
         return pretrained.read(auto, path, **options)
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make transformers raise nearly anything
         where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UsageError(f"no BERT can be loaded from {where} ({reason}); give text.bert a folder or hub id") from error

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from qformer.data.sources import Source
 
+LARGEST = 1 << 20  # rows of an image and their width: no model comes near
 MANIFEST = "gallery.json"
 COLUMNS = {"id": str, "path": str, "caption": str, "bytes": int, "width": int, "height": int, "modified": int}
 OPERATORS = ("!=", ">=", "<=", "=", ">", "<", "~")
@@ -155,14 +156,20 @@ class Gallery:
             fields = {
                 key: about[key] for key in ("name", "store", "fingerprint", "checkpoint", "queries", "width", "sources")
             }
+            odd = [key for key in ("queries", "width") if type(fields[key]) is not int or not 0 < fields[key] < LARGEST]
         except OSError as error:
             raise UsageError(
                 f"no gallery at '{folder}' ({error.strerror}: {MANIFEST}); give the folder that 'qformer index' wrote"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 f"'{folder / MANIFEST}' is damaged ({error}); index the images into another folder"
             ) from error
+        if odd:
+            raise UsageError(
+                f"'{folder / MANIFEST}' is damaged ({odd[0]} is {fields[odd[0]]!r}); index the images into another "
+                "folder"
+            )
         with reading("" if trust or store == fields["store"] else _named(folder)):
             return cls(folder, about, open_store(folder, fields), trust)
 
@@ -196,7 +203,7 @@ class Gallery:
         """
         try:
             choice = Choice.model_validate(self.about["sources"][number])
-        except (IndexError, KeyError, TypeError, ValidationError) as error:
+        except (IndexError, KeyError, TypeError, ValidationError, RecursionError) as error:
             raise UsageError(f"'{self.folder / MANIFEST}' has no source {number} that can be opened") from error
         return sources.for_run(choice if self.trusted else choice.read_from(_named(self.folder)))
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from qformer.retrieval import keys
 from qformer.retrieval.gallery import Condition, Entry, Known, Place
+from qformer.retrieval.manifests import places_elsewhere
 from qformer.types import UsageError
 
 INDEXED = 5_000  # entries from which an index pays: reading so many takes about as long as asking it
@@ -77,6 +78,11 @@ class LanceStore:
     def __init__(self, folder: Path, queries: int, width: int) -> None:
         self.queries, self.width = queries, width
         self._keys = folder / KEYS
+        if elsewhere := places_elsewhere(folder):
+            raise UsageError(
+                f"the store in '{folder}' has its data at '{elsewhere[0]}', and no gallery of qformer has any outside "
+                "its folder: index the images into another folder"
+            )
         try:
             self._database = lancedb.connect(folder / "lance", read_consistency_interval=timedelta(0))
             try:

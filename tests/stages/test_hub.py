@@ -174,6 +174,24 @@ def test_the_card_takes_no_file_for_a_base_model_and_any_prompt(
     compile(text.partition("```python\n")[2].partition("```")[0], "card", "exec")
 
 
+def test_nothing_but_towers_is_published(space: Path, fake: FakeHub, tmp_path: Path) -> None:
+    """Whoever made a checkpoint may name a folder of secrets as a tower, or link to one."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "key").write_text("secret")
+    newest = max((space / "runs" / "stage2" / "checkpoints").iterdir())
+    shutil.copytree(newest, tmp_path / "one")
+    (tmp_path / "one" / "linked").symlink_to(secrets)
+    hub.push(str(tmp_path / "one"), REPO, "qformer", dry_run=True, to=tmp_path / "out")
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_symlink() or file.name == "key"]
+    told = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
+    told["llm"]["path"] = str(secrets)
+    (tmp_path / "one" / "config.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(UsageError, match="which is no tower and is not uploaded"):
+        hub.push(str(tmp_path / "one"), REPO, "qformer", dry_run=True, to=tmp_path / "two")
+    assert not list(tmp_path.glob("two*"))
+
+
 def test_refusals(space: Path, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(space / "runs" / "stage2")
     for repo, said in (("my-bridge", "does not say whose"), ("a/b/c", "is no name"), ("x/--y", "is no name")):
