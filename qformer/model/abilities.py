@@ -109,11 +109,11 @@ class _Trial:
         """Why nothing can be trained in front of this model; empty where it can."""
         prefix = self._image_tokens().detach().requires_grad_()
         for row in (None, 0):
-            _, error = self._attempt(partial(self._backward, prefix, row), grad=True)
+            gradient, error = self._attempt(partial(self._gradient, prefix, row), grad=True)
             if error:
                 return error
-        if prefix.grad is None or not bool(prefix.grad[VISUAL.to(self.device)].any()):
-            return "no gradient reaches the image tokens"
+            if not bool(gradient.any()):
+                return "no gradient reaches the image tokens"
         losses, error = self._attempt(lambda: [float(self._loss(prefix, row)) for row in (None, 0, 1)])
         if error:
             return error
@@ -176,8 +176,9 @@ class _Trial:
         scores.append(step(texts, swap))
         return torch.stack(scores, dim=1)
 
-    def _backward(self, prefix: Tensor, row: int | None) -> None:
-        self._loss(prefix, row).backward()
+    def _gradient(self, prefix: Tensor, row: int | None) -> Tensor:
+        """That of the image tokens alone: none is left in adapters, which would take a step by it."""
+        return torch.autograd.grad(self._loss(prefix, row), prefix)[0]
 
     def _loss(self, prefix: Tensor, row: int | None = None) -> Tensor:
         """The summed loss of both rows, or of one without its padding."""
