@@ -68,11 +68,11 @@ def test_captions_of_folders_in_batches_as_json(run: Run, model: VisionLanguageM
     for number, place in ((1, "b.png"), (2, "more/c.PNG"), (3, "more/a.png")):
         shutil.copy(f"{number}.png", tmp_path / "photos" / place)
     (tmp_path / "photos" / "notes.txt").write_text("no image")
-    (tmp_path / "photos" / "more" / "d.heic").touch()
+    (tmp_path / "photos" / "more" / "d.jxl").touch()
     code, out, err = run("caption", "x", "photos", "1.png", *QUICK, "--batch", "2", "--json")
     assert code == 0
     named, counted = err.splitlines()
-    assert named.startswith("qformer: skipped photos/more/d.heic: undecodable: not an image of a format that is read")
+    assert named.startswith("qformer: skipped photos/more/d.jxl: undecodable: not an image of a format that is read")
     assert counted == "qformer: skipped 1 of 5 files"
     told = [json.loads(line) for line in out.splitlines()]
     assert [record["image"] for record in told] == ["photos/b.png", "photos/more/a.png", "photos/more/c.PNG", "1.png"]

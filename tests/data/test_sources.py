@@ -180,15 +180,15 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_images_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
     """AVIF and JFIF are read; of other formats each file is a bad sample, and a folder of them alone is refused."""
-    for name in ("c.HEIC", "d.jp2"):
-        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(UsageError, match=r"that is read, 1 \.heic, 1 \.jp2; put \.avif, \.bmp"):
+    for name in ("c.JXL", "d.jp2"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18JXL \r\n")
+    with pytest.raises(UsageError, match=r"that is read, 1 \.jp2, 1 \.jxl; put \.avif, \.bmp"):
         sources.build("folder", path=str(tmp_path))
     (tmp_path / "a.avif").write_bytes(encoded(photo(3), "AVIF"))
     (tmp_path / "b.jfif").write_bytes(encoded(photo(4), "JPEG", quality=100))
     source = sources.build("folder", path=str(tmp_path))
     assert [read_image(source[number].image).shape for number in (0, 1)] == [(3, 16, 20)] * 2
-    for number, name in ((2, "c.HEIC"), (3, "d.jp2")):
+    for number, name in ((2, "c.JXL"), (3, "d.jp2")):
         assert source[number].key.endswith(name)
         with pytest.raises(BadSample, match="undecodable: not an image of a format that is read"):
             read_image(source[number].image)
