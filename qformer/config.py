@@ -290,7 +290,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
         _apply(values, override)
-    return parse_config(values)
+    return parse_config(_at_home(values))
+
+
+def _at_home(values: Any) -> Any:
+    """Plain data in which `~/photos` is the folder of that name at the user's home, as a shell would have it."""
+    if isinstance(values, dict):
+        return {key: _at_home(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_at_home(value) for value in values]
+    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
 
 
 def _holds_more(values: Any, limit: int) -> bool:

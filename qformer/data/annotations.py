@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.sources import NOT_JSON, strings
+from qformer.data.columns import strings
+from qformer.data.documents import NOT_JSON
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -81,26 +82,32 @@ class Coco(Annotated):
         if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         entries: list[Entry] = []
-        by_id: dict[Any, list[str]] = {}
+        by_id: dict[Any, list[str]] = {}  # ids are numbers here and texts there, also within one file
         for record in images:
             number, name = _get(record, "id"), _get(record, "file_name")
             if not isinstance(number, int | str) or not isinstance(name, str):
                 entries.append((BAD + "no image", [str(record)[:200]], {}))
-            elif number in by_id:
+            elif str(number) in by_id:
                 entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
-                by_id[number] = []
+                by_id[str(number)] = []
                 facts = {"image_id": number}
                 if isinstance(_get(record, "domain"), str):
                     facts["domain"] = record["domain"]
-                entries.append((name, by_id[number], facts))
+                entries.append((name, by_id[str(number)], facts))
+        known = list(by_id)
         for record in annotations or []:
             number = _get(record, "image_id")
-            number = number if isinstance(number, int | str) else None
+            number = str(number) if isinstance(number, int | str) else None
             if number not in by_id:
                 by_id[number] = []
-                entries.append((BAD + "no image", [str(number)], {}))
+                entries.append((BAD + "no image", [f"{number}, of which there is no `id`"], {}))
             by_id[number] += strings(_get(record, "caption"))
+        if annotations and len(by_id) > len(known) and not any(by_id[number] for number in known):
+            raise UsageError(
+                f"no `image_id` of the annotations of '{self.path}', such as {_get(annotations[0], 'image_id')!r}, is "
+                f"the `id` of one of its images{f', such as {known[0]!r}' if known else ''}; give a file of one piece"
+            )
         return entries
 
 

@@ -1,0 +1,86 @@
+"""JSON files that are one list or object, not an object per line: their records, or which source reads them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
+BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
+TABLES = {".parquet", ".arrow", ".csv", ".tsv"}
+
+
+def read_document(path: Path, named: bool = False) -> list[Any] | None:
+    """The records of a file that is one JSON value; None of one that has an object on each line.
+
+    Read are a list of records, an object with a list `data` (TextVQA, DocVQA), and an object of records by their ids
+    (ScienceQA's problems.json), which are then their `question_id`.
+
+    Args:
+        named: whether the user says where pictures are, so that lists without their names can be read as well.
+
+    Raises:
+        UsageError: a file that another source reads, which is named.
+    """
+    if path.suffix.lower() in TABLES:
+        raise UsageError(f"'{path}' is no file with one JSON object per line; read it by name: datasets")
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
+        more = any(line.strip(BLANK) for line in file)
+    if not first.startswith((b"[", b"{")) or (more and first.startswith(b"{") and first != b"{" and _json(first)):
+        return None
+    values = _json(path.read_bytes())
+    if isinstance(values, dict):
+        listed = next((values[key] for key in ("questions", "images", "annotations") if _records(values, key)), None)
+        if listed is not None and "image" not in values:
+            raise _other(path, values)
+        if _records(values, "data"):
+            values = values["data"]
+        elif values and all(isinstance(record, dict) for record in values.values()):
+            values = [{"question_id": number} | record for number, record in values.items()]
+    if not isinstance(values, list):
+        return None
+    if values and isinstance(values[0], dict) and not named:
+        _refuse_others(path, values[0])
+    return values
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig", errors="replace"))
+    except NOT_JSON:
+        return None
+
+
+def _records(values: dict[str, Any], key: str) -> bool:
+    found = values.get(key)
+    return isinstance(found, list) and bool(found) and all(isinstance(record, dict) for record in found)
+
+
+def _other(path: Path, values: dict[str, Any]) -> UsageError:
+    if "questions" in values:
+        return UsageError(f"'{path}' is a question file of VQA's form; read it by name: vqa")
+    if "images" not in values:
+        return UsageError(f"'{path}' has answers alone; read the questions by name: vqa, with this as data.annotations")
+    name = "karpathy" if "sentences" in values["images"][0] else "coco"
+    return UsageError(f"'{path}' is an annotation file of the form of {name}; read it by name: {name}")
+
+
+def _refuse_others(path: Path, record: dict[str, Any]) -> None:
+    """Refuse lists whose pictures only a source of their own finds."""
+    name = None
+    if "regions" in record:
+        name = "visual_genome"
+    elif "imageId" in record and "image" not in record:
+        name = "gqa"
+    elif "choices" in record and isinstance(record.get("image_id"), int) and "image" not in record:
+        name = "aokvqa"
+    elif "coco_split" in record and "image" not in record:
+        name = "vqa"
+    if name is not None:
+        raise UsageError(f"'{path}' is of the form of {name}; read it by name: {name}")
