@@ -8,6 +8,7 @@ command opens anything, and by `qformer.lookup.build` when it is built.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 

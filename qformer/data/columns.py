@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 IMAGES = ("image", "image_path", "file_name")
 CAPTIONS = ("captions", "caption")  # and `text`, where nothing is asked
-ANSWERS = ("answers", "answer", "label")
+ANSWERS = ("answers", "answer")  # and `label`, where it is a text or the number of a choice
 CHOICES = ("choices", "options")
 QUESTION_IDS = ("question_id", "questionId", "index")
 WITHIN = ("answer", "caption", "raw", "text")  # of an object that holds a text, or a list of them
@@ -110,12 +110,12 @@ class Columns:
         Where there are choices, an answer that is a number or a letter becomes the choice that it means.
         """
         choices = self._choices(record)
-        said = record.get(self.answers or "")
+        said = record.get(self.answers or "label")
         answers = strings(said, numbers=True)
         if choices and not isinstance(said, list | dict):
             right = right_choice(choices, said)
             answers = answers if right is None else [choices[right]]
-        elif self.answers == "label" and not isinstance(said, str):
+        elif self.answers is None and not isinstance(said, str):
             answers = []  # the number of a class that nothing names
         facts = {name: value for name, value in record.items() if not _binary(value)}
         number = next((facts[name] for name in QUESTION_IDS if facts.get(name) is not None), None)

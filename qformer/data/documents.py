@@ -18,8 +18,8 @@ TABLES = {".parquet", ".arrow", ".csv", ".tsv"}
 def read_document(path: Path, named: bool = False) -> list[Any] | None:
     """The records of a file that is one JSON value; None of one that has an object on each line.
 
-    Read are a list of records, an object with a list `data` (TextVQA, DocVQA), and an object of records by their ids
-    (ScienceQA's problems.json), which are then their `question_id`.
+    Read are a list of records, an object with a list `data` (TextVQA, DocVQA) or `questions` (SEED-Bench), and an
+    object of records by their ids (ScienceQA's problems.json), which are then their `question_id`.
 
     Args:
         named: whether the user says where pictures are, so that lists without their names can be read as well.
@@ -35,12 +35,12 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
     if not first.startswith((b"[", b"{")) or (more and first.startswith(b"{") and first != b"{" and _json(first)):
         return None
     values = _json(path.read_bytes())
-    if isinstance(values, dict):
-        listed = next((values[key] for key in ("questions", "images", "annotations") if _records(values, key)), None)
-        if listed is not None and "image" not in values:
+    if isinstance(values, dict) and "image" not in values:
+        held = next((key for key in ("data", "questions", "images", "annotations") if _records(values, key)), None)
+        if held in ("images", "annotations"):
             raise _other(path, values)
-        if _records(values, "data"):
-            values = values["data"]
+        if held is not None:
+            values = values[held]
         elif values and all(isinstance(record, dict) for record in values.values()):
             values = [{"question_id": number} | record for number, record in values.items()]
     if not isinstance(values, list):
@@ -63,8 +63,6 @@ def _records(values: dict[str, Any], key: str) -> bool:
 
 
 def _other(path: Path, values: dict[str, Any]) -> UsageError:
-    if "questions" in values:
-        return UsageError(f"'{path}' is a question file of VQA's form; read it by name: vqa")
     if "images" not in values:
         return UsageError(f"'{path}' has answers alone; read the questions by name: vqa, with this as data.annotations")
     name = "karpathy" if "sentences" in values["images"][0] else "coco"
@@ -76,11 +74,11 @@ def _refuse_others(path: Path, record: dict[str, Any]) -> None:
     name = None
     if "regions" in record:
         name = "visual_genome"
-    elif "imageId" in record and "image" not in record:
+    elif "imageId" in record:
         name = "gqa"
-    elif "choices" in record and isinstance(record.get("image_id"), int) and "image" not in record:
-        name = "aokvqa"
-    elif "coco_split" in record and "image" not in record:
-        name = "vqa"
-    if name is not None:
+    elif "question" in record and isinstance(record.get("image_id"), int):
+        name = "aokvqa" if "choices" in record else "vqa"
+    elif "answers" in record and isinstance(record.get("image_id"), int):
+        raise _other(path, {})
+    if name is not None and "image" not in record:
         raise UsageError(f"'{path}' is of the form of {name}; read it by name: {name}")

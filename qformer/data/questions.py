@@ -15,6 +15,7 @@ from typing import Any
 
 from qformer.data.columns import strings
 from qformer.data.documents import NOT_JSON
+from qformer.data.fetching import expand_local
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -34,14 +35,15 @@ class Asked:
 class Questions:
     """Questions of one JSON file about the images of a folder."""
 
-    path: str
+    path: Any
     images: str
     asked: list[Asked]
 
     def __post_init__(self) -> None:
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        asked = self.read(_json(self.path, "path"))
+        files = [self.path] if Path(str(self.path)).is_file() else expand_local(self.path)
+        asked = [one for file in files for one in self.read(_json(str(file), "path"))]
         if not asked:
             raise UsageError(f"'{self.path}' has no question; check the file")
         object.__setattr__(self, "asked", asked)
@@ -129,10 +131,11 @@ class Gqa(Questions):
     """GQA's `testdev_balanced_questions.json`: an object of questions by their ids.
 
     Attributes:
-        path: the file. images: folder with `n161313.jpg`, named by `imageId`.
+        path: the file, or several: a list, or a pattern such as `train_all_questions_{0..9}.json`.
+        images: folder with `n161313.jpg`, named by `imageId`.
     """
 
-    path: str
+    path: str | list[str]
     images: str
     asked: Any = field(init=False, repr=False, compare=False)
 
