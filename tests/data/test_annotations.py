@@ -66,6 +66,19 @@ def test_bad_records_of_coco_are_counted_one_by_one(images: Path) -> None:
     assert found == [("1.jpg", ["a dog"]), "duplicate id", *["no image"] * 5, "no image", "no image"]
 
 
+def test_ids_of_coco_are_equal_as_text_and_as_numbers(images: Path) -> None:
+    """And where none is equal the file is refused with one of each, rather than every image told to have no caption."""
+    listed = [{"id": 1, "file_name": "a.jpg"}, {"id": "2", "file_name": "b.jpg"}]
+    captions = [{"image_id": "1", "caption": "a kite"}, {"image_id": 2, "caption": "a bus"}]
+    source = build("coco", images, {"images": listed, "annotations": captions})
+    assert [source[n].captions for n in range(len(source))] == [["a kite"], ["a bus"]]
+    assert [source[n].facts["image_id"] for n in range(2)] == [1, "2"]
+    with pytest.raises(
+        UsageError, match=r"no `image_id` of the annotations of '.*', such as 'a\.jpg', is the `id`.*'1'"
+    ):
+        build("coco", images, {"images": listed, "annotations": [{"image_id": "a.jpg", "caption": "a kite"}]})
+
+
 def test_karpathy(images: Path) -> None:
     def record(name: str, split: str, *raw: Any) -> dict[str, Any]:
         return {"filename": name, "filepath": "val", "split": split, "sentences": [{"raw": text} for text in raw]}
