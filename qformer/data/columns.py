@@ -140,7 +140,7 @@ class Columns:
         if not isinstance(self.choices, list):
             return strings(record.get(self.choices or ""), numbers=True)
         cells = [written(record.get(name)).strip() for name in self.choices]
-        while cells and not cells[-1]:
+        while cells and cells[-1] in ("", "nan"):  # the latter of pandas, in MMBench's files
             cells.pop()
         return cells if all(cells) else []
 

@@ -280,6 +280,9 @@ def _as_texts(file: str) -> dict[str, Any]:
 
     with open(file, encoding="utf-8-sig", newline="") as lines:
         names = next(csv.reader(lines, delimiter=separator), [])
+    names = [
+        name or f"Unnamed: {number}" for number, name in enumerate(names)
+    ]  # as pandas calls a column of row numbers
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
 

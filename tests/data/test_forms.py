@@ -276,7 +276,7 @@ def science() -> Expected:
 def mmbench() -> Expected:
     head = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "split"]
     rows = [
-        ["241", "What flies?", "", "None", "007", "", "", "B", "physics", WRITTEN, "dev"],
+        ["241", "What flies?", "", "None", "007", "nan", "", "B", "physics", WRITTEN, "dev"],
         ["242", "What flies?", "nan", "kite", "", "bus", "", "A", "physics", WRITTEN, "dev"],
     ]
     Path("mmbench_dev_20230712.tsv").write_text("".join("\t".join(row) + "\n" for row in [head, *rows]))

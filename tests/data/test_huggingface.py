@@ -136,6 +136,15 @@ def test_classes_are_read_by_their_names(tmp_path: Path, streaming: bool) -> Non
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_tables_in_text_stay_as_they_stand(tmp_path: Path, streaming: bool) -> None:
+    """What pandas would take for a missing value or a number; with the column of row numbers that it writes."""
+    (tmp_path / "0.png").write_bytes(encoded(photo(4)))
+    (tmp_path / "a.csv").write_text(",image,caption\n0,0.png,None\n1,0.png,007\n2,0.png,\n3,,a kite\n", "utf-8-sig")
+    source = build(str(tmp_path / "a.csv"), images=str(tmp_path), streaming=streaming)
+    assert everything(source) == [(4, ["None"]), (4, ["007"]), (4, [""]), "no image"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_what_a_row_says_besides_is_known(tmp_path: Path, streaming: bool) -> None:
     """Facts of a row, without pictures; a row's other columns are told where the picture is missing."""
     image = {"bytes": encoded(photo(1)), "path": None}
