@@ -117,23 +117,30 @@ class Karpathy(Annotated):
 
     Attributes:
         path: the JSON file. images: the folder that `filepath/filename`, or the `image` of a list, is relative to.
-        split: of Karpathy's file; `train` takes `restval` along, as all who train on it do. A list is one split.
+        split: of Karpathy's file, train without one; `train` takes `restval` along, as all who train on it do. A list
+            is one split.
     """
 
     path: str
     images: str
-    split: str = "train"
+    split: str | None = None
     entries: Any = field(init=False, repr=False, compare=False)
 
     def read(self, values: Any) -> list[Entry]:
         if isinstance(values, list):
+            if self.split is not None and not any(_get(r, "split") for r in values):
+                raise UsageError(f"'{self.path}' is a list, which is one split; leave data.split out")
+            values = [r for r in values if self.split in (None, _get(r, "split"))]
             return _grouped(
                 [(_get(r, "image"), strings(_get(r, "caption")), _numbered(_get(r, "image_id"))) for r in values]
             )
         found = _lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
-        wanted = {self.split, "restval"} if self.split == "train" else {self.split}
+        wanted = {"train", "restval"} if self.split in (None, "train") else {self.split}
+        known = {str(_get(record, "split")) for record in found[0]}
+        if self.split is not None and not known & {*wanted}:
+            raise UsageError(f"'{self.path}' has no split '{self.split}'; it has {', '.join(sorted(known))}")
         rows = []
         for record in found[0]:
             if _get(record, "split") in wanted or not isinstance(record, dict):

@@ -138,7 +138,9 @@ class Columns:
     def _choices(self, record: dict[str, Any]) -> list[str]:
         """Where each has its own column, the last ones may be empty; without the one before none of them counts."""
         if not isinstance(self.choices, list):
-            return strings(record.get(self.choices or ""), numbers=True)
+            held = record.get(self.choices or "")
+            texts = strings(held, numbers=True)
+            return texts if not isinstance(held, list) or len(texts) == len(held) else []  # else they would move up
         cells = [written(record.get(name)).strip() for name in self.choices]
         while cells and cells[-1] in ("", "nan"):  # the latter of pandas, in MMBench's files
             cells.pop()
@@ -240,6 +242,8 @@ def _decoded(text: str) -> bytes | None:
 
 def _binary(value: Any) -> bool:
     """Whether a cell holds a picture, which is not kept with what is known of it."""
+    if isinstance(value, list):
+        return any(map(_binary, value))
     if isinstance(value, dict):
-        value = value.get("bytes", value.get("path") if value.keys() == {"bytes", "path"} else None)
+        value = value.get("bytes")
     return isinstance(value, bytes) or (isinstance(value, str) and _decoded(value) is not None)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SAVED = "state.json"  # marks a folder of save_to_disk
+SPLITS = "dataset_dict.json"  # and one that holds several
 TEXTS = ("captions", "question", "answers", "facts")
-SPLITS = "dataset_dict.json"  # and one of save_to_disk that holds several
+VALIDATION = {"validation", "valid", "val", "dev"}
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,13 @@ class HuggingFace(Sharded):
                 saved = self._saved(datasets)
                 return saved.to_iterable_dataset() if self.streaming else saved
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
-            kind = FILES.get(Path(first).suffix)
+            kind = FILES.get(Path(first).suffix.lower())
             if kind is None:
                 self._refuse_file(first)
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
                 files = expand_local(self.path)
+                self._check_split(files)
                 place = {"path": kind, "data_files": {self._split.partition("[")[0]: files}, **_as_texts(files[0])}
             return datasets.load_dataset(split=self._split, streaming=self.streaming, **place)
         except UsageError:
@@ -175,6 +177,17 @@ class HuggingFace(Sharded):
         ]
         return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
+    def _check_split(self, files: list[str]) -> None:
+        """Refuse a split that files are not called by: all rows would be of it, as they would be of any other."""
+        name = self._split.partition("[")[0]
+        wanted = VALIDATION if name in VALIDATION else {name}
+        told = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
+        if name != "train" and not all(any(word in file for word in wanted) for file in told):
+            raise UsageError(
+                f"the files of '{self.path}' are one split, and '{name}' is not in their names; leave data.split out, "
+                "or take a part of them, such as train[80%:]"
+            )
+
     def _refuse_file(self, name: str) -> None:
         if Path(name).is_file():
             raise UsageError(
@@ -193,7 +206,7 @@ class HuggingFace(Sharded):
                 trust.judge(name, trust.CALLED)
             if elsewhere := next(_elsewhere(Path(name)), None):
                 trust.judge(elsewhere, trust.CALLED)
-        if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix in FILES:
+        if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix.lower() in FILES:
             return
         if not Path(self.path).exists():
             raise UsageError(f"'{self.path}' does not say whose data set it is; give owner/name, a folder or files")
@@ -228,6 +241,7 @@ class HuggingFace(Sharded):
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
+        record = {"facts": {self.id: record.get("id")}} | record  # of shards that an older version has kept
         number = record["facts"].get(self.id)
         same = f"{self.path}/{number}" if isinstance(number, int | str) else None
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
@@ -273,17 +287,15 @@ class HuggingFace(Sharded):
 
 def _as_texts(file: str) -> dict[str, Any]:
     """How a table in text is read: every cell as it stands, for pandas would make `None` or 007 something else."""
-    separator = SEPARATORS.get(Path(file).suffix)
+    separator = SEPARATORS.get(Path(file).suffix.lower())
     if separator is None or not Path(file).is_file():
         return {}
     import datasets  # slow to import
 
     with open(file, encoding="utf-8-sig", newline="") as lines:
         names = next(csv.reader(lines, delimiter=separator), [])
-    names = [
-        name or f"Unnamed: {number}" for number, name in enumerate(names)
-    ]  # as pandas calls a column of row numbers
-    features = datasets.Features({name: datasets.Value("string") for name in names})
+    text = datasets.Value("string")
+    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})  # pandas' row numbers
     return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
 
 

@@ -101,8 +101,7 @@ class Vqa(Questions):
             truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
             given = truth.get("answers")
-            answers = [_get(answer, "answer") for answer in given] if isinstance(given, list) else []
-            answers = [sys.intern(one) for one in strings(answers)]  # few are given a million times: each is kept once
+            answers = [sys.intern(one) for one in strings(given)]  # few are given a million times: each is kept once
             name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}

@@ -70,6 +70,13 @@ def test_an_answer_that_means_a_choice_is_this_choice() -> None:
     assert [right_choice(["a", "b"], said) for said in (2, -1, True, None, "C", "", "9" * 5000, [])] == [None] * 8
 
 
+def test_a_choice_that_is_missing_moves_no_other_up() -> None:
+    for choices in (["a kite", None, "a bus"], ["a kite", "", "a bus"], ["a kite", ["x"], "a bus"]):
+        assert texts(record(question="what?", choices=choices, answer=1))[2] == ["1"]
+        _, found = read_record(record(question="what?", choices=choices, answer=1), Columns(), Path())
+        assert found["facts"]["choices"] == choices  # which a benchmark refuses
+
+
 def test_pictures_in_base64_and_names_by_patterns(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "COCO_000042.png").write_bytes(encoded(photo(3)))

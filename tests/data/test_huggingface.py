@@ -110,6 +110,8 @@ def test_the_split_of_a_saved_data_set_is_obeyed(tmp_path: Path, streaming: bool
     assert read("both", "test[:1]+train[9:]") == [0, 9]
     assert read("held") == read("held", "train[2:]") == read("held", "train") == [2, 3]
     assert read("held", "train[1:]") == [3]
+    table(tmp_path / "val-0.parquet", **rows(range(3)))
+    assert read("val-0.parquet") == read("val-0.parquet", "validation") == [0, 1, 2]
     assert read("test") == read("test", "test") == [0, 1]
     for name, split, told in (("one", "test", "train"), ("both", "dev", "train, test"), ("test", "train", "test")):
         with pytest.raises(UsageError, match=rf"has no split '{split}' \(.*\); it has {told}$"):
@@ -263,6 +265,8 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
         ({"path": "a.parquet", "split": "train[:0]"}, "corresponds to no data"),
         ({"path": "saved"}, "'saved' has no split 'train'"),
         ({"path": "saved", "split": "train"}, "; it has dev"),
+        ({"path": "a.parquet", "split": "test"}, "the files of 'a.parquet' are one split, and 'test' is not in their"),
+        ({"path": "a.parquet", "split": "validation[:5]"}, "such as train[80%:]"),
         ({"path": "a.parquet", "spilt": "x"}, "data.spilt is not an option of 'datasets': did you mean 'split'?"),
     ],
 )
