@@ -5,13 +5,12 @@ Each image is one sample with all its captions, of which one is drawn every time
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qformer.data.columns import strings
-from qformer.data.documents import NOT_JSON
+from qformer.data.documents import read_json
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -33,11 +32,7 @@ class Annotated:
             raise UsageError(f"no file at '{path}'; data.path must be the JSON file with the annotations")
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        try:
-            values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
-        except NOT_JSON as error:
-            raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
-        entries = self.read(values)
+        entries = self.read(read_json(path))
         if not entries:
             raise UsageError(f"'{path}' has no image that is asked for; check the file and the options of data.train")
         object.__setattr__(self, "entries", entries)
@@ -130,6 +125,8 @@ class Karpathy(Annotated):
         if isinstance(values, list):
             if self.split is not None and not any(_get(r, "split") for r in values):
                 raise UsageError(f"'{self.path}' is a list, which is one split; leave data.split out")
+            if values and all(_get(r, "question") for r in values):
+                raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
             values = [r for r in values if self.split in (None, _get(r, "split"))]
             return _grouped(
                 [(_get(r, "image"), strings(_get(r, "caption")), _numbered(_get(r, "image_id"))) for r in values]

@@ -15,6 +15,25 @@ BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of
 TABLES = {".parquet", ".arrow", ".csv", ".tsv"}
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    refuse_table(path, "JSON")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+    except NOT_JSON as error:
+        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+
+
+def refuse_table(path: Path, expected: str) -> None:
+    """Name the source that reads tables, where one is given in place of something else."""
+    if path.suffix.lower() in TABLES:
+        raise UsageError(f"'{path}' is a table and no {expected}; read it by name: datasets")
+
+
 def read_document(path: Path, named: bool = False) -> list[Any] | None:
     """The records of a file that is one JSON value; None of one that has an object on each line.
 
@@ -25,10 +44,9 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
         named: whether the user says where pictures are, so that lists without their names can be read as well.
 
     Raises:
-        UsageError: a file that another source reads, which is named.
+        UsageError: a file that another source reads, which is named, or a list that is cut off.
     """
-    if path.suffix.lower() in TABLES:
-        raise UsageError(f"'{path}' is no file with one JSON object per line; read it by name: datasets")
+    refuse_table(path, "file with one JSON object per line")
     with path.open("rb") as file:
         first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
         more = any(line.strip(BLANK) for line in file)
@@ -43,6 +61,8 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
             values = values[held]
         elif values and all(isinstance(record, dict) for record in values.values()):
             values = [{"question_id": number} | record for number, record in values.items()]
+    if values is None and first.startswith(b"[") and _json(first) is None:
+        raise UsageError(f"'{path}' begins as a JSON list and is none; it may be cut off: get it anew")
     if not isinstance(values, list):
         return None
     if values and isinstance(values[0], dict) and not named:

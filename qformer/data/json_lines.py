@@ -142,7 +142,7 @@ class JsonLines:
             try:
                 record = json.loads(line.decode("utf-8-sig", errors="replace"))
             except NOT_JSON as error:
-                raise BadSample("not json", str(error)) from error
+                raise BadSample("not json", f"{path}:{number}: {error}") from error
         if not isinstance(record, dict):
             raise BadSample("no image", f"{path}:{number} is no object")
         return record

@@ -6,7 +6,6 @@ question and answers, such as `question_id`, `answer_type` or `choices`. JSON li
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qformer.data.columns import strings
-from qformer.data.documents import NOT_JSON
+from qformer.data.documents import read_json
 from qformer.data.fetching import expand_local
 from qformer.types import BadSample, Sample, UsageError
 
@@ -90,8 +89,12 @@ class Vqa(Questions):
 
     def read(self, values: Any) -> list[Asked]:
         questions = values if isinstance(values, list) else _get(values, "questions")
-        if not isinstance(questions, list):
-            raise self.refuse("an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json")
+        named = isinstance(values, list) and any("image" in record for record in values if isinstance(record, dict))
+        if not isinstance(questions, list) or named:
+            raise self.refuse(
+                "an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json; questions that name "
+                "their pictures are read by name: jsonl"
+            )
         whole = _get(values, "data_subtype")
         known = self._annotations()
         asked = []
@@ -201,7 +204,4 @@ def _get(record: Any, key: str) -> Any:
 def _json(path: str, option: str) -> Any:
     if not Path(path).is_file():
         raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
-    try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig", errors="replace"))
-    except NOT_JSON as error:
-        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+    return read_json(Path(path))
