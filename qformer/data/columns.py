@@ -73,8 +73,8 @@ class Columns:
                 question = "text"
         if caption is None and question is None:
             caption = _first(("text",), names)
-        letters = [letter for letter in LETTERS if letter in names]
-        separate = letters if len(letters) > 1 and "".join(letters) == LETTERS[: len(letters)] else None
+        letters = [letter for letter in LETTERS if letter in names] if {"A", "B"} <= {*names} else []
+        separate = letters if letters and "".join(letters) == LETTERS[: len(letters)] else None
         image = self.image or _first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
         return Columns(
             image=image,

@@ -46,6 +46,7 @@ class JsonLines:
     # int64[n, 4]: file, number, start, length in bytes; of a file that is one list, number in it and two zeros
     _lines: Any = field(init=False, repr=False, compare=False)
     _documents: dict[int, list[Any]] = field(init=False, repr=False, compare=False)
+    _named: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
@@ -73,11 +74,12 @@ class JsonLines:
         object.__setattr__(self, "_files", files)
         object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
         object.__setattr__(self, "_documents", documents)
+        object.__setattr__(self, "_named", Columns.of(self))
         self._check_columns()
 
     def _check_columns(self) -> None:
         """Refuse a name that none of the first records has."""
-        needed = Columns.of(self).needed()
+        needed = self._named.needed()
         known: dict[str, None] = {}
         for index in range(min(len(self), LOOK) if needed else 0):
             try:
@@ -118,7 +120,7 @@ class JsonLines:
         path = Path(self._files[which])
         key = f"{path}:{number}"
         record = self._record(index)
-        image, texts = read_record(record, Columns.of(self), Path(self.images or path.parent))
+        image, texts = read_record(record, self._named, Path(self.images or path.parent))
         if image is None:
             raise BadSample("no image", f"{key} has no '{self.image or 'image'}' path; {columns_of(record)}")
         return Sample(image=image, key=key, image_id=str(image) if isinstance(image, Path) else None, **texts)
