@@ -8,6 +8,7 @@ command opens anything, and by `qformer.lookup.build` when it is built.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -290,7 +291,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
         _apply(values, override)
-    return parse_config(values)
+    return parse_config(_at_home(values))
+
+
+def _at_home(values: Any) -> Any:
+    """Plain data in which `~/photos` is the folder of that name at the user's home, as a shell would have it."""
+    if isinstance(values, dict):
+        return {key: _at_home(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_at_home(value) for value in values]
+    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
 
 
 def _holds_more(values: Any, limit: int) -> bool:

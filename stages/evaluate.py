@@ -7,6 +7,7 @@ torchrun share the work and give the numbers of one.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from contextlib import nullcontext
@@ -226,4 +227,4 @@ def _pair(text: str) -> tuple[str, object]:
         equals = ""
     if not equals:
         raise UsageError(f"'{text}' is not an option of the data source; write key=value, such as path=captions.jsonl")
-    return key, read
+    return key, os.path.expanduser(read) if isinstance(read, str) and read.startswith("~/") else read

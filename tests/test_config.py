@@ -157,6 +157,17 @@ def test_overrides(tmp_path: Path) -> None:
     assert (config.qformer.layers, config.qformer.heads) == (3, 4)
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    sources = [{"name": "folder", "path": "~/photos"}, {"name": "webdataset", "path": ["~/a.tar", "b~/c.tar"]}]
+    mixed = values(data={"train": {"name": "mix", "sources": sources}})
+    config = load_config(written(tmp_path, mixed), ["data.validation={name: jsonl, path: ~/val.jsonl}"])
+    paths = [part["path"] for part in config.data.train.options["sources"]]
+    assert paths == ["/home/somebody/photos", ["/home/somebody/a.tar", "b~/c.tar"]]
+    assert config.data.validation is not None
+    assert config.data.validation.options["path"] == "/home/somebody/val.jsonl"
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -5,12 +5,12 @@ Each image is one sample with all its captions, of which one is drawn every time
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.sources import NOT_JSON, strings
+from qformer.data.columns import strings
+from qformer.data.documents import read_json
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -32,11 +32,7 @@ class Annotated:
             raise UsageError(f"no file at '{path}'; data.path must be the JSON file with the annotations")
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        try:
-            values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
-        except NOT_JSON as error:
-            raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
-        entries = self.read(values)
+        entries = self.read(read_json(path))
         if not entries:
             raise UsageError(f"'{path}' has no image that is asked for; check the file and the options of data.train")
         object.__setattr__(self, "entries", entries)
@@ -81,26 +77,32 @@ class Coco(Annotated):
         if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         entries: list[Entry] = []
-        by_id: dict[Any, list[str]] = {}
+        by_id: dict[Any, list[str]] = {}  # ids are numbers here and texts there, also within one file
         for record in images:
             number, name = _get(record, "id"), _get(record, "file_name")
             if not isinstance(number, int | str) or not isinstance(name, str):
                 entries.append((BAD + "no image", [str(record)[:200]], {}))
-            elif number in by_id:
+            elif str(number) in by_id:
                 entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
-                by_id[number] = []
+                by_id[str(number)] = []
                 facts = {"image_id": number}
                 if isinstance(_get(record, "domain"), str):
                     facts["domain"] = record["domain"]
-                entries.append((name, by_id[number], facts))
+                entries.append((name, by_id[str(number)], facts))
+        known = list(by_id)
         for record in annotations or []:
             number = _get(record, "image_id")
-            number = number if isinstance(number, int | str) else None
+            number = str(number) if isinstance(number, int | str) else None
             if number not in by_id:
                 by_id[number] = []
-                entries.append((BAD + "no image", [str(number)], {}))
+                entries.append((BAD + "no image", [f"{number}, of which there is no `id`"], {}))
             by_id[number] += strings(_get(record, "caption"))
+        if annotations and len(by_id) > len(known) and not any(by_id[number] for number in known):
+            raise UsageError(
+                f"no `image_id` of the annotations of '{self.path}', such as {_get(annotations[0], 'image_id')!r}, is "
+                f"the `id` of one of its images{f', such as {known[0]!r}' if known else ''}; give a file of one piece"
+            )
         return entries
 
 
@@ -110,23 +112,32 @@ class Karpathy(Annotated):
 
     Attributes:
         path: the JSON file. images: the folder that `filepath/filename`, or the `image` of a list, is relative to.
-        split: of Karpathy's file; `train` takes `restval` along, as all who train on it do. A list is one split.
+        split: of Karpathy's file, train without one; `train` takes `restval` along, as all who train on it do. A list
+            is one split.
     """
 
     path: str
     images: str
-    split: str = "train"
+    split: str | None = None
     entries: Any = field(init=False, repr=False, compare=False)
 
     def read(self, values: Any) -> list[Entry]:
         if isinstance(values, list):
+            if self.split is not None and not any(_get(r, "split") for r in values):
+                raise UsageError(f"'{self.path}' is a list, which is one split; leave data.split out")
+            if values and all(_get(r, "question") for r in values):
+                raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
+            values = [r for r in values if self.split in (None, _get(r, "split"))]
             return _grouped(
                 [(_get(r, "image"), strings(_get(r, "caption")), _numbered(_get(r, "image_id"))) for r in values]
             )
         found = _lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
-        wanted = {self.split, "restval"} if self.split == "train" else {self.split}
+        wanted = {"train", "restval"} if self.split in (None, "train") else {self.split}
+        known = {str(_get(record, "split")) for record in found[0]}
+        if self.split is not None and not known & {*wanted}:
+            raise UsageError(f"'{self.path}' has no split '{self.split}'; it has {', '.join(sorted(known))}")
         rows = []
         for record in found[0]:
             if _get(record, "split") in wanted or not isinstance(record, dict):

@@ -7,11 +7,11 @@ from typing import Any
 
 from qformer.data import sources
 from qformer.data.fetching import PIPE, REMOTE, expand, expand_local, fetcher
-from qformer.data.huggingface import SAVED
+from qformer.data.huggingface import SAVED, SPLITS
 from qformer.types import UsageError
 
 OPENED = 4  # shards; of more, the mean of these is taken for all
-SAVED_IN = (SAVED, "dataset_dict.json")
+SAVED_IN = (SAVED, SPLITS)
 
 
 def count(name: str, options: dict[str, Any], where: str = "data.train") -> tuple[int | None, list[str]]:
@@ -61,7 +61,7 @@ def _shards(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]
 
 
 def _rows(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
-    path, split = options.get("path", ""), str(options.get("split", "train"))
+    path, split = options.get("path", ""), str(options.get("split") or "train")
     if isinstance(path, str) and any((Path(path) / name).is_file() for name in SAVED_IN):
         return len(sources.build("datasets", **(options | {"streaming": False}))), []
     first = path if isinstance(path, str) else next(iter(path), "")

@@ -7,9 +7,10 @@ place, so that a resumed run reads nothing again.
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer import trust
+from qformer.data.columns import IMAGES, Columns, columns_of
 from qformer.data.fetching import CHAIN, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
-from qformer.data.sources import texts_of
 from qformer.data.webdataset import Sharded, open_shards
 from qformer.lookup import nearest
 from qformer.types import BadSample, Sample, UsageError
@@ -28,20 +29,24 @@ from qformer.types import BadSample, Sample, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-CAPTIONS = ("captions", "caption", "text")
+FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SAVED = "state.json"  # marks a folder of save_to_disk
+SPLITS = "dataset_dict.json"  # and one that holds several
+TEXTS = ("captions", "question", "answers", "facts")
+VALIDATION = {"validation", "valid", "val", "dev"}
 
 
 @dataclass(frozen=True)
 class HuggingFace(Sharded):
-    """Rows with an image (encoded bytes, a path, or an `Image` feature) and captions (a text or a list of them).
+    """Rows with an image (encoded bytes, base64, a path, or an `Image` feature) and captions, or what is asked of it.
 
     Attributes:
         path: hub id, folder of `save_to_disk`, folder of data files, or files (`train-*.parquet`, `{0..9}.arrow`, ...).
         config, revision: of the hub.
-        split: such as train, or train[:10%].
-        image, caption, question, answers: columns; without `caption`, the first of `captions`, `caption`, `text`.
+        split: such as train (without one), or train[:10%]; of a saved data set that is no `DatasetDict`, all of it.
+        image, caption, question, answers, choices, statement: columns, where they have not their usual names
+            (`Columns`). A table with captions is asked nothing unless `question` is named.
         id: column whose equal values are the same image.
         images: folder that image paths are relative to.
         streaming: take shard after shard instead of downloading everything first.
@@ -51,11 +56,13 @@ class HuggingFace(Sharded):
     path: str | list[str]
     config: str | None = None
     revision: str | None = None
-    split: str = "train"
-    image: str = "image"
+    split: str | None = None
+    image: str | None = None
     caption: str | None = None
     question: str | None = None
     answers: str | None = None
+    choices: str | list[str] | None = None
+    statement: str | None = None
     id: str | None = None
     images: str = "."
     streaming: bool = False
@@ -64,47 +71,78 @@ class HuggingFace(Sharded):
     cache: str | None = None
     rows: Any = field(init=False, repr=False, compare=False)
     shards: Any = field(init=False, repr=False, compare=False)
-    _texts: dict[str, str] = field(init=False, repr=False, compare=False)
+    _columns: Any = field(init=False, repr=False, compare=False)
+    _features: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         data = self._load()
         names = list(data.column_names or next(iter(data), {}))
-        caption = self.caption or next((name for name in CAPTIONS if name in names), None)
-        if caption is None and self.question is None:
-            raise UsageError(
-                f"'{self.path}' has no column {', '.join(CAPTIONS)}; set data.caption to one of {', '.join(names)}"
-            )
-        texts = {"captions": caption, "question": self.question, "answers": self.answers}
-        for column in (self.image, self.id, *texts.values()):
-            if column is not None and column not in names:
-                raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
-        object.__setattr__(self, "_texts", {key: column for key, column in texts.items() if column is not None})
+        object.__setattr__(self, "_columns", self._found(names))
+        object.__setattr__(self, "_features", dict(data.features or {}))
+        self._check_captions(names)
         shards = None
         if self.streaming:
             data = data.decode(False)
-            where = "/".join(filter(None, [str(self.path), self.config, self.revision, self.split]))
+            where = "/".join(filter(None, [str(self.path), self.config, self.revision, self._split]))
             shards = open_shards([f"{where}#{number}" for number in range(data.num_shards)], self._writer, self)
         object.__setattr__(self, "shards", shards)
         object.__setattr__(self, "rows", data if self.streaming else data.with_format("arrow"))
+
+    @property
+    def _split(self) -> str:
+        return self.split or "train"
+
+    def _found(self, names: list[str]) -> Columns:
+        """The columns that are read of those that are there.
+
+        Raises:
+            UsageError: one that is named is not there, or there is nothing to read.
+        """
+        named = Columns.of(self)
+        for column in [*named.needed(), *filter(None, [self.id])]:
+            if column not in names:
+                raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
+        columns = named.among(names)
+        if columns.image is None:
+            raise UsageError(f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_all(names)}")
+        statements = {"statement", "sentence"} & {*names, self.statement and "statement"}
+        if columns.caption is None and columns.question is None and not statements:
+            raise UsageError(
+                f"'{self.path}' has no column captions, caption, text; set data.caption to one of {_all(names)}, or "
+                "data.question and data.answers"
+            )
+        return replace(columns, question=None) if columns.caption is not None and self.question is None else columns
+
+    def _check_captions(self, names: list[str]) -> None:
+        kind = str(getattr(self._features.get(self._columns.caption), "dtype", ""))
+        if kind.startswith(("int", "uint", "float", "double", "bool")) and not self._classes(self._columns.caption):
+            raise UsageError(
+                f"column '{self._columns.caption}' of '{self.path}' holds numbers ({kind}), and captions are texts; "
+                f"set data.caption to one of {_all(names)}"
+            )
+
+    def _classes(self, column: str) -> list[str] | None:
+        """Names of the classes, where the numbers of a column mean some."""
+        return getattr(self._features.get(column), "names", None)
 
     def _load(self) -> Any:
         import datasets  # slow to import
 
         self._judge()
         try:
-            if isinstance(self.path, str) and (Path(self.path) / SAVED).is_file():
-                saved = datasets.load_from_disk(self.path)
-                return saved.to_iterable_dataset() if self.streaming else saved
-            if isinstance(self.path, str) and (Path(self.path) / "dataset_dict.json").is_file():
-                saved = datasets.load_from_disk(str(Path(self.path) / self.split))
+            if isinstance(self.path, str) and any((Path(self.path) / name).is_file() for name in (SAVED, SPLITS)):
+                saved = self._saved(datasets)
                 return saved.to_iterable_dataset() if self.streaming else saved
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
-            kind = FILES.get(Path(first).suffix)
+            kind = FILES.get(Path(first).suffix.lower())
             if kind is None:
+                self._refuse_file(first)
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
-                place = {"path": kind, "data_files": {self.split.partition("[")[0]: expand_local(self.path)}}
-            return datasets.load_dataset(split=self.split, streaming=self.streaming, **place)
+                files = expand_local(self.path)
+                self._check_split(files)
+                place = {"path": kind, "data_files": {self._split.partition("[")[0]: files}, **_as_texts(files[0])}
+            return datasets.load_dataset(split=self._split, streaming=self.streaming, **place)
         except UsageError:
             raise
         except ConnectionError as error:
@@ -115,6 +153,48 @@ class HuggingFace(Sharded):
         except Exception as error:  # of a damaged file or a hub's answer, nearly anything
             raise UsageError(f"'{self.path}' cannot be read as a data set ({_line(error)}); check data.path") from error
 
+    def _saved(self, datasets: Any) -> Any:
+        """What `save_to_disk` has written, less what is not of the split.
+
+        Raises:
+            UsageError: a split that is not there.
+        """
+        saved = datasets.load_from_disk(str(self.path))
+        if (Path(str(self.path)) / SAVED).is_file():
+            own = str(saved.split or "train")
+            if self.split in (None, own):
+                return saved
+            saved = {own.partition("[")[0]: saved}
+        try:
+            wanted = datasets.ReadInstruction.from_spec(self._split)
+            parts = wanted.to_absolute({name: len(rows) for name, rows in saved.items()})
+        except (ValueError, AssertionError) as error:
+            raise UsageError(
+                f"'{self.path}' has no split '{self._split}' ({_line(error)}); it has {', '.join(map(str, saved))}"
+            ) from error
+        chosen = [
+            saved[part.splitname].select(range(len(saved[part.splitname]))[part.from_ : part.to]) for part in parts
+        ]
+        return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
+
+    def _check_split(self, files: list[str]) -> None:
+        """Refuse a split that files are not called by: all rows would be of it, as they would be of any other."""
+        name = self._split.partition("[")[0]
+        wanted = VALIDATION if name in VALIDATION else {name}
+        told = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
+        if name != "train" and not all(any(word in file for word in wanted) for file in told):
+            raise UsageError(
+                f"the files of '{self.path}' are one split, and '{name}' is not in their names; leave data.split out, "
+                "or take a part of them, such as train[80%:]"
+            )
+
+    def _refuse_file(self, name: str) -> None:
+        if Path(name).is_file():
+            raise UsageError(
+                f"'{name}' is a file of a kind that is not read; give {', '.join(FILES)}, or for an object of JSON "
+                "per line name: jsonl"
+            )
+
     def _judge(self) -> None:
         """Before `datasets` looks at them: addresses, also chained ones, and what a folder's own files name.
 
@@ -124,9 +204,9 @@ class HuggingFace(Sharded):
         for name in [self.path] if isinstance(self.path, str) else self.path:
             if "://" in name or CHAIN in name:
                 trust.judge(name, trust.CALLED)
-            if elsewhere := next(_elsewhere(Path(name), self.split), None):
+            if elsewhere := next(_elsewhere(Path(name)), None):
                 trust.judge(elsewhere, trust.CALLED)
-        if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix in FILES:
+        if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix.lower() in FILES:
             return
         if not Path(self.path).exists():
             raise UsageError(f"'{self.path}' does not say whose data set it is; give owner/name, a folder or files")
@@ -143,14 +223,14 @@ class HuggingFace(Sharded):
     def __getitem__(self, index: Any) -> Sample:
         if self.streaming:
             return super().__getitem__(index)
-        key = f"{self.path}/{self.split}:{index}"
+        key = f"{self.path}/{self._split}:{index}"
         try:
             row = self.rows[index].to_pylist()[0]
         except UnicodeDecodeError as error:
             raise BadSample("not utf-8", f"{key}: {error}") from error
-        image = self._image(row[self.image])
+        image = self._columns.picture(row, Path(self.images))
         if image is None:
-            raise BadSample("no image", key)
+            raise BadSample("no image", f"{key} has none in '{self._columns.image}'; {columns_of(row)}")
         return self._sample(key, image, self._described(row))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
@@ -161,19 +241,17 @@ class HuggingFace(Sharded):
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
-        same = f"{self.path}/{record['id']}" if isinstance(record["id"], int | str) else None
-        return Sample(image=image, key=key, image_id=same, **texts_of(record))
+        record = {"facts": {self.id: record.get("id")}} | record  # of shards that an older version has kept
+        number = record["facts"].get(self.id)
+        same = f"{self.path}/{number}" if isinstance(number, int | str) else None
+        return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
 
     def _described(self, row: dict[str, Any]) -> dict[str, Any]:
-        none = {"captions": None, "question": None, "answers": None}
-        own = {key: row[column] for key, column in self._texts.items()}
-        return none | own | {"id": row[self.id] if self.id is not None else None}
-
-    def _image(self, cell: Any) -> bytes | Path | None:
-        value = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-        if isinstance(value, str):
-            return Path(self.images) / value
-        return value if isinstance(value, bytes) else None
+        """What a row says, classes by their names."""
+        named = {name: self._classes(name) for name in row}
+        known = {name: _class(value, named[name]) for name, value in row.items()}
+        texts: dict[str, Any] = self._columns.texts(known)
+        return texts
 
     def _writer(self, name: str) -> Callable[[Path], None]:
         return partial(self._write, int(name.rpartition("#")[2]))
@@ -188,7 +266,7 @@ class HuggingFace(Sharded):
             try:
                 with tarfile.open(fileobj=file, mode="w") as tar:
                     for number, row in enumerate(self.rows.shard(num_shards=self.rows.num_shards, index=shard)):
-                        image = self._image(row[self.image])
+                        image = self._columns.picture(row, Path(self.images))
                         fault = "no image" if image is None else None
                         record = self._described(row) | {"fault": fault, "path": None}
                         if isinstance(image, Path):
@@ -207,9 +285,34 @@ class HuggingFace(Sharded):
                 file.write(f"damaged: {_line(error)}".encode())
 
 
-def _elsewhere(folder: Path, split: str) -> Iterator[str]:
+def _as_texts(file: str) -> dict[str, Any]:
+    """How a table in text is read: every cell as it stands, for pandas would make `None` or 007 something else."""
+    separator = SEPARATORS.get(Path(file).suffix.lower())
+    if separator is None or not Path(file).is_file():
+        return {}
+    import datasets  # slow to import
+
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        names = next(csv.reader(lines, delimiter=separator), [])
+    text = datasets.Value("string")
+    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})  # pandas' row numbers
+    return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
+
+
+def _class(value: Any, names: list[str] | None) -> Any:
+    """The name of a class for its number; None for -1, which stands for no class."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _all(names: list[str]) -> str:
+    return ", ".join(map(str, names))[:300]
+
+
+def _elsewhere(folder: Path) -> Iterator[str]:
     """Files that a data set's own card or state names and that do not lie in it: addresses, other folders."""
-    for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, folder / split / SAVED):
+    for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, *folder.glob(f"*/{SAVED}")):
         try:
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
             told = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)

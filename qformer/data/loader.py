@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
+from qformer.data.columns import columns_of
 from qformer.data.orders import indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
@@ -130,7 +131,7 @@ def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
     answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
     if sample.question is not None and not sample.captions:
         if not answer:
-            raise BadSample("no answer", sample.key)
+            raise BadSample("no answer", _told(sample))
         return answer, answer
     captions = usable_captions(sample)
     return captions[int(rng.integers(len(captions)))], answer
@@ -149,8 +150,13 @@ def usable_captions(sample: Sample) -> list[str]:
     """
     captions = cleaned(sample.captions)
     if not captions:
-        raise BadSample("no caption", sample.key)
+        raise BadSample("no caption", _told(sample))
     return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
+
+
+def _told(sample: Sample) -> str:
+    """Which record lacks something, and what it has instead."""
+    return f"{sample.key}; {columns_of(sample.facts)}" if sample.facts else sample.key
 
 
 def cleaned(captions: list[str]) -> list[str]:

@@ -6,16 +6,19 @@ question and answers, such as `question_id`, `answer_type` or `choices`. JSON li
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.sources import NOT_JSON, strings
+from qformer.data.columns import strings
+from qformer.data.documents import read_json
+from qformer.data.fetching import expand_local
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
+DIFFICULT = "difficult_direct_answer"  # of A-OKVQA: the people who were asked did not agree
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,15 @@ class Asked:
 class Questions:
     """Questions of one JSON file about the images of a folder."""
 
-    path: str
+    path: Any
     images: str
     asked: list[Asked]
 
     def __post_init__(self) -> None:
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        asked = self.read(_json(self.path, "path"))
+        files = [self.path] if Path(str(self.path)).is_file() else expand_local(self.path)
+        asked = [one for file in files for one in self.read(_json(str(file), "path"))]
         if not asked:
             raise UsageError(f"'{self.path}' has no question; check the file")
         object.__setattr__(self, "asked", asked)
@@ -71,6 +75,8 @@ class Questions:
 class Vqa(Questions):
     """VQA's and OK-VQA's `v2_OpenEnded_mscoco_val2014_questions.json` with `v2_mscoco_val2014_annotations.json`.
 
+    VQA-CP has lists in place of both, each record with the `coco_split` of its image.
+
     Attributes:
         path: the questions. annotations: the answers; without, as for the test splits, answers are not scored.
         images: folder with the images of COCO: `COCO_val2014_000000000042.jpg`, or `000000000042.jpg` as since 2017.
@@ -82,38 +88,44 @@ class Vqa(Questions):
     asked: Any = field(init=False, repr=False, compare=False)
 
     def read(self, values: Any) -> list[Asked]:
-        questions = _get(values, "questions")
-        if not isinstance(questions, list):
-            raise self.refuse("an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json")
-        subset = str(_get(values, "data_subtype") or "").replace("test-dev", "test")
+        questions = values if isinstance(values, list) else _get(values, "questions")
+        named = isinstance(values, list) and any("image" in record for record in values if isinstance(record, dict))
+        if not isinstance(questions, list) or named:
+            raise self.refuse(
+                "an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json; questions that name "
+                "their pictures are read by name: jsonl"
+            )
+        whole = _get(values, "data_subtype")
         known = self._annotations()
         asked = []
         for record in questions:
             number, image = _number(record), _get(record, "image_id")
-            truth = known.get(number, {})
+            subset = str(_get(record, "coco_split") or whole or "").replace("test-dev", "test")
+            truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
             given = truth.get("answers")
-            answers = [_get(answer, "answer") for answer in given] if isinstance(given, list) else []
-            answers = [sys.intern(one) for one in strings(answers)]  # few are given a million times: each is kept once
-            name = f"{image:012d}.jpg" if isinstance(image, int) else ""
+            answers = [sys.intern(one) for one in strings(given)]  # few are given a million times: each is kept once
+            name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
             asked.append(Asked(names, _get(record, "question"), answers, facts))
-        if known and not any(one.facts["question_id"] in known for one in asked):
+        if known and not any(str(one.facts["question_id"]) in known for one in asked):
             raise UsageError(
                 f"'{self.annotations}' answers none of the questions of '{self.path}'; give the files of one split"
             )
         return asked
 
-    def _annotations(self) -> dict[Any, Facts]:
+    def _annotations(self) -> dict[str, Facts]:
+        """By the ids of their questions, which may be numbers in one file and texts in the other."""
         if self.annotations is None:
             return {}
-        listed = _get(_json(self.annotations, "annotations"), "annotations")
+        values = _json(self.annotations, "annotations")
+        listed = values if isinstance(values, list) else _get(values, "annotations")
         if not isinstance(listed, list):
             raise UsageError(
                 f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
             )
-        return {number: record for record in listed if (number := _number(record)) is not None}
+        return {str(number): record for record in listed if (number := _number(record)) is not None}
 
 
 @dataclass(frozen=True)
@@ -121,10 +133,11 @@ class Gqa(Questions):
     """GQA's `testdev_balanced_questions.json`: an object of questions by their ids.
 
     Attributes:
-        path: the file. images: folder with `n161313.jpg`, named by `imageId`.
+        path: the file, or several: a list, or a pattern such as `train_all_questions_{0..9}.json`.
+        images: folder with `n161313.jpg`, named by `imageId`.
     """
 
-    path: str
+    path: str | list[str]
     images: str
     asked: Any = field(init=False, repr=False, compare=False)
 
@@ -163,12 +176,19 @@ class AokVqa(Questions):
             facts = {
                 key: record[key] for key in ("question_id", "image_id", "choices") if _get(record, key) is not None
             }
+            facts[DIFFICULT] = _get(record, DIFFICULT) is True
             if isinstance(_get(record, "correct_choice_idx"), int):
                 facts["label"] = record["correct_choice_idx"]
-            names = [f"{image:012d}.jpg"] if isinstance(image, int) else []
+            names = [_coco_name(image)] if _coco_name(image) else []
             answers = strings(_get(record, "direct_answers"))
             asked.append(Asked(names, _get(record, "question"), answers, facts))
         return asked
+
+
+def _coco_name(image: Any) -> str:
+    """`000000000042.jpg` of 42 or "42"; nothing of anything else."""
+    known = isinstance(image, int) or (isinstance(image, str) and re.fullmatch("[0-9]{1,12}", image))
+    return f"{int(image):012d}.jpg" if known else ""
 
 
 def _number(record: Any) -> int | str | None:
@@ -184,7 +204,4 @@ def _get(record: Any, key: str) -> Any:
 def _json(path: str, option: str) -> Any:
     if not Path(path).is_file():
         raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
-    try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig", errors="replace"))
-    except NOT_JSON as error:
-        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+    return read_json(Path(path))

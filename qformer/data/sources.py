@@ -20,10 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from qformer import lookup, trust
-from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.formats import SUFFIXES, UNREAD
 from qformer.types import BadSample, Sample, UsageError
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
     from qformer.config import Choice
 
 SOURCES: dict[str, Any] = {
-    "jsonl": "qformer.data.sources:JsonLines",
+    "jsonl": "qformer.data.json_lines:JsonLines",
     "folder": "qformer.data.sources:Folder",
     "webdataset": "qformer.data.webdataset:WebDataset",
     "datasets": "qformer.data.huggingface:HuggingFace",
@@ -48,8 +45,6 @@ SOURCES: dict[str, Any] = {
     "mix": "qformer.data.sources:Mix",
 }
 DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open nothing when they are made
-NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
-BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
 CACHE = "shards"  # folder of a run for what sources keep
 
 
@@ -227,97 +222,6 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """One JSON object per line: `image` and `captions` (a list) or `caption`, or `question` and `answers` or `answer`.
-
-    Attributes:
-        path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
-        images: folder that `image` is relative to; the file's own folder by default.
-        where: keep the records whose fields equal these, such as {split: train}.
-    """
-
-    path: str | list[str]
-    images: str | None = None
-    where: dict[str, Any] = field(default_factory=dict)
-    _files: list[str] = field(init=False, repr=False, compare=False)
-    _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 4]: file, number, start, length in bytes
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
-        files = [str(self.path)] if named else expand_local(self.path)
-        if missing := [file for file in files if not Path(file).is_file()]:
-            raise UsageError(
-                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
-            )
-        if self.images is not None and not Path(self.images).is_dir():
-            raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
-        kept = []
-        for number, file in enumerate(files):
-            kept += [(number, *line) for line in self._kept(Path(file))]
-        if not kept:
-            raise UsageError(
-                f"'{self.path}' has no record{f' with {self.where}' if self.where else ''}; "
-                "check the file and data.where"
-            )
-        object.__setattr__(self, "_files", files)
-        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
-
-    def _kept(self, path: Path) -> Iterator[tuple[int, int, int]]:
-        """Number, start and length of each line that is a record."""
-        start = 0
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip(BLANK) and self._keep(line):
-                    yield number, start, len(line)
-                start += len(line)
-
-    def _keep(self, line: bytes) -> bool:
-        if not self.where:
-            return True
-        try:
-            record = json.loads(line.decode("utf-8-sig", errors="replace"))
-        except NOT_JSON:
-            return True  # kept here, so that it is counted as bad when it is asked for
-        return isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Sample:
-        which, number, start, length = self._lines[index].tolist()
-        path = Path(self._files[which])
-        key = f"{path}:{number}"
-        try:
-            with path.open("rb") as file:
-                line = os.pread(file.fileno(), length, start)
-        except OSError as error:
-            raise BadSample("unreadable", f"{key}: {error.strerror}") from error
-        try:
-            record = json.loads(line.decode("utf-8-sig", errors="replace"))
-        except NOT_JSON as error:
-            raise BadSample("not json", str(error)) from error
-        if not isinstance(record, dict) or not isinstance(record.get("image"), str):
-            raise BadSample("no image", "the record has no 'image' path")
-        image = Path(self.images or path.parent) / record["image"]
-        return Sample(image=image, key=key, image_id=str(image), facts=record, **texts_of(record))
-
-
-def texts_of(record: dict[str, Any]) -> dict[str, Any]:
-    """`captions` (or `caption`), `question` and `answers` (or `answer`) of a record; what is no text is left out."""
-    return {
-        "captions": strings(record.get("captions")) or strings(record.get("caption")),
-        "question": next(iter(strings(record.get("question"))), None),
-        "answers": strings(record.get("answers")) or strings(record.get("answer")),
-    }
-
-
-def strings(value: Any) -> list[str]:
-    """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?."""
-    texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-    return [text.encode("utf-8", "replace").decode() for text in texts]
-
-
-@dataclass(frozen=True)
 class Folder:
     """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
 
@@ -348,7 +252,8 @@ class Folder:
     def __getitem__(self, index: int) -> Sample:
         image = self._files[index]
         try:
-            captions = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            text = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
+            captions = [line for line in text.split("\n") if line]  # U+2028 and a form feed end no line
         except FileNotFoundError:  # an image without captions, which only training has no use for
             captions = []
         except OSError as error:

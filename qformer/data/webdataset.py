@@ -11,10 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from qformer.data.columns import Columns, read_record, strings
+from qformer.data.documents import NOT_JSON
 from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.data.sources import NOT_JSON, strings, texts_of
 from qformer.formats import SUFFIXES
 from qformer.types import BadSample, Sample, UsageError
 
@@ -93,6 +94,7 @@ class WebDataset(Sharded):
         path: one pattern or several: paths, URLs (`https:`, `s3:`, `hf:`, ...) or `pipe:command`, with
             `{00000..00331}`, or `*` where files can be listed.
         caption: read this member (`txt`) or this field of the JSON instead.
+        question, answers, choices, statement: fields of the JSON, where they have not their usual names.
         window: shards that are shuffled together; so many are fetched before the first batch.
         keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
         cache: folder for indices and fetched shards; beside the run by default.
@@ -100,6 +102,10 @@ class WebDataset(Sharded):
 
     path: str | list[str]
     caption: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    choices: str | list[str] | None = None
+    statement: str | None = None
     window: int = 8
     keep_gb: float = 100.0
     cache: str | None = None
@@ -119,7 +125,9 @@ class WebDataset(Sharded):
             record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
         elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
-        return Sample(image=image, key=key, image_id=key, facts=record, **texts_of(record))
+        named = Columns(None, None, self.question, self.answers, self.choices, self.statement)
+        _, texts = read_record(record, named, Path())
+        return Sample(image=image, key=key, image_id=key, **texts)
 
 
 def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:

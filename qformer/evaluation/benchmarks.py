@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer.cleaning import clean_question
+from qformer.data.columns import columns_of, right_choice
+from qformer.data.questions import DIFFICULT
 from qformer.evaluation.caption import score_captions
 from qformer.evaluation.choice import choice_losses
 from qformer.evaluation.lemmas import lemmatize
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 BENCHMARKS = ("caption", "vqa", "gqa", "choice", "statement")
 #: Columns by which results are told apart where the data have them.
 COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 YES_NO = ("yes", "no")
 TRUE = {"true": 0, "yes": 0, "1": 0, "entailment": 0, "false": 1, "no": 1, "0": 1, "contradiction": 1}
 Record = dict[str, Any]
@@ -108,7 +109,7 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
         sentence = next((facts[key] for key in ("statement", "sentence") if isinstance(facts.get(key), str)), "")
         item.question = statement_question(sentence)
         if not item.question:
-            raise BadSample("no statement", sample.key)
+            raise BadSample("no statement", f"{sample.key}; {columns_of(facts)}")
         item.choices = list(YES_NO)
         label = facts.get("label", next(iter(sample.answers), None))
         item.right = None if label is None else TRUE.get(str(label).strip().lower())
@@ -117,8 +118,10 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
     else:
         item.question = clean_question(sample.question or "")
         if not item.question:
-            raise BadSample("no question", sample.key)
+            raise BadSample("no question", f"{sample.key}; {columns_of(facts)}")
         item.accepted = [" ".join(answer.split()) for answer in sample.answers]
+        if bench == "vqa" and facts.get(DIFFICULT) is True:
+            item.accepted = []  # left out of the score by A-OKVQA's own evaluation, but asked for by its server
         if bench == "choice":
             _choose(item, sample)
     return item
@@ -134,19 +137,14 @@ def _choose(item: Item, sample: Sample) -> None:
     """Choices and the right one: `label` or `answer` is its number, its letter, or the choice itself."""
     choices = item.facts.get("choices")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
-        raise BadSample("no choices", sample.key)
+        raise BadSample("no choices", f"{sample.key}; {columns_of(item.facts)}")
     item.choices = [choice.strip() for choice in choices]
     said = item.facts.get("label", item.facts.get("answer", next(iter(sample.answers), None)))
     item.accepted = []
     if said is None:
         return
-    if isinstance(said, int) and not isinstance(said, bool):
-        item.right = said
-    elif isinstance(said, str) and said.strip() in item.choices:
-        item.right = item.choices.index(said.strip())
-    elif isinstance(said, str) and len(said.strip()) == 1:
-        item.right = LETTERS.find(said.strip().upper())
-    if item.right is None or not 0 <= item.right < len(choices):
+    item.right = right_choice(item.choices, said)
+    if item.right is None:
         raise BadSample("no answer", f"{sample.key}: {said!r} is none of the choices")
 
 
@@ -264,11 +262,14 @@ def _shares(bench: str, items: Sequence[Item], records: Sequence[Record], lemmas
     return {"accuracy": [accuracy(text, item.accepted) for item, text in pairs]}
 
 
-def submission(bench: str, items: Sequence[Item], records: dict[str, Record]) -> list[Record]:
+def submission(bench: str, items: Sequence[Item], records: dict[str, Record]) -> list[Record] | Record:
     """All items in the form that the benchmark's server takes; nothing is said of those that could not be predicted."""
     said = [said_of(item, records[item.id]) if item.id in records else "" for item in items]
     if bench == "caption":
         return [{"image_id": item.number, "caption": text} for item, text in zip(items, said, strict=True)]
     if bench == "gqa":
         return [{"questionId": str(item.number), "prediction": text} for item, text in zip(items, said, strict=True)]
+    if all(DIFFICULT in item.facts for item in items):  # A-OKVQA
+        key = "multiple_choice" if bench == "choice" else "direct_answer"
+        return {str(item.number): {key: text} for item, text in zip(items, said, strict=True)}
     return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]

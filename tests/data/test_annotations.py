@@ -66,6 +66,31 @@ def test_bad_records_of_coco_are_counted_one_by_one(images: Path) -> None:
     assert found == [("1.jpg", ["a dog"]), "duplicate id", *["no image"] * 5, "no image", "no image"]
 
 
+def test_a_split_is_obeyed_or_refused(images: Path) -> None:
+    listed = [{"image": "a.jpg", "caption": "a kite"}, {"image": "b.jpg", "caption": "a bus"}]
+    with pytest.raises(UsageError, match=r"is a list, which is one split; leave data\.split out"):
+        build("karpathy", images, listed, split="val")
+    marked = [listed[0] | {"split": "val"}, listed[1] | {"split": "train"}]
+    source = build("karpathy", images, marked, split="val")
+    assert (len(source), source[0].captions) == (1, ["a kite"])
+    image = {"filename": "a.jpg", "split": "test", "sentences": []}
+    with pytest.raises(UsageError, match="has no split 'validation'; it has test"):
+        build("karpathy", images, {"images": [image]}, split="validation")
+
+
+def test_ids_of_coco_are_equal_as_text_and_as_numbers(images: Path) -> None:
+    """And where none is equal the file is refused with one of each, rather than every image told to have no caption."""
+    listed = [{"id": 1, "file_name": "a.jpg"}, {"id": "2", "file_name": "b.jpg"}]
+    captions = [{"image_id": "1", "caption": "a kite"}, {"image_id": 2, "caption": "a bus"}]
+    source = build("coco", images, {"images": listed, "annotations": captions})
+    assert [source[n].captions for n in range(len(source))] == [["a kite"], ["a bus"]]
+    assert [source[n].facts["image_id"] for n in range(2)] == [1, "2"]
+    with pytest.raises(
+        UsageError, match=r"no `image_id` of the annotations of '.*', such as 'a\.jpg', is the `id`.*'1'"
+    ):
+        build("coco", images, {"images": listed, "annotations": [{"image_id": "a.jpg", "caption": "a kite"}]})
+
+
 def test_karpathy(images: Path) -> None:
     def record(name: str, split: str, *raw: Any) -> dict[str, Any]:
         return {"filename": name, "filepath": "val", "split": split, "sentences": [{"raw": text} for text in raw]}
@@ -79,7 +104,7 @@ def test_karpathy(images: Path) -> None:
     train = [("val/1.jpg", ["a", "b"]), ("val/2.jpg", ["c"]), ("val/4.jpg", []), "no image", ("6.jpg", []), "no image"]
     assert everything(build("karpathy", images, values)) == train
     assert everything(build("karpathy", images, values, split="test")) == [("val/3.jpg", ["d"]), "no image"]
-    with pytest.raises(UsageError, match="no image that is asked for"):
+    with pytest.raises(UsageError, match="has no split 'val'; it has restval, train"):
         build("karpathy", images, {"images": values["images"][:2]}, split="val")
 
 

@@ -88,7 +88,8 @@ CAPTIONS: dict[str, tuple[Any, Any]] = {
     "number": (7, "no caption"),
     "true": (True, "no caption"),
     "none": (None, "no caption"),
-    "object": ({"text": "a dog"}, "no caption"),
+    "object": ({"raw": "a dog", "sentid": 1}, 2),
+    "another object": ({"words": "a dog"}, "no caption"),
     "list of lists": ([["a dog"]], "no caption"),
     "empty list": ([], "no caption"),
     "list with one text": (["", None, 3, ["x"], "a dog"], 2),
@@ -230,7 +231,7 @@ def test_records_and_files(tmp_path: Path) -> None:
     lines: list[tuple[Any, str | None]] = [
         *[(record("good.jpg"), None), (record("good.jpg"), None), (record("locked.jpg"), locked)],
         *[(record("none.jpg"), "missing"), (record("gone.jpg"), "missing"), (record("dangling.jpg"), "missing")],
-        *[(record("good.jpg/x"), "missing"), (record("a\0b"), "missing"), (record(""), "unreadable")],
+        *[(record("good.jpg/x"), "missing"), (record("a\0b"), "missing"), (record(""), "no image")],
         *[(record("folder.jpg"), "unreadable"), (record("loop.jpg"), "unreadable"), (record("x" * 999), "unreadable")],
         *[(record(None), "no image"), (record(3), "no image"), (record(["good.jpg"]), "no image")],
         *[({"caption": "a dog"}, "no image"), ({"image": "good.jpg"}, "no caption")],

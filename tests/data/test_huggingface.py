@@ -84,6 +84,81 @@ def test_other_places(tmp_path: Path, streaming: bool) -> None:
         assert everything(build(str(tmp_path / "data"), split="train[1:3]")) == WHOLE[1:3]
 
 
+def numbers(source: Any) -> list[int]:
+    return [number_of(source[place]) for place in source.indices()]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_split_of_a_saved_data_set_is_obeyed(tmp_path: Path, streaming: bool) -> None:
+    """Validation on a slice, or on another split, never sees what is trained on; what is not there is refused."""
+    one = datasets.Dataset.from_dict(rows(range(10)))
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=one, test=one.select(range(3))).save_to_disk(tmp_path / "both")
+    files(tmp_path / "data", 1)
+    held = datasets.load_dataset(str(tmp_path / "data"), split="train[2:]")
+    held.save_to_disk(tmp_path / "held")
+    datasets.Dataset.from_dict(rows(range(2)), split=datasets.Split.TEST).save_to_disk(tmp_path / "test")
+
+    def read(name: str, split: str | None = None) -> list[int]:
+        return numbers(build(str(tmp_path / name), split=split, streaming=streaming))
+
+    for name in ("one", "both"):
+        assert read(name, "train[:80%]") == [*range(8)]
+        assert read(name, "train[80%:]") == [8, 9]
+        assert read(name) == read(name, "train") == [*range(10)]
+    assert read("both", "test") == [0, 1, 2]
+    assert read("both", "test[:1]+train[9:]") == [0, 9]
+    assert read("held") == read("held", "train[2:]") == read("held", "train") == [2, 3]
+    assert read("held", "train[1:]") == [3]
+    table(tmp_path / "val-0.parquet", **rows(range(3)))
+    assert read("val-0.parquet") == read("val-0.parquet", "validation") == [0, 1, 2]
+    assert read("test") == read("test", "test") == [0, 1]
+    for name, split, told in (("one", "test", "train"), ("both", "dev", "train, test"), ("test", "train", "test")):
+        with pytest.raises(UsageError, match=rf"has no split '{split}' \(.*\); it has {told}$"):
+            read(name, split)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_are_read_by_their_names(tmp_path: Path, streaming: bool) -> None:
+    kinds = datasets.ClassLabel(names=["a kite", "a bus"])
+    columns = rows(range(3)) | {"kind": [1, 0, None], "question": ["what?"] * 3}
+    features = datasets.Features({"image": datasets.Image(), "kind": kinds, "question": datasets.Value("string")})
+    del columns["caption"]
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    source = build(str(tmp_path / "saved"), caption="kind", streaming=streaming)
+    assert everything(source) == [(0, ["a bus"]), (1, ["a kite"]), (2, [])]
+    asked = build(str(tmp_path / "saved"), answers="kind", streaming=streaming)
+    samples = [asked[place] for place in asked.indices()]
+    assert [(sample.question, sample.answers) for sample in samples] == [
+        ("what?", ["a bus"]),
+        ("what?", ["a kite"]),
+        ("what?", []),
+    ]
+    assert [sample.facts["kind"] for sample in samples] == ["a bus", "a kite", None]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_of_tables_in_text_stay_as_they_stand(tmp_path: Path, streaming: bool) -> None:
+    """What pandas would take for a missing value or a number; with the column of row numbers that it writes."""
+    (tmp_path / "0.png").write_bytes(encoded(photo(4)))
+    (tmp_path / "a.csv").write_text(",image,caption\n0,0.png,None\n1,0.png,007\n2,0.png,\n3,,a kite\n", "utf-8-sig")
+    source = build(str(tmp_path / "a.csv"), images=str(tmp_path), streaming=streaming)
+    assert everything(source) == [(4, ["None"]), (4, ["007"]), (4, [""]), "no image"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_a_row_says_besides_is_known(tmp_path: Path, streaming: bool) -> None:
+    """Facts of a row, without pictures; a row's other columns are told where the picture is missing."""
+    image = {"bytes": encoded(photo(1)), "path": None}
+    path = table(tmp_path / "a.parquet", image=[image, None], image_2=[image] * 2, caption=["a"] * 2, task=["x"] * 2)
+    source = build(path, streaming=streaming)
+    first, second = source.indices()
+    assert source[first].facts == {"caption": "a", "task": "x"}
+    with pytest.raises(BadSample) as caught:
+        source[second]
+    assert streaming or "its columns are image, image_2, caption, task" in caught.value.detail
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_tars_through_datasets(tmp_path: Path, streaming: bool) -> None:
     """As of the hub's `-wds` data sets, whose columns are the members."""
@@ -134,7 +209,8 @@ def test_bad_rows(tmp_path: Path, streaming: bool) -> None:
     found = everything(build(str(tmp_path / "a.parquet"), streaming=streaming))
     assert found == [(5, ["a dog"]), "no image", "undecodable", (5, [])]
     pandas.DataFrame({"image": [good, good], "caption": [3.0, math.nan]}).to_parquet(tmp_path / "b.parquet")
-    assert everything(build(str(tmp_path / "b.parquet"), streaming=streaming)) == [(5, []), (5, [])]
+    with pytest.raises(UsageError, match=r"column 'caption' of '.*b\.parquet' holds numbers"):
+        build(str(tmp_path / "b.parquet"), streaming=streaming)
     nested = table(tmp_path / "c.parquet", image=[good, good], caption=[[["a"], ["b"]], None])
     assert everything(build(nested, streaming=streaming)) == [(5, []), (5, [])]
 
@@ -182,8 +258,15 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
         ({"path": "a.parquet", "caption": "captoin"}, "no column 'captoin': did you mean 'caption'?"),
         ({"path": "a.parquet", "image": "jpg"}, "no column 'jpg': known are caption, image"),
         ({"path": "c.parquet"}, "has no column captions, caption, text; set data.caption to one of image, words"),
+        ({"path": "d.parquet"}, "has no column image, image_path, file_name; set data.image to one of words"),
+        ({"path": "a.parquet", "choices": ["x", "y"], "question": "caption"}, "no column 'x'"),
+        ({"path": "notes.txt"}, "'notes.txt' is a file of a kind that is not read; give .parquet"),
+        ({"path": "notes.txt", "streaming": True}, "'notes.txt' is a file of a kind that is not read"),
         ({"path": "a.parquet", "split": "train[:0]"}, "corresponds to no data"),
-        ({"path": "saved", "split": "train"}, "cannot be read as a data set"),
+        ({"path": "saved"}, "'saved' has no split 'train'"),
+        ({"path": "saved", "split": "train"}, "; it has dev"),
+        ({"path": "a.parquet", "split": "test"}, "the files of 'a.parquet' are one split, and 'test' is not in their"),
+        ({"path": "a.parquet", "split": "validation[:5]"}, "such as train[80%:]"),
         ({"path": "a.parquet", "spilt": "x"}, "data.spilt is not an option of 'datasets': did you mean 'split'?"),
     ],
 )
@@ -191,6 +274,8 @@ def test_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option
     monkeypatch.chdir(tmp_path)
     table(Path("a.parquet"), image=[b""], caption=["a"])
     table(Path("c.parquet"), image=[b""], words=["a"])
+    table(Path("d.parquet"), words=["a"])
+    Path("notes.txt").write_text("a")
     datasets.DatasetDict(dev=datasets.Dataset.from_dict({"image": [b""], "caption": ["a"]})).save_to_disk("saved")
     with pytest.raises(UsageError) as caught:
         build(**options)

@@ -128,6 +128,8 @@ def test_karpathy_keeps_cocos_number(folder: Path) -> None:
         ("vqa", {"questions": []}, "has no question"),
         ("gqa", [], "questions by id"),
         ("aokvqa", {}, "a list of questions with `choices`"),
+        ("vqa", [{"image": "a.jpg", "question": "what?"}], "read by name: jsonl"),
+        ("karpathy", [{"image": "a.jpg", "question": "what?"}], "a list of questions; read it by name: jsonl"),
     ],
 )
 def test_another_file_is_refused(folder: Path, name: str, values: Any, message: str) -> None:

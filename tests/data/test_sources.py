@@ -96,7 +96,9 @@ def test_empty_fields_give_way(tmp_path: Path) -> None:
         {"image": "1", "captions": none, "caption": "a", "answers": none, "answer": "b"} for none in (None, [], [3])
     ]
     source = sources.build("jsonl", path=jsonl(tmp_path / "a.jsonl", *records))
-    assert [(sample.captions, sample.answers) for sample in _all(source)] == [(["a"], ["b"])] * 3
+    assert [(sample.captions, sample.answers) for sample in _all(source)] == [
+        (["a"], [answer]) for answer in ("b", "b", "3")
+    ]
 
 
 def test_lines_are_read_where_they_stand(tmp_path: Path) -> None:
@@ -233,3 +235,11 @@ def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sources.build("my_sources:Mine", count="5")) == 5
     with pytest.raises(UsageError, match="unknown data 'jsonlines': did you mean 'jsonl'"):
         sources.build("jsonlines")
+
+
+def test_what_ends_a_caption_of_a_folder(tmp_path: Path) -> None:
+    """Line feeds of every system; neither U+2028 nor a form feed, which stand within captions from the web."""
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_bytes("one\u2028line\r\nand\x0canother\n\nthird\rfourth".encode())
+    expected = ["one\u2028line", "and\x0canother", "third", "fourth"]
+    assert sources.build("folder", path=str(tmp_path))[0].captions == expected

@@ -70,7 +70,14 @@ def test_bad_records_are_bad_one_by_one(tmp_path: Path) -> None:
             found.append(source[place].answers)
         except BadSample as bad:
             found.append(bad.kind)
-    assert found == [["a"], "no image", ["b"], "no question", [], "no image"]
+    assert found == [["a"], "no image", ["a", "b"], "no question", [], "no image"]
+
+
+def test_ids_are_equal_as_text_and_as_numbers(tmp_path: Path) -> None:
+    questions = [{"question_id": "7", "image_id": "42", "question": "what?"}]
+    source = vqa(tmp_path, questions, [{"question_id": 7, "answers": ten("a")}])
+    assert (source[0].answers, source[0].image.name) == (["a"], "COCO_val2014_000000000042.jpg")
+    assert source[0].facts["question_id"] == "7"
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_submissions_are_of_the_official_forms() -> None:
     assert submission("gqa", items, records)[0] == {"questionId": "7", "prediction": "red"}
 
 
+def test_difficult_direct_answers_are_asked_and_not_scored() -> None:
+    """As A-OKVQA's own evaluation has it; its server takes an object by question."""
+
+    def item(difficult: bool, bench: str = "vqa") -> Item:
+        facts = {"question_id": "q", "difficult_direct_answer": difficult, "choices": ["a kite", "a bus"], "label": 1}
+        return item_of(bench, sample(question="what?", answers=["kite"], facts=facts), 0)
+
+    assert [item(difficult).known for difficult in (False, True)] == [True, False]
+    assert item(True, "choice").right == 1
+    direct = submission("vqa", [item(True)], {"q": {"id": "q", "said": "red"}})
+    assert direct == {"q": {"direct_answer": "red"}}
+    chosen = submission("choice", [item(True, "choice")], {"q": {"id": "q", "losses": [2.0, 1.0]}})
+    assert chosen == {"q": {"multiple_choice": "a bus"}}
+
+
 def test_without_spacy_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qformer.evaluation.lemmas.MODEL", "no_such_pipeline")
     with pytest.raises(UsageError, match=r"pip install spacy|spacy download"):

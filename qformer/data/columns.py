@@ -1,0 +1,249 @@
+"""What the columns of a record mean, by their usual names or by those that are given: picture, texts, choices.
+
+Annotation files differ in names and in how they hold a text: as it stands, in a list, in an object (`{"answer": "red",
+"answer_confidence": "yes"}`), as a list written into a cell of a table. All sources of records read them by this file.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+IMAGES = ("image", "image_path", "file_name")
+CAPTIONS = ("captions", "caption")  # and `text`, where nothing is asked
+ANSWERS = ("answers", "answer")  # and `label`, where it is a text or the number of a choice
+CHOICES = ("choices", "options")
+QUESTION_IDS = ("question_id", "questionId", "index")
+WITHIN = ("answer", "caption", "raw", "text")  # of an object that holds a text, or a list of them
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")  # of a pattern such as {split}/{image_id:012}.jpg
+LISTED = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
+GLUED = re.compile(r"""['"]\s+['"]""")  # numpy prints lists without commas, which Python reads as one text
+BASE64 = re.compile(r"[A-Za-z0-9+/]{54,}={0,2}")  # no picture is shorter
+STARTS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")  # of pictures that are read, in base64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a record; those that are None have their usual ones.
+
+    Attributes:
+        image: the picture, or a pattern of columns, such as `{split}/{image_id:012}.jpg`.
+        caption: a text or several. question: a text. answers: a text or several, a number, or the right choice.
+        choices: a column with all of them, or one column for each.
+        statement: a sentence that is true or not.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    choices: str | list[str] | None = None
+    statement: str | None = None
+
+    @staticmethod
+    def of(source: Any) -> Columns:
+        """Those that the options of a source name."""
+        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(Columns)})
+
+    def needed(self) -> list[str]:
+        """The names that have to be among the columns."""
+        patterns = FIELD.findall(self.image or "")
+        image = [name for name, _ in patterns] if patterns else [self.image]
+        choices = self.choices if isinstance(self.choices, list) else [self.choices]
+        named = [*image, self.caption, self.question, self.answers, *choices, self.statement]
+        return [name for name in named if name is not None]
+
+    def among(self, names: Collection[str]) -> Columns:
+        """The columns of a record with these names: `text` is what is asked where there is a `question_id`."""
+        caption = self.caption or _first(CAPTIONS, names)
+        question = self.question
+        if question is None and self.caption is None:
+            question = _first(("question",), names)
+            if question is None and caption is None and "text" in names and "question_id" in names:
+                question = "text"
+        if caption is None and question is None:
+            caption = _first(("text",), names)
+        letters = [letter for letter in LETTERS if letter in names] if {"A", "B"} <= {*names} else []
+        separate = letters if letters and "".join(letters) == LETTERS[: len(letters)] else None
+        image = self.image or _first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
+        return Columns(
+            image=image,
+            caption=caption,
+            question=question,
+            answers=self.answers or _first(ANSWERS, names),
+            choices=self.choices or _first(CHOICES, names) or separate,
+            statement=self.statement,
+        )
+
+    def picture(self, record: dict[str, Any], folder: Path) -> bytes | Path | None:
+        """The encoded picture of a record, or its file; None where it has none. Pictures may be written in base64."""
+        if FIELD.search(self.image or ""):
+            value: Any = self._filled(record)
+        else:
+            value = record.get(self.image or "")
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            return _decoded(value) or (folder / value if value.strip() else None)
+        return value if isinstance(value, bytes) and value else None
+
+    def _filled(self, record: dict[str, Any]) -> str | None:
+        """The pattern of the picture's name with a record's values; None where one is no text and no number."""
+        values = {name: written(record.get(name)) for name, _ in FIELD.findall(self.image or "")}
+        if not all(values.values()):
+            return None
+        return FIELD.sub(lambda found: values[found[1]].zfill(int(found[2] or 0)), self.image or "")
+
+    def texts(self, record: dict[str, Any]) -> dict[str, Any]:
+        """`captions`, `question`, `answers` and `facts` of a `Sample`. What is no text is left out.
+
+        Where there are choices, an answer that is a number or a letter becomes the choice that it means.
+        """
+        choices = self._choices(record)
+        said = record.get(self.answers or "label")
+        answers = strings(said, numbers=True)
+        if choices and not isinstance(said, list | dict):
+            right = right_choice(choices, said)
+            answers = answers if right is None else [choices[right]]
+        elif self.answers is None and not isinstance(said, str):
+            answers = []  # the number of a class that nothing names
+        facts = {name: value for name, value in record.items() if not _binary(value)}
+        number = next((facts[name] for name in QUESTION_IDS if facts.get(name) is not None), None)
+        if self.question is not None and number is not None:
+            facts["question_id"] = number
+        if choices:
+            facts["choices"] = choices
+        if self.answers is not None and self.answers not in ANSWERS and not isinstance(said, list | dict):
+            facts["label"] = said
+        if self.statement is not None:
+            facts["statement"] = record.get(self.statement)
+        question = next(iter(strings(record.get(self.question or ""))), None)
+        return {
+            "captions": strings(record.get(self.caption or "")),
+            "question": question,
+            "answers": answers,
+            "facts": facts,
+        }
+
+    def _choices(self, record: dict[str, Any]) -> list[str]:
+        """Where each has its own column, the last ones may be empty; without the one before none of them counts."""
+        if not isinstance(self.choices, list):
+            held = record.get(self.choices or "")
+            texts = strings(held, numbers=True)
+            return texts if not isinstance(held, list) or len(texts) == len(held) else []  # else they would move up
+        cells = [written(record.get(name)).strip() for name in self.choices]
+        while cells and cells[-1] in ("", "nan"):  # the latter of pandas, in MMBench's files
+            cells.pop()
+        return cells if all(cells) else []
+
+
+def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[bytes | Path | None, dict[str, Any]]:
+    """The picture of a record whose columns are its own, and its texts (see `Columns.texts`).
+
+    Args:
+        named: the columns that the user names. folder: that paths of pictures are relative to.
+    """
+    columns = named.among([name for name, value in record.items() if _holds(name, value)])
+    return columns.picture(record, folder), columns.texts(record)
+
+
+def _holds(name: str, value: Any) -> bool:
+    """Whether a cell is filled, so that another column of the same meaning is not looked at."""
+    return bool(strings(value)) if name in CAPTIONS else value is not None and value != []
+
+
+def right_choice(choices: list[str], said: Any) -> int | None:
+    """The number of the choice that is meant: by itself, by its number from 0, by its letter; None where by nothing."""
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    number = said if isinstance(said, int) and not isinstance(said, bool) else -1
+    if isinstance(said, str):
+        word = said.strip()
+        letter = word.strip("(). ").upper()
+        if word in choices:
+            number = choices.index(word)
+        elif re.fullmatch("[0-9]{1,3}", word):
+            number = int(word)
+        elif len(letter) == 1:
+            number = LETTERS.find(letter)
+    return number if 0 <= number < len(choices) else None
+
+
+def strings(value: Any, numbers: bool = False) -> list[str]:
+    """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?.
+
+    An object stands for the text in it, or for the list of texts; a text that is a list of texts, as tables have it,
+    for these.
+
+    Args:
+        numbers: whether numbers are texts as well.
+    """
+    if isinstance(value, str) and LISTED.fullmatch(value.strip()) and not GLUED.search(value):
+        value = _literal(value.strip())
+    if isinstance(value, dict):
+        value = _within(value)
+    texts = [_within(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+    if numbers:
+        texts = [written(one) or None for one in texts]
+    return [text.encode("utf-8", "replace").decode() for text in texts if isinstance(text, str)]
+
+
+def written(value: Any) -> str:
+    """A text as it stands, a number in digits (3.0 as 3), anything else as nothing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    known = isinstance(value, str | int | float) and not isinstance(value, bool) and value == value  # NaN is not
+    return str(value) if known else ""
+
+
+def columns_of(record: Any) -> str:
+    """What to say of a record in which something is missing: the columns that are there."""
+    names = ", ".join(map(str, record)) if isinstance(record, dict) else ""
+    return f"its columns are {names[:300]}" if names else "it has no columns"
+
+
+def _first(wanted: Iterable[str], names: Collection[str]) -> str | None:
+    return next((name for name in wanted if name in names), None)
+
+
+def _within(held: dict[str, Any]) -> Any:
+    return next((held[key] for key in WITHIN if held.get(key) is not None), None)
+
+
+def _literal(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else text
+
+
+def _decoded(text: str) -> bytes | None:
+    """What a text is in base64, also behind `data:image/png;base64,`; None for one that can be a path."""
+    bare = text.partition(";base64,")[2] if text.startswith("data:") else text
+    bare = bare.strip().replace("\r", "").replace("\n", "")
+    if not bare.startswith(STARTS) or not BASE64.fullmatch(bare):
+        return None
+    try:
+        return base64.b64decode(bare, validate=True)
+    except binascii.Error:
+        return None
+
+
+def _binary(value: Any) -> bool:
+    """Whether a cell holds a picture, which is not kept with what is known of it."""
+    if isinstance(value, list):
+        return any(map(_binary, value))
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    return isinstance(value, bytes) or (isinstance(value, str) and _decoded(value) is not None)

@@ -1,0 +1,104 @@
+"""JSON files that are one list or object, not an object per line: their records, or which source reads them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
+BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
+TABLES = {".parquet", ".arrow", ".csv", ".tsv"}
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    refuse_table(path, "JSON")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+    except NOT_JSON as error:
+        raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
+
+
+def refuse_table(path: Path, expected: str) -> None:
+    """Name the source that reads tables, where one is given in place of something else."""
+    if path.suffix.lower() in TABLES:
+        raise UsageError(f"'{path}' is a table and no {expected}; read it by name: datasets")
+
+
+def read_document(path: Path, named: bool = False) -> list[Any] | None:
+    """The records of a file that is one JSON value; None of one that has an object on each line.
+
+    Read are a list of records, an object with a list `data` (TextVQA, DocVQA) or `questions` (SEED-Bench), and an
+    object of records by their ids (ScienceQA's problems.json), which are then their `question_id`.
+
+    Args:
+        named: whether the user says where pictures are, so that lists without their names can be read as well.
+
+    Raises:
+        UsageError: a file that another source reads, which is named, or a list that is cut off.
+    """
+    refuse_table(path, "file with one JSON object per line")
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
+        more = any(line.strip(BLANK) for line in file)
+    if not first.startswith((b"[", b"{")) or (more and first.startswith(b"{") and first != b"{" and _json(first)):
+        return None
+    values = _json(path.read_bytes())
+    if isinstance(values, dict) and "image" not in values:
+        held = next((key for key in ("data", "questions", "images", "annotations") if _records(values, key)), None)
+        if held in ("images", "annotations"):
+            raise _other(path, values)
+        if held is not None:
+            values = values[held]
+        elif values and all(isinstance(record, dict) for record in values.values()):
+            values = [{"question_id": number} | record for number, record in values.items()]
+    if values is None and first.startswith(b"[") and _json(first) is None:
+        raise UsageError(f"'{path}' begins as a JSON list and is none; it may be cut off: get it anew")
+    if not isinstance(values, list):
+        return None
+    if values and isinstance(values[0], dict) and not named:
+        _refuse_others(path, values[0])
+    return values
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig", errors="replace"))
+    except NOT_JSON:
+        return None
+
+
+def _records(values: dict[str, Any], key: str) -> bool:
+    found = values.get(key)
+    return isinstance(found, list) and bool(found) and all(isinstance(record, dict) for record in found)
+
+
+def _other(path: Path, values: dict[str, Any]) -> UsageError:
+    if "images" not in values:
+        return UsageError(f"'{path}' has answers alone; read the questions by name: vqa, with this as data.annotations")
+    name = "karpathy" if "sentences" in values["images"][0] else "coco"
+    return UsageError(f"'{path}' is an annotation file of the form of {name}; read it by name: {name}")
+
+
+def _refuse_others(path: Path, record: dict[str, Any]) -> None:
+    """Refuse lists whose pictures only a source of their own finds."""
+    name = None
+    if "regions" in record:
+        name = "visual_genome"
+    elif "imageId" in record:
+        name = "gqa"
+    elif "question" in record and isinstance(record.get("image_id"), int):
+        name = "aokvqa" if "choices" in record else "vqa"
+    elif "answers" in record and isinstance(record.get("image_id"), int):
+        raise _other(path, {})
+    if name is not None and "image" not in record:
+        raise UsageError(f"'{path}' is of the form of {name}; read it by name: {name}")

@@ -1,0 +1,150 @@
+"""Files of JSON records: an object per line, or one list or object of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qformer import lookup
+from qformer.data.columns import Columns, columns_of, read_record
+from qformer.data.documents import BLANK, NOT_JSON, read_document
+from qformer.data.fetching import expand_local
+from qformer.types import BadSample, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOK = 100  # records in which columns are looked for
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One JSON object per line, or one JSON list or object of them: see `Columns` for what is read of each.
+
+    Attributes:
+        path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
+        images: folder that `image` is relative to; the file's own folder by default.
+        where: keep the records whose fields equal these, such as {split: train}.
+        image, caption, question, answers, choices, statement: columns, where they have not their usual names.
+    """
+
+    path: str | list[str]
+    images: str | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    image: str | None = None
+    caption: str | None = None
+    question: str | None = None
+    answers: str | None = None
+    choices: str | list[str] | None = None
+    statement: str | None = None
+    _files: list[str] = field(init=False, repr=False, compare=False)
+    # int64[n, 4]: file, number, start, length in bytes; of a file that is one list, number in it and two zeros
+    _lines: Any = field(init=False, repr=False, compare=False)
+    _documents: dict[int, list[Any]] = field(init=False, repr=False, compare=False)
+    _named: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
+        files = [str(self.path)] if named else expand_local(self.path)
+        if missing := [file for file in files if not Path(file).is_file()]:
+            raise UsageError(
+                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
+            )
+        if self.images is not None and not Path(self.images).is_dir():
+            raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
+        kept: list[tuple[int, int, int, int]] = []
+        documents = {}
+        for number, file in enumerate(files):
+            listed = read_document(Path(file), named=self.image is not None)
+            if listed is None:
+                kept += [(number, *line) for line in self._kept(Path(file))]
+            else:
+                documents[number] = listed
+                kept += [(number, row, 0, 0) for row, record in enumerate(listed, 1) if self._wanted(record)]
+        if not kept:
+            raise UsageError(
+                f"'{self.path}' has no record{f' with {self.where}' if self.where else ''}; "
+                "check the file and data.where"
+            )
+        object.__setattr__(self, "_files", files)
+        object.__setattr__(self, "_lines", np.array(kept, dtype=np.int64))
+        object.__setattr__(self, "_documents", documents)
+        object.__setattr__(self, "_named", Columns.of(self))
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Refuse a name that none of the first records has."""
+        needed = self._named.needed()
+        known: dict[str, None] = {}
+        for index in range(min(len(self), LOOK) if needed else 0):
+            try:
+                known |= dict.fromkeys(self._record(index))
+            except BadSample:
+                continue
+        if missing := [name for name in needed if known and name not in known]:
+            raise UsageError(f"'{self.path}' has no column '{missing[0]}': {lookup.nearest(missing[0], known)}")
+
+    def _kept(self, path: Path) -> Iterator[tuple[int, int, int]]:
+        """Number, start and length of each line that is a record."""
+        start = 0
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip(BLANK) and self._keep(line):
+                    yield number, start, len(line)
+                start += len(line)
+
+    def _keep(self, line: bytes) -> bool:
+        if not self.where:
+            return True
+        try:
+            record = json.loads(line.decode("utf-8-sig", errors="replace"))
+        except NOT_JSON:
+            return True  # kept here, so that it is counted as bad when it is asked for
+        return self._wanted(record)
+
+    def _wanted(self, record: Any) -> bool:
+        return not self.where or (
+            isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
+        )
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Sample:
+        which, number, _, _ = self._lines[index].tolist()
+        path = Path(self._files[which])
+        key = f"{path}:{number}"
+        record = self._record(index)
+        image, texts = read_record(record, self._named, Path(self.images or path.parent))
+        if image is None:
+            raise BadSample("no image", f"{key} has no '{self.image or 'image'}' path; {columns_of(record)}")
+        return Sample(image=image, key=key, image_id=str(image) if isinstance(image, Path) else None, **texts)
+
+    def _record(self, index: int) -> dict[str, Any]:
+        """The object of a line, or of a place in a list.
+
+        Raises:
+            BadSample: it cannot be read, or is none.
+        """
+        which, number, start, length = self._lines[index].tolist()
+        path = Path(self._files[which])
+        if which in self._documents:
+            record = self._documents[which][number - 1]
+        else:
+            try:
+                with path.open("rb") as file:
+                    line = os.pread(file.fileno(), length, start)
+            except OSError as error:
+                raise BadSample("unreadable", f"{path}:{number}: {error.strerror}") from error
+            try:
+                record = json.loads(line.decode("utf-8-sig", errors="replace"))
+            except NOT_JSON as error:
+                raise BadSample("not json", f"{path}:{number}: {error}") from error
+        if not isinstance(record, dict):
+            raise BadSample("no image", f"{path}:{number} is no object")
+        return record
