@@ -37,10 +37,7 @@ def grey(image: Image.Image) -> np.ndarray:
         raise ValueError(
             f"greys up to {high:g} where white is {white:g}: black, or of fewer bits than the file says; {ADVICE}"
         )
-    if image.mode == "F":
-        scaled = np.rint(values * 255)
-    else:
-        scaled = values.astype(np.int64) * 256 // (white + 1)
+    scaled = np.rint(values * 255) if image.mode == "F" else values.astype(np.int64) * 256 // (white + 1)
     grey = scaled.astype(np.uint8)
     return 255 - grey if _tags(image).get(COLORS, 1) == WHITE_IS_ZERO else grey
 

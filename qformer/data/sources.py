@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 from bisect import bisect_right
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -25,7 +24,6 @@ import numpy as np
 from qformer import lookup, trust
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
-from qformer.formats import SUFFIXES, UNREAD
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.sources:JsonLines",
-    "folder": "qformer.data.sources:Folder",
+    "folder": "qformer.data.folders:Folder",
     "webdataset": "qformer.data.webdataset:WebDataset",
     "datasets": "qformer.data.huggingface:HuggingFace",
     "coco": "qformer.data.annotations:Coco",
@@ -315,55 +313,3 @@ def strings(value: Any) -> list[str]:
     """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?."""
     texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     return [text.encode("utf-8", "replace").decode() for text in texts]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
-
-    Folders that are links are followed, each once. Files of formats that are not read, such as HEIC, are bad samples.
-    """
-
-    path: str
-    _files: list[Path] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        root = Path(self.path)
-        if not root.is_dir():
-            raise UsageError(
-                f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
-            )
-        files = sorted(file for file in _below(root) if file.suffix.lower() in SUFFIXES | UNREAD)
-        endings = Counter(file.suffix.lower() for file in files)
-        if not SUFFIXES & endings.keys():
-            unread = "".join(f", {count} {ending}" for ending, count in sorted(endings.items()))
-            raise UsageError(
-                f"no image below '{root}' that is read{unread}; put {', '.join(sorted(SUFFIXES))} files there"
-            )
-        object.__setattr__(self, "_files", files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        image = self._files[index]
-        try:
-            captions = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        except FileNotFoundError:  # an image without captions, which only training has no use for
-            captions = []
-        except OSError as error:
-            raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Everything below a folder, links followed; a folder that can be reached in several ways comes once."""
-    seen = set()
-    for place, folders, files in os.walk(root, followlinks=True):
-        found = os.stat(place)
-        if (found.st_dev, found.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((found.st_dev, found.st_ino))
-        folders.sort()
-        yield from (Path(place) / name for name in [*folders, *files])

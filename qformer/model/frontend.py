@@ -137,8 +137,8 @@ def _unit(pixels: Tensor) -> Tensor:
     known = pixels.dtype == torch.uint8 or pixels.is_floating_point()
     if not known or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise UsageError(
-            f"the pixels are {str(pixels.dtype).removeprefix('torch.')}{list(pixels.shape)}; give uint8[N, 3, h, w], or "
-            "float[N, 3, h, w] from 0 to 1"
+            f"the pixels are {str(pixels.dtype).removeprefix('torch.')}{list(pixels.shape)}; give uint8[N, 3, h, w] "
+            "or float[N, 3, h, w] from 0 to 1"
         )
     if pixels.dtype == torch.uint8:
         return pixels.float() / 255
