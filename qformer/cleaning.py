@@ -21,13 +21,15 @@ def decode_text(data: bytes) -> str:
 
     What is none of these is read as UTF-8 with U+FFFD for what is wrong, which `is_mangled` tells.
     """
-    kind = next((kind for mark, kind in MARKS if data.startswith(mark)), None) or _unmarked(data)
-    text = data.decode(kind, "replace")
-    return text.removeprefix("\ufeff")
+    return data.decode(encoding_of(data), "replace").removeprefix("\ufeff")
 
 
-def _unmarked(data: bytes) -> str:
-    """Of Latin letters every second byte in UTF-16 is zero, and no other."""
+def encoding_of(data: bytes) -> str:
+    """The encoding of a text, as Python names it, told as by `decode_text`; UTF-8 where nothing tells another."""
+    for mark, kind in MARKS:
+        if data.startswith(mark):
+            return kind
+    # of Latin letters in UTF-16 one byte of two is zero, always the same one
     if len(data) % 2 == 0:
         for kind, zeros, others in (("utf-16-le", data[1::2], data[::2]), ("utf-16-be", data[::2], data[1::2])):
             if zeros.count(0) * 2 > len(zeros) and not others.count(0):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qformer.cleaning import decode_text
 from qformer.data.sources import NOT_JSON, strings
 from qformer.types import BadSample, Sample, UsageError
 
@@ -33,7 +34,7 @@ class Annotated:
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         try:
-            values = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+            values = json.loads(decode_text(path.read_bytes()))
         except NOT_JSON as error:
             raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
         entries = self.read(values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qformer.cleaning import decode_text
 from qformer.data.sources import NOT_JSON, strings
 from qformer.types import BadSample, Sample, UsageError
 
@@ -185,6 +186,6 @@ def _json(path: str, option: str) -> Any:
     if not Path(path).is_file():
         raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig", errors="replace"))
+        return json.loads(decode_text(Path(path).read_bytes()))
     except NOT_JSON as error:
         raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error

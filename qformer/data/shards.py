@@ -201,7 +201,9 @@ def index(path: Path) -> np.ndarray:
                 if run and (named[0] != run[0].key or named[1] in endings):
                     rows += samples_of(run)
                     run = []
-                endings = {*(endings if run else ()), named[1]}
+                if not run:
+                    endings = set()
+                endings.add(named[1])
                 run.append(Member(*named, member.offset, end))
         except OSError:
             raise

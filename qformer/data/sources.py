@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qformer import lookup, trust
+from qformer.cleaning import encoding_of
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.types import BadSample, Sample, UsageError
@@ -247,6 +248,7 @@ class JsonLines:
             raise UsageError(
                 f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
             )
+        _refuse_utf16(files)
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         kept = []
@@ -298,6 +300,15 @@ class JsonLines:
             raise BadSample("no image", "the record has no 'image' path")
         image = Path(self.images or path.parent) / record["image"]
         return Sample(image=image, key=key, image_id=str(image), facts=record, **texts_of(record))
+
+
+def _refuse_utf16(files: list[str]) -> None:
+    """Raises UsageError: a file whose lines cannot be told apart, since a line's end is two bytes or four in it."""
+    for file in files:
+        with Path(file).open("rb") as lines:
+            kind = encoding_of(lines.read(1000)).upper()
+        if kind != "UTF-8":
+            raise UsageError(f"'{file}' is {kind} text; save it as UTF-8, such as by iconv -f {kind} -t UTF-8")
 
 
 def texts_of(record: dict[str, Any]) -> dict[str, Any]:
