@@ -328,7 +328,7 @@ class Reader:
             self.files += sorted([*inside.images, *inside.unread]) or [path]
             inside.unread, inside.alone = [], 0  # each is named when its turn comes; captions are of no use here
             if inside.left_out:
-                print(f"qformer: '{path}': left out {inside.left_out}", file=sys.stderr)
+                print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
         self.batch = batch
         self.skipped: list[str] = []
         self.told = 0  # of the skipped

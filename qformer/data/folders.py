@@ -58,25 +58,22 @@ class Listing:
     def left_out(self) -> str:
         """What was left out and need be told, in words; empty where that is nothing."""
         endings = Counter(file.suffix.lower() for file in self.unread)
-        parts = (
-            [f"{_counted(endings)} of formats that are not read (convert them{_advice(endings)})"] if endings else []
-        )
-        parts += [f"{_counted(self.others)} that are no images by their names"] if self.others else []
-        parts += [f"{self.system:,} of macOS, Windows or a drive (such as ._*)"] if self.system else []
-        parts += [f"{self.special:,} pipes, sockets or devices"] if self.special else []
-        parts += [f"{self.alone:,} {TEXT} beside no image"] if self.alone else []
-        parts += [f"{len(self.closed):,} folders that cannot be opened ('{self.closed[0]}')"] if self.closed else []
-        return ", ".join(parts)
+        heic = ", or install pillow-heif" if HEIC & endings.keys() else ""
+        told = {
+            f"formats that are not read (convert them{heic})": _counted(endings),
+            "no images by their names": _counted(self.others),
+            "files and folders of macOS, Windows or a drive (such as ._*)": f"{self.system:,}",
+            "pipes, sockets and devices": f"{self.special:,}",
+            f"{TEXT} beside no image": f"{self.alone:,}",
+            "folders that cannot be opened": f"{len(self.closed):,} ({', '.join(self.closed[:SHOWN])})",
+        }
+        return "; ".join(f"{what}: {count}" for what, count in told.items() if count and not count.startswith("0"))
 
 
 def _counted(endings: Counter[str]) -> str:
     shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common(SHOWN)]
     rest = endings.total() - sum(count for _, count in endings.most_common(SHOWN))
     return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
-
-
-def _advice(endings: Counter[str]) -> str:
-    return ", or install pillow-heif" if HEIC & endings.keys() else ""
 
 
 def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
@@ -199,11 +196,11 @@ class Folder:
                 f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
             )
         found = list_images(root, [self.exclude] if isinstance(self.exclude, str) else self.exclude)
-        left = f"'{root}': left out {found.left_out}" if found.left_out else ""
+        left = f"'{root}': left out: {found.left_out}" if found.left_out else ""
         if not found.images:
             raise UsageError(
-                f"no image below '{root}' that is read{left and f' ({left})'}; put {', '.join(sorted(SUFFIXES))} files "
-                "there"
+                f"no image below '{root}' that is read{left and f', left out: {found.left_out}'}; put "
+                f"{', '.join(sorted(SUFFIXES))} files there"
             )
         for told in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
             if told:

@@ -7,6 +7,7 @@ place, so that a resumed run reads nothing again.
 
 from __future__ import annotations
 
+import glob
 import json
 import tarfile
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer import trust
-from qformer.data.fetching import CHAIN, expand_local
+from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
 from qformer.data.sources import texts_of
@@ -103,7 +104,8 @@ class HuggingFace(Sharded):
             if kind is None:
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
-                place = {"path": kind, "data_files": {self.split.partition("[")[0]: expand_local(self.path)}}
+                files = [name if REMOTE.match(name) else glob.escape(name) for name in expand_local(self.path)]
+                place = {"path": kind, "data_files": {self.split.partition("[")[0]: files}}
             return datasets.load_dataset(split=self.split, streaming=self.streaming, **place)
         except UsageError:
             raise
