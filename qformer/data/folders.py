@@ -35,12 +35,12 @@ class Listing:
     """The images below a folder, in the order of their paths, and what was left out.
 
     Attributes:
-        images: of formats that are read; whether they can be is not known yet.
+        images: of formats that are read, by their names; whether they can be, and are files, is not known yet.
         unread: of formats that are not.
         captions: the text file of an image where it is not called like the image with `.txt`, but with `.TXT`, or
             spells its accents in another way.
         others: files by their ending that are no images by name. system: files and folders of Macs, Windows and drives.
-        special: pipes, sockets and devices, of which none is opened. closed: folders that cannot be opened.
+        special: pipes, sockets and devices that are not called like images. closed: folders that cannot be opened.
         alone: text files beside no image. unused: patterns of `exclude` that nothing matches.
     """
 
@@ -97,11 +97,12 @@ def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders: list[Path] = []
-        files = []
+        files: list[os.DirEntry[str]] = []
         for entry in _kept(entries, root, place, exclude, found):
-            if _is_folder(entry):
+            below = _is_folder(entry)
+            if below:
                 folders.append(place / entry.name)
-            else:
+            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # which is told to be no file
                 files.append(entry)
         waiting += reversed(folders)
         _sort(place, files, found)
@@ -139,11 +140,11 @@ def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
     for entry in entries:
         stem, ending = os.path.splitext(entry.name)
         ending = ending.lower()
-        if not _is_file(entry):
-            found.special += 1
-        elif ending in SUFFIXES:
+        if ending in SUFFIXES:
             images.append(place / entry.name)
             stems.add(_plain(stem))
+        elif not _is_file(entry):
+            found.special += 1
         elif ending in UNREAD:
             found.unread.append(place / entry.name)
             stems.add(_plain(stem))
