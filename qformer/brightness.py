@@ -71,7 +71,7 @@ def _white(image: Image.Image) -> int:
     if bits > 16 or kinds[0] != UNSIGNED:
         raise ValueError(f"greys of {bits} bits{'' if kinds[0] == UNSIGNED else ' and a sign'}, {UNTOLD}; {ADVICE}")
     told = tags.get(LARGEST, (0,))[0]
-    return int(told) if 255 < told < 2**bits and not told & (told + 1) else 2**bits - 1
+    return int(told) if 255 <= told < 2**bits and not told & (told + 1) else 2**bits - 1
 
 
 def _tags(image: Image.Image) -> Any:

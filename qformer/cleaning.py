@@ -47,6 +47,11 @@ def is_mangled(text: str) -> bool:
     return MANGLED.search(text) is not None
 
 
+def without_mangled(text: str) -> str:
+    """What a model has written, less halves of characters, such as the last one where it was stopped."""
+    return MANGLED.sub("", text)
+
+
 def clean_question(text: str) -> str:
     """Lower case, punctuation removed except `?`, trailing spaces stripped, at most 50 words."""
     return _first_words(PUNCTUATION.sub("", text.lower()).rstrip(" "))

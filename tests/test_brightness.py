@@ -64,6 +64,7 @@ READ: dict[str, tuple[Any, np.ndarray]] = {
     "where 0 is white": (tiff(SIXTEEN, 16, colors=0), 255 - (SIXTEEN >> 8)),
     "12 bits that the file tells": (tiff(packed12(TWELVE), 12), TWELVE >> 4),
     "10 bits by the largest value": (tiff(TWELVE >> 2, 16, t281=1023), TWELVE >> 4),
+    "8 bits by the largest value": (tiff(TWELVE >> 4, 16, t281=255), TWELVE >> 4),
     "pgm of 12 bits": (PGM, (np.rint(TWELVE / 4095 * 65535)).astype(int) >> 8),
     "fractions": (encoded(RAMP.astype(np.float32), "TIFF"), np.rint(RAMP * 255)),
     "pfm": (PFM, np.rint(RAMP * 255)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qformer.cleaning import decode_text, encoding_of, is_mangled, lines_of
+from qformer.cleaning import decode_text, encoding_of, is_mangled, lines_of, without_mangled
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def test_encodings_that_are_not(kind: str) -> None:
 @pytest.mark.parametrize("data", [b"caf\xe9", b"a\0dog", b"abc\0", b"\0\0\0", "lost \ufffd".encode(), b"a\x1bdog"])
 def test_what_is_mangled(data: bytes) -> None:
     assert is_mangled(decode_text(data))
+    assert not is_mangled(without_mangled(decode_text(data)))
 
 
 def test_lines() -> None:
