@@ -115,7 +115,7 @@ def _kept(
     entries: list[os.DirEntry[str]], root: Path, place: Path, exclude: Sequence[str], found: Listing
 ) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
-        below = (place / entry.name).relative_to(root).as_posix()
+        below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
         matching = [one for one in exclude if any(fnmatchcase(name, one.rstrip("/")) for name in (entry.name, below))]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
