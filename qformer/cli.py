@@ -8,9 +8,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -266,7 +267,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports every tensor of a tower that is cut
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        from qformer.types import LeftOut
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", LeftOut)
+            warnings.showwarning = _tell
+            app(arguments)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("qformer: interrupted; what can be resumed goes on by the same command", file=sys.stderr)
@@ -281,6 +287,21 @@ def main() -> None:
         )
         failed.append(2 if usage else 1)
         sys.exit(failed[0])
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What the data have that is left out, as one line, of several processes by the first; other warnings as ever."""
+    if category.__name__ != "LeftOut":
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"qformer: {message}", file=sys.stderr)
 
 
 def _end(failed: list[int]) -> None:

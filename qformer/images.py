@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from qformer import jpeg, tiff
+from qformer import brightness, jpeg, tiff
 from qformer.formats import FORMATS
 from qformer.orientation import of_info, upright
 from qformer.types import BadSample
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 
 
 def read_image(image: ImageLike) -> Tensor:
-    """Encoded bytes, a path, a PIL image, `uint8[h, w, 3]` or `uint8[3, h, w]` -> uint8[3, h, w], channels last.
+    """Encoded bytes, a path, a PIL image, `uint8[h, w, 3]` or a tensor -> uint8[3, h, w], channels last.
 
-    EXIF orientation is applied, other colour modes are converted, 16 bits become 8, alpha is dropped onto white.
+    EXIF orientation is applied, other colour modes are converted, 16 bits become 8, alpha is dropped onto white. A
+    tensor, `uint8[3, h, w]` or float[3, h, w] from 0 to 1, stays what it is.
 
     Raises:
         BadSample: kinds `missing` (no such file), `unreadable` (no permission, a folder), `undecodable` (not an image,
-            truncated, or far too large).
+            truncated, far too large, numbers that do not say what white is, or an array or tensor of another kind).
     """
     if isinstance(image, Tensor):
-        return image
+        return _checked(image)
     if isinstance(image, str | Path):
         image = read_file(Path(image))
     if isinstance(image, np.ndarray):
@@ -50,8 +51,18 @@ def read_image(image: ImageLike) -> Tensor:
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, h, w)
 
 
+def _checked(image: Tensor) -> Tensor:
+    shape = f"a tensor {str(image.dtype).removeprefix('torch.')}{list(image.shape)}"
+    known = image.dtype == torch.uint8 or image.is_floating_point()
+    if not known or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise BadSample("undecodable", f"{shape} is not uint8[3, h, w] or float[3, h, w] from 0 to 1")
+    if image.is_floating_point() and not bool(((image >= 0) & (image <= 1)).all()):  # NaN is neither
+        raise BadSample("undecodable", f"{shape} has numbers outside 0 to 1; give pixels from 0 to 1, or uint8")
+    return image
+
+
 def read_file(path: Path) -> bytes:
-    """An image as it is stored.
+    """A file as it is stored; what is no file, such as a pipe or a device, is never opened.
 
     Raises:
         BadSample: kinds `missing` and `unreadable`.
@@ -95,6 +106,7 @@ def _decode(data: bytes) -> np.ndarray:
             if tiff.holds_jpeg(opened):
                 return tiff.read_rgb(opened, data)
             opened.load()
+            brightness.check_colors(opened, data)
             return upright(_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info))  # TIFF stands already
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
         raise _undecodable(error) from error
@@ -124,9 +136,8 @@ def _decode_with_pil(image: Image.Image) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits of grey, which PIL would clip rather than scale
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        image = Image.fromarray(grey)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(brightness.grey(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -39,6 +39,7 @@ class Jpeg:
         jfif, adobe: the marks that tell its colors: whether there is a JFIF block, and the transform of Adobe's block.
         parts: tables and frame, as stored.
         scans: everything from the first scan on.
+        sampling: of each channel, such as 2x2, 1x1, 1x1.
     """
 
     width: int
@@ -49,6 +50,7 @@ class Jpeg:
     adobe: int | None
     parts: bytes
     scans: bytes
+    sampling: tuple[str, ...]
 
     @property
     def written(self) -> bytes:
@@ -78,7 +80,8 @@ def parse(data: bytes) -> Jpeg:
         elif marker == SCAN:
             width, height, channels = _size(frame)
             turned = of_blocks(b"".join(exif), xmp)
-            return Jpeg(width, height, channels, turned, jfif, adobe, b"".join(parts), data[start:])
+            sampling = tuple(f"{frame[place] >> 4}x{frame[place] & 15}" for place in range(7, 6 + 3 * channels, 3))
+            return Jpeg(width, height, channels, turned, jfif, adobe, b"".join(parts), data[start:], sampling)
         elif marker in FRAMES:
             if frame:
                 raise ValueError("a JPEG with two frames")
@@ -134,7 +137,15 @@ def decode(jpeg: Jpeg) -> np.ndarray:
     if END not in jpeg.scans:
         raise ValueError("a JPEG that ends too early")
     colors = {1: "GRAY", 3: "RGB", 4: "CMYK"}[jpeg.channels]
-    pixels = simplejpeg.decode_jpeg(jpeg.written, colors, strict=False)
+    try:
+        pixels = simplejpeg.decode_jpeg(jpeg.written, colors, strict=False)
+    except ValueError as error:
+        if "subsampling" not in str(error):
+            raise
+        raise ValueError(
+            f"a JPEG whose channels are sampled {', '.join(jpeg.sampling)}, which is not read; save it anew, such as "
+            "with 4:4:4 or 4:2:0"
+        ) from error
     if pixels.shape != (jpeg.height, jpeg.width, jpeg.channels):
         raise ValueError(f"a JPEG of {jpeg.width} x {jpeg.height} pixels that holds {list(pixels.shape)}")
     return pixels

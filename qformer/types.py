@@ -230,6 +230,10 @@ class TooLong(UsageError):
     """More tokens than a language model has positions."""
 
 
+class LeftOut(Warning):
+    """Something in the data that is not used, and how much of it; the command line prints it as one line."""
+
+
 class BadSample(Exception):
     """A record that cannot be used; it is skipped, counted under `kind` and recorded. Never ends a run by itself."""
 

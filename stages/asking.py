@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from qformer.cleaning import clean_question
+from qformer.data.folders import Listing, list_images
 from qformer.formats import SUFFIXES, UNREAD
 from qformer.images import read_image
 from qformer.model import loading
@@ -323,8 +324,11 @@ class Reader:
     def __init__(self, given: list[Path], batch: int) -> None:
         self.files: list[Path] = []
         for path in given:
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES | UNREAD)
-            self.files += inside or [path]
+            inside = list_images(path) if path.is_dir() else Listing()
+            self.files += sorted([*inside.images, *inside.unread]) or [path]
+            inside.unread, inside.alone = [], 0  # each is named when its turn comes; captions are of no use here
+            if inside.left_out:
+                print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
         self.batch = batch
         self.skipped: list[str] = []
         self.told = 0  # of the skipped

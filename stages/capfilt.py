@@ -27,6 +27,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qformer import checkpoint, distributed
+from qformer.cleaning import without_mangled
 from qformer.config import Choice, load_config
 from qformer.data import sources
 from qformer.data.loader import cleaned
@@ -198,7 +199,7 @@ class Run:
 
 def candidates(original: list[str], own: list[str]) -> dict[str, str]:
     """Every caption once, cleaned as for training, with where it comes from: the original ones first."""
-    return dict.fromkeys(cleaned(own), "own") | dict.fromkeys(cleaned(original), "original")
+    return dict.fromkeys(cleaned([*map(without_mangled, own)]), "own") | dict.fromkeys(cleaned(original), "original")
 
 
 def draw(seed: int, index: Any, captions: int) -> list[list[float]]:

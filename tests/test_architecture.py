@@ -17,6 +17,7 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 FLOORS = (
     (
         "types",
+        "brightness",
         "compat",
         "config",
         "lookup",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -100,6 +101,31 @@ def test_damaged_tiffs_of_jpegs() -> None:
     assert "ends too early" in bad(spoiled).detail
     other = data.replace((533).to_bytes(4, "little"), (999_999).to_bytes(4, "little"), 1)
     assert "pieces" in bad(other).detail or "size" in bad(other).detail
+
+
+def sampled(*factors: int) -> bytes:
+    """A JPEG whose channels say that they are sampled so: 0x21 is twice in width."""
+    data = bytearray(encoded(photo(64, 40), "JPEG", subsampling=0))
+    place = data.index(b"\xff\xc0") + 11
+    for number, factor in enumerate(factors):
+        data[place + 3 * number] = factor
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["444", "422", "420", "440", "411"])
+def test_channels_that_are_sampled_unlike(kind: str) -> None:
+    data = simplejpeg.encode_jpeg(np.array(photo(64, 40)), colorsubsampling=kind)
+    read = read_image(data)
+    assert read.shape == (3, 40, 64)
+    assert (read.float() - pixels(photo(64, 40)).float()).abs().mean() < 3
+
+
+@pytest.mark.parametrize("factors", [(0x42, 0x11, 0x11), (0x22, 0x22, 0x22), (0x11, 0x21, 0x12), (0x33, 0x11, 0x11)])
+def test_channels_that_are_sampled_as_nobody_reads(factors: tuple[int, ...]) -> None:
+    told = ", ".join(f"{factor >> 4}x{factor & 15}" for factor in factors)
+    assert bad(sampled(*factors)).detail == (
+        f"a JPEG whose channels are sampled {told}, which is not read; save it anew, such as with 4:4:4 or 4:2:0"
+    )
 
 
 def test_what_stands_in_a_head_besides_is_not_looked_at() -> None:

@@ -50,7 +50,7 @@ EVIL = """
 open({witness!r}, "a").write("imported ")
 from qformer.vision.hf import HFVisionConfig as Tower
 from qformer.resolution.fixed import Fixed
-from qformer.data.sources import Folder
+from qformer.data.folders import Folder
 """
 
 

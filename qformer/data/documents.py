@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from qformer.cleaning import decode_text
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def read_json(path: Path) -> Any:
     """
     refuse_table(path, "JSON")
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+        return json.loads(decode_text(path.read_bytes()))
     except NOT_JSON as error:
         raise UsageError(f"'{path}' is not JSON ({error}); for one JSON object per line use name: jsonl") from error
 
@@ -72,7 +73,7 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
 
 def _json(data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig", errors="replace"))
+        return json.loads(decode_text(data))
     except NOT_JSON:
         return None
 

@@ -6,6 +6,7 @@ import bz2
 import glob
 import gzip
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 import zlib
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -45,7 +47,7 @@ def expand(patterns: str | list[str]) -> list[str]:
     """
     names = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in braces(pattern.removeprefix("file://").removeprefix("file:")):
+        for name in _written_out(pattern.removeprefix("file://").removeprefix("file:")):
             _judge(name)
             names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
     if not any(fetcher(name) is not None or Path(name).exists() for name in names):
@@ -62,7 +64,7 @@ def expand_local(patterns: str | list[str]) -> list[str]:
         UsageError: one that is not there; or (`Untrusted`) an address that somebody else's file names.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
-    wanted = [name for pattern in names for name in braces(pattern)]
+    wanted = [name for pattern in names for name in _written_out(pattern)]
     for name in wanted:
         if REMOTE.match(name) or CHAIN in name:
             trust.judge(name, trust.CALLED)
@@ -71,6 +73,12 @@ def expand_local(patterns: str | list[str]) -> list[str]:
     if missing is not None or not files:
         raise UsageError(f"no file at '{missing or patterns}'; data.path must name files that exist")
     return files
+
+
+def _written_out(pattern: str) -> list[str]:
+    """As `braces`, but for a file that is called so."""
+    own = not pattern.startswith(PIPE) and not REMOTE.match(pattern) and os.path.exists(pattern)
+    return [pattern] if own else braces(pattern)
 
 
 def braces(pattern: str) -> list[str]:
@@ -104,7 +112,7 @@ def _judge(name: str) -> None:
 
 def _listed(pattern: str) -> list[str]:
     if not REMOTE.match(pattern):
-        found = sorted(glob.glob(pattern, recursive=True))
+        found = sorted(glob.glob(_literal(pattern), recursive=True))
         return [f"./{name}" if name.startswith(PIPE) else name for name in found]  # a file of that name is no command
     if pattern.startswith(("http://", "https://")):  # where * cannot be listed and ? belongs to a query
         if "*" in pattern:
@@ -112,6 +120,14 @@ def _listed(pattern: str) -> list[str]:
         return [pattern]
     files, path = _file_system(pattern)
     return sorted(files.unstrip_protocol(name) for name in files.glob(path))
+
+
+def _literal(pattern: str) -> str:
+    """The pattern without what its signs say where a folder or file is called so, as `photos [2024]` may be."""
+    parts = pattern.split("/")
+    there = takewhile(lambda count: os.path.exists("/".join(parts[:count]) or "/"), range(1, len(parts) + 1))
+    count = max(there, default=0)
+    return "/".join([*map(glob.escape, parts[:count]), *parts[count:]])
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -178,6 +194,8 @@ def _copy(name: str, file: BinaryIO) -> None:
         files, path = _file_system(name)
         with files.open(path, "rb") as source:
             shutil.copyfileobj(source, file)
+    elif Path(name).exists() and not Path(name).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{name}: not a file")
     else:
         with Path(name).open("rb") as local:
             shutil.copyfileobj(local, file)

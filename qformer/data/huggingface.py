@@ -8,6 +8,7 @@ place, so that a resumed run reads nothing again.
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import tarfile
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import yaml
 
 from qformer import trust
 from qformer.data.columns import IMAGES, Columns, columns_of
-from qformer.data.fetching import CHAIN, expand_local
+from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
 from qformer.data.webdataset import Sharded, open_shards
@@ -141,7 +142,8 @@ class HuggingFace(Sharded):
             else:
                 files = expand_local(self.path)
                 self._check_split(files)
-                place = {"path": kind, "data_files": {self._split.partition("[")[0]: files}, **_as_texts(files[0])}
+                literal = [name if REMOTE.match(name) else glob.escape(name) for name in files]
+                place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_as_texts(files[0])}
             return datasets.load_dataset(split=self._split, streaming=self.streaming, **place)
         except UsageError:
             raise

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformer import lookup
+from qformer.cleaning import encoding_of
 from qformer.data.columns import Columns, columns_of, read_record
 from qformer.data.documents import BLANK, NOT_JSON, read_document
 from qformer.data.fetching import expand_local
@@ -55,6 +56,7 @@ class JsonLines:
             raise UsageError(
                 f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
             )
+        _refuse_utf16(files)
         if self.images is not None and not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         kept: list[tuple[int, int, int, int]] = []
@@ -148,3 +150,12 @@ class JsonLines:
         if not isinstance(record, dict):
             raise BadSample("no image", f"{path}:{number} is no object")
         return record
+
+
+def _refuse_utf16(files: list[str]) -> None:
+    """Raises UsageError: a file whose lines cannot be told apart, since a line's end is two bytes or four in it."""
+    for file in files:
+        with Path(file).open("rb") as lines:
+            kind = encoding_of(lines.read(1000)).upper()
+        if kind != "UTF-8":
+            raise UsageError(f"'{file}' is {kind} text; save it as UTF-8, such as by iconv -f {kind} -t UTF-8")

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qformer import distributed
-from qformer.cleaning import clean_caption, clean_question
+from qformer.cleaning import clean_caption, clean_question, is_mangled
 from qformer.data.columns import columns_of
 from qformer.data.orders import indices, number_of, order_of
 from qformer.data.transforms import augment
@@ -125,8 +125,11 @@ def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
     captions the answer stands in for one; where nothing is asked it is empty.
 
     Raises:
-        BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one.
+        BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one; `not utf-8`,
+            characters were lost before the text came here.
     """
+    if sample.question is not None and any(map(is_mangled, [sample.question, *sample.answers])):
+        raise BadSample("not utf-8", sample.key)
     answers = answers_of(sample)
     answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
     if sample.question is not None and not sample.captions:
@@ -146,11 +149,11 @@ def usable_captions(sample: Sample) -> list[str]:
     """The captions that can be used, cleaned, behind the prompt of their source.
 
     Raises:
-        BadSample: kind `no caption`: none has a letter or a digit.
+        BadSample: kind `no caption`: none has a letter or a digit; `not utf-8`: those that have are mangled.
     """
     captions = cleaned(sample.captions)
     if not captions:
-        raise BadSample("no caption", _told(sample))
+        raise BadSample("not utf-8" if any(map(is_mangled, sample.captions)) else "no caption", _told(sample))
     return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
 
 
@@ -160,8 +163,9 @@ def _told(sample: Sample) -> str:
 
 
 def cleaned(captions: list[str]) -> list[str]:
-    """Those of the captions that have a letter or a digit, cleaned."""
-    return [clean for clean in map(clean_caption, captions) if any(map(str.isalnum, clean))]
+    """Those of the captions that are whole and have a letter or a digit, cleaned."""
+    whole = [caption for caption in captions if not is_mangled(caption)]
+    return [clean for clean in map(clean_caption, whole) if any(map(str.isalnum, clean))]
 
 
 class Skipped:

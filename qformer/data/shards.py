@@ -1,8 +1,9 @@
 """Tar shards in which any sample can be read at once: patterns, fetching, and an index of where each sample stands.
 
 A shard is a tar as webdataset writes it: members that stand together and share their name up to the first dot are one
-sample (`000/17.jpg`, `000/17.txt`). Local tars are read where they are. Others (a URL, `pipe:command`, a compressed
-tar) are fetched once into a folder, which all workers share, and dropped again when it grows too large.
+sample (`000/17.jpg`, `000/17.txt`; `qformer.data.members` knows of names with dots). Local tars are read where they
+are. Others (a URL, `pipe:command`, a compressed tar) are fetched once into a folder, which all workers share, and
+dropped again when it grows too large.
 
 The index of a shard is made when it is first asked for and kept in that folder. From then on it says how many samples
 the shard has: so a resumed run counts as the interrupted one did, even where a shard has been lost since. What cannot
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from filelock import FileLock
 
+from qformer.data.members import Member, sample_in, samples_of, split
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
@@ -170,13 +172,6 @@ class Shards:
         return self.folder / f"{stem}-{hashlib.sha1(local.encode()).hexdigest()[:12]}{suffix}"
 
 
-def split(name: str) -> tuple[str, str] | None:
-    """`a/17.seg.png` -> (`a/17`, `seg.png`); None for a name without either."""
-    folder, _, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return (f"{folder}/{stem}".lstrip("/"), extension.lower()) if stem and extension else None
-
-
 def index(path: Path) -> np.ndarray:
     """Where the samples of a tar stand: int64[1 + n, 2], the size of the file, then (start, end) of each in bytes.
 
@@ -188,35 +183,42 @@ def index(path: Path) -> np.ndarray:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise OSError(f"'{path}' is not a file")
     size = path.stat().st_size
-    rows, key, seen, end = [(size, 0)], "", set[str](), 0
+    rows, run, endings, end = [(size, 0)], list[Member](), set[str](), 0
     with path.open("rb") as file:
         try:
             # Headers that are damaged are passed over like zeros, up to the next one that is whole.
             tar = tarfile.TarFile(fileobj=file, ignore_zeros=True)
             while (member := tar.next()) is not None:
                 if _holds_data(file, end, member.offset):
-                    rows.append((end, member.offset))
-                    key = ""
+                    rows += [*samples_of(run), (end, member.offset)]
+                    run = []
                 if tar.offset <= member.offset:
                     break  # a size below zero: from here on tarfile would read in circles
                 end = min(tar.offset, size)
-                named = split(member.name) if member.isfile() else None
+                named = _name_of(member)
                 if named is None:
-                    key = ""
-                elif named[0] == key and named[1] not in seen:
-                    rows[-1] = (rows[-1][0], end)
-                    seen.add(named[1])
-                else:
-                    key, seen = named[0], {named[1]}
-                    rows.append((member.offset, end))
+                    continue
+                if run and (named[0] != run[0].key or named[1] in endings):
+                    rows += samples_of(run)
+                    run = []
+                if not run:
+                    endings = set()
+                endings.add(named[1])
+                run.append(Member(*named, member.offset, end))
         except OSError:
             raise
         except Exception as error:  # of damage nearly anything; or the data of the last member end too early
             if not size:
                 raise OSError(f"'{path}' is empty") from error
+        rows += samples_of(run)
         if _holds_data(file, end, size):
             rows.append((end, size))
     return np.array(rows, dtype=np.int64)
+
+
+def _name_of(file: tarfile.TarInfo) -> tuple[str, str] | None:
+    """As `split`. A link has a name and no data, so that its sample is one without an image, or without a caption."""
+    return None if file.isdir() else split(file.name)
 
 
 def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
@@ -234,22 +236,22 @@ def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
 
 
 def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
-    key, members = "", {}
+    found: list[tuple[Member, bytes | None]] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
             for member in tar:
                 if tar.offset <= member.offset:
                     break
-                named = split(member.name) if member.isfile() else None
-                data = tar.extractfile(member) if named else None
-                if named is not None and data is not None:
-                    key = named[0]
-                    members[named[1]] = data.read()
+                named = _name_of(member)
+                if named is not None:
+                    opened = tar.extractfile(member) if member.isfile() else None
+                    found.append((Member(*named), None if opened is None else opened.read()))
     except Exception as error:  # of damage nearly anything
         raise BadSample("broken tar", f"{where}: {error}") from error
-    if not members:
+    if not found:
         raise BadSample("broken tar", f"{where}: no member")
-    return key, members
+    key, endings = sample_in([member for member, _ in found])
+    return key, {ending: data for place, ending in endings.items() if (data := found[place][1]) is not None}
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

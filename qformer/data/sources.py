@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from bisect import bisect_right
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -22,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qformer import lookup, trust
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
-from qformer.formats import SUFFIXES, UNREAD
-from qformer.types import BadSample, Sample, UsageError
+from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
 SOURCES: dict[str, Any] = {
     "jsonl": "qformer.data.json_lines:JsonLines",
-    "folder": "qformer.data.sources:Folder",
+    "folder": "qformer.data.folders:Folder",
     "webdataset": "qformer.data.webdataset:WebDataset",
     "datasets": "qformer.data.huggingface:HuggingFace",
     "coco": "qformer.data.annotations:Coco",
@@ -219,56 +216,3 @@ class Mix:
                     yield number, next(own)
                 except StopIteration:
                     left.remove(entry)
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
-
-    Folders that are links are followed, each once. Files of formats that are not read, such as HEIC, are bad samples.
-    """
-
-    path: str
-    _files: list[Path] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        root = Path(self.path)
-        if not root.is_dir():
-            raise UsageError(
-                f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
-            )
-        files = sorted(file for file in _below(root) if file.suffix.lower() in SUFFIXES | UNREAD)
-        endings = Counter(file.suffix.lower() for file in files)
-        if not SUFFIXES & endings.keys():
-            unread = "".join(f", {count} {ending}" for ending, count in sorted(endings.items()))
-            raise UsageError(
-                f"no image below '{root}' that is read{unread}; put {', '.join(sorted(SUFFIXES))} files there"
-            )
-        object.__setattr__(self, "_files", files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        image = self._files[index]
-        try:
-            text = image.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
-            captions = [line for line in text.split("\n") if line]  # U+2028 and a form feed end no line
-        except FileNotFoundError:  # an image without captions, which only training has no use for
-            captions = []
-        except OSError as error:
-            raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Everything below a folder, links followed; a folder that can be reached in several ways comes once."""
-    seen = set()
-    for place, folders, files in os.walk(root, followlinks=True):
-        found = os.stat(place)
-        if (found.st_dev, found.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((found.st_dev, found.st_ino))
-        folders.sort()
-        yield from (Path(place) / name for name in [*folders, *files])

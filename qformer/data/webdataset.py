@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,20 +12,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from qformer.cleaning import decode_text
 from qformer.data.columns import Columns, read_record, strings
 from qformer.data.documents import NOT_JSON
 from qformer.data.fetching import expand, fetcher
+from qformer.data.members import IMAGES
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.formats import SUFFIXES
-from qformer.types import BadSample, Sample, UsageError
+from qformer.formats import FORMATS
+from qformer.types import BadSample, LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Fetcher = Callable[[str], Callable[[Path], None] | None]
 
-IMAGES = {suffix[1:] for suffix in SUFFIXES} | {"img"}
+ORDER = [suffix[1:] for suffixes in FORMATS.values() for suffix in suffixes] + ["img"]
 GIGABYTE = 1e9
 
 
@@ -88,12 +91,14 @@ class WebDataset(Sharded):
     """Tars with an image and its texts under one name: `17.jpg`, and `17.txt` (one caption) or `17.json`.
 
     Of the JSON, `captions` (a list) or `caption` is read, or `question` and `answers`, as of a line of `jsonl`. Where
-    there are several, `captions` comes before the text file, and that before `caption`.
+    there are several, `captions` comes before the text file, and that before `caption`. Of several images the one that
+    has the name alone is taken (`17.jpg`, not `17.depth.png`), which is told in a warning.
 
     Attributes:
         path: one pattern or several: paths, URLs (`https:`, `s3:`, `hf:`, ...) or `pipe:command`, with
             `{00000..00331}`, or `*` where files can be listed.
         caption: read this member (`txt`) or this field of the JSON instead.
+        image: take this member (`rgb.png`) for the image.
         question, answers, choices, statement: fields of the JSON, where they have not their usual names.
         window: shards that are shuffled together; so many are fetched before the first batch.
         keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
@@ -102,6 +107,7 @@ class WebDataset(Sharded):
 
     path: str | list[str]
     caption: str | None = None
+    image: str | None = None
     question: str | None = None
     answers: str | None = None
     choices: str | list[str] | None = None
@@ -115,11 +121,9 @@ class WebDataset(Sharded):
         object.__setattr__(self, "shards", open_shards(expand(self.path), fetcher, self))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        image = next((data for name, data in members.items() if name.rpartition(".")[2] in IMAGES), None)
-        if image is None:
-            raise BadSample("no image", f"{key} has {', '.join(members)}")
+        image = members[self._image(key, members)]
         wanted = self.caption or "txt"
-        text = {name: members[name].decode("utf-8", "replace") for name in ("json", wanted) if name in members}
+        text = {name: decode_text(members[name]) for name in ("json", wanted) if name in members}
         record = _record(text.get("json"), key, needed=wanted not in text)
         if self.caption is not None:
             record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
@@ -128,6 +132,30 @@ class WebDataset(Sharded):
         named = Columns(None, None, self.question, self.answers, self.choices, self.statement)
         _, texts = read_record(record, named, Path())
         return Sample(image=image, key=key, image_id=key, **texts)
+
+    def _image(self, key: str, members: dict[str, bytes]) -> str:
+        """The member that is the image.
+
+        Raises:
+            BadSample: kinds `no image`; `several images`, of which none has the name alone.
+        """
+        found = [name for name in members if name.rpartition(".")[2] in IMAGES]
+        if not found or self.image not in (None, *members):
+            raise BadSample("no image", f"{key} has {', '.join(members)}")
+        if self.image is not None:
+            return self.image
+        alone = [name for name in found if "." not in name]
+        if not alone and len(found) > 1:
+            raise BadSample("several images", f"{key} has {', '.join(found)}; name one of them with data.image")
+        chosen = min(alone, key=ORDER.index) if len(alone) > 1 else (alone or found)[0]
+        if len(found) > 1:
+            warnings.warn(
+                f"'{self.path}': of several images in a sample ({', '.join(sorted(found))}) {chosen} is taken; name "
+                "another with data.image",
+                LeftOut,
+                stacklevel=1,
+            )
+        return chosen
 
 
 def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from qformer.images import read_image
 from qformer.packing import unpack
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
-from qformer.types import Tiles, VisualTokens
+from qformer.types import Tiles, UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,10 +80,10 @@ class FrontEnd(nn.Module):
         self.norm = nn.LayerNorm(encoder.width, eps=1e-5)
 
     def tiles(self, images: Sequence[ImageLike]) -> Tiles:
-        """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3]) -> tiles cut by `strategy`.
+        """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3], tensors) -> tiles cut by `strategy`.
 
         Raises:
-            BadSample: one of them is missing or is not an image.
+            BadSample: one of them is missing or is not an image (`qformer.images.read_image`).
         """
         return cut_all([read_image(image) for image in images], self.strategy)
 
@@ -116,7 +116,11 @@ class FrontEnd(nn.Module):
         return Encoded(features, mask, tiles.counts)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], after `norm`."""
+        """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], after `norm`.
+
+        Raises:
+            UsageError: other pixels.
+        """
         return self.normalise(self.encoder(_unit(pixels)))
 
     def normalise(self, tokens: Tensor) -> Tensor:
@@ -125,8 +129,24 @@ class FrontEnd(nn.Module):
 
 
 def _unit(pixels: Tensor) -> Tensor:
-    """uint8 becomes float in [0, 1]."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    """uint8 becomes float in [0, 1].
+
+    Raises:
+        UsageError: pixels of another type, other than three channels, or floats that are not in [0, 1].
+    """
+    known = pixels.dtype == torch.uint8 or pixels.is_floating_point()
+    if not known or pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise UsageError(
+            f"the pixels are {str(pixels.dtype).removeprefix('torch.')}{list(pixels.shape)}; give uint8[N, 3, h, w] "
+            "or float[N, 3, h, w] from 0 to 1"
+        )
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    if not bool(((pixels >= 0) & (pixels <= 1)).all()):  # NaN is neither
+        raise UsageError(
+            "the pixels have numbers outside 0 to 1; give floats from 0 to 1, not yet normalised, or uint8"
+        )
+    return pixels
 
 
 def _pad(lengths: list[int], groups: list[Tensor], members: list[list[int]]) -> tuple[Tensor, Tensor | None]:

@@ -29,6 +29,7 @@ def resize(image: Tensor, width: int, height: int) -> Tensor:
     """Bicubic with antialiasing, as PIL does it: uint8[3, h, w] -> uint8[3, height, width].
 
     Bytes in channels-last order take torch's vectorised path, which rounds to bytes between the two passes as PIL does.
+    Floats from 0 to 1 stay there: what bicubic overshoots is cut off, as it is of bytes.
     """
     import torch  # here alone: a strategy's options are checked without it
     import torch.nn.functional as F
@@ -36,7 +37,8 @@ def resize(image: Tensor, width: int, height: int) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
     batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return F.interpolate(batch, (height, width), mode="bicubic", antialias=True, align_corners=False).squeeze(0)
+    made = F.interpolate(batch, (height, width), mode="bicubic", antialias=True, align_corners=False).squeeze(0)
+    return made.clamp(0, 1) if made.is_floating_point() else made
 
 
 def cut(image: Tensor, plan: Plan) -> list[Tensor]:

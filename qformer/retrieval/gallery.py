@@ -51,6 +51,11 @@ class Place(NamedTuple):
     size: int = -1
     modified: int = -1
 
+    @property
+    def seconds(self) -> int:
+        """Since 1970, below zero before it; 0 of a record, whose time nobody knows."""
+        return self.modified // 10**9 if self.size >= 0 else 0
+
 
 @dataclass
 class Entry:
@@ -81,7 +86,7 @@ class Entry:
 
     @property
     def modified(self) -> int:
-        return max(self.places[0].modified, 0) // 10**9
+        return self.places[0].seconds
 
 
 class Known(NamedTuple):

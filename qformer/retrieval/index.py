@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer import distributed
 from qformer.data.orders import indices
+from qformer.formats import UNREAD
 from qformer.records import replace_records
 from qformer.retrieval.gallery import Known, Place
 from qformer.retrieval.reading import Reader, embed_captions
@@ -208,7 +209,10 @@ def _shares(source: Source, batch: int, rank: int, world: int) -> Iterator[list[
 
 
 def _gone(faults: list[dict[str, str]]) -> Callable[[Place], bool]:
-    """Whether a place that was not met is gone. What cannot be looked at is not: a disk may be back tomorrow."""
+    """Whether a place that was not met is gone.
+
+    What cannot be looked at is not: a disk may be back tomorrow; nor is a format that only another machine reads.
+    """
     unreadable = {fault["path"] for fault in faults if fault["kind"] == "unreadable"}
     untold = {os.path.abspath(os.path.splitext(fault["path"])[0]) for fault in faults if fault["kind"] == "no caption"}
     whole = not any(fault["kind"].endswith(("shard", "tar")) for fault in faults)
@@ -222,7 +226,8 @@ def _gone(faults: list[dict[str, str]]) -> Callable[[Place], bool]:
             return True
         except OSError:
             return False
-        unknown = place.name in unreadable or os.path.splitext(place.name)[0] in untold
+        unread = Path(place.name).suffix.lower() in UNREAD
+        unknown = unread or place.name in unreadable or os.path.splitext(place.name)[0] in untold
         return not unknown and os.access(Path(place.name).parent, os.R_OK | os.X_OK)
 
     return gone

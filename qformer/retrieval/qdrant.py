@@ -222,7 +222,7 @@ def _placed(places: list[Place]) -> dict[str, Any]:
         "places": json.dumps(places),
         "path": first.name,
         "path_lower": first.name.lower(),
-        "modified": max(first.modified, 0) // 10**9,
+        "modified": first.seconds,
     }
 
 

@@ -93,7 +93,9 @@ CAPTIONS: dict[str, tuple[Any, Any]] = {
     "list of lists": ([["a dog"]], "no caption"),
     "empty list": ([], "no caption"),
     "list with one text": (["", None, 3, ["x"], "a dog"], 2),
-    "zero byte": ("a\0dog", 1),
+    "zero byte": ("a\0dog", "not utf-8"),
+    "lost characters": ("caf\ufffd", "not utf-8"),
+    "one of which characters were lost": (["caf\ufffd", "a dog"], 2),
     "half a surrogate": ("a \ud800 dog", 3),
     "other script": ("一只狗", 1),
     "right to left": ("\u202eכלב", 1),
@@ -239,6 +241,7 @@ def test_records_and_files(tmp_path: Path) -> None:
         ('{"image": "good.jpg", "caption": "a dog"', "not json"),
         ("[" * 100_000, "not json"),
         *[(record("good.jpg") | {"question": "what?", "caption": None}, "no answer")],
+        *[(record("good.jpg") | {"question": "wh\ufffdt?", "answer": "a"}, "not utf-8")],
     ]
     path = Path(jsonl(tmp_path / "a.jsonl", [line for line, _ in lines]))
     path.write_bytes(path.read_bytes() + b'{"image": "good.jpg", "caption": "caf\xe9"}\n')
@@ -246,7 +249,7 @@ def test_records_and_files(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").unlink()
     _, skipped = epoch(source)
     found = [skipped.get(str(number)) for number in range(len(source))]
-    assert found == [*(kind for _, kind in lines), None]
+    assert found == [*(kind for _, kind in lines), "not utf-8"]
     assert source[0].image_id == source[1].image_id  # the same image twice is never its own negative
 
 

@@ -19,7 +19,7 @@ from qformer.data.loader import usable_captions
 from qformer.data.orders import indices
 from qformer.images import read_image
 from qformer.types import BadSample
-from tests.data.making import encoded, jsonl, photo, shard
+from tests.data.making import encoded, jsonl, photo, shard, tar
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -65,6 +65,8 @@ def make_files() -> None:
     Path("aokvqa_v1p0_train.json").write_text(json.dumps([choice]))
     for folder, number in (("cc3m", 331), ("cc12m", 3), ("sbu", 0)):
         shard(Path(f"{folder}/{number:05d}.tar"), range(2))
+    rooms = [("0.rgb.png", encoded(photo(1))), ("0.depth.png", encoded(photo(2))), ("0.txt", b"a")]
+    tar(Path("rooms/0000.tar"), rooms)
     table = datasets.Dataset.from_dict({"image": [encoded(photo(1))], "text": ["a"]})
     Path("data").mkdir()
     table.to_parquet("data/train-0.parquet")

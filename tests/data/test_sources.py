@@ -13,7 +13,7 @@ import pytest
 
 from qformer.data import sources
 from qformer.images import read_image
-from qformer.types import BadSample, Sample, UsageError
+from qformer.types import BadSample, LeftOut, Sample, UsageError
 from tests.data.making import encoded, photo
 
 
@@ -181,19 +181,26 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_images_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
-    """AVIF and JFIF are read; of other formats each file is a bad sample, and a folder of them alone is refused."""
+    """AVIF and JFIF are read; other formats are left out, and a folder of them alone is refused."""
     for name in ("c.JXL", "d.jp2"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18JXL \r\n")
-    with pytest.raises(UsageError, match=r"that is read, 1 \.jp2, 1 \.jxl; put \.avif, \.bmp"):
+    with pytest.raises(UsageError, match=r"that is read, left out: .* 1 \.jxl, 1 \.jp2; put \.apng, \.avif"):
         sources.build("folder", path=str(tmp_path))
     (tmp_path / "a.avif").write_bytes(encoded(photo(3), "AVIF"))
     (tmp_path / "b.jfif").write_bytes(encoded(photo(4), "JPEG", quality=100))
-    source = sources.build("folder", path=str(tmp_path))
-    assert [read_image(source[number].image).shape for number in (0, 1)] == [(3, 16, 20)] * 2
-    for number, name in ((2, "c.JXL"), (3, "d.jp2")):
-        assert source[number].key.endswith(name)
-        with pytest.raises(BadSample, match="undecodable: not an image of a format that is read"):
-            read_image(source[number].image)
+    with pytest.warns(LeftOut, match=r"formats that are not read \(convert them\): 1 \.jxl, 1 \.jp2"):
+        source = sources.build("folder", path=str(tmp_path))
+    assert [read_image(source[number].image).shape for number in range(len(source))] == [(3, 16, 20)] * 2
+    with pytest.raises(BadSample, match="undecodable: not an image of a format that is read"):
+        read_image(tmp_path / "d.jp2")
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-32"])
+def test_lines_of_windows_are_refused(kind: str, tmp_path: Path) -> None:
+    """A line feed is a byte of other characters in UTF-16, so that lines would be cut anywhere."""
+    (tmp_path / "a.jsonl").write_bytes('{"image": "1.png", "caption": "a"}\n'.encode(kind))
+    with pytest.raises(UsageError, match=f"is {kind.upper()} text; save it as UTF-8, such as by iconv -f"):
+        sources.build("jsonl", path=str(tmp_path / "a.jsonl"))
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from qformer.data import fetching, sources
 from qformer.data.fetching import braces, expand
-from qformer.data.shards import index, split
+from qformer.data.members import split
+from qformer.data.shards import index
 from qformer.types import BadSample, Sample, UsageError
 from tests.data.making import encoded, number_of, photo, shard, tar
 
@@ -74,7 +75,7 @@ def test_patterns(tmp_path: Path) -> None:
 def test_member_names() -> None:
     assert split("a/b.c/17.seg.PNG") == ("a/b.c/17", "seg.png")
     assert split("17.jpg") == ("17", "jpg")
-    for none in ("17", ".hidden.jpg", "a/._17.jpg", "a/"):
+    for none in ("17", ".hidden.jpg", "a/._17.jpg", "a/", "__MACOSX/17.jpg", "a/Thumbs.db", "a/.DS_Store"):
         assert split(none) is None
 
 

@@ -136,6 +136,35 @@ def test_a_tile_that_is_not_made_of_patches_is_refused(frontend):
         frontend(Tiles.from_pixels(torch.rand(1, 3, 28, 30)))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (torch.rand(2, 28, 28, 3), r"the pixels are float32\[2, 28, 28, 3\]; give uint8\[N, 3, h, w\]"),
+        (torch.zeros(2, 4, 28, 28, dtype=torch.uint8), r"the pixels are uint8\[2, 4, 28, 28\]"),
+        (torch.zeros(2, 3, 28, 28, dtype=torch.bool), r"the pixels are bool"),
+        (torch.rand(3, 28, 28), r"the pixels are float32\[3, 28, 28\]"),
+        (torch.rand(2, 3, 28, 28) * 255, "outside 0 to 1"),
+        (torch.rand(2, 3, 28, 28) - 0.5, "outside 0 to 1"),
+        (torch.full((2, 3, 28, 28), float("nan")), "outside 0 to 1"),
+    ],
+)
+def test_pixels_that_are_none(frontend, pixels, said):
+    with pytest.raises(UsageError, match=said):
+        frontend(Tiles.from_pixels(pixels))
+    with pytest.raises(UsageError, match=said):
+        frontend.encode(pixels)
+
+
+def test_fractions_stay_between_0_and_1_when_they_are_resized(frontend):
+    edge = torch.zeros(3, 40, 40)
+    edge[:, :, 20:] = 1  # bicubic overshoots beside it
+    tiles = frontend.tiles([edge])
+    assert (tiles.pixels[0].min(), tiles.pixels[0].max()) == (0, 1)
+    by_bytes = frontend.tiles([(edge * 255).byte()])
+    torch.testing.assert_close(tiles.pixels[0] * 255, by_bytes.pixels[0].float(), atol=1.0, rtol=0)
+    assert frontend(tiles).features.isfinite().all()
+
+
 def test_norm_trains_although_the_encoder_is_frozen(frontend):
     frontend(uneven_images()).features.sum().backward()
     assert frontend.norm.weight.grad.abs().sum() > 0

@@ -345,3 +345,18 @@ def test_an_interrupted_update_goes_on(bench: Bench, monkeypatch: pytest.MonkeyP
     assert 6 <= done < 14
     bench.index(more, batch=3)
     assert (bench.model.images, len(stored(bench.gallery))) == (14 - done, 14)
+
+
+def test_a_format_that_is_read_no_more_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is installed on one machine of two that keep a gallery."""
+    from qformer.data import folders
+
+    (bench.photos / "6.webp").write_bytes(picture(6))
+    assert bench.index().added == 1
+    monkeypatch.setattr(folders, "SUFFIXES", folders.SUFFIXES - {".webp"})
+    monkeypatch.setattr(folders, "UNREAD", folders.UNREAD | {".webp"})
+    monkeypatch.setattr("qformer.retrieval.index.UNREAD", frozenset({".webp"}))
+    assert bench.index().removed == 0
+    assert "6.webp" in names(bench.gallery)
+    (bench.photos / "6.webp").unlink()
+    assert bench.index().removed == 1

@@ -62,6 +62,25 @@ def entry(number: int, captions: int | None = None, content: str = "") -> Entry:
     )
 
 
+def test_times_before_1970(make: Callable[[], Store]) -> None:
+    """Below zero, so that a condition finds them; of a record in a tar it is 0, whatever its place says."""
+    store = make()
+    times = {0: -(10**9) * 86_400 * 365, 1: -1, 2: 10**9, 3: 0}
+    entries = [
+        replace(entry(number), places=[Place(0, f"{number}.jpg", -1, 9, time)]) for number, time in times.items()
+    ]
+    entries.append(replace(entry(4), places=[Place(0, "4", 7)]))
+    store.commit(entries, [], [])
+    assert [one.modified for one in entries] == [-31_536_000, -1, 1, 0, 0]
+    for texts, numbers in (
+        (["modified<1970-01-01"], {0, 1}),
+        (["modified<=1969-01-01"], {0}),
+        (["modified=0"], {3, 4}),
+    ):
+        found = store.nearest(torch.eye(WIDTH)[:1], 9, conditions(texts))
+        assert {id_ for id_, _ in found} == {entries[number].id for number in numbers}
+
+
 @pytest.fixture(params=["lance", "qdrant", "qdrant on disk"])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
     """Opens the same store, anew each time."""

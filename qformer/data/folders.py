@@ -1,0 +1,224 @@
+"""Folders of images as people have them: which files are meant, and what of the rest is told before anything is read.
+
+A file of a format that nobody reads here is no bad sample but left out: named by its ending, counted, told once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qformer.cleaning import decode_text, lines_of
+from qformer.formats import SUFFIXES, UNREAD, of_a_system
+from qformer.images import read_file
+from qformer.types import BadSample, LeftOut, Sample, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+TEXT = ".txt"
+#: Endings of what lies beside images and is none, which nobody need be told of.
+BESIDE = frozenset({TEXT, ".json", ".jsonl", ".csv", ".tsv", ".md", ".html", ".xml", ".yaml", ".yml", ".parquet"})
+SHOWN = 8  # endings that are told
+HEIC = frozenset({".heic", ".heif", ".hif"})
+
+
+@dataclass
+class Listing:
+    """The images below a folder, in the order of their paths, and what was left out.
+
+    Attributes:
+        images: of formats that are read, by their names; whether they can be, and are files, is not known yet.
+        unread: of formats that are not.
+        captions: the text file of an image where it is not called like the image with `.txt`, but with `.TXT`, or
+            spells its accents in another way.
+        others: files by their ending that are no images by name. system: files and folders of Macs, Windows and drives.
+        special: pipes, sockets and devices that are not called like images. closed: folders that cannot be opened.
+        alone: text files beside no image. unused: patterns of `exclude` that nothing matches.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    captions: dict[Path, Path] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+    system: int = 0
+    special: int = 0
+    closed: list[str] = field(default_factory=list)
+    alone: int = 0
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def left_out(self) -> str:
+        """What was left out and need be told, in words; empty where that is nothing."""
+        endings = Counter(file.suffix.lower() for file in self.unread)
+        heic = ", or install pillow-heif" if HEIC & endings.keys() else ""
+        told = {
+            f"formats that are not read (convert them{heic})": _counted(endings),
+            "no images by their names": _counted(self.others),
+            "files and folders of macOS, Windows or a drive (such as ._*)": f"{self.system:,}",
+            "pipes, sockets and devices": f"{self.special:,}",
+            f"{TEXT} beside no image": f"{self.alone:,}",
+            "folders that cannot be opened": f"{len(self.closed):,} ({', '.join(self.closed[:SHOWN])})",
+        }
+        return "; ".join(f"{what}: {count}" for what, count in told.items() if count and not count.startswith("0"))
+
+
+def _counted(endings: Counter[str]) -> str:
+    shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common(SHOWN)]
+    rest = endings.total() - sum(count for _, count in endings.most_common(SHOWN))
+    return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
+
+
+def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
+    """What stands anywhere below a folder; folders that are links are followed, each once, and no file is opened.
+
+    Args:
+        exclude: patterns (`*`, `?`, `[...]`) of names, or of paths below `root`, of files and folders to pass over.
+    """
+    found = Listing(unused=list(exclude))
+    waiting, seen = [root], set()
+    while waiting:
+        place = waiting.pop()
+        try:
+            status = os.stat(place)
+            with os.scandir(place) as inside:
+                entries = sorted(inside, key=lambda entry: entry.name)
+        except OSError:
+            found.closed.append(str(place))
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders: list[Path] = []
+        files: list[os.DirEntry[str]] = []
+        for entry in _kept(entries, root, place, exclude, found):
+            below = _is_folder(entry)
+            if below:
+                folders.append(place / entry.name)
+            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # which is told to be no file
+                files.append(entry)
+        waiting += reversed(folders)
+        _sort(place, files, found)
+    found.images.sort()
+    found.unread.sort()
+    return found
+
+
+def _kept(
+    entries: list[os.DirEntry[str]], root: Path, place: Path, exclude: Sequence[str], found: Listing
+) -> Iterator[os.DirEntry[str]]:
+    for entry in entries:
+        below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
+        matching = [one for one in exclude if any(fnmatchcase(name, one.rstrip("/")) for name in (entry.name, below))]
+        if matching:
+            found.unused = [one for one in found.unused if one not in matching]
+        elif of_a_system([entry.name]):
+            found.system += 1
+        else:
+            yield entry
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
+    """The files of one folder, into images and others."""
+    texts = {}
+    stems = set()
+    images = []
+    for entry in entries:
+        stem, ending = os.path.splitext(entry.name)
+        ending = ending.lower()
+        if ending in SUFFIXES:
+            images.append(place / entry.name)
+            stems.add(_plain(stem))
+        elif not _is_file(entry):
+            found.special += 1
+        elif ending in UNREAD:
+            found.unread.append(place / entry.name)
+            stems.add(_plain(stem))
+        elif ending == TEXT:
+            texts[_plain(stem)] = entry.name
+        elif ending not in BESIDE:
+            found.others[ending] += 1
+    found.images += images
+    found.alone += len(texts.keys() - stems)
+    for image in images:
+        text = texts.get(_plain(image.stem))
+        if text is not None and text != image.stem + TEXT:
+            found.captions[image] = place / text
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a file, or one that is not there: a link into nothing is an image that cannot be read."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _plain(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
+
+    Folders that are links are followed, each once. What is left out (formats that are not read, other files) is counted
+    and told in a warning.
+
+    Attributes:
+        path: the folder.
+        exclude: one pattern or several (`*`, `?`, `[...]`) of names, or of paths below `path`, to leave out: files, or
+            folders with all that is in them.
+    """
+
+    path: str
+    exclude: str | list[str] = field(default_factory=list)
+    _files: list[Path] = field(init=False, repr=False, compare=False)
+    _captions: dict[Path, Path] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        root = Path(self.path)
+        if not root.is_dir():
+            raise UsageError(
+                f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
+            )
+        found = list_images(root, [self.exclude] if isinstance(self.exclude, str) else self.exclude)
+        left = f"'{root}': left out: {found.left_out}" if found.left_out else ""
+        if not found.images:
+            raise UsageError(
+                f"no image below '{root}' that is read{left and f', left out: {found.left_out}'}; put "
+                f"{', '.join(sorted(SUFFIXES))} files there"
+            )
+        for told in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
+            if told:
+                warnings.warn(told, LeftOut, stacklevel=1)
+        object.__setattr__(self, "_files", found.images)
+        object.__setattr__(self, "_captions", found.captions)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self._files[index]
+        text = self._captions.get(image, image.with_suffix(TEXT))
+        try:
+            captions = [line for line in lines_of(decode_text(read_file(text))) if line.strip()]
+        except BadSample as bad:
+            if bad.kind != "missing":  # an image without captions is one that only training has no use for
+                raise BadSample("no caption", bad.detail) from bad
+            captions = []
+        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
