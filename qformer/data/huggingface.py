@@ -20,8 +20,9 @@ from qformer import trust
 from qformer.data.fetching import CHAIN, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
-from qformer.data.sources import texts_of
+from qformer.data.sources import id_of, texts_of
 from qformer.data.webdataset import Sharded, open_shards
+from qformer.identity import plain_id
 from qformer.lookup import nearest
 from qformer.types import BadSample, Sample, UsageError
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 CAPTIONS = ("captions", "caption", "text")
+#: Columns by which a submission names questions and images.
+NUMBERS = ("question_id", "questionId", "qid", "id", "image_id", "img_id", "cocoid")
 SAVED = "state.json"  # marks a folder of save_to_disk
 
 
@@ -42,7 +45,8 @@ class HuggingFace(Sharded):
         config, revision: of the hub.
         split: such as train, or train[:10%].
         image, caption, question, answers: columns; without `caption`, the first of `captions`, `caption`, `text`.
-        id: column whose equal values are the same image.
+        id: column whose equal values are the same image; without it images are, whose files or bytes are the same.
+        question_id: column with the ids of questions, for submissions; `question_id`, `questionId` or `qid` by default.
         images: folder that image paths are relative to.
         streaming: take shard after shard instead of downloading everything first.
         window, keep_gb, cache: when streaming, as of `webdataset`.
@@ -57,6 +61,7 @@ class HuggingFace(Sharded):
     question: str | None = None
     answers: str | None = None
     id: str | None = None
+    question_id: str | None = None
     images: str = "."
     streaming: bool = False
     window: int = 8
@@ -75,7 +80,7 @@ class HuggingFace(Sharded):
                 f"'{self.path}' has no column {', '.join(CAPTIONS)}; set data.caption to one of {', '.join(names)}"
             )
         texts = {"captions": caption, "question": self.question, "answers": self.answers}
-        for column in (self.image, self.id, *texts.values()):
+        for column in (self.image, self.id, self.question_id, *texts.values()):
             if column is not None and column not in names:
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
         object.__setattr__(self, "_texts", {key: column for key, column in texts.items() if column is not None})
@@ -161,13 +166,16 @@ class HuggingFace(Sharded):
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
-        same = f"{self.path}/{record['id']}" if isinstance(record["id"], int | str) else None
-        return Sample(image=image, key=key, image_id=same, **texts_of(record))
+        facts = record.get("facts", {})  # which tars of earlier versions lack
+        return Sample(image, key, id_of(record, "id", self.path), facts=facts, **texts_of(record))
 
     def _described(self, row: dict[str, Any]) -> dict[str, Any]:
         none = {"captions": None, "question": None, "answers": None}
         own = {key: row[column] for key, column in self._texts.items()}
-        return none | own | {"id": row[self.id] if self.id is not None else None}
+        facts = {key: row[key] for key in NUMBERS if plain_id(row.get(key)) is not None}
+        if self.question_id is not None:
+            facts["question_id"] = row[self.question_id]
+        return none | own | {"id": row[self.id] if self.id is not None else None, "facts": facts}
 
     def _image(self, cell: Any) -> bytes | Path | None:
         value = (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qformer.data.sources import NOT_JSON, strings
+from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -62,9 +63,7 @@ class Questions:
         places = [Path(self.images) / name for name in one.images]
         image = next((place for place in places if place.exists()), places[0])
         question = next(iter(strings(one.question)))
-        return Sample(
-            image=image, key=key, image_id=str(image), question=question, answers=one.answers, facts=one.facts
-        )
+        return Sample(image=image, key=key, question=question, answers=one.answers, facts=one.facts)
 
 
 @dataclass(frozen=True)
@@ -89,23 +88,23 @@ class Vqa(Questions):
         known = self._annotations()
         asked = []
         for record in questions:
-            number, image = _number(record), _get(record, "image_id")
-            truth = known.get(number, {})
+            number, image = _number(record), plain_id(_get(record, "image_id"))
+            truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
             given = truth.get("answers")
             answers = [_get(answer, "answer") for answer in given] if isinstance(given, list) else []
             answers = [sys.intern(one) for one in strings(answers)]  # few are given a million times: each is kept once
-            name = f"{image:012d}.jpg" if isinstance(image, int) else ""
+            name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
             asked.append(Asked(names, _get(record, "question"), answers, facts))
-        if known and not any(one.facts["question_id"] in known for one in asked):
+        if known and not any(str(one.facts["question_id"]) in known for one in asked):
             raise UsageError(
                 f"'{self.annotations}' answers none of the questions of '{self.path}'; give the files of one split"
             )
         return asked
 
-    def _annotations(self) -> dict[Any, Facts]:
+    def _annotations(self) -> dict[str, Facts]:
         if self.annotations is None:
             return {}
         listed = _get(_json(self.annotations, "annotations"), "annotations")
@@ -113,7 +112,7 @@ class Vqa(Questions):
             raise UsageError(
                 f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
             )
-        return {number: record for record in listed if (number := _number(record)) is not None}
+        return {str(number): record for record in listed if (number := _number(record)) is not None}
 
 
 @dataclass(frozen=True)
@@ -159,13 +158,13 @@ class AokVqa(Questions):
             raise self.refuse("a list of questions with `choices`, as A-OKVQA's aokvqa_v1p0_val.json")
         asked = []
         for record in values:
-            image = _get(record, "image_id")
+            image = plain_id(_get(record, "image_id"))
             facts = {
                 key: record[key] for key in ("question_id", "image_id", "choices") if _get(record, key) is not None
             }
             if isinstance(_get(record, "correct_choice_idx"), int):
                 facts["label"] = record["correct_choice_idx"]
-            names = [f"{image:012d}.jpg"] if isinstance(image, int) else []
+            names = [name] if (name := _coco_name(image)) else []
             answers = strings(_get(record, "direct_answers"))
             asked.append(Asked(names, _get(record, "question"), answers, facts))
         return asked
@@ -173,8 +172,13 @@ class AokVqa(Questions):
 
 def _number(record: Any) -> int | str | None:
     """The id of a question, where it has a proper one."""
-    number = _get(record, "question_id")
-    return number if isinstance(number, int | str) else None
+    return plain_id(_get(record, "question_id"))
+
+
+def _coco_name(image: int | str | None) -> str:
+    """How COCO names a picture since 2017; its id may be a text. Empty where it is none of COCO's."""
+    number = str(image)
+    return f"{int(number):012d}.jpg" if number.isdecimal() else ""
 
 
 def _get(record: Any, key: str) -> Any:

@@ -26,6 +26,7 @@ from qformer import lookup, trust
 from qformer.data.fetching import expand_local
 from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
 from qformer.formats import SUFFIXES, UNREAD
+from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ class Mix:
             source gives its weight's share (1 by default), to 1 in 10,000.
         cache: folder for what they keep.
 
-    Sources name images by their paths, so that one image in two of them has one id. Where a source of your own gives
-    numbers, or no id, it is its own images that they name: number 1 of another one is another image.
+    Images are known by their files or bytes, so that one image in two sources has one id. Where a source of your own
+    gives numbers, it is its own images that they name: number 1 of another one is another image.
     """
 
     sources: list[dict[str, Any]]
@@ -200,8 +201,7 @@ class Mix:
         sample: Sample = self._parts[part][own]
         if isinstance(sample.image_id, str):
             return sample
-        name = sample.key if sample.image_id is None else sample.image_id
-        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {name!r}")
+        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {sample.image_id!r}")
 
     def number(self, index: tuple[int, Any]) -> int:
         part, own = index
@@ -234,11 +234,13 @@ class JsonLines:
         path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
         where: keep the records whose fields equal these, such as {split: train}.
+        id: field whose equal values are the same image, whatever `image` is.
     """
 
     path: str | list[str]
     images: str | None = None
     where: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
     _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 4]: file, number, start, length in bytes
 
@@ -299,7 +301,7 @@ class JsonLines:
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise BadSample("no image", "the record has no 'image' path")
         image = Path(self.images or path.parent) / record["image"]
-        return Sample(image=image, key=key, image_id=str(image), facts=record, **texts_of(record))
+        return Sample(image, key, id_of(record, self.id, self.path), facts=record, **texts_of(record))
 
 
 def texts_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -309,6 +311,12 @@ def texts_of(record: dict[str, Any]) -> dict[str, Any]:
         "question": next(iter(strings(record.get("question"))), None),
         "answers": strings(record.get("answers")) or strings(record.get("answer")),
     }
+
+
+def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
+    """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
+    known = None if column is None else plain_id(record.get(column))
+    return None if known is None else f"{space}/{known}"
 
 
 def strings(value: Any) -> list[str]:
@@ -353,7 +361,7 @@ class Folder:
             captions = []
         except OSError as error:
             raise BadSample("no caption", f"{image.with_suffix('.txt')}: {error.strerror}") from error
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+        return Sample(image=image, key=str(image), captions=captions)
 
 
 def _below(root: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.data.fetching import expand, fetcher
 from qformer.data.orders import Order, Seed, Windows
 from qformer.data.shards import Shards
-from qformer.data.sources import NOT_JSON, strings, texts_of
+from qformer.data.sources import NOT_JSON, id_of, strings, texts_of
 from qformer.formats import SUFFIXES
 from qformer.types import BadSample, Sample, UsageError
 
@@ -93,6 +93,7 @@ class WebDataset(Sharded):
         path: one pattern or several: paths, URLs (`https:`, `s3:`, `hf:`, ...) or `pipe:command`, with
             `{00000..00331}`, or `*` where files can be listed.
         caption: read this member (`txt`) or this field of the JSON instead.
+        id: field of the JSON whose equal values are the same image; else images are the same whose bytes are.
         window: shards that are shuffled together; so many are fetched before the first batch.
         keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
         cache: folder for indices and fetched shards; beside the run by default.
@@ -100,6 +101,7 @@ class WebDataset(Sharded):
 
     path: str | list[str]
     caption: str | None = None
+    id: str | None = None
     window: int = 8
     keep_gb: float = 100.0
     cache: str | None = None
@@ -119,7 +121,7 @@ class WebDataset(Sharded):
             record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
         elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
-        return Sample(image=image, key=key, image_id=key, facts=record, **texts_of(record))
+        return Sample(image, key, id_of(record, self.id, self.path), facts=record, **texts_of(record))
 
 
 def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:
