@@ -180,6 +180,9 @@ class TextBatches(Dataset[Loaded]):
     batch: int
     seed: int
 
+    def __post_init__(self) -> None:
+        self.extent = len(self.texts)
+
     def __getitem__(self, number: int) -> Loaded:
         positions = range(number * self.batch, (number + 1) * self.batch)
         chosen = [self.texts[self._index(position)] for position in positions]

@@ -22,6 +22,7 @@ FLOORS = (
         "lookup",
         "distributed",
         "formats",
+        "identity",
         "images",
         "jpeg",
         "orientation",

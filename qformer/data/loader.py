@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question
-from qformer.data.orders import indices, number_of, order_of
+from qformer.data.orders import extent_of, indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
 from qformer.records import read_records, replace_records
@@ -69,6 +69,7 @@ class Batches(Dataset[Loaded]):
 
     def __post_init__(self) -> None:
         self._order = order_of(self.source, (self.seed,))
+        self.extent = extent_of(self._order)
 
     def __getitem__(self, number: int) -> Loaded:
         tiles: list[Tiles] = []
@@ -283,7 +284,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     """
     held = Held([], [], [], [])
     images: list[Tensor] = []
-    known: dict[str | int, list[str]] = {}  # the captions of each image, of those that cannot be read, too
+    known: dict[str | int, list[str]] = {}  # the captions of each image
     for index in indices(source):
         try:
             sample = source[index]
@@ -294,14 +295,14 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
                 continue
             if len(held) == limit:
                 break
-            if not asks:
-                known[sample.image_id] = captions
             images.append(read_image(sample.image))
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
             continue
         held.samples.append(sample)
         held.captions.append(captions)
+        if not asks:
+            known[sample.image_id] = captions
         if len(images) == batch:
             held.groups.append(cut_all(images, strategy))
             images = []

@@ -293,7 +293,6 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"features": {"dtype": "int8"}}}, "data.dtype was fp16, is int8"),
     ({"resolution": {"size": 42}}, "resolution.size was 28, is 42"),
     ({"vision": {"layer": 1}}, "vision.layer was -1, is 1"),
-    ({"train": {"precision": "bf16"}}, "train.precision was fp32, is bf16"),
     ({"data": {"train": {"where": {"split": "dev"}}}}, "data.samples was 8, is 4"),
 ]
 
