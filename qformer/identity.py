@@ -23,7 +23,7 @@ def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
     """What equals for records of the same picture.
 
     Args:
-        image: as of a `Sample`. given: the id of its source; NaN and None are none.
+        image: as of a `Sample`. given: the id of its source, if that has one.
         name: of the record, which is all there is where `image` is of another kind.
     """
     known = plain_id(given)
@@ -35,10 +35,15 @@ def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
 
 
 def plain_id(value: Any) -> str | int | None:
-    """An id as a text or a whole number; None for what names nothing. Tables with gaps have 42.0 where 42 is meant."""
+    """An id as a text or a whole number; None for what names nothing, such as NaN or an empty text.
+
+    Tables with gaps have 42.0 where 42 is meant.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def of_path(path: str | os.PathLike[str]) -> str:
