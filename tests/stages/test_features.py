@@ -347,7 +347,7 @@ def photos(space: Path, folder: Path) -> dict[str, Any]:
 
 def test_pictures_that_changed_behind_a_store_are_noticed(space: Path, tmp_path: Path) -> None:
     """By size and time of the file, or its bytes where the time alone is another; gone ones are as they were stored."""
-    settings = config(space, "stage1", data=photos(space, tmp_path))
+    settings = config(space, "stage1", run=str(tmp_path / "run"), data=photos(space, tmp_path))
     store = fill(settings)
     source, strategy = sources.for_run(settings.data.train, settings.run), resolution.build("fixed", size=28)
     file, seen = tmp_path / "images" / "0.png", (tmp_path / "images" / "0.png").stat()
@@ -416,7 +416,8 @@ def test_a_store_is_for_every_precision(space: Path, tmp_path: Path) -> None:
         ("alone", "two", {"precision": "fp32"}),
     ):
         data = WHOLE | {"features": str(tmp_path / store)}
-        stages.train(config(space, "stage1", run=str(tmp_path / name), data=data, train=train | {"steps": 2}))
+        settings = {"run": str(tmp_path / name), "qformer": {"dropout": 0.0}, "train": train | {"steps": 2}}
+        stages.train(config(space, "stage1", data=data, **settings))
         runs[name] = losses(tmp_path / name)
     for name in ("bf16", "chunks"):
         assert runs[name] != runs["fp32"]
