@@ -54,15 +54,15 @@ class Views:
 
     Attributes:
         number: of the sample in its source. mark: see `mark`; 0 where the source does not give it.
-        file: size and time of the image's file, and the start of its digest; `NO_FILE` where it is in none.
         fault: kind and detail of a `BadSample`.
+        file: size and time of the image's file, and the start of its digest; `NO_FILE` where it is in none.
     """
 
     number: int
     mark: int
-    file: tuple[int, int, int] = NO_FILE
     tiles: Tiles | None = None
     fault: tuple[str, str] | None = None
+    file: tuple[int, int, int] = NO_FILE
 
 
 @dataclass
@@ -223,7 +223,7 @@ class FeatureStore:
     about: dict[str, Any]
     _open: OrderedDict[int, Shard] = field(default_factory=OrderedDict)
     _there: set[int] = field(default_factory=set)
-    _same: set[int] = field(default_factory=set)  # samples whose files are as they were
+    _same: set[int] = field(default_factory=set)  # samples whose files were read, and have other times alone
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
@@ -298,26 +298,26 @@ class FeatureStore:
                 f"sample {number} of data.train ('{sample.key}') shows another image than the one in '{self.folder}'; "
                 "the data have changed: give data.features another folder"
             )
-        if number not in self._same:
-            self._check(sample, shard, opened.files[place])
-            self._same.add(number)
+        self._check(number, sample, opened.files[place])
         if bad:
             raise BadSample(*opened.faults[str(place)])
         view = place * self.crops + crop
         width, height = opened.sizes[view]
         return Tiles([], [strategy.plan(width, height)], opened.read(view))
 
-    def _check(self, sample: Sample, shard: int, file: list[int]) -> None:
-        size, time, start = file
-        if (
-            isinstance(sample.image, Path)
-            and file != list(NO_FILE)
-            and not is_same(sample.image, size, time, f"{start:0{DIGITS}x}")
-        ):
+    def _check(self, number: int, sample: Sample, file: list[int]) -> None:
+        image, (size, time, start) = sample.image, file
+        if not isinstance(image, Path) or tuple(file) == NO_FILE or number in self._same:
+            return
+        if look(image) in (None, (size, time)):
+            return
+        if not is_same(image, size, time, f"{start:0{DIGITS}x}"):
+            shard = self.path(number // self.about["per_shard"])
             raise UsageError(
-                f"'{sample.image}' has changed since its tokens were stored; remove '{self.path(shard)}', or the whole "
-                "folder if more images have, and the same command stores them anew"
+                f"'{image}' has changed since its tokens were stored; remove '{shard}', or the whole folder if more "
+                "images have, and the same command stores them anew"
             )
+        self._same.add(number)
 
     def faults(self) -> list[tuple[int, str, str]]:
         """Number, kind and detail of every sample that is not stored."""
