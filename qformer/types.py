@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from qformer.identity import of_picture
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -202,7 +204,8 @@ class Sample:
     Attributes:
         image: encoded bytes, a file to read, or decoded pixels `uint8[h, w, 3]`.
         key: names the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
-        image_id: equal for records that show the same image; None means that the record stands alone.
+        image_id: equal for records that show the same image. Given as None it becomes that of `qformer.identity`: the
+            path of the file, however it is spelled, or the digest of the bytes.
         captions: true captions, any number; one is drawn at each step.
         question, answers: a question about the image and its accepted answers, repeated as often as they were given.
         prompt: put in front of a caption once it is cleaned.
@@ -211,12 +214,15 @@ class Sample:
 
     image: bytes | Path | np.ndarray
     key: str
-    image_id: str | int | None = None
+    image_id: Any = None  # str or int once the sample is made
     captions: list[str] = field(default_factory=list)
     question: str | None = None
     answers: list[str] = field(default_factory=list)
     prompt: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.image_id = of_picture(self.image, self.image_id, self.key)
 
 
 class UsageError(ValueError):

@@ -21,7 +21,7 @@ from qformer.data.loader import Batches, Held, Loaded, held_out, usable_captions
 from qformer.data.orders import indices
 from qformer.data.phrases import Phrases
 from qformer.data.stories import Stories
-from qformer.evaluation.retrieval import recalls
+from qformer.evaluation.retrieval import ORIGINAL, count_equal, recalls, true_pairs
 from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
@@ -106,12 +106,14 @@ class ContrastiveValidation:
         tower = cast("ContrastiveTask", model).tower
         images = torch.cat([tower.embed_images(_pixels(tiles, tower.scale.device)) for tiles in self.held.groups])
         texts = [tower.embed_texts(captions) for captions in self.held.captions]
-        owner = torch.tensor([image for image, own in enumerate(self.held.captions) for _ in own])
-        truth = owner[None, :] == torch.arange(len(self.held))[:, None]
         scores = torch.cat([late_interaction(images, *own) for own in texts], dim=1).cpu()  # (I, T)
-        return {f"i2t_r{n}": r for n, r in recalls(scores, truth).items()} | {
-            f"t2i_r{n}": r for n, r in recalls(scores.T, truth.T).items()
-        }
+        equal = count_equal(self.held.captions)
+        measured: dict[str, float] = {"equal_captions": equal} if equal else {}
+        for ending in ("", ORIGINAL) if equal else ("",):
+            truth = true_pairs(self.held.captions, equal=not ending)
+            for way, table, right in (("i2t", scores, truth), ("t2i", scores.T, truth.T)):
+                measured |= {f"{way}_r{n}{ending}": share for n, share in recalls(table, right).items()}
+        return measured
 
 
 def _pixels(tiles: Tiles, device: torch.device) -> Tensor:
@@ -177,6 +179,9 @@ class TextBatches(Dataset[Loaded]):
     texts: list[str]
     batch: int
     seed: int
+
+    def __post_init__(self) -> None:
+        self.extent = len(self.texts)
 
     def __getitem__(self, number: int) -> Loaded:
         positions = range(number * self.batch, (number + 1) * self.batch)

@@ -68,7 +68,9 @@ def evaluate_language(settings: Settings) -> None:
             kept = settings.output.with_suffix(".predictions.jsonl")
         store = Predictions(kept, made_by(settings, model), distributed.rank())
         asked = {item.id: item.digest for one in listed for item in one.items}
-        store.keep(asked)
+        if renewed := store.keep(asked):
+            told = f"{renewed} answers in '{kept}' are to pictures, questions or choices that have changed"
+            console.print(f"{told}: asking again", soft_wrap=True)
         resumed, start = len(asked.keys() & store.known), time.perf_counter()
         unreadable = _predict_all(settings, model, source, listed, store)
         if distributed.rank() == 0:
@@ -118,13 +120,11 @@ def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[li
         except BadSample as bad:
             skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
             continue
-        # Of images that have no name but their key the next tar may hold another of the same.
-        name = (place,) if sample.image_id in (None, sample.key) else sample.image_id
-        if name not in listed:
+        if sample.image_id not in listed:
             if len(listed) == limit:
                 continue
-            listed[name] = Asked(Listed(index, sample.key, []))
-        asked = listed[name]
+            listed[sample.image_id] = Asked(Listed(index, sample.key, []))
+        asked = listed[sample.image_id]
         if bench == "caption" and asked.items:
             asked.items[0].accepted += item.accepted
             continue
@@ -238,6 +238,8 @@ def _report(
     head, rows = lines(measured, len(scored))
     _show(title, head, rows, measured, skipped, any(item.known for item in items))
     if settings.submission is not None:
+        if placed := sum(not item.has_id for item in items):
+            console.print(f"{placed} of {len(items)} records have no id: the submission has their place in the data")
         sent = submission(settings.bench, items, store.known)
         settings.submission.write_text(json.dumps(sent), encoding="utf-8")
     if settings.output is not None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
+STRICT = "Rows named original count each text as its own image's alone, where equal ones tie and are missed"
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
 QUERIES = {"i2t": "image", "t2i": "text"}
 
@@ -173,10 +174,13 @@ def _report(
     seconds: float,
 ) -> None:
     captions = [image.captions for image in images]
-    places = retrieval.rank_table(scores, captions)
+    places, equal = retrieval.rank_table(scores, captions), retrieval.count_equal(captions)
     measured = retrieval.full_table(places)
+    if equal:
+        strict = retrieval.full_table(retrieval.rank_table(scores, captions, equal=False))
+        measured |= {f"{kind}{retrieval.ORIGINAL}": values for kind, values in strict.items()}
     if not settings.k:
-        measured = {"itc": measured["itc"]}
+        measured = {kind: values for kind, values in measured.items() if kind.startswith("itc")}
     texts = sum(map(len, captions))
     title = f"{len(images)} images, {texts} texts, k = {settings.k}, {settings.precision}, {seconds:.0f} s"
     head, rows = lines(measured)
@@ -184,10 +188,13 @@ def _report(
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if equal:
+        console.print(f"{equal} texts are word for word a caption of another image: found as either's. {STRICT}")
     if skipped:
         console.print(f"skipped {len(skipped)} samples: {skipped[:5]}")
     if settings.output is not None:
         result = {"checkpoint": settings.checkpoint, "images": len(images), "texts": texts, "k": settings.k}
+        result |= {"equal_captions": equal}
         result |= {"precision": settings.precision, "processes": distributed.world(), "seconds": seconds}
         pairs_scored = int((scores.of_image | scores.of_text).sum())
         result |= {"pairs": pairs_scored, "skipped": skipped, **measured}
@@ -206,7 +213,8 @@ def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[s
             shares = [values[f"{way}_r{n}"] for n in retrieval.CUTOFFS]
             percent = [f"{100 * share:.1f}" for share in (*shares, values[f"{way}_mean_recall"])]
             places = [f"{values[f'{way}_{name}_rank']:.1f}" for name in ("mean", "median")]
-            rows.append([KINDS[kind], told, *percent, *places])
+            plain = kind.removesuffix(retrieval.ORIGINAL)
+            rows.append([KINDS[plain] if plain == kind else f"{KINDS[plain]}, original", told, *percent, *places])
     return head, rows
 
 

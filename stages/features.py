@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from qformer.data import sources
 from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
 from qformer.data.loader import read_ahead
 from qformer.model.frontend import FrontEnd
-from qformer.model.loading import DTYPES, build_encoder
+from qformer.model.loading import build_encoder
 from qformer.records import replace_records
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import Absent
@@ -122,7 +122,6 @@ def what_it_is_made_of(
             "dtype": features.dtype,
             "samples": samples,
         },
-        "train": {"precision": config.train.precision},
     }
     return json.loads(json.dumps(made, default=str))  # as it will be read: tuples are lists
 
@@ -219,7 +218,7 @@ class Claims:
 
 @dataclasses.dataclass
 class Filler:
-    """Encodes the crops of samples as training would."""
+    """Encodes the crops of samples."""
 
     config: Config
     crops: Crops
@@ -271,13 +270,13 @@ class Filler:
 
     @torch.no_grad()
     def _encode(self, tiles: Tiles) -> list[Tensor]:
-        """The tokens of each tile, float[S, D] on the CPU, computed in the precision of training."""
+        """The tokens of each tile, float[S, D] on the CPU, computed in the encoder's own precision.
+
+        In that of training, tokens would depend on which run came first.
+        """
         device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
         self.frontend.to(device)
-        precision = self.config.train.precision
-        half = nullcontext() if precision == "fp32" else torch.autocast(device.partition(":")[0], DTYPES[precision])
-        with half:
-            encoded = self.frontend.encode_tiles(tiles)
+        encoded = self.frontend.encode_tiles(tiles)
         rows = encoded.features.cpu()
         if encoded.mask is None:
             return list(rows)

@@ -83,6 +83,7 @@ class Found:
 
     def __post_init__(self) -> None:
         self.texts = [(number, text) for number, image in enumerate(self.images) for text in image.captions]
+        self.true = retrieval.true_pairs([image.captions for image in self.images])
         self.pixels = lru_cache(maxsize=256)(self._pixels)
 
     def search(self, way: str, query: int, before: int, after: int) -> str:
@@ -110,9 +111,7 @@ class Found:
 
     def _right(self, way: str, query: int) -> Tensor:
         """bool: what is right among the images for a text, among the texts for an image."""
-        if way == "t2i":
-            return torch.arange(len(self.images)) == self.texts[query][0]
-        return torch.tensor([image == query for image, _ in self.texts])
+        return self.true[:, query] if way == "t2i" else self.true[query]
 
     def _card(self, way: str, query: int, number: int, candidate: bool) -> Card:
         image, text = (number, query) if way == "t2i" else (query, number)
@@ -120,7 +119,7 @@ class Found:
         if candidate:
             values["ITM"] = float(self.scores.match[image, text])
             values["score"] = float(self.scores.itm[image, text] + self.scores.itc[image, text])
-        right = self.texts[text][0] == image
+        right = bool(self.true[image, text])
         if way == "i2t":
             return Card(lines=[self.texts[text][1]], scores=values, right=right)
         return self._shown(image, self.images[image].captions[:1], values, right)

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 
 ALONE_OR_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 PATIENCE = timedelta(hours=2)  # of processes that wait while rank 0 measures and saves
+ALONE = (
+    "a batch of one image has no other to be told from: the contrastive loss is 0, nothing is learned from it, and ITM "
+    "has no wrong pair; set data.batch to 2 or more (train.accumulate is no help)"
+)
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -71,6 +75,7 @@ class Run:
     optimizer: Any
     skipped: Skipped
     extra: Callable[[Path], object] | None
+    extent: Any = None  # of the data, see `qformer.data.orders`
     step: int = 0
     pending: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
@@ -99,12 +104,13 @@ def fit(
         NonFiniteLoss: and the last good checkpoint stays the newest.
         SystemExit: code 0, after SIGTERM or SIGINT, when the step is done and saved.
         OSError: the last checkpoint could not be written.
-        UsageError: the run folder belongs to another configuration or is in use, or most of the data are bad.
+        UsageError: the run folder belongs to another configuration or is in use, most of the data are bad, or there
+            are more or fewer of them than when the run began.
     """
     accelerator = _accelerator(config, Path(config.run))
     console.quiet = distributed.rank() > 0
     with claimed(Path(config.run)):
-        return _fit(_start(model, config, extra, accelerator), batches, evaluate)
+        return _fit(_start(model, config, extra, accelerator, getattr(batches, "extent", None)), batches, evaluate)
 
 
 def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
@@ -137,7 +143,9 @@ def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
     return checkpoint.find(run.folder)
 
 
-def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | None, accelerator: Accelerator) -> Run:
+def _start(
+    model: nn.Module, config: Config, extra: Callable[[Path], object] | None, accelerator: Accelerator, extent: Any
+) -> Run:
     folder = Path(config.run)
     if distributed.world() > 1 and not hasattr(model, "count_targets"):
         raise UsageError(
@@ -145,6 +153,8 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
         )
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
     describe(model)
+    if _contrasts(config) and config.data.batch * distributed.world() == 1:
+        console.print(ALONE, soft_wrap=True)
     if config.train.gradient_checkpointing:
         recompute_layers(model)
     optimizer = adamw(model, config.train)
@@ -154,7 +164,7 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     else:
         model, optimizer = accelerator.prepare(model, optimizer)
         assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average gradients"
-    run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra)
+    run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra, extent)
     resume(run)
     try:
         if distributed.rank() == 0:
@@ -163,6 +173,11 @@ def _start(model: nn.Module, config: Config, extra: Callable[[Path], object] | N
     except OSError as error:
         raise UsageError(f"cannot write to the run folder '{folder}' ({error.strerror}); set run to another") from error
     return run
+
+
+def _contrasts(config: Config) -> bool:
+    """Whether the images of a batch are told from one another."""
+    return config.stage == "stage1" or (config.stage == "vision" and config.data.train.name != "phrases")
 
 
 def shards(config: Config) -> bool:

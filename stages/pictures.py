@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from qformer import distributed
+from qformer.evaluation.retrieval import ORIGINAL
 from qformer.records import read_records
 from stages import published
 
@@ -62,7 +63,8 @@ def curves(run: Path, config: Config) -> None:
     held_out = [record for record in records if record["kind"] == "validation"]
     known = published.losses(config)
     names = [name for name in TITLES if train and name in train[0] and (name != "loss" or name in known)]
-    recalls = sorted({key for record in held_out for key in record if key.endswith("_r10")})
+    measured_at_ten = {key for record in held_out for key in record if key.endswith("_r10")}
+    recalls = sorted(key for key in measured_at_ten if ORIGINAL not in key)
     panels = len(names) + bool(recalls)
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=False):

@@ -122,6 +122,7 @@ def save(run: Run, must: bool) -> None:
         "optimizer": run.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "processes": distributed.gather_objects(own),
+        "extent": run.extent,
     }
     kinds = _skipped(run)
     fault = _write_checkpoint(run, trainer, kinds) if distributed.rank() == 0 else None
@@ -225,6 +226,13 @@ def _load(run: Run, found: Path) -> None:
         raise UsageError(
             f"the run '{run.folder}' was trained by {len(processes)} processes, not {distributed.world()}; "
             "start as many, or begin another run with init set to this one"
+        )
+    before = trainer.get("extent")  # which checkpoints of earlier versions lack
+    if before is not None and before != run.extent:
+        raise UsageError(
+            f"data.train has {run.extent} samples or shards, and had {before} when the run '{run.folder}' began: it "
+            "would go on in another order; put the data back as they were, or begin another run with init set to this "
+            "one"
         )
     load_trained(run.inner, saved.tensors, found)
     run.optimizer.load_state_dict(trainer["optimizer"])

@@ -58,6 +58,8 @@ class Validation:
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         bridge = cast("ImageTextModel", model)
         measured = mean_losses(bridge, self.held)
+        if equal := retrieval.count_equal(self.held.captions):
+            measured["equal_captions"] = equal
         for name, values in retrieval.measure(bridge, self.held.groups, self.held.captions, self.k).items():
             measured |= {f"{name}_{key}": value for key, value in values.items()}
         return measured
@@ -73,7 +75,7 @@ def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
     for tiles in held.groups:
         stop = start + len(tiles)
         texts = [captions[0] for captions in held.captions[start:stop]]
-        ids = [sample.key if sample.image_id is None else sample.image_id for sample in held.samples[start:stop]]
+        ids = [sample.image_id for sample in held.samples[start:stop]]
         batch = Batch(tiles, texts, ids)
         if held.asks:
             batch.question = held.questions(start, stop)

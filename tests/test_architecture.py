@@ -23,6 +23,7 @@ FLOORS = (
         "lookup",
         "distributed",
         "formats",
+        "identity",
         "images",
         "jpeg",
         "orientation",

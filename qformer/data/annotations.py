@@ -11,6 +11,7 @@ from typing import Any
 
 from qformer.data.columns import strings
 from qformer.data.documents import read_json
+from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -54,7 +55,7 @@ class Annotated:
         if name.startswith(BAD):
             raise BadSample(name.removeprefix(BAD), f"{self.path}: image {captions[0]}")
         image = self.file(name)
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions, facts=facts)
+        return Sample(image=image, key=str(image), captions=captions, facts=facts)
 
 
 @dataclass(frozen=True)
@@ -77,27 +78,23 @@ class Coco(Annotated):
         if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         entries: list[Entry] = []
-        by_id: dict[Any, list[str]] = {}  # ids are numbers here and texts there, also within one file
+        by_id: dict[str | None, list[str]] = {}
         for record in images:
-            number, name = _get(record, "id"), _get(record, "file_name")
-            if not isinstance(number, int | str) or not isinstance(name, str):
+            number, name = plain_id(_get(record, "id")), _get(record, "file_name")
+            if number is None or not isinstance(name, str):
                 entries.append((BAD + "no image", [str(record)[:200]], {}))
             elif str(number) in by_id:
                 entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
-                by_id[str(number)] = []
-                facts = {"image_id": number}
-                if isinstance(_get(record, "domain"), str):
-                    facts["domain"] = record["domain"]
-                entries.append((name, by_id[str(number)], facts))
+                own = by_id[str(number)] = []
+                entries.append((name, own, _numbered(record, "id")))
         known = list(by_id)
         for record in annotations or []:
-            number = _get(record, "image_id")
-            number = str(number) if isinstance(number, int | str) else None
-            if number not in by_id:
-                by_id[number] = []
+            number = plain_id(_get(record, "image_id"))  # 42 and "42" are one image: files mix them
+            if str(number) not in by_id:
+                by_id[str(number)] = []
                 entries.append((BAD + "no image", [f"{number}, of which there is no `id`"], {}))
-            by_id[number] += strings(_get(record, "caption"))
+            by_id[str(number)] += strings(_get(record, "caption"))
         if annotations and len(by_id) > len(known) and not any(by_id[number] for number in known):
             raise UsageError(
                 f"no `image_id` of the annotations of '{self.path}', such as {_get(annotations[0], 'image_id')!r}, is "
@@ -129,7 +126,7 @@ class Karpathy(Annotated):
                 raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
             values = [r for r in values if self.split in (None, _get(r, "split"))]
             return _grouped(
-                [(_get(r, "image"), strings(_get(r, "caption")), _numbered(_get(r, "image_id"))) for r in values]
+                [(_get(r, "image"), strings(_get(r, "caption")), _numbered(r, "image_id", "img_id")) for r in values]
             )
         found = _lists(values, "images")
         if found is None:
@@ -145,7 +142,7 @@ class Karpathy(Annotated):
                 sentences = _get(record, "sentences")
                 raw = [_get(one, "raw") for one in sentences] if isinstance(sentences, list) else []
                 whole = f"{folder}/{name}" if isinstance(folder, str) and isinstance(name, str) else name
-                rows.append((whole, strings(raw), _numbered(_get(record, "cocoid"))))
+                rows.append((whole, strings(raw), _numbered(record, "cocoid")))
         return _grouped(rows)
 
 
@@ -169,7 +166,7 @@ class VisualGenome(Annotated):
             regions, number = _get(record, "regions"), _get(record, "id")
             phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
             rows.append(
-                (f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases), _numbered(number))
+                (f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases), _numbered(record, "id"))
             )
         return _grouped(rows)
 
@@ -188,8 +185,12 @@ def _lists(values: Any, *keys: str) -> list[list[Any]] | None:
     return found if all(isinstance(value, list) for value in found) else None
 
 
-def _numbered(number: Any) -> Facts:
-    return {"image_id": number} if isinstance(number, int | str) else {}
+def _numbered(record: Any, *names: str) -> Facts:
+    """The id of an image, by the first of these names that has one (NoCaps' lists say `img_id`), and its domain."""
+    number = next((known for name in names if (known := plain_id(_get(record, name))) is not None), None)
+    domain = _get(record, "domain")
+    facts = {} if number is None else {"image_id": number}
+    return facts | ({"domain": domain} if isinstance(domain, str) else {})
 
 
 def _grouped(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:

@@ -66,15 +66,13 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed],
         except BadSample as bad:
             skipped.append(_record(index, bad))
             continue
-        same = None if sample.image_id == sample.key else sample.image_id  # names in tars may come again in the next
-        if same is not None and same in by_id:
-            by_id[same].captions += captions
+        if sample.image_id in by_id:
+            by_id[sample.image_id].captions += captions
             continue
         if len(listed) == limit:
             break
         listed.append(Listed(index, sample.key, captions))
-        if same is not None:
-            by_id[same] = listed[-1]
+        by_id[sample.image_id] = listed[-1]
     if not listed:
         raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")
     return listed, skipped

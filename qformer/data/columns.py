@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qformer.identity import plain_id
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -22,7 +24,7 @@ IMAGES = ("image", "image_path", "file_name")
 CAPTIONS = ("captions", "caption")  # and `text`, where nothing is asked
 ANSWERS = ("answers", "answer")  # and `label`, where it is a text or the number of a choice
 CHOICES = ("choices", "options")
-QUESTION_IDS = ("question_id", "questionId", "index")
+QUESTION_IDS = ("question_id", "questionId", "qid", "index")
 WITHIN = ("answer", "caption", "raw", "text")  # of an object that holds a text, or a list of them
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")  # of a pattern such as {split}/{image_id:012}.jpg
@@ -160,6 +162,12 @@ def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[b
 def _holds(name: str, value: Any) -> bool:
     """Whether a cell is filled, so that another column of the same meaning is not looked at."""
     return bool(strings(value)) if name in CAPTIONS else value is not None and value != []
+
+
+def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
+    """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
+    known = None if column is None else plain_id(record.get(column))
+    return None if known is None else f"{space}/{known}"
 
 
 def right_choice(choices: list[str], said: Any) -> int | None:

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from qformer.data.transforms import augment
-from qformer.images import read_image
+from qformer.identity import digest, is_same, look
+from qformer.images import read_file, read_image
 from qformer.packing import pack
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Sample, Tiles, UsageError
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "store.json"
 ROWS = "tokens"
+FILES = "files"
+NO_FILE = (0, 0, 0)
+DIGITS = 15  # of a digest, in base 16, that are kept
 OPEN = 256  # shards kept open
 
 
@@ -51,12 +55,14 @@ class Views:
     Attributes:
         number: of the sample in its source. mark: see `mark`; 0 where the source does not give it.
         fault: kind and detail of a `BadSample`.
+        file: size and time of the image's file, and the start of its digest; `NO_FILE` where it is in none.
     """
 
     number: int
     mark: int
     tiles: Tiles | None = None
     fault: tuple[str, str] | None = None
+    file: tuple[int, int, int] = NO_FILE
 
 
 @dataclass
@@ -73,13 +79,28 @@ class Crops(Dataset[Views]):
         try:
             sample = self.source[number]
             views.mark = mark(sample)
-            image = read_image(sample.image)
+            data, views.file = sample.image, _file_of(sample.image)
+            if isinstance(data, Path):
+                data = read_file(data)
+                views.file = (*views.file[:2], _start_of(digest(data)))
+            image = read_image(data)
         except BadSample as bad:
             views.fault = bad.kind, bad.detail
             return views
         draws = [np.random.default_rng([number, crop]) for crop in range(self.data.features.crops)]
         views.tiles = cut_all([augment(image, self.data.crop, self.data.flip, rng) for rng in draws], self.strategy)
         return views
+
+
+def _file_of(image: Any) -> tuple[int, int, int]:
+    """Size and time; -1 twice of a file that is not there."""
+    if not isinstance(image, Path):
+        return NO_FILE
+    return (*(look(image) or (-1, -1)), 0)
+
+
+def _start_of(digest: str) -> int:
+    return int(digest[:DIGITS], 16)
 
 
 def mark(sample: Sample) -> int:
@@ -95,7 +116,8 @@ class Shard:
 
     Attributes:
         rows: the file. first_tile, first_row: of crop c, and of tile t.
-        sizes: width and height of each crop, from which its plan follows. marks: of each sample.
+        sizes: width and height of each crop, from which its plan follows. marks, files: of each sample, see `Views`;
+            shards of earlier versions have no `files`.
         faults: samples that are not stored, by their place.
     """
 
@@ -105,6 +127,7 @@ class Shard:
     sizes: list[list[int]]
     marks: list[int]
     faults: dict[str, tuple[str, str]]
+    files: list[list[int]]
 
     @classmethod
     def open(cls, path: Path) -> Shard:
@@ -112,7 +135,9 @@ class Shard:
         counts, lengths = (file.get_tensor(name).tolist() for name in ("tiles", "lengths"))
         sizes, marks = (file.get_tensor(name).tolist() for name in ("sizes", "marks"))
         faults = json.loads(file.metadata()["faults"])
-        return cls(file, [0, *accumulate(counts)], [0, *accumulate(lengths)], sizes, marks, faults)
+        there = FILES in [*file.keys()]
+        files = file.get_tensor(FILES).tolist() if there else [list(NO_FILE)] * len(marks)
+        return cls(file, [0, *accumulate(counts)], [0, *accumulate(lengths)], sizes, marks, faults, files)
 
     def read(self, crop: int) -> list[Tensor]:
         """The packed tokens of each tile of a crop."""
@@ -130,6 +155,7 @@ class Filling:
     tiles: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+    files: list[tuple[int, int, int]] = field(default_factory=list)
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, views: Views, crops: int, tokens: Iterator[Tensor]) -> None:
@@ -152,6 +178,7 @@ class Filling:
                     "encoder whose tokens are finite"
                 ) from error
         self.marks.append(views.mark)
+        self.files.append(views.file)
 
     @property
     def nbytes(self) -> int:
@@ -170,6 +197,7 @@ class Filling:
             "tiles": torch.tensor(self.tiles, dtype=torch.int32),
             "sizes": torch.tensor(self.sizes, dtype=torch.int32),
             "marks": torch.tensor(self.marks, dtype=torch.int64),
+            FILES: torch.tensor(self.files, dtype=torch.int64),
         }
         try:
             save_file(tensors, partial, {"faults": json.dumps(self.faults)})
@@ -195,6 +223,7 @@ class FeatureStore:
     about: dict[str, Any]
     _open: OrderedDict[int, Shard] = field(default_factory=OrderedDict)
     _there: set[int] = field(default_factory=set)
+    _same: set[int] = field(default_factory=set)  # samples whose files were read, and have other times alone
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
@@ -258,20 +287,37 @@ class FeatureStore:
 
         Raises:
             BadSample: it could not be read when the store was filled.
-            UsageError: the store holds another image under this number, or its shard is damaged.
+            UsageError: the store holds another image under this number, the image's file has changed since, or the
+                shard is damaged.
         """
         shard, place = divmod(number, self.about["per_shard"])
         opened = self._opened(shard)
-        if str(place) in opened.faults:
-            raise BadSample(*opened.faults[str(place)])
-        if opened.marks[place] != mark(sample):
+        bad = str(place) in opened.faults
+        if not bad and opened.marks[place] != mark(sample):
             raise UsageError(
                 f"sample {number} of data.train ('{sample.key}') shows another image than the one in '{self.folder}'; "
                 "the data have changed: give data.features another folder"
             )
+        self._check(number, sample, opened.files[place])
+        if bad:
+            raise BadSample(*opened.faults[str(place)])
         view = place * self.crops + crop
         width, height = opened.sizes[view]
         return Tiles([], [strategy.plan(width, height)], opened.read(view))
+
+    def _check(self, number: int, sample: Sample, file: list[int]) -> None:
+        image, (size, time, start) = sample.image, file
+        if not isinstance(image, Path) or tuple(file) == NO_FILE or number in self._same:
+            return
+        if look(image) in (None, (size, time)):
+            return
+        if not is_same(image, size, time, f"{start:0{DIGITS}x}"):
+            shard = self.path(number // self.about["per_shard"])
+            raise UsageError(
+                f"'{image}' has changed since its tokens were stored; remove '{shard}', or the whole folder if more "
+                "images have, and the same command stores them anew"
+            )
+        self._same.add(number)
 
     def faults(self) -> list[tuple[int, str, str]]:
         """Number, kind and detail of every sample that is not stored."""

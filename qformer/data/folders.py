@@ -221,4 +221,4 @@ class Folder:
             if bad.kind != "missing":  # an image without captions is one that only training has no use for
                 raise BadSample("no caption", bad.detail) from bad
             captions = []
-        return Sample(image=image, key=str(image), image_id=str(image), captions=captions)
+        return Sample(image=image, key=str(image), captions=captions)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer import trust
-from qformer.data.columns import IMAGES, Columns, columns_of
+from qformer.data.columns import IMAGES, Columns, columns_of, id_of
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
@@ -48,7 +48,8 @@ class HuggingFace(Sharded):
         split: such as train (without one), or train[:10%]; of a saved data set that is no `DatasetDict`, all of it.
         image, caption, question, answers, choices, statement: columns, where they have not their usual names
             (`Columns`). A table with captions is asked nothing unless `question` is named.
-        id: column whose equal values are the same image.
+        id: column whose equal values are the same image; without it images are, whose files or bytes are the same.
+        question_id: column with the ids of questions, for submissions; `question_id`, `questionId` or `qid` by default.
         images: folder that image paths are relative to.
         streaming: take shard after shard instead of downloading everything first.
         window, keep_gb, cache: when streaming, as of `webdataset`.
@@ -65,6 +66,7 @@ class HuggingFace(Sharded):
     choices: str | list[str] | None = None
     statement: str | None = None
     id: str | None = None
+    question_id: str | None = None
     images: str = "."
     streaming: bool = False
     window: int = 8
@@ -100,7 +102,7 @@ class HuggingFace(Sharded):
             UsageError: one that is named is not there, or there is nothing to read.
         """
         named = Columns.of(self)
-        for column in [*named.needed(), *filter(None, [self.id])]:
+        for column in [*named.needed(), *filter(None, [self.id, self.question_id])]:
             if column not in names:
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
         columns = named.among(names)
@@ -244,8 +246,7 @@ class HuggingFace(Sharded):
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
         record = {"facts": {self.id: record.get("id")}} | record  # of shards that an older version has kept
-        number = record["facts"].get(self.id)
-        same = f"{self.path}/{number}" if isinstance(number, int | str) else None
+        same = id_of(record["facts"], self.id, self.path)
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
 
     def _described(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +254,8 @@ class HuggingFace(Sharded):
         named = {name: self._classes(name) for name in row}
         known = {name: _class(value, named[name]) for name, value in row.items()}
         texts: dict[str, Any] = self._columns.texts(known)
+        if self.question_id is not None:
+            texts["facts"]["question_id"] = row[self.question_id]
         return texts
 
     def _writer(self, name: str) -> Callable[[Path], None]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from qformer import lookup
 from qformer.cleaning import encoding_of
-from qformer.data.columns import Columns, columns_of, read_record
+from qformer.data.columns import Columns, columns_of, id_of, read_record
 from qformer.data.documents import BLANK, NOT_JSON, read_document
 from qformer.data.fetching import expand_local
 from qformer.types import BadSample, Sample, UsageError
@@ -32,6 +32,7 @@ class JsonLines:
         images: folder that `image` is relative to; the file's own folder by default.
         where: keep the records whose fields equal these, such as {split: train}.
         image, caption, question, answers, choices, statement: columns, where they have not their usual names.
+        id: field whose equal values are the same image, whatever `image` is.
     """
 
     path: str | list[str]
@@ -43,6 +44,7 @@ class JsonLines:
     answers: str | None = None
     choices: str | list[str] | None = None
     statement: str | None = None
+    id: str | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
     # int64[n, 4]: file, number, start, length in bytes; of a file that is one list, number in it and two zeros
     _lines: Any = field(init=False, repr=False, compare=False)
@@ -125,7 +127,7 @@ class JsonLines:
         image, texts = read_record(record, self._named, Path(self.images or path.parent))
         if image is None:
             raise BadSample("no image", f"{key} has no '{self.image or 'image'}' path; {columns_of(record)}")
-        return Sample(image=image, key=key, image_id=str(image) if isinstance(image, Path) else None, **texts)
+        return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
     def _record(self, index: int) -> dict[str, Any]:
         """The object of a line, or of a place in a list.

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from qformer import distributed
 from qformer.cleaning import clean_caption, clean_question, is_mangled
 from qformer.data.columns import columns_of
-from qformer.data.orders import indices, number_of, order_of
+from qformer.data.orders import extent_of, indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
 from qformer.records import read_records, replace_records
@@ -70,6 +70,7 @@ class Batches(Dataset[Loaded]):
 
     def __post_init__(self) -> None:
         self._order = order_of(self.source, (self.seed,))
+        self.extent = extent_of(self._order)
 
     def __getitem__(self, number: int) -> Loaded:
         tiles: list[Tiles] = []
@@ -87,7 +88,7 @@ class Batches(Dataset[Loaded]):
         batch = Batch(
             tiles=Tiles.join(tiles),
             text=texts,
-            image_id=[sample.key if sample.image_id is None else sample.image_id for sample in samples],
+            image_id=[sample.image_id for sample in samples],
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
             answers=[sample.answers for sample in samples] if asked else None,
             answer=drawn if asked else None,
@@ -256,7 +257,7 @@ def _leave_signals(_worker: int) -> None:
 
 @dataclass
 class Held:
-    """Held-out data, whole: images as tiles in groups, every caption of each image.
+    """Held-out data, whole: images as tiles in groups, every caption of each image, on however many records they stand.
 
     Attributes:
         groups: the tiles of the images, `batch` images each.
@@ -283,22 +284,35 @@ class Held:
 
 
 def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> Held:
-    """The first `limit` usable images of a source, not augmented, with all their captions."""
+    """The first `limit` usable images of a source, not augmented, with all their captions.
+
+    Records of one image are one image, as in `qformer eval`; only questions about it stay apart. It ends where another
+    image than those begins.
+
+    Raises:
+        UsageError: no record can be used.
+    """
     held = Held([], [], [], [])
     images: list[Tensor] = []
+    known: dict[str | int, list[str]] = {}  # the captions of each image
     for index in indices(source):
-        if limit is not None and len(held) == limit:
-            break
         try:
             sample = source[index]
-            captions = usable_captions(sample) if sample.captions or not answers_of(sample) else answers_of(sample)
-            image = read_image(sample.image)
+            asks = bool(answers_of(sample))
+            captions = usable_captions(sample) if sample.captions or not asks else answers_of(sample)
+            if not asks and sample.image_id in known:
+                known[sample.image_id] += captions
+                continue
+            if len(held) == limit:
+                break
+            images.append(read_image(sample.image))
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
             continue
-        images.append(image)
         held.samples.append(sample)
         held.captions.append(captions)
+        if not asks:
+            known[sample.image_id] = captions
         if len(images) == batch:
             held.groups.append(cut_all(images, strategy))
             images = []

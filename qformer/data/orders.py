@@ -51,6 +51,18 @@ def number_of(source: Source, index: Any) -> int:
     return int(index) if own is None else int(own(index))
 
 
+def extent_of(order: Order) -> Any:
+    """That of which an order is a function beside its seed: how many samples or shards there are, by parts.
+
+    Data of another extent are read in another order from the first position on. None: not known.
+    """
+    if isinstance(order, Mixed):
+        return [extent_of(part) for part in order.orders]
+    if isinstance(order, Windows):
+        return len(order.shards)
+    return order.size if isinstance(order, Shuffled) else None
+
+
 @dataclass
 class Shuffled:
     """All of 0 ... size - 1, permuted in each epoch."""

@@ -15,6 +15,7 @@ from typing import Any
 from qformer.data.columns import strings
 from qformer.data.documents import read_json
 from qformer.data.fetching import expand_local
+from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
@@ -66,9 +67,7 @@ class Questions:
         places = [Path(self.images) / name for name in one.images]
         image = next((place for place in places if place.exists()), places[0])
         question = next(iter(strings(one.question)))
-        return Sample(
-            image=image, key=key, image_id=str(image), question=question, answers=one.answers, facts=one.facts
-        )
+        return Sample(image=image, key=key, question=question, answers=one.answers, facts=one.facts)
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,11 @@ class Vqa(Questions):
         known = self._annotations()
         asked = []
         for record in questions:
-            number, image = _number(record), _get(record, "image_id")
+            number, image = _number(record), plain_id(_get(record, "image_id"))
             subset = str(_get(record, "coco_split") or whole or "").replace("test-dev", "test")
             truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
-            given = truth.get("answers")
-            answers = [sys.intern(one) for one in strings(given)]  # few are given a million times: each is kept once
+            answers = [sys.intern(one) for one in strings(truth.get("answers"))]  # few are given a million times
             name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
@@ -172,14 +170,14 @@ class AokVqa(Questions):
             raise self.refuse("a list of questions with `choices`, as A-OKVQA's aokvqa_v1p0_val.json")
         asked = []
         for record in values:
-            image = _get(record, "image_id")
+            image = plain_id(_get(record, "image_id"))
             facts = {
                 key: record[key] for key in ("question_id", "image_id", "choices") if _get(record, key) is not None
             }
             facts[DIFFICULT] = _get(record, DIFFICULT) is True
             if isinstance(_get(record, "correct_choice_idx"), int):
                 facts["label"] = record["correct_choice_idx"]
-            names = [_coco_name(image)] if _coco_name(image) else []
+            names = [name] if (name := _coco_name(image)) else []
             answers = strings(_get(record, "direct_answers"))
             asked.append(Asked(names, _get(record, "question"), answers, facts))
         return asked
@@ -193,8 +191,7 @@ def _coco_name(image: Any) -> str:
 
 def _number(record: Any) -> int | str | None:
     """The id of a question, where it has a proper one."""
-    number = _get(record, "question_id")
-    return number if isinstance(number, int | str) else None
+    return plain_id(_get(record, "question_id"))
 
 
 def _get(record: Any, key: str) -> Any:

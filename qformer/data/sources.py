@@ -155,8 +155,8 @@ class Mix:
             source gives its weight's share (1 by default), to 1 in 10,000.
         cache: folder for what they keep.
 
-    Sources name images by their paths, so that one image in two of them has one id. Where a source of your own gives
-    numbers, or no id, it is its own images that they name: number 1 of another one is another image.
+    Images are known by their files or bytes, so that one image in two sources has one id. Where a source of your own
+    gives numbers, it is its own images that they name: number 1 of another one is another image.
     """
 
     sources: list[dict[str, Any]]
@@ -192,8 +192,7 @@ class Mix:
         sample: Sample = self._parts[part][own]
         if isinstance(sample.image_id, str):
             return sample
-        name = sample.key if sample.image_id is None else sample.image_id
-        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {name!r}")
+        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {sample.image_id!r}")
 
     def number(self, index: tuple[int, Any]) -> int:
         part, own = index

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qformer.cleaning import decode_text
-from qformer.data.columns import Columns, read_record, strings
+from qformer.data.columns import Columns, id_of, read_record, strings
 from qformer.data.documents import NOT_JSON
 from qformer.data.fetching import expand, fetcher
 from qformer.data.members import IMAGES
@@ -100,6 +100,7 @@ class WebDataset(Sharded):
         caption: read this member (`txt`) or this field of the JSON instead.
         image: take this member (`rgb.png`) for the image.
         question, answers, choices, statement: fields of the JSON, where they have not their usual names.
+        id: field of the JSON whose equal values are the same image; else images are the same whose bytes are.
         window: shards that are shuffled together; so many are fetched before the first batch.
         keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
         cache: folder for indices and fetched shards; beside the run by default.
@@ -112,6 +113,7 @@ class WebDataset(Sharded):
     answers: str | None = None
     choices: str | list[str] | None = None
     statement: str | None = None
+    id: str | None = None
     window: int = 8
     keep_gb: float = 100.0
     cache: str | None = None
@@ -131,7 +133,7 @@ class WebDataset(Sharded):
             record["captions"] = [text["txt"]]
         named = Columns(None, None, self.question, self.answers, self.choices, self.statement)
         _, texts = read_record(record, named, Path())
-        return Sample(image=image, key=key, image_id=key, **texts)
+        return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
     def _image(self, key: str, members: dict[str, bytes]) -> str:
         """The member that is the image.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -26,6 +27,7 @@ from qformer.evaluation.caption import score_captions
 from qformer.evaluation.choice import choice_losses
 from qformer.evaluation.lemmas import lemmatize
 from qformer.evaluation.vqa import accuracy, normalise_answer
+from qformer.identity import plain_id, stamp
 from qformer.model.prompts import vqa_preset, vqa_prompt
 from qformer.types import BadSample
 
@@ -40,6 +42,10 @@ BENCHMARKS = ("caption", "vqa", "gqa", "choice", "statement")
 COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
 YES_NO = ("yes", "no")
 TRUE = {"true": 0, "yes": 0, "1": 0, "entailment": 0, "false": 1, "no": 1, "0": 1, "contradiction": 1}
+#: Where records say what a submission calls them, the likeliest first.
+QUESTION_IDS = ("question_id", "questionId", "qid", "id")
+IMAGE_IDS = ("image_id", "img_id", "cocoid")
+COCO = re.compile(r"(?:COCO_\w+_)?(\d{12})")
 Record = dict[str, Any]
 
 
@@ -53,7 +59,8 @@ class Item:
         accepted: reference captions, or accepted answers; none where they are not published.
         choices, right: answers to choose from, and the number of the right one (None where it is not published).
         facts: what the record says besides.
-        image: name of its image, for `digest`.
+        image: name and `qformer.identity.stamp` of its image, for `digest`.
+        has_id: whether `number` is of the data, not the place in them.
     """
 
     id: str
@@ -64,6 +71,7 @@ class Item:
     right: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     image: str = ""
+    has_id: bool = True
 
     @property
     def digest(self) -> str:
@@ -101,8 +109,10 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
         BadSample: kinds `no question`, `no choices`, `no statement`, `no answer` (one that is none of the choices).
     """
     facts = sample.facts
-    number = next((facts[key] for key in ("question_id", "id", "image_id") if facts.get(key) is not None), place)
-    item = Item(str(number), number, facts=facts, image=PurePath(str(sample.image_id or sample.key)).name)
+    own = _number(bench, sample)
+    number = place if own is None else own
+    name = PurePath(sample.image).name if isinstance(sample.image, PurePath) else ""
+    item = Item(str(number), number, facts=facts, image=f"{name} {stamp(sample.image)}", has_id=own is not None)
     if bench == "caption":
         item.accepted = [caption for caption in sample.captions if caption.strip()]
     elif bench == "statement":
@@ -125,6 +135,19 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
         if bench == "choice":
             _choose(item, sample)
     return item
+
+
+def _number(bench: str, sample: Sample) -> str | int | None:
+    """What a submission calls the question or, of captions, the image; COCO's files are named by their numbers."""
+    facts = {key: known for key, value in sample.facts.items() if (known := plain_id(value)) is not None}
+    if bench != "caption":
+        return next((facts[key] for key in QUESTION_IDS if key in facts), None)
+    named = next((facts[key] for key in IMAGE_IDS if key in facts), None)
+    if isinstance(named, int) or str(named).isdecimal():
+        return named
+    file = str(sample.image) if isinstance(sample.image, PurePath) else sample.key
+    coco = COCO.fullmatch(PurePath(file).stem)
+    return int(coco[1]) if coco else facts.get("id") if named is None else named
 
 
 def statement_question(sentence: str) -> str:

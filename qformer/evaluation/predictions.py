@@ -78,8 +78,8 @@ class Predictions:
         if self._file is not None:
             self._file.close()
 
-    def keep(self, of: Mapping[str, str]) -> None:
-        """Forget what was said to something else than is asked now under the same id.
+    def keep(self, of: Mapping[str, str]) -> int:
+        """Forget what was said to something else than is asked now under the same id; returns how many these were.
 
         Args:
             of: digest of what is asked, by id.
@@ -87,6 +87,7 @@ class Predictions:
         changed = [id_ for id_, record in self.known.items() if record.get("of") != of.get(id_, record.get("of"))]
         for id_ in changed:
             del self.known[id_]
+        return len(changed)
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         """Keep these; they are on their way to the disk when this returns."""

@@ -8,6 +8,7 @@ scores as one.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
 from typing import IO, TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from qformer.types import Tiles
 
 NO_CANDIDATE = -100.0
+ORIGINAL = "_original"  # behind the name of a count that takes each text for true of one image alone
 CUTOFFS = (1, 5, 10)
 ROWS = 256  # of a table, or texts, that are worked on at once
 
@@ -229,28 +231,54 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Recalls in both directions, `itc` and (with k > 0) `reranked`: keys `i2t_r1` ... `t2i_r10`, fractions.
 
+    Where captions of several images are equal, also `itc_original` and `reranked_original`: see `rank_table`.
+
     Args:
         captions: the captions of each image, any number.
     """
     scores = score(model, groups, [text for own in captions for text in own], k, show)
     table = recall_table(scores, captions)
-    return table if k else {"itc": table["itc"]}
+    if count_equal(captions):
+        strict = recall_table(scores, captions, equal=False)
+        table |= {f"{kind}{ORIGINAL}": values for kind, values in strict.items()}
+    return {kind: values for kind, values in table.items() if k or kind.startswith("itc")}
 
 
-def recall_table(scores: Scores, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """What `measure` returns, from scores that are there already."""
+def recall_table(scores: Scores, captions: Sequence[Sequence[str]], equal: bool = True) -> dict[str, dict[str, float]]:
+    """`itc` and `reranked` of `measure`, from scores that are there already. `equal`: see `true_pairs`."""
     names = [f"{way}_r{cutoff}" for way in ("i2t", "t2i") for cutoff in CUTOFFS]
-    table = full_table(rank_table(scores, captions))
+    table = full_table(rank_table(scores, captions, equal))
     return {kind: {name: table[kind][name] for name in names} for kind in ("itc", "reranked")}
 
 
-def rank_table(scores: Scores, captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+def true_pairs(captions: Sequence[Sequence[str]], equal: bool = True) -> Tensor:
+    """Which texts are true of which image, bool[I, T]: its own captions and, if `equal`, those of the same words."""
+    owner = torch.tensor([image for image, own in enumerate(captions) for _ in own])
+    if not equal:
+        return owner[None, :] == torch.arange(len(captions))[:, None]
+    numbers: dict[str, int] = {}
+    words = torch.tensor([numbers.setdefault(text, len(numbers)) for own in captions for text in own])
+    told = torch.zeros(len(captions), len(numbers), dtype=torch.bool)
+    told[owner, words] = True
+    return told[:, words]
+
+
+def count_equal(captions: Sequence[Sequence[str]]) -> int:
+    """How many captions are word for word a caption of another image."""
+    images = Counter(text for own in captions for text in set(own))
+    return sum(images[text] > 1 for own in captions for text in own)
+
+
+def rank_table(scores: Scores, captions: Sequence[Sequence[str]], equal: bool = True) -> dict[str, dict[str, Tensor]]:
     """`ranks` of the images among the texts, `i2t` long[I], and of the texts among the images, `t2i` long[T].
 
     They stand under what is ranked by: `itc`, `itm` (logits alone) and `reranked` (logit + cosine, as in the original).
+
+    Args:
+        equal: whether a text that is word for word a caption of the image counts as its own. The original counts each
+            text as true of one image, so that equal ones tie and are never found.
     """
-    owner = torch.tensor([image for image, own in enumerate(captions) for _ in own])
-    truth = owner[None, :] == torch.arange(len(captions))[:, None]  # (I, T)
+    truth = true_pairs(captions, equal)
     itm = scores.itm
     return {
         "itc": {"i2t": ranks(scores.itc, truth), "t2i": ranks(scores.itc.T, truth.T)},

@@ -58,7 +58,8 @@ class Encoded:
     def join(cls, parts: Sequence[Encoded]) -> Encoded:
         """The images of all parts, one after the other."""
         longest = max(part.features.shape[1] for part in parts)
-        features = torch.cat([F.pad(p.features, (0, 0, 0, longest - p.features.shape[1])) for p in parts])
+        with _as_they_are(parts[0].features.device):
+            features = torch.cat([F.pad(p.features, (0, 0, 0, longest - p.features.shape[1])) for p in parts])
         counts = [count for part in parts for count in part.counts]
         if all(part.mask is None and part.features.shape[1] == longest for part in parts):
             return cls(features, None, counts)
@@ -110,9 +111,11 @@ class FrontEnd(nn.Module):
         for index, tile in enumerate(given):
             groups.setdefault(tile.shape, []).append(index)
         device = self.norm.weight.device
-        stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
+        with _as_they_are(torch.device("cpu")):
+            stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
         encoded = [unpack(rows) if tiles.tokens is not None else self.encoder(_unit(rows)) for rows in stacks]
-        features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
+        with _as_they_are(device):
+            features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
         return Encoded(features, mask, tiles.counts)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -126,6 +129,11 @@ class FrontEnd(nn.Module):
     def normalise(self, tokens: Tensor) -> Tensor:
         """`norm` of float[..., D], computed in fp32."""
         return F.layer_norm(tokens.float(), self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+
+
+def _as_they_are(device: torch.device) -> torch.autocast:
+    """Put tensors together in their own precision: autocast in bf16 fails on stacks of fp16."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def _unit(pixels: Tensor) -> Tensor:

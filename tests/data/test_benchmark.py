@@ -10,7 +10,7 @@ from qformer.data import sources
 from qformer.data.benchmark import list_images, read_groups
 from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
-from tests.data.making import jsonl, photo, shard
+from tests.data.making import encoded, jsonl, photo, shard, tar
 
 
 def pictures(folder: Path, count: int) -> None:
@@ -36,14 +36,14 @@ def test_records_of_one_image_are_one_image_with_all_captions(tmp_path: Path) ->
     assert [image.captions for image in first] == [["a cat"]]  # it ends where the second image begins
 
 
-def test_samples_of_tars_are_images_of_their_own(tmp_path: Path) -> None:
-    """Their names count from zero in every tar."""
-    for tar in range(2):
-        shard(tmp_path / f"{tar}.tar", range(3))
-    source = sources.build("webdataset", path=str(tmp_path / "{0..1}.tar"), cache=str(tmp_path / "cache"))
+def test_samples_of_tars_are_known_by_their_bytes(tmp_path: Path) -> None:
+    """Their names count from zero in every tar, and one image may have several."""
+    files = [shard(tmp_path / f"{number}.tar", numbers) for number, numbers in enumerate([range(3), range(1, 4)])]
+    tar(tmp_path / "2.tar", [("00001.png", encoded(photo(7))), ("00001.txt", b"another one of that name")])
+    source = sources.build("webdataset", path=[*files, str(tmp_path / "2.tar")], cache=str(tmp_path / "cache"))
     listed, _ = list_images(source)
-    assert len(listed) == 6
-    assert len({str(image.read(source)) for image in listed}) == 3
+    texts = [[f"picture {number}"] * (1 + (number in (1, 2))) for number in range(4)]
+    assert [image.captions for image in listed] == [*texts, ["another one of that name"]]
 
 
 def test_groups_lose_what_cannot_be_read_and_keep_their_places(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def image_folder() -> Expected:
 def caption_objects() -> Expected:
     sentences = [[{"raw": "A kite.", "tokens": ["a", "kite"]}, {"raw": "A toy.", "tokens": ["a", "toy"]}]]
     table("train-0.parquet", image=[PICTURE], sentences=sentences, cocoid=[42])
-    return "caption", [described(0, "A kite.", "A toy.")]
+    return "caption", [described(42, "A kite.", "A toy.")]
 
 
 @form("Tables of captions (Flickr8k's `captions.txt` under another name)")

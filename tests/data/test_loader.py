@@ -15,9 +15,11 @@ from torch._utils import ExceptionWrapper
 
 from qformer import distributed
 from qformer.config import DataConfig
+from qformer.data import sources
 from qformer.data.loader import Batches, Loaded, Skipped, draw_texts, held_out, training_batches
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError, same_image
+from tests.data.making import jsonl, photo
 
 STRATEGY = Fixed(8)
 
@@ -191,7 +193,24 @@ def test_repeated_images_share_an_id() -> None:
     numbers = [int(key.split()[1]) // 2 for key in loaded.keys]
     assert same_image(ids, 4).tolist() == [[a == b for b in numbers] for a in numbers]
     alone = batches(Numbered(4))[0]
-    assert alone.batch.image_id == alone.keys  # a record without an id is an image of its own
+    assert same_image(alone.batch.image_id, 4).equal(torch.eye(4, dtype=torch.bool))  # known by their pixels
+
+
+def test_held_out_records_of_one_image_are_one(tmp_path: Path) -> None:
+    """Wherever they stand; one that cannot be read is counted each time, and questions stay apart."""
+    held = held_out(Numbered(12, same=3, captions=1), STRATEGY, None, 4)
+    texts = [[f"picture {number}, first" for number in range(start, start + 3)] for start in (0, 3, 6, 9)]
+    assert held.captions == texts
+    assert [len(group) for group in held.groups] == [4]
+    assert held_out(Numbered(12, same=3, captions=1), STRATEGY, 2, 4).captions == texts[:2]
+    assert len(held_out(Numbered(12, same=3, captions=0, asks=True), STRATEGY, None, 4)) == 12
+    photo(1).save(tmp_path / "a.png")
+    rows = [("a.png", 1), ("none.png", 2), ("b/../a.png", 3), ("none.png", 4), ("./a.png", 5)]
+    (tmp_path / "b").mkdir()
+    path = jsonl(tmp_path / "a.jsonl", [{"image": name, "caption": f"caption {number}"} for name, number in rows])
+    held = held_out(sources.build("jsonl", path=path), STRATEGY, None, 4)
+    assert held.captions == [["caption 1", "caption 3", "caption 5"]]
+    assert [record["kind"] for record in held.skipped] == ["missing", "missing"]
 
 
 def test_question_data() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qformer.data.orders import BLOCK, Mixed, Shuffled, Windows, quotas
+from qformer.data.orders import BLOCK, Mixed, Shuffled, Windows, extent_of, quotas
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -132,3 +132,10 @@ def test_a_part_that_is_all_bad_is_replaced_by_the_others() -> None:
     others = Counter(part for part, _ in islice(order.others(position, np.random.default_rng(0)), 48))
     assert others == {0: 16, 1: 16, 2: 16}
     assert next(order.others(position, np.random.default_rng(0)))[0] == 1
+
+
+def test_what_an_order_is_a_function_of() -> None:
+    """More samples, or more tars, are read in another order from the first position on."""
+    parts = [Shuffled(7, (0,)), Windows(Counting([10] * 8), 2, (0,)), Mixed([Shuffled(3, (0,))], [1], (0,))]
+    assert extent_of(Mixed(parts, [1, 1, 1], (0,))) == [7, 8, [3]]
+    assert [Shuffled(8, (0,)).at(place) for place in range(7)] != [Shuffled(7, (0,)).at(place) for place in range(7)]

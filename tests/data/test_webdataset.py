@@ -143,7 +143,7 @@ def test_where_samples_begin(tmp_path: Path) -> None:
     source = build(path)
     assert everything(source) == [1, 2, 3, 4, 5, 6]
     assert [source[0, place].captions for place in range(6)] == [["1"], ["2"], ["3"], ["4"], [], ["6"]]
-    assert source[0, 4].image_id == source[0, 5].image_id != source[0, 0].image_id  # never each other's negative
+    assert len({source[0, place].image_id for place in range(6)}) == 6  # whatever they are called
     old = build(tar(tmp_path / "gnu.tar", members, format=tarfile.GNU_FORMAT))
     assert everything(old) == [1, 2, 3, 4, 5, 6]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,33 @@ def test_labels_of_statements(label: Any, right: int | None) -> None:
     facts = {"sentence": "There is a tower."} | ({} if label is None else {"label": label})
     item = item_of("statement", sample(facts=facts), 0)
     assert (item.question, item.right) == ("is it true that there is a tower?", right)
+
+
+@pytest.mark.parametrize(
+    ("bench", "facts", "image", "number"),
+    [
+        ("caption", {}, "val2014/COCO_val2014_000000000073.jpg", 73),
+        ("caption", {}, "val2017/000000000042.jpg", 42),
+        ("caption", {"image_id": 7}, "COCO_val2014_000000000073.jpg", 7),
+        ("caption", {"image_id": "42"}, "0.jpg", "42"),
+        ("caption", {"image_id": 42.0}, "0.jpg", 42),
+        ("caption", {"image_id": "coco_73"}, "COCO_val2014_000000000073.jpg", 73),
+        ("caption", {"image_id": "0013ea2087020901"}, "0.jpg", "0013ea2087020901"),
+        ("caption", {"img_id": 5, "id": 9}, "nocaps/val/0013ea2087020901.jpg", 5),
+        ("caption", {"cocoid": 73, "question_id": 9}, "a.jpg", 73),
+        ("caption", {"id": 9}, "COCO_val2014_000000000073.jpg", 73),
+        ("caption", {"id": 9}, "a.jpg", 9),
+        ("caption", {"image_id": None, "id": math.nan}, "a.jpg", None),
+        ("vqa", {"question_id": 42000, "image_id": 42}, "a.jpg", 42000),
+        ("vqa", {"questionId": "201"}, "a.jpg", "201"),
+        ("vqa", {"qid": 5, "id": 6}, "a.jpg", 5),
+        ("vqa", {"image_id": 42}, "COCO_val2014_000000000042.jpg", None),  # of the picture, not of the question
+    ],
+)
+def test_a_submission_has_the_ids_of_the_data(bench: str, facts: dict[str, Any], image: str, number: Any) -> None:
+    record = Sample(image=Path(image), key="line 1", question="what?", captions=["a"], facts=facts)
+    item = item_of(bench, record, 1234)
+    assert (item.number, item.has_id) == (1234 if number is None else number, number is not None)
 
 
 def test_statements_are_cleaned() -> None:

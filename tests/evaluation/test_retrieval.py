@@ -67,6 +67,23 @@ def test_all_numbers_by_hand() -> None:
     assert told["t2i_median_rank"] == 2.0
 
 
+def test_equal_captions_of_several_images_are_found_as_eithers() -> None:
+    """A perfect model of two red squares and a blue one: each text is as like the one red square as the other."""
+    red, blue = [0.9, 0.9, 0.1], [0.2, 0.2, 0.8]
+    captions = [["a red square"], ["a red square"], ["a blue square", "a blue square"]]
+    itc = torch.tensor([[*row, row[2]] for row in (red, red, blue)])
+    every = torch.ones_like(itc, dtype=torch.bool)
+    scores = retrieval.Scores(itc, itc, itc, every, every)
+    assert retrieval.count_equal(captions) == 2  # the blue square's are of one image
+    assert retrieval.count_equal([["a"], ["b", "b"]]) == 0
+    found, original = (retrieval.rank_table(scores, captions, equal)["reranked"] for equal in (True, False))
+    assert {way: places.tolist() for way, places in found.items()} == {"i2t": [1, 1, 1], "t2i": [1, 1, 1, 1]}
+    assert {way: places.tolist() for way, places in original.items()} == {"i2t": [2, 2, 1], "t2i": [2, 2, 1, 1]}
+    wrong = retrieval.Scores(itc, itc, itc, every, every)
+    wrong.itc = torch.tensor([[0.1, 0.1, 0.9, 0.9]] * 3)
+    assert retrieval.rank_table(wrong, captions)["itc"]["i2t"].tolist() == [3, 3, 1]
+
+
 def test_cosine_and_logit_may_disagree() -> None:
     """ITM alone and its sum with ITC are different orders."""
     every = torch.ones(1, 2, dtype=torch.bool)

@@ -6,6 +6,7 @@ The model is untrained and says nonsense, so scores are checked on predictions t
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,41 @@ def test_captions_of_nocaps_from_the_file_to_cider(root: Path, run: Run) -> None
     assert result["groups"]["domain"]["out-domain"]["CIDEr"] == pytest.approx(0, abs=1e-6)
     assert "SPICE is not available: Java is not installed" in out
     assert json.loads(Path("s.json").read_text())[3] == {"image_id": 3, "caption": "zebra"}
+
+
+def test_submissions_of_lists_have_the_ids_of_the_data(root: Path, run: Run) -> None:
+    """BLIP's lists: captions name no id, but COCO's files do; questions are read through `datasets`."""
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in (2, 0)]
+    Path("captions.json").write_text(json.dumps([{"image": name, "caption": ["a bus"]} for name in names]))
+    listed = words(root, "caption", "name=karpathy", "path=captions.json", f"images={root / 'coco'}")
+    assert run(*listed, "--submission", "s.json", "--beams", "1")[0] == 0
+    assert [record["image_id"] for record in json.loads(Path("s.json").read_text())] == [2, 0]
+    asked = [{"image": name, "question": "what?", "answer": ["a bus"] * 10} for name in names]
+    for column, given in (("question_id", []), ("number", ["question_id=number"]), (None, [])):
+        rows = [record | ({column: 42000 + n} if column else {}) for n, record in enumerate(asked)]
+        Path("questions.json").write_text(json.dumps(rows))
+        data = ["name=datasets", "path=questions.json", "question=question", "answers=answer", *given]
+        code, out, err = run(*words(root, "vqa", *data, f"images={root / 'coco'}"), "--submission", "s.json")
+        assert code == 0, err
+        numbers = [record["question_id"] for record in json.loads(Path("s.json").read_text())]
+        assert numbers == ([42000, 42001] if column else [0, 1])
+        assert ("2 of 2 records have no id" in " ".join(out.split())) == (column is None)
+
+
+def test_answers_to_pictures_that_were_replaced_are_given_again(root: Path, run: Run, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (30, 30), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [{"image": f"{tmp_path}/{n}.png", "question": "what is it?", "answers": ["a"]} for n in range(3)]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [*words(root, "vqa", "path=q.jsonl"), "-o", "a.json"]
+    assert run(*command)[0] == 0
+    before = (tmp_path / "1.png").stat()
+    Image.new("RGB", (30, 30), (0, 0, 250)).save(tmp_path / "1.png")
+    os.utime(tmp_path / "1.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert json.loads(Path("a.json").read_text())["resumed"] == 2
+    assert "1 answers in 'a.predictions.jsonl' are to pictures, questions or choices that have changed" in out
 
 
 def test_choices_and_statements_of_json_lines_by_a_column(root: Path, run: Run) -> None:

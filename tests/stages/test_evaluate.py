@@ -48,13 +48,15 @@ def test_the_command_writes_table_json_and_sheet(root: Path, run: Run) -> None:
     code, out, err = run(*words, "-k", "4", "-o", "a.json", "--html", "a.html", "--device", "cpu")
     assert code == 0, err
     assert f"{PHOTOS} images, {2 * PHOTOS + 2} texts, k = 4, fp32" in out
-    assert out.count("ITM + ITC") == 2
+    assert out.count("ITM + ITC") == 4  # of both queries, once more as the original counts
     assert "skipped 5 samples" in out
     result = json.loads(Path("a.json").read_text())
     assert (result["images"], result["texts"], result["processes"]) == (PHOTOS, 2 * PHOTOS + 2, 1)
     assert [record["kind"] for record in result["skipped"]] == ["no caption", *["missing"] * 4]
     assert PHOTOS * 4 <= result["pairs"] <= (3 * PHOTOS + 2) * 4
-    for kind in ("itc", "itm", "reranked"):
+    assert result["equal_captions"] == PHOTOS  # the first caption of each photo is that of another one
+    assert f"{PHOTOS} texts are word for word a caption of another image" in " ".join(out.split())
+    for kind in ("itc", "itm", "reranked", "itc_original", "itm_original", "reranked_original"):
         assert len(result[kind]) == NUMBERS
         assert all(0 <= value <= 1 for name, value in result[kind].items() if "rank" not in name)
         assert all(1 <= value <= 2 * PHOTOS + 2 for name, value in result[kind].items() if "rank" in name)

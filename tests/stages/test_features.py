@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import qformer
 import stages
@@ -24,7 +27,7 @@ from qformer.data.loader import Batches
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import build_encoder, build_image_text, build_vision_language
-from qformer.types import Batch, Tiles, UsageError
+from qformer.types import BadSample, Batch, Tiles, UsageError
 from stages import features, stage1
 from tests.processes import together
 from tests.stages.test_processes import Forced, train_all
@@ -293,7 +296,6 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"features": {"dtype": "int8"}}}, "data.dtype was fp16, is int8"),
     ({"resolution": {"size": 42}}, "resolution.size was 28, is 42"),
     ({"vision": {"layer": 1}}, "vision.layer was -1, is 1"),
-    ({"train": {"precision": "bf16"}}, "train.precision was fp32, is bf16"),
     ({"data": {"train": {"where": {"split": "dev"}}}}, "data.samples was 8, is 4"),
 ]
 
@@ -332,6 +334,98 @@ def test_data_that_changed_behind_a_store_are_noticed(space: Path, tmp_path: Pat
     file.write_text("\n".join(lines[1:] + lines[:1]) + "\n")
     with pytest.raises(UsageError, match=r"sample \d+ of data.train .*shows another image .*another folder"):
         stages.train(config(space, "stage1", run=str(tmp_path / "run"), data=data))
+
+
+def photos(space: Path, folder: Path) -> dict[str, Any]:
+    """Eight photos in a folder of their own, with a store beside it."""
+    shutil.copytree(space / "images", folder / "images")
+    lines = [line for line in (space / "captions.jsonl").read_text().splitlines() if '"train"' in line]
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+    train = {"name": "jsonl", "path": str(folder / "a.jsonl")}
+    return WHOLE | {"train": train, "features": str(folder / "store")}
+
+
+def test_pictures_that_changed_behind_a_store_are_noticed(space: Path, tmp_path: Path) -> None:
+    """By size and time of the file, or its bytes where the time alone is another; gone ones are as they were stored."""
+    settings = config(space, "stage1", run=str(tmp_path / "run"), data=photos(space, tmp_path))
+    store = fill(settings)
+    source, strategy = sources.for_run(settings.data.train, settings.run), resolution.build("fixed", size=28)
+    file, seen = tmp_path / "images" / "0.png", (tmp_path / "images" / "0.png").stat()
+    whole = file.read_bytes()
+
+    def read() -> Tiles:
+        return FeatureStore.read_manifest(tmp_path / "store").read(0, 0, source[0], strategy)
+
+    tokens = read().tokens
+    assert tokens is not None
+    os.utime(file, ns=(0, 0))
+    assert torch.equal((read().tokens or [])[0], tokens[0])
+    file.unlink()
+    assert torch.equal((read().tokens or [])[0], tokens[0])
+    changed = "0.png' has changed since its tokens were stored; remove '.*shard-000000.safetensors'"
+    for data in (whole[:-1] + b"x", whole + b"x"):
+        file.write_bytes(data)
+        with pytest.raises(UsageError, match=changed):
+            read()
+    Image.new("RGB", (40, 30)).save(file)
+    with pytest.raises(UsageError, match=changed):
+        stages.train(settings)
+    store.path(0).unlink()
+    fill(settings)
+    assert not torch.equal((read().tokens or [])[0], tokens[0])
+    file.write_bytes(whole)
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    with pytest.raises(UsageError, match=changed):
+        read()
+
+
+def test_a_picture_that_came_after_its_fault_was_stored_is_noticed(space: Path, tmp_path: Path) -> None:
+    settings = config(space, "stage1", data=photos(space, tmp_path))
+    file = tmp_path / "images" / "1.png"
+    file.rename(tmp_path / "1.png")
+    store = fill(settings)
+    source, strategy = sources.for_run(settings.data.train, settings.run), resolution.build("fixed", size=28)
+    with pytest.raises(BadSample, match="missing"):
+        store.read(1, 0, source[1], strategy)
+    (tmp_path / "1.png").rename(file)
+    with pytest.raises(UsageError, match=r"1.png' has changed since its tokens were stored"):
+        FeatureStore.read_manifest(tmp_path / "store").read(1, 0, source[1], strategy)
+
+
+def test_a_store_of_an_earlier_version_is_read(space: Path, tmp_path: Path) -> None:
+    """It does not say of what files it is; its manifest names the precision of the run that filled it."""
+    settings = config(space, "stage1", data=photos(space, tmp_path))
+    store = fill(settings)
+    for shard in range(len(store)):
+        tensors, about = load_file(store.path(shard)), {"faults": "{}"}
+        del tensors["files"]
+        save_file(tensors, store.path(shard), about)
+    made = store.about | {"made": store.about["made"] | {"train": {"precision": "bf16"}}}
+    (tmp_path / "store" / "store.json").write_text(json.dumps(made))
+    os.utime(tmp_path / "images" / "0.png", ns=(0, 0))
+    stages.train(settings.model_copy(update={"run": str(tmp_path / "run")}))
+
+
+def test_a_store_is_for_every_precision(space: Path, tmp_path: Path) -> None:
+    """What a run in bf16 stored is what one in fp32 stores, bit by bit; each trains from either, also in chunks."""
+    runs = {}
+    for name, store, train in (
+        ("bf16", "one", {"precision": "bf16"}),
+        ("fp32", "one", {"precision": "fp32"}),
+        ("chunks", "one", {"precision": "bf16", "chunk": 2}),
+        ("alone", "two", {"precision": "fp32"}),
+    ):
+        data = WHOLE | {"features": str(tmp_path / store)}
+        settings = {"run": str(tmp_path / name), "qformer": {"dropout": 0.0}, "train": train | {"steps": 2}}
+        stages.train(config(space, "stage1", data=data, **settings))
+        runs[name] = losses(tmp_path / name)
+    for name in ("bf16", "chunks"):
+        assert runs[name] != runs["fp32"]
+        for mine, theirs in zip(runs[name], runs["fp32"], strict=True):
+            assert mine == pytest.approx(theirs, rel=0.05)
+    assert runs["alone"] == runs["fp32"]
+    first, second = (tmp_path / store / "shard-000000.safetensors" for store in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,31 @@ def test_what_was_logged_before_the_first_checkpoint_is_forgotten(trained: Path)
     assert_same(run, trained / "whole")
 
 
+def test_data_that_grew_are_refused_before_they_are_read_in_another_order(trained: Path) -> None:
+    """Put back as they were, the run goes on."""
+    lines, file = (trained / "captions.jsonl").read_text().splitlines(), trained / "grows.jsonl"
+    file.write_text("\n".join(lines))
+    data = {"train": {"name": "jsonl", "path": str(file)}, "validation": None}
+    settings = config(trained, "stage1", run=str(trained / "grown"), data=data, train={"steps": 2, "save_every": 1})
+    stages.train(settings)
+    (trained / "grown" / "checkpoints" / "step-0000002" / "model.safetensors").unlink()
+    file.write_text("\n".join([*lines, lines[0]]))
+    with pytest.raises(UsageError, match=r"has 13 samples or shards, and had 12 when the run .* began"):
+        stages.train(settings)
+    file.write_text("\n".join(lines))
+    stages.train(settings)
+    assert checkpoint.find(trained / "grown").name == "step-0000002"
+
+
+def test_a_batch_of_one_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for batch in (1, 2):
+        settings = {"run": str(trained / f"batch-{batch}"), "data": {"batch": batch, "validation": None}}
+        stages.train(config(trained, "stage1", **settings, train={"steps": 1, "warmup": 0}))
+        told = "a batch of one image has no other to be told from" in " ".join(capsys.readouterr().out.split())
+        assert told == (batch == 1)
+    assert [record["itc"] for record in records(trained / "batch-1")] == [0.0]
+
+
 @pytest.mark.slow
 def test_a_folder_in_which_another_process_trains_is_refused(trained: Path) -> None:
     """Also when that one has outlived the launcher that was killed; what it writes stays its own."""
