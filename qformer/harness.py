@@ -13,6 +13,7 @@ import re
 import warnings
 from bisect import bisect_left
 from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +127,9 @@ class Harness(lmms):
             context, settings, to_images, to_text, number, task, split = request.args
             document = self.task_dict[task][split][number]
             said: list[str] = []
-            images, info = to_images(document), None
+            images, info = self._images_of(to_images, task, split, number)(), None
             while True:
-                said = [*said, self._generate([(context, settings, lambda shown=images: shown)])[0]]
+                said = [*said, self._generate([(context, settings, partial(_flat, images))])[0]]
                 newer, context, is_last, said, info = to_text(
                     document, previous_output=said, round_idx=len(said), previous_round_info=info
                 )
@@ -245,8 +246,8 @@ class Harness(lmms):
             else:
                 rows_of.setdefault(self._new_tokens(asked, tokens, prompt), []).append(row)
         for new, rows in rows_of.items():
-            given = [part[rows] for part in visual]
-            ids = llm.generate(*given, [prompts[row] for row in rows], **options | {"max_new_tokens": new})
+            own = [prompts[row] for row in rows]
+            ids = llm.generate(visual[0][rows], visual[1][rows], own, **options | {"max_new_tokens": new})
             for row, text in zip(rows, llm.decode(ids), strict=True):
                 texts[row] = text
         return texts

@@ -183,7 +183,7 @@ def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
         received[what] += row * (sum(receive) - receive[0])
         return rows.new_empty(sum(receive), *rows.shape[1:])
 
-    pretended = {
+    pretended: dict[Any, dict[str, Any]] = {
         distributed: {
             "world": lambda: world,
             "rank": lambda: 0,

@@ -3,10 +3,11 @@
 People answered every question ten times. A model's answer counts min(1, matches / 3) against every choice of nine of
 them, and the mean of the ten is its accuracy. Before that its spelling is brought to the one of the annotations.
 
-What people said is compared by two rules (`Rule`). `vqav2`: that of `vqaEval.py` of GT-Vision-Lab/VQA as of 2017, which
-LAVIS has, and by which ten equal answers that need normalising ("Yes", "two") are matched by nothing. `normalised`: what
-people said is always normalised like the model's answer, as by TextVQA's `TextVQAAccuracyEvaluator`
-(facebookresearch/mmf). The script of 2021 normalises both sides where people differ, and neither where they agree.
+What people said is compared by two rules (`Rule`). `vqav2`: that of `vqaEval.py` of GT-Vision-Lab/VQA as of 2017,
+which LAVIS has, and by which ten equal answers that need normalising ("Yes", "two") are matched by nothing.
+`normalised`: what people said is always normalised like the model's answer, as by TextVQA's
+`TextVQAAccuracyEvaluator` (facebookresearch/mmf). The script of 2021 normalises both sides where people differ, and
+neither where they agree.
 """
 
 from __future__ import annotations

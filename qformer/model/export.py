@@ -66,7 +66,8 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given, trus
     _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
+        with pretrained.quiet():
+            {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
         partial.rename(target)
     finally:
         _remove(partial)
