@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from qformer.data import sources
 from qformer.model import loading
 from qformer.model.prompts import TASKS
 from qformer.model.vision_language import VisionLanguageModel
@@ -79,6 +80,10 @@ def test_captions_of_folders_in_batches_as_json(run: Run, model: VisionLanguageM
     assert [record["image"] for record in told] == ["photos/b.png", "photos/more/a.png", "photos/more/c.PNG", "1.png"]
     expected = [texts(model, f"{number}.png") for number in (1, 3, 2, 1)]
     assert [record["captions"] for record in told] == expected
+    Path("said.jsonl").write_text(out)
+    source = sources.build("jsonl", path="said.jsonl")
+    assert [source[row].captions for row in range(len(source))] == expected
+    assert source[3].image == Path("1.png")
 
 
 def test_several_drawn_captions(run: Run, model: VisionLanguageModel) -> None:

@@ -184,6 +184,11 @@ def check_family(llm: Any) -> None:
         UsageError: saying why.
     """
     kind = llm.model_type
+    if not hasattr(llm, "hidden_size"):  # T5Gemma has two, of its halves
+        raise UsageError(
+            f"BLIP-2 in transformers asks a language model for its hidden_size, which the configuration of a {kind} "
+            "lacks, so this checkpoint has no place there; use it as it is"
+        )
     if llm.is_encoder_decoder and Blip2Config(text_config=llm).use_decoder_only_language_model:
         raise UsageError(
             f"BLIP-2 in transformers takes every {kind} for a model that only decodes, and leaves its encoder out, so "
@@ -205,7 +210,7 @@ def _their_model(opened: Opened) -> Any:
     """BLIP-2 of transformers with the tensors of the parts."""
     parts, is_retrieval = opened.parts, opened.parts.stage == "stage1"
     config = _their_config(opened)
-    kind = config.text_config.model_type
+    kind = "" if opened.llm is None else opened.llm.model_type
     with torch.device("meta"):
         model: Any = (Blip2ForImageTextRetrieval if is_retrieval else Blip2ForConditionalGeneration)(config)
     tensors = convert.to_transformers(parts)

@@ -208,6 +208,8 @@ def test_language_models_that_their_blip2_would_halve_are_refused() -> None:
     for kind in ("bart", "mbart", "marian", "pegasus", "blenderbot"):
         with pytest.raises(UsageError, match=f"takes every {kind} for a model that only decodes"):
             check_family(AutoConfig.for_model(kind))
+    with pytest.raises(UsageError, match="hidden_size, which the configuration of a t5gemma lacks"):
+        check_family(AutoConfig.for_model("t5gemma"))
     for kind in ("t5", "opt", "gpt_neox"):
         check_family(AutoConfig.for_model(kind))
 
