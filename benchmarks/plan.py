@@ -114,6 +114,7 @@ def measure(path: Path) -> dict[str, Any]:
     """The plan of one file, and what two runs of it took."""
     from qformer.config import load_config
     from qformer.model.outline import outline
+    from stages import hardware
     from stages.rehearsal import Subject
 
     with tempfile.TemporaryDirectory() as name:
@@ -126,7 +127,8 @@ def measure(path: Path) -> dict[str, Any]:
         config.write_text(yaml.safe_dump(values))
         settings = load_config(config)
         subject = Subject(settings, *outline(settings, "cpu"), "cpu", 1)
-        planned = {"resident": subject.peak(settings.data.batch), "tensors": subject.step(settings.data.batch).peak}
+        grown = subject.peak(settings.data.batch) - hardware.PROGRAM  # as it is measured, after the imports
+        planned = {"resident": grown, "tensors": subject.step(settings.data.batch).peak}
         found: dict[str, int] = {}
         for kind in ("resident", "tensors"):
             command = [sys.executable, __file__, "--child", kind, str(config)]

@@ -109,8 +109,8 @@ def show_config(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(help="such as A100-40GB, H100-80GB, RTX4090; cpu is this machine")] = "A100-80GB",
-    gpus: Annotated[int, typer.Option(help="processes, one GPU each", min=1)] = 1,
+    gpu: Annotated[str, typer.Option(help="such as A100-40GB, h200, 4090; cpu is this machine")] = "A100-80GB",
+    gpus: Annotated[int, typer.Option(help="processes, one GPU each", min=1, max=1_000_000)] = 1,
     memory: Annotated[str | None, typer.Option(help="of one GPU, such as 80GB; its own by default")] = None,
     precision: Annotated[Precision | None, typer.Option(help="that of the configuration by default")] = None,
     efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,

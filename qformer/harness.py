@@ -8,6 +8,12 @@ this module where both are installed; nothing of ours does.
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
+from bisect import bisect_left
+from dataclasses import astuple, dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +26,12 @@ from qformer.model.decoding import GenerateConfig
 from qformer.model.llm import IGNORE
 from qformer.model.loading import load_vision_language
 from qformer.model.prompts import vqa_preset
-from qformer.types import Tiles, UsageError
+from qformer.model.rows import positions
+from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 NAME = "qformer"
@@ -32,7 +41,8 @@ RENAMED = {"max_gen_toks": "max_new_tokens"}
 WITHOUT_MEANING = ("until", "image_aspect_ratio", "image_sizes", "use_cache", "top_k")
 INSTRUCTION = "Answer the question using a single word or phrase."  # that most tasks end with, for chat models
 WORDINGS = ("paper", "plain", "caption")
-Request = tuple[str, dict[str, Any], list[Any]]  # context, settings, images
+ROOM = 32  # tokens that an answer may have where the context would leave none
+Request = tuple[str, dict[str, Any], "Callable[[], Any]"]  # context, settings, what gives the images
 
 
 def manifest() -> Any:
@@ -42,11 +52,27 @@ def manifest() -> Any:
     return ModelManifest(model_id=NAME, simple_class_path=f"{__name__}.{Harness.__name__}")
 
 
+@dataclass
+class Told:
+    """What of a task could not be done as asked, by how often.
+
+    Attributes:
+        imageless: documents without an image, or whose first one cannot be read: answered from their text.
+        cut: contexts that lost words at their start, since they exceeded the positions of the language model.
+        unanswered: requests of which nothing fits, or in which nothing is said: an empty text, or a score of -inf.
+    """
+
+    imageless: int = 0
+    cut: int = 0
+    unanswered: int = 0
+
+
 class Harness(lmms):
     """A stage-two checkpoint, or a BLIP-2 of another form, under test.
 
     What a task asks is worded as BLIP-2 is asked (`prompt=paper`), left as it is (`plain`), or ignored for the prompt
     of the model's own captions (`caption`). Only the first image of a document is seen; `ignored_images` counts others.
+    No document ends a benchmark: what could not be done is counted in `told`, and a warning says so.
     """
 
     def __init__(
@@ -73,6 +99,7 @@ class Harness(lmms):
         self.batch_size = int(batch_size)
         self.prompt = prompt
         self.ignored_images = 0
+        self.told, self._last_told = Told(), Told()
 
     @property
     def device(self) -> torch.device:
@@ -83,29 +110,34 @@ class Harness(lmms):
         asked = []
         for request in requests:
             context, settings, to_images, number, task, split = request.args
-            asked.append((context, settings, to_images(self.task_dict[task][split][number])))
-        return self._generate(asked)
+            asked.append((context, settings, self._images_of(to_images, task, split, number)))
+        said = self._generate(asked)
+        self._tell()
+        return said
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
         """What was said in each round; args have doc_to_text, which makes the next round, in front of doc_id.
 
-        It is called with the document, `previous_output`, `round_idx` and `previous_round_info`, and returns images,
-        context, whether that is all, what was said so far, and what it wants to be given next time.
+        It is called with the document, `previous_output`, `round_idx` and `previous_round_info`, and returns images
+        (None: those of the round before), context, whether that is all, what was said so far, and what it wants to be
+        given next time.
         """
         rounds = []
         for request in requests:
             context, settings, to_images, to_text, number, task, split = request.args
             document = self.task_dict[task][split][number]
             said: list[str] = []
-            images, info = to_images(document), None
+            images, info = self._images_of(to_images, task, split, number)(), None
             while True:
-                said = [*said, self._generate([(context, settings, images)])[0]]
-                images, context, is_last, said, info = to_text(
+                said = [*said, self._generate([(context, settings, partial(_flat, images))])[0]]
+                newer, context, is_last, said, info = to_text(
                     document, previous_output=said, round_idx=len(said), previous_round_info=info
                 )
+                images = images if newer is None else newer
                 if is_last:
                     break
             rounds.append(list(said))
+        self._tell()
         return rounds
 
     @torch.no_grad()
@@ -116,30 +148,76 @@ class Harness(lmms):
         """
         scored: list[tuple[float, bool]] = []
         for start in range(0, len(requests), self.batch_size):
-            questions, contexts, targets, images = [], [], [], []
+            contexts, targets, images = [], [], []
             for request in requests[start : start + self.batch_size]:
                 context, target, to_images, number, task, split = request.args
-                document = self.task_dict[task][split][number]
-                questions.append(self._question(context))
-                contexts.append(self._worded(context))
-                targets.append(target if isinstance(target, str) else target(document))
-                images.append(to_images(document))
-            scored += self._score(self._first(images), questions, contexts, targets)
+                contexts.append(context)
+                targets.append(
+                    (target if isinstance(target, str) else target(self._document(task, split, number))).strip()
+                )
+                images.append(self._images_of(to_images, task, split, number)())
+            scored += self._score(self._visual(images, contexts), contexts, targets)
+        self._tell()
         return scored
 
+    def _document(self, task: str, split: str, number: int) -> Any:
+        return self.task_dict[task][split][number]
+
+    def _images_of(self, to_images: Callable[[Any], Any], task: str, split: str, number: int) -> Callable[[], Any]:
+        """What reads the images of a document when they are wanted: all of a benchmark would fill the memory."""
+
+        def read() -> Any:
+            document = self._document(task, split, number)
+            try:
+                return to_images(document)
+            except (AttributeError, IndexError, KeyError, OSError, TypeError):  # a task that takes each to have one
+                return None
+
+        return read
+
     def _score(
-        self, tiles: Tiles, questions: list[str], contexts: list[str], targets: list[str]
+        self, visual: tuple[Tensor, Tensor], contexts: list[str], targets: list[str]
     ) -> list[tuple[float, bool]]:
+        """Of each target, by itself where rows of different lengths do not fit together."""
         llm, longest = self.model.llm, 1 << 30
-        visual = self.model.prefix(tiles, questions)
-        logits, wanted = llm.predict(*visual, [text.strip() for text in targets], contexts, longest)
-        # The end of the text, which is the last target of each row, is no part of the continuation.
-        last = wanted.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
-        wanted = wanted.scatter(1, last, IGNORE)
-        losses = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="none")
-        greedy = (logits.argmax(dim=2) == wanted) | wanted.eq(IGNORE)  # (B, T)
-        sums: Tensor = -losses.view_as(wanted).sum(dim=1)
-        return list(zip(sums.tolist(), greedy.all(dim=1).tolist(), strict=True))
+        limit, prompts = positions(llm.model), []
+        for context, target, tokens in zip(contexts, targets, self._counts(visual), strict=True):
+            needs = llm.count_tokens(target) + 1
+            is_too_long = limit is not None and llm.family != "causal" and needs > limit
+            room = llm.room(tokens, needs)
+            prompts.append(None if is_too_long else self._fitting(context, room))
+        scores = [(-math.inf, False)] * len(targets)
+        for rows in self._together(visual, prompts, targets):
+            logits, wanted = llm.predict(
+                visual[0][rows],
+                visual[1][rows],
+                [targets[row] for row in rows],
+                [prompts[row] or "" for row in rows],
+                longest,
+            )
+            # The end of the text, which is the last target of each row, is no part of the continuation.
+            last = wanted.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
+            wanted = wanted.scatter(1, last, IGNORE)
+            losses = F.cross_entropy(
+                logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="none"
+            )
+            greedy = (logits.argmax(dim=2) == wanted) | wanted.eq(IGNORE)  # (B, T)
+            sums: Tensor = -losses.view_as(wanted).sum(dim=1)
+            for row, *score in zip(rows, sums.tolist(), greedy.all(dim=1).tolist(), strict=True):
+                scores[row] = score[0], score[1]
+        self.told.unanswered += prompts.count(None)
+        return scores
+
+    def _together(
+        self, visual: tuple[Tensor, Tensor], prompts: list[str | None], targets: list[str]
+    ) -> list[list[int]]:
+        """Rows that are scored at once: all that fit, each by itself where they do not fit side by side."""
+        rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
+        llm = self.model.llm
+        room = llm.room(visual[0].shape[1], 2)
+        lengths = [llm.count_tokens(f"{prompts[row]} {targets[row]}") for row in rows]
+        fits = room is None or max(lengths, default=0) <= room
+        return [rows] if rows and fits else [[row] for row in rows]
 
     @torch.no_grad()
     def _generate(self, asked: list[Request]) -> list[str]:
@@ -147,37 +225,98 @@ class Harness(lmms):
         said: list[str] = []
         for _, group in groupby(asked, key=lambda request: repr(request[1])):
             same = list(group)
+            options, stops = _options(same[0][1]), same[0][1].get("until")
             for start in range(0, len(same), self.batch_size):
                 batch = same[start : start + self.batch_size]
-                settings = batch[0][1]
-                tiles = self._first([images for _, _, images in batch])
-                visual = self.model.prefix(tiles, [self._question(context) for context, _, _ in batch])
-                prompts = [self._worded(context) for context, _, _ in batch]
-                options = self._fitting(_options(settings), visual[0].shape[1], prompts)
-                texts = self.model.llm.decode(self.model.llm.generate(*visual, prompts, **options))
-                said += [_until(text, settings.get("until")) for text in texts]
+                contexts = [context for context, _, _ in batch]
+                visual = self._visual([images() for _, _, images in batch], contexts)
+                said += [_until(text, stops) for text in self._write(visual, contexts, options)]
         return said
 
-    def _fitting(self, options: dict[str, Any], visual: int, prompts: list[str]) -> dict[str, Any]:
-        """The options with no more new tokens than fit behind so many visual ones: tasks ask for thousands."""
+    def _write(self, visual: tuple[Tensor, Tensor], contexts: list[str], options: dict[str, Any]) -> list[str]:
+        """A text for each row. Tasks ask for thousands of tokens; a row gets as many of them as fit behind it."""
+        llm, asked = self.model.llm, options.get("max_new_tokens", GenerateConfig.max_new_tokens)
+        texts, rows_of, prompts = [""] * len(contexts), dict[int, list[int]](), list[str]()
+        for row, (context, tokens) in enumerate(zip(contexts, self._counts(visual), strict=True)):
+            prompt = self._fitting(context, llm.room(tokens, min(asked, ROOM)))
+            prompts.append(prompt or "")
+            says_nothing = not tokens and not (prompt or "").strip()
+            if prompt is None or says_nothing:
+                self.told.unanswered += 1
+            else:
+                rows_of.setdefault(self._new_tokens(asked, tokens, prompt), []).append(row)
+        for new, rows in rows_of.items():
+            own = [prompts[row] for row in rows]
+            ids = llm.generate(visual[0][rows], visual[1][rows], own, **options | {"max_new_tokens": new})
+            for row, text in zip(rows, llm.decode(ids), strict=True):
+                texts[row] = text
+        return texts
+
+    def _new_tokens(self, asked: int, visual: int, prompt: str) -> int:
+        """Of the tokens that are asked for, those for which there are positions."""
         llm = self.model.llm
-        room = llm.room(visual, new=0)
-        if room is None or llm.family != "causal":
-            return options
-        room -= max(map(llm.count_tokens, prompts))
-        asked = options.get("max_new_tokens", GenerateConfig.max_new_tokens)
-        return options | {"max_new_tokens": max(1, min(asked, room))}
+        limit = positions(llm.model)
+        if limit is None:
+            return asked
+        # A decoder of its own has positions of its own.
+        return min(asked, limit - 1 if llm.family != "causal" else limit - visual - llm.count_tokens(prompt))
 
-    def _first(self, images: list[list[Any]]) -> Tiles:
-        """The first image of each document.
+    def _fitting(self, context: str, room: int | None) -> str | None:
+        """The prompt of a context, which loses words at its start where it has more tokens than there is room for.
 
-        Raises:
-            UsageError: a document without one.
+        None where not even its wording fits.
         """
-        if not all(images):
-            raise UsageError("a document of this task has no image, and the model answers about images only")
-        self.ignored_images += sum(len(own) - 1 for own in images)
-        return self.model.frontend.tiles([own[0] for own in images])
+        asked, count = self._question(context), self.model.llm.count_tokens
+        if room is None or count(self._worded(context)) <= room:
+            return self._worded(context)
+        text = context.replace(PLACE, "").strip() if self.prompt == "plain" else asked
+        starts = [*(word.start() for word in re.finditer(r"\S{1,16}", text)), len(text)]  # long words in pieces
+        kept = bisect_left(starts, True, key=lambda start: count(self._worded(text[start:])) <= room)
+        if kept == len(starts):
+            return None
+        self.told.cut += 1
+        return self._worded(text[starts[kept] :])
+
+    def _visual(self, images: list[Any], contexts: list[str]) -> tuple[Tensor, Tensor]:
+        """The visual prefix of each document's first image: float[B, M, L] and bool[B, M], all False without one."""
+        tiles: list[Tiles] = []
+        rows = []
+        for row, given in enumerate(images):
+            own = _flat(given)
+            self.ignored_images += max(len(own) - 1, 0)
+            try:
+                tiles += [self.model.frontend.tiles(own[:1])] if own else []
+            except BadSample:
+                own = []
+            rows += [row] if own else []
+        self.told.imageless += len(images) - len(rows)
+        if not rows:
+            blank = torch.zeros(len(images), 0, self.model.llm.width, device=self.device)
+            return blank, torch.zeros(len(images), 0, dtype=torch.bool, device=self.device)
+        seen, exists = self.model.prefix(Tiles.join(tiles), [self._question(contexts[row]) for row in rows])
+        prefix = seen.new_zeros(len(images), *seen.shape[1:])
+        mask = exists.new_zeros(len(images), exists.shape[1])
+        prefix[rows], mask[rows] = seen, exists
+        return prefix, mask
+
+    def _counts(self, visual: tuple[Tensor, Tensor]) -> list[int]:
+        return visual[1].sum(dim=1).tolist()
+
+    def _tell(self) -> None:
+        """Warn of what could not be done as asked, if there is more of it than when it was told last."""
+        imageless, cut, unanswered = astuple(self.told)
+        parts = [
+            f"{count} {what}"
+            for count, what in (
+                (imageless, "had no image that can be read and were answered from their text alone"),
+                (cut, "lost words at the start of their context, which exceeded the positions of the language model"),
+                (unanswered, "were not answered, since nothing was asked or nothing of it fits"),
+            )
+            if count
+        ]
+        if parts and self.told != self._last_told:
+            warnings.warn(f"of the requests so far, {'; '.join(parts)}", stacklevel=3)
+            self._last_told = Told(imageless, cut, unanswered)
 
     def _question(self, context: str) -> str:
         """What a Q-Former that reads questions is given; others do not look at it."""
@@ -192,6 +331,13 @@ class Harness(lmms):
         if self.prompt == "plain" or not context:
             return context
         return vqa_preset("paper", self.model.llm.family).template.format(context)
+
+
+def _flat(images: Any) -> list[Any]:
+    """The images of a document, which may be None, a single one, or lists of lists with gaps."""
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flat(part)]
+    return [] if images is None else [images]
 
 
 def _options(settings: dict[str, Any]) -> dict[str, Any]:

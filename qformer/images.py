@@ -7,6 +7,7 @@ Pillow.
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # one slash is left of two in a path
+NOT_FETCHED = " is an address, and addresses are not fetched: save it first"
+LONGEST_NAME = 100  # signs of one that are told, at most
 
 
 def read_image(image: ImageLike) -> Tensor:
@@ -61,6 +66,16 @@ def _checked(image: Tensor) -> Tensor:
     return image
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is an address, `https://...`, `s3://...` or `data:...`, also once it was made a path."""
+    return ADDRESS.match(name) is not None
+
+
+def shown(path: str | Path) -> str:
+    """A name as it is told: not all of what an address may hold."""
+    return str(path) if len(str(path)) <= LONGEST_NAME else f"{str(path)[:LONGEST_NAME]}..."
+
+
 def read_file(path: Path) -> bytes:
     """A file as it is stored; what is no file, such as a pipe or a device, is never opened.
 
@@ -68,13 +83,17 @@ def read_file(path: Path) -> bytes:
         BadSample: kinds `missing` and `unreadable`.
     """
     try:
+        if is_address(str(path)) and not path.exists():
+            raise FileNotFoundError
         if path.exists() and not path.is_file():  # a device or a pipe has no end
             raise BadSample("unreadable", f"{path}: not a file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadSample("missing", str(path)) from error
+        raise BadSample("missing", f"{shown(path)}{NOT_FETCHED if is_address(str(path)) else ''}") from error
     except OSError as error:
-        raise BadSample("unreadable", f"{path}: {error.strerror}") from error
+        if is_address(str(path)):  # data in an address are longer than names of files
+            raise BadSample("missing", f"{shown(path)}{NOT_FETCHED}") from error
+        raise BadSample("unreadable", f"{shown(path)}: {error.strerror}") from error
 
 
 def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, int]:

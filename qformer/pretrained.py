@@ -7,6 +7,7 @@ would read whatever file an index of shards names. (Of repositories, `huggingfac
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,39 @@ def read(kind: Any, path: str | Path, **options: Any) -> Any:
         UsageError: it needs code that comes with it, or an index in the folder names files elsewhere.
     """
     check_indexes(Path(path))
+    with quiet():
+        return _read(kind, path, options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers writes no report, warning or bar of loading and saving weights; downloads keep their bars.
+
+    What matters of a report is read from its result, and said in a sentence. Whoever has asked transformers for
+    information (`TRANSFORMERS_VERBOSITY=info`) gets it.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    verbosity, has_bar, has_none = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        are_progress_bars_disabled(),
+    )
+    if verbosity >= logging.WARNING:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        if not has_none:  # which transformers has turned off with its own
+            enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
+
+
+def _read(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
     if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
         _check_words(str(path))
     try:

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from qformer.cleaning import clean_question
 from qformer.data.folders import Listing, list_images
 from qformer.formats import SUFFIXES, UNREAD
-from qformer.images import read_image
+from qformer.images import NOT_FETCHED, is_address, read_image, shown
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
+from qformer.progress import Bar
 from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def caption(
         SystemExit: 1, none of the files is an image.
     """
     GenerateConfig.of(decoding)
+    _check_text(prompt=prompt)
     reader = Reader(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize, trust)
@@ -91,7 +92,7 @@ def caption(
             if as_json:
                 _print_json(image=str(file), captions=own)
             else:
-                print(*(f"{file}\t{text}" for text in own), sep="\n", flush=True)
+                print(*(f"{_name(file)}\t{text}" for text in own), sep="\n", flush=True)
     reader.tell_skipped()
 
 
@@ -134,6 +135,7 @@ def ask(
         SystemExit: 1, none of several files is an image.
     """
     worded = wording(asking.task, asking.preset, "causal")
+    _check_text(context=asking.context)
     asks = worded.asks and not asking.self_ask
     if questions and not asks:
         raise UsageError("with --self-ask, --task caption and --task ask no question is put; leave -q out")
@@ -183,8 +185,9 @@ def divide(words: list[str], questions: list[str]) -> tuple[list[Path], list[str
         return _paths(front), _questions()
     if front and not _names_file(last):
         return _paths(front), [last]
+    files = _paths(words)
     if sys.stdin.isatty():
-        return _paths(words), None
+        return files, None
     raise UsageError(
         "there is no question; write it in quotes behind the images, after -q, or on standard input behind a -"
     )
@@ -208,14 +211,25 @@ def _questions() -> list[str]:
 def _paths(words: list[str]) -> list[Path]:
     if "" in words:
         raise UsageError("one of the images is an empty name; give files or folders")
+    if address := next((word for word in words if is_address(word)), None):
+        raise UsageError(f"'{shown(address)}'{NOT_FETCHED} and give the file")
     return [Path(word) for word in words]
+
+
+def _check_text(**texts: str | None) -> None:
+    """Refuse what is no UTF-8, of which the command line keeps the bytes as halves of characters."""
+    for name, text in texts.items():
+        try:
+            (text or "").encode()
+        except UnicodeError as error:
+            raise UsageError(f"the {name} is not text in UTF-8 ({error}); write it in UTF-8") from error
 
 
 def _names_file(word: str) -> bool:
     """Whether this is an image, be it a missing one, rather than a question."""
     if not word.strip():
         return False
-    if Path(word).suffix.lower() in SUFFIXES | UNREAD and not any(sign.isspace() for sign in word):
+    if (is_address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD) and not any(map(str.isspace, word)):
         return True
     try:
         return Path(word).exists()
@@ -233,6 +247,9 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
             question = input("? " if sys.stdout.isatty() else "")
         except EOFError:
             return
+        except UnicodeError as error:
+            print(f"qformer: that is not text in UTF-8 ({error}); ask again", file=sys.stderr)
+            continue
         if not question.strip():
             history = [[] for _ in images]
             continue
@@ -250,6 +267,7 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
 
 
 def _cleaned(question: str, task: str) -> str:
+    _check_text(question=question)
     asked = clean_question(question) if task in CLEANED else question.strip()
     if not asked:
         raise UsageError(EMPTY)
@@ -283,13 +301,19 @@ def _print_answer(
         shown = {"prompt": asking.prompt(asked, family, history)} if asking.show_prompt else {}
         _print_json(image=str(file), question=question, answer=answer, **shown)
         return
-    columns = [str(file)] if name_image else []
+    columns = [_name(file)] if name_image else []
     columns += [question] if name_question or asking.self_ask else []
     print(*columns, answer, sep="\t", flush=True)
 
 
 def _print_json(**record: Any) -> None:
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    line = json.dumps(record, ensure_ascii=False)
+    print(line if line.isascii() or _name(line) == line else json.dumps(record), flush=True)
+
+
+def _name(file: Path | str) -> str:
+    """A name as it can be printed; bytes of it that are no UTF-8 as numbers."""
+    return str(file).encode("utf-8", "backslashreplace").decode()
 
 
 def _tiles(model: VisionLanguageModel, group: Images) -> Tiles:
@@ -349,6 +373,8 @@ class Reader:
     def _images(self) -> Iterator[tuple[Path, Tensor]]:
         for file in self.files:
             try:
+                if file.is_dir():
+                    raise BadSample("a folder without images")
                 pixels = read_image(file)
             except BadSample as bad:
                 self.skipped.append(f"{file}: {bad}")
@@ -368,10 +394,9 @@ class Reader:
             print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
 
     def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
-        """A bar on standard error, where there are several groups and the answers do not tell how far it is."""
-        console = Console(stderr=True)
-        quiet = len(self.files) <= self.batch or sys.stdout.isatty() or not console.is_terminal
-        with Progress(console=console, disable=quiet, redirect_stdout=False) as progress:
+        """A bar on standard error, or a line a minute, where the answers do not tell how far it is."""
+        quiet = len(self.files) <= self.batch or sys.stdout.isatty()
+        with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
             task = progress.add_task(what, total=len(self.files))
             for group in groups:
                 yield group

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 from rich.table import Table
 
 from qformer import distributed
@@ -27,6 +26,7 @@ from qformer.evaluation.predictions import Predictions
 from qformer.lookup import find
 from qformer.model.loading import load_vision_language
 from qformer.model.prompts import PRESETS
+from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
 from stages import answers
 from stages.evaluate import Settings, autocast, own_device, pairs, writable

@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qformer import checkpoint, distributed
+from qformer import checkpoint, devices, distributed
 from qformer.cleaning import without_mangled
 from qformer.config import Choice, load_config
 from qformer.data import sources
@@ -34,6 +33,7 @@ from qformer.data.loader import cleaned
 from qformer.data.orders import indices
 from qformer.images import read_image
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
+from qformer.progress import Bar
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST, pairs
 from stages.filtered import FORMS, Part, finish_all, writing
@@ -85,12 +85,12 @@ def capfilt(
         (output / "work").mkdir(parents=True, exist_ok=True)
     source = open_data(settings.data, output)
     settings = _settle(settings, output, source)
-    if device is None and torch.cuda.is_available():
-        device = f"cuda:{distributed.local_rank()}" if of > 1 and shard is None else "cuda"
-    run = Run(settings, output, source, device or "cpu", trust)
+    if device is None and torch.cuda.is_available() and of > 1 and shard is None:
+        device = f"cuda:{distributed.local_rank()}"
+    run = Run(settings, output, source, str(devices.choose(device)), trust)
     show = shard is not None or number == 0  # of those that torchrun starts one speaks
     finished = []
-    with _progress(show) as progress:
+    with Bar("{task.fields[speed]}", console=console, disable=not show) as progress:
         task = progress.add_task("captions", total=_total(source, settings.part, number, of), speed="")
         run.tell = lambda count, speed: progress.update(task, advance=count, speed=speed)
         for place, members in parts(source, settings.part):
@@ -308,14 +308,3 @@ def _share(shard: str | None) -> tuple[int, int]:
     if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
         raise UsageError(f"the shard is '{shard}'; write i/n with i from 0 to n - 1, such as 0/8")
     return int(number), int(of)
-
-
-def _progress(show: bool) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(
-        TextColumn("{task.description}"),
-        *columns,
-        TextColumn("{task.fields[speed]}"),
-        console=console,
-        disable=not show,
-    )

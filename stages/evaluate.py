@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from rich.filesize import decimal
-from rich.progress import track
 from rich.table import Table
 
 from qformer import distributed, load
@@ -28,6 +27,7 @@ from qformer.data.benchmark import Listed, list_images, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import BENCHMARKS
 from qformer.model.image_text import ImageTextModel
+from qformer.progress import track
 from qformer.types import UsageError
 from stages import hits
 from stages.loop import console

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qformer import checkpoint, distributed, resolution, vision
 from qformer.data import sources
@@ -30,6 +29,7 @@ from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
 from qformer.data.loader import read_ahead
 from qformer.model.frontend import FrontEnd
 from qformer.model.loading import build_encoder
+from qformer.progress import Bar
 from qformer.records import replace_records
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import Absent
@@ -230,7 +230,7 @@ class Filler:
         Raises:
             OSError: a shard could not be written.
         """
-        with _progress() as bar:
+        with Bar(console=console, disable=console.quiet) as bar:
             task = bar.add_task("storing tokens", total=store.samples)
             while missing := store.missing():
                 bar.update(task, completed=store.samples - sum(len(store.numbers(shard)) for shard in missing))
@@ -305,19 +305,7 @@ class Filler:
         }
 
 
-def _counted(views: Iterable[Views], bar: Progress, task: Any) -> Iterator[Views]:
+def _counted(views: Iterable[Views], bar: Bar, task: Any) -> Iterator[Views]:
     for some in views:
         yield some
         bar.advance(task)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console.quiet,
-    )

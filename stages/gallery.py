@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +23,7 @@ from qformer import distributed, load
 from qformer.data import sources
 from qformer.images import read_image
 from qformer.model.image_text import ImageTextModel
+from qformer.progress import Bar
 from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
 from qformer.retrieval.reading import fingerprint, probes
@@ -79,7 +79,7 @@ def index(
             gallery.about["sources"].append(choice)
             gallery.save()
         number = distributed.gather_objects(gallery.about["sources"])[0].index(choice)
-        with _progress() as progress:
+        with Bar("{task.fields[added]} embedded", console=console, disable=distributed.rank() != 0) as progress:
             task = progress.add_task("indexing", total=len(source), added=0)
             tally = update(
                 gallery, model, source, number, batch, lambda t: progress.update(task, completed=t.seen, added=t.added)
@@ -150,19 +150,6 @@ def _absolute(choice: dict[str, Any]) -> dict[str, Any]:
         return os.path.abspath(value) if known and Path(value).parent.exists() else value
 
     return {key: place(value) if key in LOCAL else value for key, value in choice.items()}
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[added]} embedded"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=distributed.rank() != 0,
-    )
 
 
 def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:

@@ -8,6 +8,7 @@ GiB, 7 % more; that is left for what the allocator loses between tensors.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from qformer.types import UsageError
 CPU = "cpu"
 #: Context of CUDA, kernels and work space of cuBLAS. An assumption: 0.4 to 0.8 GB are usual.
 CONTEXT = 600_000_000
+#: On a CPU: the program itself, with Python, PyTorch and transformers, before there is a model (measured 0.39 GB).
+PROGRAM = 400_000_000
 #: On a CPU: libraries that the first step loads, and the share of its tensors that glibc's heap holds in pieces between
 #: them (measured 10 to 24 % on models of 0.05 to 1.3 GB that are not among those of docs/plan.md).
 LIBRARIES, PIECES = 70_000_000, 0.15
@@ -65,8 +68,41 @@ GPUS = {
 }
 
 
+#: What stands in a GPU's full name and tells it from no other of the table.
+MAKERS = {"nvidia", "geforce", "tesla", "quadro", "rtx", "gpu", "sxm", "sxm2", "sxm4", "sxm5", "hbm2", "hbm3", "hbm3e"}
+
+
+def full_name(name: str) -> str:
+    """The name in `GPUS` of a GPU as people write it (`a100 40gb`, `4090`, `NVIDIA H200`), or `cpu`.
+
+    Raises:
+        UsageError: none of the table is meant, or several may be.
+    """
+    asked = _words(name)
+    whole = "".join(asked)
+    exact = [known for known in (*GPUS, CPU) if whole == "".join(_words(known))]
+    words = set(asked) - MAKERS
+    found = exact or [known for known in GPUS if words and words <= _parts(known)]
+    if len(found) > 1:
+        raise UsageError(f"GPU '{name}' may be {' or '.join(found)}; give one of them")
+    if not found:
+        raise UsageError(f"unknown GPU '{name}': {lookup.nearest(name.upper(), GPUS)}; or 'cpu', which is this machine")
+    return found[0]
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in small letters: `A100-40GB` has a100 and 40gb."""
+    return re.findall("[a-z0-9]+", name.lower())
+
+
+def _parts(name: str) -> set[str]:
+    """The words by which a GPU of the table may be called: `RTX4090` also 4090, 40GB also 40."""
+    words = _words(name)
+    return {*words, *(word.removeprefix("rtx") for word in words), *(word.removesuffix("gb") for word in words)}
+
+
 def find(name: str) -> Device:
-    """A GPU of the table, or `cpu`: this machine, with all its memory and no peak.
+    """A GPU by its name in `GPUS`, or `cpu`: this machine, with all its memory and no peak.
 
     Raises:
         UsageError: another name.
@@ -77,8 +113,8 @@ def find(name: str) -> Device:
 
 
 def reserve(name: str, tensors: int) -> int:
-    """Bytes of a process beside so many of tensors."""
-    return int(LIBRARIES + PIECES * tensors) if name == CPU else CONTEXT
+    """Bytes of a process beside so many of tensors, in the memory that `name` has."""
+    return int(PROGRAM + LIBRARIES + PIECES * tensors) if name == CPU else CONTEXT
 
 
 def parse_memory(text: str) -> float:

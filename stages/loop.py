@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import set_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +30,7 @@ from qformer.config import Config, dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
 from qformer.model.recompute import recompute_layers
+from qformer.progress import Bar
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
 from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
@@ -116,7 +116,7 @@ def fit(
 def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
     config = run.config
     train = config.train
-    with Stop() as stop, _progress() as progress:
+    with Stop() as stop, Bar("{task.fields[losses]}", console=console, disable=distributed.rank() > 0) as progress:
         bar = progress.add_task(config.stage, total=train.steps, completed=run.step, losses="")
         first, last_batch = run.step * train.accumulate, train.steps * train.accumulate
         stream = training_batches(batches, config.data.workers, first, last_batch)
@@ -345,16 +345,3 @@ def _write(run: Run, record: dict[str, float], kind: str) -> None:
 
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-        console=console,
-        disable=distributed.rank() > 0,
-    )

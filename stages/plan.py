@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qformer.model.loading import Bridge
     from stages.ledger import Step
 
+MOST_GPUS = 1_000_000
 MOST = 4096  # samples per process; no larger batch is looked for
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
@@ -104,14 +105,19 @@ def plan(
     """What the training of a configuration takes, on so many processes with one GPU each.
 
     Args:
-        gpu: a name of `hardware.GPUS`, or `cpu`.
+        gpu: a name of `hardware.GPUS` or a part of one that tells it from all others, or `cpu`.
         memory: of one of them, such as `80GB`; the GPU's own by default.
         efficiency: share of the peak FLOP/s that training reaches.
         trust: run the code that `init` names for its image encoder.
 
     Raises:
-        UsageError: a GPU, amount or tower that is not known, or a stage that is not planned.
+        UsageError: a GPU, number, amount or tower that is not known, or a stage that is not planned.
     """
+    gpu = hardware.full_name(gpu)
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UsageError(f"gpus is {gpus}; give a number from 1 to {MOST_GPUS:,}")
+    if not 0 < efficiency <= 1:
+        raise UsageError(f"efficiency is {efficiency}; give a share of the peak above 0, up to 1")
     device = hardware.find(gpu)
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
     config, notes = _with_bridge(check(config), trust)

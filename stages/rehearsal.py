@@ -1,6 +1,7 @@
 """Steps of an outlined model, as rank 0 of so many processes would make them: memory, FLOPs, bytes received.
 
-The real step runs, with the real exchange between processes; only what the others send is made up, of the right size.
+The real step runs, with the real exchange between processes; only what the others send is made up, of the right size
+and without numbers: a hundred thousand processes cost no more than two.
 Of a large batch in chunks only smaller ones are run: what is held in each of its passes is a polynomial of the batch
 (similarities grow with its square), of which three batches are enough.
 """
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer import compat, distributed, resolution
+from qformer.model import chunked, image_text
+from qformer.model.frontend import Encoded
 from qformer.model.outline import outline, words
 from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
@@ -114,7 +117,7 @@ class Subject:
     def _run(self, count: int) -> Rehearsed:
         if count not in self._known:
             train, received = self.config.train, Counter[str]()
-            with one_of(self.gpus, received):
+            with one_of(self.gpus, received, self.mode):
                 step = run_step(self.model, self.batch(count), train, self.device)
             if train.fsdp and self.gpus > 1:
                 received["frozen layers"] = self._spread(step)
@@ -158,13 +161,21 @@ def negatives(count: int, world: int, chunk: int) -> Tensor:
 
 
 @contextmanager
-def one_of(world: int, received: Counter[str]) -> Iterator[None]:
-    """Be rank 0 of so many processes, of which all do the same; adds up the bytes it receives. Nothing is sent."""
+def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
+    """Be rank 0 of so many processes, of which all do the same; adds up the bytes it receives. Nothing is sent.
+
+    What comes from the others has a shape and no numbers (`mode`), so that their number costs nothing.
+    """
+    if world == 1:
+        yield
+        return
+    blank = mode.from_tensor(torch.empty(0))
 
     def gather(rows: Tensor) -> Tensor:
         what = "embeddings" if rows.is_floating_point() else "texts and ids"
         received[what] += (world - 1) * rows.nbytes
-        return torch.cat([rows.clone() for _ in range(world)])
+        found = blank.new_empty((world, *rows.shape), dtype=rows.dtype)  # of each its own, and then all in one
+        return found.clone().flatten(0, 1)
 
     def exchange(rows: Tensor, _send: list[int], receive: list[int]) -> Tensor:
         what = "gradients of embeddings and image tokens" if compat.is_backward() else "tokens of drawn images"
@@ -172,20 +183,44 @@ def one_of(world: int, received: Counter[str]) -> Iterator[None]:
         received[what] += row * (sum(receive) - receive[0])
         return rows.new_empty(sum(receive), *rows.shape[1:])
 
-    pretended = {
-        "world": lambda: world,
-        "rank": lambda: 0,
-        "_gather": gather,
-        "_exchange": exchange,
-        "total": lambda values: values * world,
-        "largest": lambda *numbers, **_: list(numbers),
+    pretended: dict[Any, dict[str, Any]] = {
+        distributed: {
+            "world": lambda: world,
+            "rank": lambda: 0,
+            "_gather": gather,
+            "_exchange": exchange,
+            "total": lambda values: values * world,
+            "largest": lambda *numbers, **_: list(numbers),
+        },
+        image_text: {"fetch_images": fetch_images},
+        chunked: {"fetch_images": fetch_images, "trim": lambda tokens: tokens},  # all are as long as may be
     }
-    real = {name: getattr(distributed, name) for name in pretended}
-    _set(distributed, pretended if world > 1 else {})
+    real = {module: {name: getattr(module, name) for name in names} for module, names in pretended.items()}
     try:
+        for module, values in pretended.items():
+            _set(module, values)
         yield
     finally:
-        _set(distributed, real)
+        for module, values in real.items():
+            _set(module, values)
+
+
+def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
+    """As `exchange.fetch_images`, without asking who wants what: the others ask of rank 0 as many as it asks of them.
+
+    Args:
+        encoded: the B images of rank 0; the others' have as many tiles. wanted: long[B], numbers in the global batch.
+    """
+    count = len(encoded)
+    distributed.gather(wanted)
+    distributed.gather(torch.empty(count, max(encoded.counts), dtype=torch.long))  # the lengths of all tiles
+    drawn = wanted.tolist()
+    taken = sorted({image for image in drawn if image >= count})
+    given = encoded.select([image % count for image in taken])
+    features = distributed.exchange(given.features, [0, len(given.features)], [0, len(given.features)])
+    place = {image: count + number for number, image in enumerate(taken)}
+    places = torch.tensor([place.get(image, image % count) for image in drawn])
+    return Encoded(features, given.mask, given.counts), places
 
 
 def _set(module: Any, values: dict[str, Any]) -> None:

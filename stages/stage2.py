@@ -138,7 +138,7 @@ def _agree(given: Any, taken: Any) -> bool:
 class Validation:
     """Held-out loss, and captions or answers of the first images: `captions.jsonl` and `captions.png` of the run.
 
-    Of questions the accuracy of all answers, too, as VQAv2 counts it.
+    Of questions the accuracy of all answers, too (`qformer.evaluation.vqa.mean_accuracy`).
     """
 
     def __init__(self, held: Held, folder: Path) -> None:

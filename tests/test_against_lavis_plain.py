@@ -34,7 +34,9 @@ def test_cleaning() -> None:
 def test_vqa_answers() -> None:
     for row in PLAIN["vqa"]:
         assert vqa.normalise_answer(row["answer"]) == row["normalised"], row
-        assert 100 * vqa.accuracy(row["answer"], row["accepted"]) == pytest.approx(row["accuracy"], abs=1e-5), row
+        assert 100 * vqa.accuracy(row["answer"], row["accepted"], "vqav2") == pytest.approx(
+            row["accuracy"], abs=1e-5
+        ), row
 
 
 def test_vqa_spellings() -> None:

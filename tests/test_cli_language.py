@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from qformer.data import sources
 from qformer.model import loading
 from qformer.model.prompts import TASKS
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.types import BadSample, UsageError
 from tests.model.test_vision_language import _model
 from tests.test_cli import one_sentence
 from tests.workspace import make_workspace
@@ -78,6 +80,10 @@ def test_captions_of_folders_in_batches_as_json(run: Run, model: VisionLanguageM
     assert [record["image"] for record in told] == ["photos/b.png", "photos/more/a.png", "photos/more/c.PNG", "1.png"]
     expected = [texts(model, f"{number}.png") for number in (1, 3, 2, 1)]
     assert [record["captions"] for record in told] == expected
+    Path("said.jsonl").write_text(out)
+    source = sources.build("jsonl", path="said.jsonl")
+    assert [source[row].captions for row in range(len(source))] == expected
+    assert source[3].image == Path("1.png")
 
 
 def test_several_drawn_captions(run: Run, model: VisionLanguageModel) -> None:
@@ -288,7 +294,7 @@ def test_long_work_shows_how_far_it_is(
     monkeypatch.setenv("FORCE_COLOR", "1")
     _, out, err = run("caption", "x", "1.png", "2.png", "3.png", *QUICK, "--batch", "1")
     assert "captioning" in err
-    assert "100%" in err
+    assert "3/3" in err
     assert out.count("\n") == 3
     _, out, err = run("caption", "x", "1.png", "2.png", "3.png", *QUICK)
     assert err == ""
@@ -302,3 +308,88 @@ def test_files_and_questions_are_told_apart(run: Run, model: VisionLanguageModel
     code, out, _ = run("ask", "x", "1.png", "a photo of a cat " * 20, *QUICK)  # longer than names of files may be
     assert code == 0
     assert out == f"{answers(model, '1.png', ' '.join(['a photo of a cat'] * 10))[0]}\n"
+
+
+ADDRESSES = (
+    "https://example.org/a.jpg",
+    "s3://bucket/a.png",
+    "HTTP://example.org/a",
+    f"data:image/png;base64,{'A' * 5000}",
+)
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=lambda address: address[:12])
+@pytest.mark.parametrize("command", [("caption",), ("ask", "-q", "what?"), ("ask",)], ids=" ".join)
+def test_addresses_are_not_fetched(
+    run: Run, model: VisionLanguageModel, command: tuple[str, ...], address: str
+) -> None:
+    code, _, err = run(command[0], "x", "1.png", address, *command[1:])
+    assert code == 2
+    assert one_sentence(err)
+    assert f"'{address[:100]}" in err
+    assert "is an address, and addresses are not fetched: save it first and give the file" in err
+    assert len(err) < 300
+    with pytest.raises(BadSample, match="addresses are not fetched: save it first") as raised:
+        model.frontend.tiles([address])
+    assert raised.value.kind == "missing"
+
+
+def test_a_folder_of_files_that_are_no_images(run: Run, model: VisionLanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "bad" / name).write_bytes(b"nothing")
+    for command in (("caption", "x", "bad"), ("ask", "x", "bad", "-q", "what?")):
+        code, out, err = run(*command)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "qformer: no file can be read as an image (bad/a.jpg: undecodable" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("caption", "x", "empty")
+    assert code == 1
+    assert err.startswith("qformer: no file can be read as an image (empty: a folder without images)")
+
+
+def test_texts_that_are_no_utf8_are_named(run: Run, model: VisionLanguageModel, tmp_path: Path) -> None:
+    broken = "what\udcff is this?"  # as Python has a byte of the command line that is no UTF-8
+    for name, command in (
+        ("question", ("ask", "x", "1.png", broken)),
+        ("question", ("ask", "x", "1.png", "-q", broken)),
+        ("context", ("ask", "x", "1.png", "-q", "what?", "--context", broken)),
+        ("prompt", ("caption", "x", "1.png", "--prompt", broken)),
+    ):
+        code, _, err = run(*command)
+        assert code == 2
+        assert one_sentence(err)
+        assert f"the {name} is not text in UTF-8" in err
+    with pytest.raises(UsageError, match="half of a character"):
+        model.answer(model.frontend.tiles(["1.png"]), [broken])
+    file = tmp_path / "caf\udce9.png"
+    shutil.copy("1.png", file)
+    code, out, _ = run("caption", "x", str(file), *QUICK)
+    assert (code, out.partition("\t")[0]) == (0, f"{tmp_path}/caf\\udce9.png")
+    code, out, _ = run("caption", "x", str(file), *QUICK, "--json")
+    assert json.loads(out)["image"] == str(file)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--length-penalty", "nan"),
+        ("--length-penalty", "-inf"),
+        ("--length-penalty", "1e308"),
+        ("--repetition-penalty", "inf"),
+        ("--repetition-penalty", "-1"),
+        ("--sample", "--temperature", "nan"),
+        ("--sample", "--temperature", "1e-300"),
+        ("--sample", "--top-p", "nan"),
+        ("--sample", "--top-p", "-0.1"),
+    ],
+    ids=" ".join,
+)
+def test_penalties_that_are_no_numbers_of_use(run: Run, model: VisionLanguageModel, words: tuple[str, ...]) -> None:
+    for command in (("caption", "x", "1.png"), ("ask", "x", "1.png", "what?")):
+        code, _, err = run(*command, *words)
+        assert code == 2
+        assert one_sentence(err)
+        assert words[-2][2:].replace("-", "_") in err
+        assert "must be" in err or "a finite number, but got" in err

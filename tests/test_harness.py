@@ -158,7 +158,7 @@ def test_a_task_may_ask_for_more_tokens_than_the_model_has_positions(folder: Pat
     new = 40 if limit is None else 10 * limit
     texts = tested.generate_until(asking(docs, SETTINGS | {"max_new_tokens": new}))
     assert [len(llm.tokenizer(text)["input_ids"]) > 6 for text in texts].count(True) >= 1
-    assert tested._fitting({}, 3, ["a"]).get("max_new_tokens", 30) == 30
+    assert tested._new_tokens(30, 3, "a") == 30
 
 
 @torch.no_grad()
@@ -218,12 +218,93 @@ def test_images_and_refusals(folder: Path) -> None:
     tested.generate_until(asking(docs))
     assert tested.ignored_images == 2
     assert tested.device == torch.device("cpu")
-    docs[1]["images"] = []
-    with pytest.raises(UsageError, match="has no image"):
-        tested.generate_until(asking(docs))
     for wrong, said in (({"prompt": "papr"}, "did you mean 'paper'"), ({"batch_size": "auto"}, "batch_size is 'auto'")):
         with pytest.raises(UsageError, match=said):
             harness(folder, docs, **wrong)
+
+
+def by_text(tested: Any, prompt: str) -> str:
+    """What the language model writes behind a prompt alone."""
+    llm = tested.model.llm
+    nothing = torch.zeros(1, 0, llm.width), torch.zeros(1, 0, dtype=torch.bool)
+    return llm.decode(llm.generate(*nothing, [prompt], num_beams=1, max_new_tokens=6))[0]
+
+
+def no_image(doc: Any) -> Any:
+    return doc["image"].convert("RGB")
+
+
+def test_documents_without_an_image_are_answered_from_their_text(folder: Path) -> None:
+    """Among others, in one batch; the others' answers stay what they are."""
+    docs = documents()
+    tested = harness(folder, docs, batch_size=5, prompt="plain")
+    whole = tested.generate_until(asking(docs))
+    for doc, images in zip(docs[1:], ([], None, [None], [b"no image"]), strict=True):
+        doc["images"] = images
+    with pytest.warns(UserWarning, match="4 had no image that can be read and were answered from their text alone"):
+        said = tested.generate_until(asking(docs))
+    assert said == [whole[0], *(by_text(tested, doc["question"]) for doc in docs[1:])]
+    assert said[1:] != whole[1:]
+    assert (tested.told.imageless, tested.ignored_images) == (4, 0)
+    broken = SimpleNamespace(args=(docs[1]["question"], SETTINGS, no_image, 1, "scenes", "test"))
+    with pytest.warns(UserWarning, match="5 had no image"):
+        assert tested.generate_until([broken]) == said[1:2]
+    empty = SimpleNamespace(args=("", SETTINGS, lambda doc: None, 1, "scenes", "test"))
+    with pytest.warns(UserWarning, match="1 were not answered"):
+        assert tested.generate_until([empty]) == [""]
+
+
+def test_scores_of_documents_without_an_image(folder: Path) -> None:
+    docs = documents()[:3]
+    tested = harness(folder, docs, batch_size=3)
+    requests = [
+        SimpleNamespace(args=(doc["question"], "two people", lambda doc: doc["images"], number, "scenes", "test"))
+        for number, doc in enumerate(docs)
+    ]
+    whole = tested.loglikelihood(requests)
+    docs[1]["images"] = None
+    with pytest.warns(UserWarning, match="1 had no image"):
+        scored = tested.loglikelihood(requests)
+    for row in (0, 2):
+        assert scored[row] == (pytest.approx(whole[row][0], abs=1e-4), whole[row][1])
+    llm, prompt = tested.model.llm, tested._worded(docs[1]["question"])
+    if llm.family == "causal":  # by hand: nothing in front of the prompt, the end of the text not counted
+        given, ids = llm._ids([prompt])[0], llm._ids([f"{prompt} two people"])[0]
+        logits = llm.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
+        alone = sum(float(logits[place - 1, ids[place]]) for place in range(len(given), len(ids)))
+        assert scored[1][0] == pytest.approx(alone, abs=1e-3)
+    assert scored[1][0] != pytest.approx(whole[1][0], abs=1e-3)
+
+
+@pytest.mark.parametrize("folder", ["opt"], indirect=True)
+def test_contexts_longer_than_the_positions_lose_their_start(folder: Path) -> None:
+    """The end of what is asked and room for an answer stay; a target that fits nowhere has no chance."""
+    docs = documents()[:3]
+    long = [dict(doc, question="who is there " * 900 + doc["question"]) for doc in docs[:2]] + docs[2:]
+    tested = harness(folder, long, batch_size=3)
+    alone = harness(folder, long, batch_size=1)
+    with pytest.warns(UserWarning, match="2 lost words at the start of their context"):
+        said = tested.generate_until(asking(long))
+    with pytest.warns(UserWarning, match="lost words"):
+        assert alone.generate_until(asking(long)) == said
+    assert said[2] == harness(folder, docs).generate_until(asking(docs))[2]
+    llm, visual = (
+        tested.model.llm,
+        tested.model.connector.count_tokens(tested.model.frontend.tiles(docs[0]["images"]).plans[0]),
+    )
+    prompt, limit = tested._fitting(long[0]["question"], llm.room(visual, 6)), positions(llm.model)
+    assert prompt.endswith(f"who is there {docs[0]['question']} Answer:")
+    assert prompt.startswith("Question: ")
+    assert limit - 8 < visual + llm.count_tokens(prompt) + 6 <= limit
+    requests = [
+        SimpleNamespace(args=(doc["question"], target, lambda doc: doc["images"], number, "scenes", "test"))
+        for number, (doc, target) in enumerate(zip(long, ["dogs", "dogs " * 3000, "dogs"], strict=True))
+    ]
+    with pytest.warns(UserWarning, match="1 were not answered"):
+        (cut, _), nowhere, (short, _) = tested.loglikelihood(requests)
+    assert nowhere == (-math.inf, False)
+    assert -math.inf < cut < 0
+    assert short == pytest.approx(harness(folder, docs).loglikelihood(requests[2:])[0][0], abs=1e-4)
 
 
 def test_quantised(folder: Path) -> None:

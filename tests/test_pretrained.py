@@ -171,3 +171,26 @@ def test_every_call_of_transformers_says_that_no_code_may_run() -> None:
             if isinstance(node, ast.Attribute) and node.attr in ("from_pretrained", "from_config") and node not in safe:
                 silent.append(f"{file.name}:{node.lineno}")
     assert not silent
+
+
+def test_loading_says_nothing_of_its_own(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """No report of tensors that are left over, no bar; and what was set before holds again afterwards."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    folder = tmp_path / "vit"
+    shutil.copytree(tower("mini:vit"), folder)
+    tensors = read_tensors(folder)
+    save_file(tensors | {"spare.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
+    pretrained.read(AutoModel, folder)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+    assert logging.get_verbosity() == logging.WARNING
+    assert logging.is_progress_bar_enabled()
+    AutoModel.from_pretrained(folder)  # as it would be
+    assert "Loading weights" in capfd.readouterr().err
+    assert "spare.weight" in caplog.text

@@ -14,12 +14,12 @@ from itertools import accumulate, zip_longest
 from typing import IO, TYPE_CHECKING
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from qformer import distributed, losses
 from qformer.model.frontend import Encoded
 from qformer.model.image_text import trim
+from qformer.progress import track
 from qformer.retrieval.reading import MAX_TOKENS
 from qformer.types import Tokens
 

@@ -2,16 +2,23 @@
 
 People answered every question ten times. A model's answer counts min(1, matches / 3) against every choice of nine of
 them, and the mean of the ten is its accuracy. Before that its spelling is brought to the one of the annotations.
+
+What people said is compared by two rules (`Rule`). `vqav2`: that of `vqaEval.py` of GT-Vision-Lab/VQA as of 2017,
+which LAVIS has, and by which ten equal answers that need normalising ("Yes", "two") are matched by nothing.
+`normalised`: what people said is always normalised like the model's answer, as by TextVQA's
+`TextVQAAccuracyEvaluator` (facebookresearch/mmf). The script of 2021 normalises both sides where people differ, and
+neither where they agree.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+Rule = Literal["normalised", "vqav2"]
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 THOUSANDS = re.compile(r"\d,\d")
 FULL_STOP = re.compile(r"\.(?!\d)")  # the point of a number stays
@@ -57,14 +64,14 @@ def _spell(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def accuracy(answer: str, accepted: Sequence[str]) -> float:
+def accuracy(answer: str, accepted: Sequence[str], rule: Rule = "normalised") -> float:
     """The share in [0, 1] that an answer earns.
 
     Args:
         answer: what the model said.
-        accepted: what people said, ten in VQAv2 and OK-VQA, repetitions included. Only their punctuation is
-            normalised, and only where they differ, as in the official evaluation. Fewer than ten are answers of which
-            any is right, normalised like the model's: three in agreement cannot be asked of them.
+        accepted: what people said, ten in VQAv2 and OK-VQA, repetitions included. Fewer than ten are answers of which
+            any is right, normalised like the model's by either rule: three in agreement cannot be asked of them.
+        rule: `vqav2` normalises only people's punctuation, and only where they differ.
 
     Raises:
         ValueError: nothing is accepted.
@@ -74,14 +81,26 @@ def accuracy(answer: str, accepted: Sequence[str]) -> float:
     said = normalise_answer(answer)
     if len(accepted) < PEOPLE:
         return float(said in map(normalise_answer, accepted))
-    truth = [without_punctuation(text) for text in accepted] if len(set(accepted)) > 1 else list(accepted)
+    if rule == "normalised":
+        truth = [normalise_answer(text) for text in accepted]
+    else:
+        truth = [without_punctuation(text) for text in accepted] if len(set(accepted)) > 1 else list(accepted)
     matches = [text == said for text in truth]
     agreeing = sum(matches)
     return sum(min(1.0, (agreeing - own) / 3) for own in matches) / len(truth)
 
 
+def is_vqav2(facts: Sequence[Mapping[str, object]]) -> bool:
+    """Whether these are questions of VQA's own annotations, by what each record says: some ask for yes or a number.
+
+    OK-VQA has the same columns and one type of answer, VizWiz no types of questions.
+    """
+    types = {record["answer_type"] for record in facts if "question_type" in record and "answer_type" in record}
+    return bool(types & {"yes/no", "number"})
+
+
 def mean_accuracy(answers: Iterable[str], accepted: Iterable[Sequence[str]]) -> float:
-    """Over all questions; as published numbers are 100 times this.
+    """Over all questions, by the rule `normalised`; published numbers are 100 times such a mean.
 
     Raises:
         ValueError: no questions, or another number of answers than of lists of accepted ones.

@@ -15,7 +15,6 @@ alone, whatever else is in its batch, and can be made again.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     Step = Callable[[Tensor, Tensor | None], Tensor]
 
+MOST = 1e6  # by which logits are multiplied or divided: more are no numbers any more
+STEEPEST = 50  # power of a length: of a length of a thousand, a higher one is beyond what a float holds
 NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text begin alike, so only one may go on
 
 
@@ -64,9 +65,12 @@ class GenerateConfig:
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "temperature": (0 < self.temperature < math.inf, "a finite number above 0"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a finite number above 0"),
-            "length_penalty": (math.isfinite(self.length_penalty), "a finite number"),
+            "temperature": (1 / MOST <= self.temperature <= MOST, f"a number from {1 / MOST:g} to {MOST:g}"),
+            "repetition_penalty": (
+                1 / MOST <= self.repetition_penalty <= MOST,
+                f"a number from {1 / MOST:g} to {MOST:g}",
+            ),
+            "length_penalty": (abs(self.length_penalty) <= STEEPEST, f"a number from {-STEEPEST} to {STEEPEST}"),
             "no_repeat_ngram_size": (self.no_repeat_ngram_size >= 0, "at least 0"),
             "num_return_sequences": (
                 self.num_return_sequences == 1 or (self.do_sample and self.num_return_sequences > 1),

@@ -66,7 +66,8 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: Given, trus
     _remove(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
+        with pretrained.quiet():
+            {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
         partial.rename(target)
     finally:
         _remove(partial)
@@ -150,6 +151,8 @@ def write_transformers(opened: Opened, folder: Path) -> None:
             f"BLIP-2 in transformers sees with EVA, and this checkpoint with '{opened.config.vision.name}', "
             "for which it has no place"
         )
+    if opened.llm is not None:
+        check_family(opened.llm)
     opened.hold_towers()
     _fit_positions(opened)
     model = _their_model(opened)
@@ -174,6 +177,25 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def check_family(llm: Any) -> None:
+    """Refuse a language model that transformers' BLIP-2 does not take whole.
+
+    Raises:
+        UsageError: saying why.
+    """
+    kind = llm.model_type
+    if not hasattr(llm, "hidden_size"):  # T5Gemma has two, of its halves
+        raise UsageError(
+            f"BLIP-2 in transformers asks a language model for its hidden_size, which the configuration of a {kind} "
+            "lacks, so this checkpoint has no place there; use it as it is"
+        )
+    if llm.is_encoder_decoder and Blip2Config(text_config=llm).use_decoder_only_language_model:
+        raise UsageError(
+            f"BLIP-2 in transformers takes every {kind} for a model that only decodes, and leaves its encoder out, so "
+            "this checkpoint has no place there; use it as it is, or train with a T5"
+        )
+
+
 def _fit_positions(opened: Opened) -> None:
     """Make the encoder's table of positions that of the resolution it is used at, which transformers takes as it is."""
     chosen, vision = opened.config.resolution, opened.parts.vision
@@ -188,13 +210,14 @@ def _their_model(opened: Opened) -> Any:
     """BLIP-2 of transformers with the tensors of the parts."""
     parts, is_retrieval = opened.parts, opened.parts.stage == "stage1"
     config = _their_config(opened)
+    kind = "" if opened.llm is None else opened.llm.model_type
     with torch.device("meta"):
         model: Any = (Blip2ForImageTextRetrieval if is_retrieval else Blip2ForConditionalGeneration)(config)
     tensors = convert.to_transformers(parts)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
         raise UsageError(f"BLIP-2 in transformers has no place for a model of these sizes: {listed(odd)}")
-    put_in(model, tensors, opened.source)
+    put_in(model, tensors, opened.source if is_retrieval else f"'{opened.source}' with its {kind} in transformers")
     return model
 
 

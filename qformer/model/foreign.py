@@ -258,10 +258,32 @@ def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> P
     with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
         model = auto.from_config(config, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if tensors.keys() - shapes.keys():
+        tensors = _by_names_in_memory(type(model), config, tensors, source)
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
         raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
     put_in(model, tensors, f"the language model in '{source}'")
     return model.eval()
+
+
+def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """Tensors by the names that a model has in memory: of some families (GPT-NeoX, Mixtral) files have others.
+
+    Those that transformers cannot place stay as they are, for a refusal to name.
+    """
+    with pretrained.quiet():
+        try:
+            model, report = kind.from_pretrained(
+                None, config=config, state_dict=dict(tensors), output_loading_info=True, trust_remote_code=False
+            )
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise UsageError(
+                f"the tensors of the language model in '{source}' cannot be placed ({reason}); give it as it was saved"
+            ) from error
+    if report["missing_keys"] or report["unexpected_keys"]:
+        return tensors
+    return model.state_dict()
 
 
 def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -271,7 +293,8 @@ def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
         UsageError: others are missing or left over.
     """
     wrong = model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights(missing_keys=set(wrong.missing_keys))  # a T5 whose two tables differ stays untied
+    with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
+        model.tie_weights(missing_keys=set(wrong.missing_keys))
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     convert.refuse(missing, wrong.unexpected_keys, what)
 

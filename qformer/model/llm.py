@@ -209,6 +209,12 @@ class LanguageModel(nn.Module, ABC):
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS."""
+        try:
+            "".join(texts).encode()
+        except UnicodeError as error:
+            raise UsageError(
+                f"a text holds half of a character ({error}); give text that can be written in UTF-8"
+            ) from error
         return [self.start + row for row in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:

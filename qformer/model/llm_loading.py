@@ -80,7 +80,8 @@ def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, qu
     """
     options = _options(model.config, device, dtype, quantize, source)
     kind, tensors = type(model), model.state_dict()
-    model = kind.from_pretrained(None, config=model.config, state_dict=tensors, trust_remote_code=False, **options)
+    with pretrained.quiet():
+        model = kind.from_pretrained(None, config=model.config, state_dict=tensors, trust_remote_code=False, **options)
     return _placed(model, options, device)
 
 

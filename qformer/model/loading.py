@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
-from qformer import checkpoint, lookup, pretrained, resolution, vision
+from qformer import checkpoint, devices, lookup, pretrained, resolution, vision
 from qformer.config import Config, QFormerConfig
 from qformer.model import lora
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -329,7 +329,7 @@ def load(
         UsageError: no checkpoint there, one that does not fit, a tower that it names is gone, or what was asked for
             is not possible here; or (`Untrusted`) it names code without `trust`.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose(device)
     if checkpoint.is_foreign(path_or_id):
         from qformer.model import foreign  # which builds on this file
 

@@ -36,12 +36,28 @@ def test_vqa_by_question_type_and_answer_type() -> None:
     items = [Item(str(n), n, "?", accepted, facts=facts) for n, (_, accepted, facts) in enumerate(told)]
     measured = measure("vqa", items, [{"said": text} for text, _, _ in told], None, False)
     assert measured.each == pytest.approx([1.0, 0.9, 0.6])
-    assert measured.total == pytest.approx({"accuracy": 2.5 / 3})
+    assert measured.total == pytest.approx({"accuracy": 2.5 / 3, "all normalised": 2.5 / 3})
     assert measured.groups["question_type"] == {
-        "how many": {"count": 1, "accuracy": pytest.approx(0.9)},
-        "is": {"count": 2, "accuracy": pytest.approx(0.8)},
+        "how many": {"count": 1, "accuracy": pytest.approx(0.9), "all normalised": pytest.approx(0.9)},
+        "is": {"count": 2, "accuracy": pytest.approx(0.8), "all normalised": pytest.approx(0.8)},
     }
     assert measured.groups["answer_type"]["other"]["accuracy"] == pytest.approx(0.6)
+
+
+def test_what_ten_people_spelled_alike_is_scored_by_both_rules() -> None:
+    """The rule of the data comes first: of VQAv2's own annotations that of its script, else that which normalises."""
+    facts = {"question_type": "is", "answer_type": "yes/no"}
+    ours = Item("0", 0, "?", ["Yes"] * 10)
+    official = Item("0", 0, "?", ["Yes"] * 10, facts=facts)
+    said = [{"said": "Yes"}]
+    for item, wanted in (
+        (ours, [("accuracy", 1.0), ("VQAv2's script", 0.0)]),
+        (official, [("accuracy", 0.0), ("all normalised", 1.0)]),
+    ):
+        measured = measure("vqa", [item], said, None, False)
+        assert list(measured.total.items()) == wanted
+        assert measured.each == [wanted[0][1]]
+    assert measure("vqa", [Item("0", 0, "?", ["Yes"] * 9)], said, None, False).total == {"accuracy": 1.0}
 
 
 def test_gqa_counts_the_normalised_and_the_exact_answer() -> None:

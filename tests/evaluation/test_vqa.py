@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qformer.evaluation.vqa import accuracy, mean_accuracy, normalise_answer
+from qformer.evaluation.vqa import accuracy, is_vqav2, mean_accuracy, normalise_answer
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,25 @@ def test_accuracy_is_the_mean_over_the_nines_of_ten_people(agreeing: int, share:
     assert accuracy("Red.", ["red"] * agreeing + ["blue"] * (10 - agreeing)) == pytest.approx(share)
 
 
-def test_punctuation_of_people_is_normalised_where_they_differ() -> None:
-    assert accuracy("on-off", ["on-off"] * 9 + ["off"]) == pytest.approx(1.0)
-    assert accuracy("on-off", ["on-off"] * 10) == 0.0  # odd, but so are all published numbers
+def test_by_the_script_of_vqav2_punctuation_of_people_is_normalised_where_they_differ() -> None:
+    assert accuracy("on-off", ["on-off"] * 9 + ["off"], "vqav2") == pytest.approx(1.0)
+    assert accuracy("on-off", ["on-off"] * 10, "vqav2") == 0.0  # odd, but so are all published numbers
+    assert accuracy("two", ["two"] * 8 + ["three"] * 2, "vqav2") == 0.0  # number words of people never are
+
+
+@pytest.mark.parametrize("answer", ["Yes", "the cat", "two", "New York", "dont", "on-off"])
+def test_what_ten_people_said_is_right_however_they_spell_it(answer: str) -> None:
+    assert accuracy(answer, [answer] * 10) == 1.0
+    assert accuracy(f"{answer}.", [answer] * 9 + ["else"]) == pytest.approx(1.0)
+    assert accuracy("else", [answer] * 10) == 0.0
+    assert accuracy(answer, [answer] * 10, "vqav2") == 0.0
+
+
+def test_the_questions_of_vqav2_are_known_by_their_types() -> None:
+    typed = [{"question_type": "is the", "answer_type": kind} for kind in ("other", "yes/no")]
+    assert is_vqav2(typed)
+    assert not is_vqav2([{"question_type": "four", "answer_type": "other"}] * 2)  # OK-VQA
+    assert not is_vqav2([{"answer_type": "yes/no"}, {}])  # VizWiz, and a record without any
 
 
 def test_of_fewer_than_ten_accepted_answers_any_is_right() -> None:

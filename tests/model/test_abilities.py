@@ -36,6 +36,7 @@ def visual(llm: LanguageModel) -> torch.Tensor:
 def texts(llm: LanguageModel, rows: slice = slice(0, 3), **options: Any) -> list[list[int]]:
     """New ids of each row up to its end."""
     given = visual(llm)[rows], VALID[rows]
+    options |= {"draws": options["draws"][rows]} if "draws" in options else {}
     if rows.stop - rows.start == 1:
         given = given[0][:, VALID[rows.start]], given[1][:, VALID[rows.start]]
     ids = llm.generate(*given, PROMPTS[rows], max_new_tokens=6, **options)
@@ -219,12 +220,26 @@ def test_every_family_writes_in_a_batch_what_it_writes_alone(kind: str) -> None:
     llm.abilities = examine(llm, kind)
     assert llm.abilities == Abilities(caches=kind not in UNCACHED, batches=kind not in UNBATCHED)
     require_training(llm)
-    for options in ({"num_beams": 3}, {"num_beams": 1}):
+    drawn = {"do_sample": True, "draws": torch.rand(3, 6, generator=torch.Generator().manual_seed(1)).tolist()}
+    ways: list[dict[str, Any]] = [{"num_beams": 3}, {"num_beams": 1}, drawn]
+    for options in ways:
         together = texts(llm, **options)
         assert together == [texts(llm, slice(row, row + 1), **options)[0] for row in range(3)]
         usual, llm.abilities = llm.abilities, Abilities(caches=False, batches=False)
         assert texts(llm, **options) == together
         llm.abilities = usual
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "quantize"), [("deepseek_v3", "int8"), ("mamba", "int8"), ("mamba", "nf4")])
+def test_what_bitsandbytes_cannot_quantise_is_refused_when_it_is_loaded(
+    kind: str, quantize: str, tmp_path: Path
+) -> None:
+    llm = tiny_family(kind)
+    llm.model.save_pretrained(tmp_path)
+    llm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=f"the {kind} model in .* cannot write after image tokens"):
+        load_language_model(tmp_path, quantize=quantize)
 
 
 def test_the_list_of_families_is_in_the_documents() -> None:

@@ -13,20 +13,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
     Blip2Processor,
+    GPTNeoXConfig,
 )
 
 import qformer
-from qformer.model.export import Form, convert_checkpoint
-from qformer.model.foreign import Given
+from qformer.model.export import Form, check_family, convert_checkpoint
+from qformer.model.foreign import Given, language_model
 from qformer.names import LM_HEAD
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
-from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, make
+from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, fill, make
+from tests.tiny_families import tiny_family
 
 ALL = (*KINDS, "itr")
 
@@ -163,6 +166,52 @@ def test_transformers_computes_the_same_from_what_we_write(space: Path, tmp_path
         said = after(**given, use_image_text_matching_head=head)
         expected = before(pixel_values=image, **bare, use_image_text_matching_head=head)
         assert torch.equal(said.logits_per_image, expected.logits_per_image)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "mixtral", "qwen3_moe"])
+def test_language_models_whose_files_have_other_names_than_memory(tmp_path: Path, kind: str) -> None:
+    """`embed_out` is the head of a GPT-NeoX in its files, and the experts of a Mixtral stand there one by one."""
+    model = tiny_family(kind).model
+    model.save_pretrained(tmp_path)
+    stored = read_tensors(tmp_path)
+    assert stored.keys() - model.state_dict().keys()
+    same(dict(language_model(model.config, stored, "it").state_dict()), dict(model.state_dict()))
+    with pytest.raises(UsageError, match="the language model in 'it' does not fit"):
+        language_model(model.config, {name: stored[name] for name in list(stored)[1:]}, "it")
+
+
+@torch.no_grad()
+def test_an_exported_gpt_neox_is_loaded_again(space: Path, tmp_path: Path) -> None:
+    """The OPT of a BLIP-2 replaced by a GPT-NeoX, through transformers' own folder, ours, and theirs again."""
+    folder = tmp_path / "theirs"
+    shutil.copytree(space / "opt", folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = theirs(folder, "opt").config
+    words = config.text_config.vocab_size
+    config.text_config = GPTNeoXConfig(
+        vocab_size=words, max_position_embeddings=96, bos_token_id=2, eos_token_id=2, **sizes
+    )
+    model: Any = Blip2ForConditionalGeneration(config).eval()
+    fill(model)
+    model.save_pretrained(folder)
+    assert "language_model.embed_out.weight" in read_tensors(folder)
+    ours = qformer.load(folder, device="cpu")
+    tiles, _ = both("opt")
+    options = {"num_beams": 1, "max_new_tokens": 8, "return_ids": True}
+    said = ours.generate(tiles, PROMPTS, **options)
+    back = convert(convert(folder, tmp_path / "ours", "qformer"), tmp_path / "back", "transformers")
+    same(read_tensors(back), read_tensors(folder))
+    assert torch.equal(qformer.load(back, device="cpu").generate(tiles, PROMPTS, **options), said)
+
+
+def test_language_models_that_their_blip2_would_halve_are_refused() -> None:
+    for kind in ("bart", "mbart", "marian", "pegasus", "blenderbot"):
+        with pytest.raises(UsageError, match=f"takes every {kind} for a model that only decodes"):
+            check_family(AutoConfig.for_model(kind))
+    with pytest.raises(UsageError, match="hidden_size, which the configuration of a t5gemma lacks"):
+        check_family(AutoConfig.for_model("t5gemma"))
+    for kind in ("t5", "opt", "gpt_neox"):
+        check_family(AutoConfig.for_model(kind))
 
 
 def photos() -> list[Image.Image]:

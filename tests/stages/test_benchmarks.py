@@ -95,8 +95,9 @@ def test_vqa_from_official_files_to_the_official_score(root: Path, run: Run) -> 
     result = json.loads(Path("a.json").read_text())
     assert (result["images"], result["asked"], result["scored"], result["resumed"]) == (3, 4, 3, 3)
     assert [record["kind"] for record in result["skipped"]] == ["missing"]
-    assert result["scores"] == {"accuracy": pytest.approx(2.5 / 3)}
-    assert result["groups"]["answer_type"]["other"] == {"count": 2, "accuracy": pytest.approx(0.8)}
+    assert result["scores"] == {"accuracy": pytest.approx(2.5 / 3), "all normalised": pytest.approx(2.5 / 3)}
+    other = {"count": 2, "accuracy": pytest.approx(0.8), "all normalised": pytest.approx(0.8)}
+    assert result["groups"]["answer_type"]["other"] == other
     assert result["groups"]["question_type"]["how many"]["accuracy"] == pytest.approx(0.9)
     assert "83.33" in out
     assert json.loads(Path("s.json").read_text()) == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -396,3 +397,60 @@ def test_spread_layers_and_recomputed_activations_take_less(space: Path) -> None
     )
     assert both["forward"] == forward["forward"]
     assert both["backward"] > 1.2 * forward["backward"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("a100 40gb", "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("A100_80", "A100-80GB"),
+        ("h100 pcie", "H100-PCIe"),
+        ("4090", "RTX4090"),
+        ("rtx 3090", "RTX3090"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("RTX A6000", "A6000"),
+        ("a10", "A10"),
+        ("l4", "L4"),
+        ("Tesla T4", "T4"),
+        ("CPU", "cpu"),
+    ],
+)
+def test_a_gpu_is_found_by_the_name_that_people_give_it(name: str, meant: str) -> None:
+    assert hardware.full_name(name) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a100", "'a100' may be A100-40GB or A100-80GB; give one of them"),
+        ("H100", "'H100' may be H100-80GB or H100-PCIe"),
+        ("l40", "unknown GPU 'l40': did you mean 'L40S'?"),  # has half the rate of an L40S
+        ("4070 ti", "unknown GPU '4070 ti'"),
+        ("nvidia", "unknown GPU 'nvidia'"),
+        ("", "unknown GPU ''"),
+    ],
+)
+def test_a_gpu_that_may_be_another_is_not_guessed(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        hardware.full_name(name)
+
+
+def test_the_number_of_processes_costs_nothing(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand would send and hold what the exchange says, and none of it is made here."""
+    settings, world = small(space, data={"batch": 6}), 100_000
+    model, mode = outline(settings, "cuda")
+    few, many = (Subject(settings, model, mode, "cuda", gpus).step(6) for gpus in (50, world))
+    for what in ("embeddings", "texts and ids"):
+        assert many.received[what] * 49 == few.received[what] * (world - 1)
+    assert many.received["tokens of drawn images"] == few.received["tokens of drawn images"]  # another's to each text
+    similarities = 4 * 6 * 8 * 6 * (world - 50)  # of 6 texts with 8 queries of all images
+    assert many.peak - few.peak > similarities
+    monkeypatch.setattr(planning, "_largest", lambda *_: 1)
+    for wrong, said in (({"gpus": 0}, "gpus is 0"), ({"gpus": -1}, "gpus is -1"), ({"efficiency": 0.0}, "efficiency")):
+        with pytest.raises(UsageError, match=said):
+            plan(settings, "t4", **wrong)
+
+
+def test_a_process_on_a_cpu_has_its_program_beside_the_tensors() -> None:
+    assert hardware.reserve("cpu", 0) == 470_000_000  # Python, PyTorch, transformers; and what the first step loads

@@ -1,0 +1,36 @@
+"""Devices by name: the one that is meant, or a sentence where this machine has none such."""
+
+from __future__ import annotations
+
+import torch
+
+from qformer.types import UsageError
+
+
+def choose(name: str | torch.device | None) -> torch.device:
+    """The device of a name such as `cpu`, `cuda`, `cuda:1` or `mps`; None is the GPU where there is one, else the CPU.
+
+    Raises:
+        UsageError: it is no name of a device, or this machine has none such.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device is '{name}'; give cpu, cuda, or one of several such as cuda:1") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else None
+    try:
+        if device.type == "meta" or (count is not None and (device.index or 0) >= count):
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (
+        AssertionError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # by how PyTorch is built
+        there = f"the last GPU of this machine is cuda:{count - 1}" if count else "there is none on this machine"
+        raise UsageError(f"device is '{name}', but {there}; give another, cpu for one, or leave it out") from error
+    return device

@@ -1,0 +1,88 @@
+"""Progress of long work: a bar in a terminal, and a line a minute where the output goes to a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sized
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rich.console import Console
+    from rich.progress import Task, TaskID
+
+MINUTE = 60.0
+Item = TypeVar("Item")
+
+
+class Bar(Progress):
+    """A bar of rich with the usual columns; where the console is no terminal, a line a minute instead.
+
+    A line is written when the work tells how far it is, never by a thread of its own, and a last one at the end of work
+    of which there was a line before.
+    """
+
+    def __init__(
+        self, *fields: str, console: Console | None = None, disable: bool = False, redirect_stdout: bool = True
+    ) -> None:
+        """`fields`: further columns, as templates such as `{task.fields[losses]}`."""
+        console = console or get_console()
+        self.fields = fields
+        self._writes = not disable and not console.is_terminal
+        self._began = self._told = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(
+            *columns,
+            *times,
+            *(TextColumn(field) for field in fields),
+            console=console,
+            disable=disable or self._writes,
+            redirect_stdout=redirect_stdout,
+        )
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        if self._writes and time.monotonic() - self._told >= MINUTE:
+            self._write()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        if self._writes and time.monotonic() - self._told >= MINUTE:
+            self._write()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._told > self._began:
+            self._write()
+
+    def _write(self) -> None:
+        self._told = time.monotonic()
+        for task in self.tasks:
+            self.console.print(self._line(task), markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, task: Task) -> str:
+        total = "" if task.total is None else f" of {int(task.total):,}"
+        parts = [f"{int(task.completed):,}{total}", f"{_rounded(task.elapsed)} passed"]
+        parts += [] if task.time_remaining is None else [f"{_rounded(task.time_remaining)} left"]
+        parts += [told for field in self.fields if (told := field.format(task=task).strip())]
+        return f"{task.description}: {', '.join(parts)}"
+
+
+def _rounded(seconds: float | None) -> str:
+    return str(timedelta(seconds=int(seconds or 0)))
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None, disable: bool = False) -> Iterator[Item]:
+    """The items, with a bar on standard output, or a line a minute, that tells how many have been worked on."""
+    with Bar(disable=disable) as bar:
+        known = len(items) if total is None and isinstance(items, Sized) else total
+        task = bar.add_task(description, total=known)
+        for item in items:
+            yield item
+            bar.advance(task)
