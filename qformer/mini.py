@@ -74,7 +74,8 @@ class ContrastiveViT(nn.Module):
 
     def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> float[B, T, 128] and bool[B, T]: which of the tokens are text."""
-        tokens = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        length = {"truncation": True, "max_length": self.max_tokens}
+        tokens = self.tokenizer(text, padding=True, split_special_tokens=True, return_tensors="pt", **length)
         tokens = tokens.to(self.scale.device)
         rows = self.text_proj(self.text(**tokens).last_hidden_state)
         return rows, tokens["attention_mask"].bool()
@@ -154,6 +155,7 @@ class TextModel(nn.Module):
             max_length=self.config.max_tokens,
             return_tensors="pt",
             return_token_type_ids=False,
+            split_special_tokens=True,
         )
         return made.to(self.model.device)
 

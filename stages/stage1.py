@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from qformer import checkpoint, resolution
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, answers_of, held_out
@@ -74,7 +76,8 @@ def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
         stop = start + len(tiles)
         texts = [captions[0] for captions in held.captions[start:stop]]
         ids = [sample.key if sample.image_id is None else sample.image_id for sample in held.samples[start:stop]]
-        batch = Batch(tiles, texts, ids)
+        cuts = [float(np.random.default_rng([0, number]).random()) for number in range(start, stop)]  # always the same
+        batch = Batch(tiles, texts, ids, cuts=cuts)
         if held.asks:
             batch.question = held.questions(start, stop)
             batch.answer = [answers_of(sample)[0] for sample in held.samples[start:stop]]

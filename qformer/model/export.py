@@ -28,6 +28,7 @@ from qformer.model.foreign import (
     VISION_FILE,
     Given,
     Opened,
+    check_words,
     configuration,
     language_model,
     open_foreign,
@@ -156,8 +157,11 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     side = model.config.vision_config.image_size
     size = {"height": side, "width": side}
     images = BlipImageProcessor(size=size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))
-    processor = Blip2Processor(images, _tokenizer(opened), opened.parts.sizes.queries)
+    tokenizer = _tokenizer(opened)
+    check_words(opened, tokenizer)
+    processor = Blip2Processor(images, tokenizer, opened.parts.sizes.queries)
     tokenizer = processor.tokenizer  # which has the word that stands for a visual token by now
+    tokenizer.split_special_tokens = False  # their processor writes that word into texts
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if opened.llm is not None:
         rows = model.get_input_embeddings().num_embeddings
@@ -258,12 +262,16 @@ def write_ours(opened: Opened, folder: Path) -> None:
         config = config.model_copy(update=kept)
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
+        tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer))
+        check_words(opened, tokenizer)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
-        pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer)).save_pretrained(inside)
+        tokenizer.save_pretrained(inside)
         llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
         config = config.model_copy(update={"llm": llm})
     if parts.stage == "stage1":
-        _tokenizer(opened).save_pretrained(folder)
+        tokenizer = _tokenizer(opened)
+        check_words(opened, tokenizer)
+        tokenizer.save_pretrained(folder)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
     meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
     (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")

@@ -69,8 +69,11 @@ def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> 
 
 
 def read_tokenizer(path: str | Path) -> Any:
-    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate."""
-    tokenizer = _fetch(AutoTokenizer, str(path))
+    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate.
+
+    Special tokens in the texts that it is given are words (`pretrained.as_words`).
+    """
+    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, str(path)))
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": DECODE})
     return tokenizer
