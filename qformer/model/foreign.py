@@ -365,7 +365,7 @@ def _tower_choice(parts: Parts, heads: int | None, patch_size: int | None) -> di
     if heads is None:
         heads = convert.usual_heads(width, HEAD_WIDTH[name], "vision_heads")
     if heads < 1 or width % heads:
-        raise UsageError(f"the width {width} of this image encoder does not divide into {heads} heads; give its own")
+        raise UsageError(f"the image encoder's width {width} does not divide into {heads} heads; give its own number")
     sizes = {
         "image_size": math.isqrt(table.shape[-2] - 1) * patch,
         "patch_size": patch,
