@@ -280,7 +280,7 @@ def from_transformers(tensors: Mapping[str, Tensor], family: str | None = None, 
         if bias is None:
             lacking.append(f"vision_model.encoder.layers.{block}.self_attn.qkv.bias")
             continue
-        # EVA has no bias of keys; one that was trained adds the same to all scores of a query, and the softmax drops it.
+        # EVA has no bias of keys: a trained one adds the same to all scores of a query, which the softmax drops.
         query, _, value = bias.chunk(3)
         vision |= {f"blocks.{block}.attn.q_bias": query, f"blocks.{block}.attn.v_bias": value}
     refuse(missing + lacking, list(left), "the transformers checkpoint")

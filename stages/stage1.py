@@ -12,7 +12,7 @@ from qformer.data import sources
 from qformer.data.loader import Batches, Held, answers_of, held_out
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
-from qformer.types import Batch
+from qformer.types import Batch, UsageError
 from stages.features import prepare
 from stages.loop import fit
 
@@ -34,6 +34,11 @@ def train(config: Config) -> Path:
     held = validation_data(config)
     encoder, store = prepare(config, source, strategy, whole=held is not None)
     model, config = build_image_text(config, encoder=encoder)
+    if config.text.max_tokens > config.qformer.max_positions:
+        raise UsageError(
+            f"text.max_tokens is {config.text.max_tokens}, more than the {config.qformer.max_positions} positions of "
+            "the Q-Former; lower it"
+        )
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
         start_from(model, checkpoint.read(config.init))
     batches = Batches(source, strategy, config.data, config.seed, store)

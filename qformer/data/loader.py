@@ -1,9 +1,9 @@
 """From a source to training batches, as a pure function of (seed, number of the batch).
 
 Which sample stands at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`); so are the
-caption that is drawn, where an encoder-decoder cuts it, crop and mirror. So a batch is the same whatever the number of workers, and a resumed run reads
-on exactly where it stopped. A bad sample is replaced by another drawn from the same seed, counted and recorded; it
-never ends the stream by itself.
+caption that is drawn, where an encoder-decoder cuts it, crop and mirror. So a batch is the same whatever the number of
+workers, and a resumed run reads on exactly where it stopped. A bad sample is replaced by another drawn from the same
+seed, counted and recorded; it never ends the stream by itself.
 """
 
 from __future__ import annotations

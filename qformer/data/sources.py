@@ -233,12 +233,12 @@ class JsonLines:
     Attributes:
         path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
-        where: keep the records whose fields equal these, such as {split: train}.
+        where: keep the records whose fields equal these, such as {split: train}; all by default.
     """
 
     path: str | list[str]
     images: str | None = None
-    where: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, Any] | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
     _lines: Any = field(init=False, repr=False, compare=False)  # int64[n, 4]: file, number, start, length in bytes
 

@@ -102,6 +102,7 @@ def open_ours(path: str | Path, trust: bool = False) -> Opened:
     inside = str(saved.path)
     if not trained and str(config.vision.options.get("weights", "")).startswith(inside):
         parts.vision = read_tensors(config.vision.options["weights"])
+    merged = ""
     if config.llm is not None:
         llm = configuration(config.llm.path)
         family = next((known for known in FAMILIES if known == llm.model_type), None)
@@ -109,10 +110,11 @@ def open_ours(path: str | Path, trust: bool = False) -> Opened:
             tensors = read_tensors(config.llm.path)
             parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
         if config.llm.lora is not None:
-            parts.llm = _merged(config.llm, saved)
+            parts.llm, merged = _merged(config.llm, saved), config.llm.path
             config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
     parts.family = family
-    return Opened(str(path), parts, config, str(saved.path) if config.llm is None else config.llm.path, llm)
+    tokenizer = str(saved.path) if config.llm is None else config.llm.path
+    return Opened(str(path), parts, config, tokenizer, llm, merged)
 
 
 def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
@@ -266,7 +268,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
         check_words(opened, tokenizer)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
         tokenizer.save_pretrained(inside)
-        llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
+        llm = (config.llm or LLMConfig(path=LLM_FOLDER)).model_copy(update={"path": LLM_FOLDER})
         config = config.model_copy(update={"llm": llm})
     if parts.stage == "stage1":
         tokenizer = _tokenizer(opened)
@@ -274,6 +276,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
     meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
+    meta |= {checkpoint.MERGED: opened.merged} if opened.merged else {}
     (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 

@@ -83,6 +83,7 @@ class Opened:
         config: what our own would say; towers that `parts` hold are named as files of a checkpoint.
         tokenizer: folder or hub id: of the texts in stage one, of the language model in stage two.
         llm: the language model's configuration in transformers; None where `parts` do not hold its tensors.
+        merged: the language model to whose weights adapters were added, if any were.
     """
 
     source: str
@@ -90,6 +91,7 @@ class Opened:
     config: Config
     tokenizer: str
     llm: Any = None
+    merged: str = ""
 
     def hold_towers(self) -> None:
         """Fetch the towers that the checkpoint leaves out.
@@ -252,8 +254,8 @@ def check_words(opened: Opened, tokenizer: Any) -> None:
     needed = len(tokenizer) - (opened.parts.stage == "stage1" and not has_head)  # [DEC] is of the head alone
     if known is not None and needed > known:
         raise UsageError(
-            f"the tokenizer '{opened.tokenizer}' has {needed} words, and the model in '{opened.source}' {known}; give the "
-            "one that belongs to it with tokenizer"
+            f"the tokenizer '{opened.tokenizer}' has {needed} words, and the model in '{opened.source}' {known}; give "
+            "the one that belongs to it with tokenizer"
         )
 
 
