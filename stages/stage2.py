@@ -108,13 +108,14 @@ def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None
     if start.config.stage == "stage1":
         load_stage_one(model, start)
         return
-    assert start.config.llm is not None and config.llm is not None
+    assert start.config.llm is not None
+    assert config.llm is not None
     theirs, mine = start.config.llm.path, config.llm.path
     if start.config.llm.lora is not None and config.llm.lora is None:
         raise UsageError(
             f"init '{config.init}' was trained with adapters of its language model (llm.lora of rank "
-            f"{start.config.llm.lora.rank}), and this configuration has none; add llm.lora as it was there, or convert the "
-            "run (qformer convert adds them to the weights) and set llm.path to the converted one's"
+            f"{start.config.llm.lora.rank}), and this configuration has none; add llm.lora as it was there, or convert "
+            "the run (qformer convert adds them to the weights) and set llm.path to the converted one's"
         )
     told = ""
     if theirs != mine and not (Path(theirs).exists() and Path(mine).exists() and Path(theirs).samefile(mine)):

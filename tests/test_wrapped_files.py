@@ -71,7 +71,7 @@ def test_what_is_there_twice_or_beside_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"twice.pth' holds '.*ln_vision.weight' twice, wrapped and not"):
         read_tensors(tmp_path / "twice.pth")
     beside = {f"model.{name}": tensor for name, tensor in held.items()} | {"teacher.query_tokens": torch.ones(1)}
-    with pytest.raises(UsageError, match="missing nothing; left over teacher.query_tokens;"):
+    with pytest.raises(UsageError, match=r"missing nothing; left over teacher\.query_tokens;"):
         convert.from_lavis(beside)
 
 

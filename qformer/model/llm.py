@@ -223,7 +223,7 @@ class LanguageModel(nn.Module, ABC):
         The unknown token stands for what is in a text.
         """
         special = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        letters = {number: self.tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
+        letters: dict[int, Any] = {number: self.tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
         letters.pop(self.tokenizer.unk_token_id, None)
         return {number: [letter for letter in row if letter is not None] for number, row in letters.items()}
 
