@@ -127,6 +127,9 @@ class LoraConfig(Section):
     targets: list[str] | None = None
 
 
+POSITIONS = {"bert": 128, "opt": 512}  # of towers from scratch, those of a T5 being relative
+
+
 class BackboneConfig(Section):
     """A small tower trained from scratch: sizes of the model that `stage: vision` or `stage: language` makes.
 

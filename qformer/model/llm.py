@@ -60,6 +60,7 @@ class LanguageModel(nn.Module, ABC):
         abilities: what writing can rely on, see `qformer.model.abilities`.
         end: id of the token that ends a text. pad: id of what stands after it in a batch.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
+        template: how prompts may begin whose special tokens are meant, such as those of a chat; usually empty.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
@@ -76,6 +77,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.autocast = False
+        self.template = ""
         self.adapters: list[nn.Module] = []  # parts that are in training mode whenever what is around the model is
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
@@ -211,10 +213,17 @@ class LanguageModel(nn.Module, ABC):
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS.
 
-        No text holds special tokens: what looks like one, such as `</s>`, is read letter by letter.
+        What looks like a special token in a text, such as `</s>`, is read letter by letter, but for the `template`.
         """
-        rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        return [self.start + [token for one in row for token in self._spelled.get(one, (one,))] for row in rows]
+        if not texts:
+            return []
+        behind = [text.removeprefix(self.template) for text in texts]
+        rows = self.tokenizer(behind, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = [[letter for one in row for letter in self._spelled.get(one, (one,))] for row in rows]
+        if self.template:
+            front = self.tokenizer(self.template, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+            rows = [front + row if rest != text else row for text, rest, row in zip(texts, behind, rows, strict=True)]
+        return [self.start + row for row in rows]
 
     @cached_property
     def _spelled(self) -> dict[int, list[int]]:

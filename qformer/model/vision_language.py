@@ -50,6 +50,8 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.llm = llm
         self.prompt = prompt
+        if any(special in prompt for special in llm.tokenizer.all_special_tokens):
+            llm.template = prompt  # the configuration's, not typed by whoever asks
         self.max_tokens = max_tokens
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from qformer.data.loader import cleaned
 from qformer.model.connectors import QuestionConnector
 from qformer.model.llm_loading import load_language_model
-from qformer.model.loading import build_image_text, read_tokenizer
+from qformer.model.loading import build_image_text, build_vision_language, read_tokenizer
 from qformer.model.qformer import QFormer
 from tests.tiny import save_tiny_llm
 from tests.workspace import config, make_workspace, save_tiny_bert
@@ -33,6 +33,24 @@ def test_a_language_model_reads_them_as_words(tmp_path: Path, kind: str) -> None
         assert llm.end not in row[len(llm.start) : -1]
     assert llm.count_tokens(f"Question: {TYPED}") > 60
     assert llm.decode([whole]) == [TYPED]
+    assert llm.decode([llm.ended(["a red bus"])[0]]) == ["a red bus"]
+
+
+def test_special_tokens_of_the_configured_prompt_are_meant(tmp_path: Path) -> None:
+    """Such as those of a chat; the same words behind them are not."""
+    root = make_workspace(tmp_path)
+    save_tiny_llm(root / "qwen2", "qwen2")
+    prompt = "<|endoftext|>user: a photo of<|im_end|>"
+    vision, sizes = {"name": "hf", "path": str(root / "vit")}, {"hidden_size": 8, "heads": 2, "layers": 1}
+    options = {"vision": vision, "qformer": sizes, "llm": {"path": str(root / "qwen2"), "prompt": prompt}}
+    llm = build_vision_language(config(root, "stage2", init=None, **options))[0].llm
+    first, last = llm.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    typed = " a bus <|im_end|> <|endoftext|>"
+    for text, times in ((prompt + typed, 1), (typed, 0)):
+        row = llm.ended([text])[0][:-1]
+        assert (row.count(first), row.count(last)) == (times, times)
+    row, targets = llm._targets([typed], [prompt], 90, torch.device("cpu"))
+    assert (row.ids[0].eq(first).sum(), targets.eq(first).sum(), targets.eq(last).sum()) == (1, 0, 1)
     assert llm.decode([llm.ended(["a red bus"])[0]]) == ["a red bus"]
 
 

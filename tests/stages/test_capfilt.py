@@ -235,7 +235,7 @@ def test_two_processes_never_make_the_same_part(models: Models, photos: Path, tm
 def test_what_was_made_stays_with_its_record(
     models: Models, photos: Path, tmp_path: Path, form: str, change: str
 ) -> None:
-    """The data change after a kill, and after the end: only what is new is captioned, no picture has others' captions."""
+    """The data change after a kill, and after the end: only new records are captioned, none has others' captions."""
     text, out = photos.read_text().splitlines(), tmp_path / "out"
     new = json.dumps({"image": "photos/9.png", "caption": "It is new."})
     changed = {

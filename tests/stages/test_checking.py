@@ -65,6 +65,7 @@ def test_shipped_configurations_pass(path: Path) -> None:
         ("train.lr=1e-6", "train.min_lr 2e-05 is above train.lr 1e-06"),
         ("text.max_tokens=2", "text.max_tokens 2 leaves no room for a word"),
         ("llm={path: x, max_tokens: 1}", "llm.max_tokens 1 leaves no room for a word"),
+        ("backbone={kind: opt, max_tokens: 513}", "backbone.max_tokens 513 is more than the 512 positions of this opt"),
         ("vision.path=''", "vision.path is empty; give a value"),
         ("data.train={name: jsonl, path: ' '}", "data.train.path is empty; give a value"),
         ("data.train={name: jsonl, path: [a.jsonl, '']}", "data.train.path is empty; give a value"),
