@@ -25,6 +25,7 @@ from qformer.names import (
     EVA_RELEASED_DEPTH,
     POSITION_IDS,
     REPEATED,
+    SPARE,
     Stage,
     bridge_rows,
     clip_names,
@@ -93,6 +94,8 @@ def from_lavis(tensors: Mapping[str, Tensor], heads: int | None = None) -> Parts
     vision, lacking = _vision_from_lavis(left)
     prefix = f"{family}_model."
     llm = {name.removeprefix(prefix): left.pop(name) for name in list(left) if family and name.startswith(prefix)}
+    if all(name.endswith(SPARE) for name in llm):
+        llm = {}
     refuse(missing + lacking, list(left), "the LAVIS checkpoint")
     return Parts(stage, bridge, vision, llm, sizes, family)
 

@@ -127,6 +127,18 @@ def test_a_head_of_t5_that_is_its_embedding_is_written_once(tmp_path: Path) -> N
         ]
 
 
+@pytest.mark.parametrize("name", ["opt_a", "t5_a"])
+def test_spare_tables_of_a_language_model_that_is_left_out(name: str) -> None:
+    """LAVIS leaves frozen weights out by their first name alone, so that others of an embedding stay in the file."""
+    held, tables = dict(read(name).weight), ("embed_tokens.weight", "lm_head.weight")
+    kept = {n: tensor for n, tensor in held.items() if not n.startswith((f"{name[:-2]}_model.", "visual_encoder."))}
+    spare = {n: tensor for n, tensor in held.items() if n.startswith(f"{name[:-2]}_model.") and n.endswith(tables)}
+    assert spare
+    made = convert.from_lavis(kept | spare)
+    assert not made.llm
+    same(made.bridge, convert.from_lavis(kept).bridge)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
