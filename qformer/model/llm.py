@@ -221,9 +221,15 @@ class LanguageModel(nn.Module, ABC):
         rows = self.tokenizer(behind, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         rows = [[letter for one in row for letter in self._spelled.get(one, (one,))] for row in rows]
         if self.template:
-            front = self.tokenizer(self.template, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-            rows = [front + row if rest != text else row for text, rest, row in zip(texts, behind, rows, strict=True)]
+            rows = [
+                self._front + row if rest != text else row for text, rest, row in zip(texts, behind, rows, strict=True)
+            ]
         return [self.start + row for row in rows]
+
+    @cached_property
+    def _front(self) -> list[int]:
+        """Ids of the template."""
+        return self.tokenizer(self.template, add_special_tokens=False, split_special_tokens=False)["input_ids"]
 
     @cached_property
     def _spelled(self) -> dict[int, list[int]]:
