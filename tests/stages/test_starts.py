@@ -81,8 +81,8 @@ def test_the_longest_text_that_fits_is_trained(space: Path) -> None:
     """OPT's positions less the queries; and a `where` of the file that is taken back."""
     values = config(space, "stage2").model_dump(exclude_unset=True)
     values["data"]["train"]["where"] = None
-    start(space, "longest", space / "runs" / "stage1", space / "opt", max_tokens=96 - 3)
-    stages.train(config(space, "stage2", run=str(space / "all"), train=BRIEF, data=values["data"]))
+    longest = {"path": str(space / "opt"), "max_tokens": 128 - 3}
+    stages.train(config(space, "stage2", run=str(space / "all"), train=BRIEF, data=values["data"], llm=longest))
 
 
 def test_sizes_are_those_that_are_trained(space: Path) -> None:
