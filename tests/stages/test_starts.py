@@ -63,8 +63,8 @@ def test_adapters_of_init_are_not_lost_unsaid(space: Path, capsys: pytest.Captur
     [
         (
             "stage2",
-            {"llm": {"max_tokens": 2000}},
-            "llm.max_tokens is 2000, but behind 3 visual tokens this opt model",
+            {"llm": {"max_tokens": 126}},
+            "llm.max_tokens is 126, but behind 3 visual tokens this opt model",
         ),
         ("stage2", {"llm": {"max_tokens": 2}}, "llm.max_tokens 2 leaves no room for a word of this language model"),
         ("stage2", {"llm": {"max_tokens": 1}}, "llm.max_tokens 1 leaves no room for a word in front"),
