@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 HUGGING_FACE = "config.json"  # what a folder of transformers holds
 FILES = (".pth", ".pt", ".bin", ".safetensors")  # an id on the hub may have a dot, too: opt-2.7b
+MERGED = "adapters_merged_into"  # in META: the language model to whose weights adapters were added
 INSIDE = "checkpoint:"  # begins the path of a tower that the checkpoint holds itself
 WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
 

@@ -87,14 +87,15 @@ def show_config(
     overrides: Overrides = None,
     data: Annotated[bool, typer.Option("--data", help="open the data too, and say what the first samples are")] = False,
 ) -> None:
-    """Check a configuration and print it whole, defaults included."""
+    """Check a configuration and print it whole: defaults, and the sizes that will be trained, included."""
     from qformer.config import dump_config, load_config
 
     _sibling("stages")
     from stages.checking import check
+    from stages.sizes import with_sizes
 
-    checked = check(load_config(config, overrides))
-    lines = []
+    checked, told = with_sizes(check(load_config(config, overrides)))
+    lines = [f"# {line}\n" for line in told]
     if data:
         from qformer.data import sources
         from qformer.data.preview import preview

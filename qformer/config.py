@@ -24,6 +24,7 @@ from qformer.schema import (
     FeaturesConfig,
     Fraction,
     LoraConfig,
+    Named,
     Positive,
     QuestionConfig,
     Section,
@@ -73,7 +74,7 @@ class TextConfig(Section):
         max_tokens: captions are cut here, `[CLS]` and `[SEP]` counted.
     """
 
-    bert: str = "bert-base-uncased"
+    bert: Named = "bert-base-uncased"
     fold_token_types: bool = False
     max_tokens: Positive = 32
 
@@ -110,7 +111,7 @@ class LLMConfig(Section):
         lora: train low-rank adapters of its layers, too; without them it stays as it is.
     """
 
-    path: str
+    path: Named
     prompt: str = ""
     max_tokens: Positive = 32
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -223,9 +224,9 @@ class Config(Section):
     """
 
     stage: Literal["vision", "language", "stage1", "stage2"]
-    run: str
+    run: Named
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
-    init: str | None = None
+    init: Named | None = None
     vision: Choice = Choice(name="eva")
     freeze_vision: bool = True
     vision_norm_eps: Epsilon = 1e-5
@@ -355,6 +356,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values.get(parent), dict):
             values[parent] = {}
         values = values[parent]
+    if not text.strip():
+        raise UsageError(f"'{override}' has no value; write one, or {key}=null for none")
     try:
         values[last] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -25,6 +25,7 @@ from qformer.names import (
     EVA_RELEASED_DEPTH,
     POSITION_IDS,
     REPEATED,
+    SPARE,
     Stage,
     bridge_rows,
     clip_names,
@@ -80,19 +81,42 @@ def from_lavis(tensors: Mapping[str, Tensor], heads: int | None = None) -> Parts
     Raises:
         UsageError: it is none of them, or tensors are missing, left over or of unequal sizes.
     """
+    tensors = bare(tensors, "query_tokens")
     family = next((known for known in FAMILIES if f"{known}_proj.weight" in tensors), None)
     if "query_tokens" not in tensors or (family is None and "itm_head.weight" not in tensors):
         raise UsageError("these tensors are no BLIP-2 of LAVIS: no query_tokens, or neither itm_head nor a projection")
     left = dict(tensors)
     positions = _drop_repeated(left)
+    _drop_numbers(left)
     sizes = _sizes(left, "lavis", heads, positions)
     stage: Stage = "stage2" if family else "stage1"
     bridge, missing = _take(left, [(lavis, ours) for ours, lavis, _ in bridge_rows(sizes, stage, family) if lavis])
     vision, lacking = _vision_from_lavis(left)
     prefix = f"{family}_model."
     llm = {name.removeprefix(prefix): left.pop(name) for name in list(left) if family and name.startswith(prefix)}
+    if all(name.endswith(SPARE) for name in llm):
+        llm = {}
     refuse(missing + lacking, list(left), "the LAVIS checkpoint")
     return Parts(stage, bridge, vision, llm, sizes, family)
+
+
+def bare(tensors: Mapping[str, Tensor], *first: str) -> dict[str, Tensor]:
+    """The tensors without what stands in front of all names of a model that was part of another, such as `model.`.
+
+    Args:
+        first: tensors of which the model has one, whose own name tells where names begin.
+    """
+    if any(own in tensors for own in first):
+        return dict(tensors)
+    front = next((name[: -len(own)] for name in tensors for own in first if name.endswith(f".{own}")), "")
+    return {name.removeprefix(front): tensor for name, tensor in tensors.items()}
+
+
+def _drop_numbers(left: dict[str, Tensor]) -> None:
+    """Remove `position_ids`, buffers of older versions that number the positions from 0 on."""
+    for name in [name for name in left if name.rpartition(".")[2] == "position_ids"]:
+        if torch.equal(left[name].flatten(), torch.arange(left[name].numel(), dtype=left[name].dtype)):
+            del left[name]
 
 
 def _drop_repeated(left: dict[str, Tensor]) -> int | None:
@@ -126,7 +150,7 @@ def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positio
     known: dict[str, Any] = {
         "hidden_size": hidden,
         "layers": layers,
-        "heads": heads or max(1, hidden // HEAD_WIDTH),
+        "heads": usual_heads(hidden, HEAD_WIDTH, "heads") if heads is None else heads,
         "intermediate_size": 4 * hidden if inner is None else len(inner),
         "queries": queries,
         "cross_attention_every": with_cross[1] if len(with_cross) > 1 else layers,
@@ -139,7 +163,18 @@ def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positio
     try:
         return QFormerConfig(**known)
     except ValidationError as error:
-        raise UsageError(lookup.explain(error, known)) from error
+        raise UsageError(lookup.explain(error, known, "qformer")) from error
+
+
+def usual_heads(width: int, each: int, key: str) -> int:
+    """How many heads `each` numbers wide there are in a width; one in a smaller one.
+
+    Raises:
+        UsageError: it is no multiple; asks for `key`.
+    """
+    if width > each and width % each:
+        raise UsageError(f"a width of {width} is no multiple of the usual {each} of a head; say how many with {key}")
+    return max(1, width // each)
 
 
 _WHERE = {
@@ -184,6 +219,7 @@ def tower(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UsageError: they are no EVA and no CLIP.
     """
+    tensors = bare(tensors, "cls_token", "class_embedding")
     left = {f"visual_encoder.{name}": tensor for name, tensor in tensors.items()}
     if "visual_encoder.class_embedding" in left:
         depth = min(_count(list(tensors), r"transformer\.resblocks\.(\d+)\."), CLIP_RELEASED_DEPTH - 1)
@@ -228,9 +264,11 @@ def from_transformers(tensors: Mapping[str, Tensor], family: str | None = None, 
     Raises:
         UsageError: tensors are missing or left over.
     """
+    tensors = bare(tensors, "query_tokens")
     if "query_tokens" not in tensors or "vision_model.post_layernorm.weight" not in tensors:
         raise UsageError("these tensors are no BLIP-2 of transformers: no query_tokens, or no vision_model")
     left = dict(tensors)
+    _drop_numbers(left)
     stage: Stage = "stage2" if "language_projection.weight" in left else "stage1"
     start = "language_model."
     llm = {name.removeprefix(start): left.pop(name) for name in list(left) if name.startswith(start)}
@@ -245,9 +283,8 @@ def from_transformers(tensors: Mapping[str, Tensor], family: str | None = None, 
         if bias is None:
             lacking.append(f"vision_model.encoder.layers.{block}.self_attn.qkv.bias")
             continue
-        query, key, value = bias.chunk(3)
-        if key.any():
-            raise UsageError(f"block {block} of this image encoder has a key bias, which EVA has not; give a BLIP-2")
+        # EVA has no bias of keys: a trained one adds the same to all scores of a query, which the softmax drops.
+        query, _, value = bias.chunk(3)
         vision |= {f"blocks.{block}.attn.q_bias": query, f"blocks.{block}.attn.v_bias": value}
     refuse(missing + lacking, list(left), "the transformers checkpoint")
     known = next((kind for kind in FAMILIES if kind == family), None)

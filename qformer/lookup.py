@@ -90,10 +90,12 @@ def check(
     target = find(table, name, what, own=True)
     if not isinstance(target, type) or not dataclasses.is_dataclass(target):
         raise UsageError(f"{what} '{name}' is not a dataclass, whose fields would be its options; make it one")
-    fields = {f.name for f in dataclasses.fields(target) if f.init}
-    for key in options:
+    fields = {f.name: f for f in dataclasses.fields(target) if f.init}
+    for key, given in options.items():
         if key not in fields:
             raise UsageError(f"{what}.{key} is not an option of '{name}': {nearest(key, fields)}")
+        if fields[key].default != "" and any(isinstance(text, str) and not text.strip() for text in _all(given)):
+            raise UsageError(f"{what}.{key} is empty; give a value, or leave the key out")
     settings = {"__module__": target.__module__, "__post_init__": _nothing, "__pydantic_config__": FINITE}
     unopened = type(target.__name__, (target,), settings)
     try:
@@ -110,8 +112,23 @@ def check(
     return target
 
 
+def refuse_empty(given: str) -> str:
+    """A text that says something.
+
+    Raises:
+        PydanticCustomError: it is empty.
+    """
+    if not given.strip():
+        raise PydanticCustomError("empty", "it is empty; give a value, or leave the key out")
+    return given
+
+
 def _nothing(self: Any, *_given: Any) -> None:
     """In place of `__post_init__`, which may open files."""
+
+
+def _all(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
 
 
 def refuse_bools(given: Any, value: Any) -> None:

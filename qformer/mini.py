@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from qformer import lookup, pretrained
+from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class ContrastiveViT(nn.Module):
         self.max_tokens = config.max_tokens
         self.vit = build_vit(config)
         self.text, self.tokenizer = _read_text_tower(str(config.text))
+        most = getattr(self.text.config, "max_position_embeddings", self.max_tokens)
+        if self.max_tokens > most:
+            raise UsageError(
+                f"backbone.max_tokens {self.max_tokens} is more than the {most} positions of '{config.text}'; lower it"
+            )
         if config.freeze_text:
             self.text.requires_grad_(False)
         self.image_proj = nn.Linear(config.width, MATCH_WIDTH, bias=False)
@@ -74,7 +80,8 @@ class ContrastiveViT(nn.Module):
 
     def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> float[B, T, 128] and bool[B, T]: which of the tokens are text."""
-        tokens = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        length = {"truncation": True, "max_length": self.max_tokens}
+        tokens = self.tokenizer(text, padding=True, split_special_tokens=True, return_tensors="pt", **length)
         tokens = tokens.to(self.scale.device)
         rows = self.text_proj(self.text(**tokens).last_hidden_state)
         return rows, tokens["attention_mask"].bool()
@@ -154,6 +161,7 @@ class TextModel(nn.Module):
             max_length=self.config.max_tokens,
             return_tensors="pt",
             return_token_type_ids=False,
+            split_special_tokens=True,
         )
         return made.to(self.model.device)
 
@@ -224,7 +232,7 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=config.intermediate or 4 * config.width,
-                max_position_embeddings=128,
+                max_position_embeddings=POSITIONS["bert"],
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
@@ -288,7 +296,7 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         ffn_dim=config.intermediate or 4 * config.width,
-        max_position_embeddings=512,
+        max_position_embeddings=POSITIONS["opt"],
         init_std=config.width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -79,6 +79,8 @@ REPEATED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
 }
+#: Second names of a frozen language model's embedding, which LAVIS saves by oversight where it leaves the model out.
+SPARE = ("embed_tokens.weight", "shared.weight", "lm_head.weight")
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
 

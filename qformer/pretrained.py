@@ -74,6 +74,15 @@ def _read(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
         ) from error
 
 
+def as_words(tokenizer: Any) -> Any:
+    """A tokenizer that from now on reads special tokens typed in a text, such as `</s>` or `[SEP]`, as plain words.
+
+    Those that it puts around a text itself stay what they are. The same object is returned.
+    """
+    tokenizer.split_special_tokens = True
+    return tokenizer
+
+
 def _check_words(path: str) -> None:
     """Refuse a tokenizer whose configuration names the file of its words: it would be read wherever it lies.
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(gt=0)]
+Named = Annotated[str, AfterValidator(lookup.refuse_empty)]  # a path, a hub id, a folder
 Packing = Literal["fp16", "int8"]
 Read = TypeVar("Read", bound="Section")
 
@@ -85,7 +87,7 @@ class FeaturesConfig(Section):
         dtype: of the stored tokens; int8 has a scale for each token.
     """
 
-    path: str
+    path: Named
     crops: Positive = 1
     dtype: Packing = "fp16"
 
@@ -104,7 +106,7 @@ class QuestionConfig(Section):
         max_tokens: questions are cut here for the Q-Former, `[CLS]` and `[SEP]` counted.
     """
 
-    init: str | None = None
+    init: Named | None = None
     max_tokens: Positive = 32
 
 
@@ -123,6 +125,9 @@ class LoraConfig(Section):
     alpha: Annotated[float, Field(gt=0)] = 16
     dropout: Fraction = 0.0
     targets: list[str] | None = None
+
+
+POSITIONS = {"bert": 128, "opt": 512}  # of towers from scratch, those of a T5 being relative
 
 
 class BackboneConfig(Section):
@@ -148,7 +153,7 @@ class BackboneConfig(Section):
     decoder_layers: Positive | None = None
     image_size: Positive = 112
     patch_size: Positive = 16
-    text: str | None = None
+    text: Named | None = None
     freeze_text: bool = False
     vocab_size: Positive = 4096
     max_tokens: Positive = 48

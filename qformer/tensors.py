@@ -13,7 +13,13 @@ from qformer import pretrained
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+#: Under what a state dict stands in a file: of LAVIS, of Lightning, of DeepSpeed, of people's own loops.
+STATE_DICTS = ("model", "state_dict", "model_state_dict", "module")
+#: Parts of names that come from what was wrapped around a model: DDP, `torch.compile`, FSDP, recomputed layers.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # of a folder; the second is of transformers before 4.35
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -21,7 +27,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a `.safetensors` file; any other file, read as a torch checkpoint whose state dict may stand under
-            `model`, as LAVIS writes it; a folder with `model.safetensors`, or an index and its shards.
+            `model`, as LAVIS writes it, or another of `STATE_DICTS`; a folder with one of `WHOLE`, or the index of one
+            and its shards.
+
+    Returns:
+        Names as they were in the model, without what DDP, `torch.compile` or FSDP put into them.
 
     Raises:
         UsageError: nothing is there, it is damaged, wants to run code, or holds something else.
@@ -45,19 +55,32 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"'{path}' is no checkpoint, is damaged, or holds code (which is not run); download it again"
         ) from error
-    held = held.get("model", held) if isinstance(held, dict) else held
+    while isinstance(held, dict) and (inner := [key for key in STATE_DICTS if isinstance(held.get(key), dict)]):
+        held = held[inner[0]]
     if not isinstance(held, dict) or not held or not all(isinstance(value, Tensor) for value in held.values()):
         raise UsageError(f"'{path}' holds something else than tensors by name; give a checkpoint")
-    return {str(name): tensor for name, tensor in held.items()}
+    return _unwrapped({str(name): tensor for name, tensor in held.items()}, path)
+
+
+def _unwrapped(held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors under the names that they had before the model was wrapped."""
+    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in held}
+    if len(bare) < len(held):
+        twice = next(name for name in held if name not in bare.values())
+        raise UsageError(f"'{path}' holds '{twice}' twice, wrapped and not; give a checkpoint of one model")
+    return {name: held[wrapped] for name, wrapped in bare.items()}
 
 
 def _read_folder(path: Path) -> dict[str, Tensor]:
     pretrained.check_indexes(path)
-    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if whole.is_file():
-        return _read_file(whole)
-    if not index.is_file():
-        raise UsageError(f"'{path}' holds neither {whole.name} nor {index.name}; give a folder of save_pretrained")
+    there = [path / name for name in (*WHOLE, *(f"{name}.index.json" for name in WHOLE)) if (path / name).is_file()]
+    if not there:
+        raise UsageError(
+            f"'{path}' holds none of {', '.join(WHOLE)} and no index of their shards; give a folder of save_pretrained"
+        )
+    if there[0].name in WHOLE:
+        return _read_file(there[0])
+    index = there[0]
     places = pretrained.shards(index)
     shards = sorted(set(places.values()))
     if gone := [shard for shard in shards if not (path / shard).is_file()]:

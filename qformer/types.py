@@ -178,7 +178,8 @@ class Batch:
             not drawn.
         negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
             global batch. For parity tests: an ordinary step draws them.
-        halves: the two parts into which each caption was cut for an encoder-decoder; None: not cut yet.
+        cuts: where each caption is cut in two for an encoder-decoder: B numbers in [0, 1), see `split_caption` of
+            `qformer.model.vision_language`. None: not drawn yet.
         targets: by what the sum of token losses is divided: the mean number of target tokens over the processes and
             accumulated batches of a step. None: over the processes alone.
     """
@@ -190,7 +191,7 @@ class Batch:
     answers: list[list[str]] | None = None
     answer: list[str] | None = None
     negatives: tuple[Tensor, Tensor] | None = None
-    halves: list[tuple[str, str]] | None = None
+    cuts: list[float] | None = None
     targets: Tensor | None = None
 
     def __len__(self) -> int:

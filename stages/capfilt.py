@@ -5,15 +5,18 @@ similarity to the image, and the best few are kept, of which training draws one 
 
 The data are cut into parts (so many samples, or a tar), and those into blocks of images that go through the models
 together. A part is a function of seed and data, whichever process makes it: several write the files that one would. A
-part in progress is a journal with a line for each block: a `kill -9` costs one block (`stages.filtered`).
+journal has a line for each block: a `kill -9` costs one block (`stages.filtered`). What was made of a record stays its
+own when the data change before the run goes on: only records that are new are work.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +39,7 @@ from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.progress import Bar
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST, pairs
-from stages.filtered import FORMS, Part, finish_all, writing
+from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
 from stages.resume import console
 
 if TYPE_CHECKING:
@@ -93,17 +96,20 @@ def capfilt(
     with Bar("{task.fields[speed]}", console=console, disable=not show) as progress:
         task = progress.add_task("captions", total=_total(source, settings.part, number, of), speed="")
         run.tell = lambda count, speed: progress.update(task, advance=count, speed=speed)
-        for place, members in parts(source, settings.part):
+        for place, members, digest in parts(source, settings.part):
             part = Part(output, place, str(settings.form))
             if place % of == number:
-                run.make(part, members)
+                run.make(part, members, digest)
             finished.append(part)
-    left = [part for part in finished if not part.file.exists()]
+    left = [part for part in finished if not part.is_made()]
     if left:
         if show:
             done = len(finished) - len(left)
             console.print(f"{done} of {len(finished)} parts are done; the others are left to other processes")
         return
+    with writing(output):
+        for part in beyond(output, len(finished), str(settings.form)):
+            part.remove()
     finish_all(output, finished)
 
 
@@ -129,71 +135,106 @@ class Run:
     def ranker(self) -> Ranker:
         return load_ranker(self.settings.ranker, self.device, self.trust)
 
-    def make(self, part: Part, members: Iterator[Any]) -> None:
-        """Caption the samples with these indices, unless it is done or another process is at it."""
-        with part.claimed() as mine:
+    @cached_property
+    def _made_before(self) -> dict[str, dict[str, Any]]:
+        """What was made in all parts when the data were others; read once they are known to have changed."""
+        return recall(self.output)
+
+    def make(self, part: Part, members: Iterator[Any], digest: str | None) -> None:
+        """Caption the samples with these indices, unless it is done or another process is at it.
+
+        Args:
+            digest: of the records, where it is known without reading them.
+        """
+        samples = list(members) if digest is None or not part.is_of(digest) else []
+        marks = _apart([self._mark(index) for index in samples])
+        digest = digest or _digest(marks)
+        with part.claimed(digest) as mine:
             if not mine:
-                if part.file.exists():
+                if part.is_made():
                     self.tell(part.stats()["samples"], "")
                 return
-            samples, size = list(members), self.settings.batch
-            blocks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
-            journal = part.resume()
-            self.tell(sum(map(len, blocks[: len(journal)])), "")
-            with ThreadPoolExecutor(1) as ahead:  # decodes the next block while the models read this one
-                todo = blocks[len(journal) :]
-                coming = ahead.submit(self._read, samples, todo[0]) if todo else None
-                for number, block in enumerate(todo):
-                    assert coming is not None
-                    read, skipped = coming.result()
-                    if number + 1 < len(todo):
-                        coming = ahead.submit(self._read, samples, todo[number + 1])
-                    part.add(self._filter(read, skipped, samples))
-                    ahead.submit(part.show, self.source, samples).result()  # one thread reads the source, not two
-                    self._told(len(block))
-            part.finish(self.source, samples)
+            known = part.resume()
+            if part.is_made() or known.keys() - {*marks} or "_made_before" in self.__dict__:
+                known = self._made_before | known
+            self._fill(part, samples, marks, known)
+            part.finish(self.source, samples, digest)
 
-    def _read(self, samples: list[Any], block: range) -> tuple[list[tuple[int, Sample, Tensor]], list[dict[str, Any]]]:
-        """The samples of a block with their pixels, and what cannot be used."""
+    def _fill(self, part: Part, samples: list[Any], marks: list[str], known: dict[str, dict[str, Any]]) -> None:
+        """Make what is not `known` yet, block by block."""
+        size = self.settings.batch
+        blocks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+        todo = [[place for place in block if marks[place] not in known] for block in blocks]
+        with ThreadPoolExecutor(1) as ahead:  # decodes the next block while the models read this one
+            coming = ahead.submit(self._read, samples, todo[0]) if todo else None
+            for number, block in enumerate(blocks):
+                assert coming is not None
+                read, skipped = coming.result()
+                if number + 1 < len(blocks):
+                    coming = ahead.submit(self._read, samples, todo[number + 1])
+                if read:
+                    made = self._filter(read, samples, marks)
+                    part.add(made)
+                    known |= {one["mark"]: one for one in made}
+                found = [known[marks[place]] | {"place": place} for place in block if marks[place] in known]
+                part.records += [one for one in found if "kind" not in one]
+                part.skipped += skipped
+                part.skipped += [_skipped(samples[one["place"]], one) for one in found if "kind" in one]
+                ahead.submit(part.show, self.source, samples).result()  # one thread reads the source, not two
+                self._told(len(block), len(read))
+
+    def _mark(self, index: Any) -> str:
+        """Tells a record from every other: by its image's path or bytes and its captions; or what is wrong with it."""
+        try:
+            sample = self.source[index]
+        except BadSample as bad:
+            return f"{bad.kind}: {bad.detail}"
+        image = sample.image
+        seen = os.path.abspath(image).encode() if isinstance(image, Path) else bytes(image)
+        return _digest([hashlib.blake2b(seen, digest_size=16).hexdigest(), *sample.captions])
+
+    def _read(
+        self, samples: list[Any], block: list[int]
+    ) -> tuple[list[tuple[int, Sample, Tensor]], list[dict[str, Any]]]:
+        """The samples at these places with their pixels, and what cannot be used."""
         read, skipped = [], []
         for place in block:
             try:
                 sample = self.source[samples[place]]
                 read.append((place, sample, read_image(sample.image)))
             except BadSample as bad:
-                skipped.append({"index": str(samples[place]), "kind": bad.kind, "detail": bad.detail})
+                skipped.append(_skipped(samples[place], {"kind": bad.kind, "detail": bad.detail}))
         return read, skipped
 
     def _filter(
-        self, read: list[tuple[int, Sample, Tensor]], skipped: list[dict[str, Any]], samples: list[Any]
-    ) -> dict[str, Any]:
-        """What the journal says of a block: a record for each image with all its captions, the best first."""
-        settings, records, cut = self.settings, [], 0
+        self, read: list[tuple[int, Sample, Tensor]], samples: list[Any], marks: list[str]
+    ) -> list[dict[str, Any]]:
+        """What the journal says of a block: each image with all its captions, the best first, or why it has none."""
+        settings, made = self.settings, []
         images = [image for _, _, image in read]
         draws = [row for place, _, _ in read for row in draw(settings.seed, samples[place], settings.captions)]
         dtype = AUTOCAST.get(settings.precision)
         with torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext():
-            own = self.captioner(images, draws) if read else []
+            own = self.captioner(images, draws)
             texts = []
             for row, (_, sample, _) in enumerate(read):
                 written = own[row * settings.captions : (row + 1) * settings.captions]
                 texts.append(candidates(sample.captions, written))
             ranked = self.ranker(images, [list(one) for one in texts]) if any(texts) else [[] for _ in texts]
         for (place, sample, _), captions, scores in zip(read, texts, ranked, strict=True):
+            one: dict[str, Any] = {"mark": marks[place], "key": sample.key}
             fault = "no caption" if not captions else "no score" if not all(map(math.isfinite, scores)) else None
             if fault is not None:
-                skipped.append({"index": str(samples[place]), "kind": fault, "detail": sample.key})
+                made.append(one | {"kind": fault, "detail": sample.key})
                 continue
-            cut += self.ranker.too_long(list(captions))
             best = sorted(zip(captions, scores, captions.values(), strict=True), key=lambda one: -one[1])
             rows = [[text, round(score, 5), origin] for text, score, origin in best]
-            records.append(
-                {"place": place, "key": sample.key, "kept": rows[: settings.keep], "dropped": rows[settings.keep :]}
-            )
-        return {"records": records, "skipped": skipped, "cut": cut}
+            one |= {"kept": rows[: settings.keep], "dropped": rows[settings.keep :]}
+            made.append(one | {"cut": self.ranker.too_long(list(captions))})
+        return made
 
-    def _told(self, count: int) -> None:
-        self.made += count
+    def _told(self, count: int, new: int) -> None:
+        self.made += new
         self.tell(count, f"{self.made / (time.perf_counter() - self.start):.1f} images/s")
 
 
@@ -211,17 +252,41 @@ def _flat(index: Any) -> list[int]:
     return [number for part in index for number in _flat(part)] if isinstance(index, tuple) else [index]
 
 
-def parts(source: Source, size: int) -> Iterator[tuple[int, Iterator[Any]]]:
-    """Number and indices of each part: `size` samples, or one tar; what is not asked for is not opened."""
+def _skipped(index: Any, fault: dict[str, Any]) -> dict[str, Any]:
+    return {"index": str(index), "kind": fault["kind"], "detail": fault["detail"]}
+
+
+def _apart(marks: list[str]) -> list[str]:
+    """The marks of equal records made different, by a number."""
+    seen: Counter[str] = Counter()
+    found = []
+    for mark in marks:
+        found.append(f"{mark}.{seen[mark]}")
+        seen[mark] += 1
+    return found
+
+
+def _digest(words: list[str]) -> str:
+    return hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest()
+
+
+def parts(source: Source, size: int) -> Iterator[tuple[int, Iterator[Any], str | None]]:
+    """Number and indices of each part: `size` samples, or one tar; what is not asked for is not opened.
+
+    Of a tar also a digest of its name, size and time.
+    """
     inner = source.source if isinstance(source, sources.Prompted) else source
     shards = getattr(inner, "shards", None)
     if shards is not None:
-        for shard in range(len(shards)):
-            yield shard, ((shard, place) for shard in [shard] for place in range(shards.count(shard)))
+        for shard, name in enumerate(shards.names):
+            found = os.stat(name) if os.path.isfile(name) else None
+            told = [] if found is None else [str(found.st_size), str(found.st_mtime_ns)]
+            members = ((shard, place) for shard in [shard] for place in range(shards.count(shard)))
+            yield shard, members, _digest([name, *told])
         return
     everything, number = indices(source), 0
     while chunk := list(islice(everything, size)):
-        yield number, iter(chunk)
+        yield number, iter(chunk), None
         number += 1
 
 

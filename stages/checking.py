@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer import lookup, resolution, vision
 from qformer.data import sources
+from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -51,13 +52,28 @@ def check(config: Config) -> Config:
         with validation.building():
             sources.check(name, validation.options, "data.validation", known)
     _check_rates(config.train)
-    for key, section in (("text", config.text), ("question", config.question)):
+    _check_lengths(config)
+    return config
+
+
+def _check_lengths(config: Config) -> None:
+    """A text of training has a word at least, and the token that ends it."""
+    for key, section in (("text", config.text), ("question", config.question), ("backbone", config.backbone)):
         if section is not None and section.max_tokens < SHORTEST:
             raise UsageError(
-                f"{key}.max_tokens {section.max_tokens} leaves no room for a word between [CLS] and [SEP]; "
+                f"{key}.max_tokens {section.max_tokens} leaves no room for a word between the tokens around a text; "
                 f"give at least {SHORTEST}"
             )
-    return config
+    tower = config.backbone
+    if tower is not None and tower.max_tokens > (most := POSITIONS.get(tower.kind, tower.max_tokens)):
+        raise UsageError(
+            f"backbone.max_tokens {tower.max_tokens} is more than the {most} positions of this {tower.kind}; lower it"
+        )
+    if config.llm is not None and config.llm.max_tokens < SHORTEST - 1:
+        raise UsageError(
+            f"llm.max_tokens {config.llm.max_tokens} leaves no room for a word in front of the token that ends a text; "
+            f"give at least {SHORTEST - 1}"
+        )
 
 
 def _check_rates(train: TrainConfig) -> None:

@@ -1,7 +1,9 @@
 """The files of `qformer capfilt`: parts that training reads, each with the journal it grows from, and the whole.
 
+What was made is known by the record that it was made of, so data may change in between (`Part.is_of`, `recall`).
+
 captions-00003.jsonl   or .tar: a part, with one line, or image and texts, for each image
-work/                  journals of parts in progress, and what is counted of finished ones
+work/                  journals of what was made of each record, and what is counted of finished parts
 sheet.png              some images of the first part with all their captions
 skipped.jsonl, summary.json   of all parts, when the last one is done
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -58,12 +61,18 @@ def writing(output: Path) -> Iterator[None]:
 
 @dataclass
 class Part:
-    """A part of the result: a file of its own, and a journal until that is whole."""
+    """A part of the result: a file of its own, and a journal of what was made.
+
+    Attributes:
+        records: what is in it so far, in the order of the samples; of each its `place` among them.
+        skipped: what is not.
+    """
 
     output: Path
     number: int
     form: str
-    blocks: list[dict[str, Any]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         name = f"captions-{self.number:05d}"
@@ -72,10 +81,18 @@ class Part:
             self.output / "work" / f"{name}{suffix}" for suffix in (".jsonl", ".json", ".lock")
         )
 
+    def is_of(self, digest: str) -> bool:
+        """Whether the part is made, and of the records of this digest; those of older versions do not say."""
+        return self.is_made() and self.stats().get("of", digest) == digest
+
+    def is_made(self) -> bool:
+        """Whether its file is there, of whatever records."""
+        return self.file.exists() and self.counted.exists()
+
     @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Whether it is this process that makes the part: nobody has made it, and nobody else is at it."""
-        if self.file.exists():
+    def claimed(self, digest: str) -> Iterator[bool]:
+        """Whether it is this process that makes the part: nobody has made it of these, and nobody else is at it."""
+        if self.is_of(digest):
             yield False
             return
         lock = FileLock(self.lock)
@@ -85,27 +102,24 @@ class Part:
             yield False
             return
         try:
-            yield not self.file.exists()
+            yield not self.is_of(digest)
             self.lock.unlink(missing_ok=True)  # whoever takes it after this finds the part made
         finally:
             lock.release()
 
-    def resume(self) -> list[dict[str, Any]]:
-        """The blocks that the journal holds; what a kill cut off is dropped from it."""
-        if self.journal.exists():
-            self.blocks = read_records(self.journal)
-            with writing(self.output):
-                replace_records(self.journal, self.blocks)
-        return self.blocks
+    def resume(self) -> dict[str, dict[str, Any]]:
+        """What the journal says was made, by the mark of the record; what a kill cut off is dropped from it."""
+        if not self.journal.exists():
+            return {}
+        lines = read_records(self.journal)
+        with writing(self.output):
+            replace_records(self.journal, lines)
+        return _by_mark(lines)
 
-    def add(self, block: dict[str, Any]) -> None:
+    def add(self, made: list[dict[str, Any]]) -> None:
+        """Note in the journal what was made of the records of a block."""
         with writing(self.output), self.journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(block) + "\n")
-        self.blocks.append(block)
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [record for block in self.blocks for record in block["records"]]
+            file.write(json.dumps({"records": made}) + "\n")
 
     def show(self, source: Source, samples: list[Any], least: int = SHOWN) -> None:
         """Draw the sheet as soon as the first part has enough images for it."""
@@ -121,10 +135,10 @@ class Part:
         with writing(self.output):
             pictures.ranked_captions(sheet, images, records)
 
-    def finish(self, source: Source, samples: list[Any]) -> None:
-        """Write the part as training reads it, then forget the journal."""
+    def finish(self, source: Source, samples: list[Any], digest: str) -> None:
+        """Write the part as training reads it; `digest` is that of its records."""
         self.show(source, samples, least=1)
-        skipped = [record for block in self.blocks for record in block["skipped"]]
+        skipped = list(self.skipped)
         partial = self.file.with_suffix(".partial")
         kept = []
         write = self._write_tar if self.form == "webdataset" else self._write_lines
@@ -138,12 +152,22 @@ class Part:
             for record in kept:
                 for _, score, origin in record["kept"]:
                     counts[origin].append(score)
-            cut = sum(block["cut"] for block in self.blocks)
-            stats = {"samples": len(samples), "images": len(kept), "skipped": skipped, "cut": cut}
+            cut = sum(record["cut"] for record in self.records)
+            stats = {"of": digest, "samples": len(samples), "images": len(kept), "skipped": skipped, "cut": cut}
             stats |= {origin: [len(scores), sum(scores)] for origin, scores in counts.items()}
-            _replace(self.counted, json.dumps(stats))
+            self.counted.unlink(missing_ok=True)  # it was of other records
             os.replace(partial, self.file)
-            self.journal.unlink(missing_ok=True)
+            _replace(self.counted, json.dumps(stats))
+
+    def remove(self) -> None:
+        """Of data that have become shorter."""
+        for file in (self.file, self.counted, self.journal):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self._images, ignore_errors=True)
+
+    @property
+    def _images(self) -> Path:
+        return self.output / "images" / f"{self.number:05d}"
 
     def stats(self) -> dict[str, Any]:
         return json.loads(self.counted.read_text(encoding="utf-8"))
@@ -161,9 +185,10 @@ class Part:
                     continue
                 if isinstance(image, bytes | np.ndarray):
                     data, suffix = _encoded(image)
-                    name = f"images/{self.number:05d}/{record['place']:05d}.{suffix}"
-                    (self.output / name).parent.mkdir(parents=True, exist_ok=True)
-                    (self.output / name).write_bytes(data)
+                    own = self._images / f"{record['place']:05d}.{suffix}"
+                    own.parent.mkdir(parents=True, exist_ok=True)
+                    own.write_bytes(data)
+                    name = own.relative_to(self.output).as_posix()
                 else:
                     name = os.path.relpath(os.path.abspath(image), self.output.resolve())
                 file.write(json.dumps({"image": name} | _described(record)) + "\n")
@@ -188,6 +213,26 @@ class Part:
                     add_member(tar, f"{name}.txt", described["captions"][0].encode())
                     yield record, None
             _sync(file)
+
+
+def recall(output: Path) -> dict[str, dict[str, Any]]:
+    """What was made in all parts, by the mark of the record."""
+    return {
+        mark: made
+        for journal in sorted((output / "work").glob("captions-*.jsonl"))
+        for mark, made in _by_mark(read_records(journal)).items()
+    }
+
+
+def _by_mark(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Results by the mark of their record, which older versions did not write: theirs are made again."""
+    return {made["mark"]: made for line in lines for made in line["records"] if "mark" in made}
+
+
+def beyond(output: Path, count: int, form: str) -> list[Part]:
+    """The parts of an output that number `count` or more."""
+    named = [file.stem.removeprefix("captions-") for file in (output / "work").glob("captions-*.json")]
+    return [Part(output, int(number), form) for number in named if number.isdecimal() and int(number) >= count]
 
 
 def finish_all(output: Path, parts: list[Part]) -> None:

@@ -63,7 +63,7 @@ class Forecast:
         flops: of one image: `forward` and `backward`, by part.
         images_per_second, days: of all processes together, at `efficiency`; None without a peak of the device.
         traffic: bytes that one process sends in a step, and receives.
-        store: bytes of the image encoder's tokens of one image.
+        store: bytes of the image encoder's tokens of one image, in all the crops of `data.features`.
         images: how many there are, if they can be counted at once.
         notes: what was assumed.
     """
@@ -221,8 +221,9 @@ def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
 
 
 def _store(subject: Subject) -> dict[str, int]:
-    """Tokens of an image in fp16, or in int8 with a scale in fp16 for each token."""
-    tokens, width = subject.tokens(), subject.encoder.width
+    """Tokens of all stored crops of an image in fp16, or in int8 with a scale in fp16 for each token."""
+    features = subject.config.data.features
+    tokens, width = subject.tokens() * (1 if features is None else features.crops), subject.encoder.width
     return {"fp16": 2 * tokens * width, "int8": tokens * (width + 2)}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from qformer import checkpoint, resolution
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, answers_of, held_out
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
-from qformer.types import Batch
+from qformer.types import Batch, UsageError
 from stages.features import prepare
 from stages.loop import fit
 
@@ -32,6 +34,11 @@ def train(config: Config) -> Path:
     held = validation_data(config)
     encoder, store = prepare(config, source, strategy, whole=held is not None)
     model, config = build_image_text(config, encoder=encoder)
+    if config.text.max_tokens > config.qformer.max_positions:
+        raise UsageError(
+            f"text.max_tokens is {config.text.max_tokens}, more than the {config.qformer.max_positions} positions of "
+            "the Q-Former; lower it"
+        )
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
         start_from(model, checkpoint.read(config.init))
     batches = Batches(source, strategy, config.data, config.seed, store)
@@ -76,7 +83,8 @@ def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
         stop = start + len(tiles)
         texts = [captions[0] for captions in held.captions[start:stop]]
         ids = [sample.image_id for sample in held.samples[start:stop]]
-        batch = Batch(tiles, texts, ids)
+        cuts = [float(np.random.default_rng([0, number]).random()) for number in range(start, stop)]  # always the same
+        batch = Batch(tiles, texts, ids, cuts=cuts)
         if held.asks:
             batch.question = held.questions(start, stop)
             batch.answer = [answers_of(sample)[0] for sample in held.samples[start:stop]]

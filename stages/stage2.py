@@ -16,10 +16,12 @@ from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.abilities import require_training
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
+from qformer.model.rows import positions
 from qformer.types import UsageError
 from stages import pictures
 from stages.features import prepare
 from stages.loop import fit
+from stages.resume import console
 from stages.stage1 import mean_losses, validation_data
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
 SHOWN = 5
+PICTURE = (640, 480)  # whose visual tokens a text must find room behind
 ENCODER_CHANGES = ("image_size", "precision")
 BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 
@@ -63,15 +66,69 @@ def train(config: Config, trust: bool = False) -> Path:
         config = with_text_sizes(config, text.config)
     model, config = build_vision_language(config, device, encoder, tokenizer_of=None if text is None else text.path)
     require_training(model.llm)
+    require_room(model)
     if checkpoint.newest(Path(config.run)) is None:
         if start is not None:
-            (load_stage_one if start.config.stage == "stage1" else start_from)(model, start)
+            begin(model, start, config)
         if text is not None and text is not start:
             load_text_path(model, text)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run))
     reader = model.connector if isinstance(model.connector, QuestionConnector) else None
     return fit(model, batches, config, evaluate, None if reader is None else reader.tokenizer.save_pretrained)
+
+
+def require_room(model: VisionLanguageModel) -> None:
+    """Refuse `llm.max_tokens` with which a text has no word, or the longest one no place behind an image.
+
+    Raises:
+        UsageError: it has.
+    """
+    llm, most = model.llm, model.max_tokens
+    if most < (least := len(llm.start) + 2):
+        raise UsageError(
+            f"llm.max_tokens {most} leaves no room for a word of this language model; give {least} or more"
+        )
+    visual = model.count_tokens(model.frontend.strategy.plan(*PICTURE))
+    limit = positions(llm.model)
+    if limit is not None and most > (room := max(limit - visual, 0)):
+        raise UsageError(
+            f"llm.max_tokens is {most}, but behind {visual} visual tokens this {llm.model.config.model_type} model has "
+            f"{room} of its {limit} positions left; lower llm.max_tokens"
+            + ("" if room >= least else ", or take fewer queries or tiles")
+        )
+
+
+def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None:
+    """Start from a run of either stage; where its bridge was trained for another language model, say so.
+
+    Raises:
+        UsageError: its tensors do not fit, or its language model had adapters and that of the configuration has none.
+    """
+    if start.config.stage == "stage1":
+        load_stage_one(model, start)
+        return
+    assert start.config.llm is not None
+    assert config.llm is not None
+    theirs, mine = start.config.llm.path, config.llm.path
+    if start.config.llm.lora is not None and config.llm.lora is None:
+        raise UsageError(
+            f"init '{config.init}' was trained with adapters of its language model (llm.lora of rank "
+            f"{start.config.llm.lora.rank}), and this configuration has none; add llm.lora as it was there, or convert "
+            "the run (qformer convert adds them to the weights) and set llm.path to the converted one's"
+        )
+    told = ""
+    if theirs != mine and not (Path(theirs).exists() and Path(mine).exists() and Path(theirs).samefile(mine)):
+        what = f"'{theirs}'"
+        if merged := start.meta.get(checkpoint.MERGED):
+            what += f", which is '{merged}' with adapters added to its weights"
+        told = f"init '{config.init}' was trained with the language model {what}, and this run has '{mine}'"
+        if distributed.rank() == 0:
+            console.print(f"{told}: where they differ its bridge learns anew", soft_wrap=True, markup=False)
+    try:
+        start_from(model, start)
+    except UsageError as error:
+        raise UsageError(f"{error}; {told}" if told else str(error)) from error
 
 
 def text_path(question: QuestionConfig, start: Checkpoint | None) -> Checkpoint | None:

@@ -84,7 +84,7 @@ class StoryTask(nn.Module):
         """Prompt and reply. In training an encoder-decoder often reads the first words of a caption, as later."""
         is_split = self.training and story.kind == "describe" and self.llm.family == "seq2seq"
         if is_split and torch.rand(()) < 0.7:
-            return split_caption(story.reply)
+            return split_caption(story.reply, torch.rand(()).item())
         return story.prompt, story.reply
 
     def read(self, stories: Sequence[Story]) -> tuple[Tensor, Tensor]:

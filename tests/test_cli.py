@@ -98,6 +98,7 @@ def test_config_is_printed_whole(run: Run) -> None:
     shown = yaml.safe_load(out)
     assert (shown["train"]["lr"], shown["data"]["batch"]) == (1e-4, 3)
     assert shown["qformer"]["queries"] == 32
+    assert "# text.bert 'no/bert' is not here: the Q-Former will have its sizes\n" in out
 
 
 def test_config_shows_the_data(run: Run) -> None:
@@ -110,7 +111,7 @@ def test_config_shows_the_data(run: Run) -> None:
     code, out, err = run("config", path, f"data.train={mix}", "data.validation={name: jsonl, path: a.jsonl}", "--data")
     assert (code, err) == (0, "")
     assert yaml.safe_load(out)["data"]["train"]["name"] == "mix"
-    lines = [line for line in out.splitlines() if line.startswith("# ")]
+    lines = [line for line in out.splitlines() if line.startswith("# data.")]
     used = "7 of the first 9 samples can be used; not: 1 no caption, 1 missing"
     assert lines[:2] == [f"# data.train: {used}", "# data.train: 8 x 6: a photo of a dog, 0"]
     assert lines[2].startswith("# data.train: 32 x 32: ")

@@ -132,7 +132,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, new: bool, inside: str) -
         torch.ones(2),
         {"epoch": 3, "lr": 0.1},
         {"a": torch.ones(2), "b": 3},
-        {"state_dict": {"a": torch.ones(2)}},
+        {"weights": {"a": torch.ones(2)}},
         {"model": {}},
         {"model": [1]},
         {"model": {"a": {"b": torch.ones(1)}}},
@@ -176,9 +176,9 @@ def test_folders(tmp_path: Path) -> None:
 
 
 def test_folders_without_tensors(tmp_path: Path) -> None:
-    refused(tmp_path, f"holds neither model.safetensors nor {INDEX}; give a folder of save_pretrained")
-    torch.save(tensors(), tmp_path / "pytorch_model.bin")
-    refused(tmp_path, "holds neither model.safetensors")
+    refused(tmp_path, "holds none of model.safetensors, pytorch_model.bin and no index of their shards; give a folder")
+    torch.save(tensors(), tmp_path / "weights.bin")
+    refused(tmp_path, "holds none of model.safetensors")
 
 
 def test_a_shard_that_is_missing_or_damaged(tmp_path: Path) -> None:

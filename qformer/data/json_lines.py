@@ -30,14 +30,14 @@ class JsonLines:
     Attributes:
         path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
-        where: keep the records whose fields equal these, such as {split: train}.
+        where: keep the records whose fields equal these, such as {split: train}; all by default.
         image, caption, question, answers, choices, statement: columns, where they have not their usual names.
         id: field whose equal values are the same image, whatever `image` is.
     """
 
     path: str | list[str]
     images: str | None = None
-    where: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, Any] | None = None
     image: str | None = None
     caption: str | None = None
     question: str | None = None

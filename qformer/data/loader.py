@@ -1,9 +1,9 @@
 """From a source to training batches, as a pure function of (seed, number of the batch).
 
 Which sample stands at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`); so are the
-caption that is drawn, crop and mirror. So a batch is the same whatever the number of workers, and a resumed run reads
-on exactly where it stopped. A bad sample is replaced by another drawn from the same seed, counted and recorded; it
-never ends the stream by itself.
+caption that is drawn, where an encoder-decoder cuts it, crop and mirror. So a batch is the same whatever the number of
+workers, and a resumed run reads on exactly where it stopped. A bad sample is replaced by another drawn from the same
+seed, counted and recorded; it never ends the stream by itself.
 """
 
 from __future__ import annotations
@@ -77,9 +77,12 @@ class Batches(Dataset[Loaded]):
         samples: list[Sample] = []
         texts: list[str] = []
         drawn: list[str] = []
+        cuts: list[float] = []
         skipped: list[dict[str, Any]] = []
         for position in range(number * self.data.batch, (number + 1) * self.data.batch):
-            image, sample, text, answer = self._good_sample(position, skipped)
+            rng = np.random.default_rng([self.seed, position])
+            image, sample, text, answer = self._good_sample(position, rng, skipped)
+            cuts.append(float(rng.random()))  # the last of a position's draws
             tiles.append(image)
             samples.append(sample)
             texts.append(text)
@@ -92,12 +95,14 @@ class Batches(Dataset[Loaded]):
             question=[clean_question(sample.question or "") for sample in samples] if asked else None,
             answers=[sample.answers for sample in samples] if asked else None,
             answer=drawn if asked else None,
+            cuts=cuts,
         )
         return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
 
-    def _good_sample(self, position: int, skipped: list[dict[str, Any]]) -> tuple[Tiles, Sample, str, str]:
+    def _good_sample(
+        self, position: int, rng: np.random.Generator, skipped: list[dict[str, Any]]
+    ) -> tuple[Tiles, Sample, str, str]:
         """What stands at a position: the image, its record, and the caption and the answer that are drawn."""
-        rng = np.random.default_rng([self.seed, position])
         others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
         for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:

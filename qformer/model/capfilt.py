@@ -144,7 +144,7 @@ class ClipLike(Ranker):
         )
         self.model.to(device).eval()
         processor = pretrained.read(AutoProcessor, path)
-        self.tokenizer, self.processor = processor.tokenizer, processor.image_processor
+        self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
         text = getattr(self.model.config, "text_config", self.model.config)
         self.is_siglip = self.model.config.model_type.startswith("siglip")
         self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
@@ -169,7 +169,7 @@ class Blip:
     def __init__(self, path: str, device: str | torch.device, prompt: str, top_p: float) -> None:
         self.model = _read(BlipForConditionalGeneration, path, "a captioner needs all weights").to(device).eval()
         processor = pretrained.read(AutoProcessor, path)
-        self.tokenizer, self.processor = processor.tokenizer, processor.image_processor
+        self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
         self.prompt, self.top_p = prompt, top_p
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from qformer.model.foreign import (
     VISION_FILE,
     Given,
     Opened,
+    check_words,
     configuration,
     language_model,
     open_foreign,
@@ -102,6 +103,7 @@ def open_ours(path: str | Path, trust: bool = False) -> Opened:
     inside = str(saved.path)
     if not trained and str(config.vision.options.get("weights", "")).startswith(inside):
         parts.vision = read_tensors(config.vision.options["weights"])
+    merged = ""
     if config.llm is not None:
         llm = configuration(config.llm.path)
         family = next((known for known in FAMILIES if known == llm.model_type), None)
@@ -109,10 +111,11 @@ def open_ours(path: str | Path, trust: bool = False) -> Opened:
             tensors = read_tensors(config.llm.path)
             parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
         if config.llm.lora is not None:
-            parts.llm = _merged(config.llm, saved)
+            parts.llm, merged = _merged(config.llm, saved), config.llm.path
             config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
     parts.family = family
-    return Opened(str(path), parts, config, str(saved.path) if config.llm is None else config.llm.path, llm)
+    tokenizer = str(saved.path) if config.llm is None else config.llm.path
+    return Opened(str(path), parts, config, tokenizer, llm, merged)
 
 
 def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
@@ -159,8 +162,11 @@ def write_transformers(opened: Opened, folder: Path) -> None:
     side = model.config.vision_config.image_size
     size = {"height": side, "width": side}
     images = BlipImageProcessor(size=size, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD))
-    processor = Blip2Processor(images, _tokenizer(opened), opened.parts.sizes.queries)
+    tokenizer = _tokenizer(opened)
+    check_words(opened, tokenizer)
+    processor = Blip2Processor(images, tokenizer, opened.parts.sizes.queries)
     tokenizer = processor.tokenizer  # which has the word that stands for a visual token by now
+    tokenizer.split_special_tokens = False  # their processor writes that word into texts
     model.config.image_token_index = tokenizer.convert_tokens_to_ids(processor.image_token.content)
     if opened.llm is not None:
         rows = model.get_input_embeddings().num_embeddings
@@ -281,14 +287,19 @@ def write_ours(opened: Opened, folder: Path) -> None:
         config = config.model_copy(update=kept)
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
+        tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer))
+        check_words(opened, tokenizer)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
-        pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer)).save_pretrained(inside)
-        llm = (config.llm or LLMConfig(path="")).model_copy(update={"path": LLM_FOLDER})
+        tokenizer.save_pretrained(inside)
+        llm = (config.llm or LLMConfig(path=LLM_FOLDER)).model_copy(update={"path": LLM_FOLDER})
         config = config.model_copy(update={"llm": llm})
     if parts.stage == "stage1":
-        _tokenizer(opened).save_pretrained(folder)
+        tokenizer = _tokenizer(opened)
+        check_words(opened, tokenizer)
+        tokenizer.save_pretrained(folder)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
     meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
+    meta |= {checkpoint.MERGED: opened.merged} if opened.merged else {}
     (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 

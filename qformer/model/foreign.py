@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from qformer import checkpoint, convert, lookup, pretrained, releases, vision
 from qformer.config import Config, LossConfig, parse_config
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
-from qformer.model.loading import DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
+from qformer.model.loading import CAPTIONING, DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from qformer.vision.options import ClipConfig, EvaConfig
@@ -49,6 +49,7 @@ TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", 
 #: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
 COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
+OLDER = "*.bin"  # its weights where there are no safetensors
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
@@ -82,6 +83,7 @@ class Opened:
         config: what our own would say; towers that `parts` hold are named as files of a checkpoint.
         tokenizer: folder or hub id: of the texts in stage one, of the language model in stage two.
         llm: the language model's configuration in transformers; None where `parts` do not hold its tensors.
+        merged: the language model to whose weights adapters were added, if any were.
     """
 
     source: str
@@ -89,6 +91,7 @@ class Opened:
     config: Config
     tokenizer: str
     llm: Any = None
+    merged: str = ""
 
     def hold_towers(self) -> None:
         """Fetch the towers that the checkpoint leaves out.
@@ -157,8 +160,11 @@ def load_foreign(
     model: ImageTextModel | VisionLanguageModel
     if parts.stage == "stage1":
         model, _ = build_image_text(config, opened.tokenizer, encoder)
+        check_words(opened, model.tokenizer)
     else:
         llm = _held_language_model(opened, config, device, dtype) if parts.llm else None
+        if llm is not None:
+            check_words(opened, llm.tokenizer)
         model, _ = build_vision_language(config, device, encoder, llm)
     load_tensors(model, parts.bridge, opened.source)
     return model.to(device).eval()
@@ -237,6 +243,22 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
     return Opened(path_or_id, parts, parse_config(values), tokenizer, theirs.text_config)
 
 
+def check_words(opened: Opened, tokenizer: Any) -> None:
+    """Refuse a tokenizer with more words than the model has rows for them.
+
+    Raises:
+        UsageError: it has.
+    """
+    known = opened.parts.sizes.vocab_size if opened.parts.stage == "stage1" else getattr(opened.llm, "vocab_size", None)
+    has_head = any(name.startswith(CAPTIONING) for name in opened.parts.bridge)
+    needed = len(tokenizer) - (opened.parts.stage == "stage1" and not has_head)  # [DEC] is of the head alone
+    if known is not None and needed > known:
+        raise UsageError(
+            f"the tokenizer '{opened.tokenizer}' has {needed} words, and the model in '{opened.source}' {known}; give "
+            "the one that belongs to it with tokenizer"
+        )
+
+
 def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str) -> VisionEncoder:
     """The encoder that `config` describes, with these tensors.
 
@@ -256,7 +278,10 @@ def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> P
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
-        model = auto.from_config(config, trust_remote_code=False)
+        try:
+            model = auto.from_config(config, trust_remote_code=False)
+        except ValueError as error:  # heads that do not divide, say
+            raise UsageError(f"the configuration of the language model in '{source}' cannot be ({error})") from error
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if tensors.keys() - shapes.keys():
         tensors = _by_names_in_memory(type(model), config, tensors, source)
@@ -292,6 +317,7 @@ def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
     Raises:
         UsageError: others are missing or left over.
     """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # made
     wrong = model.load_state_dict(tensors, strict=False, assign=True)
     with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
         model.tie_weights(missing_keys=set(wrong.missing_keys))
@@ -326,7 +352,10 @@ def local_folder(path_or_id: str) -> Path:
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=list(NEEDED)))
+        folder = Path(snapshot_download(path_or_id, allow_patterns=list(NEEDED)))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(path_or_id, allow_patterns=[OLDER])
+        return folder
     except (OSError, ValueError) as error:
         raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
 
@@ -358,12 +387,16 @@ def _tower_choice(parts: Parts, heads: int | None, patch_size: int | None) -> di
     if patch_size not in (None, patch):
         raise UsageError(f"the patches of this image encoder are {patch} pixels wide, not {patch_size}; leave it out")
     precision = "fp16" if patches.dtype == torch.float16 else "fp32"
+    if heads is None:
+        heads = convert.usual_heads(width, HEAD_WIDTH[name], "vision_heads")
+    if heads < 1 or width % heads:
+        raise UsageError(f"the image encoder's width {width} does not divide into {heads} heads; give its own number")
     sizes = {
         "image_size": math.isqrt(table.shape[-2] - 1) * patch,
         "patch_size": patch,
         "width": width,
         "depth": sum(key.endswith(".weight") and f".{_SECOND_NORM[name]}." in key for key in tensors),
-        "heads": heads or max(1, width // HEAD_WIDTH[name]),
+        "heads": heads,
         "mlp_hidden": len(first),
     }
     return {"name": name, **sizes, "precision": precision, "weights": VISION_FILE}

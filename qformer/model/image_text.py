@@ -117,9 +117,8 @@ class ImageTextModel(nn.Module):
         """`[CLS] words [SEP]`, cut at `max_tokens`, padded on the right to the longest row; on the CPU."""
         if isinstance(text, Tokens):
             return text
-        made = self.tokenizer(
-            text, padding="longest", truncation=True, max_length=max_tokens or self.max_tokens, return_tensors="pt"
-        )
+        limit = min(max_tokens or self.max_tokens, self.qformer.config.max_positions)
+        made = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
         return Tokens(made["input_ids"], made["attention_mask"].bool())
 
     def embed_images(self, images: Tiles | Encoded) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -59,6 +60,7 @@ class LanguageModel(nn.Module, ABC):
         abilities: what writing can rely on, see `qformer.model.abilities`.
         end: id of the token that ends a text. pad: id of what stands after it in a batch.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
+        template: how prompts may begin whose special tokens are meant, such as those of a chat; usually empty.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
@@ -75,6 +77,7 @@ class LanguageModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.dropout = dropout
         self.autocast = False
+        self.template = ""
         self.adapters: list[nn.Module] = []  # parts that are in training mode whenever what is around the model is
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
@@ -208,14 +211,42 @@ class LanguageModel(nn.Module, ABC):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS."""
+        """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS.
+
+        What looks like a special token in a text, such as `</s>`, is read letter by letter, but for the `template`.
+        """
+        if not texts:
+            return []
         try:
             "".join(texts).encode()
         except UnicodeError as error:
             raise UsageError(
                 f"a text holds half of a character ({error}); give text that can be written in UTF-8"
             ) from error
-        return [self.start + row for row in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+        behind = [text.removeprefix(self.template) for text in texts]
+        rows = self.tokenizer(behind, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = [[letter for one in row for letter in self._spelled.get(one, (one,))] for row in rows]
+        if self.template:
+            rows = [
+                self._front + row if rest != text else row for text, rest, row in zip(texts, behind, rows, strict=True)
+            ]
+        return [self.start + row for row in rows]
+
+    @cached_property
+    def _front(self) -> list[int]:
+        """Ids of the template."""
+        return self.tokenizer(self.template, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+    @cached_property
+    def _spelled(self) -> dict[int, list[int]]:
+        """The letters of each special token: those of a Unigram are found in texts, whatever it is told.
+
+        The unknown token stands for what is in a text.
+        """
+        special = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
+        letters: dict[int, Any] = {number: self.tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
+        letters.pop(self.tokenizer.unk_token_id, None)
+        return {number: [letter for letter in row if letter is not None] for number, row in letters.items()}
 
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         """Ids of each text between `start` and `end`, the latter kept where a text is cut at `limit`."""
@@ -236,9 +267,10 @@ class CausalLM(LanguageModel):
     """A decoder-only model: [visual][BOS prompt text end]. OPT ends its texts with a newline, others with their EOS.
 
     Prompt, text and end are cut together, at their end. Only a prompt that takes more than half of the room, such as a
-    long question, loses its first tokens instead, so that an answer is not cut away. The tokens of a prompt, BOS
-    included, are no targets; without a prompt BOS is one. Rows are packed with the padding on the right, so that
-    positions are those of the row alone in every model.
+    long question, loses its first tokens instead, so that an answer is not cut away. A newline within a text of OPT,
+    which would end it there, is read as a space. The tokens of a prompt, BOS included, are no targets; without a prompt
+    BOS is one. Rows are packed with the padding on the right, so that positions are those of the row alone in every
+    model.
     """
 
     family = "causal"
@@ -247,6 +279,7 @@ class CausalLM(LanguageModel):
         is_opt = model.config.model_type == "opt"
         end = _newline(tokenizer) if is_opt else tokenizer.eos_token_id
         super().__init__(model, tokenizer, end=end, dropout=dropout)
+        self.one_line = is_opt
         if is_opt and tokenizer.bos_token_id is not None:  # trained with BOS in front, which some tokenizers forget
             self.start = [tokenizer.bos_token_id]
 
@@ -266,6 +299,8 @@ class CausalLM(LanguageModel):
     def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
+        if self.one_line:
+            text = [line.replace("\n", " ") for line in text]
         whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
         known = [ids if p else [] for p, ids in zip(prompt, self._ids(prompt), strict=True)]
         given = [_shared(*both) for both in zip(known, whole, strict=True)]

@@ -117,7 +117,7 @@ def wrap_language_model(
     Raises:
         UsageError: there is no tokenizer, or the model cannot write after image tokens.
     """
-    tokenizer = _fetch(AutoTokenizer, tokenizer_of)
+    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, tokenizer_of))
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
         raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")

@@ -17,6 +17,7 @@ from qformer.model.image_text import ImageTextModel
 from qformer.model.llm_loading import load_language_model
 from qformer.model.qformer import QFormer
 from qformer.model.quantize import check
+from qformer.model.sizes import BERT_SIZES
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 
@@ -55,22 +56,17 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
 
 def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> QFormerConfig:
     """Sizes of a Q-Former with so many words that starts from a BERT of this configuration; those asked for stay."""
-    sizes = {
-        "hidden_size": theirs.hidden_size,
-        "layers": theirs.num_hidden_layers,
-        "heads": theirs.num_attention_heads,
-        "intermediate_size": theirs.intermediate_size,
-        "max_positions": theirs.max_position_embeddings,
-        "layer_norm_eps": theirs.layer_norm_eps,
-        "vocab_size": words,
-    }
+    sizes = {ours: getattr(theirs, name) for ours, name in BERT_SIZES.items()} | {"vocab_size": words}
     given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
     return QFormerConfig(**(sizes | given))
 
 
 def read_tokenizer(path: str | Path) -> Any:
-    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate."""
-    tokenizer = _fetch(AutoTokenizer, str(path))
+    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate.
+
+    Special tokens in the texts that it is given are words (`pretrained.as_words`).
+    """
+    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, str(path)))
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": DECODE})
     return tokenizer

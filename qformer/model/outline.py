@@ -180,6 +180,8 @@ class Words:
     """In place of a tokenizer: a token for each word, so that a text has as many tokens as one says."""
 
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = 0, 1, 2, 3
+    all_special_ids: tuple[int, ...] = ()  # none stands in a text
+    all_special_tokens: tuple[str, ...] = ()
 
     def __call__(self, texts: str | list[str], **_options: Any) -> dict[str, Any]:
         if isinstance(texts, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class VisionLanguageModel(nn.Module):
         self.connector = connector
         self.llm = llm
         self.prompt = prompt
+        if any(special in prompt for special in llm.tokenizer.all_special_tokens):
+            llm.template = prompt  # the configuration's, not typed by whoever asks
         self.max_tokens = max_tokens
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -70,8 +72,9 @@ class VisionLanguageModel(nn.Module):
         return {"loss": loss, "lm": loss}
 
     def count_targets(self, batch: Batch) -> int:
-        """Number of tokens that a step on this batch predicts. Captions cut at random are cut now, for good."""
-        batch.halves = self._halves(batch)
+        """Number of tokens that a step on this batch predicts. Where captions are cut is drawn now, if it was not."""
+        if isinstance(self.llm, Seq2SeqLM):
+            batch.cuts = self._cuts(batch)
         prompts, targets = self._prompts_and_targets(batch)
         return self.llm.count_targets(targets, prompts, self.max_tokens)
 
@@ -334,17 +337,18 @@ class VisionLanguageModel(nn.Module):
             answers = batch.answer or [accepted[0] for accepted in batch.answers or []]
             return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
         if isinstance(self.llm, Seq2SeqLM):
-            halves = self._halves(batch)
+            cuts = self._cuts(batch)
+            halves = [split_caption(*both) for both in zip(batch.text, cuts, strict=True)]
             return [_spaced(self.prompt) + prefix for prefix, _ in halves], [suffix for _, suffix in halves]
         return [self.prompt] * len(batch), list(batch.text)
 
-    def _halves(self, batch: Batch) -> list[tuple[str, str]]:
-        """Each caption cut in two, as an encoder-decoder needs it; those of the batch where it has been cut before."""
-        if batch.halves is not None or batch.question is not None or not isinstance(self.llm, Seq2SeqLM):
-            return batch.halves or []
-        # The random split is part of the objective; held-out losses are compared over time, so theirs is fixed.
+    def _cuts(self, batch: Batch) -> list[float]:
+        """Where captions are cut: as the batch says, which it does in training, or drawn."""
+        if batch.cuts is not None:
+            return batch.cuts
+        # Held-out losses are compared over time, so theirs are always the same.
         generator = None if self.training else torch.Generator().manual_seed(0)
-        return [split_caption(text, generator) for text in cast("list[str]", batch.text)]
+        return torch.rand(len(batch), generator=generator).tolist()
 
 
 def _unasked(examples: Sequence[Sequence[Example]] | None) -> list[list[AnsweredExample]] | None:
@@ -356,13 +360,16 @@ def _spaced(prompt: str) -> str:
     return f"{prompt.rstrip()} " if prompt.strip() else ""
 
 
-def split_caption(text: str, generator: torch.Generator | None = None) -> tuple[str, str]:
-    """Cut a caption between two words, drawn uniformly: the prefix that is read and the suffix that is predicted.
+def split_caption(text: str, where: float) -> tuple[str, str]:
+    """Cut a caption between two words: the prefix that is read and the suffix that is predicted.
 
     (BLIP-2, section 3.3.) Both are non-empty for two words or more; a single word is all suffix.
+
+    Args:
+        where: in [0, 1); a number drawn uniformly makes each place as likely as any other.
     """
     words = text.split()
     if len(words) < 2:
         return "", " ".join(words)
-    cut = int(torch.randint(1, len(words), (), generator=generator))
+    cut = 1 + int(where * (len(words) - 1))
     return " ".join(words[:cut]), " ".join(words[cut:])

@@ -72,6 +72,7 @@ def content(loaded: Loaded) -> tuple[Any, ...]:
         batch.image_id,
         batch.question,
         batch.answers,
+        batch.cuts,
         loaded.keys,
         loaded.skipped,
         batch.tiles.plans,
@@ -352,6 +353,9 @@ def test_each_process_has_its_rows_of_the_global_batch(monkeypatch: pytest.Monke
         shares.append(list(training_batches(batches(Numbered(bad=BAD), batch=2), 0, 0, 10)))
     for number in range(10):
         assert [key for share in shares for key in share[number].keys] == whole[number].keys
+        cuts = [cut for share in shares for cut in share[number].batch.cuts or []]  # where a T5 cuts captions
+        assert cuts == whole[number].batch.cuts
+        assert len({*cuts}) == 6
         pixels = torch.stack([tile for share in shares for tile in share[number].batch.tiles.pixels])
         assert torch.equal(pixels, torch.stack(whole[number].batch.tiles.pixels))
 

@@ -309,13 +309,21 @@ def test_retrieval_has_no_place_in_lavis(space: Path, tmp_path: Path) -> None:
         ours.caption(both("itr")[0])
 
 
-def test_an_unknown_key_bias_is_refused(tmp_path: Path) -> None:
-    """EVA has none; another encoder must not pass for it."""
+@torch.no_grad()
+def test_a_key_bias_learned_in_transformers_changes_nothing(tmp_path: Path) -> None:
+    """It adds the same to all scores of a query, which the softmax drops; EVA has none."""
     model = make("opt", tmp_path / "opt")
-    model.vision_model.encoder.layers[1].self_attn.qkv.bias.data[30] = 0.5
+    for layer in model.vision_model.encoder.layers:
+        keys = layer.self_attn.qkv.bias.chunk(3)[1]
+        keys.copy_(torch.randn(keys.shape, generator=torch.Generator().manual_seed(3)))
     model.save_pretrained(tmp_path / "opt")
-    with pytest.raises(UsageError, match="block 1 of this image encoder has a key bias"):
-        qformer.load(tmp_path / "opt", device="cpu")
+    tiles, pixels = both("opt")
+    expected = model.get_image_features(pixel_values=pixels).last_hidden_state
+    ours = qformer.load(tmp_path / "opt", device="cpu").frontend(tiles).features
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+    convert(tmp_path / "opt", tmp_path / "back", "transformers")
+    again = theirs(tmp_path / "back", "opt").get_image_features(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(again, expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -129,7 +129,7 @@ def test_other_folders(theirs: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text((theirs / "opt" / "config.json").read_text())
-    refused(f"'{empty}' holds neither model.safetensors nor", empty)
+    refused(f"'{empty}' holds none of model.safetensors, pytorch_model.bin and", empty)
     (empty / "config.json").write_text("{}")
     refused(f"'{empty}' is no checkpoint here", empty)
     refused(

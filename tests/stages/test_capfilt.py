@@ -25,7 +25,7 @@ import stages
 from qformer import cli
 from qformer.config import Choice, DataConfig
 from qformer.data import sources
-from qformer.data.loader import Batches
+from qformer.data.loader import Batches, cleaned
 from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
 from stages import capfilt as module
@@ -130,7 +130,6 @@ def test_the_best_are_kept_and_all_else_is_accounted_for(models: Models, photos:
     everything = [text for record in found for text in record["captions"] + record["dropped"]["captions"]]
     assert summary["captions cut by the ranker"] == sum("train" in text for text in everything) > 0
     assert Image.open(tmp_path / "out" / "sheet.png").width > 1000
-    assert not list((tmp_path / "out" / "work").glob("*.jsonl"))  # journals
     before = results(tmp_path / "out")
     models.calls = 0
     capfilt(settings(photos), tmp_path / "out")
@@ -229,6 +228,66 @@ def test_two_processes_never_make_the_same_part(models: Models, photos: Path, tm
         ]
     capfilt(settings(photos), tmp_path / "out")
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [
+        ("jsonl", "removed"),
+        ("webdataset", "inserted"),
+        ("jsonl", "inserted"),
+        ("jsonl", "mixed up"),
+        ("jsonl", "shorter"),
+    ],
+)
+def test_what_was_made_stays_with_its_record(
+    models: Models, photos: Path, tmp_path: Path, form: str, change: str
+) -> None:
+    """The data change after a kill, and after the end: only new records are captioned, none has others' captions."""
+    text, out = photos.read_text().splitlines(), tmp_path / "out"
+    new = json.dumps({"image": "photos/9.png", "caption": "It is new."})
+    changed = {
+        "removed": [text[0], *text[2:]],
+        "inserted": [new, *text],
+        "mixed up": text[::-1],
+        "shorter": text[:9],
+    }[change]
+    models.dies_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        capfilt(settings(photos, form=form), out)
+    models.dies_at = None
+    for number, lines_now in enumerate((changed, text, changed)):
+        photos.write_text("\n".join(lines_now))
+        models.calls, before = 0, number == 2
+        capfilt(settings(photos, form=form), out)
+        assert not (before and models.calls)
+        source = sources.build(form, path=f"{out}/captions-*{'.tar' if form == 'webdataset' else '.jsonl'}")
+        found = [source[index] for index in sources.indices(source)]
+        usable = [json.loads(line) for line in lines_now if not any(f"/{n}.png" in line for n in ("none", "7"))]
+        assert len(found) == len(usable) == json.loads((out / "summary.json").read_text())["images"]
+        for sample, record in zip(found, usable, strict=True):
+            image = sample.image if isinstance(sample.image, bytes) else sample.image.read_bytes()
+            assert image == (photos.parent / record["image"]).read_bytes()
+            rows = sample.facts["captions"] + sample.facts["dropped"]["captions"]
+            origins = sample.facts["origins"] + sample.facts["dropped"]["origins"]
+            own = {row for row, origin in zip(rows, origins, strict=True) if origin == "original"}
+            assert own == {*cleaned(record.get("captions") or [record.get("caption", "")])}
+        skipped = [json.loads(line)["index"] for line in (out / "skipped.jsonl").open()]
+        assert len(skipped) == len(lines_now) - len(usable)
+
+
+def test_a_tar_that_is_taken_out_takes_its_captions_along(models: Models, tmp_path: Path) -> None:
+    for number in range(3):
+        shard(tmp_path / f"in/{number}.tar", range(10 * number, 10 * number + 4))
+    capfilt(settings(f"{tmp_path}/in"), tmp_path / "out")
+    (tmp_path / "in/0.tar").unlink()
+    models.calls = 0
+    capfilt(settings(f"{tmp_path}/in"), tmp_path / "out")
+    assert models.calls == 0
+    source = sources.build("webdataset", path=f"{tmp_path}/out/captions-*.tar")
+    assert [source[i].image for i in range(len(source))] == [
+        encoded(photo(10 * n + i)) for n in (1, 2) for i in range(4)
+    ]
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(

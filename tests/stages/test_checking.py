@@ -64,6 +64,16 @@ def test_shipped_configurations_pass(path: Path) -> None:
         ("data.train={name: mix, sources: [{name: scenes, weight: 0}]}", "data.train.sources.0.weight is 0"),
         ("train.lr=1e-6", "train.min_lr 2e-05 is above train.lr 1e-06"),
         ("text.max_tokens=2", "text.max_tokens 2 leaves no room for a word"),
+        ("llm={path: x, max_tokens: 1}", "llm.max_tokens 1 leaves no room for a word"),
+        ("backbone={kind: opt, max_tokens: 513}", "backbone.max_tokens 513 is more than the 512 positions of this opt"),
+        ("vision.path=''", "vision.path is empty; give a value"),
+        ("data.train={name: jsonl, path: ' '}", "data.train.path is empty; give a value"),
+        ("data.train={name: jsonl, path: [a.jsonl, '']}", "data.train.path is empty; give a value"),
+        ("run=''", "run: it is empty; give a value, or leave the key out, but got ''"),
+        ("init=' '", "init: it is empty; give a value"),
+        ("init=", "'init=' has no value; write one, or init=null for none"),
+        ("text.bert=''", "text.bert: it is empty"),
+        ("data.features=''", "data.features: it is empty"),
     ],
 )
 def test_what_is_refused(override: str, expected: str) -> None:

@@ -76,7 +76,7 @@ def pairs(settings: Config, store: FeatureStore) -> tuple[Batch, Batch]:
     assert len({len(plan.tiles) for plan in stored.plans}) > 1
     shift = torch.arange(6)
     rest: dict[str, Any] = {"text": [source[i].captions[0] for i in range(6)]}
-    rest |= {"negatives": ((shift + 1) % 6, (shift + 2) % 6), "halves": [("a", "photo of it")] * 6}
+    rest |= {"negatives": ((shift + 1) % 6, (shift + 2) % 6), "cuts": [0.4] * 6}
     return Batch(pixels, **rest), Batch(stored, **rest)
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -280,6 +281,9 @@ def test_store_and_number_of_images(space: Path, monkeypatch: pytest.MonkeyPatch
     forecast = plan(small(space), "T4")
     assert forecast.images == 8  # of the split
     assert forecast.store == {"fp16": 2 * 17 * 64, "int8": 17 * 66}
+    crops = load_config("configs/stage1_vitg.yaml", ["data.features={path: store, crops: 3}"])
+    subject: Any = SimpleNamespace(config=crops, tokens=lambda: 17, encoder=SimpleNamespace(width=64))
+    assert planning._store(subject) == {"fp16": 3 * 2 * 17 * 64, "int8": 3 * 17 * 66}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ SAME = {"dropout": 0.0, "queries": 3}
 
 
 class Forced(Batches):
-    """Batches whose negatives and cuts follow from the step and the row of the global batch alone."""
+    """Batches whose negatives follow from the step and the row of the global batch alone."""
 
     def __getitem__(self, number: int) -> Loaded:
         loaded = super().__getitem__(number)
@@ -37,9 +37,6 @@ class Forced(Batches):
         count, of = self.data.batch, self.data.batch * distributed.world()
         rows = torch.arange(rank * count, (rank + 1) * count)
         loaded.batch.negatives = ((rows + 1 + step % (of - 1)) % of, (rows + of - 1 - step % 2) % of)
-        if isinstance(loaded.batch.text, list):
-            cuts = [text.split() for text in loaded.batch.text]
-            loaded.batch.halves = [(" ".join(words[:1]), " ".join(words[1:])) for words in cuts]
         return loaded
 
 
