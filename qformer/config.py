@@ -24,10 +24,12 @@ from qformer.schema import (
     FeaturesConfig,
     Fraction,
     LoraConfig,
+    LossConfig,
     Named,
     Positive,
     QuestionConfig,
     Section,
+    TextConfig,
 )
 from qformer.types import UsageError
 
@@ -62,38 +64,6 @@ class QFormerConfig(Section):
                 f"qformer.hidden_size {self.hidden_size} does not divide into {self.heads} heads; change one of them"
             )
         return self
-
-
-class TextConfig(Section):
-    """The BERT that the Q-Former starts from and whose tokeniser it uses.
-
-    Attributes:
-        bert: folder or hub id. The Q-Former's sizes are read from it unless given.
-        fold_token_types: add BERT's token-type row 0 to its word embeddings, so that the text path equals BERT
-            exactly; the original drops it.
-        max_tokens: captions are cut here, `[CLS]` and `[SEP]` counted.
-    """
-
-    bert: Named = "bert-base-uncased"
-    fold_token_types: bool = False
-    max_tokens: Positive = 32
-
-
-class LossConfig(Section):
-    """Stage one (BLIP-2, section 3.2).
-
-    Attributes:
-        embed_width: P, the width of the ITC space.
-        temperature: start of the learned ITC temperature.
-        smoothing: label smoothing of ITC and ITG.
-        gather_grad: `anchor` lets gradient into ITC through the row side only, as the original does; `full` is the
-            true gradient of the loss.
-    """
-
-    embed_width: Positive = 256
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-    smoothing: Fraction = 0.1
-    gather_grad: Literal["anchor", "full"] = "anchor"
 
 
 class LLMConfig(Section):

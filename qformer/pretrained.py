@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import snapshot_download
+
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
+OLDER = "*.bin"  # its weights where there are no safetensors
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 
 
@@ -156,3 +160,20 @@ def _is_plain(name: str) -> bool:
     return (
         name not in ("", "..") and "\0" not in name and PurePosixPath(name).name == name == PureWindowsPath(name).name
     )
+
+
+def local_folder(path_or_id: str) -> Path:
+    """The folder itself, or where the hub's was downloaded to.
+
+    Raises:
+        UsageError: it cannot be downloaded.
+    """
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    try:
+        folder = Path(snapshot_download(path_or_id, allow_patterns=list(NEEDED)))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(path_or_id, allow_patterns=[OLDER])
+        return folder
+    except (OSError, ValueError) as error:
+        raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error

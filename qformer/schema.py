@@ -172,3 +172,35 @@ class BackboneConfig(Section):
                 "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
             )
         return self
+
+
+class TextConfig(Section):
+    """The BERT that the Q-Former starts from and whose tokeniser it uses.
+
+    Attributes:
+        bert: folder or hub id. The Q-Former's sizes are read from it unless given.
+        fold_token_types: add BERT's token-type row 0 to its word embeddings, so that the text path equals BERT
+            exactly; the original drops it.
+        max_tokens: captions are cut here, `[CLS]` and `[SEP]` counted.
+    """
+
+    bert: Named = "bert-base-uncased"
+    fold_token_types: bool = False
+    max_tokens: Positive = 32
+
+
+class LossConfig(Section):
+    """Stage one (BLIP-2, section 3.2).
+
+    Attributes:
+        embed_width: P, the width of the ITC space.
+        temperature: start of the learned ITC temperature.
+        smoothing: label smoothing of ITC and ITG.
+        gather_grad: `anchor` lets gradient into ITC through the row side only, as the original does; `full` is the
+            true gradient of the loss.
+    """
+
+    embed_width: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    smoothing: Fraction = 0.1
+    gather_grad: Literal["anchor", "full"] = "anchor"

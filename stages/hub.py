@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from qformer import checkpoint
+from qformer import checkpoint, pretrained
 from qformer.config import dump_config
 from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import NEEDED, Given
+from qformer.model.foreign import Given
 from qformer.types import UsageError
 from stages.card import card
 
@@ -166,7 +166,9 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
         name += place.suffix if place.is_file() else ""
         if place.is_dir():
             (folder / name).mkdir()
-            for file in sorted({file for pattern in NEEDED for file in place.glob(pattern) if file.is_file()}):
+            for file in sorted(
+                {file for pattern in pretrained.NEEDED for file in place.glob(pattern) if file.is_file()}
+            ):
                 shutil.copy2(file, folder / name)
         else:
             shutil.copy2(place, folder / name)

@@ -147,9 +147,7 @@ def test_no_command_runs_the_code_of_a_checkpoint(
     words = command.format(evil=evil, gallery=opened.folder, root=made.root, one=made.one, two=made.two).split()
     code, _, error = run(*words)
     assert not witness.exists()
-    told = one_sentence(error.splitlines(keepends=True)[-1])  # behind the loading of models that may be loaded
-    assert "names 'evil:Tower', which would be imported and run; pass --trust" in told
-    assert ("Loading" in error) == ("{two}" in command or "--captioner {one}" in command)
+    assert "names 'evil:Tower', which would be imported and run; pass --trust" in one_sentence(error)
     assert code == 2
     if words[0] in ("index", "eval", "features") and stage == "one":
         code, _, error = run(*words, "--trust")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -48,8 +48,6 @@ USUAL = {
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
 #: How BLIP-2 computes, of which no tensor tells; a folder of transformers may say otherwise.
 COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
-OLDER = "*.bin"  # its weights where there are no safetensors
 #: Where a checkpoint of ours keeps the towers that it holds itself.
 VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
@@ -137,7 +135,7 @@ def pushed(path_or_id: str | Path) -> str | Path:
         hf_hub_download(str(path_or_id), checkpoint.CONFIG)
     except (OSError, ValueError):  # there is none, or no such repository, or no network: transformers' folders lack it
         return path_or_id
-    return local_folder(str(path_or_id))
+    return pretrained.local_folder(str(path_or_id))
 
 
 def load_foreign(
@@ -229,7 +227,7 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
             raise UsageError(
                 f"'{path_or_id}' is no BLIP-2: {section}.{key} is {found}, not {value}; set it if it is wrong"
             )
-    folder, kind = local_folder(path_or_id), theirs.text_config.model_type
+    folder, kind = pretrained.local_folder(path_or_id), theirs.text_config.model_type
     parts = convert.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
     parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})
     eps = theirs.vision_config.layer_norm_eps  # they have one for all norms of the encoder and for the one behind it
@@ -341,23 +339,6 @@ def configuration(path_or_id: str) -> Any:
             f"'{path_or_id}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); "
             "give a run, a file of LAVIS, or a folder of transformers"
         ) from error
-
-
-def local_folder(path_or_id: str) -> Path:
-    """The folder itself, or where the hub's was downloaded to.
-
-    Raises:
-        UsageError: it cannot be downloaded.
-    """
-    if Path(path_or_id).is_dir():
-        return Path(path_or_id)
-    try:
-        folder = Path(snapshot_download(path_or_id, allow_patterns=list(NEEDED)))
-        if not any(folder.glob("*.safetensors")):
-            snapshot_download(path_or_id, allow_patterns=[OLDER])
-        return folder
-    except (OSError, ValueError) as error:
-        raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
 
 
 def _common(parts: Parts, source: str, tower: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from qformer.model.decoding import GenerateConfig, write, write_tokens
+from qformer.model.plain_text import PlainText
 from qformer.model.rows import join, pad, positions
 from qformer.model.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
 from qformer.types import Tokens, UsageError
@@ -211,42 +212,12 @@ class LanguageModel(nn.Module, ABC):
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text behind `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS.
-
-        What looks like a special token in a text, such as `</s>`, is read letter by letter, but for the `template`.
-        """
-        if not texts:
-            return []
-        try:
-            "".join(texts).encode()
-        except UnicodeError as error:
-            raise UsageError(
-                f"a text holds half of a character ({error}); give text that can be written in UTF-8"
-            ) from error
-        behind = [text.removeprefix(self.template) for text in texts]
-        rows = self.tokenizer(behind, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        rows = [[letter for one in row for letter in self._spelled.get(one, (one,))] for row in rows]
-        if self.template:
-            rows = [
-                self._front + row if rest != text else row for text, rest, row in zip(texts, behind, rows, strict=True)
-            ]
-        return [self.start + row for row in rows]
+        """Ids of each text after `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS."""
+        return [self.start + row for row in self._plain_text.ids(texts, self.template)]
 
     @cached_property
-    def _front(self) -> list[int]:
-        """Ids of the template."""
-        return self.tokenizer(self.template, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-
-    @cached_property
-    def _spelled(self) -> dict[int, list[int]]:
-        """The letters of each special token: those of a Unigram are found in texts, whatever it is told.
-
-        The unknown token stands for what is in a text.
-        """
-        special = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        letters: dict[int, Any] = {number: self.tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
-        letters.pop(self.tokenizer.unk_token_id, None)
-        return {number: [letter for letter in row if letter is not None] for number, row in letters.items()}
+    def _plain_text(self) -> PlainText:
+        return PlainText(self.tokenizer)
 
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         """Ids of each text between `start` and `end`, the latter kept where a text is cut at `limit`."""

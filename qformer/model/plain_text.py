@@ -1,0 +1,52 @@
+"""Ids of texts that people write, for a language model: what looks like a special token in them is a word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PlainText:
+    """A tokenizer that reads `</s>` letter by letter, so that no text ends in its middle.
+
+    A Unigram tokenizer, such as T5's, finds special tokens whatever it is told; they are spelled afterwards.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        letters: dict[int, Any] = {number: tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
+        letters.pop(tokenizer.unk_token_id, None)  # it stands for what is in a text
+        self.letters = {number: [letter for letter in row if letter is not None] for number, row in letters.items()}
+
+    def ids(self, texts: list[str], template: str = "") -> list[list[int]]:
+        """Ids of each text, to which the tokenizer adds nothing.
+
+        Args:
+            template: a beginning of texts in which special tokens are meant as such.
+
+        Raises:
+            UsageError: a text is not UTF-8.
+        """
+        if not texts:
+            return []
+        try:
+            "".join(texts).encode()
+        except UnicodeError as error:
+            raise UsageError(
+                f"a text holds half of a character ({error}); give text that can be written in UTF-8"
+            ) from error
+        rests = [text.removeprefix(template) for text in texts]
+        rows = self._read(rests, split=True)
+        rows = [[letter for one in row for letter in self.letters.get(one, (one,))] for row in rows]
+        if template:
+            front = self._read([template], split=False)[0]
+            rows = [front + row if rest != text else row for text, rest, row in zip(texts, rests, rows, strict=True)]
+        return rows
+
+    def _read(self, texts: list[str], split: bool) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
