@@ -37,6 +37,11 @@ def places_elsewhere(folder: Path) -> list[str]:
     return found
 
 
+def written(folder: Path) -> bool:
+    """Whether the gallery's `folder` holds anything that a table of LanceDB's committed, be it damaged."""
+    return any(folder.glob(MANIFESTS))
+
+
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each field of a protobuf message that has a length.
 
