@@ -6,7 +6,6 @@ error.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from qformer.images import read_image
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
+from qformer.records import to_json
 from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _print_answer(
 
 
 def _print_json(**record: Any) -> None:
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    print(to_json(record), flush=True)
 
 
 def _tiles(model: VisionLanguageModel, group: Images) -> Tiles:
