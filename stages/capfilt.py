@@ -256,7 +256,9 @@ def choose_data(words: Sequence[str]) -> Choice:
         tars = any(Path(first).glob("*.tar"))
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
     elif first.lower().endswith(tuple(SUFFIXES | UNREAD)):
-        raise UsageError(f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines")
+        raise UsageError(
+            f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines"
+        )
     else:
         named = {"name": "jsonl", "path": first}
     choice = Choice(**named)

@@ -90,7 +90,9 @@ def index(
             gallery = Gallery(folder, about, cast("Any", None))
         elif closed:
             kept = "" if remove else "; what the gallery has of it is kept"
-            reason = closed if Path(data[0]).exists() else f"there is nothing at '{data[0]}' today; is its disk mounted?"
+            reason = (
+                closed if Path(data[0]).exists() else f"there is nothing at '{data[0]}' today; is its disk mounted?"
+            )
             print(f"qformer: {reason}{kept}", file=sys.stderr)
         stack.enter_context(writing(folder))
         with _progress() as progress:

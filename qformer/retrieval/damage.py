@@ -27,7 +27,10 @@ SOURCE = re.compile(r",?\s*(?:\S*/)?(?:\.cargo|rust|src)/\S*\.rs\S*")  # where i
 
 
 def told(store: type[Any]) -> type[Any]:
-    """A class of stores whose methods raise only `UsageError`; `where` of an object says what it is, for people."""
+    """A class of stores whose methods raise only `UsageError`.
+
+    `where` of an object says what it is, for people, and `suspect()`, if it has that, which file looks damaged.
+    """
     for name in METHODS:
         setattr(store, name, _telling(getattr(store, name)))
     return store
@@ -60,10 +63,11 @@ def _sentence(store: Any) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
-        raise UsageError(_words(getattr(store, "where", "the store"), error)) from error
+        raise UsageError(_words(store, error)) from error
 
 
-def _words(where: str, error: BaseException) -> str:
+def _words(store: Any, error: BaseException) -> str:
+    where = getattr(store, "where", "the store")
     text = str(error)
     for number in FULL:
         if os.strerror(number) in text or getattr(error, "errno", None) == number:
@@ -72,9 +76,16 @@ def _words(where: str, error: BaseException) -> str:
                 "same command: what was committed is kept"
             )
     file = FILE.search(text)
+    named = _suspect(store) or (file[0] if file else "")
     reason = SOURCE.sub("", " ".join(text.split()))[:LONGEST] or type(error).__name__
-    named = f": '{file[0]}'" if file else ""
     return (
-        f"{where} is damaged or gone{named} ({type(error).__name__}: {reason}); give it back what it had, or index the "
-        "images into another folder"
+        f"{where} is damaged or gone ({named}{': ' if named else ''}{type(error).__name__}: {reason}); give it back "
+        "what it had, or index the images into another folder"
     )
+
+
+def _suspect(store: Any) -> str:
+    try:
+        return str(store.suspect())
+    except (AttributeError, OSError):
+        return ""

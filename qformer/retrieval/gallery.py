@@ -178,8 +178,9 @@ class Gallery:
                 f"no gallery at '{folder}' ({error.strerror}: {MANIFEST}); give the folder that 'qformer index' wrote"
             ) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"'{folder / MANIFEST}' is damaged ({error}); index the images into another folder"
+                f"'{folder / MANIFEST}' is damaged ({reason}); index the images into another folder"
             ) from error
         if odd:
             raise UsageError(

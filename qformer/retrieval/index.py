@@ -71,8 +71,8 @@ class Updater:
 
     Attributes:
         entries: by id. places: id and place of each name in this source. met: the captions of each name that this
-            update has come by. fresh: places in which it met a content for the first time, by id. changed: ids of entries
-        that were there and are not as they were. whole: images and places of the gallery before it.
+                update has come by. fresh: places in which it met a content for the first time, by id. changed: ids of
+            entries that were there and are not as they were. whole: images and places of the gallery before it.
     """
 
     def __init__(self, store: Store, number: int, embed: Callable[[list[str]], np.ndarray]) -> None:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from qformer.retrieval import keys
 from qformer.retrieval.damage import told
 from qformer.retrieval.gallery import Condition, Entry, Known
-from qformer.retrieval.manifests import places_elsewhere, written
+from qformer.retrieval.manifests import cut_off, places_elsewhere, written
 from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
 
@@ -80,7 +81,7 @@ class LanceStore:
 
     def __init__(self, folder: Path, queries: int, width: int, new: bool = True) -> None:
         self.queries, self.width, self.where = queries, width, f"the store in '{folder}'"
-        self._keys, self.notes = folder / KEYS, list[str]()
+        self._keys, self.notes, self.suspect = folder / KEYS, list[str](), partial(cut_off, folder)
         if elsewhere := places_elsewhere(folder):
             raise UsageError(
                 f"the store in '{folder}' has its data at '{elsewhere[0]}', and no gallery of qformer has any outside "
@@ -265,9 +266,9 @@ class LanceStore:
         table.create_index("vector", config=kind(distance_type="dot", num_partitions=partitions))
         built = time.perf_counter() - start
         index, recall = self._tune(Index(name, chosen, last, count, 4 * TOP, 1), partitions, probes)
-        partial = self._keys.with_suffix(".partial")
-        partial.write_text(json.dumps(vars(index)), encoding="utf-8")
-        partial.replace(self._keys)
+        unfinished = self._keys.with_suffix(".partial")
+        unfinished.write_text(json.dumps(vars(index)), encoding="utf-8")
+        unfinished.replace(self._keys)
         for old in self._database.table_names(limit=1000):
             if old.startswith("keys_") and old != name:
                 self._database.drop_table(old)

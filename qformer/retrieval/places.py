@@ -105,9 +105,7 @@ def places_of(text: str) -> list[Place]:
         ValueError: they are none, as in a store that is damaged.
     """
     said = json.loads(text)
-    if not isinstance(said, list) or not all(
-        isinstance(one, list) and tuple(map(type, one)) == KINDS for one in said
-    ):
+    if not isinstance(said, list) or not all(isinstance(one, list) and tuple(map(type, one)) == KINDS for one in said):
         raise ValueError(f"{text[:80]!r} are no places of a picture")
     return [Place(*one) for one in said]
 

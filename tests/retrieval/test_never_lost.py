@@ -251,7 +251,7 @@ class World:
         (where / f"{self.next}.png").write_bytes(picture(self.next))
 
     def remove(self) -> None:
-        if files := self.files():
+        if len(files := self.files()) > 3:
             self.draw.choice(files).unlink()
 
     def move(self) -> None:
@@ -266,7 +266,7 @@ class World:
             self.draw.choice(files).write_bytes(picture(self.next))
 
     def unmount(self) -> None:
-        if self.disk.exists() and not self.away.exists():
+        if not self.away.exists() and any(self.photos.glob("*.png")):
             self.disk.rename(self.away)
             if self.draw.random() < 0.5:
                 self.disk.mkdir()
