@@ -125,7 +125,7 @@ def _open(choice: dict[str, Any]) -> tuple[Source, str]:
 
 def _number(gallery: Gallery, choice: dict[str, Any], closed: str) -> int:
     """Which of its sources this is, -1 if none; a path that is `closed` today no longer says what was there."""
-    known = gallery.about["sources"]
+    known = gallery.sources()
     if choice in known:
         return int(known.index(choice))
     if closed:

@@ -39,7 +39,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {  # of the manifest, and what they m
     **dict.fromkeys(("name", "store", "fingerprint", "checkpoint"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("queries", "width"), lambda value: type(value) is int and 0 < value < LARGEST),
     "features": lambda value: value in (None, *get_args(Packing)),
-    "sources": lambda value: isinstance(value, list) and all(map(_is_source, value)),
+    "sources": lambda _: True,  # those who open one say what is wrong with it
 }
 OPERATORS = ("!=", ">=", "<=", "=", ">", "<", "~")
 
@@ -225,6 +225,19 @@ class Gallery:
             raise UsageError(f"'{self.folder / MANIFEST}' has no source {number} that can be opened") from error
         return sources.for_run(choice if self.trusted else choice.read_from(_named(self.folder)))
 
+    def sources(self) -> list[dict[str, Any]]:
+        """The configurations of all sources.
+
+        Raises:
+            UsageError: they are none.
+        """
+        found = self.about["sources"]
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
+            raise UsageError(
+                f"'{self.folder / MANIFEST}' is damaged (sources is {found!r}); index the images into another folder"
+            )
+        return found
+
     def check(self, fingerprint: str, model: str, sizes: Mapping[str, int] | None = None) -> None:
         """Raises UsageError: the gallery was embedded by another model, or tells of other `queries` or `width`."""
         if self.about["fingerprint"] != fingerprint:
@@ -238,10 +251,6 @@ class Gallery:
                     f"'{self.folder / MANIFEST}' is damaged ({key} is {self.about[key]}, and {value} of the model that "
                     "made it); write that there, or index the images into another folder"
                 )
-
-
-def _is_source(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("name"), str)
 
 
 def _named(folder: Path) -> str:
