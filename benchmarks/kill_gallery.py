@@ -135,9 +135,12 @@ def index(model: ImageTextModel, photos: Path, folder: Path, notes: Path) -> Non
         gallery.check(fingerprint(model), "mini")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"checkpoint": "mini", "features": None, "sources": [choice]}
+        about = {"checkpoint": "mini", "features": None}
         sizes = {"queries": model.qformer.config.queries, "width": model.config.embed_width}
         gallery = Gallery.create(folder, "lance", fingerprint=fingerprint(model), **about, **sizes)
+    if choice not in gallery.about["sources"]:
+        gallery.about["sources"].append(choice)
+        gallery.save()
     held, commit = state(gallery.store), gallery.store.commit
 
     def committed(new: Any, changed: Any, gone: Any) -> None:

@@ -157,7 +157,7 @@ def _search(page: Page) -> Callable[..., Any]:
 
 
 def _hit(one: finding.Found) -> dict[str, Any]:
-    return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm}
+    return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm, "fault": one.fault}
 
 
 def _look(page: Page) -> Callable[..., Any]:

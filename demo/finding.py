@@ -118,6 +118,7 @@ class Found:
     Attributes:
         itc, itm: cosine, and the probability of a match where ITM looked.
         moved: places that re-ranking moved it up. fresh: it did not stand among those shown before.
+        fault: why there is no picture, such as `missing` or `changed`; empty where there is one.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Found:
     itm: float | None = None
     moved: int = 0
     fresh: bool = False
+    fault: str = ""
 
 
 def search(
@@ -156,18 +158,20 @@ def search(
     return [_found(hit, pictures) for hit in before], ranked
 
 
-def _found(hit: Hit, pictures: dict[str, Image.Image | None]) -> Found:
+def _found(hit: Hit, pictures: dict[str, tuple[Image.Image | None, str]]) -> Found:
     caption = hit.captions[0] if hit.captions else ""
-    return Found(Path(hit.path).name, caption, pictures[hit.id], hit.itc, hit.probability)
+    picture, fault = pictures[hit.id]
+    return Found(Path(hit.path).name, caption, picture, hit.itc, hit.probability, fault=fault)
 
 
-def _thumbnail(retriever: Retriever, hit: Hit) -> Image.Image | None:
+def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]:
+    """The picture of a hit, or why there is none."""
     try:
         picture = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
-    except BadSample:  # not where it was indexed
-        return None
+    except BadSample as bad:
+        return None, bad.kind
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return picture
+    return picture, ""
 
 
 def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> Image.Image:

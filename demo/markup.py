@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from demo.transcript import data_uri
+from qformer.retrieval.places import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +108,7 @@ def hit_cards(found: Sequence[Found], what: str) -> str:
 
 def _card(one: Found, place: int) -> str:
     told = one.caption or one.name
-    picture = '<span class="gone">not where it was indexed</span>'
+    picture = f'<span class="gone">{escape(in_words(one.fault))}</span>'
     if one.picture is not None:
         picture = f'<img src="{data_uri(one.picture, CARD)}" alt="{escape(told)}">'
     score = f"{one.itc:.3f}" if one.itm is None else f"{one.itm:.1%}"

@@ -22,6 +22,7 @@ from qformer.types import BadSample, UsageError
 if TYPE_CHECKING:
     from demo.backend import Models
     from demo.server import Gate
+    from qformer.retrieval.search import Retriever
 
 #: Events that need no model: they wait for nobody, and are no part of the API.
 CONFIRM: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -173,7 +174,7 @@ def search_tab(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             text = gr.Textbox(
-                label=f"Look for, among {len(retriever.gallery.store):,} images",
+                label=_among(retriever),
                 placeholder="a red square left of a blue circle",
                 info="By text, by a picture, or by both; Enter searches",
                 max_length=MAX_QUESTION,
@@ -193,12 +194,23 @@ def search_tab(page: Page) -> None:
             gr.Markdown("### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost")
             after = gr.HTML(elem_id="hits-itm", min_height=120)
 
-    def find(request: gr.Request, text: Any, picture: Any, k: Any, shortlist: Any) -> tuple[str, str]:
+    def find(request: gr.Request, text: Any, picture: Any, k: Any, shortlist: Any) -> tuple[str, str, Any]:
         with told():
             first, second = page.gate.run(
                 finding.search, retriever, text, path_of(picture), k, shortlist, request=request
             )
             again = markup.hit_cards(second, "hits, re-ranked") if second else "<p>Re-ranking needs a text.</p>"
-            return markup.hit_cards(first, "hits by cosine"), again
+            unknown = "<p>The model knows no letter of this text: what it found means nothing.</p>"
+            note = unknown if second and retriever.is_unknown(text) else ""
+            return note + markup.hit_cards(first, "hits by cosine"), note + again, gr.update(label=_among(retriever))
 
-    page.on([button.click, text.submit], find, [text, picture, k, shortlist], [before, after], [before, after])
+    def count() -> Any:
+        with told():
+            return gr.update(label=_among(retriever))
+
+    page.on([button.click, text.submit], find, [text, picture, k, shortlist], [before, after, text], [before, after])
+    gr.on(None, count, None, [text], **CONFIRM)  # whenever the page is opened: the gallery may have grown
+
+
+def _among(retriever: Retriever) -> str:
+    return f"Look for, among {len(retriever.gallery.store):,} images"

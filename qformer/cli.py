@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 import warnings
@@ -262,6 +263,8 @@ def _sibling(name: str) -> Any:
 def main() -> None:
     """The `qformer` command."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is no UTF-8 is printed as the disk has it
     failed: list[int] = []
     if os.environ.get("WORLD_SIZE", "1") != "1":
         atexit.register(_end, failed)  # before all others, so that it is called after them

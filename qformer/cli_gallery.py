@@ -40,6 +40,12 @@ def index(
     batch: Annotated[int, typer.Option(help="images embedded and committed at once", min=1)] = 64,
     device: Device = None,
     trust: Trust = False,
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove", help="take out images that are not there, though too many at once or on a disk not mounted"
+        ),
+    ] = False,
 ) -> None:
     """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
 
@@ -50,7 +56,7 @@ def index(
     _sibling("stages")
     from stages.gallery import index as run
 
-    run(path, data, output, store, None if features is None else features.value, batch, device, trust)
+    run(path, data, output, store, None if features is None else features.value, batch, device, trust, remove)
 
 
 def search(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,3 +28,13 @@ def replace_records(file: Path, records: Iterable[dict[str, Any]]) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     os.replace(partial, file)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON for standard output, in letters that it takes: a name that is no UTF-8 is escaped, and so survives."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text

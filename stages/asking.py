@@ -6,7 +6,6 @@ error.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
 from qformer.progress import Bar
+from qformer.records import to_json
 from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -307,8 +307,7 @@ def _print_answer(
 
 
 def _print_json(**record: Any) -> None:
-    line = json.dumps(record, ensure_ascii=False)
-    print(line if line.isascii() or _name(line) == line else json.dumps(record), flush=True)
+    print(to_json(record), flush=True)
 
 
 def _name(file: Path | str) -> str:

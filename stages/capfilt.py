@@ -34,6 +34,7 @@ from qformer.config import Choice, load_config
 from qformer.data import sources
 from qformer.data.loader import cleaned
 from qformer.data.orders import indices
+from qformer.formats import SUFFIXES, UNREAD
 from qformer.images import read_image
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.progress import Bar
@@ -320,6 +321,10 @@ def choose_data(words: Sequence[str]) -> Choice:
     elif Path(first).is_dir():
         tars = any(Path(first).glob("*.tar"))
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
+    elif first.lower().endswith(tuple(SUFFIXES | UNREAD)):
+        raise UsageError(
+            f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines"
+        )
     else:
         named = {"name": "jsonl", "path": first}
     choice = Choice(**named)

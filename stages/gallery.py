@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import textwrap
@@ -24,18 +23,23 @@ from qformer.data import sources
 from qformer.images import read_image
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import Bar
+from qformer.records import to_json
 from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
+from qformer.retrieval.places import in_words
 from qformer.retrieval.reading import fingerprint, probes
 from qformer.retrieval.search import Hit, Retriever
+from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
 from stages import sheet
 from stages.capfilt import choose_data
+from stages.filtered import writing
 from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.data.sources import Source
     from qformer.retrieval.index import Tally
 
 LOCAL = ("path", "images")  # options of a source that name files
@@ -50,42 +54,87 @@ def index(
     batch: int,
     device: str | None,
     trust: bool = False,
+    remove: bool = False,
 ) -> None:
     """Make a gallery of images, or bring it in step with them. Of several processes each embeds a share.
 
-    With `trust` checkpoint and gallery may run the code and ask the server that they name.
+    With `trust` checkpoint and gallery may run the code and ask the server that they name. With `remove` images that
+    are not there are taken out, however many, and though nobody could look for them.
 
     Raises:
-        UsageError: data or a checkpoint that cannot be used, a gallery of another model, or one that is being indexed.
+        UsageError: data or a checkpoint that cannot be used, a gallery of another model, one that is damaged or being
+            indexed, or a full disk.
     """
     with ExitStack() as stack:
         stack.enter_context(distributed.joined())
         model = _load(path, device, trust)
         choice = _absolute(choose_data(data).model_dump())
-        source = sources.build(**choice)
-        gallery, fault = None, ""
+        source, closed = _open(choice)
+        gallery, number, fault = None, -1, ""
         if distributed.rank() == 0:
             try:
+                if closed and not (folder / MANIFEST).exists():
+                    raise UsageError(closed)
                 gallery = _claim(stack, folder, store, features, path, model, trust)
-                number = gallery.about["sources"].index(choice) if choice in gallery.about["sources"] else -1
+                number = _number(gallery, choice, data[0] if closed else "")
+                if number < 0:
+                    raise UsageError(closed)
             except UsageError as error:
                 fault = str(error)
-        fault, about = distributed.gather_objects((fault, gallery and gallery.about))[0]
+            except OSError as error:
+                fault = f"'{folder}' cannot be written ({error.strerror}); make room, or give another folder with -o"
+        fault, number, about = distributed.gather_objects((fault, number, gallery and gallery.about))[0]
         if fault:
             raise UsageError(fault)
         if gallery is None:
             gallery = Gallery(folder, about, cast("Any", None))
-        elif number < 0:
-            gallery.about["sources"].append(choice)
-            gallery.save()
-        number = distributed.gather_objects(gallery.about["sources"])[0].index(choice)
+        elif closed:
+            kept = "" if remove else "; what the gallery has of it is kept"
+            reason = (
+                closed if Path(data[0]).exists() else f"there is nothing at '{data[0]}' today; is its disk mounted?"
+            )
+            print(f"qformer: {reason}{kept}", file=sys.stderr)
+        stack.enter_context(writing(folder))
         with Bar("{task.fields[added]} embedded", console=console, disable=distributed.rank() != 0) as progress:
             task = progress.add_task("indexing", total=len(source), added=0)
             tally = update(
-                gallery, model, source, number, batch, lambda t: progress.update(task, completed=t.seen, added=t.added)
+                gallery,
+                model,
+                source,
+                number,
+                batch,
+                lambda t: progress.update(task, completed=t.seen, added=t.added),
+                remove=remove,
             )
         if distributed.rank() == 0:
             _report(gallery, model, tally)
+
+
+def _open(choice: dict[str, Any]) -> tuple[Source, str]:
+    """A source; one of nothing, and the reason, where a process cannot open it: a disk that is not mounted, say."""
+    source, reason = cast("Source", []), ""
+    try:
+        source = sources.build(**choice)
+    except Untrusted:
+        raise
+    except UsageError as error:
+        reason = str(error)
+    reason = next(filter(None, distributed.gather_objects(reason)), "")
+    return cast("Source", []) if reason else source, reason
+
+
+def _number(gallery: Gallery, choice: dict[str, Any], closed: str) -> int:
+    """Which of its sources this is, -1 if none; a path that is `closed` today no longer says what was there."""
+    known = gallery.sources()
+    if choice in known:
+        return int(known.index(choice))
+    if closed:
+        path = os.path.abspath(closed)
+        same = [one.keys() <= {"name", "path"} and one.get("path") in (path, f"{path}/*.tar") for one in known]
+        return same.index(True) if True in same else -1
+    gallery.about["sources"].append(choice)
+    gallery.save()
+    return len(known) - 1
 
 
 def _claim(
@@ -166,7 +215,10 @@ def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:
         console.print(
             f"skipped {sum(tally.skipped.values()):,} ({kinds}); see {gallery.folder / SKIPPED}", markup=False
         )
+    _tell_kept(tally)
     if not len(gallery.store):
+        if tally.removed:
+            return
         raise UsageError(f"no image could be indexed; see {gallery.folder / SKIPPED}")
     with console.status("tidying up"):
         built = gallery.store.refresh(probes(gallery, model))
@@ -176,6 +228,24 @@ def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:
             f"{built['partitions']} partitions ({built['searched']} searched), {built['candidates']} candidates, "
             f"{built['seconds']:.0f} s; recall@100 against reading everything: {built['recall']:.3f}",
             markup=False,
+        )
+
+
+def _tell_kept(tally: Tally) -> None:
+    """What was not met and is kept all the same."""
+    if tally.away:
+        console.print(
+            f"kept {tally.away:,} images that could not be looked at (is their disk mounted?), such as "
+            f"{_printable(tally.kept)}; --remove takes out those that are not there",
+            markup=False,
+            soft_wrap=True,
+        )
+    if tally.missing:
+        console.print(
+            f"kept {tally.missing:,} images that are gone, more than a fifth of the gallery at once; --remove takes "
+            "them out",
+            markup=False,
+            soft_wrap=True,
         )
 
 
@@ -219,15 +289,19 @@ def search(
             html.write_text(_sheet(retriever, text, shown, hits), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"'{html}' cannot be written ({error.strerror}); give another file with --html") from error
-    _notes(retriever, text, k, where)
+    _notes(retriever, text, k, where, hits)
     if as_json:
-        print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False))
+        print(to_json([asdict(hit) for hit in hits], indent=1))
     else:
         Console(soft_wrap=False).print(_table(hits, text, len(gallery.store)))
 
 
-def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str]) -> None:
+def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str], hits: Sequence[Hit]) -> None:
     """What the searcher should know, on standard error."""
+    for note in retriever.gallery.store.notes:
+        print(f"qformer: {note}", file=sys.stderr)
+    if text is not None and retriever.is_unknown(text):
+        print(f"qformer: the model knows no letter of {text!r}; what was found means nothing", file=sys.stderr)
     count = len(retriever.gallery.store)
     read = None if text is None else retriever.words_read(text)
     if text is not None and read is not None:
@@ -236,8 +310,15 @@ def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str])
         print(f"qformer: the gallery holds {count:,} images, fewer than -k {k:,}; all are shown", file=sys.stderr)
     if retriever.unread:
         print(
-            "qformer: images that are not where they were indexed could not be re-ranked and stand last: "
-            f"{len(retriever.unread):,}, such as {_printable(str(retriever.unread[0]))}; index them where they are now",
+            "qformer: images that are not where they were indexed, or are others by now, could not be re-ranked and "
+            f"stand last: {len(retriever.unread):,}, such as {_printable(str(retriever.unread[0]))}; index them where "
+            "they are now",
+            file=sys.stderr,
+        )
+    elif faulty := [hit for hit in hits if hit.fault]:
+        print(
+            f"qformer: images that are no longer as they were indexed: {len(faulty):,}, such as "
+            f"{_printable(faulty[0].path)} ({in_words(faulty[0].fault)}); index them again",
             file=sys.stderr,
         )
 
@@ -256,7 +337,7 @@ def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
     table.add_column("image", overflow="fold")
     for place, hit in enumerate(hits, start=1):
         itm = ("-", "-") if hit.itm is None else (f"{hit.probability:.1%}", f"{hit.itm:.2f}")
-        path = _printable(_near(hit.path))
+        path = _printable(_near(hit.path)) + (f" ({in_words(hit.fault)})" if hit.fault else "")
         shown = Text("\n".join([path, *map(_printable, hit.captions[:1])]))
         shown.stylize("dim", len(path))
         alike = (f"{hit.similarity:.3f}",) if both else ()
@@ -280,8 +361,8 @@ def _sheet(retriever: Retriever, text: str | None, picture: Image.Image | None, 
         image, gone = None, ""
         try:
             image = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
-        except BadSample:
-            gone = "not where it was indexed"
+        except BadSample as bad:
+            gone = in_words(bad.kind)
         cards.append(sheet.Card(image, [Path(hit.path).name, *hit.captions[:2]], scores, gone=gone))
     title = "Images like this one" if text is None else textwrap.shorten(text, 200, placeholder=" …")
     note = f"{len(hits)} of {len(retriever.gallery.store):,} images in {retriever.gallery.folder}"

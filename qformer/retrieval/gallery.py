@@ -14,18 +14,19 @@ from calendar import timegm
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, get_args
+from unicodedata import normalize
 
 import numpy as np
 from pydantic import ValidationError
 
 from qformer.data import sources
-from qformer.schema import Choice
+from qformer.schema import Choice, Packing
 from qformer.trust import CALLED, judge, reading
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
 LARGEST = 1 << 20  # rows of an image and their width: no model comes near
 MANIFEST = "gallery.json"
 COLUMNS = {"id": str, "path": str, "caption": str, "bytes": int, "width": int, "height": int, "modified": int}
+FIELDS: dict[str, Callable[[Any], bool]] = {  # of the manifest, and what they must be
+    **dict.fromkeys(("name", "store", "fingerprint", "checkpoint"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("queries", "width"), lambda value: type(value) is int and 0 < value < LARGEST),
+    "features": lambda value: value in (None, *get_args(Packing)),
+    "sources": lambda _: True,  # those who open one say what is wrong with it
+}
 OPERATORS = ("!=", ">=", "<=", "=", ">", "<", "~")
 
 
@@ -51,10 +58,10 @@ class Place(NamedTuple):
     size: int = -1
     modified: int = -1
 
-    @property
-    def seconds(self) -> int:
-        """Since 1970, below zero before it; 0 of a record, whose time nobody knows."""
-        return self.modified // 10**9 if self.size >= 0 else 0
+
+def modified(place: Place) -> int:
+    """Seconds since 1970, below zero before; 0 of a record, whose time is not known."""
+    return place.modified // 10**9 if place.size >= 0 else 0
 
 
 @dataclass
@@ -86,7 +93,7 @@ class Entry:
 
     @property
     def modified(self) -> int:
-        return self.places[0].seconds
+        return modified(self.places[0])
 
 
 class Known(NamedTuple):
@@ -107,7 +114,13 @@ class Condition(NamedTuple):
 
 
 class Store(Protocol):
-    """Where entries are kept. Searches see the last commit; a kill in the middle of one leaves the one before."""
+    """Where entries are kept. Searches see the last commit; a kill in the middle of one leaves the one before.
+
+    Attributes:
+        notes: what should be told of it beside an answer. Whatever is wrong otherwise is a `UsageError`.
+    """
+
+    notes: list[str]
 
     def __len__(self) -> int: ...
     def known(self) -> Iterator[Known]: ...
@@ -158,17 +171,16 @@ class Gallery:
         folder = Path(folder)
         try:
             about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            fields = {
-                key: about[key] for key in ("name", "store", "fingerprint", "checkpoint", "queries", "width", "sources")
-            }
-            odd = [key for key in ("queries", "width") if type(fields[key]) is not int or not 0 < fields[key] < LARGEST]
+            fields = {key: about[key] for key in FIELDS}
+            odd = [key for key, fits in FIELDS.items() if not fits(fields[key])]
         except OSError as error:
             raise UsageError(
                 f"no gallery at '{folder}' ({error.strerror}: {MANIFEST}); give the folder that 'qformer index' wrote"
             ) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"'{folder / MANIFEST}' is damaged ({error}); index the images into another folder"
+                f"'{folder / MANIFEST}' is damaged ({reason}); index the images into another folder"
             ) from error
         if odd:
             raise UsageError(
@@ -181,7 +193,8 @@ class Gallery:
     @classmethod
     def create(cls, folder: Path, store: str, **about: Any) -> Gallery:
         """A new and empty one; `store` is `lance`, or `qdrant://host:port`."""
-        about = {"name": f"gallery-{uuid.uuid4().hex[:12]}", "store": store, "sources": [], **about}
+        name = f"gallery-{uuid.uuid4().hex[:12]}"
+        about = {"name": name, "store": store, "sources": [], "features": None, **about}
         made = cls(folder, about, cast("Store", None), trusted=True)
         made.save()  # first: of a folder without it nobody would know whose store it holds
         try:
@@ -212,13 +225,32 @@ class Gallery:
             raise UsageError(f"'{self.folder / MANIFEST}' has no source {number} that can be opened") from error
         return sources.for_run(choice if self.trusted else choice.read_from(_named(self.folder)))
 
-    def check(self, fingerprint: str, model: str) -> None:
-        """Raises UsageError: the gallery was embedded by another model."""
+    def sources(self) -> list[dict[str, Any]]:
+        """The configurations of all sources.
+
+        Raises:
+            UsageError: they are none.
+        """
+        found = self.about["sources"]
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
+            raise UsageError(
+                f"'{self.folder / MANIFEST}' is damaged (sources is {found!r}); index the images into another folder"
+            )
+        return found
+
+    def check(self, fingerprint: str, model: str, sizes: Mapping[str, int] | None = None) -> None:
+        """Raises UsageError: the gallery was embedded by another model, or tells of other `queries` or `width`."""
         if self.about["fingerprint"] != fingerprint:
             raise UsageError(
                 f"the gallery '{self.folder}' was embedded by another model ('{self.about['checkpoint']}') than "
                 f"'{model}'; search it with that one, or index the images into another folder"
             )
+        for key, value in (sizes or {}).items():
+            if self.about[key] != value:
+                raise UsageError(
+                    f"'{self.folder / MANIFEST}' is damaged ({key} is {self.about[key]}, and {value} of the model that "
+                    "made it); write that there, or index the images into another folder"
+                )
 
 
 def _named(folder: Path) -> str:
@@ -232,7 +264,7 @@ def open_store(folder: Path, about: dict[str, Any]) -> Store:
         if kind == "lance":
             from qformer.retrieval.lance import LanceStore
 
-            return LanceStore(folder, int(about["queries"]), int(about["width"]))
+            return LanceStore(folder, int(about["queries"]), int(about["width"]), new=not about["sources"])
         if kind.startswith("qdrant://"):
             judge(kind, CALLED)
             from qformer.retrieval.qdrant import QdrantStore
@@ -247,7 +279,7 @@ def open_store(folder: Path, about: dict[str, Any]) -> Store:
         raise UsageError(
             f"a gallery needs the package '{error.name}', which is not installed; pip install -e '.[search]'"
         ) from error
-    raise UsageError(f"unknown store '{kind}'; give lance, or qdrant://host:port")
+    raise UsageError(f"unknown store '{kind}' of the gallery '{folder}'; give lance, or qdrant://host:port")
 
 
 def conditions(texts: Iterable[str]) -> list[Condition]:
@@ -260,6 +292,8 @@ def conditions(texts: Iterable[str]) -> list[Condition]:
 
 
 def _condition(text: str) -> Condition:
+    if not isinstance(text, str) or not is_utf8(text):
+        raise UsageError(f"{text!a} is no condition: it is no text in UTF-8; write one such as width>1000")
     found = re.match(r"\s*(\w+)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*$", text, re.DOTALL)
     if found is None or found[1] not in COLUMNS:
         raise UsageError(
@@ -270,7 +304,7 @@ def _condition(text: str) -> Condition:
     if COLUMNS[column] is str:
         if operator not in ("=", "!=", "~"):
             raise UsageError(f"'{text}' compares a text by size; use =, != or ~ (contains) with {column}")
-        return Condition(column, operator, value)
+        return Condition(column, operator, normalize("NFC", value))
     try:
         if operator == "~":
             raise ValueError
@@ -283,6 +317,15 @@ def _condition(text: str) -> Condition:
             "(a date such as 2024-05-01 for modified)"
         ) from error
     return Condition(column, operator, number)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair, as which Python hands on bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def maxsim(query: Tensor, rows: Tensor) -> Tensor:

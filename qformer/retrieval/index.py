@@ -4,6 +4,8 @@ Samples of a source are read a round at a time: every process takes some, passes
 those it knows, and embeds what it has not seen; the first process commits what all of them found. A commit is whole or
 not there, so after `kill -9` the same command goes on behind the last one. What counts is the content: a file that was
 renamed or copied is not embedded again.
+
+What was not met is taken out only if somebody could look for it (`qformer.retrieval.absence`), and never much at once.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformer import distributed
 from qformer.data.orders import indices
-from qformer.formats import UNREAD
 from qformer.records import replace_records
+from qformer.retrieval.absence import Absence, of_file
 from qformer.retrieval.gallery import Known, Place
+from qformer.retrieval.places import composed
 from qformer.retrieval.reading import Reader, embed_captions
 
 if TYPE_CHECKING:
@@ -30,22 +32,37 @@ if TYPE_CHECKING:
 
     from qformer.data.sources import Source
     from qformer.model.image_text import ImageTextModel
+    from qformer.retrieval.absence import Why
     from qformer.retrieval.gallery import Entry, Gallery, Store
     from qformer.retrieval.reading import Seen
 
 SKIPPED = "skipped.jsonl"
 COMMIT = 1000  # entries that are changed at once
+KEPT: dict[Why, str] = {
+    "missing": "gone, with more than a fifth of the gallery",
+    "away": "could not be looked at: its folder is not there, or is empty",
+    "shut": "could not be looked at: it, or a folder above it, cannot be read",
+}
+AT_ONCE = 0.2  # share of a gallery of which an update that finds it gone believes that it was deleted
 
 
 @dataclass
 class Tally:
-    """What an update did: samples seen, images embedded, places that moved, entries removed, faults by kind."""
+    """What an update did: samples seen, images embedded, places that moved, entries removed, faults by kind.
+
+    Attributes:
+        away: places that could not be looked at, and are kept. missing: those that are gone, but are too many at once,
+            and are kept as well. kept: one of them.
+    """
 
     seen: int = 0
     added: int = 0
     changed: int = 0
     removed: int = 0
     copies: int = 0
+    away: int = 0
+    missing: int = 0
+    kept: str = ""
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -54,7 +71,8 @@ class Updater:
 
     Attributes:
         entries: by id. places: id and place of each name in this source. met: the captions of each name that this
-            update has come by. changed: ids of entries that were there and are not as they were.
+                update has come by. fresh: places in which it met a content for the first time, by id. changed: ids of
+            entries that were there and are not as they were. whole: images and places of the gallery before it.
     """
 
     def __init__(self, store: Store, number: int, embed: Callable[[list[str]], np.ndarray]) -> None:
@@ -62,7 +80,9 @@ class Updater:
         self.entries: dict[str, Known] = {known.id: known for known in store.known()}
         self.places: dict[str, tuple[str, Place]] = {}
         self.met: dict[str, list[str]] = {}
+        self.fresh: dict[str, list[Place]] = {}
         self.changed: set[str] = set()
+        self.whole = len(self.entries), sum(len(known.places) for known in self.entries.values())
         self.next = 1 + max((known.seq for known in self.entries.values()), default=-1)
         for known in self.entries.values():
             self.places |= {place.name: (known.id, place) for place in known.places if place.source == number}
@@ -82,9 +102,11 @@ class Updater:
                     continue
                 seen.entry.seq, self.next = self.next, self.next + 1
                 new[id_], places[id_], captions[id_] = seen.entry, [], []
-            before, _ = self.places.get(name, (id_, None))
-            if before != id_:  # the file holds something else now
-                self._forget(before, name, places)
+            before, _ = self.places.get(name, (None, None))
+            if before != id_:
+                self.fresh.setdefault(id_, []).append(seen.place)
+                if before is not None:  # the file holds something else now
+                    self._forget(before, name, places)
             if self.places.get(name) != (id_, seen.place):
                 self._forget(id_, name, places).append(seen.place)
             self.places[name] = id_, seen.place
@@ -96,15 +118,16 @@ class Updater:
         self.tally.seen += len(found) - len(again)
         return again
 
-    def finish(self, gone: Callable[[Place], bool]) -> None:
+    def finish(self, why: Callable[[Place], Why], remove: bool = False) -> list[dict[str, str]]:
         """Take out the places that this source no longer has, and captions that no place has.
 
-        Where a content was met that another source has in a file that is gone, the file was moved into this one.
+        Args:
+            why: says of a place of this source why it was not met. remove: take out whatever is not there.
+
+        Returns:
+            What is kept though it was not met, as records of faults.
         """
-        lost = [(id_, place) for name, (id_, place) in self.places.items() if name not in self.met and gone(place)]
-        for id_ in {self.places[name][0] for name in self.met}:
-            others = [place for place in self.entries[id_].places if place.source != self.number and place.size >= 0]
-            lost += [(id_, place) for place in others if not os.path.lexists(place.name)]
+        lost, kept = self._unmet(why, remove)
         for some in _batched(lost, COMMIT):
             places: dict[str, list[Place]] = {}
             for id_, place in some:
@@ -120,6 +143,53 @@ class Updater:
                     told[id_] = texts
         for chunk in _batched(told, COMMIT):
             self._commit({}, {}, {id_: told[id_] for id_ in chunk})
+        self.tally.missing = sum(state == "missing" for state in kept.values())
+        self.tally.away, self.tally.kept = len(kept) - self.tally.missing, next((place.name for place in kept), "")
+        return [{"path": place.name, "kind": "kept", "detail": KEPT[state]} for place, state in kept.items()]
+
+    def _unmet(self, why: Callable[[Place], Why], remove: bool) -> tuple[list[tuple[str, Place]], dict[Place, Why]]:
+        """The places to take out, with their ids, and those to keep, with the reason why they were not met."""
+        lost: list[tuple[str, Place]] = []
+        missing: list[tuple[str, Place]] = []
+        kept: dict[Place, Why] = {}
+        met = {composed(name) for name in self.met}
+        for id_, place in [self.places[name] for name in self.places if name not in self.met]:
+            state = why(place)
+            respelled = composed(place.name) in met and not os.path.lexists(place.name)
+            if respelled or (remove and state != "shut") or self._moved(id_, place, state):
+                lost.append((id_, place))
+            elif state == "missing" and self.met:
+                missing.append((id_, place))
+            elif state == "stands" and self.met:
+                lost.append((id_, place))
+            else:
+                kept[place] = "away" if state in ("missing", "stands") else state
+        if self._too_many(lost, missing):
+            kept |= {place: "missing" for _, place in missing}
+        else:
+            lost += missing
+        for id_ in {self.places[name][0] for name in self.met}:  # moved into this source from another
+            others = [place for place in self.entries[id_].places if place.source != self.number and place.size >= 0]
+            lost += [(id_, place) for place in others if self._moved(id_, place, of_file(place.name))]
+        return lost, kept
+
+    def _moved(self, id_: str, place: Place, state: Why) -> bool:
+        """Whether a content has come from a place that is not there to one where it was not before.
+
+        Of a place that could not be looked at only if size and time are the same: a copy has another time, and the
+        first may be back.
+        """
+        fresh = self.fresh.get(id_, ())
+        return (state == "missing" and bool(fresh)) or (
+            state == "away" and place.size >= 0 and any(one[3:] == place[3:] for one in fresh)
+        )
+
+    def _too_many(self, lost: list[tuple[str, Place]], missing: list[tuple[str, Place]]) -> bool:
+        """Whether more than a fifth of the gallery's images, or places, is missing at once."""
+        taken = {place[:2] for _, place in (*lost, *missing)}
+        ids = {id_ for id_, _ in missing}
+        images = sum(all(place[:2] in taken for place in self.entries[id_].places) for id_ in ids)
+        return images > AT_ONCE * self.whole[0] or len(missing) > AT_ONCE * self.whole[1]
 
     def _forget(self, id_: str, name: str, places: dict[str, list[Place]], source: int | None = None) -> list[Place]:
         """The places of an entry, to be edited: without this one, of this source by default."""
@@ -160,6 +230,7 @@ def update(
     number: int,
     batch: int = 64,
     tell: Callable[[Tally], None] = lambda _: None,
+    remove: bool = False,
 ) -> Tally:
     """Bring a gallery in step with a source; of several processes each reads its share, and the first one writes.
 
@@ -167,9 +238,11 @@ def update(
         number: of the source in `gallery.json`.
         batch: images that are read, embedded and committed at once by each process.
         tell: is called behind each commit.
+        remove: take out what is not there, however much it is, and though nobody could look for it.
 
     Raises:
-        OSError: the store cannot be written; what was committed stays.
+        UsageError: the store is damaged, or cannot be written. OSError: the list of what was skipped cannot. What was
+            committed stays.
     """
     first, world = distributed.rank() == 0, distributed.world()
     updater = Updater(gallery.store, number, lambda texts: embed_captions(model, texts)) if first else None
@@ -194,8 +267,8 @@ def update(
                 tell(updater.tally)
     tally = Tally()
     if updater is not None:
-        updater.finish(_gone(faults))
-        replace_records(gallery.folder / SKIPPED, faults)
+        kept = updater.finish(Absence(faults, gallery.about["sources"][number]).why, remove)
+        replace_records(gallery.folder / SKIPPED, [*faults, *kept])
         tally = updater.tally
         tally.copies = sum(len(known.places) - 1 for known in updater.entries.values())
     return distributed.gather_objects(tally)[0]
@@ -206,31 +279,6 @@ def _shares(source: Source, batch: int, rank: int, world: int) -> Iterator[list[
     members = indices(source)
     while whole := list(islice(members, batch * world)):
         yield whole[rank * batch : (rank + 1) * batch]
-
-
-def _gone(faults: list[dict[str, str]]) -> Callable[[Place], bool]:
-    """Whether a place that was not met is gone.
-
-    What cannot be looked at is not: a disk may be back tomorrow; nor is a format that only another machine reads.
-    """
-    unreadable = {fault["path"] for fault in faults if fault["kind"] == "unreadable"}
-    untold = {os.path.abspath(os.path.splitext(fault["path"])[0]) for fault in faults if fault["kind"] == "no caption"}
-    whole = not any(fault["kind"].endswith(("shard", "tar")) for fault in faults)
-
-    def gone(place: Place) -> bool:
-        if place.size < 0:
-            return whole
-        try:
-            os.stat(place.name)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False
-        unread = Path(place.name).suffix.lower() in UNREAD
-        unknown = unread or place.name in unreadable or os.path.splitext(place.name)[0] in untold
-        return not unknown and os.access(Path(place.name).parent, os.R_OK | os.X_OK)
-
-    return gone
 
 
 def _batched(things: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from lancedb.index import BTree, IvfRq, IvfSq
 from torch import Tensor
 
 from qformer.retrieval import keys
-from qformer.retrieval.gallery import Condition, Entry, Known, Place
-from qformer.retrieval.manifests import places_elsewhere
+from qformer.retrieval.damage import told
+from qformer.retrieval.gallery import Condition, Entry, Known
+from qformer.retrieval.manifests import cut_off, places_elsewhere, written
+from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
 
 INDEXED = 5_000  # entries from which an index pays: reading so many takes about as long as asking it
@@ -72,25 +75,25 @@ class Index:
     partitions: int
 
 
+@told
 class LanceStore:
-    """A `Store` in a folder of LanceDB's."""
+    """A `Store` in a folder of LanceDB's; `new` makes it where there is none."""
 
-    def __init__(self, folder: Path, queries: int, width: int) -> None:
-        self.queries, self.width = queries, width
-        self._keys = folder / KEYS
+    def __init__(self, folder: Path, queries: int, width: int, new: bool = True) -> None:
+        self.queries, self.width, self.where = queries, width, f"the store in '{folder}'"
+        self._keys, self.notes, self.suspect = folder / KEYS, list[str](), partial(cut_off, folder)
         if elsewhere := places_elsewhere(folder):
             raise UsageError(
                 f"the store in '{folder}' has its data at '{elsewhere[0]}', and no gallery of qformer has any outside "
                 "its folder: index the images into another folder"
             )
+        self._database = lancedb.connect(folder / "lance", read_consistency_interval=timedelta(0))
         try:
-            self._database = lancedb.connect(folder / "lance", read_consistency_interval=timedelta(0))
-            try:
-                self._images = self._database.open_table("images")
-            except ValueError:  # there is none, or a kill came while it was made
-                self._images = self._database.create_table("images", schema=SCHEMA, exist_ok=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UsageError(f"the store in '{folder}' cannot be opened ({error}); index the images again") from error
+            self._images = self._database.open_table("images")
+        except ValueError:  # there is none, or a kill came while it was made
+            if not new or written(folder):
+                raise
+            self._images = self._database.create_table("images", schema=SCHEMA, exist_ok=True)
         if b"embedding_functions" in (self._images.schema.metadata or {}):
             raise UsageError(
                 f"the store in '{folder}' names embedding functions, models that LanceDB would load and run whenever "
@@ -103,22 +106,19 @@ class LanceStore:
     def known(self) -> Iterator[Known]:
         for rows in self._read(["id", "seq", "places", "caption"]):
             for row in rows.to_pylist():
-                yield Known(row["id"], row["seq"], _places(row["places"]), _captions(row["caption"]))
+                yield Known(row["id"], row["seq"], places_of(row["places"]), captions_of(row["caption"]))
 
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
-        """See `Store`. Raises OSError: it could not be written."""
-        try:
-            if not changed and not gone:
-                self._images.add(_table(new))
-            elif not new and not changed:
-                self._images.delete(_one_of("id", gone))
-            else:
-                merge = self._images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                if gone:
-                    merge = merge.when_not_matched_by_source_delete(_one_of("id", gone))
-                merge.execute(_table([*new, *changed]))
-        except RuntimeError as error:  # what LanceDB makes of a full disk
-            raise OSError(str(error)) from error
+        """See `Store`. Raises UsageError: it could not be written."""
+        if not changed and not gone:
+            self._images.add(_table(new))
+        elif not new and not changed:
+            self._images.delete(_one_of("id", gone))
+        else:
+            merge = self._images.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            if gone:
+                merge = merge.when_not_matched_by_source_delete(_one_of("id", gone))
+            merge.execute(_table([*new, *changed]))
 
     def get(self, ids: Sequence[str], features: bool = False) -> dict[str, Entry]:
         columns = [name for name in SCHEMA.names if features or name not in ("features", "layout")]
@@ -214,15 +214,25 @@ class LanceStore:
         """The k best of the entries for which `where` holds, scored with all their rows."""
         best: list[tuple[float, str]] = []
         for ids, scores in self._scores([query.float()], where):
+            if not scores.isfinite().all():  # it would stand first, or nowhere
+                raise ValueError("rows of an image are no numbers")
             top = scores[0].topk(min(k, len(ids)))
             best = heapq.nlargest(k, [*best, *zip(top.values.tolist(), ids[top.indices.numpy()], strict=True)])
         return [(name, score) for score, name in best]
 
     def _index(self) -> Index | None:
         try:
-            return Index(**json.loads(self._keys.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            index = Index(**json.loads(self._keys.read_text(encoding="utf-8")))
+            numbers = [*index.rows, index.last, index.entries, index.depth, index.partitions]
+            if not isinstance(index.table, str) or not index.rows or not all(type(one) is int for one in numbers):
+                raise TypeError(f"{vars(index)} describes no index")
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            again = "searches read every image until 'qformer index' has made it anew"
+            self.notes = [f"'{self._keys}', which describes the index, is damaged ({error}); {again}"]
+            return None
+        return index
 
     def _candidates(self, index: Index, rows: Tensor, depth: int) -> list[int]:
         """`seq` of the entries whose indexed rows are best, about `depth` for each row of a query."""
@@ -256,9 +266,9 @@ class LanceStore:
         table.create_index("vector", config=kind(distance_type="dot", num_partitions=partitions))
         built = time.perf_counter() - start
         index, recall = self._tune(Index(name, chosen, last, count, 4 * TOP, 1), partitions, probes)
-        partial = self._keys.with_suffix(".partial")
-        partial.write_text(json.dumps(vars(index)), encoding="utf-8")
-        partial.replace(self._keys)
+        unfinished = self._keys.with_suffix(".partial")
+        unfinished.write_text(json.dumps(vars(index)), encoding="utf-8")
+        unfinished.replace(self._keys)
         for old in self._database.table_names(limit=1000):
             if old.startswith("keys_") and old != name:
                 self._database.drop_table(old)
@@ -358,7 +368,7 @@ def _table(entries: Sequence[Entry]) -> pa.Table:
         values = {
             "seq": entry.seq,
             "id": entry.id,
-            "path": entry.path,
+            "path": composed(entry.path),
             "places": json.dumps(entry.places),
             "caption": "\n".join(entry.captions),
             **{name: getattr(entry, name) for name in ("bytes", "width", "height", "modified")},
@@ -377,8 +387,8 @@ def _entries(batch: pa.RecordBatch, width: int) -> Iterator[Entry]:
     embeds, captions = (np.split(np.array(flat), np.cumsum(counts)[:-1]) for flat, counts in rows)
     plain = [name for name in batch.schema.names if name not in ("embeds", "caption_embeds")]
     for row, own, theirs in zip(batch.select(plain).to_pylist(), embeds, captions, strict=True):
-        entry = Entry(row["id"], _places(row["places"]), row["bytes"], row["width"], row["height"], own)
-        entry.captions, entry.caption_embeds, entry.seq = _captions(row["caption"]), theirs, row["seq"]
+        entry = Entry(row["id"], places_of(row["places"]), row["bytes"], row["width"], row["height"], own)
+        entry.captions, entry.caption_embeds, entry.seq = captions_of(row["caption"]), theirs, row["seq"]
         if row.get("features") is not None:
             entry.features, start = [], 0
             for dtype, shape in json.loads(row["layout"]):
@@ -386,11 +396,3 @@ def _entries(batch: pa.RecordBatch, width: int) -> Iterator[Entry]:
                 entry.features.append(np.frombuffer(row["features"][start:stop], dtype).reshape(shape))
                 start = stop
         yield entry
-
-
-def _places(text: str) -> list[Place]:
-    return [Place(*place) for place in json.loads(text)]
-
-
-def _captions(text: str) -> list[str]:
-    return text.split("\n") if text else []

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANIFESTS = "lance/**/*.manifest"
+ENDS = {".lance": b"LANC", ".manifest": b"LANC", ".arrow": b"ARROW1"}
 BASE_PATHS, PATH = 18, 4  # numbers of fields
 SIZES = {1: 8, 5: 4}  # of numbers of fixed length, by wire type
 
@@ -35,6 +36,23 @@ def places_elsewhere(folder: Path) -> list[str]:
             continue
         found += [path.decode("utf-8", "replace") for path in paths]
     return found
+
+
+def written(folder: Path) -> bool:
+    """Whether the gallery's `folder` holds anything that a table of LanceDB's committed, be it damaged."""
+    return any(folder.glob(MANIFESTS))
+
+
+def cut_off(folder: Path) -> str:
+    """The first of a gallery's files of LanceDB's that does not end as such a file does; empty if all do."""
+    for file in sorted((folder / "lance").rglob("*")):
+        end = ENDS.get(file.suffix)
+        if end is not None and file.is_file():
+            with file.open("rb") as opened:
+                opened.seek(max(file.stat().st_size - len(end), 0))
+                if opened.read() != end:
+                    return str(file)
+    return ""
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:

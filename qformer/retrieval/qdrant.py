@@ -25,7 +25,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
-from qformer.retrieval.gallery import COLUMNS, Condition, Entry, Known, Place
+from qformer.retrieval.damage import told
+from qformer.retrieval.gallery import COLUMNS, Condition, Entry, Known, Place, modified
+from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -57,12 +59,15 @@ def connect(url: str) -> QdrantClient:
     return QdrantClient(host=host, port=port, api_key=key, timeout=TIMEOUT, check_compatibility=False)
 
 
+@told
 class QdrantStore:
     """A `Store` in the collection `name`; `new` makes it where there is none."""
 
     def __init__(self, url: str, name: str, width: int, new: bool = False) -> None:
         """Raises UsageError: no server answers at `url`, or it has no such collection, or one for another width."""
         self.url, self.name, self.width = url, name, width
+        self.notes: list[str] = []
+        self.where = f"the collection '{name}' at '{url}'"
         self._client = connect(url)
         if not self._ask("collection_exists"):
             if not new:
@@ -106,7 +111,7 @@ class QdrantStore:
             points, offset = self._ask("scroll", limit=PAGE, offset=offset, with_payload=columns)
             for point in points:
                 said = point.payload
-                yield Known(said["id"], said["seq"], _places(said["places"]), _captions(said["caption"]))
+                yield Known(said["id"], said["seq"], places_of(said["places"]), captions_of(said["caption"]))
             if offset is None:
                 return
 
@@ -115,7 +120,7 @@ class QdrantStore:
         less, dropped = [], list(map(_point, gone))
         owner = {place[:2]: entry.id for entry in (*new, *changed) for place in entry.places}
         for point in self._retrieve([entry.id for entry in changed], with_payload=["id", "places"]):
-            before, own = _places(point.payload["places"]), point.payload["id"]
+            before, own = places_of(point.payload["places"]), point.payload["id"]
             kept = [place for place in before if owner.get(place[:2], own) == own]
             if not kept:
                 dropped.append(point.id)
@@ -194,9 +199,9 @@ class QdrantStore:
         rows = {name: np.array(value, np.float16) for name, value in point.vector.items()}
         return Entry(
             **{name: said[name] for name in ("id", "seq", "bytes", "width", "height")},
-            places=_places(said["places"]),
+            places=places_of(said["places"]),
             embeds=rows["rows"],
-            captions=_captions(said["caption"]),
+            captions=captions_of(said["caption"]),
             caption_embeds=rows.get("captions", np.zeros((0, self.width), np.float16)),
         )
 
@@ -220,9 +225,9 @@ def _placed(places: list[Place]) -> dict[str, Any]:
     first = places[0]
     return {
         "places": json.dumps(places),
-        "path": first.name,
-        "path_lower": first.name.lower(),
-        "modified": first.seconds,
+        "path": composed(first.name),
+        "path_lower": composed(first.name).lower(),
+        "modified": modified(first),
     }
 
 
@@ -282,11 +287,3 @@ def _reason(error: UnexpectedResponse) -> str:
         return str(error.structured()["status"]["error"])
     except (ValueError, KeyError, TypeError):
         return f"{error.status_code} {error.reason_phrase}".strip()
-
-
-def _places(text: str) -> list[Place]:
-    return [Place(*place) for place in json.loads(text)]
-
-
-def _captions(text: str) -> list[str]:
-    return text.split("\n") if text else []

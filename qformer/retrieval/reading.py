@@ -21,7 +21,8 @@ from qformer.data.orders import number_of
 from qformer.images import read_file, read_image
 from qformer.packing import pack
 from qformer.resolution.base import cut_all
-from qformer.retrieval.gallery import Entry, Place
+from qformer.retrieval.gallery import Entry, Place, is_utf8
+from qformer.retrieval.places import composed, digest, spelled, status
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Reader:
             name = ""
             try:
                 sample = source[index]
-                name = os.path.abspath(sample.image) if isinstance(sample.image, Path) else sample.key
+                name = spelled(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
                 self._look(sample, name, index, number_of(source, index), found)
             except BadSample as bad:
                 path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]
@@ -102,16 +103,18 @@ class Reader:
         return found
 
     def _look(self, sample: Sample, name: str, index: Any, number: int, found: Round) -> None:
-        captions = [" ".join(text.split()) for text in cleaned(sample.captions)]  # each is kept as one line
+        if not is_utf8(name):
+            raise BadSample("not utf-8", ascii(name))
+        captions = [composed(" ".join(text.split())) for text in cleaned(sample.captions)]  # each is kept as one line
         place, data = Place(self.number, name, number), sample.image
         if isinstance(data, Path):
-            place = Place(self.number, name, -1, *_status(name))
+            place = Place(self.number, name, -1, *status(name))
             if name in self.known and self.known[name][1][3:] == place[3:]:
                 found.seen.append(Seen(index, place, None, captions))
                 return
-            data = read_file(data)
+            data = read_file(Path(name))
         plain = data if isinstance(data, bytes) else data.tobytes()
-        id_ = hashlib.blake2b(plain, digest_size=16).hexdigest()
+        id_ = digest(plain)
         if id_ in self.ids:
             found.seen.append(Seen(index, place, id_, captions))
             return
@@ -149,24 +152,6 @@ class Reader:
                 yield pack(rows if encoded.mask is None else rows[encoded.mask[number]], packing).cpu().numpy()
             except OverflowError as error:
                 raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
-
-
-def _status(name: str) -> tuple[int, int]:
-    """Bytes and time of a file, by which it is known to be as it was.
-
-    Raises:
-        BadSample: kinds `missing`, `unreadable`, `not utf-8` (its name, which the store could not keep).
-    """
-    try:
-        name.encode()
-        found = os.stat(name)
-    except UnicodeEncodeError as error:
-        raise BadSample("not utf-8", ascii(name)) from error
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise BadSample("missing", name) from error
-    except OSError as error:
-        raise BadSample("unreadable", f"{name}: {error.strerror}") from error
-    return found.st_size, found.st_mtime_ns
 
 
 @torch.no_grad()

@@ -8,15 +8,17 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qformer.cleaning import MAX_WORDS, clean_caption
-from qformer.images import read_image
+from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
-from qformer.retrieval.gallery import Gallery, conditions, maxsim
+from qformer.retrieval.gallery import Gallery, conditions, is_utf8, maxsim
+from qformer.retrieval.places import digest, find, spelled
 from qformer.retrieval.reading import MAX_TOKENS, fingerprint
 from qformer.trust import Untrusted
 from qformer.types import BadSample, Tiles, UsageError
@@ -43,6 +45,8 @@ class Hit:
         score: what orders the hits. itc: cosine with the text, or with the image. itm: logit of 'they match', None
             where ITM did not look; probability: of a match by ITM.
         similarity: to the image of a query that also has a text, in [-1, 1].
+        fault: why the image is not at `path` as it was indexed: `missing`, `changed` or `unreadable`; empty where it
+            is. Of several places of a content `path` is the first that still holds it.
     """
 
     id: str
@@ -56,13 +60,15 @@ class Hit:
     captions: tuple[str, ...] = ()
     width: int = 0
     height: int = 0
+    fault: str = ""
 
 
 class Retriever:
     """Searches a gallery with the model that made it.
 
     Attributes:
-        unread: paths of the last search whose images could not be read again, so that they were not re-ranked.
+        unread: paths of the last search whose images could not be read again, or are others by now, so that they were
+            not re-ranked.
     """
 
     def __init__(
@@ -74,9 +80,11 @@ class Retriever:
             UsageError: there is none, or another model made it.
         """
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, trust)
-        self.gallery.check(fingerprint(model), name)
+        sizes = {"queries": model.qformer.config.queries, "width": model.config.embed_width}
+        self.gallery.check(fingerprint(model), name, sizes)
         self.model = model.eval()
         self.unread: list[str] = []
+        self._found: dict[str, tuple[str, str]] = {}  # places and faults of the entries that the last search looked for
         self._sources: dict[int, Any] = {}
 
     def text_to_image(
@@ -90,7 +98,7 @@ class Retriever:
             exact: read every entry, instead of asking the index of a large gallery.
 
         Raises:
-            UsageError: an empty text, or a condition that is none.
+            UsageError: an empty text or one that is no UTF-8, a condition that is none, or a `k` below 1.
         """
         return self.search(text, None, k, shortlist, where, exact)
 
@@ -122,7 +130,8 @@ class Retriever:
         """
         if text is None and image is None:
             raise UsageError("there is nothing to search for; give a text, an image, or both")
-        self.unread, only, wanted = [], conditions(where), max(k, shortlist if text is not None else 0)
+        self._begin(k, shortlist)
+        only, wanted = conditions(where), max(k, shortlist if text is not None else 0)
         texts = None if text is None else self._read_text(text)
         queries = [
             None if texts is None else self._embed_text(texts),
@@ -141,7 +150,24 @@ class Retriever:
         hits = _balanced(hits) if by_text and by_image else _ranked(hits)
         if texts is not None and shortlist > 0:
             hits = self._rerank(hits, entries, texts, shortlist)
-        return (_balanced(hits) if by_text and by_image else hits)[:k]
+        return self._placed((_balanced(hits) if by_text and by_image else hits)[:k], entries)
+
+    def _begin(self, k: int, shortlist: int) -> None:
+        """Raises UsageError: they are no numbers of hits."""
+        for name, value, least in (("k", k, 1), ("shortlist", shortlist, 0)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise UsageError(f"{name} is {value!r}; give a whole number of at least {least}")
+        self.unread, self._found = [], {}
+
+    def _find(self, entry: Entry) -> tuple[str, str]:
+        if entry.id not in self._found:
+            self._found[entry.id] = find(entry)
+        return self._found[entry.id]
+
+    def _placed(self, hits: list[Hit], entries: dict[str, Entry]) -> list[Hit]:
+        """Hits with the places where they stand today."""
+        found = [(hit, *self._find(entries[hit.id])) for hit in hits]
+        return [replace(hit, path=path, fault=fault) for hit, path, fault in found]
 
     @torch.no_grad()
     def image_to_text(
@@ -150,9 +176,9 @@ class Retriever:
         """The k captions of the gallery that fit an image best; `Hit.caption` is the caption.
 
         Raises:
-            BadSample: the image cannot be read.
+            BadSample: the image cannot be read. UsageError: see `text_to_image`.
         """
-        self.unread = []
+        self._begin(k, shortlist)
         pixels = read_image(image)
         found = self.gallery.store.nearest_captions(self._embed_image(pixels), max(k, shortlist), conditions(where))
         entries = self.gallery.store.get(list(dict.fromkeys(id_ for id_, _, _ in found)))
@@ -166,13 +192,14 @@ class Retriever:
             first = hits[:shortlist]
             logits = self._match(tiles, [hit.caption or "" for hit in first], [(0, n) for n in range(len(first))])
             hits = _ranked([_matched(hit, pair) for hit, pair in zip(first, logits, strict=True)]) + hits[shortlist:]
-        return hits[:k]
+        return self._placed(hits[:k], entries)
 
     def open_image(self, hit: Hit | str) -> Tensor:
         """The picture of a hit (or of an id), uint8[3, h, w].
 
         Raises:
-            BadSample: it is not where it was indexed.
+            BadSample: kinds `missing` (it is not where it was indexed), `changed` (that holds another one by now) and
+                `unreadable`.
         """
         id_ = hit if isinstance(hit, str) else hit.id
         entry = self.gallery.store.get([id_]).get(id_)
@@ -181,25 +208,29 @@ class Retriever:
         return self._open(entry)
 
     def _open(self, entry: Entry) -> Tensor:
-        fault = BadSample("missing", entry.path)
+        faults = []
         for place in entry.places:
             try:
                 if place.size >= 0:
-                    return read_image(Path(place.name))
+                    return _picture(read_file(Path(spelled(place.name))), entry.id, place.name)
                 if place.source not in self._sources:
                     self._sources[place.source] = self.gallery.source(place.source)
                 sample = self._sources[place.source][place.number]
                 if sample.key == place.name:  # else its tar is another one by now
-                    return read_image(sample.image)
+                    plain = read_file(sample.image) if isinstance(sample.image, Path) else sample.image
+                    return _picture(plain, entry.id, place.name)
+                faults.append(BadSample("missing", place.name))
             except BadSample as bad:
-                fault = bad
+                faults.append(bad)
             except Untrusted:  # that the image is missing would be a lie
                 raise
             except (UsageError, IndexError) as error:  # its source is gone, or has become shorter
-                fault = BadSample("missing", f"{place.name}: {error}")
-        raise fault
+                faults.append(BadSample("missing", f"{place.name}: {error}"))
+        raise faults[0]
 
     def _read_text(self, text: str) -> str:
+        if not isinstance(text, str) or not is_utf8(text):
+            raise UsageError(f"the text to search for is {text!a}, which is no text in UTF-8; write what to look for")
         cleaned = clean_caption(text)
         if not any(map(str.isalnum, cleaned)):
             raise UsageError(
@@ -215,6 +246,12 @@ class Retriever:
             words.pop()
         return len(words) if cleaned or len(words) < before else None
 
+    def is_unknown(self, text: str) -> bool:
+        """Whether the model knows no letter of a text, so that what it finds for it means nothing."""
+        tokenizer: Any = self.model.tokenizer
+        ids = tokenizer(clean_caption(text), add_special_tokens=False)["input_ids"]
+        return set(ids) <= {tokenizer.unk_token_id}
+
     def _embed_text(self, text: str) -> Tensor:
         tokens = self.model.tokenize([text], max(MAX_TOKENS, self.model.max_tokens))
         return self.model.embed_texts(tokens).float().cpu()  # (1, P)
@@ -229,7 +266,7 @@ class Retriever:
         return {id_: float(maxsim(query, torch.from_numpy(entry.embeds).float())) for id_, entry in entries.items()}
 
     def _rerank(self, hits: list[Hit], entries: dict[str, Entry], text: str, shortlist: int) -> list[Hit]:
-        """The first hits by ITM; those whose image cannot be read any more stay behind them."""
+        """The first hits by ITM; those whose image cannot be read any more, or is another one, stay behind them."""
         first = hits[:shortlist]
         stored = self.gallery.store.get([hit.id for hit in first], True) if self.gallery.about.get("features") else {}
         matched, left = [], []
@@ -238,8 +275,10 @@ class Retriever:
             for hit in first[start : start + ENCODED]:
                 try:
                     ready.append((hit, self._tiles(stored.get(hit.id) or entries[hit.id])))
-                except BadSample:
-                    self.unread.append(hit.path)
+                except BadSample as bad:
+                    path, fault = self._find(entries[hit.id])
+                    self._found[hit.id] = path, fault or bad.kind
+                    self.unread.append(path)
                     left.append(hit)
             if ready:
                 tiles = Tiles.join([tiles for _, tiles in ready])
@@ -248,6 +287,14 @@ class Retriever:
         return _ranked(matched) + left + hits[shortlist:]
 
     def _tiles(self, entry: Entry) -> Tiles:
+        """Its tokens, or the picture that they are made of.
+
+        Raises:
+            BadSample: there is no picture to make them of, or another one where it stood.
+        """
+        path, fault = self._find(entry)
+        if fault and (entry.features is None or fault == "changed"):
+            raise BadSample(fault, path)
         if entry.features is None:
             return cut_all([self._open(entry)], self.model.frontend.strategy)
         plan = self.model.frontend.strategy.plan(entry.width, entry.height)
@@ -258,6 +305,13 @@ class Retriever:
         tokens = self.model.tokenize(texts, max(MAX_TOKENS, self.model.max_tokens))
         logits = self.model.match_logits(self.model.encode_images(tiles), tokens, torch.tensor(pairs))
         return logits.float().tolist()
+
+
+def _picture(data: Any, id_: str, name: str) -> Tensor:
+    """Decoded, if it still is the content that was indexed. Raises BadSample: kind `changed`, it is not."""
+    if digest(data if isinstance(data, bytes) else data.tobytes()) != id_:
+        raise BadSample("changed", name)
+    return read_image(data)
 
 
 def _hit(entry: Entry, itc: float, similarity: float | None = None) -> Hit:

@@ -75,13 +75,14 @@ def gallery(path: Path, model: Any, features: str | None = None) -> Gallery:
     return Gallery.create(path, "lance", fingerprint=made, **about)
 
 
-def index(opened: Gallery, model: Any, batch: int = 4, **choice: Any) -> Tally:
+def index(opened: Gallery, model: Any, batch: int = 4, remove: bool = False, **choice: Any) -> Tally:
     """Bring a gallery in step with a source; `choice` is a folder's `path` or what `sources.build` takes."""
     choice = {"name": "folder"} | {key: str(value) if key == "path" else value for key, value in choice.items()}
     if choice not in opened.about["sources"]:
         opened.about["sources"].append(choice)
         opened.save()
-    return update(opened, model, sources.build(**choice), opened.about["sources"].index(choice), batch)
+    number = opened.about["sources"].index(choice)
+    return update(opened, model, sources.build(**choice), number, batch, remove=remove)
 
 
 def stored(opened: Gallery) -> dict[str, tuple[list[str], list[str]]]:

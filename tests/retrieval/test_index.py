@@ -272,7 +272,7 @@ def test_names(bench: Bench) -> None:
         assert [one.path for one in retriever.text_to_image("cat", where=[f"path={hit.path}"])] == [hit.path]
     for name in NAMES:
         (bench.photos / name).unlink()
-    assert bench.index().removed == len(NAMES)
+    assert bench.index(remove=True).removed == len(NAMES)
 
 
 def test_files_that_are_no_images(bench: Bench) -> None:

@@ -273,3 +273,29 @@ def test_a_gallery_that_was_moved(tmp_path: Path, model: ImageTextModel) -> None
     (tmp_path / "b" / "gallery.json").write_text("{")
     with pytest.raises(UsageError, match="is damaged"):
         Retriever(tmp_path / "b", model)
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"k": -1}, {"k": True}, {"k": 2.5}, {"k": None}, {"shortlist": -1}])
+def test_numbers_of_hits_that_are_none(retriever: Retriever, photos: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is .*; give a whole number of at least [01]"):
+        retriever.text_to_image("cat", **wrong)
+    with pytest.raises(UsageError, match="give a whole number"):
+        retriever.image_to_text(photos / "0.png", **wrong)
+
+
+def test_texts_that_are_none(retriever: Retriever) -> None:
+    for text in ("a cat\udcff", b"a cat", 7):
+        with pytest.raises(UsageError, match="no text in UTF-8"):
+            retriever.text_to_image(text)  # type: ignore[arg-type]
+    for where in ("path=\udcff", b"width>1", None):
+        with pytest.raises(UsageError, match="no text in UTF-8"):
+            retriever.text_to_image("a cat", where=[where])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("key", ["queries", "width"])
+def test_a_gallery_that_tells_of_other_sizes(tmp_path: Path, model: ImageTextModel, key: str) -> None:
+    made = gallery(tmp_path / "g", model)
+    made.about[key] += 1
+    made.save()
+    with pytest.raises(UsageError, match=rf"gallery.json' is damaged \({key} is"):
+        Retriever(tmp_path / "g", model)

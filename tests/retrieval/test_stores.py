@@ -387,7 +387,7 @@ def test_what_a_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         return httpx.Response(200, json={"result": done, "status": "ok", "time": 0.0})
 
     monkeypatch.setattr(ApiClient, "send_inner", send)
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(UsageError, match="gone"):
         QdrantStore(URL, "pictures", WIDTH, True)
     (made,) = (body for method, path, body in asked if (method, path) == ("PUT", "/collections/pictures"))
     rows = {
