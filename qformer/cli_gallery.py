@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 
 class Packing(Enum):
@@ -40,6 +40,7 @@ def index(
     batch: Annotated[int, typer.Option(help="images embedded and committed at once", min=1)] = 64,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
 
@@ -69,6 +70,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="print the hits as JSON")] = False,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Find images of a gallery by text, by image, or by both."""
     from qformer.cli import _sibling

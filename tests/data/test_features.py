@@ -85,7 +85,7 @@ def test_marks_tell_images_apart_wherever_they_lie() -> None:
 def store(folder: Path) -> tuple[FeatureStore, dict[tuple[int, int], list[torch.Tensor]]]:
     """Five samples of two crops in shards of two; the second cannot be read, and tiles differ in number and length."""
     tokens = {}
-    kept = FeatureStore(folder, {"made": MADE, "encoder": {}, "per_shard": 2, "bytes_per_sample": 1})
+    kept = FeatureStore(folder, {"made": MADE, "encoder": {"width": 6}, "per_shard": 2, "bytes_per_sample": 1})
     for place in range(len(kept)):
         filling = Filling("fp16")
         for number in kept.numbers(place):
