@@ -252,7 +252,10 @@ def read_config(path: str | Path, trust: bool = False) -> Config:
 
 
 def _read_config(folder: Path, trust: bool) -> Config:
-    config = _with_own_towers(load_config(folder / CONFIG), folder)
+    try:
+        config = _with_own_towers(load_config(folder / CONFIG), folder)
+    except UsageError as error:
+        raise _damaged(folder, f"its {CONFIG} is refused: {error}") from error
     return config if trust else read_from(config, f"the configuration of the checkpoint '{folder}'")
 
 
