@@ -7,6 +7,7 @@ forgotten when it resumes.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -86,6 +87,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         here = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
         numbers = [n for n in ENDING if here and signal.getsignal(n) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
@@ -98,10 +100,18 @@ class Stop:
         name, now = signal.Signals(number).name, time.monotonic()
         if self.asked is None:
             self.asked, self._since = name, now
-            if name == "SIGHUP" and console.is_terminal:  # which is gone: writing to it would fail
-                console.quiet = True
+            if name == "SIGHUP":
+                self._leave_terminal()
         elif now - self._since > MOMENTS and name in (self.asked, "SIGINT"):
             raise KeyboardInterrupt
+
+    def _leave_terminal(self) -> None:
+        """Let what would be written to a terminal that is gone, which fails, go nowhere."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def end(run: Run, asked: str | None) -> NoReturn:

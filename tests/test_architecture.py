@@ -33,6 +33,7 @@ FLOORS = (
         "records",
         "releases",
         "schema",
+        "soundness",
         "tensors",
         "trust",
     ),
