@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,11 @@ import stages
 from qformer import checkpoint
 from qformer.config import Config
 from qformer.data.loader import ENDING, Batches, Loaded
+from qformer.model.loading import build_image_text
 from qformer.types import UsageError
-from stages import resume, stage1
+from stages import loop, resume, stage1
+from stages.optim import adamw
+from stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
 from tests.workspace import config, make_workspace
 
 STEPS = {"steps": 24, "save_every": 2, "log_every": 3}
@@ -240,6 +244,116 @@ def test_a_half_written_checkpoint_is_passed_over_and_said(
     assert "trying the one before it" in said
     assert "at step 22" in said
     assert_same(run, trained / "whole")
+
+
+def test_one_flipped_bit_is_passed_over_and_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained / "flipped"
+    shutil.copytree(trained / "whole", run)
+    file = run / "checkpoints" / "step-0000024" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-0000024' is damaged (model.safetensors is not as it was written: its checksum is" in said
+    assert_same(run, trained / "whole")
+
+
+def _first_state(trainer: dict[str, Any]) -> dict[str, Any]:
+    return trainer["optimizer"]["state"][0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda t: t.pop("processes"), "it lacks the states of the processes"),
+        (lambda t: t.update(processes=[7]), "the state of a process lacks cpu, cuda or pending"),
+        (lambda t: t["processes"][0].update(cpu=torch.zeros(5056)), "the random state cpu is no tensor of bytes"),
+        (lambda t: t["processes"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "the random state cpu has 7 bytes"),
+        (lambda t: t["processes"][0]["cpu"].zero_(), "its random state is none"),
+        (
+            lambda t: t["processes"][0].update(pending=[(1, {"itc": 2})]),
+            "pending is no list of steps",
+        ),
+        (lambda t: t.pop("optimizer"), "it lacks the state of the optimizer"),
+        (lambda t: t["optimizer"]["param_groups"].pop(), "the optimizer has not the 2 groups of this run"),
+        (
+            lambda t: t["optimizer"]["param_groups"][0].update(betas=(2, 0.5)),
+            "betas of group 0 of",
+        ),
+        (lambda t: t["optimizer"]["param_groups"][1].update(weight_decay=None), "weight_decay of group 1"),
+        (
+            lambda t: t["optimizer"]["state"].update(x=t["optimizer"]["state"].pop(0)),
+            "a state 'x', which belongs to no",
+        ),
+        (lambda t: _first_state(t).pop("exp_avg"), "the optimizer's state 0 lacks step, exp_avg or exp_avg_sq"),
+        (
+            lambda t: _first_state(t).update(exp_avg=torch.zeros(1)),
+            "has an exp_avg that does not fit its weight",
+        ),
+        (lambda t: _first_state(t).update(step=7), "the optimizer's state 0 has no number as step"),
+        (lambda t: _first_state(t)["exp_avg_sq"].fill_(torch.nan), "state 0 has a exp_avg_sq that is NaN or infinite"),
+        (lambda t: t.update(scaler={"scale": "x"}), "scale of the scaler is 'x'"),
+    ],
+)
+def test_a_trainer_state_that_does_not_fit_is_named(
+    trained: Path, ready: Any, damage: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    """Before anything of it is put in."""
+    found = checkpoint.find(trained / "whole")
+    trainer = checkpoint.read_trainer(found)
+    damage(trainer)
+    with pytest.raises(checkpoint.Damaged) as caught:
+        put_back(ready, trainer, found)
+    assert said in str(caught.value)
+    assert f"remove '{found}' to go on from an earlier one" in str(caught.value)
+    assert not ready.optimizer.state
+
+
+@pytest.fixture(scope="module")
+def ready(trained: Path) -> Any:
+    """As much of a run as takes a trainer's state, before the first step."""
+    settings = config(trained, "stage1", run=str(trained / "whole"), train=STEPS)
+    model, _ = build_image_text(settings)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), scaler=None)
+    return SimpleNamespace(
+        folder=trained / "whole",
+        pending=[],
+        step=0,
+        inner=model,
+        optimizer=adamw(model, settings.train),
+        accelerator=accelerator,
+    )
+
+
+@pytest.mark.parametrize("of", ["weight", "optimizer"])
+def test_what_is_not_finite_is_not_saved(trained: Path, of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose losses were fine; the checkpoint before it stays the newest, and what was logged stays."""
+    run = trained / f"broken-{of}"
+    settings = config(trained, "stage1", run=str(run), train=STEPS)
+    real = loop._train_step
+
+    def breaks(run: Any, stream: Any) -> None:
+        real(run, stream)
+        if run.step == 4:
+            weight = run.inner.itm_head.weight
+            (weight.data if of == "weight" else run.optimizer.state[weight]["exp_avg_sq"])[1, 2] = torch.inf
+
+    monkeypatch.setattr(loop, "_train_step", breaks)
+    what = "the weight 'itm_head.weight'" if of == "weight" else r"'itm_head.weight \(exp_avg_sq\)'"
+    with pytest.raises(
+        NonFiniteWeights, match=rf"{what} is NaN or infinite after step 4; .*'step-0000002' is the newest"
+    ):
+        stages.train(settings)
+    assert [folder.name for folder in checkpoint.complete(run)] == ["step-0000002"]
+
+
+def test_a_loss_that_is_not_logged_yet_is_looked_at_too(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a signal ends the run between two logs."""
+    losses = {"itc": torch.tensor(1.5), "itm": torch.tensor(torch.nan)}
+    monkeypatch.setattr(ready, "pending", [(6, {"itc": torch.tensor(1.5)}), (7, losses)])
+    with pytest.raises(NonFiniteLoss, match=r"the loss 'itm' is nan at step 7; .*'step-0000024' is the newest"):
+        refuse_not_finite(ready)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(trained: Path) -> None:
