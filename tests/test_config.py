@@ -278,7 +278,5 @@ def test_the_run_that_questions_start_from_is_found_anywhere(tmp_path: Path, mon
 def test_betas_that_adam_refuses_are_refused_here(betas: list[float]) -> None:
     train = {"steps": 10, "warmup": 1, "betas": betas}
     data = {"train": {"name": "jsonl", "path": "x"}}
-    with pytest.raises(
-        UsageError, match=r"train\.betas\.[01]: input should be (less|greater) than"
-    ):
+    with pytest.raises(UsageError, match=r"train\.betas\.[01]: input should be (less|greater) than"):
         parse_config({"stage": "stage1", "run": "r", "data": data, "train": train})
