@@ -3,7 +3,7 @@
     model.safetensors   trained tensors only: the frozen towers are found again through the configuration, where
                         `checkpoint:` begins the path of one that is kept in this folder (`qformer convert` does so)
     config.yaml         every key, defaults included
-    meta.json           step, commit, versions, the size of every other file
+    meta.json           step, commit, versions, size and checksum of every other file, and a checksum of itself
     trainer.pt          optimizer, scaler and random states, for resuming (absent in an exported model)
 
 A checkpoint appears under its name only when it is complete, so an interrupted save leaves the previous one.
@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qformer import soundness
 from qformer.config import Config, dump_config, load_config
+from qformer.records import Form, read_object
 from qformer.releases import RELEASES
 from qformer.schema import read_from
 from qformer.types import UsageError
@@ -43,6 +46,19 @@ WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json"
 
 class Damaged(UsageError):
     """A checkpoint lacks something that was once written, or holds what cannot be read."""
+
+
+class Meta(Form):
+    """What `meta.json` says, see the top; one from before there were checksums has none."""
+
+    step: int
+    files: dict[str, int] = Field(default_factory=dict)
+    checksums: dict[str, str] = Field(default_factory=dict)
+    parameters: int = 0
+    skipped: dict[str, int] = Field(default_factory=dict)
+    commit: str = ""
+    torch: str = ""
+    transformers: str = ""
 
 
 @dataclass
@@ -86,8 +102,7 @@ def save(
             torch.save(trainer, partial / TRAINER)
         if extra is not None:
             extra(partial)
-        about = {"step": step, **provenance(), **meta, "files": _sizes(partial)}
-        (partial / META).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        write_meta(partial, {"step": step, **provenance(), **meta})
         for file in partial.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -104,21 +119,69 @@ def save(
     return final
 
 
+def write_meta(folder: Path, about: dict[str, Any]) -> None:
+    """Write `meta.json` of a checkpoint whose other files are there, with their sizes and checksums."""
+    sizes = _sizes(folder)
+    sums = {name: soundness.checksum(folder / name) for name in sizes if name not in (CONFIG, META)}
+    sizes.pop(META, None)
+    sealed = soundness.seal({**about, "files": sizes, "checksums": sums})
+    (folder / META).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `meta.json` says.
+
+    Raises:
+        Damaged: it is missing, not as it was written, or of another step than the folder.
+    """
+    try:
+        meta = read_object(folder / META, Meta)
+    except UsageError as error:
+        raise _damaged(folder, error) from error
+    sealed = soundness.SEAL in meta or "checksums" not in meta
+    if soundness.checks() and not (sealed and soundness.seal_holds(meta)):
+        raise _damaged(folder, f"{META} is not as it was written: its checksum is another")
+    if folder.parent.name == FOLDER and folder.name != f"step-{meta['step']:07d}" and _is_step(folder):
+        raise _damaged(folder, f"{META} says step {meta['step']}")
+    return meta
+
+
+def _damaged(folder: Path, what: object) -> Damaged:
+    return Damaged(f"the checkpoint '{folder}' is damaged ({what}); use an earlier one")
+
+
 def check(folder: Path) -> None:
     """Whether every file has the size with which it was written (the configuration may be edited).
 
     Raises:
         Damaged: naming a file that is missing or cut off.
     """
-    try:
-        files = json.loads((folder / META).read_text(encoding="utf-8")).get("files", {})
-    except (OSError, ValueError) as error:
-        raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
     found = _sizes(folder)
-    for name, size in files.items():
+    for name, size in read_meta(folder).get("files", {}).items():
         if found.get(name) != size and name != CONFIG:
             what = "is missing" if name not in found else f"has {found[name]:,} bytes instead of {size:,}"
-            raise Damaged(f"the checkpoint '{folder}' is damaged ({name} {what}); use an earlier one")
+            raise _damaged(folder, f"{name} {what}")
+
+
+def check_files(folder: Path, trainer: bool = False) -> None:
+    """Whether the files are those that were written, as far as their checksums are known; see `soundness.unchecked`.
+
+    Args:
+        trainer: that of `trainer.pt`, which only resuming reads, instead of all the others.
+
+    Raises:
+        Damaged: naming a file that is missing or has changed.
+    """
+    sums = read_meta(folder).get("checksums", {}) if soundness.checks() else {}
+    for name, written in sums.items():
+        if (name == TRAINER) != trainer:
+            continue
+        try:
+            found = soundness.checksum(folder / name)
+        except OSError as error:
+            raise _damaged(folder, f"{name}: {error.strerror}") from error
+        if found != written:
+            raise _damaged(folder, f"{name} is not as it was written: its checksum is {found} instead of {written}")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -157,21 +220,26 @@ def newest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read(path: str | Path, trust: bool = False) -> Checkpoint:
+def read(path: str | Path, trust: bool = False, verify: bool = True) -> Checkpoint:
     """Tensors (on the CPU), configuration and provenance.
 
     Args:
         trust: what the configuration names may be imported and run when it is built (`qformer.trust`).
+        verify: compare the files with their checksums, and refuse weights that are not finite.
 
     Raises:
-        UsageError: no checkpoint there, or (`Damaged`) one of its files cannot be read.
+        UsageError: no checkpoint there, or (`Damaged`) one of its files cannot be read or is not as it was written.
     """
     folder = find(path)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Damaged(f"the checkpoint '{folder}' is damaged ({error}); use an earlier one") from error
+    with soundness.unchecked(not verify):
+        check_files(folder)
+        meta = read_meta(folder)
+        try:
+            tensors = load_file(folder / WEIGHTS)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(folder, error) from error
+        if soundness.checks() and (name := soundness.not_finite(tensors)):
+            raise _damaged(folder, f"the weight '{name}' holds NaN or infinity")
     return Checkpoint(folder, _read_config(folder, trust), tensors, meta)
 
 
@@ -185,7 +253,10 @@ def read_config(path: str | Path, trust: bool = False) -> Config:
 
 
 def _read_config(folder: Path, trust: bool) -> Config:
-    config = _with_own_towers(load_config(folder / CONFIG), folder)
+    try:
+        config = _with_own_towers(load_config(folder / CONFIG), folder)
+    except UsageError as error:
+        raise _damaged(folder, f"its {CONFIG} is refused: {error}") from error
     return config if trust else read_from(config, f"the configuration of the checkpoint '{folder}'")
 
 
@@ -202,25 +273,39 @@ def _with_own_towers(config: Config, folder: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def read_trainer(folder: Path) -> dict[str, Any]:
+def read_trainer(folder: Path, verify: bool = True) -> dict[str, Any]:
     """Optimizer, scaler and random states; tensors and plain values only, so nothing in the file is executed.
 
     Raises:
         UsageError: the file is missing, as in an exported model, or damaged.
     """
+    with soundness.unchecked(not verify):
+        if (folder / TRAINER).exists():
+            check_files(folder, trainer=True)
     try:
-        return torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"'{folder}' has no {TRAINER}, so training cannot go on from it; set init to it") from error
     except Exception as error:  # torch.load raises nearly anything
-        raise Damaged(f"'{folder / TRAINER}' is damaged; remove '{folder}' to go on from an earlier one") from error
+        raise damaged_trainer(folder, "it cannot be read") from error
+    if not isinstance(trainer, dict):
+        raise damaged_trainer(folder, "it holds no keys")
+    return trainer
+
+
+def damaged_trainer(folder: Path, what: object) -> Damaged:
+    """To be raised where the trainer's state is `what`."""
+    return Damaged(f"'{folder / TRAINER}' is damaged ({what}); remove '{folder}' to go on from an earlier one")
 
 
 def complete(run: Path) -> list[Path]:
     """Finished checkpoints, by step."""
     folders = [folder for folder in (run / FOLDER).glob("step-*") if (folder / WEIGHTS).is_file()]
-    numbered = [folder for folder in folders if folder.name.removeprefix("step-").isdecimal()]  # no .partial
-    return sorted(numbered, key=_step)
+    return sorted(filter(_is_step, folders), key=_step)  # no .partial
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.name.removeprefix("step-").isdecimal()
 
 
 def _step(folder: Path) -> int:

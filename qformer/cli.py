@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from qformer import cli_demo, cli_eval, cli_gallery, cli_hub, cli_language
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 INTERRUPTED = 130  # what typer exits with on Ctrl-C
 
@@ -59,7 +59,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU whe
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
     """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
 
     Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
@@ -73,7 +73,7 @@ def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False)
 
 
 @app.command()
-def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False) -> None:
+def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
     """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
     from qformer.config import load_config
 
@@ -196,6 +196,7 @@ def capfilt(
     seed: Annotated[int, typer.Option(help="another one gives other captions", min=0)] = 0,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
     _sibling("stages")
@@ -224,6 +225,7 @@ def convert(
     llm: Annotated[str | None, typer.Option(help="folder or hub id of the language model, likewise")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="folder or hub id, where SRC has none")] = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
     from qformer.model.export import convert_checkpoint

@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
@@ -73,6 +73,7 @@ def demo(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec

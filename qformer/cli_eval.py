@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qformer.cli_language import Quantize
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 
 class Precision(Enum):
@@ -63,6 +63,7 @@ def evaluate(
     quantize: Quantize = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
     from qformer.cli import _sibling

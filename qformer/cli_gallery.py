@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 
 class Packing(Enum):
@@ -46,6 +46,7 @@ def index(
             "--remove", help="take out images that are not there, though too many at once or on a disk not mounted"
         ),
     ] = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
 
@@ -75,6 +76,7 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="print the hits as JSON")] = False,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Find images of a gallery by text, by image, or by both."""
     from qformer.cli import _sibling

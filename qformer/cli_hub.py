@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 
 class Target(Enum):
@@ -26,6 +26,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder; needs -o")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the folder here; must not exist")] = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Put a checkpoint on the Hugging Face hub, with a card written from its run. `qformer.load` takes REPO."""
     from qformer.cli import _sibling

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import Trust
+from qformer.cli_options import NoVerify, Trust
 
 
 class Quantization(Enum):
@@ -59,6 +59,7 @@ def caption(
     quantize: Quantize = None,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
     from qformer.cli import _sibling
@@ -115,6 +116,7 @@ def ask(
     quantize: Quantize = None,
     device: Device = None,
     trust: Trust = False,
+    _verify: NoVerify = False,
 ) -> None:
     """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
     from qformer.cli import _sibling

@@ -6,6 +6,26 @@ from typing import Annotated
 
 import typer
 
+
+def _take_unchecked(context: typer.Context, given: bool) -> None:
+    """For as long as the command runs."""
+    if given:
+        from qformer.soundness import unchecked
+
+        context.with_resource(unchecked())
+
+
+#: Not handed to the command, whose parameter of this kind keeps its default.
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify",
+        callback=_take_unchecked,
+        expose_value=False,
+        help="do not compare files of ours with their checksums, nor refuse weights that are not finite",
+    ),
+]
+
 Trust = Annotated[
     bool,
     typer.Option(

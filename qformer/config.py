@@ -29,6 +29,7 @@ from qformer.schema import (
     Positive,
     QuestionConfig,
     Section,
+    Share,
     TextConfig,
 )
 from qformer.types import UsageError
@@ -162,7 +163,7 @@ class TrainConfig(Section):
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     warmup: Count = 2000
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

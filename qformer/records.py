@@ -1,15 +1,113 @@
-"""JSON lines that a run appends to: what a kill cut off is passed over, and a shorter list replaces a longer whole."""
+"""JSON of ours: files of one object, and lines that a run appends to.
+
+Of lines, what a kill cut off is passed over, and a shorter list replaces a longer whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qformer import lookup
+from qformer.types import UsageError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+
+class Form(BaseModel):
+    """The keys of an object of ours and their types: `1` is no text and `"1"` no number; further keys may be there."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Step(Form):
+    """A line of a file with a record per step."""
+
+    step: int
+
+
+class Metrics(Step):
+    """A line of `metrics.jsonl`: numbers, beside the kind."""
+
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+    kind: str
+
+
+def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
+    """The JSON object in a file, of this form.
+
+    Raises:
+        UsageError: it cannot be read, is no JSON, or is of another form; names the file, and the key with what it holds
+            and what it should.
+    """
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"'{file}' cannot be read as JSON ({error})") from error
+    if fault := _fault(values, form):
+        raise UsageError(f"'{file}' is not as it was written ({fault})")
+    return values
+
+
+def _fault(values: Any, form: type[Form]) -> str:
+    """What is wrong with an object, nothing if it is of the form."""
+    try:
+        form.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "missing":
+            return f"{'.'.join(map(str, first['loc']))} is missing"
+        if not first["loc"]:
+            return "it is no object with keys"
+        return shorten(lookup.explain(error, values), 300)
+    return ""
+
+
+def read_lines(file: Path, form: type[Form]) -> list[dict[str, Any]]:
+    """The lines of a file, each an object of this form; one that a kill cut off is passed over.
+
+    Raises:
+        UsageError: any other that is not of the form; names the file, the line and the key.
+    """
+    lines = file.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            fault = _fault(record, form)
+        except (ValueError, RecursionError):
+            if not line.strip() or number == len(lines):  # a whole one has its end
+                continue
+            fault = "it is no JSON"
+        if fault:
+            raise UsageError(
+                f"line {number} of '{file}' is not as it was written ({fault}); take it out, or move the file away"
+            )
+        records.append(record)
+    return records
+
+
+def append_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a file, or nothing at all.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; what was there is as it was.
+    """
+    with file.open("ab") as opened:
+        before = opened.tell()
+        try:
+            opened.write((json.dumps(record) + "\n").encode())
+            opened.flush()
+        except OSError:
+            os.truncate(file, before)
+            raise
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pydantic import (
 from qformer import lookup, trust
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # not all
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(gt=0)]

@@ -10,37 +10,32 @@ import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from qformer.cleaning import clean_question
-from qformer.data.folders import Listing, list_images
 from qformer.formats import SUFFIXES, UNREAD
 from qformer.images import NOT_FETCHED, is_address, read_image, shown
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
-from qformer.progress import Bar
 from qformer.records import to_json
 from qformer.types import BadSample, Tiles, UsageError
+from stages.image_files import ImageFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from qformer.model.vision_language import VisionLanguageModel
+    from stages.image_files import Images
 
-    Images = list[tuple[Path, Tensor]]
 
 #: Tasks whose questions are cleaned as those that models were trained on; others keep their stops and capitals.
 CLEANED = ("vqa", "context", "dialogue")
 EMPTY = "the question is empty; write it in quotes behind the image"
-FORMATS = "give JPEG, PNG or WebP files"
 
 
 def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def caption(
     """
     GenerateConfig.of(decoding)
     _check_text(prompt=prompt)
-    reader = Reader(_paths(given), batch)
+    reader = ImageFiles(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
@@ -143,7 +138,7 @@ def ask(
     if asked is not None and asks:
         asked = [_cleaned(question, asking.task) for question in asked]
     GenerateConfig.of({**worded.generate, **decoding})
-    reader = Reader(files, max(batch // len(asked or [""]), 1))
+    reader = ImageFiles(files, max(batch // len(asked or [""]), 1))
     if len(files) == 1 and not files[0].is_dir():
         try:
             read_image(files[0])
@@ -339,64 +334,3 @@ def _told() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: print(f"qformer: {message}", file=sys.stderr)
         yield
-
-
-class Reader:
-    """Image files and the images below folders, read in groups; what is no image is named, counted and skipped."""
-
-    def __init__(self, given: list[Path], batch: int) -> None:
-        self.files: list[Path] = []
-        for path in given:
-            inside = list_images(path) if path.is_dir() else Listing()
-            self.files += sorted([*inside.images, *inside.unread]) or [path]
-            inside.unread, inside.alone = [], 0  # each is named when its turn comes; captions are of no use here
-            if inside.left_out:
-                print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
-        self.batch = batch
-        self.skipped: list[str] = []
-        self.told = 0  # of the skipped
-
-    def groups(self) -> Iterator[Images]:
-        """Groups of readable images, the first of which is read now.
-
-        Raises:
-            SystemExit: 1, there is none.
-        """
-        images = self._images()
-        first = list(islice(images, self.batch))
-        if not first:
-            print(f"qformer: no file can be read as an image ({self.skipped[0]}); {FORMATS}", file=sys.stderr)
-            sys.exit(1)
-        return chain([first], iter(lambda: list(islice(images, self.batch)), []))
-
-    def _images(self) -> Iterator[tuple[Path, Tensor]]:
-        for file in self.files:
-            try:
-                if file.is_dir():
-                    raise BadSample("a folder without images")
-                pixels = read_image(file)
-            except BadSample as bad:
-                self.skipped.append(f"{file}: {bad}")
-                continue
-            self._tell()
-            yield file, pixels
-
-    def _tell(self) -> None:
-        for fault in self.skipped[self.told :]:
-            print(f"qformer: skipped {fault}", file=sys.stderr)
-        self.told = len(self.skipped)
-
-    def tell_skipped(self) -> None:
-        """Those behind the last image, and how many in all."""
-        self._tell()
-        if self.skipped:
-            print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
-
-    def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
-        """A bar on standard error, or a line a minute, where the answers do not tell how far it is."""
-        quiet = len(self.files) <= self.batch or sys.stdout.isatty()
-        with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
-            task = progress.add_task(what, total=len(self.files))
-            for group in groups:
-                yield group
-                progress.update(task, completed=self.files.index(group[-1][0]) + 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qformer.records import read_records
+from qformer.records import Form, Metrics, read_lines, read_object
 
 if TYPE_CHECKING:
     from qformer.config import Config
@@ -114,8 +113,8 @@ def _training(config: Config, meta: dict[str, Any]) -> str:
 
 def _measured(run: Path) -> list[str]:
     """The last losses of the run, and what `results.json` holds, if there is one."""
-    records = read_records(run / "metrics.jsonl")
-    last = {record.get("kind", ""): record for record in records}
+    records = read_lines(run / "metrics.jsonl", Metrics)
+    last = {record["kind"]: record for record in records}
     rows = [
         (f"{kind}, step {record['step']}", f"{name} {value:.4f}")
         for kind, record in last.items()
@@ -128,7 +127,7 @@ def _measured(run: Path) -> list[str]:
         parts.append(f"## Losses\n\n{_table(('of', 'last value'), rows)}{curves}")
     results = run / "results.json"
     if results.is_file():
-        found = dict(_flat(json.loads(results.read_text(encoding="utf-8"))))
+        found = dict(_flat(read_object(results, Form)))
         shown = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in found.items()}
         parts.append(f"## Results\n\n{_table(('measure', 'value'), shown.items())}")
     return parts

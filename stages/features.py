@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from qformer import checkpoint, distributed, resolution, vision
+from qformer import checkpoint, distributed, resolution, soundness, vision
 from qformer.data import sources
 from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
 from qformer.data.loader import read_ahead
@@ -97,6 +97,8 @@ def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: 
     filler = Filler(config, Crops(source, strategy, config.data), FrontEnd(encoder))
     store = _open(Path(config.data.features.path), made, filler)
     if missing := store.missing():
+        for damaged in filter(Path.exists, map(store.path, missing)):
+            console.print(f"'{damaged}' is cut off or no shard: it is filled again", soft_wrap=True)
         _announce(store, missing)
         filler.fill(store)
         _account(store)
@@ -142,7 +144,7 @@ def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> Feat
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "store.lock"):
                 if not (folder / MANIFEST).is_file():  # another process may have been quicker
-                    about = {"made": made, **filler.sizes(made["data"]["samples"])}
+                    about = soundness.seal({"made": made, **filler.sizes(made["data"]["samples"])})
                     partial = folder / "store.partial"
                     partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
                     partial.replace(folder / MANIFEST)

@@ -117,7 +117,7 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
         else:
             convert_checkpoint(source, partial, form, Given(), trust)
         described = None if own is None else checkpoint.read_config(own)
-        meta = {} if own is None else json.loads((own / checkpoint.META).read_text(encoding="utf-8"))
+        meta = {} if own is None else checkpoint.read_meta(own)
         text = card(repo, form, checkpoint_stage(partial, form), described, meta, run)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if run is not None and (run / "curves.png").is_file() and not (run / "curves.png").is_symlink():
@@ -129,6 +129,7 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
 
 def _copy(own: Path, repo: str, folder: Path) -> None:
     """A checkpoint without what only resuming needs and paths of this machine, with towers that are only here."""
+    checkpoint.check_files(own)
     shutil.copytree(own, folder, ignore=lambda place, names: [n for n in names if _stays(own, Path(place) / n)])
     config = _with_towers_inside(checkpoint.read_config(own), own, folder)
     data = {key: _bare(value) for key, value in config.data.model_dump(exclude_unset=True).items()}
@@ -140,9 +141,7 @@ def _copy(own: Path, repo: str, folder: Path) -> None:
         }
     )
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
-    meta = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
-    meta = {key: _bare(value) for key, value in meta.items() if key != "files"}
-    (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    checkpoint.write_meta(folder, _bare(checkpoint.read_meta(own)))
 
 
 def _stays(own: Path, file: Path) -> bool:

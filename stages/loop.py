@@ -10,7 +10,7 @@ learning rate too, and checkpoints hold optimizer, scaler and random states.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import time
 from contextlib import nullcontext
@@ -31,9 +31,11 @@ from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
 from qformer.model.recompute import recompute_layers
 from qformer.progress import Bar
+from qformer.records import append_record
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
 from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
+from stages.trainer_state import NonFiniteLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,10 +60,6 @@ class Evaluate(Protocol):
     """Measures a model on held-out data; it is called in eval mode, and its random draws do not reach the training."""
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]: ...
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss is NaN or infinite; the message names the step and the term."""
 
 
 @dataclass
@@ -101,8 +99,8 @@ def fit(
         extra: writes further files into each checkpoint folder.
 
     Raises:
-        NonFiniteLoss: and the last good checkpoint stays the newest.
-        SystemExit: code 0, after SIGTERM or SIGINT, when the step is done and saved.
+        NonFiniteLoss, NonFiniteWeights: and the last good checkpoint stays the newest.
+        SystemExit: code 0, after a signal that asks the run to end, when the step is done and saved.
         OSError: the last checkpoint could not be written.
         UsageError: the run folder belongs to another configuration or is in use, most of the data are bad, or there
             are more or fewer of them than when the run began.
@@ -294,8 +292,9 @@ def _log(run: Run) -> str:
     own = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in run.pending])
     values = (distributed.total(own) / distributed.world()).cpu()
     for (step, _), row in zip(run.pending, values, strict=True):
-        for name, value in zip(names, row.tolist(), strict=True):
-            if not torch.isfinite(torch.tensor(value)) and name != "loss":
+        named = dict(zip(names, row.tolist(), strict=True))
+        for name, value in sorted(named.items(), key=lambda pair: pair[0] == "loss"):  # their sum after its terms
+            if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"the loss '{name}' is {value} at step {step}; lower train.lr, or use precision bf16 or fp32"
                 )
@@ -335,8 +334,7 @@ def _write(run: Run, record: dict[str, float], kind: str) -> None:
     if distributed.rank() > 0:
         return
     try:
-        with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **record}) + "\n")
+        append_record(run.folder / "metrics.jsonl", {"kind": kind, **record})
         named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
         run.accelerator.log(named, step=run.step)
     except OSError as error:  # a full disk may have room again when the next checkpoint is due

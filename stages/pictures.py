@@ -11,7 +11,7 @@ import matplotlib
 
 from qformer import distributed
 from qformer.evaluation.retrieval import ORIGINAL
-from qformer.records import read_records
+from qformer.records import Metrics, read_lines
 from stages import published
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def curves(run: Path, config: Config) -> None:
 
     Chance and, for the paper's sizes, published losses stand beside the curves (see docs/training.md).
     """
-    records = read_records(run / "metrics.jsonl")
+    records = read_lines(run / "metrics.jsonl", Metrics)
     train = [record for record in records if record["kind"] == "train"]
     held_out = [record for record in records if record["kind"] == "validation"]
     known = published.losses(config)

@@ -7,24 +7,27 @@ forgotten when it resumes.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from qformer import checkpoint, distributed
+from qformer.data.loader import ENDING
 from qformer.model.loading import load_trained, trained_tensors
-from qformer.records import read_records, replace_records
+from qformer.records import Form, Metrics, Step, read_lines, replace_records
 from qformer.types import UsageError
 from stages import pictures
+from stages.trainer_state import collect, put_back, refuse_not_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from stages.loop import Run
@@ -36,7 +39,9 @@ MAY_CHANGE = {
     "data": {"workers", "max_bad"},
     "train": {"log_every", "validate_every", "save_every", "keep_last", "keep_every"},
 }
-BY_STEP = ("metrics.jsonl", "captions.jsonl")  # files with a record per step, to which a resumed run appends
+#: Files with a record per step, to which a resumed run appends.
+BY_STEP: dict[str, type[Form]] = {"metrics.jsonl": Metrics, "captions.jsonl": Step}
+MOMENTS = 2.0  # seconds
 
 
 @contextmanager
@@ -69,7 +74,10 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 class Stop:
-    """Takes SIGTERM and SIGINT down instead of obeying at once; a second one does end the process.
+    """Takes down what asks the run to end instead of obeying at once; what was ignored before stays so (`nohup`).
+
+    The same again, or Ctrl-C, does end the process; not within moments, in which it is the same request that comes by
+    two ways: from the terminal or its shell and from torchrun, or as SIGTERM and SIGHUP from systemd.
 
     Attributes:
         asked: name of the signal, None while there was none.
@@ -79,7 +87,9 @@ class Stop:
 
     def __enter__(self) -> Self:
         here = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT) if here}
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+        numbers = [n for n in ENDING if here and signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,9 +97,21 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.asked is not None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.asked is None:
+            self.asked, self._since = name, now
+            if name == "SIGHUP":
+                self._leave_terminal()
+        elif now - self._since > MOMENTS and name in (self.asked, "SIGINT"):
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
+
+    def _leave_terminal(self) -> None:
+        """Let what would be written to a terminal that is gone, which fails, go nowhere."""
+        for number in self._terminals:
+            if not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def end(run: Run, asked: str | None) -> NoReturn:
@@ -110,20 +132,11 @@ def save(run: Run, must: bool) -> None:
     """Write a checkpoint of this step: rank 0 does, and the others wait.
 
     Raises:
+        NonFiniteLoss, NonFiniteWeights: the step is not worth saving; the checkpoint before it stays the newest.
         OSError: it cannot be written and it `must` be; else the run goes on and says so.
     """
-    scaler, device = run.accelerator.scaler, run.accelerator.device
-    own = {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "pending": [(step, {name: loss.cpu() for name, loss in losses.items()}) for step, losses in run.pending],
-    }
-    trainer = {
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "processes": distributed.gather_objects(own),
-        "extent": run.extent,
-    }
+    refuse_not_finite(run)
+    trainer = collect(run)
     kinds = _skipped(run)
     fault = _write_checkpoint(run, trainer, kinds) if distributed.rank() == 0 else None
     fault = distributed.gather_objects(fault)[0]
@@ -158,8 +171,8 @@ def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]
         return str(error)
     try:
         pictures.curves(run.folder, run.config)
-    except OSError as error:
-        console.print(f"the curves could not be drawn ({error})")
+    except (OSError, UsageError) as error:
+        console.print(f"the curves could not be drawn ({error})", soft_wrap=True)
     return None
 
 
@@ -172,9 +185,7 @@ def resume(run: Run) -> None:
     found = _agree(run)
     if found is not None:
         _load(run, found)
-    if distributed.rank() == 0:
-        for name in BY_STEP:
-            _forget_after(run.folder / name, run.step)
+    _at_first(lambda: _forget_after(run.folder, run.step))
     run.skipped.forget_from(run.step * run.config.train.accumulate * distributed.world())
     if found is not None:
         console.print(f"resuming {run.folder} at step {run.step}", soft_wrap=True)
@@ -182,30 +193,39 @@ def resume(run: Run) -> None:
 
 def _agree(run: Run) -> Path | None:
     """The checkpoint from which all processes go on: rank 0 chooses, and the others see whether it is there."""
-    name, fault = None, ""
-    if distributed.rank() == 0:
-        try:
-            chosen = _newest_whole(run.folder)
-            name = None if chosen is None else chosen.name
-        except UsageError as error:
-            fault = str(error)
-    name, fault = distributed.gather_objects((name, fault))[0]
-    if fault:
-        raise UsageError(fault)
+    name = _at_first(lambda: _newest_whole(run.folder))
     folder = None if name is None else run.folder / checkpoint.FOLDER / name
     if not all(distributed.gather_objects(folder is None or folder.is_dir())):
         raise UsageError(f"not all processes see the files in '{run.folder}'; set run to a folder that they share")
     return folder
 
 
-def _newest_whole(run: Path) -> Path | None:
+def _at_first(act: Callable[[], str | None]) -> str | None:
+    """What `act` returns in rank 0, where alone it is done.
+
+    Raises:
+        UsageError: it did there; then in every process.
+    """
+    done, fault = None, ""
+    if distributed.rank() == 0:
+        try:
+            done = act()
+        except UsageError as error:
+            fault = str(error)
+    done, fault = distributed.gather_objects((done, fault))[0]
+    if fault:
+        raise UsageError(fault)
+    return done
+
+
+def _newest_whole(run: Path) -> str | None:
     found = checkpoint.complete(run)
     for folder in reversed(found):
         try:
             checkpoint.check(folder)
             checkpoint.read(folder)
             checkpoint.read_trainer(folder)
-            return folder
+            return folder.name
         except checkpoint.Damaged as damage:
             if folder == found[0]:
                 raise
@@ -214,36 +234,15 @@ def _newest_whole(run: Path) -> Path | None:
 
 
 def _load(run: Run, found: Path) -> None:
-    saved, trainer = checkpoint.read(found), checkpoint.read_trainer(found)
+    saved, trainer = checkpoint.read(found, verify=False), checkpoint.read_trainer(found, verify=False)  # rank 0 has
     if differs := _differences(saved.config.model_dump(), run.config.model_dump()):
         raise UsageError(
             f"the run '{run.folder}' was started with another configuration ({'; '.join(differs)}); "
             "set run to another folder, or remove this one"
         )
-    # Checkpoints from before there were several processes hold the random state of the one.
-    processes = trainer.get("processes") or [{"cpu": trainer["random"], "cuda": None, "pending": []}]
-    if len(processes) != distributed.world():
-        raise UsageError(
-            f"the run '{run.folder}' was trained by {len(processes)} processes, not {distributed.world()}; "
-            "start as many, or begin another run with init set to this one"
-        )
-    before = trainer.get("extent")  # which checkpoints of earlier versions lack
-    if before is not None and before != run.extent:
-        raise UsageError(
-            f"data.train has {run.extent} samples or shards, and had {before} when the run '{run.folder}' began: it "
-            "would go on in another order; put the data back as they were, or begin another run with init set to this "
-            "one"
-        )
+    put_back(run, trainer, found)
     load_trained(run.inner, saved.tensors, found)
-    run.optimizer.load_state_dict(trainer["optimizer"])
-    if trainer["scaler"] is not None and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(trainer["scaler"])
-    own, device = processes[distributed.rank()], run.accelerator.device
-    torch.set_rng_state(own["cpu"])
-    if device.type == "cuda" and own["cuda"] is not None:
-        torch.cuda.set_rng_state(own["cuda"], device)
-    run.pending = [(step, {name: loss.to(device) for name, loss in losses.items()}) for step, losses in own["pending"]]
-    run.step = int(saved.meta["step"])
+    run.step = saved.meta["step"]
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
@@ -258,7 +257,12 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> 
     return found
 
 
-def _forget_after(file: Path, step: int) -> None:
+def _forget_after(folder: Path, step: int) -> None:
     """Drop the records of steps that will be done again."""
-    if file.is_file():
-        replace_records(file, [record for record in read_records(file) if record["step"] <= step])
+    kept = {
+        folder / name: [record for record in read_lines(folder / name, form) if record["step"] <= step]
+        for name, form in BY_STEP.items()
+        if (folder / name).is_file()
+    }
+    for file, records in kept.items():
+        replace_records(file, records)

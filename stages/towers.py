@@ -14,6 +14,7 @@ from typing import Any
 import stages
 from qformer import checkpoint, mini
 from qformer.config import by_prefix, load_config
+from qformer.records import Metrics, read_lines
 from qformer.types import UsageError
 from stages.backbones import TOWER
 from stages.checking import check
@@ -60,8 +61,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
 def describe(run: Path) -> dict[str, Any]:
     """What the card says of one run: configuration, commit, steps, last held-out measures."""
     saved = checkpoint.read(run)
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    held_out = [record for record in map(json.loads, lines) if record["kind"] == "validation"]
+    held_out = [line for line in read_lines(run / "metrics.jsonl", Metrics) if line["kind"] == "validation"]
     measured = {key: value for key, value in held_out[-1].items() if key not in ("kind", "step")} if held_out else {}
     config = saved.config
     assert config.backbone is not None

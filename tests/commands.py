@@ -10,8 +10,8 @@ from unittest import mock
 from qformer import cli
 
 
-def command(*words: object) -> str:
-    """`command("config", "x.yaml")` -> its standard output; an exit code other than 0 fails."""
+def outcome(*words: object) -> tuple[int, str, str]:
+    """`outcome("config", "x.yaml")` -> exit code, standard output and standard error."""
     code: object = 0
     out, err = io.StringIO(), io.StringIO()
     arguments = mock.patch.object(sys, "argv", ["qformer", *map(str, words)])
@@ -20,5 +20,12 @@ def command(*words: object) -> str:
             cli.main()
         except SystemExit as end:
             code = end.code or 0
-    assert code == 0, err.getvalue()
-    return out.getvalue()
+    assert isinstance(code, int)
+    return code, out.getvalue(), err.getvalue()
+
+
+def command(*words: object) -> str:
+    """Standard output; an exit code other than 0 fails."""
+    code, out, err = outcome(*words)
+    assert code == 0, err
+    return out

@@ -37,6 +37,7 @@ FLOORS = (
         "records",
         "releases",
         "schema",
+        "soundness",
         "tensors",
         "trust",
     ),
@@ -198,7 +199,7 @@ def test_the_library_never_imports_configs_or_tests() -> None:
 def test_files_and_functions_stay_small() -> None:
     lengths = {file: len(file.read_text().splitlines()) for file in PRODUCT}
     assert not [f"{name(file)}: {lines}" for file, lines in lengths.items() if lines > 400]
-    assert sum(lengths.values()) < 28000
+    assert sum(lengths.values()) < 32000
     long = []
     for file in PRODUCT:
         for node in ast.walk(ast.parse(file.read_text())):

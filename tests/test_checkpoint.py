@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from qformer import checkpoint
+from qformer import checkpoint, soundness
 from qformer.config import parse_config
 from qformer.types import UsageError
 
@@ -33,7 +34,7 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
         "turned": torch.nn.Parameter(torch.randn(4, 3, generator=generator)).T,  # not contiguous, needs a gradient
         "half": matrix.to(torch.bfloat16),
         "scalar": torch.tensor(0.07),
-        "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "odd": torch.tensor([3.4e38, -0.0, 1e-45]),
     }
 
 
@@ -178,7 +179,109 @@ def test_damaged_tensors(tmp_path: Path, size: int) -> None:
         checkpoint.read(folder)
 
 
-@pytest.mark.parametrize("damage", ["", "{", None])
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt", "meta.json"])
+@pytest.mark.parametrize("place", [9, -9])
+def test_one_flipped_bit_is_named(tmp_path: Path, name: str, place: int) -> None:
+    """Of the weights, of what lies beside them, and of the file with the checksums itself."""
+    folder = save(tmp_path, 5, extra=lambda folder: (folder / "vocab.txt").write_text("[PAD] [UNK] [CLS]\n"))
+    flip(folder / name, place)
+    with pytest.raises(checkpoint.Damaged, match=rf"'{folder}' is damaged .*{name}.*; use an earlier one"):
+        checkpoint.read(tmp_path)
+
+
+def test_damage_is_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    flip(folder / "model.safetensors", -9)
+    read = checkpoint.read(tmp_path, verify=False).tensors
+    assert sum(not torch.equal(read[name], tensor) for name, tensor in tensors(5).items()) == 1
+    with soundness.unchecked():
+        assert checkpoint.read(tmp_path).tensors.keys() == read.keys()
+    with pytest.raises(checkpoint.Damaged):
+        checkpoint.read(tmp_path)
+
+
+def test_the_trainer_state_has_a_checksum(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5, trainer={"random": torch.get_rng_state()})
+    flip(folder / "trainer.pt", 2000)
+    assert checkpoint.read(folder).meta["step"] == 5  # which does not read it
+    with pytest.raises(checkpoint.Damaged, match=r"trainer\.pt is not as it was written: its checksum is"):
+        checkpoint.read_trainer(folder)
+
+
+def test_checkpoints_of_before_there_were_checksums_load(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5, trainer={"random": torch.get_rng_state()})
+    meta = json.loads((folder / "meta.json").read_text())
+    old = {key: value for key, value in meta.items() if key not in ("checksum", "checksums")}
+    (folder / "meta.json").write_text(json.dumps(old))
+    assert torch.equal(checkpoint.read(tmp_path).tensors["weight"], tensors(5)["weight"])
+    assert checkpoint.read_trainer(folder).keys() == {"random"}
+    checkpoint.check(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    odd = tensors(5)
+    odd["half"][1, 2] = value
+    folder = checkpoint.save(tmp_path, 5, CONFIG, odd, {})
+    with pytest.raises(checkpoint.Damaged, match="the weight 'half' holds NaN or infinity"):
+        checkpoint.read(folder)
+    assert checkpoint.read(folder, verify=False).tensors["half"].shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "5"}, "step: input should be a valid integer, but got '5'"),
+        ({"step": None}, "step: input should be a valid integer, but got None"),
+        ({"step": 6}, "says step 6"),
+        ({"files": ["model.safetensors"]}, "files: input should be a valid dictionary, but got"),
+        (
+            {"files": {"model.safetensors": 1.5}},
+            r"files.model.safetensors: input should be a valid integer, but got 1.5",
+        ),
+        (
+            {"checksums": {"model.safetensors": 7}},
+            "checksums.model.safetensors: input should be a valid string, but got 7",
+        ),
+        ({"torch": 2}, "torch: input should be a valid string, but got 2"),
+    ],
+)
+def test_a_value_of_another_type_in_meta_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = save(tmp_path, 5)
+    meta = json.loads((folder / "meta.json").read_text()) | change
+    (folder / "meta.json").write_text(json.dumps(soundness.seal(meta)))
+    with pytest.raises(checkpoint.Damaged, match=re.escape(said)):
+        checkpoint.read(folder)
+    with pytest.raises(checkpoint.Damaged, match=re.escape(said)):
+        checkpoint.check(folder)
+
+
+@pytest.mark.parametrize("key", ["step", "files", "checksums", "checksum", "commit"])
+def test_a_key_that_is_gone_from_meta_is_named(tmp_path: Path, key: str) -> None:
+    folder = save(tmp_path, 5)
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta[key]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.Damaged, match=r"meta\.json"):
+        checkpoint.read(folder)
+
+
+def test_a_configuration_that_is_refused_names_its_checkpoint(tmp_path: Path) -> None:
+    file = save(tmp_path, 5) / "config.yaml"
+    file.write_text(file.read_text().replace("steps: 10", "steps: ten"))
+    with pytest.raises(
+        checkpoint.Damaged, match=r"step-0000005' is damaged \(its config.yaml is refused: train.steps: "
+    ):
+        checkpoint.read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "7", '"text"', None])
 def test_damaged_meta(tmp_path: Path, damage: str | None) -> None:
     meta = save(tmp_path, 5) / "meta.json"
     meta.unlink() if damage is None else meta.write_text(damage)

@@ -56,6 +56,18 @@ def test_it_prints_the_path(run: Run, theirs: Path) -> None:
         assert all(torch.equal(made[name], known[name]) for name in known)
 
 
+def test_a_flipped_bit_is_named_unless_nothing_is_to_be_checked(run: Run, theirs: Path) -> None:
+    """What is kept inside counts, too; the option holds for one command."""
+    assert run("convert", str(theirs), "-o", "flipped")[0] == 0
+    file = next(Path("flipped").glob("vision*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    refused(run, f"{file.name} is not as it was written", "flipped", "-o", "x.pth", "--to", "lavis")
+    assert run("convert", "flipped", "-o", "x.pth", "--to", "lavis", "--no-verify")[:2] == (0, "x.pth\n")
+    refused(run, f"{file.name} is not as it was written", "flipped", "-o", "y.pth", "--to", "lavis")
+
+
 def test_a_file_of_lavis_without_its_tower(run: Run, tmp_path: Path) -> None:
     golden = read("stage1_a")
     kept = {name: tensor for name, tensor in golden.weight.items() if not name.startswith("visual_encoder.")}

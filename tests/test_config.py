@@ -283,3 +283,11 @@ def test_the_run_that_questions_start_from_is_found_anywhere(tmp_path: Path, mon
     config = anchor(load_config("configs/finetune_vqa_lora_small.yaml", ["question.init=one"]))
     assert config.question is not None
     assert config.question.init == str(tmp_path / "one")
+
+
+@pytest.mark.parametrize("betas", [[0.9, 1.0], [1, 0.98], [-0.1, 0.9], [0.9, 1.5]])
+def test_betas_that_adam_refuses_are_refused_here(betas: list[float]) -> None:
+    train = {"steps": 10, "warmup": 1, "betas": betas}
+    data = {"train": {"name": "jsonl", "path": "x"}}
+    with pytest.raises(UsageError, match=r"train\.betas\.[01]: input should be (less|greater) than"):
+        parse_config({"stage": "stage1", "run": "r", "data": data, "train": train})

@@ -9,8 +9,6 @@ a batch does. Texts are not stored: they come from the source, as ever, and each
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+from qformer import soundness
+from qformer.data.shard_file import FILES, ROWS, Manifest, Unsound, read_shard, write_shard
 from qformer.data.transforms import augment
 from qformer.identity import digest, is_same, look
 from qformer.images import read_file, read_image
 from qformer.packing import pack
+from qformer.records import read_object
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Sample, Tiles, UsageError
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from qformer.resolution.base import ResolutionStrategy
 
 MANIFEST = "store.json"
-ROWS = "tokens"
-FILES = "files"
 NO_FILE = (0, 0, 0)
 DIGITS = 15  # of a digest, in base 16, that are kept
 OPEN = 256  # shards kept open
@@ -130,14 +128,12 @@ class Shard:
     files: list[list[int]]
 
     @classmethod
-    def open(cls, path: Path) -> Shard:
-        file = safe_open(path, "pt")
-        counts, lengths = (file.get_tensor(name).tolist() for name in ("tiles", "lengths"))
-        sizes, marks = (file.get_tensor(name).tolist() for name in ("sizes", "marks"))
-        faults = json.loads(file.metadata()["faults"])
-        there = FILES in [*file.keys()]
-        files = file.get_tensor(FILES).tolist() if there else [list(NO_FILE)] * len(marks)
-        return cls(file, [0, *accumulate(counts)], [0, *accumulate(lengths)], sizes, marks, faults, files)
+    def open(cls, path: Path, verify: bool = False) -> Shard:
+        """Raises Unsound: it is damaged; that a bit has changed is found with `verify` only, which reads it whole."""
+        file, lists, faults = read_shard(path, verify)
+        first_tile, first_row = ([0, *accumulate(lists[name])] for name in ("tiles", "lengths"))
+        files = lists.get(FILES, [list(NO_FILE)] * len(lists["marks"]))
+        return cls(file, first_tile, first_row, lists["sizes"], lists["marks"], faults, files)
 
     def read(self, crop: int) -> list[Tensor]:
         """The packed tokens of each tile of a crop."""
@@ -190,7 +186,6 @@ class Filling:
         Raises:
             OSError: it cannot be written, as on a full disk.
         """
-        partial = path.with_suffix(".partial")
         tensors = {
             ROWS: torch.cat(self.rows) if self.rows else torch.empty(0, 0, dtype=torch.int8),
             "lengths": torch.tensor([len(rows) for rows in self.rows], dtype=torch.int32),
@@ -199,15 +194,7 @@ class Filling:
             "marks": torch.tensor(self.marks, dtype=torch.int64),
             FILES: torch.tensor(self.files, dtype=torch.int64),
         }
-        try:
-            save_file(tensors, partial, {"faults": json.dumps(self.faults)})
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(path)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(str(error)) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_shard(path, tensors, self.faults)
 
 
 @dataclass
@@ -224,6 +211,11 @@ class FeatureStore:
     _open: OrderedDict[int, Shard] = field(default_factory=OrderedDict)
     _there: set[int] = field(default_factory=set)
     _same: set[int] = field(default_factory=set)  # samples whose files were read, and have other times alone
+    _sound: Any = None
+
+    def __post_init__(self) -> None:
+        """Of each shard whether its checksum was compared, or need not be; data workers tell one another."""
+        self._sound = torch.full((len(self),), not soundness.checks()).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
@@ -232,12 +224,12 @@ class FeatureStore:
     def read_manifest(cls, folder: Path) -> FeatureStore:
         """Raises UsageError: `store.json` is damaged."""
         try:
-            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return cls(folder, {key: about[key] for key in ("made", "encoder", "per_shard", "bytes_per_sample")})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"'{folder / MANIFEST}' is damaged; remove the folder, or give data.features another"
-            ) from error
+            about = read_object(folder / MANIFEST, Manifest)
+        except UsageError as error:
+            raise _damaged(error) from error
+        if soundness.checks() and not soundness.seal_holds(about):
+            raise _damaged(f"'{folder / MANIFEST}' is not as it was written: its checksum is another")
+        return cls(folder, about)
 
     def check(self, made: dict[str, dict[str, Any]]) -> None:
         """Raises UsageError: the store was made of something else; names what."""
@@ -303,7 +295,10 @@ class FeatureStore:
             raise BadSample(*opened.faults[str(place)])
         view = place * self.crops + crop
         width, height = opened.sizes[view]
-        return Tiles([], [strategy.plan(width, height)], opened.read(view))
+        plan, tokens = strategy.plan(width, height), opened.read(view)
+        if len(plan.tiles) != len(tokens):
+            raise self._unsound(shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}")
+        return Tiles([], [plan], tokens)
 
     def _check(self, number: int, sample: Sample, file: list[int]) -> None:
         image, (size, time, start) = sample.image, file
@@ -324,21 +319,46 @@ class FeatureStore:
         return [
             (self.numbers(shard)[int(place)], *fault)
             for shard in range(len(self))
-            for place, fault in Shard.open(self.path(shard)).faults.items()
+            for place, fault in self._read_shard(shard, verify=False).faults.items()
         ]
 
     def _opened(self, shard: int) -> Shard:
         if shard not in self._open:
-            path = self.path(shard)
-            try:
-                self._open[shard] = Shard.open(path)
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
-                raise UsageError(
-                    f"'{path}' is missing or damaged ({error}); remove it, and the same command fills it again"
-                ) from error
+            self._open[shard] = self._read_shard(shard, verify=not self._sound[shard])
+            self._sound[shard] = True
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)
         return self._open[shard]
+
+    def _read_shard(self, shard: int, verify: bool) -> Shard:
+        try:
+            opened = Shard.open(self.path(shard), verify)
+        except Unsound as error:
+            raise self._unsound(shard, error) from error
+        if fault := self._misfit(opened, len(self.numbers(shard))):
+            raise self._unsound(shard, fault)
+        return opened
+
+    def _misfit(self, shard: Shard, samples: int) -> str:
+        """What of a shard does not go with `store.json`."""
+        made = self.about["made"]["data"]
+        packing, width = made.get("dtype"), self.about["encoder"]["width"]
+        rows = shard.rows.get_slice(ROWS)
+        columns = {"fp16": (width, "F16"), "int8": (width + 2, "I8")}.get(packing, (rows.get_shape()[1], ""))
+        if len(shard.marks) != samples or len(shard.sizes) != samples * self.crops:
+            return f"it holds {len(shard.marks)} samples with {len(shard.sizes)} crops instead of {samples}"
+        if rows.get_shape()[0] and (rows.get_shape()[1], rows.get_dtype()) != columns:
+            return f"its rows are {rows.get_dtype()} of {rows.get_shape()[1]} instead of {columns[1]} of {columns[0]}"
+        return ""
+
+    def _unsound(self, shard: int, what: object) -> UsageError:
+        return UsageError(
+            f"'{self.path(shard)}' is missing or damaged ({what}); remove it, and the same command fills it again"
+        )
+
+
+def _damaged(what: object) -> UsageError:
+    return UsageError(f"the store of features is damaged ({what}); remove the folder, or give data.features another")
 
 
 def _whole(path: Path) -> bool:

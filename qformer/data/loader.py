@@ -26,7 +26,7 @@ from qformer.data.columns import columns_of
 from qformer.data.orders import extent_of, indices, number_of, order_of
 from qformer.data.transforms import augment
 from qformer.images import read_image
-from qformer.records import read_records, replace_records
+from qformer.records import Form, read_lines, replace_records
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 
 REPLACEMENTS = 50  # tries for one place in a batch; with a fifth of all samples bad, 50 misses do not happen
 WINDOW = 1000
+#: What asks a run to end, as far as the system has it: Ctrl-C, `kill` and schedulers, a terminal that closes, Slurm.
+ENDING = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+)
 Item = TypeVar("Item")
 
 
@@ -174,6 +180,13 @@ def cleaned(captions: list[str]) -> list[str]:
     return [clean for clean in map(clean_caption, whole) if any(map(str.isalnum, clean))]
 
 
+class SkippedLine(Form):
+    """A line of `skipped.jsonl`."""
+
+    batch: int
+    kind: str
+
+
 class Skipped:
     """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad.
 
@@ -191,7 +204,7 @@ class Skipped:
         """Take over what an interrupted run has recorded, less the batches from this one on, which are made again."""
         if not self.path.is_file():
             return
-        kept = [record for record in read_records(self.path) if record["batch"] < batch]
+        kept = [record for record in read_lines(self.path, SkippedLine) if record["batch"] < batch]
         replace_records(self.path, kept)
         self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
 
@@ -256,7 +269,7 @@ def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Ite
 
 def _leave_signals(_worker: int) -> None:
     """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -299,8 +298,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
     meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
-    meta |= {checkpoint.MERGED: opened.merged} if opened.merged else {}
-    (folder / checkpoint.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    checkpoint.write_meta(folder, meta | ({checkpoint.MERGED: opened.merged} if opened.merged else {}))
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -307,6 +307,7 @@ def load(
     dtype: str | None = None,
     quantize: str | None = None,
     trust: bool = False,
+    verify: bool = True,
     **sizes: Any,
 ) -> ImageTextModel | VisionLanguageModel:
     """A trained model, in eval mode.
@@ -319,6 +320,7 @@ def load(
         quantize: the language model: `int8`, `nf4` or `none`; None is as its configuration says (docs/quantization.md).
         trust: import and run the `module:Class` that the checkpoint names, if it names any. Whoever made it can then
             do on this machine what you can.
+        verify: compare the files of a checkpoint of ours with their checksums, and refuse weights that are not finite.
         sizes: what others' checkpoints leave open, see `qformer.model.foreign.Given`.
 
     Raises:
@@ -335,7 +337,7 @@ def load(
             return foreign.load_foreign(path_or_id, device, dtype, given, quantize)
     if sizes:
         raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
-    saved = checkpoint.read(path_or_id, trust)
+    saved = checkpoint.read(path_or_id, trust, verify)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path_or_id}' is a run of stage '{config.stage}'; give one of stage1 or stage2")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from qformer import soundness
 from qformer.data import sources
 from qformer.data.features import FeatureStore, Filling, Views, mark
 from qformer.data.orders import indices, number_of
@@ -85,7 +89,7 @@ def test_marks_tell_images_apart_wherever_they_lie() -> None:
 def store(folder: Path) -> tuple[FeatureStore, dict[tuple[int, int], list[torch.Tensor]]]:
     """Five samples of two crops in shards of two; the second cannot be read, and tiles differ in number and length."""
     tokens = {}
-    kept = FeatureStore(folder, {"made": MADE, "encoder": {}, "per_shard": 2, "bytes_per_sample": 1})
+    kept = FeatureStore(folder, {"made": MADE, "encoder": {"width": 6}, "per_shard": 2, "bytes_per_sample": 1})
     for place in range(len(kept)):
         filling = Filling("fp16")
         for number in kept.numbers(place):
@@ -140,6 +144,104 @@ def test_a_shard_that_is_cut_off_is_missing(tmp_path: Path) -> None:
     assert again.missing() == [1]
     with pytest.raises(UsageError, match=r"000001.*is missing or damaged .*fills it again"):
         again.read(2, 0, _sample(2), Fixed(28))
+
+
+def test_a_flipped_bit_is_named_at_the_first_read(tmp_path: Path) -> None:
+    kept, _ = store(tmp_path)
+    file = kept.path(1)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    again = FeatureStore(tmp_path, kept.about)
+    assert again.missing() == []
+    again.read(0, 0, _sample(0), Fixed(28))
+    with pytest.raises(UsageError, match=r"000001.* damaged \(its checksum is \w+ instead of .*fills it again"):
+        again.read(2, 0, _sample(2), Fixed(28))
+    with soundness.unchecked():
+        hasty = pickle.loads(pickle.dumps(FeatureStore(tmp_path, kept.about)))
+    assert hasty.read(2, 0, _sample(2), Fixed(28)).tokens is not None
+
+
+def _without_rows(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["tokens"]
+
+
+def _change(name: str, change: Any) -> Any:
+    return lambda tensors: tensors.update({name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without_rows, "it lacks tokens"),
+        (_change("tokens", lambda rows: rows[:-1]), "its tokens are [23, 6], but its lengths sum to 24"),
+        (_change("tokens", lambda rows: rows[:, :5].contiguous()), "its rows are F16 of 5 instead of F16 of 6"),
+        (_change("tokens", torch.Tensor.float), "its rows are F32 of 6 instead of F16 of 6"),
+        (_change("lengths", torch.Tensor.float), "its lengths are torch.float32 [4]"),
+        (_change("lengths", torch.neg), "its lengths hold numbers below zero"),
+        (_change("tiles", lambda tiles: tiles * 2), "it has lengths of 4 tiles, but 8 tiles"),
+        (_change("tiles", lambda tiles: tiles * torch.tensor([0, 2, 1, 1])), "a sample that has no fault has no tiles"),
+        (_change("tiles", lambda tiles: tiles * torch.tensor([2, 0, 1, 1])), "a sample that has no fault has no tiles"),
+        (_change("sizes", torch.flatten), "its sizes are torch.int32 [8]"),
+        (_change("sizes", lambda sizes: sizes[:2].clone()), "it has 2 marks, 4 crops and sizes of shape [2, 2]"),
+        (_change("sizes", lambda sizes: sizes * 0), "a sample that has no fault has no tiles"),
+        (_change("marks", lambda marks: marks[:1].clone()), "it holds 1 samples with 4 crops instead of 2"),
+        (None, "it lacks faults"),
+        ("{", "its faults are no JSON"),
+        ("[]", "its faults are not pairs of texts by place"),
+        ('{"0": "gone"}', "its faults are not pairs of texts by place"),
+        ('{"0": ["gone", 7]}', "its faults are not pairs of texts by place"),
+        ('{"9": ["gone", "9.jpg"]}', "its faults name place '9' of 2"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_named(tmp_path: Path, damage: Any, said: str) -> None:
+    """Of an earlier version, without a checksum."""
+    kept, _ = store(tmp_path)
+    tensors, faults = load_file(kept.path(1)), {"faults": "{}"}
+    if callable(damage):
+        damage(tensors)
+    else:
+        faults = {} if damage is None else {"faults": damage}
+    save_file(tensors, kept.path(1), faults)
+    with pytest.raises(UsageError) as caught:
+        FeatureStore(tmp_path, kept.about).read(2, 0, _sample(2), Fixed(28))
+    assert f"shard-000001.safetensors' is missing or damaged ({said}); remove it" in str(caught.value)
+
+
+ABOUT: dict[str, Any] = {
+    "made": MADE,
+    "encoder": {"width": 6, "patch_size": 14, "image_size": 28, "extra": 1},
+    "per_shard": 2,
+    "bytes_per_sample": 100,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"per_shard": 0}, "per_shard: input should be greater than 0, but got 0"),
+        ({"per_shard": "2"}, "per_shard: input should be a valid integer, but got '2'"),
+        ({"made": {}}, "made.data is missing"),
+        ({"made": {"data": {"samples": 5.5, "crops": 2}}}, "made.data.samples: input should be a valid integer"),
+        ({"made": MADE | {"vision": 7}}, "made.vision: input should be a valid dictionary, but got 7"),
+        ({"encoder": {"width": 6}}, "encoder.patch_size is missing"),
+        ({"encoder": None}, "encoder: input should be a valid dictionary"),
+    ],
+)
+def test_a_manifest_of_another_form_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    (tmp_path / "store.json").write_text(json.dumps(ABOUT))
+    assert FeatureStore.read_manifest(tmp_path).samples == 5  # as from before there were checksums
+    (tmp_path / "store.json").write_text(json.dumps(soundness.seal(ABOUT | change)))
+    with pytest.raises(UsageError) as caught:
+        FeatureStore.read_manifest(tmp_path)
+    assert said in str(caught.value)
+    assert "remove the folder, or give data.features another" in str(caught.value)
+
+
+def test_a_manifest_that_was_changed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text(json.dumps(soundness.seal(ABOUT) | {"per_shard": 3}))
+    with pytest.raises(UsageError, match=r"store\.json' is not as it was written: its checksum is another"):
+        FeatureStore.read_manifest(tmp_path)
 
 
 def test_batches_of_tiles_are_cut_and_joined_with_their_tokens(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import stages
-from qformer import distributed
+from qformer import checkpoint, distributed
 from qformer.retrieval.gallery import Gallery
 from qformer.types import Sample, UsageError
 from stages.gallery import index
@@ -38,6 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(last, root / "other")
     tensors = load_file(root / "other" / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, root / "other" / "model.safetensors")
+    checkpoint.write_meta(root / "other", checkpoint.read_meta(root / "other"))
     return root
 
 

@@ -255,6 +255,7 @@ def test_adapters_are_in_what_transformers_reads(trained: Path, tmp_path: Path, 
         if "lora_" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
     save_file(saved.tensors, saved.path / checkpoint.WEIGHTS)
+    checkpoint.write_meta(saved.path, saved.meta)
     ours: Any = qformer.load(tmp_path / "run", device="cpu")
     folder = convert(tmp_path / "run", tmp_path / "theirs", "transformers")
     theirs = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()

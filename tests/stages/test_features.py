@@ -429,7 +429,7 @@ def test_a_store_is_for_every_precision(space: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qformer.data.features as writing
+    import qformer.data.shard_file as writing
 
     settings = config(space, "stage1", data={"features": str(tmp_path)})
     real, written = writing.save_file, []

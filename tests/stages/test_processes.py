@@ -17,7 +17,7 @@ import yaml
 import stages
 from qformer import checkpoint, distributed
 from qformer.config import Config
-from qformer.data.loader import Batches, Loaded
+from qformer.data.loader import ENDING, Batches, Loaded
 from qformer.types import UsageError
 from stages import stage1, stage2
 from tests.processes import together
@@ -130,31 +130,40 @@ def test_only_one_process_writes(trained: Path) -> None:
 
 
 class Interrupted(Batches):
-    """Process 1 alone is sent SIGTERM while it makes its batch of the third step."""
+    """Process 1 alone is sent a signal while it makes its batch of a step, numbered from 0."""
+
+    number, step = signal.SIGTERM, 2
 
     def __getitem__(self, number: int) -> Loaded:
-        if number == 2 * distributed.world() + 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if number == self.step * distributed.world() + 1:
+            os.kill(os.getpid(), self.number)
         return super().__getitem__(number)
 
 
-def interrupted(settings: Config) -> Any:
+def interrupted(settings: Config) -> list[Any]:
+    """Of every signal, each in another step of the run, how it ended and where."""
+    from accelerate import PartialState
+
+    PartialState.destroy_process_group = lambda self, group=None: None  # type: ignore[method-assign,assignment]
     stage1.Batches = Interrupted  # type: ignore[misc,attr-defined]
-    try:
-        return stages.train(settings).name
-    except SystemExit as stopped:
-        return stopped.code
+    ends: list[Any] = []
+    for place, number in enumerate(sorted(ENDING)):
+        Interrupted.number, Interrupted.step = number, 2 + 3 * place
+        try:
+            ends.append(stages.train(settings).name)
+        except SystemExit as stopped:
+            ends.append((stopped.code, checkpoint.find(settings.run).name, len(_records(Path(settings.run)))))
+    return ends
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(trained: Path) -> None:
     """Saved, and gone on with from there: the weights and the logged means of the run that nobody stopped."""
-    changes: dict[str, Any] = {"data": {"batch": 2}, "train": {"steps": 9, "log_every": 3, "save_every": 9}}
+    changes: dict[str, Any] = {"data": {"batch": 2}, "train": {"steps": 21, "log_every": 3, "save_every": 21}}
     whole = config(trained, "stage1", run=str(trained / "unstopped"), **changes)
     cut = config(trained, "stage1", run=str(trained / "stopped"), **changes)
     together(trained / "store", 2, stages.train, whole)
-    assert together(trained / "store", 2, interrupted, cut) == [0, 0]
-    assert checkpoint.find(cut.run).name == "step-0000004"  # all know one step later
-    assert [r["step"] for r in _records(Path(cut.run))] == [3]
+    ends = [(0, f"step-{4 + 3 * place:07d}", 1 + place) for place in range(len(ENDING))]  # all know one step later
+    assert together(trained / "store", 2, interrupted, cut) == [ends, ends]
     together(trained / "store", 2, stages.train, cut)
     assert _records(Path(cut.run)) == _records(Path(whole.run))
     expected = checkpoint.read(whole.run).tensors

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +22,13 @@ import yaml
 
 import stages
 from qformer import checkpoint
-from qformer.data.loader import Batches, Loaded
+from qformer.config import Config
+from qformer.data.loader import ENDING, Batches, Loaded
+from qformer.model.loading import build_image_text
 from qformer.types import UsageError
-from stages import resume, stage1
+from stages import loop, resume, stage1
+from stages.optim import adamw
+from stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
 from tests.workspace import config, make_workspace
 
 STEPS = {"steps": 24, "save_every": 2, "log_every": 3}
@@ -56,12 +63,16 @@ def assert_same(run: Path, whole: Path, name: str = "step-0000024") -> None:
     assert all(torch.equal(mine[key], expected[key]) for key in mine)
 
 
-def start(root: Path, run: Path) -> subprocess.Popen[str]:
+def settings_file(root: Path, run: Path) -> Path:
     file = root / f"{run.name}.yaml"
     settings = config(root, "stage1", run=str(run), train=STEPS)
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
+    return file
+
+
+def start(root: Path, run: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "qformer", "train", str(file)],
+        [sys.executable, "-m", "qformer", "train", str(settings_file(root, run))],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         cwd=Path(__file__).parent.parent.parent,
         stdout=subprocess.PIPE,
@@ -98,44 +109,103 @@ def test_killed_runs_end_with_the_same_bits(trained: Path) -> None:
 
 
 class Asked(Batches):
-    """Sends this process a signal while the batch of step 7 is made."""
+    """Sends this process a signal while the batch of a step is made."""
 
-    number = signal.SIGTERM
+    number, step = signal.SIGTERM, 7
 
     def __getitem__(self, number: int) -> Loaded:
-        if number == 6:
+        if number == self.step - 1:
             os.kill(os.getpid(), self.number)
         return super().__getitem__(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.weekly)])
+def stopped(settings: Config, number: signal.Signals, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until the signal, which comes in the middle of that step."""
+    handlers = {each: signal.getsignal(each) for each in ENDING}
+    with monkeypatch.context() as patch:
+        patch.setattr(Asked, "number", number)
+        patch.setattr(Asked, "step", step)
+        patch.setattr(stage1, "Batches", Asked)
+        with pytest.raises(SystemExit) as stop:
+            stages.train(settings)
+    assert stop.value.code == 0
+    assert checkpoint.find(settings.run).name == f"step-{step:07d}"
+    assert {each: signal.getsignal(each) for each in ENDING} == handlers
+
+
 def test_a_signal_saves_and_exits_0(
-    trained: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the middle of the two steps that are logged together: what was not logged yet is saved, too."""
-    run = trained / number.name
+    run = trained / "asked"
     settings = config(trained, "stage1", run=str(run), train=STEPS)
-    monkeypatch.setattr(Asked, "number", number)
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1, "Batches", Asked)
-        with pytest.raises(SystemExit) as stopped:
-            stages.train(settings)
-    assert stopped.value.code == 0
-    assert f"stopped by {number.name}: step 7 is saved" in capsys.readouterr().out
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    stopped(settings, signal.SIGTERM, 7, monkeypatch)
+    assert "stopped by SIGTERM: step 7 is saved" in capsys.readouterr().out
     assert [r["step"] for r in records(run)] == [2, 3, 4, 6]
-    assert checkpoint.find(run).name == "step-0000007"
     stages.train(settings)
     assert_same(run, trained / "whole")
 
 
-def test_a_second_signal_does_not_wait() -> None:
-    with resume.Stop() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked == "SIGTERM"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.slow
+def test_every_signal_that_asks_a_run_to_end_saves(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other in the same run, in different places between two logs and saves."""
+    settings = config(trained, "stage1", run=str(trained / "often"), train=STEPS)
+    numbers = [signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGTERM]
+    assert set(numbers) == set(ENDING)
+    for place, number in enumerate(numbers):
+        stopped(settings, number, 3 * place + 5, monkeypatch)
+        assert f"stopped by {number.name}: step {3 * place + 5} is saved" in capsys.readouterr().out
+    stages.train(settings)
+    assert_same(trained / "often", trained / "whole")
+
+
+def test_the_same_signal_again_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does Ctrl-C; but not at once: a terminal and torchrun, or systemd, ask twice for the same thing."""
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    for again, waits in ((signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGHUP, True)):
+        with resume.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), again)
+            assert stop.asked == "SIGTERM"
+            now[0] += 3
+            with nullcontext() if waits else pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), again)
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    """As `nohup` ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with resume.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.asked is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_costs_nothing(trained: Path) -> None:
+    """Nothing can be written to it any more, and the run is saved all the same."""
+    run = trained / "closed"
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(Path(__file__).parent.parent.parent)
+        os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+        os.execv(sys.executable, [sys.executable, "-m", "qformer", "train", str(settings_file(trained, run))])
+    said, end = b"", time.monotonic() + 300
+    while not any(checkpoint.complete(run)):
+        said += os.read(terminal, 1 << 16)
+        assert time.monotonic() < end, said
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    last = checkpoint.find(run)
+    assert last.name < "step-0000024", "it was done before it could be stopped"
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    assert_same(run, trained / "whole")
 
 
 @pytest.mark.slow
@@ -145,8 +215,8 @@ def test_workers_do_not_die_of_the_signal(trained: Path, monkeypatch: pytest.Mon
 
     class Everyone(Batches):
         def __getitem__(self, number: int) -> Loaded:
-            os.kill(os.getpid(), signal.SIGINT)  # in the worker
-            os.kill(os.getpid(), signal.SIGTERM)
+            for each in ENDING:
+                os.kill(os.getpid(), each)  # in the worker
             if number == 7:
                 os.kill(os.getppid(), signal.SIGINT)
             return super().__getitem__(number)
@@ -174,6 +244,116 @@ def test_a_half_written_checkpoint_is_passed_over_and_said(
     assert "trying the one before it" in said
     assert "at step 22" in said
     assert_same(run, trained / "whole")
+
+
+def test_one_flipped_bit_is_passed_over_and_said(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained / "flipped"
+    shutil.copytree(trained / "whole", run)
+    file = run / "checkpoints" / "step-0000024" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step-0000024' is damaged (model.safetensors is not as it was written: its checksum is" in said
+    assert_same(run, trained / "whole")
+
+
+def _first_state(trainer: dict[str, Any]) -> dict[str, Any]:
+    return trainer["optimizer"]["state"][0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda t: t.pop("processes"), "it lacks the states of the processes"),
+        (lambda t: t.update(processes=[7]), "the state of a process lacks cpu, cuda or pending"),
+        (lambda t: t["processes"][0].update(cpu=torch.zeros(5056)), "the random state cpu is no tensor of bytes"),
+        (lambda t: t["processes"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "the random state cpu has 7 bytes"),
+        (lambda t: t["processes"][0]["cpu"].zero_(), "its random state is none"),
+        (
+            lambda t: t["processes"][0].update(pending=[(1, {"itc": 2})]),
+            "pending is no list of steps",
+        ),
+        (lambda t: t.pop("optimizer"), "it lacks the state of the optimizer"),
+        (lambda t: t["optimizer"]["param_groups"].pop(), "the optimizer has not the 2 groups of this run"),
+        (
+            lambda t: t["optimizer"]["param_groups"][0].update(betas=(2, 0.5)),
+            "betas of group 0 of",
+        ),
+        (lambda t: t["optimizer"]["param_groups"][1].update(weight_decay=None), "weight_decay of group 1"),
+        (
+            lambda t: t["optimizer"]["state"].update(x=t["optimizer"]["state"].pop(0)),
+            "a state 'x', which belongs to no",
+        ),
+        (lambda t: _first_state(t).pop("exp_avg"), "the optimizer's state 0 lacks step, exp_avg or exp_avg_sq"),
+        (
+            lambda t: _first_state(t).update(exp_avg=torch.zeros(1)),
+            "has an exp_avg that does not fit its weight",
+        ),
+        (lambda t: _first_state(t).update(step=7), "the optimizer's state 0 has no number as step"),
+        (lambda t: _first_state(t)["exp_avg_sq"].fill_(torch.nan), "state 0 has a exp_avg_sq that is NaN or infinite"),
+        (lambda t: t.update(scaler={"scale": "x"}), "scale of the scaler is 'x'"),
+    ],
+)
+def test_a_trainer_state_that_does_not_fit_is_named(
+    trained: Path, ready: Any, damage: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    """Before anything of it is put in."""
+    found = checkpoint.find(trained / "whole")
+    trainer = checkpoint.read_trainer(found)
+    damage(trainer)
+    with pytest.raises(checkpoint.Damaged) as caught:
+        put_back(ready, trainer, found)
+    assert said in str(caught.value)
+    assert f"remove '{found}' to go on from an earlier one" in str(caught.value)
+    assert not ready.optimizer.state
+
+
+@pytest.fixture(scope="module")
+def ready(trained: Path) -> Any:
+    """As much of a run as takes a trainer's state, before the first step."""
+    settings = config(trained, "stage1", run=str(trained / "whole"), train=STEPS)
+    model, _ = build_image_text(settings)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), scaler=None)
+    return SimpleNamespace(
+        folder=trained / "whole",
+        pending=[],
+        step=0,
+        inner=model,
+        optimizer=adamw(model, settings.train),
+        accelerator=accelerator,
+    )
+
+
+@pytest.mark.parametrize("of", ["weight", "optimizer"])
+def test_what_is_not_finite_is_not_saved(trained: Path, of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose losses were fine; the checkpoint before it stays the newest, and what was logged stays."""
+    run = trained / f"broken-{of}"
+    settings = config(trained, "stage1", run=str(run), train=STEPS)
+    real = loop._train_step
+
+    def breaks(run: Any, stream: Any) -> None:
+        real(run, stream)
+        if run.step == 4:
+            weight = run.inner.itm_head.weight
+            (weight.data if of == "weight" else run.optimizer.state[weight]["exp_avg_sq"])[1, 2] = torch.inf
+
+    monkeypatch.setattr(loop, "_train_step", breaks)
+    what = "the weight 'itm_head.weight'" if of == "weight" else r"'itm_head.weight \(exp_avg_sq\)'"
+    with pytest.raises(
+        NonFiniteWeights, match=rf"{what} is NaN or infinite after step 4; .*'step-0000002' is the newest"
+    ):
+        stages.train(settings)
+    assert [folder.name for folder in checkpoint.complete(run)] == ["step-0000002"]
+
+
+def test_a_loss_that_is_not_logged_yet_is_looked_at_too(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a signal ends the run between two logs."""
+    losses = {"itc": torch.tensor(1.5), "itm": torch.tensor(torch.nan)}
+    monkeypatch.setattr(ready, "pending", [(6, {"itc": torch.tensor(1.5)}), (7, losses)])
+    with pytest.raises(NonFiniteLoss, match=r"the loss 'itm' is nan at step 7; .*'step-0000024' is the newest"):
+        refuse_not_finite(ready)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(trained: Path) -> None:

@@ -1,0 +1,152 @@
+"""The files of a feature store: what `store.json` says, and shards, which are safetensors of rows and lists.
+
+The checksum is of what the tensors and the faults are, so that a shard is one file that appears whole; one without it,
+of an earlier version, is taken as it is. Whatever the lists say is held against the rows before any is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from qformer import soundness
+from qformer.records import Form
+from qformer.schema import Count, Positive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+ROWS = "tokens"
+LISTS = ("lengths", "tiles", "sizes", "marks")
+FILES = "files"  # long[n, 3], size, time and digest of each sample's file; missing in shards of earlier versions
+FAULTS, CHECKSUM = "faults", "checksum"
+
+
+class Unsound(ValueError):
+    """A shard is not as one is written; the message says in what."""
+
+
+class Sizes(Form):
+    """Of the image encoder."""
+
+    width: Positive
+    patch_size: Positive
+    image_size: Positive
+    extra: Count
+
+
+class Amounts(Form):
+    """Of what is stored."""
+
+    samples: Positive
+    crops: Positive
+
+
+class Made(Form):
+    """Of what a store is made, by sections of the configuration."""
+
+    __pydantic_extra__: dict[str, dict[str, Any]] = Field(init=False)
+    data: Amounts
+
+
+class Manifest(Form):
+    """What `store.json` says, see `FeatureStore`; one from before there were checksums has none."""
+
+    made: Made
+    encoder: Sizes
+    per_shard: Positive
+    bytes_per_sample: Positive
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[str, str]]) -> None:
+    """Write a shard so that it is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    partial, told = path.with_suffix(".partial"), json.dumps(faults)
+    try:
+        save_file(tensors, partial, {FAULTS: told, CHECKSUM: soundness.checksum_of(tensors, told)})
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dict[str, tuple[str, str]]]:
+    """The open file, its lists by name, and its faults by place.
+
+    Args:
+        verify: compare the tensors with their checksum, for which all of them are read.
+
+    Raises:
+        Unsound: something is missing, of another kind, or not what was written.
+    """
+    try:
+        file = safe_open(path, "pt")
+        metadata, names = file.metadata() or {}, set(file.keys())
+        if gone := {ROWS, *LISTS} - names:
+            raise Unsound(f"it lacks {min(gone)}")
+        if FAULTS not in metadata:
+            raise Unsound(f"it lacks {FAULTS}")
+        lists = {name: file.get_tensor(name) for name in LISTS}
+        files = {FILES: file.get_tensor(FILES)} if FILES in names else {}
+        if verify and CHECKSUM in metadata:
+            found = soundness.checksum_of(lists | files | {ROWS: file.get_tensor(ROWS)}, metadata[FAULTS])
+            if found != metadata[CHECKSUM]:
+                raise Unsound(f"its checksum is {found} instead of {metadata[CHECKSUM]}")
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise Unsound(str(error)) from error
+    _compare(lists, file.get_slice(ROWS))
+    if files and (files[FILES].dtype != torch.int64 or list(files[FILES].shape) != [len(lists["marks"]), 3]):
+        raise Unsound(f"its {FILES} are {files[FILES].dtype} {list(files[FILES].shape)}")
+    return file, {name: tensor.tolist() for name, tensor in (lists | files).items()}, _faults(metadata[FAULTS], lists)
+
+
+def _compare(lists: dict[str, Tensor], rows: Any) -> None:
+    """Whether samples, crops, tiles and rows are as many as one another say."""
+    for name, tensor in lists.items():
+        if tensor.dtype not in (torch.int32, torch.int64) or tensor.ndim != (2 if name == "sizes" else 1):
+            raise Unsound(f"its {name} are {tensor.dtype} {list(tensor.shape)}")
+        if tensor.numel() and int(tensor.min()) < 0:
+            raise Unsound(f"its {name} hold numbers below zero")
+    crops, shape = len(lists["tiles"]), rows.get_shape()
+    if len(shape) != 2 or shape[0] != int(lists["lengths"].sum()):
+        raise Unsound(f"its {ROWS} are {shape}, but its lengths sum to {int(lists['lengths'].sum())}")
+    if len(lists["lengths"]) != int(lists["tiles"].sum()):
+        raise Unsound(f"it has lengths of {len(lists['lengths'])} tiles, but {int(lists['tiles'].sum())} tiles")
+    if list(lists["sizes"].shape) != [crops, 2] or not len(lists["marks"]) or crops % len(lists["marks"]):
+        raise Unsound(
+            f"it has {len(lists['marks'])} marks, {crops} crops and sizes of shape {list(lists['sizes'].shape)}"
+        )
+
+
+def _faults(told: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
+    """Samples that are not stored, by place; all others have tiles."""
+    try:
+        faults = json.loads(told)
+    except ValueError as error:
+        raise Unsound(f"its {FAULTS} are no JSON") from error
+    samples = len(lists["marks"])
+    places = [str(place) for place in range(samples)]
+    pairs = faults.values() if isinstance(faults, dict) else [None]
+    if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
+        raise Unsound(f"its {FAULTS} are not pairs of texts by place")
+    if odd := faults.keys() - set(places):
+        raise Unsound(f"its {FAULTS} name place {min(odd)!r} of {samples}")
+    stored = torch.tensor([place not in faults for place in places])
+    tiles, sizes = (lists[name].view(samples, -1) for name in ("tiles", "sizes"))
+    if not (tiles[stored] > 0).all() or not (sizes[stored] > 0).all():
+        raise Unsound("a sample that has no fault has no tiles")
+    return {place: (pair[0], pair[1]) for place, pair in faults.items()}

@@ -1,0 +1,85 @@
+"""Images of files and folders that a command is given, in groups; what is no image is named, counted and skipped."""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from qformer.data.folders import Listing, list_images
+from qformer.images import read_image
+from qformer.progress import Bar
+from qformer.types import BadSample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    Images = list[tuple[Path, Tensor]]
+
+FORMATS = "give JPEG, PNG or WebP files"
+
+
+class ImageFiles:
+    """Image files and the images below folders, read in groups; what is no image is named, counted and skipped."""
+
+    def __init__(self, given: list[Path], batch: int) -> None:
+        self.files: list[Path] = []
+        for path in given:
+            inside = list_images(path) if path.is_dir() else Listing()
+            self.files += sorted([*inside.images, *inside.unread]) or [path]
+            inside.unread, inside.alone = [], 0  # each is named when its turn comes; captions are of no use here
+            if inside.left_out:
+                print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
+        self.batch = batch
+        self.skipped: list[str] = []
+        self.told = 0  # of the skipped
+
+    def groups(self) -> Iterator[Images]:
+        """Groups of readable images, the first of which is read now.
+
+        Raises:
+            SystemExit: 1, there is none.
+        """
+        images = self._images()
+        first = list(islice(images, self.batch))
+        if not first:
+            print(f"qformer: no file can be read as an image ({self.skipped[0]}); {FORMATS}", file=sys.stderr)
+            sys.exit(1)
+        return chain([first], iter(lambda: list(islice(images, self.batch)), []))
+
+    def _images(self) -> Iterator[tuple[Path, Tensor]]:
+        for file in self.files:
+            try:
+                if file.is_dir():
+                    raise BadSample("a folder without images")
+                pixels = read_image(file)
+            except BadSample as bad:
+                self.skipped.append(f"{file}: {bad}")
+                continue
+            self._tell()
+            yield file, pixels
+
+    def _tell(self) -> None:
+        for fault in self.skipped[self.told :]:
+            print(f"qformer: skipped {fault}", file=sys.stderr)
+        self.told = len(self.skipped)
+
+    def tell_skipped(self) -> None:
+        """Those behind the last image, and how many in all."""
+        self._tell()
+        if self.skipped:
+            print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
+
+    def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
+        """A bar on standard error, or a line a minute, where the answers do not tell how far it is."""
+        quiet = len(self.files) <= self.batch or sys.stdout.isatty()
+        with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
+            task = progress.add_task(what, total=len(self.files))
+            for group in groups:
+                yield group
+                progress.update(task, completed=self.files.index(group[-1][0]) + 1)
