@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 ROWS = "tokens"
 LISTS = ("lengths", "tiles", "sizes", "marks")
 FILES = "files"  # long[n, 3], size, time and digest of each sample's file; missing in shards of earlier versions
-FAULTS, CHECKSUM = "faults", "checksum"
+FAULTS = "faults"
+CHECKSUM = "checksum"  # long[1]; a tensor, for safetensors writes several texts in any order
 
 
 class Unsound(ValueError):
@@ -74,7 +75,8 @@ def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[
     """
     partial, told = path.with_suffix(".partial"), json.dumps(faults)
     try:
-        save_file(tensors, partial, {FAULTS: told, CHECKSUM: soundness.checksum_of(tensors, told)})
+        sealed = tensors | {CHECKSUM: torch.tensor([int(soundness.checksum_of(tensors, told), 16)])}
+        save_file(sealed, partial, {FAULTS: told})
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -102,10 +104,10 @@ def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dic
             raise Unsound(f"it lacks {FAULTS}")
         lists = {name: file.get_tensor(name) for name in LISTS}
         files = {FILES: file.get_tensor(FILES)} if FILES in names else {}
-        if verify and CHECKSUM in metadata:
+        if verify and CHECKSUM in names:
             found = soundness.checksum_of(lists | files | {ROWS: file.get_tensor(ROWS)}, metadata[FAULTS])
-            if found != metadata[CHECKSUM]:
-                raise Unsound(f"its checksum is {found} instead of {metadata[CHECKSUM]}")
+            if [int(found, 16)] != (known := file.get_tensor(CHECKSUM).tolist()):
+                raise Unsound(f"its checksum is {found} instead of {known[0]:08x}")
     except (SafetensorError, OSError, RuntimeError) as error:
         raise Unsound(str(error)) from error
     _compare(lists, file.get_slice(ROWS))

@@ -319,6 +319,7 @@ def ready(trained: Path) -> Any:
     return SimpleNamespace(
         folder=trained / "whole",
         pending=[],
+        extent=checkpoint.read_trainer(checkpoint.find(trained / "whole"))["extent"],
         step=0,
         inner=model,
         optimizer=adamw(model, settings.train),
