@@ -311,7 +311,7 @@ def test_a_picture_that_was_replaced_is_a_new_record(models: Models, photos: Pat
         (
             "work/captions-00001.jsonl",
             '{"records": [{"mark": "a"}]}\n',
-            "line 1 of .*captions-00001.jsonl' is not as it",
+            "line 1 of .*00001.jsonl' is not as it",
         ),
         ("work/captions-00001.json", "[]", ""),
         ("work/captions-00001.json", '{"samples": "x"}', ""),
