@@ -355,7 +355,7 @@ def test_a_format_that_is_read_no_more_stays(bench: Bench, monkeypatch: pytest.M
     assert bench.index().added == 1
     monkeypatch.setattr(folders, "SUFFIXES", folders.SUFFIXES - {".webp"})
     monkeypatch.setattr(folders, "UNREAD", folders.UNREAD | {".webp"})
-    monkeypatch.setattr("qformer.retrieval.index.UNREAD", frozenset({".webp"}))
+    monkeypatch.setattr("qformer.retrieval.absence.UNREAD", frozenset({".webp"}))
     assert bench.index().removed == 0
     assert "6.webp" in names(bench.gallery)
     (bench.photos / "6.webp").unlink()

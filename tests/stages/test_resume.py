@@ -323,6 +323,7 @@ def ready(trained: Path) -> Any:
         inner=model,
         optimizer=adamw(model, settings.train),
         accelerator=accelerator,
+        extent=None,
     )
 
 
