@@ -80,7 +80,7 @@ def _state_dicts(held: dict[Any, Any]) -> list[Any]:
 
 
 def _objects(path: Path) -> list[str]:
-    """The classes and functions, other than of tensors, that a file of torch asks for; none where it is no such file."""
+    """The classes and functions, other than of tensors, that a file of torch asks for; none of other files."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # any bytes, see above

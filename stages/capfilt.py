@@ -186,7 +186,7 @@ class Run:
                 self._told(len(block), len(read))
 
     def _mark(self, index: Any) -> str:
-        """Tells a record from all others by its image (path, size and time, or bytes) and captions; or what is wrong."""
+        """Tells a record from all others by image (path, size and time, or bytes) and captions; or what is wrong."""
         try:
             sample = self.source[index]
         except BadSample as bad:
