@@ -144,7 +144,10 @@ def _sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, positio
     if not with_cross or with_cross[0] != 0:
         raise UsageError("these tensors hold no Q-Former whose first layer has cross-attention; give a BLIP-2")
     layers = 1 + max(int(found[1]) for found in numbers)
-    _, queries, hidden = tensors["query_tokens"].shape
+    rows = tensors["query_tokens"]
+    if rows.ndim != 3:
+        raise UsageError(f"query_tokens has the shape {list(rows.shape)} instead of [1, queries, width]; give a BLIP-2")
+    _, queries, hidden = rows.shape
     inner = tensors.get(f"{layer}0.intermediate_query.dense.weight")
     vocabulary, table = (tensors.get(f"{words}.{kind}_embeddings.weight") for kind in ("word", "position"))
     known: dict[str, Any] = {

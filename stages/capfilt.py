@@ -38,6 +38,7 @@ from qformer.formats import SUFFIXES, UNREAD
 from qformer.images import read_image
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.progress import Bar
+from qformer.records import Form, read_object
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST, pairs
 from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
@@ -185,13 +186,13 @@ class Run:
                 self._told(len(block), len(read))
 
     def _mark(self, index: Any) -> str:
-        """Tells a record from every other: by its image's path or bytes and its captions; or what is wrong with it."""
+        """Tells a record from all others by image (path, size and time, or bytes) and captions; or what is wrong."""
         try:
             sample = self.source[index]
         except BadSample as bad:
             return f"{bad.kind}: {bad.detail}"
         image = sample.image
-        seen = os.path.abspath(image).encode() if isinstance(image, Path) else bytes(image)
+        seen = _of_file(image).encode() if isinstance(image, Path) else bytes(image)
         return _digest([hashlib.blake2b(seen, digest_size=16).hexdigest(), *sample.captions])
 
     def _read(
@@ -267,6 +268,15 @@ def _apart(marks: list[str]) -> list[str]:
     return found
 
 
+def _of_file(image: Path) -> str:
+    """Path, size and time, so that a picture that was replaced under its name is another one."""
+    try:
+        found = image.stat()
+    except OSError:  # which reading it will tell
+        return os.path.abspath(image)
+    return f"{os.path.abspath(image)} {found.st_size} {found.st_mtime_ns}"
+
+
 def _digest(words: list[str]) -> str:
     return hashlib.blake2b(json.dumps(words).encode(), digest_size=16).hexdigest()
 
@@ -339,10 +349,7 @@ def _settle(settings: Settings, output: Path, source: Source) -> Settings:
         for path in (settings.captioner, settings.ranker)
     ]
     file = output / SETTINGS
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        before = None
+    before = _begun(file) if file.exists() else None
     form = settings.form or (before or {}).get("form") or _form(source)
     if form not in FORMS:
         raise UsageError(f"the format is '{form}'; known are {', '.join(FORMS)}")
@@ -358,6 +365,14 @@ def _settle(settings: Settings, output: Path, source: Source) -> Settings:
             "give the same, or another folder"
         )
     return settings
+
+
+def _begun(file: Path) -> dict[str, Any]:
+    """Raises UsageError: the settings of an earlier run are damaged."""
+    try:
+        return read_object(file, Form)
+    except UsageError as error:
+        raise UsageError(f"{error}, so it is not known how this folder was begun; give another one with -o") from error
 
 
 def _form(source: Source) -> str:

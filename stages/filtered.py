@@ -28,7 +28,7 @@ from rich.table import Table
 from qformer.data.shards import add_member
 from qformer.formats import FORMATS
 from qformer.images import read_file, read_head, read_image
-from qformer.records import read_records, replace_records
+from qformer.records import Form, read_lines, read_object, replace_records
 from qformer.types import BadSample, UsageError
 from stages.resume import console
 
@@ -41,6 +41,41 @@ if TYPE_CHECKING:
 FORMS = {"jsonl": ".jsonl", "webdataset": ".tar"}
 ORIGINS = ("own", "original")
 SHOWN = 12  # images on the sheet
+
+
+class Ranked(Form):
+    """An image with all its captions, each with its score and where it comes from."""
+
+    kept: list[list[str | float]]
+    dropped: list[list[str | float]]
+    cut: int
+    mark: str = ""
+    key: str = ""
+
+
+class Faulty(Form):
+    """An image that has none, and why."""
+
+    kind: str
+    detail: str
+    mark: str = ""
+
+
+class Block(Form):
+    """A line of a journal."""
+
+    records: list[Ranked | Faulty]
+
+
+class Counts(Form):
+    """What is counted of a finished part; of either origin how many captions were kept, and the sum of their scores."""
+
+    samples: int
+    images: int
+    skipped: list[dict[str, Any]]
+    cut: int
+    own: list[float]
+    original: list[float]
 
 
 @contextmanager
@@ -86,8 +121,11 @@ class Part:
         return self.is_made() and self.stats().get("of", digest) == digest
 
     def is_made(self) -> bool:
-        """Whether its file is there, of whatever records."""
-        return self.file.exists() and self.counted.exists()
+        """Whether its file is there, of whatever records; one whose counts are damaged is made again."""
+        try:
+            return self.file.exists() and bool(self.stats())
+        except UsageError:
+            return False
 
     @contextmanager
     def claimed(self, digest: str) -> Iterator[bool]:
@@ -108,10 +146,14 @@ class Part:
             lock.release()
 
     def resume(self) -> dict[str, dict[str, Any]]:
-        """What the journal says was made, by the mark of the record; what a kill cut off is dropped from it."""
+        """What the journal says was made, by the mark of the record; what a kill cut off is dropped from it.
+
+        Raises:
+            UsageError: another line of it is damaged.
+        """
         if not self.journal.exists():
             return {}
-        lines = read_records(self.journal)
+        lines = read_lines(self.journal, Block)
         with writing(self.output):
             replace_records(self.journal, lines)
         return _by_mark(lines)
@@ -170,7 +212,8 @@ class Part:
         return self.output / "images" / f"{self.number:05d}"
 
     def stats(self) -> dict[str, Any]:
-        return json.loads(self.counted.read_text(encoding="utf-8"))
+        """Raises UsageError: nothing was counted yet, or it is damaged."""
+        return read_object(self.counted, Counts)
 
     def _write_lines(
         self, path: Path, source: Source, samples: list[Any]
@@ -220,7 +263,7 @@ def recall(output: Path) -> dict[str, dict[str, Any]]:
     return {
         mark: made
         for journal in sorted((output / "work").glob("captions-*.jsonl"))
-        for mark, made in _by_mark(read_records(journal)).items()
+        for mark, made in _by_mark(read_lines(journal, Block)).items()
     }
 
 

@@ -89,11 +89,7 @@ def index(
         if gallery is None:
             gallery = Gallery(folder, about, cast("Any", None))
         elif closed:
-            kept = "" if remove else "; what the gallery has of it is kept"
-            reason = (
-                closed if Path(data[0]).exists() else f"there is nothing at '{data[0]}' today; is its disk mounted?"
-            )
-            print(f"qformer: {reason}{kept}", file=sys.stderr)
+            _tell_closed(data[0], closed, remove)
         stack.enter_context(writing(folder))
         with Bar("{task.fields[added]} embedded", console=console, disable=distributed.rank() != 0) as progress:
             task = progress.add_task("indexing", total=len(source), added=0)
@@ -229,6 +225,13 @@ def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:
             f"{built['seconds']:.0f} s; recall@100 against reading everything: {built['recall']:.3f}",
             markup=False,
         )
+
+
+def _tell_closed(path: str, reason: str, remove: bool) -> None:
+    """That a whole source cannot be opened today."""
+    kept = "" if remove else "; what the gallery has of it is kept"
+    gone = f"there is nothing at '{path}' today; is its disk mounted?"
+    print(f"qformer: {reason if Path(path).exists() else gone}{kept}", file=sys.stderr)
 
 
 def _tell_kept(tally: Tally) -> None:

@@ -76,6 +76,7 @@ ONLY_BY = {
         "qformer/model/llm_loading.py",
         "qformer/model/loading.py",
         "qformer/model/outline.py",
+        "qformer/model/plain_text.py",
         "qformer/model/quantize.py",
         "qformer/model/steps.py",
         "qformer/vision/hf.py",

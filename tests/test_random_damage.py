@@ -183,7 +183,7 @@ def damaged_once(whole: Path, file: str, kind: str, rng: random.Random, old: boo
     return code, said
 
 
-@pytest.mark.parametrize(("old", "count"), [(False, 140), (True, 60)])
+@pytest.mark.parametrize(("old", "count"), [(False, 120), (True, 50)])
 def test_damage_is_named_and_costs_nothing_good(base: Path, whole: Path, old: bool, count: int) -> None:
     rng = random.Random(2026 + old)
     newest = base / "run" / "checkpoints" / NEWEST

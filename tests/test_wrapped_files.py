@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,40 @@ def test_what_is_there_twice_or_beside_is_named(tmp_path: Path) -> None:
     beside = {f"model.{name}": tensor for name, tensor in held.items()} | {"teacher.query_tokens": torch.ones(1)}
     with pytest.raises(UsageError, match=r"missing nothing; left over teacher\.query_tokens;"):
         convert.from_lavis(beside)
+
+
+def test_a_state_dict_under_a_name_of_its_own(tmp_path: Path) -> None:
+    held = dict(read("opt_a").weight)
+    torch.save({"ema": {f"net.{name}": held[name] for name in held}, "epoch": 3, "adam": {0: 1}}, tmp_path / "ema.pth")
+    same(convert.from_lavis(read_tensors(tmp_path / "ema.pth")).bridge, convert.from_lavis(held).bridge)
+    torch.save({"mine": held, "yours": held}, tmp_path / "two.pth")
+    with pytest.raises(UsageError, match=r"something else than tensors by name \(mine, yours\); give"):
+        read_tensors(tmp_path / "two.pth")
+    torch.save({"model": held, "args": argparse.Namespace(lr=1)}, tmp_path / "args.pth")
+    with pytest.raises(UsageError, match=r"holds code .*: argparse.Namespace; save the state dict alone"):
+        read_tensors(tmp_path / "args.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("itm_head.weight", lambda held: held.fill_(torch.nan), "the weight 'itm_head.weight' in .* holds NaN or inf"),
+        ("visual_encoder.pos_embed", lambda held: held / 0, "the weight 'pos_embed' in .* holds NaN or infinity"),
+        ("itm_head.weight", lambda held: held.T, r"itm_head.weight is \[32, 2\] instead of \[2, 32\]"),
+        ("text_proj.bias", lambda held: held.to(torch.int8), "text_proj.bias as int8"),
+        ("query_tokens", lambda held: held[0], r"query_tokens has the shape \[\d+, 32\] instead of"),
+        ("text_proj.weight", lambda held: held[:, 1:], r"text_proj.weight is \[\d+, 31\] instead of \[\d+, 32\]"),
+    ],
+)
+def test_weights_that_cannot_be_are_named(
+    tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], expected: str
+) -> None:
+    """Before anything is converted."""
+    held = dict(read("stage1_a").weight)
+    torch.save({"model": held | {name: change(held[name].clone())}}, tmp_path / "odd.pth")
+    with pytest.raises(UsageError, match=expected):
+        convert_checkpoint(str(tmp_path / "odd.pth"), tmp_path / "made", "qformer", Given(heads=2, vision_heads=3))
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.fixture(scope="module")

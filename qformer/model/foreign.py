@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from qformer import checkpoint, convert, lookup, pretrained, releases, vision
 from qformer.config import Config, LossConfig, parse_config
+from qformer.model.fitting import refuse_unfit
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import CAPTIONING, DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.tensors import read_tensors
@@ -114,13 +115,14 @@ def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
     """A file of LAVIS, the name of a release, or a folder or hub id of transformers' BLIP-2.
 
     Raises:
-        UsageError: none of them, damaged, or something else than a BLIP-2.
+        UsageError: none of them, damaged, something else than a BLIP-2, or weights that are NaN or infinite.
     """
     if str(path_or_id) in releases.RELEASES:
         path_or_id = releases.fetch(str(path_or_id))
-    if Path(path_or_id).is_file():
-        return open_lavis(Path(path_or_id), given)
-    return open_transformers(str(path_or_id), given)
+    is_file = Path(path_or_id).is_file()
+    opened = open_lavis(Path(path_or_id), given) if is_file else open_transformers(str(path_or_id), given)
+    refuse_unfit(opened.parts, opened.source)
+    return opened
 
 
 def pushed(path_or_id: str | Path) -> str | Path:

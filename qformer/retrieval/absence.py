@@ -40,6 +40,7 @@ class Absence:
         told = (fault["path"] for fault in faults if fault["kind"] == "no caption")
         self._untold = {os.path.abspath(os.path.splitext(path)[0]) for path in told}
         self._whole = not any(fault["kind"].endswith(("shard", "tar")) for fault in faults)
+        self._read = not any(fault["kind"] == "not json" for fault in faults)  # or its line named a picture
         self._listable = cache(_listable)
 
     def why(self, place: Place) -> Why:
@@ -52,10 +53,10 @@ class Absence:
         if Path(place.name).suffix.lower() in UNREAD:  # another machine may read it
             return "shut"
         unread = place.name in self._unreadable or os.path.splitext(place.name)[0] in self._untold
-        return "shut" if unread or not self._listed(place.name) else "stands"
+        return "shut" if unread or not self._read or not self._listed(place.name) else "stands"
 
     def _of_record(self, name: str) -> Why:
-        tar = _tar(name)
+        tar = tar_of(name)
         absent = "stands" if tar is None else of_file(tar)
         if absent == "stands":
             return "stands" if self._whole else "shut"
@@ -102,7 +103,7 @@ def _listable(folder: str) -> bool:
     return os.access(folder, os.X_OK)
 
 
-def _tar(name: str) -> str | None:
+def tar_of(name: str) -> str | None:
     """The tar on this machine that holds a record of that name, if it is in one."""
     if not os.path.isabs(name):
         return None

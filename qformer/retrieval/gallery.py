@@ -49,7 +49,8 @@ class Place(NamedTuple):
 
     Attributes:
         source: number of the source in `gallery.json`. name: a path, or what the source calls a record in a tar.
-        number: of the record in its source. size, modified: bytes and nanoseconds of a file; -1 of a record.
+        number: of the record in its source. size, modified: bytes and nanoseconds of a file; of a record -1, and
+            the time of its tar if that is a file here, else -1.
     """
 
     source: int

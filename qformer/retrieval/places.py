@@ -10,14 +10,18 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from qformer.images import read_file
+from qformer.retrieval.absence import tar_of
 from qformer.retrieval.gallery import Place
+from qformer.trust import Untrusted
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qformer.retrieval.gallery import Entry
 
 WORDS = {"missing": "not where it was indexed", "changed": "changed since it was indexed"}  # of kinds of faults
@@ -32,6 +36,11 @@ def in_words(kind: str) -> str:
 def digest(data: bytes) -> str:
     """The id of a content."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def plain_bytes(image: Any) -> bytes:
+    """What the id of a picture is made of, in bytes or pixels."""
+    return image if isinstance(image, bytes) else image.tobytes()
 
 
 def composed(name: str) -> str:
@@ -71,16 +80,25 @@ def status(name: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def find(entry: Entry) -> tuple[str, str]:
+def tar_time(name: str) -> int:
+    """Nanoseconds of the tar that holds a record of this name; -1 where that is no file here."""
+    try:
+        return -1 if (tar := tar_of(name)) is None else status(tar)[1]
+    except BadSample:
+        return -1
+
+
+def find(entry: Entry, record: Callable[[Place], Any]) -> tuple[str, str]:
     """Where an entry stands today: the name of the first place that holds its content, and an empty fault.
 
     Where there is none, the first place, and what is wrong with it: `missing`, `changed`, `unreadable`. A file of
-    another size or time is read; a record of a tar is taken to be there, which shows when it is opened.
+    another size or time is read, and by `record` a record whose tar has another time; records that are no part of a tar
+    on this machine are taken to be there, which shows when they are opened.
     """
     faults = []
     for place in entry.places:
         name = spelled(place.name) if place.size >= 0 else place.name
-        fault = _fault(name, place, entry.id)
+        fault = _fault(name, place, entry.id) if place.size >= 0 else _record_fault(place, entry.id, record)
         if not fault:
             return name, ""
         faults.append(fault)
@@ -88,13 +106,25 @@ def find(entry: Entry) -> tuple[str, str]:
 
 
 def _fault(name: str, place: Place, id_: str) -> str:
-    if place.size < 0:
-        return ""
     try:
         if status(name) == (place.size, place.modified) or digest(read_file(Path(name))) == id_:
             return ""
     except BadSample as bad:
         return bad.kind
+    return "changed"
+
+
+def _record_fault(place: Place, id_: str, record: Callable[[Place], Any]) -> str:
+    tar = tar_of(place.name)
+    if tar is None:
+        return ""
+    try:
+        if status(tar)[1] == place.modified or digest(plain_bytes(record(place))) == id_:
+            return ""
+    except BadSample as bad:
+        return bad.kind
+    except Untrusted:  # nobody may look
+        pass
     return "changed"
 
 

@@ -22,7 +22,7 @@ from qformer.images import read_file, read_image
 from qformer.packing import pack
 from qformer.resolution.base import cut_all
 from qformer.retrieval.gallery import Entry, Place, is_utf8
-from qformer.retrieval.places import composed, digest, spelled, status
+from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ class Reader:
         if not is_utf8(name):
             raise BadSample("not utf-8", ascii(name))
         captions = [composed(" ".join(text.split())) for text in cleaned(sample.captions)]  # each is kept as one line
-        place, data = Place(self.number, name, number), sample.image
+        place, data = Place(self.number, name, number, -1, tar_time(name)), sample.image
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))
             if name in self.known and self.known[name][1][3:] == place[3:]:
                 found.seen.append(Seen(index, place, None, captions))
                 return
             data = read_file(Path(name))
-        plain = data if isinstance(data, bytes) else data.tobytes()
+        plain = plain_bytes(data)
         id_ = digest(plain)
         if id_ in self.ids:
             found.seen.append(Seen(index, place, id_, captions))

@@ -18,7 +18,7 @@ from qformer.cleaning import MAX_WORDS, clean_caption
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
 from qformer.retrieval.gallery import Gallery, conditions, is_utf8, maxsim
-from qformer.retrieval.places import digest, find, spelled
+from qformer.retrieval.places import digest, find, plain_bytes, spelled
 from qformer.retrieval.reading import MAX_TOKENS, fingerprint
 from qformer.trust import Untrusted
 from qformer.types import BadSample, Tiles, UsageError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from qformer.images import ImageLike
     from qformer.model.image_text import ImageTextModel
-    from qformer.retrieval.gallery import Entry
+    from qformer.retrieval.gallery import Entry, Place
 
 SHORTLIST = 64
 ENCODED = 16  # images whose keys and values are held at once
@@ -161,7 +161,7 @@ class Retriever:
 
     def _find(self, entry: Entry) -> tuple[str, str]:
         if entry.id not in self._found:
-            self._found[entry.id] = find(entry)
+            self._found[entry.id] = find(entry, self._record)
         return self._found[entry.id]
 
     def _placed(self, hits: list[Hit], entries: dict[str, Entry]) -> list[Hit]:
@@ -213,20 +213,28 @@ class Retriever:
             try:
                 if place.size >= 0:
                     return _picture(read_file(Path(spelled(place.name))), entry.id, place.name)
-                if place.source not in self._sources:
-                    self._sources[place.source] = self.gallery.source(place.source)
-                sample = self._sources[place.source][place.number]
-                if sample.key == place.name:  # else its tar is another one by now
-                    plain = read_file(sample.image) if isinstance(sample.image, Path) else sample.image
-                    return _picture(plain, entry.id, place.name)
-                faults.append(BadSample("missing", place.name))
+                return _picture(self._record(place), entry.id, place.name)
             except BadSample as bad:
                 faults.append(bad)
-            except Untrusted:  # that the image is missing would be a lie
-                raise
-            except (UsageError, IndexError) as error:  # its source is gone, or has become shorter
-                faults.append(BadSample("missing", f"{place.name}: {error}"))
         raise faults[0]
+
+    def _record(self, place: Place) -> Any:
+        """The picture of a record, as its source gives it.
+
+        Raises:
+            BadSample: kind `missing`: its source is gone, has become shorter, or holds another record there.
+        """
+        try:
+            if place.source not in self._sources:
+                self._sources[place.source] = self.gallery.source(place.source)
+            sample = self._sources[place.source][place.number]
+        except Untrusted:  # that the image is missing would be a lie
+            raise
+        except (UsageError, IndexError) as error:
+            raise BadSample("missing", f"{place.name}: {error}") from error
+        if sample.key != place.name:
+            raise BadSample("missing", place.name)
+        return read_file(sample.image) if isinstance(sample.image, Path) else sample.image
 
     def _read_text(self, text: str) -> str:
         if not isinstance(text, str) or not is_utf8(text):
@@ -309,7 +317,7 @@ class Retriever:
 
 def _picture(data: Any, id_: str, name: str) -> Tensor:
     """Decoded, if it still is the content that was indexed. Raises BadSample: kind `changed`, it is not."""
-    if digest(data if isinstance(data, bytes) else data.tobytes()) != id_:
+    if digest(plain_bytes(data)) != id_:
         raise BadSample("changed", name)
     return read_image(data)
 

@@ -186,6 +186,10 @@ def _change(name: str, change: Any) -> Any:
         (_change("sizes", lambda sizes: sizes[:2].clone()), "it has 2 marks, 4 crops and sizes of shape [2, 2]"),
         (_change("sizes", lambda sizes: sizes * 0), "a sample that has no fault has no tiles"),
         (_change("marks", lambda marks: marks[:1].clone()), "its files are torch.int64 [2, 3]"),
+        (
+            lambda held: held.update(marks=held["marks"][:1].clone(), files=held["files"][:1].clone()),
+            "it holds 1 samples with 4 crops instead of 2",
+        ),
         (None, "it lacks faults"),
         ("{", "its faults are no JSON"),
         ("[]", "its faults are not pairs of texts by place"),

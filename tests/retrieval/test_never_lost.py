@@ -116,6 +116,39 @@ def test_a_list_whose_files_are_all_gone(bench: Bench) -> None:
     assert (tally.away, tally.removed, tally.skipped, len(bench.gallery.store)) == (1, 0, {"missing": 1}, 14)
 
 
+def test_a_list_that_is_cut_off(bench: Bench) -> None:
+    """Half of its lines and a piece of one are left: nobody knows what the rest of it named."""
+    lines = [json.dumps({"image": f"photos/{number}.png", "caption": f"photo {number}"}) for number in range(10)]
+    whole = bench.root / "list.jsonl"
+    whole.write_text("\n".join(lines))
+    opened = gallery(bench.root / "listed", bench.model)
+    assert index(opened, bench.model, name="jsonl", path=whole).added == 10
+    whole.write_text("\n".join(lines[:5]) + '\n{"image": "pho')
+    tally = index(opened, bench.model, name="jsonl", path=whole)
+    assert (tally.removed, tally.away, len(opened.store)) == (0, 5, 10)
+    whole.write_text("\n".join(lines[:9]))
+    assert index(opened, bench.model, name="jsonl", path=whole).removed == 1
+
+
+def test_a_record_whose_tar_is_another_one_or_gone(tmp_path: Path) -> None:
+    """Told by every search; a tar that was only copied is the same."""
+    model = model_of_tiles()
+    packed = tmp_path / "a.tar"
+    tar(packed, [("0.png", picture(0)), ("1.png", picture(1))])
+    opened = gallery(tmp_path / "gallery", model)
+    index(opened, model, name="webdataset", path=packed)
+    found = lambda: {  # noqa: E731
+        hit.path[-1]: hit.fault for hit in Retriever(opened, model).text_to_image("cat", k=2, shortlist=0)
+    }
+    os.utime(packed, (1, 1))
+    assert found() == {"0": "", "1": ""}
+    assert index(opened, model, name="webdataset", path=packed).added == 0
+    tar(packed, [("0.png", picture(0)), ("1.png", picture(5))])
+    assert found() == {"0": "", "1": "changed"}
+    packed.unlink()
+    assert found() == {"0": "missing", "1": "missing"}
+
+
 def test_tars_that_a_pattern_no_longer_finds(bench: Bench) -> None:
     disks = [bench.root / "tars" / name for name in "ab"]
     for number, disk in enumerate(disks):

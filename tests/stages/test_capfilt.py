@@ -10,6 +10,7 @@ import re
 import shlex
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,48 @@ def test_a_tar_that_is_taken_out_takes_its_captions_along(models: Models, tmp_pa
     assert [source[i].image for i in range(len(source))] == [
         encoded(photo(10 * n + i)) for n in (1, 2) for i in range(4)
     ]
+
+
+def test_a_picture_that_was_replaced_is_a_new_record(models: Models, photos: Path, tmp_path: Path) -> None:
+    """Under its name stands another one: it gets captions of its own, and no other is captioned again."""
+    capfilt(settings(photos), tmp_path / "out")
+    (photos.parent / "photos" / "4.png").write_bytes(encoded(photo(40)))
+    models.calls = 0
+    capfilt(settings(photos), tmp_path / "out")
+    assert models.calls == 1
+    capfilt(settings(photos), tmp_path / "anew")
+    for kind in ("captions", "dropped", "scores"):
+        assert [line[kind] for line in lines(tmp_path / "out")] == [line[kind] for line in lines(tmp_path / "anew")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("capfilt.json", "{", "cannot be read as JSON .*give another one with -o"),
+        ("capfilt.json", "[1]", "it is no object with keys"),
+        (
+            "work/captions-00001.jsonl",
+            '{"records": [{"mark": "a"}]}\n',
+            "line 1 of .*00001.jsonl' is not as it",
+        ),
+        ("work/captions-00001.json", "[]", ""),
+        ("work/captions-00001.json", '{"samples": "x"}', ""),
+    ],
+)
+def test_damage_is_one_sentence(
+    models: Models, photos: Path, tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    """Counts are made again from the journal; whatever else is damaged is named."""
+    capfilt(settings(photos), tmp_path / "out")
+    before = results(tmp_path / "out")
+    (tmp_path / "out" / name).write_text(text)
+    if name.endswith("jsonl"):
+        (tmp_path / "out" / name).with_suffix(".json").unlink()
+    models.calls = 0
+    with pytest.raises(UsageError, match=expected) if expected else nullcontext():
+        capfilt(settings(photos), tmp_path / "out")
+    assert models.calls == 0
+    assert results(tmp_path / "out") == before
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(
