@@ -10,13 +10,15 @@ import ast
 import base64
 import binascii
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformer.cleaning import decode_text
-from qformer.identity import plain_id
+from qformer.identity import of_path, plain_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -178,7 +180,13 @@ def _holds(name: str, value: Any) -> bool:
 def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
     """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
     known = None if column is None else plain_id(record.get(column))
-    return None if known is None else f"{space}/{known}"
+    return None if known is None else f"{_whole(str(space))}/{known}"
+
+
+@lru_cache(maxsize=256)
+def _whole(space: str) -> str:
+    """Of data in a file or folder its path, however that is spelled: a mixture may name it twice."""
+    return of_path(space) if os.path.exists(space) else space
 
 
 def right_choice(choices: list[str], said: Any) -> int | None:
