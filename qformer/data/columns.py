@@ -137,6 +137,8 @@ class Columns:
             facts["choices"] = choices
         if self.answers is not None and self.answers not in ANSWERS and not isinstance(said, list | dict):
             facts["label"] = said
+        if not answers and isinstance(said, list | dict):
+            facts.setdefault("answers", said)  # by whatever name, so that it can be told that nothing of it is read
         if self.statement is not None:
             facts["statement"] = record.get(self.statement)
         question = next(iter(strings(record.get(self.question or ""))), None)

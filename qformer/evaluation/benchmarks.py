@@ -146,7 +146,8 @@ def _number(bench: str, sample: Sample) -> str | int | None:
     """What a submission calls the question or, of captions, the image; COCO's files are named by their numbers."""
     facts = {key: known for key, value in sample.facts.items() if (known := plain_id(value)) is not None}
     if bench != "caption":
-        return next((facts[key] for key in QUESTION_IDS if key in facts), None)
+        name = PurePath(sample.image).name if isinstance(sample.image, PurePath) else ""
+        return next((facts[key] for key in QUESTION_IDS if key in facts), name if name.startswith(VIZWIZ) else None)
     named = next((facts[key] for key in IMAGE_IDS if key in facts), None)
     if isinstance(named, int) or str(named).isdecimal():
         return named
@@ -321,7 +322,6 @@ def submission(bench: str, items: Sequence[Item], records: dict[str, Record]) ->
     if all(DIFFICULT in item.facts for item in items):  # A-OKVQA
         key = "multiple_choice" if bench == "choice" else "direct_answer"
         return {str(item.number): {key: text} for item, text in zip(items, said, strict=True)}
-    if all(not item.has_id and item.image.startswith(VIZWIZ) for item in items):
-        names = [item.image.partition(" ")[0] for item in items]
-        return [{"image": name, "answer": text} for name, text in zip(names, said, strict=True)]
+    if all(str(item.number).startswith(VIZWIZ) for item in items):
+        return [{"image": item.number, "answer": text} for item, text in zip(items, said, strict=True)]
     return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]

@@ -162,6 +162,11 @@ def test_empty_answers_count_unless_there_are_no_others() -> None:
     assert strings(b"caf\xc3\xa9") == ["caf\u00e9"]
 
 
+def test_answers_in_a_form_that_is_not_read_are_known_by_any_name() -> None:
+    unread = Columns(question="q", answers="gold").texts({"q": "what?", "gold": {"red": 3}})
+    assert (unread["answers"], unread["facts"]["answers"]) == ([], {"red": 3})
+
+
 def test_one_picture_in_a_list(tmp_path: Path) -> None:
     columns = Columns(image="images")
     assert columns.picture({"images": ["a.jpg"]}, tmp_path) == tmp_path / "a.jpg"

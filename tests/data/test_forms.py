@@ -199,7 +199,7 @@ def vizwiz() -> Expected:
     answers = [{"answer": "unanswerable", "answer_confidence": "yes"}, {"answer": "a kite", "answer_confidence": "no"}]
     record = {"image": "VizWiz_val_00000000.jpg", "question": "What flies?", "answers": answers, "answerable": 0}
     write("val.json", [record])
-    return "vqa", [asked(0, "what flies?", "unanswerable", "a kite")]
+    return "vqa", [asked("VizWiz_val_00000000.jpg", "what flies?", "unanswerable", "a kite")]
 
 
 @form("TextVQA")

@@ -233,3 +233,4 @@ def test_vizwiz_knows_its_questions_by_their_images() -> None:
     assert submission("vqa", [item := item_of("vqa", asked, 0)], {item.id: {"said": "a can"}}) == [
         {"image": "VizWiz_val_00000003.jpg", "answer": "a can"}
     ]
+    assert item.has_id
