@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
+from qformer.types import UsageError
+
 MAX_WORDS = 50
 PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 MANGLED = re.compile("[\x00-\x08\x0e-\x1b\x7f\ufffd]")  # control characters, and what stands for a lost character
@@ -35,6 +37,17 @@ def encoding_of(data: bytes) -> str:
             if zeros.count(0) * 2 > len(zeros) and not others.count(0):
                 return kind
     return "utf-8"
+
+
+def refuse_utf16(file: str, start: bytes) -> None:
+    """Refuse a file of lines by how it starts, where a line's end is two bytes or four.
+
+    Raises:
+        UsageError: it is UTF-16 or UTF-32.
+    """
+    kind = encoding_of(start).upper()
+    if kind != "UTF-8":
+        raise UsageError(f"'{file}' is {kind} text; save it as UTF-8, such as by iconv -f {kind} -t UTF-8")
 
 
 def lines_of(text: str) -> list[str]:

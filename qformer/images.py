@@ -49,8 +49,10 @@ def read_image(image: ImageLike) -> Tensor:
         pixels = image
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise BadSample("undecodable", f"an array {pixels.dtype}{list(pixels.shape)} is not uint8[h, w, 3]")
-    elif isinstance(image, bytes):
-        pixels = _decode(image)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        pixels = _decode(bytes(image))
+    elif not isinstance(image, Image.Image):
+        raise BadSample("undecodable", f"{type(image).__name__} is none of encoded bytes, a path, an array, a picture")
     else:
         pixels = _decode_with_pil(image)
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, h, w)

@@ -164,3 +164,14 @@ def test_coco_ids_are_texts_on_one_side_and_numbers_on_the_other(tmp_path: Path)
     paths = {"path": str(tmp_path / "q.json"), "annotations": str(tmp_path / "a.json"), "images": str(tmp_path)}
     sample = sources.build("vqa", **paths)[0]
     assert (sample.answers, Path(str(sample.image)).name) == (["a bus"], "000000000042.jpg")
+
+
+def test_ids_of_one_file_are_equal_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "a.jsonl", [{"image": f"{number}.png", "caption": "a kite", "photo": 3} for number in range(2)])
+    jsonl(tmp_path / "b.jsonl", [{"image": "2.png", "caption": "a kite", "photo": 3}])
+    parts = [{"name": "jsonl", "path": path, "id": "photo"} for path in ("a.jsonl", "./a.jsonl", "b.jsonl")]
+    mixed = sources.build("mix", sources=parts)
+    ids = [mixed[index].image_id for index in range(5)]
+    assert len(set(ids[:4])) == 1  # and another file has its own numbers
+    assert ids[4] not in ids[:4]

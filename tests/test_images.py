@@ -323,3 +323,12 @@ def test_damage_anywhere_gives_pixels_or_bad_sample(kind: str) -> None:
             assert read_image(damaged.tobytes()).shape[0] == 3
         except BadSample:
             continue
+
+
+def test_what_is_no_picture_is_named_by_its_kind() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (4, 3), "white").save(data, "PNG")
+    assert torch.equal(read_image(bytearray(data.getvalue())), read_image(data.getvalue()))  # type: ignore[arg-type]
+    for given, kind in ((data, "BytesIO"), (None, "NoneType"), ([1, 2], "list")):
+        with pytest.raises(BadSample, match=f"{kind} is none of encoded bytes, a path"):
+            read_image(given)  # type: ignore[arg-type]

@@ -77,6 +77,8 @@ class Coco(Annotated):
         listed = isinstance(annotations, list) or (annotations is None and bool(images))  # test images have none
         if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
+        if annotations is None and "sentences" in images[0]:
+            raise UsageError(f"'{self.path}' is of the form of karpathy; read it by name: karpathy")
         entries: list[Entry] = []
         by_id: dict[str | None, list[str]] = {}
         for record in images:
@@ -131,10 +133,12 @@ class Karpathy(Annotated):
         found = _lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
+        if "annotations" in values:
+            raise UsageError(f"'{self.path}' is of the form of coco; read it by name: coco")
         wanted = {"train", "restval"} if self.split in (None, "train") else {self.split}
         known = {str(_get(record, "split")) for record in found[0]}
-        if self.split is not None and not known & {*wanted}:
-            raise UsageError(f"'{self.path}' has no split '{self.split}'; it has {', '.join(sorted(known))}")
+        if found[0] and not known & {*wanted}:
+            raise UsageError(f"'{self.path}' has no split '{self.split or 'train'}'; it has {', '.join(sorted(known))}")
         rows = []
         for record in found[0]:
             if _get(record, "split") in wanted or not isinstance(record, dict):

@@ -10,12 +10,15 @@ import ast
 import base64
 import binascii
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformer.identity import plain_id
+from qformer.cleaning import decode_text
+from qformer.identity import of_path, plain_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -27,8 +30,9 @@ CHOICES = ("choices", "options")
 QUESTION_IDS = ("question_id", "questionId", "qid", "index")
 WITHIN = ("answer", "caption", "raw", "text")  # of an object that holds a text, or a list of them
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")  # of a pattern such as {split}/{image_id:012}.jpg
+FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d?)?\}")  # of a pattern such as {split}/{image_id:012}.jpg
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
+PLACE = re.compile(r"-?\d+(?:\.0)?|\(?[A-Z][).]?", re.ASCII)  # what names a choice by number or letter
 GLUED = re.compile(r"""['"]\s+['"]""")  # numpy prints lists without commas, which Python reads as one text
 BASE64 = re.compile(r"[A-Za-z0-9+/]{54,}={0,2}")  # no picture is shorter
 STARTS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")  # of pictures that are read, in base64
@@ -75,24 +79,27 @@ class Columns:
                 question = "text"
         if caption is None and question is None:
             caption = _first(("text",), names)
-        letters = [letter for letter in LETTERS if letter in names] if {"A", "B"} <= {*names} else []
-        separate = letters if letters and "".join(letters) == LETTERS[: len(letters)] else None
         image = self.image or _first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
         return Columns(
             image=image,
             caption=caption,
             question=question,
             answers=self.answers or _first(ANSWERS, names),
-            choices=self.choices or _first(CHOICES, names) or separate,
+            choices=self.choices or _first(CHOICES, names) or _letters(names),
             statement=self.statement,
         )
 
     def picture(self, record: dict[str, Any], folder: Path) -> bytes | Path | None:
-        """The encoded picture of a record, or its file; None where it has none. Pictures may be written in base64."""
+        """The encoded picture of a record, or its file; None where it has none, or several.
+
+        Pictures may be written in base64.
+        """
         if FIELD.search(self.image or ""):
             value: Any = self._filled(record)
         else:
             value = record.get(self.image or "")
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
@@ -116,7 +123,10 @@ class Columns:
         answers = strings(said, numbers=True)
         if choices and not isinstance(said, list | dict):
             right = right_choice(choices, said)
-            answers = answers if right is None else [choices[right]]
+            if right is not None:
+                answers = [choices[right]]
+            elif PLACE.fullmatch(written(said).strip()):
+                answers = []  # of a choice that is not there, such as -1, which stands for a secret
         elif self.answers is None and not isinstance(said, str):
             answers = []  # the number of a class that nothing names
         facts = {name: value for name, value in record.items() if not _binary(value)}
@@ -127,6 +137,8 @@ class Columns:
             facts["choices"] = choices
         if self.answers is not None and self.answers not in ANSWERS and not isinstance(said, list | dict):
             facts["label"] = said
+        if not answers and isinstance(said, list | dict):
+            facts.setdefault("answers", said)  # by whatever name, so that it can be told that nothing of it is read
         if self.statement is not None:
             facts["statement"] = record.get(self.statement)
         question = next(iter(strings(record.get(self.question or ""))), None)
@@ -141,8 +153,11 @@ class Columns:
         """Where each has its own column, the last ones may be empty; without the one before none of them counts."""
         if not isinstance(self.choices, list):
             held = record.get(self.choices or "")
+            if isinstance(held, dict) and (letters := _letters(held)):  # in tables the last ones are None
+                return Columns(choices=letters)._choices(held)
             texts = strings(held, numbers=True)
-            return texts if not isinstance(held, list) or len(texts) == len(held) else []  # else they would move up
+            whole = all(map(str.strip, texts)) and (not isinstance(held, list) or len(texts) == len(held))
+            return texts if whole else []  # else they would move up
         cells = [written(record.get(name)).strip() for name in self.choices]
         while cells and cells[-1] in ("", "nan"):  # the latter of pandas, in MMBench's files
             cells.pop()
@@ -167,11 +182,22 @@ def _holds(name: str, value: Any) -> bool:
 def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
     """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
     known = None if column is None else plain_id(record.get(column))
-    return None if known is None else f"{space}/{known}"
+    return None if known is None else f"{_whole(str(space))}/{known}"
+
+
+@lru_cache(maxsize=256)
+def _whole(space: str) -> str:
+    """Of data in a file or folder its path, however that is spelled: a mixture may name it twice."""
+    return of_path(space) if os.path.exists(space) else space
 
 
 def right_choice(choices: list[str], said: Any) -> int | None:
-    """The number of the choice that is meant: by itself, by its number from 0, by its letter; None where by nothing."""
+    """The number of the choice that is meant: by itself, by its number from 0, by its letter; None where by nothing.
+
+    A list of one stands for that one.
+    """
+    if isinstance(said, list) and len(said) == 1:
+        said = said[0]
     if isinstance(said, float) and said.is_integer():
         said = int(said)
     number = said if isinstance(said, int) and not isinstance(said, bool) else -1
@@ -180,8 +206,8 @@ def right_choice(choices: list[str], said: Any) -> int | None:
         letter = word.strip("(). ").upper()
         if word in choices:
             number = choices.index(word)
-        elif re.fullmatch("[0-9]{1,3}", word):
-            number = int(word)
+        elif re.fullmatch(r"[0-9]{1,3}(?:\.0)?", word):  # the latter of tables with gaps
+            number = int(word.partition(".")[0])
         elif len(letter) == 1:
             number = LETTERS.find(letter)
     return number if 0 <= number < len(choices) else None
@@ -191,18 +217,21 @@ def strings(value: Any, numbers: bool = False) -> list[str]:
     """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?.
 
     An object stands for the text in it, or for the list of texts; a text that is a list of texts, as tables have it,
-    for these.
+    for these; bytes, as some tables have it, for the text that they encode.
 
     Args:
-        numbers: whether numbers are texts as well.
+        numbers: whether numbers are texts as well; what is empty is left out only where all is, since of ten people's
+            answers each counts a tenth.
     """
     if isinstance(value, str) and LISTED.fullmatch(value.strip()) and not GLUED.search(value):
         value = _literal(value.strip())
     if isinstance(value, dict):
         value = _within(value)
     texts = [_within(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+    texts = [decode_text(one) if isinstance(one, bytes) else one for one in texts]
     if numbers:
-        texts = [written(one) or None for one in texts]
+        texts = [one if isinstance(one, str) else written(one) or None for one in texts]
+        texts = texts if any(one and one.strip() for one in texts) else []
     return [text.encode("utf-8", "replace").decode() for text in texts if isinstance(text, str)]
 
 
@@ -222,6 +251,12 @@ def columns_of(record: Any) -> str:
 
 def _first(wanted: Iterable[str], names: Collection[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
+
+
+def _letters(names: Collection[str]) -> list[str] | None:
+    """A, B and so on, without a gap, where names are these."""
+    found = [letter for letter in LETTERS if letter in names]
+    return found if len(found) > 1 and "".join(found) == LETTERS[: len(found)] else None
 
 
 def _within(held: dict[str, Any]) -> Any:

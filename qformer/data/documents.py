@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 NOT_JSON = (ValueError, RecursionError)  # the latter for 1,000 brackets in a row
 BLANK = b" \t\r\n\xef\xbb\xbf"  # and the mark that some editors put in front of UTF-8
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, bzip2, xz, zstd, zip
 TABLES = {".parquet", ".arrow", ".csv", ".tsv"}
 
 
@@ -30,16 +31,20 @@ def read_json(path: Path) -> Any:
 
 
 def refuse_table(path: Path, expected: str) -> None:
-    """Name the source that reads tables, where one is given in place of something else."""
+    """Name the source that reads tables, where one is given in place of something else; refuse what is compressed."""
     if path.suffix.lower() in TABLES:
         raise UsageError(f"'{path}' is a table and no {expected}; read it by name: datasets")
+    with path.open("rb") as file:
+        if file.read(6).startswith(PACKED):
+            raise UsageError(f"'{path}' is compressed; unpack it, such as by gzip -d or unzip, and give what is in it")
 
 
 def read_document(path: Path, named: bool = False) -> list[Any] | None:
     """The records of a file that is one JSON value; None of one that has an object on each line.
 
-    Read are a list of records, an object with a list `data` (TextVQA, DocVQA) or `questions` (SEED-Bench), and an
-    object of records by their ids (ScienceQA's problems.json), which are then their `question_id`.
+    Read are a list of records, an object with a list `data` (TextVQA, DocVQA), `questions` (SEED-Bench) or
+    `annotations` (MiniGPT-4's captions), and an object of records by their ids (ScienceQA's problems.json), which are
+    then their `question_id`.
 
     Args:
         named: whether the user says where pictures are, so that lists without their names can be read as well.
@@ -56,7 +61,7 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
     values = _json(path.read_bytes())
     if isinstance(values, dict) and "image" not in values:
         held = next((key for key in ("data", "questions", "images", "annotations") if _records(values, key)), None)
-        if held in ("images", "annotations"):
+        if held == "images" or (held == "annotations" and "caption" not in values[held][0]):
             raise _other(path, values)
         if held is not None:
             values = values[held]
@@ -84,7 +89,7 @@ def _records(values: dict[str, Any], key: str) -> bool:
 
 
 def _other(path: Path, values: dict[str, Any]) -> UsageError:
-    if "images" not in values:
+    if not _records(values, "images"):
         return UsageError(f"'{path}' has answers alone; read the questions by name: vqa, with this as data.annotations")
     name = "karpathy" if "sentences" in values["images"][0] else "coco"
     return UsageError(f"'{path}' is an annotation file of the form of {name}; read it by name: {name}")
@@ -99,7 +104,7 @@ def _refuse_others(path: Path, record: dict[str, Any]) -> None:
         name = "gqa"
     elif "question" in record and isinstance(record.get("image_id"), int):
         name = "aokvqa" if "choices" in record else "vqa"
-    elif "answers" in record and isinstance(record.get("image_id"), int):
+    elif "answers" in record and "image_id" in record and not record.keys() & {"question", "text", "image"}:
         raise _other(path, {})
     if name is not None and "image" not in record:
         raise UsageError(f"'{path}' is of the form of {name}; read it by name: {name}")

@@ -50,6 +50,8 @@ def expand(patterns: str | list[str]) -> list[str]:
         for name in _written_out(pattern.removeprefix("file://").removeprefix("file:")):
             _judge(name)
             names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
+    if names and all(os.path.isdir(name) for name in names):
+        raise UsageError(f"'{names[0]}' is a folder; name the tars in it, such as '{names[0].rstrip('/')}/*.tar'")
     if not any(fetcher(name) is not None or Path(name).exists() for name in names):
         raise UsageError(
             f"no shard at '{patterns}'; data.shards must be tars: paths or URLs with {{000..331}} or *, or pipe:command"

@@ -116,13 +116,18 @@ def _kept(
 ) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
         below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
-        matching = [one for one in exclude if any(fnmatchcase(name, one.rstrip("/")) for name in (entry.name, below))]
+        names = (entry.name, below, f"/{below}")  # the last for `**/` in front, which may stand for no folder
+        matching = [one for one in exclude if any(fnmatchcase(name, _bare(one)) for name in names)]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
         elif of_a_system([entry.name]):
             found.system += 1
         else:
             yield entry
+
+
+def _bare(pattern: str) -> str:
+    return pattern.removeprefix("./").rstrip("/")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -199,8 +204,9 @@ class Folder:
         found = list_images(root, [self.exclude] if isinstance(self.exclude, str) else self.exclude)
         left = f"'{root}': left out: {found.left_out}" if found.left_out else ""
         if not found.images:
+            excluded = " and is not excluded" if self.exclude else ""
             raise UsageError(
-                f"no image below '{root}' that is read{left and f', left out: {found.left_out}'}; put "
+                f"no image below '{root}' that is read{excluded}{left and f', left out: {found.left_out}'}; put "
                 f"{', '.join(sorted(SUFFIXES))} files there"
             )
         for told in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import re
 import tarfile
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer import trust
-from qformer.data.columns import IMAGES, Columns, columns_of, id_of
+from qformer.cleaning import refuse_utf16
+from qformer.data.columns import IMAGES, QUESTION_IDS, Columns, columns_of, id_of
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Order, Seed, Shuffled, Windows
 from qformer.data.shards import add_member
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHERS = (";", "\t", "|")  # between the cells of what is called .csv all the same
+IDS = (*QUESTION_IDS, "id", "image_id", "img_id", "cocoid")
+NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.0)?")
 SAVED = "state.json"  # marks a folder of save_to_disk
 SPLITS = "dataset_dict.json"  # and one that holds several
 TEXTS = ("captions", "question", "answers", "facts")
@@ -83,6 +88,8 @@ class HuggingFace(Sharded):
         object.__setattr__(self, "_columns", self._found(names))
         object.__setattr__(self, "_features", dict(data.features or {}))
         self._check_captions(names)
+        if not self.streaming and not len(data):
+            raise UsageError(f"'{self.path}' has no row in split '{self._split}'; give a larger part of it")
         shards = None
         if self.streaming:
             data = data.decode(False)
@@ -107,7 +114,11 @@ class HuggingFace(Sharded):
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
         columns = named.among(names)
         if columns.image is None:
-            raise UsageError(f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_all(names)}")
+            listed = Path(str(self.path)).suffix.lower() in (".json", ".jsonl")
+            raise UsageError(
+                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_all(names)}"
+                f"{', or read it by name: jsonl' if listed else ''}"
+            )
         statements = {"statement", "sentence"} & {*names, self.statement and "statement"}
         if columns.caption is None and columns.question is None and not statements:
             raise UsageError(
@@ -143,6 +154,8 @@ class HuggingFace(Sharded):
                 place: dict[str, Any] = {"path": self.path, "name": self.config, "revision": self.revision}
             else:
                 files = expand_local(self.path)
+                if len(kinds := {Path(file).suffix.lower() for file in files}) > 1:
+                    raise UsageError(f"'{self.path}' are files of {', '.join(sorted(kinds))}; give those of one kind")
                 self._check_split(files)
                 literal = [name if REMOTE.match(name) else glob.escape(name) for name in files]
                 place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_as_texts(files[0])}
@@ -256,7 +269,12 @@ class HuggingFace(Sharded):
         texts: dict[str, Any] = self._columns.texts(known)
         if self.question_id is not None:
             texts["facts"]["question_id"] = row[self.question_id]
-        return texts
+        return texts | ({"facts": _numbered(texts["facts"])} if self._of_text else {})
+
+    @property
+    def _of_text(self) -> bool:
+        """Whether all cells are texts, numbers among them."""
+        return Path(self.path if isinstance(self.path, str) else self.path[0]).suffix.lower() in SEPARATORS
 
     def _writer(self, name: str) -> Callable[[Path], None]:
         return partial(self._write, int(name.rpartition("#")[2]))
@@ -297,11 +315,27 @@ def _as_texts(file: str) -> dict[str, Any]:
         return {}
     import datasets  # slow to import
 
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        names = next(csv.reader(lines, delimiter=separator), [])
+    with open(file, "rb") as start:
+        refuse_utf16(file, start.read(1000))
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            head = lines.readline()
+            separator = separator if separator in head else next((one for one in OTHERS if one in head), separator)
+            lines.seek(0)
+            padded = f"{separator} " in head
+            names = next(csv.reader(lines, delimiter=separator, skipinitialspace=padded), [])
+    except UnicodeDecodeError as error:
+        raise UsageError(f"'{file}' is no UTF-8 text; save it as UTF-8, such as by iconv -f CP1252 -t UTF-8") from error
     text = datasets.Value("string")
     features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})  # pandas' row numbers
-    return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
+    told = {"sep": separator, "skipinitialspace": padded}
+    return told | {"keep_default_na": False, "encoding": "utf-8-sig", "features": features}
+
+
+def _numbered(facts: dict[str, Any]) -> dict[str, Any]:
+    """With the ids that are numbers in a text as numbers, which servers of benchmarks ask for: 42 of "42" or "42.0"."""
+    numbers = {name: NUMBER.fullmatch(facts[name]) for name in IDS if isinstance(facts.get(name), str)}
+    return facts | {name: int(found[1]) for name, found in numbers.items() if found}
 
 
 def _class(value: Any, names: list[str] | None) -> Any:

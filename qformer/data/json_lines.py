@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformer import lookup
-from qformer.cleaning import encoding_of
+from qformer.cleaning import refuse_utf16
 from qformer.data.columns import Columns, columns_of, id_of, read_record
 from qformer.data.documents import BLANK, NOT_JSON, read_document
 from qformer.data.fetching import expand_local
@@ -83,7 +83,7 @@ class JsonLines:
 
     def _check_columns(self) -> None:
         """Refuse a name that none of the first records has."""
-        needed = self._named.needed()
+        needed = [*self._named.needed(), *filter(None, [self.id])]
         known: dict[str, None] = {}
         for index in range(min(len(self), LOOK) if needed else 0):
             try:
@@ -155,9 +155,7 @@ class JsonLines:
 
 
 def _refuse_utf16(files: list[str]) -> None:
-    """Raises UsageError: a file whose lines cannot be told apart, since a line's end is two bytes or four in it."""
+    """Raises UsageError: a file whose lines cannot be told apart."""
     for file in files:
         with Path(file).open("rb") as lines:
-            kind = encoding_of(lines.read(1000)).upper()
-        if kind != "UTF-8":
-            raise UsageError(f"'{file}' is {kind} text; save it as UTF-8, such as by iconv -f {kind} -t UTF-8")
+            refuse_utf16(file, lines.read(1000))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qformer.cleaning import decode_text
-from qformer.data.columns import Columns, id_of, read_record, strings
+from qformer.data.columns import CAPTIONS, Columns, id_of, read_record, strings
 from qformer.data.documents import NOT_JSON
 from qformer.data.fetching import expand, fetcher
 from qformer.data.members import IMAGES
@@ -127,8 +127,17 @@ class WebDataset(Sharded):
         wanted = self.caption or "txt"
         text = {name: decode_text(members[name]) for name in ("json", wanted) if name in members}
         record = _record(text.get("json"), key, needed=wanted not in text)
+        if self.id is not None and self.id not in record:
+            warnings.warn(
+                f"'{self.path}': not every sample has '{self.id}' in its JSON; without, images are the same whose "
+                "bytes are",
+                LeftOut,
+                stacklevel=1,
+            )
         if self.caption is not None:
-            record |= {"captions": text.get(wanted, record.get(wanted)), "caption": None}
+            caption = text.get(wanted, record.get(wanted))
+            record = {name: value for name, value in record.items() if name not in CAPTIONS}
+            record |= {} if caption is None else {"captions": caption}
         elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
         named = Columns(None, None, self.question, self.answers, self.choices, self.statement)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer.cleaning import clean_question
-from qformer.data.columns import columns_of, right_choice
+from qformer.data.columns import ANSWERS, columns_of, right_choice, written
 from qformer.data.questions import DIFFICULT
 from qformer.evaluation.caption import score_captions
 from qformer.evaluation.choice import choice_losses
@@ -45,6 +45,8 @@ TRUE = {"true": 0, "yes": 0, "1": 0, "entailment": 0, "false": 1, "no": 1, "0": 
 #: Where records say what a submission calls them, the likeliest first.
 QUESTION_IDS = ("question_id", "questionId", "qid", "id")
 IMAGE_IDS = ("image_id", "img_id", "cocoid")
+SECRET = ("-1", "-1.0")  # labels of test splits on the hub
+VIZWIZ = "VizWiz_"  # in front of names of images, which are all that its questions are known by
 COCO = re.compile(r"(?:COCO_\w+_)?(\d{12})")
 Record = dict[str, Any]
 
@@ -122,7 +124,7 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
             raise BadSample("no statement", f"{sample.key}; {columns_of(facts)}")
         item.choices = list(YES_NO)
         label = facts.get("label", next(iter(sample.answers), None))
-        item.right = None if label is None else TRUE.get(str(label).strip().lower())
+        item.right = None if label is None else TRUE.get((written(label) or str(label)).strip().lower())
         if label is not None and item.right is None:
             raise BadSample("no answer", f"{sample.key}: {label!r} is neither true nor false")
     else:
@@ -130,6 +132,9 @@ def item_of(bench: str, sample: Sample, place: int) -> Item:
         if not item.question:
             raise BadSample("no question", f"{sample.key}; {columns_of(facts)}")
         item.accepted = [" ".join(answer.split()) for answer in sample.answers]
+        unread = next((name for name in ANSWERS if _says(facts.get(name))), None)
+        if unread is not None and not sample.answers and bench != "choice":
+            raise BadSample("no answer", f"{sample.key}: no text in '{unread}', {str(facts[unread])[:100]}")
         if bench == "vqa" and facts.get(DIFFICULT) is True:
             item.accepted = []  # left out of the score by A-OKVQA's own evaluation, but asked for by its server
         if bench == "choice":
@@ -141,7 +146,8 @@ def _number(bench: str, sample: Sample) -> str | int | None:
     """What a submission calls the question or, of captions, the image; COCO's files are named by their numbers."""
     facts = {key: known for key, value in sample.facts.items() if (known := plain_id(value)) is not None}
     if bench != "caption":
-        return next((facts[key] for key in QUESTION_IDS if key in facts), None)
+        name = PurePath(sample.image).name if isinstance(sample.image, PurePath) else ""
+        return next((facts[key] for key in QUESTION_IDS if key in facts), name if name.startswith(VIZWIZ) else None)
     named = next((facts[key] for key in IMAGE_IDS if key in facts), None)
     if isinstance(named, int) or str(named).isdecimal():
         return named
@@ -156,6 +162,14 @@ def statement_question(sentence: str) -> str:
     return f"is it true that {bare}?" if any(map(str.isalnum, bare)) else ""
 
 
+def _says(value: Any) -> bool:
+    """Whether a cell for answers has any in it, be they in a form that is not read."""
+    if isinstance(value, list | dict):
+        return any(map(_says, value.values() if isinstance(value, dict) else value))
+    known = value.strip() if isinstance(value, str) else written(value)
+    return isinstance(value, bool) or known not in ("", *SECRET)
+
+
 def _choose(item: Item, sample: Sample) -> None:
     """Choices and the right one: `label` or `answer` is its number, its letter, or the choice itself."""
     choices = item.facts.get("choices")
@@ -164,7 +178,7 @@ def _choose(item: Item, sample: Sample) -> None:
     item.choices = [choice.strip() for choice in choices]
     said = item.facts.get("label", item.facts.get("answer", next(iter(sample.answers), None)))
     item.accepted = []
-    if said is None:
+    if said is None or written(said) in SECRET:
         return
     item.right = right_choice(item.choices, said)
     if item.right is None:
@@ -308,4 +322,6 @@ def submission(bench: str, items: Sequence[Item], records: dict[str, Record]) ->
     if all(DIFFICULT in item.facts for item in items):  # A-OKVQA
         key = "multiple_choice" if bench == "choice" else "direct_answer"
         return {str(item.number): {key: text} for item, text in zip(items, said, strict=True)}
+    if all(str(item.number).startswith(VIZWIZ) for item in items):
+        return [{"image": item.number, "answer": text} for item, text in zip(items, said, strict=True)]
     return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 
 from qformer.data import sources
 from qformer.data.columns import Columns, read_record, right_choice, strings
-from qformer.types import BadSample, UsageError
+from qformer.types import BadSample, LeftOut, UsageError
 from tests.data.making import encoded, jsonl, number_of, photo, tar
 
 
@@ -140,3 +140,46 @@ def test_a_list_is_read_where_lines_are_expected(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(UsageError, match="read it by name: datasets"):
             sources.build("jsonl", path=str(tmp_path / name))
+
+
+def test_choices_by_letters_and_answers_that_name_none() -> None:
+    named = Columns(question="q", answers="answer", choices="options")
+
+    def answers(said: Any, options: Any) -> list[str]:
+        found: list[str] = named.texts({"q": "what?", "answer": said, "options": options})["answers"]
+        return found
+
+    assert answers("B", {"A": "red", "B": "blue", "C": None}) == ["blue"]
+    assert answers("1.0", ["red", "blue"]) == answers(["blue"], ["red", "blue"]) == ["blue"]
+    assert answers(-1, ["red", "blue"]) == answers("-1", ["red", "blue"]) == answers("D", ["red", "blue"]) == []
+    holed = named.texts({"q": "?", "answer": "C", "options": {"A": "red", "B": None, "C": "blue"}})
+    assert "choices" not in holed["facts"]
+
+
+def test_empty_answers_count_unless_there_are_no_others() -> None:
+    assert strings(["red"] * 9 + [""], numbers=True) == ["red"] * 9 + [""]  # one of ten people
+    assert strings([""] * 10, numbers=True) == strings("", numbers=True) == []
+    assert strings(b"caf\xc3\xa9") == ["caf\u00e9"]
+
+
+def test_answers_in_a_form_that_is_not_read_are_known_by_any_name() -> None:
+    unread = Columns(question="q", answers="gold").texts({"q": "what?", "gold": {"red": 3}})
+    assert (unread["answers"], unread["facts"]["answers"]) == ([], {"red": 3})
+
+
+def test_one_picture_in_a_list(tmp_path: Path) -> None:
+    columns = Columns(image="images")
+    assert columns.picture({"images": ["a.jpg"]}, tmp_path) == tmp_path / "a.jpg"
+    assert columns.picture({"images": ["a.jpg", "b.jpg"]}, tmp_path) is None
+    assert Columns(image="{n:03d}.jpg").picture({"n": 7}, tmp_path) == tmp_path / "007.jpg"
+
+
+def test_ids_and_captions_that_are_not_in_a_tar_are_told(tmp_path: Path) -> None:
+    members = [("1.png", encoded(photo(1))), ("1.json", b'{"caption": "a kite", "photo": 3}')]
+    where, cache = tar(tmp_path / "a.tar", members), str(tmp_path / "cache")
+    source = sources.build("webdataset", path=where, cache=cache, id="photo", caption="text")
+    assert (source[0].captions, source[0].facts) == ([], {"photo": 3})
+    with pytest.warns(LeftOut, match="not every sample has 'phot' in its JSON"):
+        sources.build("webdataset", path=where, cache=cache, id="phot")[0]
+    with pytest.raises(UsageError, match=r"is a folder; name the tars in it, such as '.*/\*\.tar'"):
+        sources.build("webdataset", path=str(tmp_path), cache=cache)

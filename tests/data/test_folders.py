@@ -116,9 +116,11 @@ def test_patterns_that_are_excluded(tmp_path: Path) -> None:
     assert names(build(tmp_path, exclude="*.depth.png"))[-1] == "thumbs/d.png"
     assert names(build(tmp_path, exclude=["thumbs/", "*.depth.png", "2019/*"])) == ["2020/b.png", "a.png"]
     assert names(build(tmp_path, exclude=["20??"])) == ["a.depth.png", "a.png", "thumbs/d.png"]
+    assert names(build(tmp_path, exclude=["**/thumbs/**", "*.depth.png"])) == ["2019/b.png", "2020/b.png", "a.png"]
+    assert "thumbs/d.png" not in names(build(tmp_path, exclude="./thumbs"))
     with pytest.warns(LeftOut, match="exclude 'thumb' matches nothing"):
         build(tmp_path, exclude=["thumb"])
-    with pytest.raises(UsageError, match="no image below"):
+    with pytest.raises(UsageError, match=r"no image below .* and is not excluded"):
         build(tmp_path, exclude="*")
     with pytest.raises(UsageError, match=r"data\.exclude"):
         build(tmp_path, exclude=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 from pathlib import Path
@@ -198,7 +199,7 @@ def vizwiz() -> Expected:
     answers = [{"answer": "unanswerable", "answer_confidence": "yes"}, {"answer": "a kite", "answer_confidence": "no"}]
     record = {"image": "VizWiz_val_00000000.jpg", "question": "What flies?", "answers": answers, "answerable": 0}
     write("val.json", [record])
-    return "vqa", [asked(0, "what flies?", "unanswerable", "a kite")]
+    return "vqa", [asked("VizWiz_val_00000000.jpg", "what flies?", "unanswerable", "a kite")]
 
 
 @form("TextVQA")
@@ -280,7 +281,7 @@ def mmbench() -> Expected:
         ["242", "What flies?", "nan", "kite", "", "bus", "", "A", "physics", WRITTEN, "dev"],
     ]
     Path("mmbench_dev_20230712.tsv").write_text("".join("\t".join(row) + "\n" for row in [head, *rows]))
-    return "choice", [chosen("241", "what flies?", ["None", "007"], 1), "no choices"]
+    return "choice", [chosen(241, "what flies?", ["None", "007"], 1), "no choices"]
 
 
 @form("SEED-Bench")
@@ -355,3 +356,54 @@ def test_a_file_of_another_source_is_named(tmp_path: Path, values: Any, name: st
     (tmp_path / "a.json").write_text(json.dumps(values, indent=indent))
     with pytest.raises(UsageError, match=rf"by name: {re.escape(name)}$"):
         sources.build("jsonl", path=str(tmp_path / "a.json"))
+
+
+def records_of(name: str, **options: Any) -> list[tuple[list[str], list[str], Any]]:
+    source = sources.build(name, **options)
+    samples = [source[index] for index in indices(source)]
+    return [(sample.captions, sample.answers, sample.facts.get("question_id")) for sample in samples]
+
+
+def test_tables_in_text_as_people_save_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results.csv").write_text("image_name| comment_number| comment\n7.jpg| 0| A kite, and a bird\n")
+    columns = {"image": "image_name", "caption": "comment"}
+    assert records_of("datasets", path="results.csv", **columns)[0][0] == ["A kite, and a bird"]
+    Path("excel.csv").write_text("image;caption\n7.jpg;a kite, and a bird\n")
+    assert records_of("datasets", path="excel.csv")[0][0] == ["a kite, and a bird"]
+    rows = ["42,7.jpg,what?,kite", "43.0,7.jpg,what?,bird", "007,7.jpg,what?,kite"]
+    Path("asked.csv").write_text("\n".join(["question_id,image,question,answer", *rows]))
+    assert [row[2] for row in records_of("datasets", path="asked.csv")] == [42, 43, "007"]
+    for kind, told in {"utf-16": "UTF-16 text", "utf-16-le": "UTF-16-LE text", "cp1252": "no UTF-8 text"}.items():
+        Path("other.csv").write_bytes("image,caption\n7.jpg,caf\u00e9\n".encode(kind))
+        with pytest.raises(UsageError, match=told):
+            sources.build("datasets", path="other.csv")
+    Path("one.tsv").write_text("image\tcaption\n7.jpg\ta\n")
+    with pytest.raises(UsageError, match=r"are files of \.csv, \.tsv; give those of one kind"):
+        sources.build("datasets", path=["excel.csv", "one.tsv"])
+    datasets.Dataset.from_dict({"image": ["7.jpg"], "caption": ["a kite"]}).save_to_disk("saved")
+    with pytest.raises(UsageError, match=r"no row in split 'train\[:10%\]'"):
+        sources.build("datasets", path="saved", split="train[:10%]")
+
+
+def test_files_of_json_that_people_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("filter_cap.json", {"annotations": [{"image_id": "7", "caption": "a kite"}]})
+    assert records_of("jsonl", path="filter_cap.json") == [(["a kite"], [], None)]
+    lines("a.jsonl", {"image": "7.jpg", "caption": "a kite", "photo": 3})
+    with pytest.raises(UsageError, match="no column 'phot': did you mean 'photo'"):
+        sources.build("jsonl", path="a.jsonl", id="phot")
+    Path("a.jsonl.gz").write_bytes(gzip.compress(Path("a.jsonl").read_bytes()))
+    with pytest.raises(UsageError, match="compressed; unpack it"):
+        sources.build("jsonl", path="a.jsonl.gz")
+
+
+def test_forms_that_are_taken_for_each_other_are_named(tmp_path: Path) -> None:
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    karpathy = {"images": [{"split": "test", "filename": "a.jpg", "sentences": [{"raw": "a"}]}]}
+    for given, other, values in [("karpathy", "coco", coco), ("coco", "karpathy", karpathy)]:
+        write(str(tmp_path / "a.json"), values)
+        with pytest.raises(UsageError, match=f"read it by name: {other}$"):
+            sources.build(given, path=str(tmp_path / "a.json"), images=str(tmp_path))
+    with pytest.raises(UsageError, match="has no split 'train'; it has test"):
+        sources.build("karpathy", path=str(tmp_path / "a.json"), images=str(tmp_path))

@@ -212,3 +212,25 @@ def test_the_page_of_the_documentation_has_every_benchmark_and_column() -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert all(f"| `{bench}` |" in page and f"--bench {bench} " in page for bench in BENCHMARKS)
     assert all(f"`{column}`" in page for column in COLUMNS)
+
+
+def test_labels_that_are_kept_secret_and_answers_that_are_not_read() -> None:
+    secret = {"choices": ["red", "blue"], "answer": -1}
+    for bench in ("choice", "vqa"):
+        assert not item_of(bench, sample(question="what?", facts=secret), 0).known
+    assert item_of("choice", sample(question="what?", facts=secret | {"answer": ["blue"]}), 0).right == 1
+    for unread in ({"red": 3}, [["red"]], True):
+        with pytest.raises(BadSample, match="no text in 'answers'"):
+            item_of("vqa", sample(question="what?", facts={"answers": unread}), 0)
+    for empty in ([""] * 10, [], None, ""):
+        assert not item_of("vqa", sample(question="what?", facts={"answers": empty}), 0).known
+    gaps = {"sentence": "There is a dog.", "label": 0.0}  # a column of numbers with gaps
+    assert item_of("statement", sample(facts=gaps), 0).right == 1
+
+
+def test_vizwiz_knows_its_questions_by_their_images() -> None:
+    asked = Sample(image=Path("val/VizWiz_val_00000003.jpg"), key="line 1", question="What is this?")
+    assert submission("vqa", [item := item_of("vqa", asked, 0)], {item.id: {"said": "a can"}}) == [
+        {"image": "VizWiz_val_00000003.jpg", "answer": "a can"}
+    ]
+    assert item.has_id
