@@ -114,10 +114,7 @@ def plan(
         UsageError: a GPU, number, amount or tower that is not known, or a stage that is not planned.
     """
     gpu = hardware.full_name(gpu)
-    if not 1 <= gpus <= MOST_GPUS:
-        raise UsageError(f"gpus is {gpus}; give a number from 1 to {MOST_GPUS:,}")
-    if not 0 < efficiency <= 1:
-        raise UsageError(f"efficiency is {efficiency}; give a share of the peak above 0, up to 1")
+    _check_amounts(gpus, efficiency)
     device = hardware.find(gpu)
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
     config, notes = _with_bridge(check(config), trust)
@@ -157,6 +154,13 @@ def plan(
         images=images,
         notes=notes + uncounted,
     )
+
+
+def _check_amounts(gpus: int, efficiency: float) -> None:
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UsageError(f"gpus is {gpus}; give a number from 1 to {MOST_GPUS:,}")
+    if not 0 < efficiency <= 1:
+        raise UsageError(f"efficiency is {efficiency}; give a share of the peak above 0, up to 1")
 
 
 def _with_bridge(config: Config, trust: bool) -> tuple[Config, list[str]]:

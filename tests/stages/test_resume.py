@@ -324,7 +324,6 @@ def ready(trained: Path) -> Any:
         inner=model,
         optimizer=adamw(model, settings.train),
         accelerator=accelerator,
-        extent=checkpoint.read_trainer(checkpoint.find(trained / "whole"))["extent"],
     )
 
 
