@@ -208,6 +208,7 @@ def share_all(root: Path, keep: bool) -> list[retrieval.Scores]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.weekly
 def test_three_processes_come_to_the_scores_of_one(trained: Path, tmp_path: Path) -> None:
     alone = share_all(trained, False)
     for found in together(tmp_path, 3, share_all, trained, True):

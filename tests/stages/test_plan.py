@@ -154,7 +154,11 @@ def counted_collectives() -> Iterator[Counter[str]]:
 
 @pytest.mark.parametrize(
     "train",
-    [{}, *(pytest.param(e, marks=pytest.mark.slow) for e in ({"precision": "bf16"}, {"accumulate": 2}, {"chunk": 8}))],
+    [
+        {},
+        pytest.param({"chunk": 8}, marks=pytest.mark.slow),
+        *(pytest.param(e, marks=pytest.mark.weekly) for e in ({"precision": "bf16"}, {"accumulate": 2})),
+    ],
     ids=str,
 )
 def test_memory_is_that_of_a_real_step(space: Path, tmp_path: Path, train: dict[str, Any]) -> None:
@@ -302,7 +306,7 @@ def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: 
 #: fit with texts of 32 tokens.
 PAPER = [
     pytest.param("stage1_vitg", 250_000, 1680, 6, True, marks=pytest.mark.slow),
-    pytest.param("stage2_opt2.7b", 80_000, 1920, 3, True, marks=pytest.mark.slow),
+    pytest.param("stage2_opt2.7b", 80_000, 1920, 3, True, marks=pytest.mark.weekly),
     pytest.param("stage2_opt6.7b", 80_000, 1920, 3, False, marks=pytest.mark.weekly),
     pytest.param("stage2_flant5xl", 80_000, 1520, 3, True, marks=pytest.mark.weekly),
     pytest.param("stage2_flant5xxl", 80_000, 1520, 3, False, marks=pytest.mark.slow),

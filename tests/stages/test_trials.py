@@ -66,7 +66,7 @@ class Seer:
         return [next(iter(known(scene).items())) for scene in self.seen]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_who_sees_everything_is_right_everywhere() -> None:
     found = {trial.name: trial for trial in trials.run(Seer(), COUNT)}  # type: ignore[arg-type]
     assert {name: (trial.right, len(trial.asked)) for name, trial in found.items() if name != "context corrects"} == {
@@ -90,7 +90,7 @@ def test_only_what_was_wrong_is_corrected_and_only_what_was_right_is_misled() ->
     assert all(one.right for one in (*corrected, *misled))
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_scenes_are_drawn_by_the_seed() -> None:
     asked = [
         [one.prompt for trial in trials.run(Seer(seed), COUNT, seed) for one in trial.asked]  # type: ignore[arg-type]
