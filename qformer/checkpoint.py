@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qformer import soundness
+from qformer import lookup, soundness
 from qformer.config import Config, dump_config, load_config
 from qformer.records import Form, read_object
 from qformer.releases import RELEASES
@@ -199,6 +199,8 @@ def find(path: str | Path) -> Path:
         return path
     if found := complete(path):
         return found[-1]
+    if address := lookup.address(path):
+        raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the folder")
     raise UsageError(f"no checkpoint at '{path}'; give a run folder or one of its checkpoints, a folder with {WEIGHTS}")
 
 

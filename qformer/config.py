@@ -250,6 +250,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     path = _beside_the_package(Path(path))
     if not path.is_file():
+        if address := lookup.address(path):
+            raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file")
         raise UsageError(f"no configuration at '{path}'; give a YAML file, such as one of the configs folder")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

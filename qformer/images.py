@@ -7,7 +7,6 @@ Pillow.
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from qformer import brightness, jpeg, tiff
+from qformer import brightness, jpeg, lookup, tiff
 from qformer.formats import FORMATS
 from qformer.orientation import of_info, upright
 from qformer.types import BadSample
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
 
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # one slash is left of two in a path
-NOT_FETCHED = " is an address, and addresses are not fetched: save it first"
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 LONGEST_NAME = 100  # signs of one that are told, at most
 
 
@@ -68,14 +66,15 @@ def _checked(image: Tensor) -> Tensor:
     return image
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is an address, `https://...`, `s3://...` or `data:...`, also once it was made a path."""
-    return ADDRESS.match(name) is not None
-
-
 def shown(path: str | Path) -> str:
     """A name as it is told: not all of what an address may hold."""
     return str(path) if len(str(path)) <= LONGEST_NAME else f"{str(path)[:LONGEST_NAME]}..."
+
+
+def _where(path: Path) -> str:
+    """The name of a file that is missing, and why one that is an address is not fetched."""
+    address = lookup.address(path)
+    return shown(path) if address is None else f"{shown(address)}{lookup.NOT_FETCHED}"
 
 
 def read_file(path: Path) -> bytes:
@@ -85,16 +84,16 @@ def read_file(path: Path) -> bytes:
         BadSample: kinds `missing` and `unreadable`.
     """
     try:
-        if is_address(str(path)) and not path.exists():
+        if lookup.address(path) and not path.exists():
             raise FileNotFoundError
         if path.exists() and not path.is_file():  # a device or a pipe has no end
             raise BadSample("unreadable", f"{path}: not a file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadSample("missing", f"{shown(path)}{NOT_FETCHED if is_address(str(path)) else ''}") from error
+        raise BadSample("missing", _where(path)) from error
     except OSError as error:
-        if is_address(str(path)):  # data in an address are longer than names of files
-            raise BadSample("missing", f"{shown(path)}{NOT_FETCHED}") from error
+        if lookup.address(path):  # data in an address are longer than names of files
+            raise BadSample("missing", _where(path)) from error
         raise BadSample("unreadable", f"{shown(path)}: {error.strerror}") from error
 
 
@@ -113,7 +112,7 @@ def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, 
         with _open(data, formats) as opened:
             return str(opened.format), *opened.size
     except Exception as error:
-        raise _undecodable(error) from error
+        raise _undecodable(error, data) from error
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -130,7 +129,7 @@ def _decode(data: bytes) -> np.ndarray:
             brightness.check_colors(opened, data)
             return upright(_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info))  # TIFF stands already
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
-        raise _undecodable(error) from error
+        raise _undecodable(error, data) from error
 
 
 def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
@@ -142,8 +141,10 @@ def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=[name for name in formats if name != "JPEG"])
 
 
-def _undecodable(error: Exception) -> BadSample:
+def _undecodable(error: Exception, data: bytes = b"") -> BadSample:
     if isinstance(error, UnidentifiedImageError):  # whose words hold the address of an object
+        if "HEIF" not in FORMATS and data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+            return BadSample("undecodable", "an image in HEIC; install pillow-heif to read it, or convert it")
         return BadSample("undecodable", f"not an image of a format that is read: {', '.join(FORMATS)}")
     return BadSample("undecodable", str(error) or type(error).__name__)
 

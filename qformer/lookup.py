@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 FINITE = ConfigDict(allow_inf_nan=False)
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
+NOT_FETCHED = " is an address, and addresses are not fetched: save it first"
+
+
+def address(name: str | Path) -> str | None:
+    """The address that a name is, `https://...`, `s3://...` or `data:...`; None for any other name.
+
+    A path made of an address has lost one of its two slashes, which it is given back.
+    """
+    text = str(name)
+    return re.sub(r"^([A-Za-z][\w+.-]+:)/(?!/)", r"\1//", text) if ADDRESS.match(text) else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qformer import lookup
 from qformer.cleaning import clean_question
 from qformer.formats import SUFFIXES, UNREAD
-from qformer.images import NOT_FETCHED, is_address, read_image, shown
+from qformer.images import read_image, shown
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
@@ -206,8 +207,8 @@ def _questions() -> list[str]:
 def _paths(words: list[str]) -> list[Path]:
     if "" in words:
         raise UsageError("one of the images is an empty name; give files or folders")
-    if address := next((word for word in words if is_address(word)), None):
-        raise UsageError(f"'{shown(address)}'{NOT_FETCHED} and give the file")
+    if address := next((word for word in words if lookup.address(word)), None):
+        raise UsageError(f"'{shown(address)}'{lookup.NOT_FETCHED} and give the file")
     return [Path(word) for word in words]
 
 
@@ -224,7 +225,7 @@ def _names_file(word: str) -> bool:
     """Whether this is an image, be it a missing one, rather than a question."""
     if not word.strip():
         return False
-    if (is_address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD) and not any(map(str.isspace, word)):
+    if (lookup.address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD) and not any(map(str.isspace, word)):
         return True
     try:
         return Path(word).exists()

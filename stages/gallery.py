@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qformer import distributed, load
+from qformer import distributed, load, lookup
 from qformer.data import sources
 from qformer.images import read_image
+from qformer.images import shown as shortened
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import Bar
 from qformer.records import to_json
@@ -283,6 +284,8 @@ def search(
         try:
             picture = read_image(image)
         except BadSample as bad:
+            if address := lookup.address(image):
+                raise UsageError(f"'{shortened(address)}'{lookup.NOT_FETCHED} and give the file") from bad
             raise UsageError(f"'{image}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     retriever = Retriever(gallery, _load(path, device, trust), path)
     hits = retriever.search(text, picture, k, shortlist, where, exact)

@@ -48,7 +48,8 @@ class ImageFiles:
         images = self._images()
         first = list(islice(images, self.batch))
         if not first:
-            print(f"qformer: no file can be read as an image ({self.skipped[0]}); {FORMATS}", file=sys.stderr)
+            more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
+            print(f"qformer: no file can be read as an image ({self.skipped[0]}{more}); {FORMATS}", file=sys.stderr)
             sys.exit(1)
         return chain([first], iter(lambda: list(islice(images, self.batch)), []))
 

@@ -196,6 +196,17 @@ def test_training_that_cannot_start(run: Run, changes: dict[str, Any], expected:
         (["eval", "none", "--bench", "retrieval", "--data", "path"], "write key=value"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=none.jsonl"], "no file at 'none.jsonl'"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=a.jsonl"], "no checkpoint at 'none'"),
+        (
+            ["eval", "none", "--bench", "vqa", "--data", "path=https://example.org/a.jsonl"],
+            "'https://example.org/a.jsonl' is an address, and addresses are not fetched: save it first and give the",
+        ),
+        (
+            ["eval", "none", "--bench", "vqa", "--data", "name=vqa", "--data", "path=.", "--data", "images=."],
+            "'.' is a folder; data.path must",
+        ),
+        (["config", "https://example.org/a.yaml"], "'https://example.org/a.yaml' is an address, and addresses are not"),
+        (["search", "none", "https://example.org/g", "a dog"], "'https://example.org/g' is an address, and addresses"),
+        (["caption", "https://example.org/run", "0.jpg"], "'https://example.org/run' is an address, and addresses are"),
         (["caption", "none", "0.jpg"], "no checkpoint at 'none'"),
         (["caption", "none", "0.jpg", "--top-p", "0.5"], "--top-p is for texts that are drawn; add --sample"),
         (["caption", "none", "0.jpg", "--captions", "3"], "--captions is for texts that are drawn; add --sample"),

@@ -142,6 +142,7 @@ def test_no_image_at_all(run: Run, model: VisionLanguageModel, command: tuple[st
     code, out, err = run(*command, "text.png", "none.png")
     assert (code, out) == (1, "")
     assert "no file can be read as an image (text.png: undecodable" in one_sentence(err)
+    assert "; and 1 more); give JPEG" in err
 
 
 def test_ask(run: Run, model: VisionLanguageModel) -> None:

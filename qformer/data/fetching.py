@@ -72,6 +72,8 @@ def expand_local(patterns: str | list[str]) -> list[str]:
             trust.judge(name, trust.CALLED)
     files = [file for name in wanted for file in (_listed(name) if MAGIC.search(name) else [name])]
     missing = next((file for file in files if not REMOTE.match(file) and not Path(file).is_file()), None)
+    if missing is not None and Path(missing).is_dir():
+        raise UsageError(f"'{missing}' is a folder; data.path must name files, such as '{missing}/*.json'")
     if missing is not None or not files:
         raise UsageError(f"no file at '{missing or patterns}'; data.path must name files that exist")
     return files

@@ -55,6 +55,8 @@ class JsonLines:
         named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
         files = [str(self.path)] if named else expand_local(self.path)
         if missing := [file for file in files if not Path(file).is_file()]:
+            if address := lookup.address(missing[0]):
+                raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file as data.path")
             raise UsageError(
                 f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
             )

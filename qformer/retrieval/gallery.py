@@ -20,6 +20,7 @@ from unicodedata import normalize
 import numpy as np
 from pydantic import ValidationError
 
+from qformer import lookup
 from qformer.data import sources
 from qformer.schema import Choice, Packing
 from qformer.trust import CALLED, judge, reading
@@ -175,6 +176,8 @@ class Gallery:
             fields = {key: about[key] for key in FIELDS}
             odd = [key for key, fits in FIELDS.items() if not fits(fields[key])]
         except OSError as error:
+            if address := lookup.address(folder):
+                raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the folder") from error
             raise UsageError(
                 f"no gallery at '{folder}' ({error.strerror}: {MANIFEST}); give the folder that 'qformer index' wrote"
             ) from error

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qformer.data import sources
+from qformer.formats import FORMATS
 from qformer.images import read_image
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 from tests.data.making import encoded, photo
@@ -144,7 +145,7 @@ def test_several_files_of_lines(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({"path": "none.jsonl"}, "no file at"),
-        ({"path": "."}, "no file at"),
+        ({"path": "."}, "'.' is a folder; data.path must name files, such as './*.json'"),
         ({"path": "empty.jsonl"}, "has no record; check"),
         ({"path": "blank.jsonl"}, "has no record; check"),
         ({"path": "good.jsonl", "where": {"split": "x"}}, "has no record with {'split': 'x'}"),
@@ -193,6 +194,9 @@ def test_images_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert [read_image(source[number].image).shape for number in range(len(source))] == [(3, 16, 20)] * 2
     with pytest.raises(BadSample, match="undecodable: not an image of a format that is read"):
         read_image(tmp_path / "d.jp2")
+    if "HEIF" not in FORMATS:
+        with pytest.raises(BadSample, match="undecodable: an image in HEIC; install pillow-heif to read it, or"):
+            read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 
 @pytest.mark.parametrize("kind", ["utf-16", "utf-16-le", "utf-32"])
