@@ -39,8 +39,11 @@ def places_elsewhere(folder: Path) -> list[str]:
 
 
 def written(folder: Path) -> bool:
-    """Whether the gallery's `folder` holds anything that a table of LanceDB's committed, be it damaged."""
-    return any(folder.glob(MANIFESTS))
+    """Whether the gallery's `folder` holds anything that a table of ours committed, be it damaged.
+
+    LanceDB 0.34 has a table of its own there, `__manifest`, from the first connection on.
+    """
+    return any(not file.relative_to(folder / "lance").parts[0].startswith("__") for file in folder.glob(MANIFESTS))
 
 
 def cut_off(folder: Path) -> str:
