@@ -14,12 +14,12 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import trial_set as trials
 from rich.console import Console
 from rich.table import Table
 
 import qformer
 from qformer.model.vision_language import VisionLanguageModel
-from stages import trials
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import trial_set as trials
+from benchmarks.trial_set import Asked
 from qformer.data.scene_text import NUMBERS, Scene, SceneObject, questions
 from qformer.data.scenes import Scenes
 from qformer.types import Tiles
-from stages import trials
-from stages.trials import Asked
 from stages.zero_shot import SIZE, UNSEEN
 
 COUNT = 6
