@@ -76,7 +76,7 @@ def test_what_is_missing_left_over_and_misshapen(theirs: Path, tmp_path: Path) -
     path = changed(theirs / "opt", tmp_path / "gone", dict.fromkeys(gone) | {name: torch.ones(2) for name in more})
     refused(f"missing {', '.join(sorted(gone))}; left over {', '.join(sorted(more))};", path)
     path = changed(theirs / "opt", tmp_path / "wide", {"query_tokens": torch.ones(1, 4, 18)})
-    refused("does not fit this model", path)
+    refused("does not fit BLIP-2: connector.qformer.embeddings.norm.weight is [16] instead of [18]", path)
     name = "language_model.model.decoder.layers.0.fc1.bias"
     refused(
         "is of another size: model.decoder.layers.0.fc1.bias",
