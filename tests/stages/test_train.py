@@ -146,7 +146,15 @@ def test_stage_two_refuses_another_bridge(trained: Path) -> None:
 
 
 def _vision_run(root: Path) -> Path:
-    backbone = {"kind": "vit", "width": 16, "layers": 1, "heads": 2, "image_size": 28, "patch_size": 14}
+    backbone = {
+        "kind": "vit",
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "max_tokens": 40,
+    }
     run = root / "tower-run"
     settings = config(
         root, "vision", run=str(run), backbone=backbone | {"text": str(root / "bert"), "freeze_text": True}
