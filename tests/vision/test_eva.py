@@ -220,7 +220,10 @@ def test_unknown_missing_and_misshapen_weights_are_listed(tmp_path):
     refused(without, r"missing blocks\.2\.norm1\.bias, cls_token, left over nothing;")
     refused({**state, "cls_token": torch.ones(1, 1, 31)}, r"cls_token \[1, 1, 31\] instead of \[1, 1, 32\];")
     refused({**state, "pos_embed": torch.ones(1, 16, 32)}, r"pos_embed \[1, 16, 32\] instead of \[1, 17, 32\];")
-    refused({"epoch": state}, "something else than tensors by name")
+    refused({"epoch": 3, "ema": state, "raw": state}, r"ema.*raw")
+    torch.save({"epoch": 3, "net": state}, path)  # the only one there
+    loaded = vision.build("eva", **TINY, weights=path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("name", ["eva.pth", "eva.safetensors"])
