@@ -122,12 +122,12 @@ class Karpathy(Annotated):
 
     def read(self, values: Any) -> list[Entry]:
         if isinstance(values, list):
-            known = any(_get(r, "split") for r in values)
-            if self.split is not None and not known and self.split not in Path(self.path).stem.lower():
+            marked = any(_get(r, "split") for r in values)
+            if self.split is not None and not marked and self.split not in Path(self.path).stem.lower():
                 raise UsageError(f"'{self.path}' is a list, which is one split; leave data.split out")
             if values and all(_get(r, "question") for r in values):
                 raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
-            values = [r for r in values if not known or self.split in (None, _get(r, "split"))]
+            values = [r for r in values if not marked or self.split in (None, _get(r, "split"))]
             return _grouped(
                 [(_get(r, "image"), strings(_get(r, "caption")), _numbered(r, "image_id", "img_id")) for r in values]
             )
