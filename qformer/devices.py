@@ -26,11 +26,7 @@ def choose(name: str | torch.device | None) -> torch.device:
         if device.type == "meta" or (count is not None and (device.index or 0) >= count):
             raise RuntimeError
         torch.empty(0, device=device)
-    except (
-        AssertionError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # by how PyTorch is built
+    except (AssertionError, RuntimeError, NotImplementedError) as error:  # which, depends on how PyTorch is built
         there = f"the last GPU of this machine is cuda:{count - 1}" if count else "there is none on this machine"
         raise UsageError(f"device is '{name}', but {there}; give another, cpu for one, or leave it out") from error
     return device

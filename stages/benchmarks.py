@@ -29,7 +29,7 @@ from qformer.model.prompts import PRESETS
 from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
 from stages import answers
-from stages.evaluate import Settings, autocast, own_device, pairs, writable
+from stages.evaluate import Settings, autocast, own_device, pairs, print_skipped, writable
 from stages.loop import console
 
 if TYPE_CHECKING:
@@ -266,12 +266,12 @@ def _show(
         if len(rows) > ROWS:
             console.print(f"and {len(rows) - ROWS} rows more; -o writes all of them")
     else:
-        why = "none could be asked" if known else "the data have no answers; --submission writes what was said"
+        lacking = "captions" if title.startswith("caption:") else "answers"
+        why = "none could be asked" if known else f"the data have no {lacking}; --submission writes what was said"
         console.print(f"{title}: nothing is scored, since {why}")
     for name, reason in measured.missing.items():
         console.print(f"{name} is not available: {reason}")
-    if skipped:
-        console.print(f"skipped {len(skipped)} samples: {skipped[:5]}")
+    print_skipped(skipped)
 
 
 def lines(measured: Measured, count: int) -> tuple[list[str], list[list[str]]]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
+SHOWN = 5  # skipped samples whose reason is printed
 STRICT = "Rows named original count each text as its own image's alone, where equal ones tie and are missed"
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
 QUERIES = {"i2t": "image", "t2i": "text"}
@@ -190,8 +191,7 @@ def _report(
     console.print(table)
     if equal:
         console.print(f"{equal} texts are word for word a caption of another image: found as either's. {STRICT}")
-    if skipped:
-        console.print(f"skipped {len(skipped)} samples: {skipped[:5]}")
+    print_skipped(skipped)
     if settings.output is not None:
         result = {"checkpoint": settings.checkpoint, "images": len(images), "texts": texts, "k": settings.k}
         result |= {"equal_captions": equal}
@@ -202,6 +202,14 @@ def _report(
     if settings.html is not None:
         page = hits.page(settings.checkpoint, title, (head, rows), source, images, scores, places)
         settings.html.write_text(page, encoding="utf-8")
+
+
+def print_skipped(skipped: list[dict[str, Any]]) -> None:
+    """How many samples could not be used, and why the first few."""
+    if skipped:
+        console.print(f"skipped {len(skipped)} samples:")
+    for fault in skipped[:SHOWN]:
+        console.print(f"  {fault['kind']}: {fault['detail']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
