@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
 SHOWN = 5  # skipped samples whose reason is printed
-STRICT = "Rows named original count each text as its own image's alone, where equal ones tie and are missed"
+STRICT = "Rows named 'original' accept only a text's own image, so that equal captions count as misses."
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
 QUERIES = {"i2t": "image", "t2i": "text"}
 
@@ -190,7 +190,7 @@ def _report(
         table.add_row(*row)
     console.print(table)
     if equal:
-        console.print(f"{equal} texts are word for word a caption of another image: found as either's. {STRICT}")
+        console.print(f"{equal} texts are word for word a caption of another image: either image counts as found. {STRICT}")
     print_skipped(skipped)
     if settings.output is not None:
         result = {"checkpoint": settings.checkpoint, "images": len(images), "texts": texts, "k": settings.k}
