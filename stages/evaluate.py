@@ -190,7 +190,8 @@ def _report(
         table.add_row(*row)
     console.print(table)
     if equal:
-        console.print(f"{equal} texts are word for word a caption of another image: either image counts as found. {STRICT}")
+        told = f"{equal} texts are word for word a caption of another image: either image counts as found."
+        console.print(f"{told} {STRICT}")
     print_skipped(skipped)
     if settings.output is not None:
         result = {"checkpoint": settings.checkpoint, "images": len(images), "texts": texts, "k": settings.k}
