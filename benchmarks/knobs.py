@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from qformer.config import QFormerConfig
-from qformer.lookup import tower
+from qformer.files.pretrained import tower
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import CausalLM

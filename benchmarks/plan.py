@@ -32,7 +32,7 @@ def make_towers(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     from torch import nn
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from qformer.lookup import tower
+    from qformer.files.pretrained import tower
 
     for section, key in (("text", "bert"), ("llm", "path"), ("vision", "path")):
         sizes = values.get(section, {}).get(key)

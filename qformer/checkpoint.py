@@ -26,10 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qformer import lookup, soundness
+from qformer import lookup
 from qformer.config import Config, dump_config, load_config
-from qformer.records import Form, read_object
-from qformer.releases import RELEASES
+from qformer.files import soundness
+from qformer.files.records import Form, read_object
+from qformer.files.releases import RELEASES
 from qformer.schema import read_from
 from qformer.types import UsageError
 

@@ -10,7 +10,7 @@ import typer
 def _take_unchecked(context: typer.Context, given: bool) -> None:
     """For as long as the command runs."""
     if given:
-        from qformer.soundness import unchecked
+        from qformer.files.soundness import unchecked
 
         context.with_resource(unchecked())
 

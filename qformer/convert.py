@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qformer import lookup
 from qformer.config import QFormerConfig
+from qformer.files.tensors import refuse
 from qformer.names import (
     CLIP_RELEASED_DEPTH,
     EVA_RELEASED_DEPTH,
@@ -33,7 +34,6 @@ from qformer.names import (
     eva_rows,
     eva_unused,
 )
-from qformer.tensors import listed
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -190,15 +190,6 @@ def _take(left: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> tuple[di
     """Move tensors out of `left` under new names; and the names that are missing."""
     missing = [theirs for theirs, _ in pairs if theirs not in left]
     return {ours: left.pop(theirs) for theirs, ours in pairs if theirs in left}, missing
-
-
-def refuse(missing: Sequence[str], left_over: Sequence[str], what: str) -> None:
-    """Raise a UsageError that lists what is missing and left over, if anything is."""
-    if missing or left_over:
-        raise UsageError(
-            f"{what} does not fit BLIP-2: missing {listed(missing)}; left over {listed(left_over)}; "
-            "give one of its files as it was released or saved"
-        )
 
 
 def _vision_from_lavis(left: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

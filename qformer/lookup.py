@@ -189,19 +189,3 @@ def _keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
         if is_key or (isinstance(given, list | tuple) and isinstance(part, int) and part < len(given)):
             given = given[part]
             yield str(part)
-
-
-TOWERS = Path(__file__).parent / "towers"
-
-
-def tower(path: str) -> str:
-    """`mini:NAME` is the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); any other path stays as it is.
-
-    Raises:
-        UsageError: no tower of that name is shipped.
-    """
-    scheme, colon, name = path.partition(":")
-    if scheme != "mini" or not colon:
-        return path
-    shipped = {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
-    return str(find(shipped, name, "shipped tower"))

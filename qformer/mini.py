@@ -27,7 +27,7 @@ from transformers import (
     ViTModel,
 )
 
-from qformer import lookup, pretrained
+from qformer.files import pretrained
 from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
@@ -355,7 +355,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
 
 
 def _read_text_tower(path: str) -> tuple[Any, Any]:
-    folder = lookup.tower(path)
+    folder = pretrained.tower(path)
     try:
         model = pretrained.read(AutoModel, folder, dtype=torch.float32, add_pooling_layer=False)
         return model, pretrained.read(AutoTokenizer, folder)

@@ -76,7 +76,7 @@ class Tiles:
         pixels: N tensors `uint8[3, h, w]` (0..255) or `float[3, h, w]` (0..1): all tiles of the first image
             in the order of its plan, then those of the second, and so on.
         plans: B plans.
-        tokens: what the frozen image encoder has made of each tile, packed rows [S, ...] (`qformer.packing`); None
+        tokens: what the frozen image encoder has made of each tile, packed rows [S, ...] (`files.packing`); None
             where it has not seen them. Pixels are not needed then, and there are none.
     """
 

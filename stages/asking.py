@@ -18,12 +18,12 @@ import torch
 
 from qformer import lookup
 from qformer.cleaning import clean_question
-from qformer.formats import SUFFIXES, UNREAD
+from qformer.files.records import to_json
 from qformer.images import read_image, shown
+from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.model import loading
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import compose, wording
-from qformer.records import to_json
 from qformer.types import BadSample, Tiles, UsageError
 from stages.image_files import ImageFiles
 

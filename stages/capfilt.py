@@ -34,11 +34,11 @@ from qformer.config import Choice, load_config
 from qformer.data import sources
 from qformer.data.loader import cleaned
 from qformer.data.orders import indices
-from qformer.formats import SUFFIXES, UNREAD
+from qformer.files.records import Form, read_object
 from qformer.images import read_image
+from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.progress import Bar
-from qformer.records import Form, read_object
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST, pairs
 from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from qformer.records import Form, Metrics, read_lines, read_object
+from qformer.files.records import Form, Metrics, read_lines, read_object
 
 if TYPE_CHECKING:
     from qformer.config import Config

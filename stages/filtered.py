@@ -26,9 +26,9 @@ from PIL import Image
 from rich.table import Table
 
 from qformer.data.shards import add_member
-from qformer.formats import FORMATS
+from qformer.files.records import Form, read_lines, read_object, replace_records
 from qformer.images import read_file, read_head, read_image
-from qformer.records import Form, read_lines, read_object, replace_records
+from qformer.images.formats import FORMATS
 from qformer.types import BadSample, UsageError
 from stages.resume import console
 

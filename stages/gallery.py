@@ -20,11 +20,11 @@ from rich.text import Text
 
 from qformer import distributed, load, lookup
 from qformer.data import sources
+from qformer.files.records import to_json
 from qformer.images import read_image
 from qformer.images import shown as shortened
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import Bar
-from qformer.records import to_json
 from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
 from qformer.retrieval.places import in_words

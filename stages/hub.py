@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from qformer import checkpoint, pretrained
+from qformer import checkpoint
 from qformer.config import dump_config
+from qformer.files import pretrained
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.types import UsageError

@@ -11,7 +11,7 @@ import matplotlib
 
 from qformer import distributed
 from qformer.evaluation.retrieval import ORIGINAL
-from qformer.records import Metrics, read_lines
+from qformer.files.records import Metrics, read_lines
 from stages import published
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from qformer import checkpoint, distributed
 from qformer.data.loader import ENDING
+from qformer.files.records import Form, Metrics, Step, read_lines, replace_records
 from qformer.model.loading import load_trained, trained_tensors
-from qformer.records import Form, Metrics, Step, read_lines, replace_records
 from qformer.types import UsageError
 from stages import pictures
 from stages.trainer_state import collect, put_back, refuse_not_finite

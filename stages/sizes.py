@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from qformer import lookup, vision
 from qformer.config import QFormerConfig
+from qformer.files import pretrained
 from qformer.model.sizes import BERT_SIZES, KNOWN
 from qformer.types import UsageError
 
@@ -65,7 +66,7 @@ def _with_start(config: Config) -> Config:
 
 def described(path: str) -> dict[str, Any] | None:
     """The `config.json` of a tower; None where it is not here and the tower is not a well-known one."""
-    folder = Path(lookup.tower(path))
+    folder = Path(pretrained.tower(path))
     file: Any = folder / "config.json"
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
@@ -83,7 +84,7 @@ def described(path: str) -> dict[str, Any] | None:
 
 def _words(path: str, least: int) -> int:
     """Words of a BERT's tokenizer with `[DEC]`, or of its table if that has more."""
-    folder = Path(lookup.tower(path))
+    folder = Path(pretrained.tower(path))
     try:
         said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import Any
 import stages
 from qformer import checkpoint, mini
 from qformer.config import by_prefix, load_config
-from qformer.records import Metrics, read_lines
+from qformer.files.records import Metrics, read_lines
 from qformer.types import UsageError
 from stages.backbones import TOWER
 from stages.checking import check

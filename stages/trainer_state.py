@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qformer import checkpoint, distributed, soundness
+from qformer import checkpoint, distributed
+from qformer.files import soundness
 from qformer.model.loading import trained_tensors
 from qformer.types import UsageError
 

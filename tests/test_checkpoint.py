@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from qformer import checkpoint, soundness
+from qformer import checkpoint
 from qformer.config import parse_config
+from qformer.files import soundness
 from qformer.types import UsageError
 
 CONFIG = parse_config(

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from qformer import releases
-from qformer.tensors import read_tensors
+from qformer.files import releases
+from qformer.files.tensors import read_tensors
 from tests.golden.golden import bert_tokenizer, read
 from tests.test_cli import one_sentence
 from tests.their_blip2 import make

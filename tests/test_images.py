@@ -14,8 +14,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from qformer import images, orientation
-from qformer.images import read_image
+from qformer import images
+from qformer.images import orientation, read_image
 from qformer.types import BadSample
 
 ORIENTATION = 0x112

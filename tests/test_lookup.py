@@ -11,6 +11,7 @@ import pytest
 from pydantic import Field
 
 from qformer import lookup
+from qformer.files import pretrained
 from qformer.types import UsageError
 
 
@@ -53,7 +54,7 @@ def test_a_name_is_a_class_of_ones_own_only_where_that_is_meant(outsider: None) 
     with pytest.raises(UsageError, match="unknown kind 'outsider:Mine'"):
         lookup.find(TABLE, "outsider:Mine", "kind")
     with pytest.raises(UsageError, match="unknown shipped tower 'outsider:Mine'"):
-        lookup.tower("mini:outsider:Mine")
+        pretrained.tower("mini:outsider:Mine")
 
 
 @pytest.mark.parametrize(
@@ -134,11 +135,11 @@ def test_shipped_towers_by_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text("{}")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(lookup, "TOWERS", tmp_path)
-    assert lookup.tower("mini:vit") == str(tmp_path / "vit")
+    monkeypatch.setattr(pretrained, "TOWERS", tmp_path)
+    assert pretrained.tower("mini:vit") == str(tmp_path / "vit")
     for other in ("facebook/opt-125m", "runs/vit/tower", "mini", "C:/models/vit"):
-        assert lookup.tower(other) == other
+        assert pretrained.tower(other) == other
     with pytest.raises(UsageError, match="unknown shipped tower 'vat'"):
-        lookup.tower("mini:vat")
+        pretrained.tower("mini:vat")
     with pytest.raises(UsageError, match="unknown shipped tower 'empty'"):
-        lookup.tower("mini:empty")
+        pretrained.tower("mini:empty")

@@ -14,7 +14,7 @@ from PIL import Image
 import stages
 from qformer import checkpoint, cli
 from qformer.config import load_config
-from qformer.releases import RELEASES, SITE
+from qformer.files.releases import RELEASES, SITE
 from stages.gallery import index
 from tests.workspace import config, make_workspace
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qformer.records import Form, Metrics, Step, append_record, read_lines, read_object
+from qformer.files.records import Form, Metrics, Step, append_record, read_lines, read_object
 from qformer.types import UsageError
 
 GOOD = '{"kind": "train", "step": 1, "itc": 2.5, "itm": NaN}\n'

@@ -10,7 +10,7 @@ from packaging.version import Version
 from PIL import Image
 
 from demo import limits
-from qformer.formats import FORMATS
+from qformer.images.formats import FORMATS
 
 TEXT = (Path(__file__).parent.parent / "docs/security.md").read_text(encoding="utf-8")
 

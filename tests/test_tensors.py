@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qformer.tensors import listed, read_tensors
+from qformer.files.tensors import listed, read_tensors
 from qformer.types import UsageError
 
 INDEX = "model.safetensors.index.json"

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qformer import convert
+from qformer.files.tensors import read_tensors
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
-from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from tests.golden.golden import read
 from tests.their_blip2 import make

@@ -21,13 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
-from qformer import soundness
 from qformer.data.shard_file import FILES, ROWS, Manifest, Unsound, read_shard, write_shard
 from qformer.data.transforms import augment
+from qformer.files import soundness
+from qformer.files.packing import pack
+from qformer.files.records import read_object
 from qformer.identity import digest, is_same, look
 from qformer.images import read_file, read_image
-from qformer.packing import pack
-from qformer.records import read_object
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Sample, Tiles, UsageError
 

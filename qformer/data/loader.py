@@ -25,8 +25,8 @@ from qformer.cleaning import clean_caption, clean_question, is_mangled
 from qformer.data.columns import columns_of
 from qformer.data.orders import extent_of, indices, number_of, order_of
 from qformer.data.transforms import augment
+from qformer.files.records import Form, read_lines, replace_records
 from qformer.images import read_image
-from qformer.records import Form, read_lines, replace_records
 from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from qformer.formats import SUFFIXES, of_a_system
+from qformer.images.formats import SUFFIXES, of_a_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

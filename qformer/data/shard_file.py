@@ -15,8 +15,8 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from qformer import soundness
-from qformer.records import Form
+from qformer.files import soundness
+from qformer.files.records import Form
 from qformer.schema import Count, Positive
 
 if TYPE_CHECKING:

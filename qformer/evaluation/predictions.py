@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Self
 
-from qformer.records import read_records, replace_records
+from qformer.files.records import read_records, replace_records
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

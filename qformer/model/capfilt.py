@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
-from qformer import checkpoint, pretrained, releases
+from qformer import checkpoint
+from qformer.files import pretrained, releases
+from qformer.files.pretrained import configuration
 from qformer.model.decoding import GenerateConfig, write
-from qformer.model.foreign import configuration
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import load
 from qformer.model.steps import CausalStep

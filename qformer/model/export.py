@@ -18,9 +18,12 @@ from transformers import (
     BlipImageProcessor,
 )
 
-from qformer import checkpoint, convert, lookup, pretrained
+from qformer import checkpoint, convert
 from qformer.config import Choice, LLMConfig, dump_config
 from qformer.convert import FAMILIES, Parts
+from qformer.files import pretrained
+from qformer.files.pretrained import configuration
+from qformer.files.tensors import listed, read_tensors
 from qformer.model import lora
 from qformer.model.foreign import (
     LLM_FOLDER,
@@ -28,7 +31,6 @@ from qformer.model.foreign import (
     Given,
     Opened,
     check_words,
-    configuration,
     language_model,
     open_foreign,
     pushed,
@@ -37,7 +39,6 @@ from qformer.model.foreign import (
 from qformer.model.llm_loading import load_language_model, wrap_language_model
 from qformer.model.loading import ENCODER, LLM, load_trained, read_tokenizer
 from qformer.resolution.fixed import Fixed
-from qformer.tensors import listed, read_tensors
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
 from qformer.vision.options import EvaConfig
@@ -286,7 +287,7 @@ def write_ours(opened: Opened, folder: Path) -> None:
         config = config.model_copy(update=kept)
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
-        tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer))
+        tokenizer = pretrained.read(AutoTokenizer, pretrained.tower(opened.tokenizer))
         check_words(opened, tokenizer)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
         tokenizer.save_pretrained(inside)
@@ -309,7 +310,7 @@ def _tokenizer(opened: Opened) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
-    tokenizer = pretrained.read(AutoTokenizer, lookup.tower(opened.tokenizer), padding_side=side)
+    tokenizer = pretrained.read(AutoTokenizer, pretrained.tower(opened.tokenizer), padding_side=side)
     if tokenizer.pad_token is None:  # as of Llama and GPT-2; their processor refuses to pad a batch without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

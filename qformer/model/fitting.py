@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qformer import soundness
+from qformer.files import soundness
 from qformer.model.qformer import QFormer
 from qformer.types import UsageError
 

@@ -15,14 +15,16 @@ import torch
 from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import checkpoint, convert, lookup, pretrained, releases, vision
+from qformer import checkpoint, convert, vision
 from qformer.config import Config, LossConfig, parse_config
+from qformer.files import pretrained, releases
+from qformer.files.pretrained import configuration
+from qformer.files.tensors import read_tensors, refuse
 from qformer.model.fitting import refuse_unfit
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import CAPTIONING, DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
-from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from qformer.vision.options import ClipConfig, EvaConfig
 
@@ -322,25 +324,7 @@ def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
     with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
         model.tie_weights(missing_keys=set(wrong.missing_keys))
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    convert.refuse(missing, wrong.unexpected_keys, what)
-
-
-def configuration(path_or_id: str) -> Any:
-    """The configuration in a folder or under a hub id of transformers.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        return pretrained.read(AutoConfig, lookup.tower(path_or_id))
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UsageError(
-            f"'{path_or_id}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); "
-            "give a run, a file of LAVIS, or a folder of transformers"
-        ) from error
+    refuse(missing, wrong.unexpected_keys, what)
 
 
 def _common(parts: Parts, source: str, tower: dict[str, Any]) -> dict[str, Any]:

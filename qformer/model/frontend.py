@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qformer.files.packing import unpack
 from qformer.images import read_image
-from qformer.packing import unpack
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, UsageError, VisualTokens

@@ -14,8 +14,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from qformer import pretrained
-from qformer.lookup import tower
+from qformer.files import pretrained
+from qformer.files.pretrained import tower
 from qformer.model import quantize as quantizing
 from qformer.model.abilities import examine
 from qformer.model.llm import CausalLM, Seq2SeqLM

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
-from qformer import checkpoint, devices, lookup, pretrained, resolution, vision
+from qformer import checkpoint, devices, lookup, resolution, vision
 from qformer.config import Config, QFormerConfig
+from qformer.files import pretrained
 from qformer.model import lora
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
@@ -73,7 +74,7 @@ def read_tokenizer(path: str | Path) -> Any:
 
 
 def _fetch(auto: Any, path: str, **options: Any) -> Any:
-    path = lookup.tower(path)
+    path = pretrained.tower(path)
     try:
         return pretrained.read(auto, path, **options)
     except UsageError:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer import compat, lookup, pretrained, vision
+from qformer import compat, vision
+from qformer.files import pretrained
 from qformer.model import lora
 from qformer.model import quantize as quantizing
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -163,7 +164,7 @@ def read_sizes(path: str, key: str) -> Any:
         UsageError: it is in none of them.
     """
     try:
-        return pretrained.read(AutoConfig, lookup.tower(path), local_files_only=True)
+        return pretrained.read(AutoConfig, pretrained.tower(path), local_files_only=True)
     except UsageError:
         raise
     except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ class Entry:
         id: hash of its bytes. places: where these bytes stand, at least one.
         bytes, width, height: size of the file, and of the picture in pixels. modified: seconds since 1970, 0 unknown.
         embeds: float16[V, P], its ITC rows; captions: true captions; caption_embeds: float16[captions, P].
-        features: packed tokens of each tile (`qformer.packing`), if they were stored.
+        features: packed tokens of each tile (`qformer.files.packing`), if they were stored.
         seq: counts entries in the order in which they came; the store gives it.
     """
 

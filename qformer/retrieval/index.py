@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer import distributed
 from qformer.data.orders import indices
-from qformer.records import replace_records
+from qformer.files.records import replace_records
 from qformer.retrieval.absence import Absence, of_file
 from qformer.retrieval.gallery import Known, Place
 from qformer.retrieval.places import composed

@@ -18,8 +18,8 @@ import torch
 
 from qformer.data.loader import cleaned
 from qformer.data.orders import number_of
+from qformer.files.packing import pack
 from qformer.images import read_file, read_image
-from qformer.packing import pack
 from qformer.resolution.base import cut_all
 from qformer.retrieval.gallery import Entry, Place, is_utf8
 from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer import releases
+from qformer.files import releases
+from qformer.files.tensors import read_tensors
 from qformer.names import clip_unused
-from qformer.tensors import read_tensors
 from qformer.vision.base import VisionEncoder, resize_positions
 from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
 from qformer.vision.options import ClipConfig

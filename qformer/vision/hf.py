@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from qformer import lookup, pretrained
+from qformer.files import pretrained
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
 from qformer.vision.options import HFVisionConfig
@@ -67,7 +67,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def build(options: HFVisionConfig) -> HFVisionEncoder:
     """See `HFVisionConfig.build`."""
-    path = lookup.tower(options.path)
+    path = pretrained.tower(options.path)
     config = _read(AutoConfig, path)
     vision = getattr(config, "vision_config", config)
     _check(vision)  # before the weights, which may have to be downloaded

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.tensors import listed
+from qformer.files.tensors import listed
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
 

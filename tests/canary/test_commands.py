@@ -20,7 +20,7 @@ from PIL import Image
 
 import qformer
 from qformer import checkpoint, cli
-from qformer.tensors import read_tensors
+from qformer.files.tensors import read_tensors
 from tests.canary.recording import KINDS, image
 from tests.commands import command
 from tests.demo.visitor import Visitor

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qformer import soundness
 from qformer.data import sources
 from qformer.data.features import FeatureStore, Filling, Views, mark
 from qformer.data.orders import indices, number_of
-from qformer.packing import pack, unpack
+from qformer.files import soundness
+from qformer.files.packing import pack, unpack
 from qformer.resolution.fixed import Fixed
 from qformer.types import BadSample, Sample, Tiles, UsageError
 from tests.data.making import jsonl, shard, tar

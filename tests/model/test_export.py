@@ -23,10 +23,10 @@ from transformers import (
 )
 
 import qformer
+from qformer.files.tensors import read_tensors
 from qformer.model.export import Form, check_family, convert_checkpoint
 from qformer.model.foreign import Given, language_model
 from qformer.names import LM_HEAD
-from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, fill, make
 from tests.tiny_families import tiny_family

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, T5Config
 
 import qformer
-from qformer import convert, releases, vision
+from qformer import convert, vision
+from qformer.files import releases
+from qformer.files.tensors import read_tensors
 from qformer.model import foreign
 from qformer.model.export import convert_checkpoint
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.tensors import read_tensors
 from qformer.types import UsageError
 from qformer.vision.clip import ClipViT
 from tests.golden.golden import Golden, bert_tokenizer, close, opt_tokenizer, read, same_ids, t5_tokenizer, tiles

@@ -20,12 +20,13 @@ from transformers import (
 
 import qformer
 import stages
-from qformer import checkpoint, lookup, vision
+from qformer import checkpoint, vision
 from qformer.config import Choice, Config
+from qformer.files import pretrained
+from qformer.files.tensors import read_tensors
 from qformer.model.export import Form, convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.tensors import read_tensors
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from tests.tiny import CAPTIONS, save_tiny_llm
@@ -113,7 +114,7 @@ def their_ids(theirs: Any, folder: Path, prompts: list[str], **options: Any) -> 
 
 def test_the_place_of_an_image_is_never_written(trained: Path, tmp_path: Path) -> None:
     """The shipped OPT has no row to spare for it; and here the logits of all its words are below zero."""
-    path = lookup.tower("mini:opt")
+    path = pretrained.tower("mini:opt")
     model, tokenizer = OPTForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
     words, norm = model.get_input_embeddings().weight.data, model.model.decoder.final_layer_norm
     words[:, 0], norm.weight.data[0], norm.bias.data[0] = 1, 0, -50

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qformer import lookup, vision
+from qformer import vision
 from qformer.config import by_prefix
+from qformer.files import pretrained
 from qformer.model.llm_loading import load_language_model
 from qformer.model.loading import read_bert
 from qformer.types import UsageError
@@ -38,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.canary
 def test_every_tower_is_read_by_what_reads_towers(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "TOWERS", made)
+    monkeypatch.setattr(pretrained, "TOWERS", made)
     encoder = vision.build("hf", path="mini:vit")
     assert encoder(torch.rand(1, 3, 120, 120)).shape == (1, 37, 32)
     sizes, state = read_bert("mini:bert")

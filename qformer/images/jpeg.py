@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from qformer.orientation import HEADER, of_blocks, upright
+from qformer.images.orientation import HEADER, of_blocks, upright
 
 START = b"\xff\xd8\xff"  # of every JPEG, those with several pictures (MPO) too, of which the first is meant
 BEGIN, END = b"\xff\xd8", b"\xff\xd9"
@@ -35,7 +35,7 @@ class Jpeg:
     Attributes:
         width, height: in pixels, as stored.
         channels: 1, 3 or 4.
-        orientation: of EXIF or XMP, 1 to 8 (`qformer.orientation`).
+        orientation: of EXIF or XMP, 1 to 8 (`qformer.images.orientation`).
         jfif, adobe: the marks that tell its colors: whether there is a JFIF block, and the transform of Adobe's block.
         parts: tables and frame, as stored.
         scans: everything from the first scan on.

@@ -1,4 +1,4 @@
-"""TIFF whose strips or tiles are JPEGs: Pillow reads its tags, `qformer.jpeg` its pixels."""
+"""TIFF whose strips or tiles are JPEGs: Pillow reads its tags, `qformer.images.jpeg` its pixels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from qformer.jpeg import decode, parse_piece
-from qformer.orientation import upright
+from qformer.images.jpeg import decode, parse_piece
+from qformer.images.orientation import upright
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

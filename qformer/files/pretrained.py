@@ -12,7 +12,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
+from transformers import AutoConfig
 
+from qformer.files import pretrained
+from qformer.lookup import find
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -177,3 +180,37 @@ def local_folder(path_or_id: str) -> Path:
         return folder
     except (OSError, ValueError) as error:
         raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
+
+
+TOWERS = Path(__file__).parent.parent / "towers"
+
+
+def tower(path: str) -> str:
+    """`mini:NAME` is the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); any other path stays as it is.
+
+    Raises:
+        UsageError: no tower of that name is shipped.
+    """
+    scheme, colon, name = path.partition(":")
+    if scheme != "mini" or not colon:
+        return path
+    shipped = {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
+    return str(find(shipped, name, "shipped tower"))
+
+
+def configuration(path_or_id: str) -> Any:
+    """The configuration in a folder or under a hub id of transformers.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return pretrained.read(AutoConfig, pretrained.tower(path_or_id))
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"'{path_or_id}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); "
+            "give a run, a file of LAVIS, or a folder of transformers"
+        ) from error

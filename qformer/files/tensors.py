@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qformer import pretrained
+from qformer.files import pretrained
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -120,3 +120,12 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     """Names for a message, cut to be readable."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(sorted(names)[:limit]) + more) or "nothing"
+
+
+def refuse(missing: Sequence[str], left_over: Sequence[str], what: str) -> None:
+    """Raise a UsageError that lists what is missing and left over, if anything is."""
+    if missing or left_over:
+        raise UsageError(
+            f"{what} does not fit BLIP-2: missing {listed(missing)}; left over {listed(left_over)}; "
+            "give one of its files as it was released or saved"
+        )

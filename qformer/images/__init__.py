@@ -15,9 +15,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from qformer import brightness, jpeg, lookup, tiff
-from qformer.formats import FORMATS
-from qformer.orientation import of_info, upright
+from qformer import lookup
+from qformer.images import brightness, jpeg, tiff
+from qformer.images.formats import FORMATS
+from qformer.images.orientation import of_info, upright
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
