@@ -20,10 +20,10 @@ from rich.progress import track
 from rich.table import Table
 
 from demo import backend
-from qformer.data.scene_text import Question
-from qformer.data.scenes import Scenes
-from qformer.data.stories import STATEMENTS, statement
 from qformer.model.loading import load_vision_language
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.stories import STATEMENTS, statement
+from qformer.scenes.text import Question
 from stages.zero_shot import UNSEEN
 
 if TYPE_CHECKING:

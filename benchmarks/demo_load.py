@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from demo import backend
-from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
+from qformer.scenes.scenes import Scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 API = "/gradio_api"

@@ -27,7 +27,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
-from qformer.config import QFormerConfig
 from qformer.files.pretrained import tower
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
@@ -35,6 +34,7 @@ from qformer.model.llm import CausalLM
 from qformer.model.qformer import QFormer
 from qformer.model.recompute import recompute_layers
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.schema import QFormerConfig
 from qformer.types import Batch, Tiles
 from qformer.vision.base import VisionEncoder
 

@@ -27,9 +27,9 @@ from rich.table import Table
 from torch import Tensor
 
 from demo import look
-from qformer.data.scene_text import KINDS, Scene, SceneObject
-from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import KINDS, Scene, SceneObject
 from stages.zero_shot import GREEDY, SIZE, UNSEEN
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ FINE = 240  # pixels a side on which boxes are compared with patches
 
 
 def asked(scene: Scene, question: str) -> list[SceneObject]:
-    """The objects that a question of `qformer.data.scene_text` names; none where it asks about what is not there."""
+    """The objects that a question of `qformer.scenes.text` names; none where it asks about what is not there."""
     return [item for item in scene.objects if re.search(rf"\b({_names(item)})(?! left| right)\b", question)]
 
 

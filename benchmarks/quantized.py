@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import qformer
-from qformer.data.scenes import Scenes
-from qformer.data.stories import Stories
 from qformer.model.llm_loading import load_language_model
 from qformer.model.quantize import nbytes
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.stories import Stories
 from stages import zero_shot
 from stages.stories import LONG
 

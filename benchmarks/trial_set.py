@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qformer.data.scene_text import (
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.stories import STATEMENTS, statement
+from qformer.scenes.text import (
     COLOURS,
     NUMBERS,
     POSITIONS,
@@ -25,16 +27,14 @@ from qformer.data.scene_text import (
     pick,
     questions,
 )
-from qformer.data.scenes import Scenes
-from qformer.data.stories import STATEMENTS, statement
 from qformer.types import Tiles
 from stages.zero_shot import SIZE, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from qformer.data.scene_text import Scene
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.scenes.text import Scene
 
 FAILURES = ("wrong link", "wrong ground", "stale knowledge", "no answer")
 GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}

@@ -24,9 +24,9 @@ import torch
 import stages
 from qformer import checkpoint, load
 from qformer.config import load_config
-from qformer.data.scenes import Scenes
 from qformer.model.loading import read_tokenizer
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.scenes.scenes import Scenes
 from stages import zero_shot
 from stages.zero_shot import SIZE, UNSEEN
 

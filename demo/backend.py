@@ -16,9 +16,6 @@ from PIL import Image
 from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
 from qformer import checkpoint
 from qformer.cleaning import clean_question
-from qformer.data.scene_text import COLOURS, Question
-from qformer.data.scenes import Scenes
-from qformer.data.stories import statement
 from qformer.lookup import find
 from qformer.model.decoding import GenerateConfig
 from qformer.model.image_text import ImageTextModel
@@ -26,6 +23,9 @@ from qformer.model.loading import load
 from qformer.model.prompts import compose, wording
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.retrieval.search import Retriever
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.stories import statement
+from qformer.scenes.text import COLOURS, Question
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

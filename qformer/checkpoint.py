@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qformer import lookup
-from qformer.config import Config, dump_config, load_config
+from qformer.config import dump_config, load_config
+from qformer.fields import read_from
 from qformer.files import soundness
 from qformer.files.records import Form, read_object
 from qformer.files.releases import RELEASES
-from qformer.schema import read_from
+from qformer.schema import Config
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

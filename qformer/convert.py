@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from qformer import lookup
-from qformer.config import QFormerConfig
 from qformer.files.tensors import refuse
 from qformer.names import (
     CLIP_RELEASED_DEPTH,
@@ -34,6 +33,7 @@ from qformer.names import (
     eva_rows,
     eva_unused,
 )
+from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

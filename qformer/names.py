@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from qformer.config import QFormerConfig
+    from qformer.schema import QFormerConfig
 
 Stage = Literal["stage1", "stage2"]
 Row = tuple[str, str | None, str | None]  # our name, LAVIS's, transformers'; None: has no place there

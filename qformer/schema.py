@@ -1,82 +1,20 @@
-"""What the configuration is made of: strict sections, names with options, kinds of numbers; and some sections."""
+"""The configuration as one strict schema, section by section, whose defaults are the paper's and live nowhere else.
+
+Sections that name something to build (`vision`, `resolution`, a data source) carry the options of what they name. They
+are checked against its own dataclass by `stages.checking` before a command opens anything, and by `lookup.build`
+when it is built.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    PrivateAttr,
-    ValidatorFunctionWrapHandler,
-    field_validator,
     model_validator,
 )
 
-from qformer import lookup, trust
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]  # not all
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Epsilon = Annotated[float, Field(gt=0)]
-Named = Annotated[str, AfterValidator(lookup.refuse_empty)]  # a path, a hub id, a folder
-Packing = Literal["fp16", "int8"]
-Read = TypeVar("Read", bound="Section")
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys and infinite numbers are refused, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _no_bool_for_a_number(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        value = read(given)
-        lookup.refuse_bools(given, value)
-        return value
-
-
-class Choice(BaseModel):
-    """A name from a table and the options of what it names, typed by the user unless it says where it was read."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-    _origin: str = PrivateAttr(default="")  # no key of a file can set it, and copies keep it
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-    def __eq__(self, other: object) -> bool:
-        """Whether it says the same, wherever it was read."""
-        return isinstance(other, Choice) and (self.name, self.options) == (other.name, other.options)
-
-    def read_from(self, origin: str) -> Self:
-        """The same, known to be somebody else's: of the gallery 'g', say (`qformer.trust`)."""
-        found = self.model_copy()
-        found._origin = origin
-        return found
-
-    def building(self) -> AbstractContextManager[None]:
-        """What this names is to be built inside."""
-        return trust.reading(self._origin)
-
-
-def read_from(section: Read, origin: str) -> Read:
-    """A section in which every `Choice`, however deep, was read from `origin`."""
-    changes: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Choice):
-            changes[name] = value.read_from(origin)
-        elif isinstance(value, Section) and (inner := read_from(value, origin)) is not value:
-            changes[name] = inner
-    return section.model_copy(update=changes) if changes else section
+from qformer.fields import Choice, Count, Epsilon, Fraction, Named, Packing, Positive, Section, Share
 
 
 class FeaturesConfig(Section):
@@ -205,3 +143,208 @@ class LossConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     smoothing: Fraction = 0.1
     gather_grad: Literal["anchor", "full"] = "anchor"
+
+
+class QFormerConfig(Section):
+    """Sizes of the Q-Former; the defaults are BERT-base with 32 queries over ViT-g (BLIP-2, section 3.1).
+
+    Attributes:
+        cross_attention_every: cross-attention stands in layers 0, n, 2n, ...
+        encoder_width: D, width of the image tokens.
+        vocab_size: BERT's 30,522 words and `[DEC]`.
+    """
+
+    hidden_size: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    intermediate_size: Positive = 3072
+    queries: Positive = 32
+    cross_attention_every: Positive = 2
+    encoder_width: Positive = 1408
+    vocab_size: Positive = 30523
+    max_positions: Positive = 512
+    dropout: Fraction = 0.1
+    layer_norm_eps: Epsilon = 1e-12
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"qformer.hidden_size {self.hidden_size} does not divide into {self.heads} heads; change one of them"
+            )
+        return self
+
+
+class LLMConfig(Section):
+    """The frozen language model of stage two.
+
+    Attributes:
+        path: folder or hub id of a causal (OPT, Llama, Qwen, ...) or encoder-decoder (T5, Flan-T5) model.
+        prompt: put in front of every caption; a causal model is not trained on it.
+        max_tokens: texts are cut here.
+        dtype, quantize: how its weights are stored: `auto` is as in its files; docs/quantization.md.
+        erf_gelu: a T5's gated GELU is computed with erf, as in the original; false is as its configuration says.
+        dropout: leave the LLM's own dropout active in training, as the original does by accident.
+        visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
+            words, and those of a T5 are large.
+        lora: train low-rank adapters of its layers, too; without them it stays as it is.
+    """
+
+    path: Named
+    prompt: str = ""
+    max_tokens: Positive = 32
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    erf_gelu: bool = True
+    dropout: bool = False
+    visual_scale: Annotated[float, Field(gt=0)] = 1.0
+    lora: LoraConfig | None = None
+
+
+class DataConfig(Section):
+    """Where samples come from and what is done to them.
+
+    Attributes:
+        train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
+            optional.
+        features: folder of a store of image tokens, or `path`, `crops` and `dtype` of one; training reads images itself
+            by default.
+        batch: B, samples of one step of one process (before accumulation).
+        workers: processes that decode images; 0 decodes in the training process.
+        crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
+        flip: probability of a mirrored image. Captions that say left or right want 0.
+        max_bad: more than this share of the last 1,000 samples unusable stops the run.
+        validation_size: at most so many validation samples are used during training.
+    """
+
+    train: Choice
+    validation: Choice | None = None
+    features: FeaturesConfig | None = None
+    batch: Positive = 64
+    workers: Count = 0
+    crop: tuple[Fraction, Fraction] = (0.5, 1.0)
+    flip: Fraction = 0.5
+    max_bad: Fraction = 0.2
+    validation_size: Positive = 500
+
+    @model_validator(mode="after")
+    def _crop_range(self) -> Self:
+        if not 0 < self.crop[0] <= self.crop[1]:
+            raise ValueError(
+                f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
+            )
+        if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
+            raise ValueError(
+                f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
+                "all would be the same; leave crops out"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation; the defaults are the paper's (section 3.4 and appendix).
+
+    Attributes:
+        steps: optimizer steps in all.
+        accumulate: batches per optimizer step.
+        chunk: of stage one: pairs that pass the model at a time, with the losses and gradients of the whole batch in
+            the memory of so many; 0 is the whole batch at once.
+        fsdp: of several processes each keeps only its share of the frozen layers (FSDP2), which takes time on the way.
+        gradient_checkpointing: layers compute their activations again on the way back instead of keeping them.
+        lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
+        warmup: steps of linear warm-up from `warmup_lr` to `lr`.
+        layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
+        clip: largest gradient norm, 0 for none (the original does not clip).
+        precision: of autocast; weights that are trained stay fp32.
+        validate_every, save_every: steps; 0 is only at the end.
+        keep_last: newest checkpoints to keep. keep_every: those of every so many steps stay, too; 0 is none.
+        rerank: validation of stage one re-ranks this many ITC candidates with ITM.
+    """
+
+    steps: Positive
+    accumulate: Positive = 1
+    chunk: Count = 0
+    fsdp: bool = False
+    gradient_checkpointing: bool = False
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup: Count = 2000
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: Positive = 10
+    validate_every: Count = 1000
+    save_every: Count = 1000
+    keep_last: Positive = 2
+    keep_every: Count = 0
+    rerank: Count = 16
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup >= self.steps:
+            raise ValueError(
+                f"train.warmup {self.warmup} is not below train.steps {self.steps}; lower the one or raise the other"
+            )
+        return self
+
+
+class Config(Section):
+    """A whole run. See the sections for what each key means.
+
+    Attributes:
+        stage: what is trained: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
+        run: folder for everything that the run writes.
+        init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
+        vision_norm_eps: of the LayerNorm behind the encoder; BLIP-2 of transformers has 1e-6.
+        question: of stage two: the Q-Former reads the question, too; by default the language model alone does.
+    """
+
+    stage: Literal["vision", "language", "stage1", "stage2"]
+    run: Named
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    init: Named | None = None
+    vision: Choice = Choice(name="eva")
+    freeze_vision: bool = True
+    vision_norm_eps: Epsilon = 1e-5
+    resolution: Choice = Choice(name="fixed")
+    text: TextConfig = TextConfig()
+    qformer: QFormerConfig = QFormerConfig()
+    question: QuestionConfig | None = None
+    loss: LossConfig = LossConfig()
+    llm: LLMConfig | None = None
+    backbone: BackboneConfig | None = None
+    data: DataConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _sections_fit_the_stage(self) -> Self:
+        if self.train.chunk and self.stage != "stage1":
+            raise ValueError(
+                f"train.chunk {self.train.chunk} is for the contrastive loss of stage1; lower data.batch and raise "
+                "train.accumulate instead"
+            )
+        if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
+            why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
+            raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
+        if self.question is not None and self.stage != "stage2":
+            raise ValueError(
+                f"question is for stage2, whose Q-Former reads it for a language model, not for '{self.stage}'; "
+                "leave it out"
+            )
+        if self.stage == "stage2" and self.llm is None:
+            raise ValueError("stage2 needs a language model; add llm.path, a folder or hub id")
+        if self.stage in ("vision", "language"):
+            if self.backbone is None:
+                raise ValueError(f"stage '{self.stage}' needs a backbone section; add backbone.kind")
+            if (self.backbone.kind == "vit") != (self.stage == "vision"):
+                raise ValueError(
+                    f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them"
+                )
+            if self.stage == "vision" and self.backbone.text is None:
+                raise ValueError(
+                    "stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id"
+                )
+        return self

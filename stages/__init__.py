@@ -9,7 +9,7 @@ from qformer import lookup
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qformer.config import Config
+    from qformer.schema import Config
 
 STAGES = {
     "vision": "stages.backbones:train_vision",

@@ -19,19 +19,20 @@ from qformer import lookup
 from qformer.data import sources
 from qformer.data.loader import Batches, Held, Loaded, held_out, usable_captions
 from qformer.data.orders import indices
-from qformer.data.phrases import Phrases
-from qformer.data.stories import Stories
 from qformer.evaluation.retrieval import ORIGINAL, count_equal, recalls, true_pairs
 from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
+from qformer.scenes.phrases import Phrases
+from qformer.scenes.stories import Stories
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
 from stages.loop import fit
 from stages.phrases import PhraseBatches, PhraseTask, Probes
 from stages.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
-    from qformer.config import BackboneConfig, Choice, Config
+    from qformer.config import BackboneConfig, Choice
     from qformer.data.sources import Source
+    from qformer.schema import Config
 
 TOWER = "tower"
 

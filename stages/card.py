@@ -10,7 +10,7 @@ import yaml
 from qformer.files.records import Form, Metrics, read_lines, read_object
 
 if TYPE_CHECKING:
-    from qformer.config import Config
+    from qformer.schema import Config
 
 PROGRESS = ("kind", "step", "lr", "images_per_second")
 USES = {

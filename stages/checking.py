@@ -14,12 +14,12 @@ from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.config import Config, TrainConfig
+    from qformer.schema import Config, TrainConfig
 
 #: What a tower can be trained on beside the sources of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
-    "vision": {"phrases": "qformer.data.phrases:Phrases"},
-    "language": {"stories": "qformer.data.stories:Stories"},
+    "vision": {"phrases": "qformer.scenes.phrases:Phrases"},
+    "language": {"stories": "qformer.scenes.stories:Stories"},
 }
 
 SHORTEST = 3  # tokens of a text with a word

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import Config
     from qformer.data.features import Views
     from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
 SHARD_BYTES, SHARD_SAMPLES = 128 << 20, 1000  # at most; so much is lost at a kill

@@ -28,7 +28,7 @@ from qformer.types import UsageError
 from stages.card import card
 
 if TYPE_CHECKING:
-    from qformer.config import Config
+    from qformer.schema import Config
 
 Form = Literal["qformer", "transformers"]
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from qformer.config import TrainConfig
     from qformer.model.loading import Bridge
+    from qformer.schema import TrainConfig
     from qformer.types import Batch
 
 PARTS = {

@@ -26,12 +26,13 @@ from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
 from qformer import checkpoint, compat, distributed
-from qformer.config import Config, dump_config
+from qformer.config import dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.files.records import append_record
 from qformer.model.chunked import chunked_step
 from qformer.model.recompute import recompute_layers
 from qformer.progress import Bar
+from qformer.schema import Config
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
 from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped

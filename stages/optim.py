@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from qformer.config import TrainConfig
+    from qformer.schema import TrainConfig
 
 ENCODER = "frontend.encoder."
 ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # of EVA, CLIP, transformers

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qformer.data.loader import Loaded
-from qformer.data.phrases import VALUES, Phrases, Told, matches, phrase
-from qformer.data.scenes import Scenes, draw
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
+from qformer.scenes.phrases import VALUES, Phrases, Told, matches, phrase
+from qformer.scenes.scenes import Scenes, draw
 from qformer.types import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qformer.data.scene_text import Scene
     from qformer.mini import ContrastiveViT
+    from qformer.scenes.text import Scene
 
 FITTED = 3000  # scenes that a probe is fitted on
 GROUP = 100  # pictures that pass the ViT at a time

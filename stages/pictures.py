@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import Config
+    from qformer.schema import Config
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

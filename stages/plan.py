@@ -33,8 +33,8 @@ from stages.stage2 import inherit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qformer.config import Config
     from qformer.model.loading import Bridge
+    from qformer.schema import Config
     from stages.ledger import Step
 
 MOST_GPUS = 1_000_000

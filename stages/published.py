@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformer import distributed
-from qformer.config import QFormerConfig
+from qformer.schema import QFormerConfig
 
 if TYPE_CHECKING:
-    from qformer.config import Config
+    from qformer.schema import Config
 
 PAIRS, BATCH = 4_600_000, 1024
 #: Sum of ITC, ITM and ITG: at these steps, and on the mean of each epoch.

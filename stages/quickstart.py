@@ -23,12 +23,12 @@ from rich.table import Table
 import stages
 from qformer import load
 from qformer.config import by_prefix, load_config
-from qformer.data.scenes import Scenes
 from qformer.evaluation import retrieval
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import build_image_text
 from qformer.model.prompts import vqa_preset
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.scenes.scenes import Scenes
 from stages import report, zero_shot
 from stages.checking import check
 from stages.loop import console
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from qformer.config import Config
     from qformer.data.loader import Held
+    from qformer.schema import Config
 
 CANDIDATES = 16
 LOG = "beside.log"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import Config
     from qformer.model.loading import Bridge
+    from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
 PICTURE = (3, 480, 640)

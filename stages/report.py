@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from qformer.data.scenes import Scenes, draw
+from qformer.scenes.scenes import Scenes, draw
 from stages import sheet
 from stages.sheet import picture, table
 from stages.zero_shot import SIZE, UNSEEN
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.loader import Held
-    from qformer.data.scene_text import Scene
     from qformer.evaluation.retrieval import Scores
+    from qformer.scenes.text import Scene
     from stages.quickstart import Seen
 
 QUERIES, BEST, SHOWN = 6, 5, 12

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from qformer import lookup, vision
-from qformer.config import QFormerConfig
 from qformer.files import pretrained
 from qformer.model.sizes import BERT_SIZES, KNOWN
+from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.config import Config
+    from qformer.schema import Config
 
 WIDTHS = ("word_embed_proj_dim", "d_model", "hidden_size", "n_embd")  # of input embeddings; the first that is there
 

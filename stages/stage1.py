@@ -19,8 +19,8 @@ from stages.loop import fit
 if TYPE_CHECKING:
     from torch import nn
 
-    from qformer.config import Config
     from qformer.model.image_text import ImageTextModel
+    from qformer.schema import Config
 
 
 def train(config: Config) -> Path:

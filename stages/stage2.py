@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qformer.checkpoint import Checkpoint
-    from qformer.config import Config, QuestionConfig
+    from qformer.config import QuestionConfig
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.schema import Config
 
 SHOWN = 5
 PICTURE = (640, 480)  # whose visual tokens a text must find room behind

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qformer.config import BackboneConfig
-    from qformer.data.stories import Stories, Story
+    from qformer.scenes.stories import Stories, Story
 
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, of which several would be right
 BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from qformer.data.scenes import GROUND, KINDS, Scenes
+from qformer.scenes.scenes import GROUND, KINDS, Scenes
 
 if TYPE_CHECKING:
-    from qformer.data.scene_text import Scene
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.scenes.text import Scene
 
 # Scenes like those of training, and scenes with combinations that training never shows.
 UNSEEN: Literal["val"] = "val"

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from qformer import vision
 from qformer.cleaning import clean_caption, clean_question
-from qformer.config import QFormerConfig, TrainConfig
 from qformer.evaluation import vqa
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.names import POSITION_IDS, REPEATED
+from qformer.schema import QFormerConfig, TrainConfig
 from qformer.vision.base import resize_positions
 from stages.optim import learning_rate
 from tests.golden.golden import HERE, close, our_names

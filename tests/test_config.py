@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qformer.config import Config, anchor, dump_config, load_config, parse_config
+from qformer.config import anchor, dump_config, load_config, parse_config
+from qformer.schema import Config
 from qformer.types import UsageError
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from demo import limits
 from qformer import images
-from qformer.config import DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches
 from qformer.images import read_head, read_image
 from qformer.resolution.fixed import Fixed
 from qformer.retrieval.search import Retriever
+from qformer.schema import DataConfig
 from stages import filtered
 from tests.data.making import encoded, jsonl, tar
 from tests.retrieval.photos import gallery, index, model_of_tiles

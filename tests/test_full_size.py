@@ -12,12 +12,12 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
 from qformer import convert, vision
-from qformer.config import QFormerConfig
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import trained_tensors
 from qformer.model.qformer import QFormer
 from qformer.names import bridge_rows, clip_names
+from qformer.schema import QFormerConfig
 from qformer.vision.base import resize_positions
 from tests.golden.golden import HERE
 

@@ -15,10 +15,10 @@ import pandas
 import pytest
 
 from qformer import identity
-from qformer.config import DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches
 from qformer.resolution.fixed import Fixed
+from qformer.schema import DataConfig
 from qformer.types import BadSample, Sample, same_image
 from tests.data.making import encoded, jsonl, photo, tar
 

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import trial_set as trials
 from benchmarks.trial_set import Asked
-from qformer.data.scene_text import NUMBERS, Scene, SceneObject, questions
-from qformer.data.scenes import Scenes
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import NUMBERS, Scene, SceneObject, questions
 from qformer.types import Tiles
 from stages.zero_shot import SIZE, UNSEEN
 

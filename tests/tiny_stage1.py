@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.config import LossConfig, QFormerConfig
+from qformer.config import LossConfig
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.resolution.base import ResolutionStrategy, cut_all
+from qformer.schema import QFormerConfig
 from qformer.types import Batch, Plan, Tile
 from qformer.vision.base import VisionEncoder
 from tests.tiny import CAPTIONS, tiny_tokenizer

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from qformer.config import Config, parse_config
+from qformer.config import parse_config
+from qformer.schema import Config
 from tests.tiny import CAPTIONS, save_tiny_llm, tiny_tokenizer
 
 if TYPE_CHECKING:

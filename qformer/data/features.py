@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import DataConfig
     from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.schema import DataConfig
 
 MANIFEST = "store.json"
 NO_FILE = (0, 0, 0)

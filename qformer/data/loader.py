@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.config import DataConfig
     from qformer.data.features import FeatureStore
     from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.schema import DataConfig
 
 REPLACEMENTS = 50  # tries for one place in a batch; with a fifth of all samples bad, 50 misses do not happen
 WINDOW = 1000

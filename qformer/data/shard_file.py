@@ -15,9 +15,9 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from qformer.fields import Count, Positive
 from qformer.files import soundness
 from qformer.files.records import Form
-from qformer.schema import Count, Positive
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -38,7 +38,7 @@ SOURCES: dict[str, Any] = {
     "vqa": "qformer.data.questions:Vqa",
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
-    "scenes": "qformer.data.scenes:Scenes",
+    "scenes": "qformer.scenes.scenes:Scenes",
     "mix": "qformer.data.sources:Mix",
 }
 DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open nothing when they are made

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from qformer.schema import Packing
+    from qformer.fields import Packing
 
 MOST = 127
 SMALLEST = 2.0**-24  # above zero that fp16 has

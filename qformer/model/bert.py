@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.config import QFormerConfig
+from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
 Mode = Literal["unimodal", "bidirectional", "causal"]

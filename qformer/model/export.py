@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from qformer import checkpoint, convert
-from qformer.config import Choice, LLMConfig, dump_config
+from qformer.config import Choice, dump_config
 from qformer.convert import FAMILIES, Parts
 from qformer.files import pretrained
 from qformer.files.pretrained import configuration
@@ -39,6 +39,7 @@ from qformer.model.foreign import (
 from qformer.model.llm_loading import load_language_model, wrap_language_model
 from qformer.model.loading import ENCODER, LLM, load_trained, read_tokenizer
 from qformer.resolution.fixed import Fixed
+from qformer.schema import LLMConfig
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
 from qformer.vision.options import EvaConfig

@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from qformer import checkpoint, convert, vision
-from qformer.config import Config, LossConfig, parse_config
+from qformer.config import LossConfig, parse_config
 from qformer.files import pretrained, releases
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import read_tensors, refuse
 from qformer.model.fitting import refuse_unfit
 from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
 from qformer.model.loading import CAPTIONING, DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
+from qformer.schema import Config
 from qformer.types import UsageError
 from qformer.vision.options import ClipConfig, EvaConfig
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
 from qformer import checkpoint, devices, lookup, resolution, vision
-from qformer.config import Config, QFormerConfig
 from qformer.files import pretrained
 from qformer.model import lora
 from qformer.model.connectors import QFormerConnector, QuestionConnector
@@ -20,6 +19,7 @@ from qformer.model.qformer import QFormer
 from qformer.model.quantize import check
 from qformer.model.sizes import BERT_SIZES
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.schema import Config, QFormerConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from qformer.vision.hf import HFVisionEncoder
 from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
-    from qformer.config import Config
     from qformer.model.llm import LanguageModel
     from qformer.model.loading import Bridge
+    from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
 WORD = "word"

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.config import QFormerConfig
 from qformer.model.bert import Attention, Embeddings, FeedForward, LMHead, Mode, attention_mask, bert_weights
+from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

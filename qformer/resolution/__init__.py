@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from qformer import lookup
 
 if TYPE_CHECKING:
+    from qformer.fields import Choice
     from qformer.resolution.base import ResolutionStrategy
-    from qformer.schema import Choice
 
 STRATEGIES: dict[str, Any] = {
     "fixed": "qformer.resolution.fixed:Fixed",

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from qformer import lookup
 from qformer.data import sources
-from qformer.schema import Choice, Packing
+from qformer.fields import Choice, Packing
 from qformer.trust import CALLED, judge, reading
 from qformer.types import UsageError
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.sources import Source
+    from qformer.fields import Packing
     from qformer.model.frontend import Encoded
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.gallery import Gallery
-    from qformer.schema import Packing
     from qformer.types import Sample
 
 SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model

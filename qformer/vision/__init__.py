@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qformer import lookup
 
 if TYPE_CHECKING:
-    from qformer.schema import Choice
+    from qformer.fields import Choice
     from qformer.vision.base import VisionEncoder
 
 ENCODERS: dict[str, Any] = {

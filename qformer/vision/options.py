@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qformer.schema import Epsilon, Positive
+from qformer.fields import Epsilon, Positive
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import pandas
 import pytest
 from PIL import Image
 
-from qformer.config import DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches
 from qformer.images import read_image
 from qformer.resolution.fixed import Fixed
+from qformer.schema import DataConfig
 from tests.data.making import account, encoded, jsonl, photo, tar
 from tests.tiny import tiny_tokenizer
 

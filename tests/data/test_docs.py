@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from qformer import lookup
-from qformer.config import DataConfig
 from qformer.data import sources
 from qformer.data.loader import usable_captions
 from qformer.data.orders import indices
 from qformer.images import read_image
+from qformer.schema import DataConfig
 from qformer.types import BadSample
 from tests.data.making import encoded, jsonl, photo, shard, tar
 

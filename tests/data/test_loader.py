@@ -14,10 +14,10 @@ import torch
 from torch._utils import ExceptionWrapper
 
 from qformer import distributed
-from qformer.config import DataConfig
 from qformer.data import sources
 from qformer.data.loader import Batches, Loaded, Skipped, draw_texts, held_out, training_batches
 from qformer.resolution.fixed import Fixed
+from qformer.schema import DataConfig
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError, same_image
 from tests.data.making import jsonl, photo
 

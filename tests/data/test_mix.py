@@ -11,11 +11,12 @@ import numpy as np
 import pandas
 import pytest
 
-from qformer.config import Choice, DataConfig
+from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, held_out, training_batches
 from qformer.data.orders import indices
 from qformer.resolution.fixed import Fixed
+from qformer.schema import DataConfig
 from qformer.types import Sample, UsageError
 from tests.data.making import encoded, jsonl, photo, shard
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qformer.data.phrases import VALUES, Phrases, matches, phrase, tell
-from qformer.data.scene_text import SceneObject, held_out
-from qformer.data.scenes import Scenes
+from qformer.scenes.phrases import VALUES, Phrases, matches, phrase, tell
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import SceneObject, held_out
 from qformer.types import UsageError
 
 PICTURES = [Phrases(seed=3)[index] for index in range(150)]

@@ -15,9 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qformer.data.scene_text import COLOURS, POSITIONS, SHAPES, WORDS
-from qformer.data.scenes import KINDS, RGB, Question, Scene, SceneObject, Scenes, captions, description, draw, questions
 from qformer.lookup import build
+from qformer.scenes.scenes import (
+    KINDS,
+    RGB,
+    Question,
+    Scene,
+    SceneObject,
+    Scenes,
+    captions,
+    description,
+    draw,
+    questions,
+)
+from qformer.scenes.text import COLOURS, POSITIONS, SHAPES, WORDS
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -383,7 +394,7 @@ def test_the_vocabulary_is_small_and_plain():
 
 
 def test_the_source_is_built_from_a_configuration():
-    table = {"scenes": "qformer.data.scenes:Scenes"}
+    table = {"scenes": "qformer.scenes.scenes:Scenes"}
     source = build(table, "scenes", {"split": "val", "size": [64, 48], "seed": "3"}, "data")
     assert source == Scenes("val", size=(64, 48), seed=3)
     assert source[0].image.shape == (48, 64, 3)

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from qformer.data.scene_text import WORDS, Question
-from qformer.data.scenes import Scenes
-from qformer.data.stories import RUN, SELF_ASK, STATEMENTS, TASKS, Stories, statement
 from qformer.model.prompts import vqa_prompt
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.stories import RUN, SELF_ASK, STATEMENTS, TASKS, Stories, statement
+from qformer.scenes.text import WORDS, Question
 
 COUNT = 400
 

@@ -12,8 +12,8 @@ from PIL import Image
 import stages
 from demo import app, backend, server
 from qformer.config import load_config
-from qformer.data.scenes import Scenes
 from qformer.model.loading import load_vision_language
+from qformer.scenes.scenes import Scenes
 from stages.gallery import index
 from tests.demo.visitor import Visitor
 

@@ -16,9 +16,9 @@ from PIL import Image
 from demo import backend, finding, markup
 from demo.backend import Decoding
 from demo.transcript import Turn, as_html, as_json
-from qformer.data.scenes import Scenes
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.scenes.scenes import Scenes
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

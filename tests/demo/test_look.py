@@ -15,13 +15,13 @@ from PIL import Image
 
 from benchmarks import look as benchmark
 from demo import drawing, look
-from qformer.data.scene_text import KINDS
-from qformer.data.scenes import Scenes
 from qformer.model import lora
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import load_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import KINDS
 from qformer.types import Plan, Tile, UsageError
 from tests.model.test_questions import build
 from tests.tiny_stage1 import QUERIES, Views, tiny_model

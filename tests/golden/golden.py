@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from qformer import convert, vision
-from qformer.config import LossConfig, QFormerConfig
+from qformer.config import LossConfig
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.names import Stage, bridge_rows, eva_rows
+from qformer.schema import QFormerConfig
 from qformer.types import Tiles
 from qformer.vision.base import VisionEncoder
 from tests.golden import vocabulary

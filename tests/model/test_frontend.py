@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qformer.config import QFormerConfig
 from qformer.model.connectors import QFormerConnector
 from qformer.model.frontend import FrontEnd, join_tiles
 from qformer.model.qformer import QFormer
 from qformer.resolution.base import ResolutionStrategy, cut_all
+from qformer.schema import QFormerConfig
 from qformer.types import Plan, Tile, Tiles, UsageError
 from qformer.vision.base import VisionEncoder
 

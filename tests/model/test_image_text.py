@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from qformer.config import LossConfig, QFormerConfig
+from qformer.config import LossConfig
 from qformer.evaluation import retrieval
 from qformer.model.frontend import join_tiles
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.resolution.base import ResolutionStrategy, cut_all
+from qformer.schema import QFormerConfig
 from qformer.types import Batch, Plan, Tile, Tiles, Tokens
 from qformer.vision.base import VisionEncoder
 from tests.tiny import CAPTIONS, tiny_tokenizer

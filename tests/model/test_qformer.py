@@ -9,9 +9,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
-from qformer.config import QFormerConfig
 from qformer.model.bert import attention_mask, bert_weights
 from qformer.model.qformer import QFormer
+from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 from tests.tiny import tiny_tokenizer
 

@@ -24,10 +24,11 @@ from PIL import Image
 
 import stages
 from qformer import cli
-from qformer.config import Choice, DataConfig
+from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.loader import Batches, cleaned
 from qformer.resolution.fixed import Fixed
+from qformer.schema import DataConfig
 from qformer.types import UsageError
 from stages import capfilt as module
 from stages import filtered

@@ -14,7 +14,7 @@ import pytest
 import stages
 from qformer.config import load_config
 from qformer.data import sources
-from qformer.schema import read_from
+from qformer.fields import read_from
 from qformer.types import UsageError
 from stages.capfilt import choose_data
 from stages.checking import check

@@ -21,12 +21,13 @@ from transformers import (
 import qformer
 import stages
 from qformer import checkpoint, vision
-from qformer.config import Choice, Config
+from qformer.config import Choice
 from qformer.files import pretrained
 from qformer.files.tensors import read_tensors
 from qformer.model.export import Form, convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.schema import Config
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from tests.tiny import CAPTIONS, save_tiny_llm

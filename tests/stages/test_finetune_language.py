@@ -16,13 +16,14 @@ import torch
 import qformer
 import stages
 from qformer import checkpoint, vision
-from qformer.config import Choice, Config, load_config, parse_config
+from qformer.config import Choice, load_config, parse_config
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.connectors import QuestionConnector
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
 from qformer.model.loading import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.schema import Config
 from qformer.types import Batch, UsageError
 from tests.processes import together
 from tests.workspace import config, make_workspace

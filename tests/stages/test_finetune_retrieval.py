@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 import stages
 from qformer import checkpoint, vision
-from qformer.config import Choice, Config, load_config
+from qformer.config import Choice, load_config
 from qformer.model.loading import build_image_text, start_from
+from qformer.schema import Config
 from tests.workspace import config, make_workspace
 
 EVA = {"width": 16, "depth": 3, "heads": 2, "mlp_hidden": 24}

@@ -12,7 +12,7 @@ from torch import nn
 import qformer
 import stages
 from qformer import checkpoint, vision
-from qformer.config import Config
+from qformer.schema import Config
 from qformer.vision.options import ClipConfig, EvaConfig
 from tests.workspace import config, make_workspace
 

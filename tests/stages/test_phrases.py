@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 import stages
 from qformer.config import BackboneConfig, parse_config
-from qformer.data.phrases import VALUES, Phrases, phrase
-from qformer.data.scenes import Scenes, draw
 from qformer.mini import ContrastiveViT, build_language_model, train_tokenizer
+from qformer.scenes.phrases import VALUES, Phrases, phrase
+from qformer.scenes.scenes import Scenes, draw
 from qformer.types import UsageError
 from qformer.vision import build
 from stages.phrases import PhraseBatches, PhraseTask, cells, linear_probe, probe_features

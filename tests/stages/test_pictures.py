@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from qformer.config import Config, load_config
+from qformer.config import load_config
+from qformer.schema import Config
 from stages import pictures, published
 
 

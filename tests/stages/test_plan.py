@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stages
 from qformer import distributed, vision
-from qformer.config import Config, load_config, parse_config
+from qformer.config import load_config, parse_config
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.model.outline import outline
 from qformer.model.qformer import QFormer
+from qformer.schema import Config
 from qformer.types import Batch, Tiles, Tokens, UsageError
 from stages import hardware
 from stages import plan as planning

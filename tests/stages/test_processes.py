@@ -16,8 +16,8 @@ import yaml
 
 import stages
 from qformer import checkpoint, distributed
-from qformer.config import Config
 from qformer.data.loader import ENDING, Batches, Loaded
+from qformer.schema import Config
 from qformer.types import UsageError
 from stages import stage1, stage2
 from tests.processes import together

@@ -22,9 +22,9 @@ import yaml
 
 import stages
 from qformer import checkpoint
-from qformer.config import Config
 from qformer.data.loader import ENDING, Batches, Loaded
 from qformer.model.loading import build_image_text
+from qformer.schema import Config
 from qformer.types import UsageError
 from stages import loop, resume, stage1
 from stages.optim import adamw

@@ -12,8 +12,8 @@ import torch
 import stages
 from qformer import checkpoint
 from qformer.config import BackboneConfig, parse_config
-from qformer.data.stories import Stories, Story
 from qformer.model.llm_loading import load_language_model
+from qformer.scenes.stories import Stories, Story
 from qformer.types import Batch, Tiles, UsageError
 from stages.stories import StoryBatches, StoryTask, answered
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qformer.data.scenes import Scenes
+from qformer.scenes.scenes import Scenes
 from stages.zero_shot import BlindScenes, Reply, Told, accuracy, majority
 
 

@@ -2,7 +2,7 @@
 
 `Scenes` yields `Sample`s as any other source does, and gives the `Scene` behind each, so that what a model sees can
 be checked against what is there. Training, validation and test pictures never coincide; a test picture always holds
-a combination of shapes, colours and relations that no training picture holds (`qformer.data.scene_text` has the rule).
+a combination of shapes, colours and relations that no training picture holds (`qformer.scenes.text` has the rule).
 
 The captions speak of left and right and the pictures hold words: do not flip them as an augmentation.
 """
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from qformer.data.scene_text import (
+from qformer.scenes.text import (
     GROUPINGS,
     KINDS,
     PAIRS,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from qformer.data.scene_text import (
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import (
     COLOURS,
     NUMBERS,
     POSITIONS,
@@ -25,12 +26,11 @@ from qformer.data.scene_text import (
     pick,
     questions,
 )
-from qformer.data.scenes import Scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qformer.data.scene_text import Scene
+    from qformer.scenes.text import Scene
 
 TEMPLATES = ("Question: {} Answer:", "Question: {} Short answer:")
 SELF_ASK = "Ask a question about the picture. Question:"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qformer.data.scene_text import COLOURS, POSITIONS, SHAPES, SIZES, WORDS, Scene, SceneObject
-from qformer.data.scenes import Scenes
+from qformer.scenes.scenes import Scenes
+from qformer.scenes.text import COLOURS, POSITIONS, SHAPES, SIZES, WORDS, Scene, SceneObject
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Drawn scenes: worlds of shapes and words, the texts about them, and stories for language models."""
