@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 import qformer
-from qformer.data import sources
+from qformer.data import base, sources
+from qformer.data.arguments import pairs
 from qformer.evaluation.few_shot import SHOTS, few_shot
-from stages.evaluate import pairs
 from stages.zero_shot import SIZE
 
 
-def source(words: list[str] | None, split: str, count: int) -> sources.Source:
+def source(words: list[str] | None, split: str, count: int) -> base.Source:
     scenes: dict[str, Any] = {"name": "scenes", "split": split, "size": SIZE, "count": count, "questions": True}
     options = scenes if words is None else pairs(words)
     return sources.build(str(options.pop("name", "jsonl")), **options)

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from qformer import load
 from qformer.data import sources
-from qformer.data.loader import held_out
+from qformer.data.held_out import held_out
 from qformer.retrieval.gallery import Entry, Gallery, Place
 from qformer.retrieval.reading import embed_captions
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
 from qformer import checkpoint
-from qformer.cleaning import clean_question
+from qformer.data.texts import clean_question
 from qformer.lookup import find
 from qformer.model.decoding import GenerateConfig
 from qformer.model.image_text import ImageTextModel

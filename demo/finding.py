@@ -16,7 +16,7 @@ from demo import look
 from demo.backend import answer, picture_of, prepare
 from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text
 from qformer import resolution
-from qformer.cleaning import clean_caption
+from qformer.data.texts import clean_caption
 from qformer.evaluation.choice import choice_losses
 from qformer.lookup import find
 from qformer.types import BadSample, UsageError

@@ -15,8 +15,8 @@ from stages import sheet
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qformer.data.benchmark import Listed
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
+    from qformer.data.held_out import Listed
     from qformer.evaluation.benchmarks import Item, Measured
 
 EACH = 12  # samples of a kind

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer import lookup
-from qformer.cleaning import clean_question
+from qformer.data.texts import clean_question
 from qformer.files.records import to_json
 from qformer.images import read_image, shown
 from qformer.images.formats import SUFFIXES, UNREAD

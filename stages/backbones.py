@@ -17,8 +17,10 @@ from torch.utils.data import Dataset
 
 from qformer import lookup
 from qformer.data import sources
-from qformer.data.loader import Batches, Held, Loaded, held_out, usable_captions
-from qformer.data.orders import indices
+from qformer.data.base import indices
+from qformer.data.held_out import Held, held_out
+from qformer.data.loader import Batches, Loaded
+from qformer.data.texts import usable_captions
 from qformer.evaluation.retrieval import ORIGINAL, count_equal, recalls, true_pairs
 from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
@@ -31,7 +33,7 @@ from stages.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
     from qformer.config import BackboneConfig, Choice
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.schema import Config
 
 TOWER = "tower"

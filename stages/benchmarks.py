@@ -17,8 +17,9 @@ from rich.table import Table
 
 from qformer import distributed
 from qformer.data import sources
-from qformer.data.benchmark import Listed, read_groups
-from qformer.data.orders import indices
+from qformer.data.arguments import pairs
+from qformer.data.base import indices
+from qformer.data.held_out import Listed, read_groups
 from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, predict, submission
 from qformer.evaluation.caption import require_scorers
 from qformer.evaluation.lemmas import load_lemmatizer
@@ -29,11 +30,11 @@ from qformer.model.prompts import PRESETS
 from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
 from stages import answers
-from stages.evaluate import Settings, autocast, own_device, pairs, print_skipped, writable
+from stages.evaluate import Settings, autocast, own_device, print_skipped, writable
 from stages.loop import console
 
 if TYPE_CHECKING:
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Tiles
 

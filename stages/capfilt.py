@@ -29,27 +29,25 @@ import numpy as np
 import torch
 
 from qformer import checkpoint, devices, distributed
-from qformer.cleaning import without_mangled
-from qformer.config import Choice, load_config
 from qformer.data import sources
-from qformer.data.loader import cleaned
-from qformer.data.orders import indices
+from qformer.data.arguments import open_data
+from qformer.data.base import indices
+from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object
 from qformer.images import read_image
-from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
 from qformer.progress import Bar
 from qformer.types import BadSample, UsageError
-from stages.evaluate import AUTOCAST, pairs
+from stages.evaluate import AUTOCAST
 from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
 from stages.resume import console
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.model.capfilt import Captioner, Ranker
     from qformer.types import Sample
 
@@ -307,39 +305,6 @@ def _total(source: Source, size: int, number: int, of: int) -> int | None:
         return None
     count = len(source)
     return sum(min(size, count - first) for first in range(number * size, count, of * size))
-
-
-def open_data(words: Sequence[str], output: Path) -> Source:
-    """The source that `choose_data` names. Raises UsageError: it cannot be used."""
-    return sources.for_run(choose_data(words), str(output))
-
-
-def choose_data(words: Sequence[str]) -> Choice:
-    """A folder, a file of JSON lines, tars, the `data.train` of a configuration, or options of a source as `key=value`.
-
-    Raises:
-        UsageError: nothing of these, or options that the source does not have.
-    """
-    first = words[0]
-    key, equals, _ = first.partition("=")
-    if len(words) > 1 or (equals and key.isidentifier() and not Path(first).exists()):
-        named = {"name": "jsonl"} | pairs(list(words))
-    elif first.startswith("pipe:") or "://" in first or ".tar" in first:
-        named = {"name": "webdataset", "path": first}
-    elif first.endswith((".yaml", ".yml")):
-        named = load_config(first).data.train.model_dump()
-    elif Path(first).is_dir():
-        tars = any(Path(first).glob("*.tar"))
-        named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
-    elif first.lower().endswith(tuple(SUFFIXES | UNREAD)):
-        raise UsageError(
-            f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines"
-        )
-    else:
-        named = {"name": "jsonl", "path": first}
-    choice = Choice(**named)
-    sources.check(choice.name, choice.options)
-    return choice
 
 
 def _settle(settings: Settings, output: Path, source: Source) -> Settings:

@@ -7,7 +7,6 @@ torchrun share the work and give the numbers of one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from contextlib import nullcontext
@@ -17,13 +16,13 @@ from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from rich.filesize import decimal
 from rich.table import Table
 
 from qformer import distributed, load
 from qformer.data import sources
-from qformer.data.benchmark import Listed, list_images, read_groups
+from qformer.data.arguments import pairs
+from qformer.data.held_out import Listed, list_images, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import BENCHMARKS
 from qformer.model.image_text import ImageTextModel
@@ -33,7 +32,7 @@ from stages import hits
 from stages.loop import console
 
 if TYPE_CHECKING:
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
@@ -225,23 +224,3 @@ def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[s
             plain = kind.removesuffix(retrieval.ORIGINAL)
             rows.append([KINDS[plain] if plain == kind else f"{KINDS[plain]}, original", told, *percent, *places])
     return head, rows
-
-
-def pairs(words: list[str]) -> dict[str, Any]:
-    """Options of a data source, written as `key=value`; values are YAML.
-
-    Raises:
-        UsageError: something else.
-    """
-    return dict(map(_pair, words))
-
-
-def _pair(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError:
-        equals = ""
-    if not equals:
-        raise UsageError(f"'{text}' is not an option of the data source; write key=value, such as path=captions.jsonl")
-    return key, os.path.expanduser(read) if isinstance(read, str) and read.startswith("~/") else read

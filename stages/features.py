@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from qformer.data.base import Source
     from qformer.data.features import Views
-    from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder

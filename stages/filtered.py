@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
 
 FORMS = {"jsonl": ".jsonl", "webdataset": ".tar"}
 ORIGINS = ("own", "original")

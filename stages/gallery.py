@@ -20,6 +20,7 @@ from rich.text import Text
 
 from qformer import distributed, load, lookup
 from qformer.data import sources
+from qformer.data.arguments import choose_data
 from qformer.files.records import to_json
 from qformer.images import read_image
 from qformer.images import shown as shortened
@@ -33,14 +34,13 @@ from qformer.retrieval.search import Hit, Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
 from stages import sheet
-from stages.capfilt import choose_data
 from stages.filtered import writing
 from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.retrieval.index import Tally
 
 LOCAL = ("path", "images")  # options of a source that name files

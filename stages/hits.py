@@ -20,8 +20,8 @@ from stages.sheet import Card
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qformer.data.benchmark import Listed
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
+    from qformer.data.held_out import Listed
 
 BEST, EACH = 6, 3  # hits of a query, queries of a kind
 #: Queries by the place of the right one before and after re-ranking.

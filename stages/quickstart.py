@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from qformer.data.loader import Held
+    from qformer.data.held_out import Held
     from qformer.schema import Config
 
 CANDIDATES = 16

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.data.loader import Held
+    from qformer.data.held_out import Held
     from qformer.evaluation.retrieval import Scores
     from qformer.scenes.text import Scene
     from stages.quickstart import Seen

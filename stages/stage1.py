@@ -9,7 +9,9 @@ import numpy as np
 
 from qformer import checkpoint, resolution
 from qformer.data import sources
-from qformer.data.loader import Batches, Held, answers_of, held_out
+from qformer.data.held_out import Held, held_out
+from qformer.data.loader import Batches
+from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
 from qformer.model.loading import build_image_text, start_from
 from qformer.types import Batch, UsageError

@@ -11,7 +11,9 @@ import torch
 from qformer import checkpoint, distributed, resolution
 from qformer.config import Choice
 from qformer.data import sources
-from qformer.data.loader import Batches, Held, answers_of
+from qformer.data.held_out import Held
+from qformer.data.loader import Batches
+from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.abilities import require_training
 from qformer.model.connectors import QuestionConnector

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from qformer import vision
-from qformer.cleaning import clean_caption, clean_question
+from qformer.data.texts import clean_caption, clean_question
 from qformer.evaluation import vqa
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qformer.cleaning import decode_text, encoding_of, is_mangled, lines_of, without_mangled
+from qformer.data.encodings import decode_text, encoding_of, lines_of
+from qformer.data.texts import is_mangled, without_mangled
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformer.cleaning import decode_text
+from qformer.data.encodings import decode_text
 from qformer.identity import of_path, plain_id
 
 if TYPE_CHECKING:

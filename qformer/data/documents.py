@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from qformer.cleaning import decode_text
+from qformer.data.encodings import decode_text
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import DataConfig
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformer.cleaning import decode_text, lines_of
+from qformer.data.encodings import decode_text, lines_of
 from qformer.images import read_file
 from qformer.images.formats import SUFFIXES, UNREAD, of_a_system
 from qformer.types import BadSample, LeftOut, Sample, UsageError

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer import trust
-from qformer.cleaning import refuse_utf16
+from qformer.data.base import Order, Seed, Shuffled
 from qformer.data.columns import IMAGES, QUESTION_IDS, Columns, columns_of, id_of
+from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
-from qformer.data.orders import Order, Seed, Shuffled, Windows
+from qformer.data.orders import Windows
 from qformer.data.shards import add_member
 from qformer.data.webdataset import Sharded, open_shards
 from qformer.lookup import nearest

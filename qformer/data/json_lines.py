@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformer import lookup
-from qformer.cleaning import refuse_utf16
 from qformer.data.columns import Columns, columns_of, id_of, read_record
 from qformer.data.documents import BLANK, NOT_JSON, read_document
+from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import expand_local
 from qformer.types import BadSample, Sample, UsageError
 

@@ -21,9 +21,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qformer import distributed
-from qformer.cleaning import clean_caption, clean_question, is_mangled
-from qformer.data.columns import columns_of
-from qformer.data.orders import extent_of, indices, number_of, order_of
+from qformer.data.base import number_of, order_of
+from qformer.data.orders import extent_of
+from qformer.data.texts import (
+    clean_question,
+    draw_texts,
+)
 from qformer.data.transforms import augment
 from qformer.files.records import Form, read_lines, replace_records
 from qformer.images import read_image
@@ -33,10 +36,8 @@ from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import Tensor
-
+    from qformer.data.base import Source
     from qformer.data.features import FeatureStore
-    from qformer.data.sources import Source
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import DataConfig
 
@@ -130,56 +131,6 @@ class Batches(Dataset[Loaded]):
         return cut_all([augment(read_image(sample.image), self.data.crop, self.data.flip, rng)], self.strategy)
 
 
-def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
-    """One of the captions, as `usable_captions` gives them, and one of the answers to the question.
-
-    Each answer is as likely as it was often given (open answers of VQAv2, as in the original). Where there are no
-    captions the answer stands in for one; where nothing is asked it is empty.
-
-    Raises:
-        BadSample: kind `no caption`, nothing is left after cleaning; `no answer`, a question without one; `not utf-8`,
-            characters were lost before the text came here.
-    """
-    if sample.question is not None and any(map(is_mangled, [sample.question, *sample.answers])):
-        raise BadSample("not utf-8", sample.key)
-    answers = answers_of(sample)
-    answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
-    if sample.question is not None and not sample.captions:
-        if not answer:
-            raise BadSample("no answer", _told(sample))
-        return answer, answer
-    captions = usable_captions(sample)
-    return captions[int(rng.integers(len(captions)))], answer
-
-
-def answers_of(sample: Sample) -> list[str]:
-    """What was answered, repetitions kept; nothing where nothing is asked."""
-    return [answer for answer in sample.answers if answer.strip()] if sample.question is not None else []
-
-
-def usable_captions(sample: Sample) -> list[str]:
-    """The captions that can be used, cleaned, behind the prompt of their source.
-
-    Raises:
-        BadSample: kind `no caption`: none has a letter or a digit; `not utf-8`: those that have are mangled.
-    """
-    captions = cleaned(sample.captions)
-    if not captions:
-        raise BadSample("not utf-8" if any(map(is_mangled, sample.captions)) else "no caption", _told(sample))
-    return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
-
-
-def _told(sample: Sample) -> str:
-    """Which record lacks something, and what it has instead."""
-    return f"{sample.key}; {columns_of(sample.facts)}" if sample.facts else sample.key
-
-
-def cleaned(captions: list[str]) -> list[str]:
-    """Those of the captions that are whole and have a letter or a digit, cleaned."""
-    whole = [caption for caption in captions if not is_mangled(caption)]
-    return [clean for clean in map(clean_caption, whole) if any(map(str.isalnum, clean))]
-
-
 class SkippedLine(Form):
     """A line of `skipped.jsonl`."""
 
@@ -271,74 +222,3 @@ def _leave_signals(_worker: int) -> None:
     """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
-
-
-@dataclass
-class Held:
-    """Held-out data, whole: images as tiles in groups, every caption of each image, on however many records they stand.
-
-    Attributes:
-        groups: the tiles of the images, `batch` images each.
-        captions: the captions of each image, as `usable_captions` gives them, or the answers to a question without.
-        samples: the records of the images. skipped: what could not be used.
-    """
-
-    groups: list[Tiles]
-    captions: list[list[str]]
-    samples: list[Sample]
-    skipped: list[dict[str, Any]]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @property
-    def asks(self) -> bool:
-        """Whether all are questions with answers."""
-        return all(map(answers_of, self.samples))
-
-    def questions(self, start: int, stop: int) -> list[str]:
-        """Those of the samples from `start` to `stop`, cleaned."""
-        return [clean_question(sample.question or "") for sample in self.samples[start:stop]]
-
-
-def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> Held:
-    """The first `limit` usable images of a source, not augmented, with all their captions.
-
-    Records of one image are one image, as in `qformer eval`; only questions about it stay apart. It ends where another
-    image than those begins.
-
-    Raises:
-        UsageError: no record can be used.
-    """
-    held = Held([], [], [], [])
-    images: list[Tensor] = []
-    known: dict[str | int, list[str]] = {}  # the captions of each image
-    for index in indices(source):
-        try:
-            sample = source[index]
-            asks = bool(answers_of(sample))
-            captions = usable_captions(sample) if sample.captions or not asks else answers_of(sample)
-            if not asks and sample.image_id in known:
-                known[sample.image_id] += captions
-                continue
-            if len(held) == limit:
-                break
-            images.append(read_image(sample.image))
-        except BadSample as bad:
-            held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
-            continue
-        held.samples.append(sample)
-        held.captions.append(captions)
-        if not asks:
-            known[sample.image_id] = captions
-        if len(images) == batch:
-            held.groups.append(cut_all(images, strategy))
-            images = []
-    if images:
-        held.groups.append(cut_all(images, strategy))
-    if not held.samples:
-        raise UsageError(
-            f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "
-            "check data.validation"
-        )
-    return held

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qformer.data.loader import draw_texts
-from qformer.data.orders import indices
+from qformer.data.base import indices
+from qformer.data.texts import draw_texts
 from qformer.images import read_image
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
 
 LOOK = 100
 SHOW = 3

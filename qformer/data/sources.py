@@ -10,16 +10,12 @@ order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`),
 from __future__ import annotations
 
 import dataclasses
-import json
-from bisect import bisect_right
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qformer import lookup, trust
-from qformer.data.orders import Mixed, Order, Seed, indices, number_of, order_of
+from qformer.data.base import Order, Seed, Source, indices, number_of, order_of
 from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:
@@ -39,15 +35,10 @@ SOURCES: dict[str, Any] = {
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.scenes.scenes:Scenes",
-    "mix": "qformer.data.sources:Mix",
+    "mix": "qformer.data.mix:Mix",
 }
 DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open nothing when they are made
 CACHE = "shards"  # folder of a run for what sources keep
-
-
-class Source(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 def build(name: str, **options: Any) -> Source:
@@ -58,7 +49,7 @@ def build(name: str, **options: Any) -> Source:
     Raises:
         UsageError: unknown name or option, a missing file, or nothing in it.
     """
-    return _build(name, options, "data")
+    return build_at(name, options, "data")
 
 
 def for_run(choice: Choice, run: str | None = None) -> Source:
@@ -68,7 +59,7 @@ def for_run(choice: Choice, run: str | None = None) -> Source:
         UsageError: as of `build`; or (`Untrusted`) what somebody else's file names would run or be called.
     """
     with choice.building():
-        return _build(choice.name, choice.options, "data", None if run is None else str(Path(run) / CACHE))
+        return build_at(choice.name, choice.options, "data", None if run is None else str(Path(run) / CACHE))
 
 
 def check(name: str, options: Mapping[str, Any], where: str = "data", table: Mapping[str, Any] = SOURCES) -> None:
@@ -81,11 +72,11 @@ def check(name: str, options: Mapping[str, Any], where: str = "data", table: Map
         UsageError: as `build`, but for what only the files can tell.
     """
     options, _ = _without_prompt(options, where)
-    target = lookup.check(table, name, options, where)
-    if target is Mix:
+    lookup.check(table, name, options, where)
+    if name == "mix":
         for number, entry in enumerate(options["sources"]):
             place = f"{where}.sources.{number}"
-            part, own, _ = _part(entry, place)
+            part, own, _ = read_part(entry, place)
             check(part, own, place)
     elif name in DRAWN:
         lookup.build(table, name, options, where)
@@ -99,7 +90,7 @@ def _without_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, A
     return options, prompt
 
 
-def _part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], float]:
+def read_part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], float]:
     """Name, options and weight of a source in a mix."""
     options = dict(entry)
     name, weight = options.pop("name", None), options.pop("weight", 1)
@@ -110,7 +101,7 @@ def _part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], fl
     return name, options, float(weight)
 
 
-def _build(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
+def build_at(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
     options, prompt = _without_prompt(options, where)
     if options.get("cache") is not None:
         trust.judge(str(options["cache"]), trust.WRITTEN)
@@ -144,74 +135,3 @@ class Prompted:
 
     def number(self, index: Any) -> int:
         return number_of(self.source, index)
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Several sources at once, each with its own epochs, drawn by weight.
-
-    Attributes:
-        sources: their configurations, each with `name`, options, and optionally `weight` and `prompt`. Of a batch, a
-            source gives its weight's share (1 by default), to 1 in 10,000.
-        cache: folder for what they keep.
-
-    Images are known by their files or bytes, so that one image in two sources has one id. Where a source of your own
-    gives numbers, it is its own images that they name: number 1 of another one is another image.
-    """
-
-    sources: list[dict[str, Any]]
-    cache: str | None = None
-    _parts: list[Any] = field(init=False, repr=False, compare=False)
-    _weights: list[float] = field(init=False, repr=False, compare=False)
-    _spaces: list[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        parts, weights, spaces = [], [], []
-        for number, entry in enumerate(self.sources):
-            where = f"data.sources.{number}"
-            name, options, weight = _part(entry, where)
-            parts.append(_build(name, options, where, self.cache))
-            weights.append(weight)
-            own = {key: value for key, value in options.items() if key != "prompt"}
-            spaces.append(f"{name} {json.dumps(own, sort_keys=True, default=str)}")
-        if not parts:
-            raise UsageError("data.sources is empty; give a list of sources, each with a name")
-        object.__setattr__(self, "_parts", parts)
-        object.__setattr__(self, "_weights", weights)
-        object.__setattr__(self, "_spaces", spaces)
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
-
-    def __getitem__(self, index: int | tuple[int, Any]) -> Sample:
-        """Of an index (part, index in it), or a number that counts through the parts."""
-        if isinstance(index, int):
-            part = bisect_right(self._starts, index) - 1
-            index = part, index - self._starts[part]
-        part, own = index
-        sample: Sample = self._parts[part][own]
-        if isinstance(sample.image_id, str):
-            return sample
-        return dataclasses.replace(sample, image_id=f"{self._spaces[part]} {sample.image_id!r}")
-
-    def number(self, index: tuple[int, Any]) -> int:
-        part, own = index
-        return self._starts[part] + number_of(self._parts[part], own)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [0, *accumulate(len(part) for part in self._parts)][:-1]
-
-    def order(self, seed: Seed) -> Order:
-        return Mixed([order_of(part, (*seed, number)) for number, part in enumerate(self._parts)], self._weights, seed)
-
-    def indices(self) -> Iterator[tuple[int, Any]]:
-        """One of each source in turn, so that the first few are of all of them."""
-        left = [(number, indices(part)) for number, part in enumerate(self._parts)]
-        while left:
-            for entry in list(left):
-                number, own = entry
-                try:
-                    yield number, next(own)
-                except StopIteration:
-                    left.remove(entry)

@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qformer.cleaning import decode_text
+from qformer.data.base import Order, Seed
 from qformer.data.columns import CAPTIONS, Columns, id_of, read_record, strings
 from qformer.data.documents import NOT_JSON
+from qformer.data.encodings import decode_text
 from qformer.data.fetching import expand, fetcher
 from qformer.data.members import IMAGES
-from qformer.data.orders import Order, Seed, Windows
+from qformer.data.orders import Windows
 from qformer.data.shards import Shards
 from qformer.images.formats import FORMATS
 from qformer.types import BadSample, LeftOut, Sample, UsageError

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qformer.cleaning import clean_question
 from qformer.data.columns import ANSWERS, columns_of, right_choice, written
 from qformer.data.questions import DIFFICULT
+from qformer.data.texts import clean_question
 from qformer.evaluation.caption import score_captions
 from qformer.evaluation.choice import choice_losses
 from qformer.evaluation.lemmas import lemmatize

@@ -18,7 +18,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.model.vision_language import AnsweredExample, VisionLanguageModel
     from qformer.types import Sample
 

@@ -156,7 +156,7 @@ def compose(
     Behind earlier turns a visual question is worded like them, as a dialogue is in LAVIS.
 
     Args:
-        question: as it is to be read (see `qformer.cleaning`), or what is to be done; not used where nothing is asked.
+        question: as it is to be read (see `data.texts`), or what is to be done; not used where nothing is asked.
         task, preset, family: see `wording`.
         context: free text in front, such as a fact or an OCR result.
         history: earlier (question, answer) pairs, the oldest first.

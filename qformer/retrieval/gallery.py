@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
 
 LARGEST = 1 << 20  # rows of an image and their width: no model comes near
 MANIFEST = "gallery.json"

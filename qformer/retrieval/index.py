@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qformer import distributed
-from qformer.data.orders import indices
+from qformer.data.base import indices
 from qformer.files.records import replace_records
 from qformer.retrieval.absence import Absence, of_file
 from qformer.retrieval.gallery import Known, Place
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.absence import Why
     from qformer.retrieval.gallery import Entry, Gallery, Store

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qformer.data.loader import cleaned
-from qformer.data.orders import number_of
+from qformer.data.base import number_of
+from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.fields import Packing
     from qformer.model.frontend import Encoded
     from qformer.model.image_text import ImageTextModel

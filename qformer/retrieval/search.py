@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qformer.cleaning import MAX_WORDS, clean_caption
+from qformer.data.texts import MAX_WORDS, clean_caption
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
 from qformer.retrieval.gallery import Gallery, conditions, is_utf8, maxsim

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qformer.data import sources
-from qformer.data.benchmark import list_images, read_groups
+from qformer.data.held_out import list_images, read_groups
 from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
 from tests.data.making import encoded, jsonl, photo, shard, tar

@@ -14,8 +14,8 @@ import yaml
 
 from qformer import lookup
 from qformer.data import sources
-from qformer.data.loader import usable_captions
-from qformer.data.orders import indices
+from qformer.data.base import indices
+from qformer.data.texts import usable_captions
 from qformer.images import read_image
 from qformer.schema import DataConfig
 from qformer.types import BadSample

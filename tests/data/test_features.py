@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qformer.data import sources
+from qformer.data import base, sources
+from qformer.data.base import indices, number_of
 from qformer.data.features import FeatureStore, Filling, Views, mark
-from qformer.data.orders import indices, number_of
 from qformer.files import soundness
 from qformer.files.packing import pack, unpack
 from qformer.resolution.fixed import Fixed
@@ -66,7 +66,7 @@ def test_every_index_has_a_number(tmp_path: Path) -> None:
             assert _seen(source, number) == _seen(source, index)
 
 
-def _seen(source: sources.Source, index: int) -> tuple[str, str]:
+def _seen(source: base.Source, index: int) -> tuple[str, str]:
     try:
         sample = source[index]
     except BadSample as bad:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from qformer.data import sources
-from qformer.data.orders import indices
+from qformer.data.base import indices
 from qformer.evaluation.benchmarks import item_of
 from qformer.types import BadSample, UsageError
 from tests.data.making import encoded, number_of, photo, shard

@@ -15,7 +15,9 @@ from torch._utils import ExceptionWrapper
 
 from qformer import distributed
 from qformer.data import sources
-from qformer.data.loader import Batches, Loaded, Skipped, draw_texts, held_out, training_batches
+from qformer.data.held_out import held_out
+from qformer.data.loader import Batches, Loaded, Skipped, training_batches
+from qformer.data.texts import draw_texts
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError, same_image

@@ -13,8 +13,9 @@ import pytest
 
 from qformer.config import Choice
 from qformer.data import sources
-from qformer.data.loader import Batches, held_out, training_batches
-from qformer.data.orders import indices
+from qformer.data.base import indices
+from qformer.data.held_out import held_out
+from qformer.data.loader import Batches, training_batches
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
 from qformer.types import Sample, UsageError

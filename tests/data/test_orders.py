@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qformer.data.orders import BLOCK, Mixed, Shuffled, Windows, extent_of, quotas
+from qformer.data.base import Shuffled
+from qformer.data.orders import BLOCK, Mixed, Windows, extent_of, quotas
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qformer.data import sources
+from qformer.data import base, sources
 from qformer.images import read_image
 from qformer.images.formats import FORMATS
 from qformer.types import BadSample, LeftOut, Sample, UsageError
@@ -62,7 +62,7 @@ def test_where_keeps_records_whose_fields_all_equal(tmp_path: Path) -> None:
     assert len(sources.build("jsonl", path=path)) == 4
 
 
-def _all(source: sources.Source) -> list[Sample]:
+def _all(source: base.Source) -> list[Sample]:
     return [source[i] for i in range(len(source))]
 
 

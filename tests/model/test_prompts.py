@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qformer.cleaning import clean_caption, clean_question
+from qformer.data.texts import clean_caption, clean_question
 from qformer.model.decoding import GenerateConfig
 from qformer.model.prompts import PRESETS, TASKS, Prompt, compose, vqa_preset, vqa_prompt
 from qformer.scenes.stories import SELF_ASK, TEMPLATES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qformer.data.loader import cleaned
+from qformer.data.texts import cleaned
 from qformer.model.connectors import QuestionConnector
 from qformer.model.llm_loading import load_language_model
 from qformer.model.loading import build_image_text, build_vision_language, read_tokenizer

@@ -26,13 +26,15 @@ import stages
 from qformer import cli
 from qformer.config import Choice
 from qformer.data import sources
-from qformer.data.loader import Batches, cleaned
+from qformer.data.arguments import open_data
+from qformer.data.loader import Batches
+from qformer.data.texts import cleaned
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
 from qformer.types import UsageError
 from stages import capfilt as module
 from stages import filtered
-from stages.capfilt import Settings, capfilt, draw, open_data
+from stages.capfilt import Settings, capfilt, draw
 from tests.data.making import encoded, jsonl, photo, shard
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip
 from tests.workspace import config, make_workspace

@@ -14,9 +14,9 @@ import pytest
 import stages
 from qformer.config import load_config
 from qformer.data import sources
+from qformer.data.arguments import choose_data
 from qformer.fields import read_from
 from qformer.types import UsageError
-from stages.capfilt import choose_data
 from stages.checking import check
 from stages.plan import plan
 

@@ -17,7 +17,7 @@ import torch
 import qformer
 import stages
 from qformer.data import sources
-from qformer.data.loader import held_out
+from qformer.data.held_out import held_out
 from qformer.model.image_text import ImageTextModel
 from stages.evaluate import Settings, evaluate_retrieval
 from stages.stage1 import Validation

@@ -1,4 +1,4 @@
-"""Captions and questions: how files of them are decoded, and how they are cleaned, as the original does."""
+"""Encodings of text files: how bytes of captions, tables and lists become text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import re
 
 from qformer.types import UsageError
 
-MAX_WORDS = 50
-PUNCTUATION = re.compile(r'[.!"()*#:;~]')
-MANGLED = re.compile("[\x00-\x08\x0e-\x1b\x7f\ufffd]")  # control characters, and what stands for a lost character
 MARKS = (  # UTF-32 first: its little-endian mark begins as that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -53,28 +50,3 @@ def refuse_utf16(file: str, start: bytes) -> None:
 def lines_of(text: str) -> list[str]:
     """The lines of a text, which end as on any system; other characters that break lines are part of a caption."""
     return re.split("\r\n|\r|\n", text)
-
-
-def is_mangled(text: str) -> bool:
-    """Whether characters were lost before this text came here, or it was read in another encoding than it has."""
-    return MANGLED.search(text) is not None
-
-
-def without_mangled(text: str) -> str:
-    """What a model has written, less halves of characters, such as the last one where it was stopped."""
-    return MANGLED.sub("", text)
-
-
-def clean_question(text: str) -> str:
-    """Lower case, punctuation removed except `?`, trailing spaces stripped, at most 50 words."""
-    return _first_words(PUNCTUATION.sub("", text.lower()).rstrip(" "))
-
-
-def clean_caption(text: str) -> str:
-    """Lower case, punctuation to spaces, runs of spaces to one, outer spaces stripped, at most 50 words."""
-    spaced = re.sub(r"\s{2,}", " ", PUNCTUATION.sub(" ", text.lower()))
-    return _first_words(spaced.rstrip("\n").strip(" "))
-
-
-def _first_words(text: str) -> str:
-    return " ".join(text.split(" ")[:MAX_WORDS])

@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qformer.data.loader import usable_captions
-from qformer.data.orders import indices
+from qformer.data.base import indices
+from qformer.data.texts import answers_of, clean_question, usable_captions
 from qformer.images import read_image
 from qformer.resolution.base import cut_all
-from qformer.types import BadSample, UsageError
+from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from qformer.data.sources import Source
+    from qformer.data.base import Source
     from qformer.resolution.base import ResolutionStrategy
     from qformer.types import Tiles
 
@@ -106,3 +106,74 @@ def read_groups(
 
 def _record(index: Any, bad: BadSample) -> dict[str, Any]:
     return {"index": str(index), "kind": bad.kind, "detail": bad.detail}
+
+
+@dataclass
+class Held:
+    """Held-out data, whole: images as tiles in groups, every caption of each image, on however many records they stand.
+
+    Attributes:
+        groups: the tiles of the images, `batch` images each.
+        captions: the captions of each image, as `usable_captions` gives them, or the answers to a question without.
+        samples: the records of the images. skipped: what could not be used.
+    """
+
+    groups: list[Tiles]
+    captions: list[list[str]]
+    samples: list[Sample]
+    skipped: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def asks(self) -> bool:
+        """Whether all are questions with answers."""
+        return all(map(answers_of, self.samples))
+
+    def questions(self, start: int, stop: int) -> list[str]:
+        """Those of the samples from `start` to `stop`, cleaned."""
+        return [clean_question(sample.question or "") for sample in self.samples[start:stop]]
+
+
+def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> Held:
+    """The first `limit` usable images of a source, not augmented, with all their captions.
+
+    Records of one image are one image, as in `qformer eval`; only questions about it stay apart. It ends where another
+    image than those begins.
+
+    Raises:
+        UsageError: no record can be used.
+    """
+    held = Held([], [], [], [])
+    images: list[Tensor] = []
+    known: dict[str | int, list[str]] = {}  # the captions of each image
+    for index in indices(source):
+        try:
+            sample = source[index]
+            asks = bool(answers_of(sample))
+            captions = usable_captions(sample) if sample.captions or not asks else answers_of(sample)
+            if not asks and sample.image_id in known:
+                known[sample.image_id] += captions
+                continue
+            if len(held) == limit:
+                break
+            images.append(read_image(sample.image))
+        except BadSample as bad:
+            held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
+            continue
+        held.samples.append(sample)
+        held.captions.append(captions)
+        if not asks:
+            known[sample.image_id] = captions
+        if len(images) == batch:
+            held.groups.append(cut_all(images, strategy))
+            images = []
+    if images:
+        held.groups.append(cut_all(images, strategy))
+    if not held.samples:
+        raise UsageError(
+            f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "
+            "check data.validation"
+        )
+    return held

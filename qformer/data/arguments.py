@@ -1,0 +1,72 @@
+"""Data sources as people name them on a command line: a folder, a file, tars, a configuration, or `key=value`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from qformer.config import Choice, load_config
+from qformer.data import sources
+from qformer.images.formats import SUFFIXES, UNREAD
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.data.base import Source
+
+
+def pairs(words: list[str]) -> dict[str, Any]:
+    """Options of a data source, written as `key=value`; values are YAML.
+
+    Raises:
+        UsageError: something else.
+    """
+    return dict(map(_pair, words))
+
+
+def _pair(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        equals = ""
+    if not equals:
+        raise UsageError(f"'{text}' is not an option of the data source; write key=value, such as path=captions.jsonl")
+    return key, os.path.expanduser(read) if isinstance(read, str) and read.startswith("~/") else read
+
+
+def open_data(words: Sequence[str], output: Path) -> Source:
+    """The source that `choose_data` names. Raises UsageError: it cannot be used."""
+    return sources.for_run(choose_data(words), str(output))
+
+
+def choose_data(words: Sequence[str]) -> Choice:
+    """A folder, a file of JSON lines, tars, the `data.train` of a configuration, or options of a source as `key=value`.
+
+    Raises:
+        UsageError: nothing of these, or options that the source does not have.
+    """
+    first = words[0]
+    key, equals, _ = first.partition("=")
+    if len(words) > 1 or (equals and key.isidentifier() and not Path(first).exists()):
+        named = {"name": "jsonl"} | pairs(list(words))
+    elif first.startswith("pipe:") or "://" in first or ".tar" in first:
+        named = {"name": "webdataset", "path": first}
+    elif first.endswith((".yaml", ".yml")):
+        named = load_config(first).data.train.model_dump()
+    elif Path(first).is_dir():
+        tars = any(Path(first).glob("*.tar"))
+        named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
+    elif first.lower().endswith(tuple(SUFFIXES | UNREAD)):
+        raise UsageError(
+            f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines"
+        )
+    else:
+        named = {"name": "jsonl", "path": first}
+    choice = Choice(**named)
+    sources.check(choice.name, choice.options)
+    return choice
