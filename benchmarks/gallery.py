@@ -35,7 +35,8 @@ from rich.table import Table
 from qformer import load
 from qformer.data import sources
 from qformer.data.held_out import held_out
-from qformer.retrieval.gallery import Entry, Gallery, Place
+from qformer.retrieval.entries import Entry, Place
+from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.reading import embed_captions
 
 if TYPE_CHECKING:

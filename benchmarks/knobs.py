@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from qformer.files.pretrained import tower
+from qformer.llm.base import CausalLM
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import CausalLM
 from qformer.model.qformer import QFormer
 from qformer.model.recompute import recompute_layers
 from qformer.model.vision_language import VisionLanguageModel

@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 import qformer
-from qformer.model.llm_loading import load_language_model
-from qformer.model.quantize import nbytes
+from qformer.llm.loading import load_language_model
+from qformer.llm.quantize import nbytes
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import Stories
 from stages import zero_shot
 from stages.stories import LONG
 
 if TYPE_CHECKING:
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
 
 MODES = ("none", "int8", "nf4")
 LEAST = {"none": 1.0, "int8": 0.95, "nf4": 0.85}

@@ -14,8 +14,8 @@ from demo import backend
 from demo.backend import METHODS, PRESETS, Decoding
 from demo.tabs import CONFIRM, Page, path_of, picture_box, told
 from demo.transcript import Turn, as_html, as_json
-from qformer.model.decoding import GenerateConfig
-from qformer.model.prompts import wording
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import wording
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from PIL import Image
 from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
 from qformer import checkpoint
 from qformer.data.texts import clean_question
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import compose, wording
 from qformer.lookup import find
-from qformer.model.decoding import GenerateConfig
 from qformer.model.image_text import ImageTextModel
 from qformer.model.loading import load
-from qformer.model.prompts import compose, wording
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.retrieval.search import Retriever
 from qformer.scenes.scenes import Scenes
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXAMPLES = 4
 EXAMPLE_SIZE = 240  # pixels
 MOST_TURNS = 50  # that are read; what does not fit the model is left out of them
-#: Presets of the page: what each is called there, and its row of `qformer.model.prompts.TASKS`.
+#: Presets of the page: what each is called there, and its row of `qformer.llm.prompts.TASKS`.
 PRESETS = {
     "Short answer": "vqa",
     "Whole sentences": "dialogue",
@@ -154,7 +154,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is written: None is what its task has (`qformer.model.prompts`)."""
+    """How a text is written: None is what its task has (`qformer.llm.prompts`)."""
 
     method: str = "beams"
     beams: int | None = None

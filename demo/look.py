@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from demo.drawing import STRATEGIES, overlay, sheet, slices
+from qformer.llm.base import IGNORE
+from qformer.llm.prompts import Prompt, compose
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import IGNORE
-from qformer.model.prompts import Prompt, compose
 from qformer.types import BadSample, UsageError, VisualTokens
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from qformer.data.texts import clean_question
 from qformer.files.records import to_json
 from qformer.images import read_image, shown
 from qformer.images.formats import SUFFIXES, UNREAD
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import compose, wording
 from qformer.model import loading
-from qformer.model.decoding import GenerateConfig
-from qformer.model.prompts import compose, wording
 from qformer.types import BadSample, Tiles, UsageError
 from stages.image_files import ImageFiles
 

@@ -24,9 +24,9 @@ from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, pred
 from qformer.evaluation.caption import require_scorers
 from qformer.evaluation.lemmas import load_lemmatizer
 from qformer.evaluation.predictions import Predictions
+from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
 from qformer.model.loading import load_vision_language
-from qformer.model.prompts import PRESETS
 from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
 from stages import answers

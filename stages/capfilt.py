@@ -35,8 +35,9 @@ from qformer.data.base import indices
 from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object
 from qformer.images import read_image
-from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
+from qformer.model.capfilt import NEW_TOKENS, load_captioner
 from qformer.progress import Bar
+from qformer.retrieval.embedders import load_ranker
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST
 from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.base import Source
-    from qformer.model.capfilt import Captioner, Ranker
+    from qformer.model.capfilt import Captioner
+    from qformer.retrieval.embedders import Ranker
     from qformer.types import Sample
 
 LOOK = 100  # samples that may be bad before the first that can be used

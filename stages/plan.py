@@ -21,7 +21,7 @@ from rich.table import Table
 
 from qformer import checkpoint
 from qformer.data import counting
-from qformer.model.quantize import OutlinedLinear
+from qformer.llm.quantize import OutlinedLinear
 from qformer.types import UsageError
 from stages import hardware
 from stages.checking import check

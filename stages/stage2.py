@@ -15,10 +15,10 @@ from qformer.data.held_out import Held
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
-from qformer.model.abilities import require_training
+from qformer.llm.abilities import require_training
+from qformer.llm.rows import positions
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
-from qformer.model.rows import positions
 from qformer.types import UsageError
 from stages import pictures
 from stages.features import prepare

@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from qformer.data.loader import Loaded
+from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.mini import build_language_model, train_tokenizer
-from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.vision_language import split_caption
 from qformer.types import Batch, Tiles
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.llm.prompts import vqa_preset, vqa_prompt
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Batch
 from tests.golden.golden import GRADIENTS, Golden, close, gradients, read, same_ids, tiles, vision_language

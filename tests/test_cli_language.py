@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from qformer.data import sources
+from qformer.llm.prompts import TASKS
 from qformer.model import loading
-from qformer.model.prompts import TASKS
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import BadSample, UsageError
 from tests.model.test_vision_language import _model

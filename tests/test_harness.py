@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import qformer
-from qformer.model.rows import positions
+from qformer.llm.rows import positions
 from qformer.types import UsageError
 from tests.their_blip2 import make
 
@@ -308,7 +308,7 @@ def test_contexts_longer_than_the_positions_lose_their_start(folder: Path) -> No
 
 
 def test_quantised(folder: Path) -> None:
-    from qformer.model.quantize import is_quantized
+    from qformer.llm.quantize import is_quantized
 
     tested = harness(folder, documents(), quantize="nf4")
     assert any(is_quantized(module) for module in tested.model.llm.modules())

@@ -14,8 +14,8 @@ from PIL import Image
 
 import stages
 from qformer import cli
-from qformer.model.decoding import GenerateConfig
-from qformer.model.prompts import PRESETS, TASKS
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import PRESETS, TASKS
 from tests.workspace import config, make_workspace
 
 DOCS = (Path(__file__).parent.parent / "docs" / "language.md").read_text(encoding="utf-8")

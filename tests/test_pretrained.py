@@ -18,10 +18,10 @@ from qformer.config import load_config
 from qformer.files import pretrained
 from qformer.files.pretrained import tower
 from qformer.files.tensors import read_tensors
-from qformer.model.capfilt import load_ranker
-from qformer.model.llm_loading import load_language_model
+from qformer.llm.loading import load_language_model
 from qformer.model.loading import read_bert, read_tokenizer
 from qformer.model.outline import outline_language_model
+from qformer.retrieval.embedders import load_ranker
 from qformer.types import UsageError
 
 ROOT = Path(__file__).parent.parent

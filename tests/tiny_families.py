@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
+from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from tests.tiny import tiny_tokenizer
 
 SIZES: dict[str, Any] = {

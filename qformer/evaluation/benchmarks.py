@@ -28,7 +28,7 @@ from qformer.evaluation.choice import choice_losses
 from qformer.evaluation.lemmas import lemmatize
 from qformer.evaluation.vqa import PEOPLE, Rule, accuracy, is_vqav2, normalise_answer
 from qformer.identity import plain_id, stamp
-from qformer.model.prompts import vqa_preset, vqa_prompt
+from qformer.llm.prompts import vqa_preset, vqa_prompt
 from qformer.types import BadSample
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qformer.model.llm import IGNORE
+from qformer.llm.base import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,32 +7,25 @@ cosines, of which ITC takes the largest over the queries. BLIP writes and CLIP r
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
+from transformers import AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
-from qformer import checkpoint
-from qformer.files import pretrained, releases
-from qformer.files.pretrained import configuration
-from qformer.model.decoding import GenerateConfig, write
-from qformer.model.image_text import ImageTextModel
+from qformer.files import pretrained
+from qformer.llm.decoding import GenerateConfig, write
+from qformer.llm.steps import CausalStep
 from qformer.model.loading import load
-from qformer.model.steps import CausalStep
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.retrieval.embedders import _model_type, _pixels, _read
 from qformer.types import UsageError
 
 Captioner = Callable[[Sequence[Tensor], list[list[float]]], list[str]]
 
 NEW_TOKENS = 30  # at most, of a caption
 BLIP_PROMPT = "a picture of"  # the prompt that BLIP was trained to caption with
-STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
-ITC_TOKENS = 35  # as retrieval reads texts
 
 
 def load_captioner(
@@ -69,99 +62,6 @@ def load_captioner(
     return lambda images, draws: stage_one.sample_captions(
         stage_one.frontend.tiles(images), torch.tensor(draws), top_p, NEW_TOKENS
     )
-
-
-def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> Ranker:
-    """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, AltCLIP.
-
-    For `trust` see `qformer.load`.
-
-    Raises:
-        UsageError: neither.
-    """
-    kind = _model_type(path)
-    if kind not in (None, "blip-2"):
-        return ClipLike(path, device)
-    model = load(path, device, trust=trust)
-    if not isinstance(model, ImageTextModel):
-        raise UsageError(
-            f"'{path}' is a checkpoint of stage two; a ranker is one of stage one, or a CLIP of transformers"
-        )
-    return Contrastive(model)
-
-
-class Ranker(ABC):
-    """Similarity of images and texts. A text of more than `limit` tokens is cut there, as CLIP does."""
-
-    tokenizer: Any
-    limit: int
-
-    @abstractmethod
-    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """float[B, V, P] of unit length, and which of the V rows exist, bool[B, V]."""
-
-    @abstractmethod
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        """float[n, P] of unit length."""
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Tensor], texts: Sequence[list[str]]) -> list[list[float]]:
-        """The similarity of each of B images with each of its texts: the largest cosine over the image's rows."""
-        image, valid = self.embed_images(images)
-        of = torch.tensor([i for i, own in enumerate(texts) for _ in own], device=image.device)
-        text = self.embed_texts([one for own in texts for one in own]).to(image.dtype)
-        cosines = torch.einsum("nvp,np->nv", image[of], text)  # (n, V)
-        scores = iter(cosines.masked_fill(~valid[of], -torch.inf).amax(dim=1).float().tolist())
-        return [[next(scores) for _ in own] for own in texts]
-
-    def too_long(self, texts: list[str]) -> int:
-        """How many of them are cut."""
-        return sum(len(ids) > self.limit for ids in self.tokenizer(texts, verbose=False)["input_ids"])
-
-
-class Contrastive(Ranker):
-    """The ITC of a stage-one model."""
-
-    def __init__(self, model: ImageTextModel) -> None:
-        self.model, self.tokenizer = model, model.tokenizer
-        self.limit = max(ITC_TOKENS, model.max_tokens)
-
-    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.model.embed_images(self.model.frontend.tiles(images))
-
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        return self.model.embed_texts(self.model.tokenize(texts, self.limit))
-
-
-class ClipLike(Ranker):
-    """A model of transformers with `get_image_features` and `get_text_features`."""
-
-    def __init__(self, path: str, device: str | torch.device) -> None:
-        self.model = _read(
-            AutoModel,
-            path,
-            "a ranker is a CLIP-like model or a checkpoint of stage one",
-            needs=("get_image_features", "get_text_features"),
-        )
-        self.model.to(device).eval()
-        processor = pretrained.read(AutoProcessor, path)
-        self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
-        text = getattr(self.model.config, "text_config", self.model.config)
-        self.is_siglip = self.model.config.model_type.startswith("siglip")
-        self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
-
-    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        pixels = _pixels(self.processor, images).to(self.model.device)
-        features = _unit(self.model.get_image_features(pixel_values=pixels))[:, None]  # (B, 1, P)
-        return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-
-    def embed_texts(self, texts: list[str]) -> Tensor:
-        padding = "max_length" if self.is_siglip else "longest"
-        tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
-        if self.is_siglip:  # was trained to read the padding
-            tokens = {"input_ids": tokens["input_ids"]}
-        inputs = {name: rows.to(self.model.device) for name, rows in tokens.items()}
-        return _unit(self.model.get_text_features(**inputs))
 
 
 class Blip:
@@ -215,51 +115,3 @@ def _sampling(draws: list[list[float]], images: int, top_p: float) -> dict[str, 
         "top_p": top_p,
         "draws": draws,
     }
-
-
-def _model_type(path: str) -> str | None:
-    """Of a folder or hub id of transformers; None for checkpoints of ours and of LAVIS."""
-    if not checkpoint.is_foreign(path) or Path(path).is_file() or path in releases.RELEASES:
-        return None
-    return configuration(path).model_type
-
-
-def _read(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
-    """A model with all of its weights and these methods.
-
-    Raises:
-        UsageError: it cannot be read or has not the methods; or weights are missing, which transformers would fill with
-            random numbers.
-    """
-    try:
-        model, report = pretrained.read(auto, path, output_loading_info=True)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UsageError(f"'{path}' cannot be loaded ({reason}); {hint}") from error
-    if not all(hasattr(model, name) for name in needs):
-        raise UsageError(f"'{path}' holds a {model.config.model_type} model; {hint}")
-    if report["missing_keys"]:
-        raise UsageError(f"'{path}' lacks weights, {min(report['missing_keys'])} for one; {hint}")
-    return model
-
-
-def _pixels(processor: Any, images: Sequence[Tensor]) -> Tensor:
-    """What the model's own image processor makes of uint8[3, h, w]: float[B, 3, S, S]."""
-    if "shortest_edge" in processor.size:
-        images = [_middle(image) for image in images]
-    return processor(images=list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
-
-
-def _middle(image: Tensor) -> Tensor:
-    """Of a strip the middle, which is all that is seen of it: its shorter side at full size would fill the memory."""
-    height, width = image.shape[1:]
-    longest = STRIP * min(height, width)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    return image[:, top : top + longest, left : left + longest]
-
-
-def _unit(output: Any) -> Tensor:
-    """Projected features, which some models wrap, at unit length."""
-    return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=-1)

@@ -24,19 +24,9 @@ from qformer.convert import FAMILIES, Parts
 from qformer.files import pretrained
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import listed, read_tensors
-from qformer.model import lora
-from qformer.model.foreign import (
-    LLM_FOLDER,
-    VISION_FILE,
-    Given,
-    Opened,
-    check_words,
-    language_model,
-    open_foreign,
-    pushed,
-    put_in,
-)
-from qformer.model.llm_loading import load_language_model, wrap_language_model
+from qformer.llm import lora
+from qformer.llm.loading import language_model, load_language_model, put_in, wrap_language_model
+from qformer.model.foreign import LLM_FOLDER, VISION_FILE, Given, Opened, check_words, open_foreign, pushed
 from qformer.model.loading import ENCODER, LLM, load_trained, read_tokenizer
 from qformer.resolution.fixed import Fixed
 from qformer.schema import LLMConfig

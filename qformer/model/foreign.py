@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from qformer import checkpoint, convert, vision
 from qformer.config import LossConfig, parse_config
 from qformer.files import pretrained, releases
 from qformer.files.pretrained import configuration
-from qformer.files.tensors import read_tensors, refuse
+from qformer.files.tensors import read_tensors
+from qformer.llm.loading import DTYPES, language_model, load_language_model, quantize_held, wrap_language_model
 from qformer.model.fitting import refuse_unfit
-from qformer.model.llm_loading import load_language_model, quantize_held, wrap_language_model
-from qformer.model.loading import CAPTIONING, DTYPES, build_image_text, build_vision_language, load_tensors, with_dtype
+from qformer.model.loading import CAPTIONING, build_image_text, build_vision_language, load_tensors, with_dtype
 from qformer.schema import Config
 from qformer.types import UsageError
 from qformer.vision.options import ClipConfig, EvaConfig
@@ -32,11 +30,9 @@ from qformer.vision.options import ClipConfig, EvaConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import PreTrainedModel
-
     from qformer.convert import Parts
+    from qformer.llm.base import LanguageModel
     from qformer.model.image_text import ImageTextModel
-    from qformer.model.llm import LanguageModel
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.vision.base import VisionEncoder
 
@@ -271,61 +267,6 @@ def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str) -> V
     options = {key: value for key, value in config.vision.options.items() if key != "weights"}
     kind = EvaConfig if config.vision.name == "eva" else ClipConfig
     return kind(**options).build_from(tensors, source)
-
-
-def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:
-    """The language model of a transformers configuration with these tensors; tied ones may be missing.
-
-    Raises:
-        UsageError: others are missing or left over.
-    """
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
-        try:
-            model = auto.from_config(config, trust_remote_code=False)
-        except ValueError as error:  # heads that do not divide, say
-            raise UsageError(f"the configuration of the language model in '{source}' cannot be ({error})") from error
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if tensors.keys() - shapes.keys():
-        tensors = _by_names_in_memory(type(model), config, tensors, source)
-    if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
-        raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
-    put_in(model, tensors, f"the language model in '{source}'")
-    return model.eval()
-
-
-def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-    """Tensors by the names that a model has in memory: of some families (GPT-NeoX, Mixtral) files have others.
-
-    Those that transformers cannot place stay as they are, for a refusal to name.
-    """
-    with pretrained.quiet():
-        try:
-            model, report = kind.from_pretrained(
-                None, config=config, state_dict=dict(tensors), output_loading_info=True, trust_remote_code=False
-            )
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise UsageError(
-                f"the tensors of the language model in '{source}' cannot be placed ({reason}); give it as it was saved"
-            ) from error
-    if report["missing_keys"] or report["unexpected_keys"]:
-        return tensors
-    return model.state_dict()
-
-
-def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Tensors in the place of those of a model on the meta device; tied ones may be missing.
-
-    Raises:
-        UsageError: others are missing or left over.
-    """
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # made
-    wrong = model.load_state_dict(tensors, strict=False, assign=True)
-    with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
-        model.tie_weights(missing_keys=set(wrong.missing_keys))
-    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    refuse(missing, wrong.unexpected_keys, what)
 
 
 def _common(parts: Parts, source: str, tower: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qformer import distributed, losses
 from qformer.config import LossConfig
-from qformer.model.decoding import GenerateConfig, write
+from qformer.llm.decoding import GenerateConfig, write
 from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded, FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer

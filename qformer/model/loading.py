@@ -11,25 +11,24 @@ from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
 from qformer import checkpoint, devices, lookup, resolution, vision
 from qformer.files import pretrained
-from qformer.model import lora
+from qformer.llm import lora
+from qformer.llm.loading import DTYPES, load_language_model
+from qformer.llm.quantize import check
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm_loading import load_language_model
 from qformer.model.qformer import QFormer
-from qformer.model.quantize import check
 from qformer.model.sizes import BERT_SIZES
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import Config, QFormerConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
     from qformer.vision.base import VisionEncoder
 
     Bridge = ImageTextModel | VisionLanguageModel
 
 DECODE = "[DEC]"
-DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CAPTIONING = "qformer.lm_head."
 TEXT_EMBEDDINGS = ("qformer.embeddings.words.", "qformer.embeddings.positions.")
 #: What stage one trains and stage two has no use for; of the text path only where its Q-Former reads no questions.

@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from qformer import compat, vision
 from qformer.files import pretrained
-from qformer.model import lora
-from qformer.model import quantize as quantizing
+from qformer.llm import lora
+from qformer.llm import quantize as quantizing
+from qformer.llm.base import CausalLM, Seq2SeqLM
+from qformer.llm.loading import DTYPES, choose_dtype
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import CausalLM, Seq2SeqLM
-from qformer.model.llm_loading import choose_dtype
-from qformer.model.loading import DTYPES, bert_sizes, with_encoder_width
+from qformer.model.loading import bert_sizes, with_encoder_width
 from qformer.model.qformer import QFormer
 from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
@@ -32,7 +32,7 @@ from qformer.vision.hf import HFVisionEncoder
 from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
     from qformer.model.loading import Bridge
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from qformer import distributed
-from qformer.model.decoding import GenerateConfig
+from qformer.llm.base import LanguageModel, Seq2SeqLM
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import Prompt, compose, vqa_prompt, wording
+from qformer.llm.streaming import stream
 from qformer.model.frontend import FrontEnd
-from qformer.model.llm import LanguageModel, Seq2SeqLM
-from qformer.model.prompts import Prompt, compose, vqa_prompt, wording
-from qformer.model.rows import interleave, put_in_front
-from qformer.model.streaming import stream
+from qformer.model.interleave import interleave, put_in_front
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class VisionLanguageModel(nn.Module):
             context: free text in front of the questions, for all images or one per image.
             history: earlier (question, answer) turns of each image.
             preset: `paper` or `lavis`: templates and length penalty.
-            task: row of `qformer.model.prompts.TASKS`: what the questions are, their wording and their decoding.
+            task: row of `qformer.llm.prompts.TASKS`: what the questions are, their wording and their decoding.
             examples: for each image other images with question and answer, which are read in front of it; any number.
             options: fields of `GenerateConfig` that differ from the task's.
 

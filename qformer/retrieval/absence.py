@@ -16,7 +16,7 @@ from qformer.images.formats import UNREAD
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from qformer.retrieval.gallery import Place
+    from qformer.retrieval.entries import Place
 
     #: `stands`: what held it was read, and its source has it no more. `missing`: its file is gone from a folder that
     #: holds others. `away`: so is the folder, or it is empty, or the file is a link to nowhere. `shut`: there was no

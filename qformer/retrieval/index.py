@@ -21,7 +21,7 @@ from qformer import distributed
 from qformer.data.base import indices
 from qformer.files.records import replace_records
 from qformer.retrieval.absence import Absence, of_file
-from qformer.retrieval.gallery import Known, Place
+from qformer.retrieval.entries import Known, Place
 from qformer.retrieval.places import composed
 from qformer.retrieval.reading import Reader, embed_captions
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from qformer.data.base import Source
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.absence import Why
-    from qformer.retrieval.gallery import Entry, Gallery, Store
+    from qformer.retrieval.entries import Entry, Store
+    from qformer.retrieval.gallery import Gallery
     from qformer.retrieval.reading import Seen
 
 SKIPPED = "skipped.jsonl"

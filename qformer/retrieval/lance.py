@@ -28,7 +28,7 @@ from torch import Tensor
 
 from qformer.retrieval import keys
 from qformer.retrieval.damage import told
-from qformer.retrieval.gallery import Condition, Entry, Known
+from qformer.retrieval.entries import Condition, Entry, Known
 from qformer.retrieval.manifests import cut_off, places_elsewhere, written
 from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError

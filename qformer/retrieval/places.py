@@ -15,14 +15,14 @@ from unicodedata import normalize
 
 from qformer.images import read_file
 from qformer.retrieval.absence import tar_of
-from qformer.retrieval.gallery import Place
+from qformer.retrieval.entries import Place
 from qformer.trust import Untrusted
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qformer.retrieval.gallery import Entry
+    from qformer.retrieval.entries import Entry
 
 WORDS = {"missing": "not where it was indexed", "changed": "changed since it was indexed"}  # of kinds of faults
 KINDS = (int, str, int, int, int)  # of the fields of a place

@@ -26,7 +26,7 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from qformer.retrieval.damage import told
-from qformer.retrieval.gallery import COLUMNS, Condition, Entry, Known, Place, modified
+from qformer.retrieval.entries import COLUMNS, Condition, Entry, Known, Place, modified
 from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
 

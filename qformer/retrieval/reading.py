@@ -21,7 +21,7 @@ from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
-from qformer.retrieval.gallery import Entry, Place, is_utf8
+from qformer.retrieval.entries import Entry, Place, is_utf8
 from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time
 from qformer.types import BadSample, UsageError
 

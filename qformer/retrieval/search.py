@@ -17,7 +17,8 @@ import torch
 from qformer.data.texts import MAX_WORDS, clean_caption
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
-from qformer.retrieval.gallery import Gallery, conditions, is_utf8, maxsim
+from qformer.retrieval.entries import conditions, is_utf8, maxsim
+from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.places import digest, find, plain_bytes, spelled
 from qformer.retrieval.reading import MAX_TOKENS, fingerprint
 from qformer.trust import Untrusted
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from qformer.images import ImageLike
     from qformer.model.image_text import ImageTextModel
-    from qformer.retrieval.gallery import Entry, Place
+    from qformer.retrieval.entries import Entry, Place
 
 SHORTLIST = 64
 ENCODED = 16  # images whose keys and values are held at once

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from qformer.config import parse_config
-from qformer.model import llm as module
-from qformer.model.decoding import GenerateConfig, write
+from qformer.llm import base as module
+from qformer.llm.decoding import GenerateConfig, write
 from qformer.model.loading import build_vision_language, trained_tensors
 from qformer.model.vision_language import VisionLanguageModel
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from qformer.model.prompts import vqa_prompt
+from qformer.llm.prompts import vqa_prompt
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import RUN, SELF_ASK, STATEMENTS, TASKS, Stories, statement
 from qformer.scenes.text import WORDS, Question

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import look as benchmark
 from demo import drawing, look
-from qformer.model import lora
+from qformer.llm import lora
 from qformer.model.connectors import QuestionConnector
 from qformer.model.loading import load_vision_language
 from qformer.model.vision_language import VisionLanguageModel

@@ -9,7 +9,7 @@ import torch
 
 from qformer.evaluation import choice
 from qformer.evaluation.choice import choice_losses
-from qformer.model.llm_loading import load_language_model
+from qformer.llm.loading import load_language_model
 from tests.tiny import save_tiny_llm
 
 

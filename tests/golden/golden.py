@@ -15,9 +15,9 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast, T5C
 
 from qformer import convert, vision
 from qformer.config import LossConfig
+from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.names import Stage, bridge_rows, eva_rows

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from qformer.model.abilities import examine, require_training
-from qformer.model.llm import Abilities, CausalLM, LanguageModel
-from qformer.model.llm_loading import load_language_model
-from qformer.model.steps import CACHE_NAMES, arguments, cache_name
+from qformer.llm.abilities import examine, require_training
+from qformer.llm.base import Abilities, CausalLM, LanguageModel
+from qformer.llm.loading import load_language_model
+from qformer.llm.steps import CACHE_NAMES, arguments, cache_name
 from qformer.types import UsageError
 from tests.tiny_families import CAUSAL, SEQ2SEQ, tiny_family
 

@@ -135,7 +135,7 @@ def test_greedy_text(pair: Pair, prompts: list[str]) -> None:
 
 
 def test_text_of_three_beams(pair: Pair) -> None:
-    """Without a length penalty: ours counts the prompt, too, as the original does (see qformer.model.decoding)."""
+    """Without a length penalty: ours counts the prompt, too, as the original does (see qformer.llm.decoding)."""
     options = {"num_beams": 3, "max_new_tokens": 8, "length_penalty": 0.0}
     ids = pair.ours.generate(both(pair.kind)[0], PROMPTS, return_ids=True, min_new_tokens=0, **options)
     assert cut(ids, pair.ours.llm.end) == pair.their_text(PROMPTS, **options)

@@ -14,8 +14,9 @@ from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration,
 import stages
 from qformer import load
 from qformer.evaluation import retrieval
-from qformer.model.capfilt import NEW_TOKENS, load_captioner, load_ranker
-from qformer.model.decoding import GenerateConfig, nucleus
+from qformer.llm.decoding import GenerateConfig, nucleus
+from qformer.model.capfilt import NEW_TOKENS, load_captioner
+from qformer.retrieval.embedders import load_ranker
 from qformer.types import UsageError
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip, save_tiny_siglip
 from tests.workspace import config, make_workspace

@@ -24,8 +24,9 @@ from transformers import (
 
 import qformer
 from qformer.files.tensors import read_tensors
+from qformer.llm.loading import language_model
 from qformer.model.export import Form, check_family, convert_checkpoint
-from qformer.model.foreign import Given, language_model
+from qformer.model.foreign import Given
 from qformer.names import LM_HEAD
 from qformer.types import UsageError
 from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, fill, make

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
-from qformer.model.llm import IGNORE, CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
-from qformer.model.llm_loading import load_language_model as load
-from qformer.model.rows import pack
+from qformer.llm.base import IGNORE, CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
+from qformer.llm.loading import load_language_model as load
+from qformer.llm.rows import pack
 from qformer.model.vision_language import split_caption
 from qformer.types import UsageError
 from tests.tiny import LLM_KINDS, MORE_LLM_KINDS, save_tiny_llm, tiny_llm, tiny_tokenizer

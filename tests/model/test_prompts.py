@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qformer.data.texts import clean_caption, clean_question
-from qformer.model.decoding import GenerateConfig
-from qformer.model.prompts import PRESETS, TASKS, Prompt, compose, vqa_preset, vqa_prompt
+from qformer.llm.decoding import GenerateConfig
+from qformer.llm.prompts import PRESETS, TASKS, Prompt, compose, vqa_preset, vqa_prompt
 from qformer.scenes.stories import SELF_ASK, TEMPLATES
 from qformer.types import UsageError
 

@@ -16,13 +16,13 @@ from transformers.utils import import_utils
 
 import qformer
 from qformer.config import parse_config
-from qformer.model import quantize as quantizing
+from qformer.llm import quantize as quantizing
+from qformer.llm.base import LanguageModel
+from qformer.llm.loading import load_language_model
+from qformer.llm.quantize import is_quantized, nbytes, targets
 from qformer.model.export import convert_checkpoint
 from qformer.model.foreign import Given
-from qformer.model.llm import LanguageModel
-from qformer.model.llm_loading import load_language_model
 from qformer.model.outline import outline
-from qformer.model.quantize import is_quantized, nbytes, targets
 from qformer.scenes.stories import Stories
 from qformer.types import UsageError
 from stages import plan as planning

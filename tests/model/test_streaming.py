@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from qformer.model.llm import CausalLM, LanguageModel, Seq2SeqLM
-from qformer.model.streaming import stream
+from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
+from qformer.llm.streaming import stream
 from qformer.types import UsageError
 from tests.tiny import tiny_llm
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qformer.data.texts import cleaned
+from qformer.llm.loading import load_language_model
 from qformer.model.connectors import QuestionConnector
-from qformer.model.llm_loading import load_language_model
 from qformer.model.loading import build_image_text, build_vision_language, read_tokenizer
 from qformer.model.qformer import QFormer
 from tests.tiny import save_tiny_llm

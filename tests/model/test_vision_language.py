@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qformer.llm.prompts import vqa_prompt
 from qformer.model.loading import build_vision_language
-from qformer.model.prompts import vqa_prompt
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Batch, Plan, Tile, Tiles, UsageError

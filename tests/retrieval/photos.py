@@ -11,7 +11,8 @@ from PIL import Image
 from qformer.data import sources
 from qformer.images import read_image
 from qformer.resolution.base import cut_all
-from qformer.retrieval.gallery import Entry, Gallery, Place
+from qformer.retrieval.entries import Entry, Place
+from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.index import update
 from qformer.retrieval.reading import fingerprint
 from tests.data.making import encoded

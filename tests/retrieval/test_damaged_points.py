@@ -10,7 +10,7 @@ import torch
 from qdrant_client import QdrantClient
 
 from qformer.retrieval import qdrant
-from qformer.retrieval.gallery import Entry, Place
+from qformer.retrieval.entries import Entry, Place
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

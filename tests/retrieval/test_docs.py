@@ -20,7 +20,8 @@ import qformer
 import stages
 from qformer import cli
 from qformer.retrieval import qdrant
-from qformer.retrieval.gallery import COLUMNS, OPERATORS, Gallery
+from qformer.retrieval.entries import COLUMNS, OPERATORS
+from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.search import Retriever
 from stages.gallery import index
 from tests.workspace import config, make_workspace

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from qformer.retrieval import lance
-from qformer.retrieval.gallery import conditions
+from qformer.retrieval.entries import conditions
 from qformer.retrieval.lance import LanceStore
 from tests.retrieval.photos import entry
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from qformer.retrieval.gallery import Gallery, conditions
+from qformer.retrieval.entries import conditions
+from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.search import Retriever
 from qformer.types import BadSample, UsageError
 from tests.retrieval.photos import folder, gallery, index, model_of_tiles, picture, rows_of, tiles_of

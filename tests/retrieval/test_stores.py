@@ -17,7 +17,8 @@ from qdrant_client.http.api_client import ApiClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from qformer.retrieval import gallery, qdrant
-from qformer.retrieval.gallery import Entry, Gallery, Place, conditions, maxsim, open_store
+from qformer.retrieval.entries import Entry, Place, conditions, maxsim
+from qformer.retrieval.gallery import Gallery, open_store
 from qformer.retrieval.lance import LanceStore
 from qformer.retrieval.qdrant import QdrantStore
 from qformer.types import UsageError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qformer.retrieval.gallery import Store
+    from qformer.retrieval.entries import Store
 
 pytestmark = [  # what the local mode says
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 import stages
 from qformer.evaluation import caption
-from qformer.model.llm import LanguageModel
+from qformer.llm.base import LanguageModel
 from qformer.types import UsageError
 from stages import benchmarks
 from stages.benchmarks import evaluate_language

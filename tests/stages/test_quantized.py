@@ -12,8 +12,8 @@ import torch
 import qformer
 import stages
 from qformer import checkpoint
+from qformer.llm.quantize import is_quantized
 from qformer.model.loading import build_vision_language
-from qformer.model.quantize import is_quantized
 from qformer.types import UsageError
 from stages import stage2
 from tests.workspace import config, make_workspace

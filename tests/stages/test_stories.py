@@ -12,7 +12,7 @@ import torch
 import stages
 from qformer import checkpoint
 from qformer.config import BackboneConfig, parse_config
-from qformer.model.llm_loading import load_language_model
+from qformer.llm.loading import load_language_model
 from qformer.scenes.stories import Stories, Story
 from qformer.types import Batch, Tiles, UsageError
 from stages.stories import StoryBatches, StoryTask, answered

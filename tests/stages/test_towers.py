@@ -11,7 +11,7 @@ import torch
 from qformer import vision
 from qformer.config import by_prefix
 from qformer.files import pretrained
-from qformer.model.llm_loading import load_language_model
+from qformer.llm.loading import load_language_model
 from qformer.model.loading import read_bert
 from qformer.types import UsageError
 from stages import towers

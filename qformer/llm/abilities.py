@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qformer.model.llm import Abilities
-from qformer.model.steps import cache_name
+from qformer.llm.base import Abilities
+from qformer.llm.steps import cache_name
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
 
 PROMPTS = ["a b c", "a"]  # with fewer image tokens, so that the second row is the shorter one for any tokenizer
 TEXTS = ["a b", "b"]

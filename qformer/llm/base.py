@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from qformer.model.decoding import GenerateConfig, write, write_tokens
-from qformer.model.plain_text import PlainText
-from qformer.model.rows import join, pad, positions
-from qformer.model.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
+from qformer.llm.decoding import GenerateConfig, write, write_tokens
+from qformer.llm.plain_text import PlainText
+from qformer.llm.rows import join, pad, positions
+from qformer.llm.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         autocast: follow the surrounding autocast all the same, which a small model does that is itself trained.
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
-        abilities: what writing can rely on, see `qformer.model.abilities`.
+        abilities: what writing can rely on, see `qformer.llm.abilities`.
         end: id of the token that ends a text. pad: id of what stands after it in a batch.
         start: ids that begin every text; empty where the tokenizer uses no BOS.
         template: how prompts may begin whose special tokens are meant, such as those of a chat; usually empty.
@@ -301,7 +301,7 @@ class CausalLM(LanguageModel):
 class Seq2SeqLM(LanguageModel):
     """An encoder-decoder model: the encoder reads [visual][prompt end], the decoder predicts [text end].
 
-    Prompt and text are cut separately and keep their end. `erf_gelu`: see `qformer.model.llm_loading`.
+    Prompt and text are cut separately and keep their end. `erf_gelu`: see `qformer.llm.loading`.
     """
 
     family = "seq2seq"

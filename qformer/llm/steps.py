@@ -33,7 +33,7 @@ def arguments(model: Any) -> Mapping[str, Any]:
 
 
 class ModelStep(ABC):
-    """A step of `qformer.model.decoding` over a model of transformers.
+    """A step of `qformer.llm.decoding` over a model of transformers.
 
     Args:
         cached: keep keys and values between the tokens.

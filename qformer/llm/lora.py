@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qformer.config import LoraConfig
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
 
 
 def add(llm: LanguageModel, config: LoraConfig) -> None:

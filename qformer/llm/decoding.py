@@ -2,7 +2,7 @@
 
 A step is given the texts so far, long[n, t], and for each of them which row of its last call it continues, long[n];
 at first these are rows of what the texts start with, and None means that every text continues its own row. It returns
-logits of the next token, float32[n, V]. Language models (`qformer.model.steps`) and the Q-Former each bring a step.
+logits of the next token, float32[n, V]. Language models (`qformer.llm.steps`) and the Q-Former each bring a step.
 
 Beams follow the rule of transformers 4.26, with which the original (LAVIS) and its published numbers were made. What
 has changed since is how long a text is, by a power of which its score is divided: then the prompt and the new tokens,

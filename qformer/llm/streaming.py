@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qformer.model.decoding import GenerateConfig
+from qformer.llm.decoding import GenerateConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.model.llm import LanguageModel
+    from qformer.llm.base import LanguageModel
 
 UNFINISHED = "\ufffd"  # stands for the first bytes of a character
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate import init_empty_weights
+from torch import Tensor
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -16,15 +18,18 @@ from transformers import (
 
 from qformer.files import pretrained
 from qformer.files.pretrained import tower
-from qformer.model import quantize as quantizing
-from qformer.model.abilities import examine
-from qformer.model.llm import CausalLM, Seq2SeqLM
+from qformer.files.tensors import refuse
+from qformer.llm import quantize as quantizing
+from qformer.llm.abilities import examine
+from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from collections.abc import Mapping
 
-    from qformer.model.llm import LanguageModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from qformer.llm.base import LanguageModel
 
     Dtype = torch.dtype | Literal["auto"] | None
 
@@ -50,7 +55,7 @@ def load_language_model(
         dropout: leave dropout active in training, as LAVIS does.
         erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
             T5 itself was trained with the tanh form (`gelu_new`).
-        quantize: `int8`, `nf4` or `none`; see `qformer.model.quantize`. It stays on `device` for good.
+        quantize: `int8`, `nf4` or `none`; see `qformer.llm.quantize`. It stays on `device` for good.
         tried: see `wrap_language_model`.
 
     Raises:
@@ -112,7 +117,7 @@ def wrap_language_model(
 
     Args:
         dropout, erf_gelu: see `load_language_model`.
-        tried: find out by a few short rows what it can do (`qformer.model.abilities`); weights alone need no trial.
+        tried: find out by a few short rows what it can do (`qformer.llm.abilities`); weights alone need no trial.
 
     Raises:
         UsageError: there is no tokenizer, or the model cannot write after image tokens.
@@ -153,3 +158,61 @@ def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dt
     if torch.device(device).type == "cpu":
         return torch.float32
     return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:
+    """The language model of a transformers configuration with these tensors; tied ones may be missing.
+
+    Raises:
+        UsageError: others are missing or left over.
+    """
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
+        try:
+            model = auto.from_config(config, trust_remote_code=False)
+        except ValueError as error:  # heads that do not divide, say
+            raise UsageError(f"the configuration of the language model in '{source}' cannot be ({error})") from error
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if tensors.keys() - shapes.keys():
+        tensors = _by_names_in_memory(type(model), config, tensors, source)
+    if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
+        raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
+    put_in(model, tensors, f"the language model in '{source}'")
+    return model.eval()
+
+
+def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """Tensors by the names that a model has in memory: of some families (GPT-NeoX, Mixtral) files have others.
+
+    Those that transformers cannot place stay as they are, for a refusal to name.
+    """
+    with pretrained.quiet():
+        try:
+            model, report = kind.from_pretrained(
+                None, config=config, state_dict=dict(tensors), output_loading_info=True, trust_remote_code=False
+            )
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise UsageError(
+                f"the tensors of the language model in '{source}' cannot be placed ({reason}); give it as it was saved"
+            ) from error
+    if report["missing_keys"] or report["unexpected_keys"]:
+        return tensors
+    return model.state_dict()
+
+
+def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Tensors in the place of those of a model on the meta device; tied ones may be missing.
+
+    Raises:
+        UsageError: others are missing or left over.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # made
+    wrong = model.load_state_dict(tensors, strict=False, assign=True)
+    with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
+        model.tie_weights(missing_keys=set(wrong.missing_keys))
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    refuse(missing, wrong.unexpected_keys, what)

@@ -1,0 +1,84 @@
+"""Rows of what a language model reads: ids padded, visual and text embeddings joined, examples put in front.
+
+A row is visual tokens and text in any order, in a tensor with a mask that may have holes; `pack` closes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from qformer.types import Tokens, TooLong
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def pad(rows: Sequence[Sequence[int]], end: int, device: torch.device) -> Tokens:
+    """Rows of ids, padded on the right with `end`: any model can embed it, and a tokenizer may lack a pad token."""
+    ids = pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], batch_first=True, padding_value=end)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
+    return Tokens(ids, mask).to(device)
+
+
+def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather the valid tokens of each row, their order kept, with all the padding on one `side`.
+
+    Args:
+        embeds: float[B, X, L]. mask: bool[B, X].
+
+    Returns:
+        The packed embeds and mask, and order long[B, X]: the column that each packed column came from.
+    """
+    last = mask if side == "left" else ~mask
+    order = last.byte().argsort(dim=1, stable=True)
+    return embeds.take_along_dim(order[..., None], dim=1), mask.take_along_dim(order, dim=1), order
+
+
+def positions(model: Any) -> int | None:
+    """How many positions a model of transformers has; None where they are relative (T5) and rows may be of any length.
+
+    Rotary positions are counted as what the configuration allows.
+    """
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def join(
+    model: Any,
+    prefix: Tensor,
+    prefix_mask: Tensor,
+    text: Tokens,
+    side: Literal["left", "right"],
+    new: int | None = None,
+) -> dict[str, Tensor]:
+    """Inputs of a model of transformers: packed rows [visual][text], with the padding on one `side`.
+
+    Args:
+        prefix: float[B, M, L]. prefix_mask: bool[B, M].
+        new: how many tokens are to be generated behind them: the columns are then as many as the longest row has. None:
+            M + T, whatever the masks say, so that nothing need be read from a GPU.
+
+    Raises:
+        TooLong: more tokens than the model has positions.
+    """
+    embeds = model.get_input_embeddings()(text.ids)
+    embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
+    embeds, mask, _ = pack(embeds, torch.cat([prefix_mask, text.mask], dim=1), side)
+    visual, words = prefix.shape[1], text.ids.shape[1]
+    if new is not None and len(embeds):
+        lengths = prefix_mask.sum(dim=1), text.mask.sum(dim=1)
+        longest = int((lengths[0] + lengths[1]).argmax())
+        visual, words = (int(length[longest]) for length in lengths)
+        kept = slice(-(visual + words) or None, None) if side == "left" else slice(visual + words)
+        embeds, mask, words = embeds[:, kept], mask[:, kept], words + new
+    limit = positions(model)
+    if limit is not None and visual + words > limit:
+        raise TooLong(
+            f"{visual} visual and {words} text tokens exceed the {limit} positions of this {model.config.model_type} "
+            "model; use fewer tiles or examples, a connector with fewer tokens, or shorter text"
+        )
+    return {"inputs_embeds": embeds, "attention_mask": mask.long()}
