@@ -24,8 +24,8 @@ from rich.table import Table
 
 from qformer.config import load_config
 from qformer.data import sources
+from qformer.model.assembly import build_image_text
 from qformer.model.chunked import chunked_step
-from qformer.model.loading import build_image_text
 from qformer.types import Batch, Tiles
 
 CONFIG = "configs/quickstart/stage1.yaml"

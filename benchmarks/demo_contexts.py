@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from demo import backend
-from qformer.model.loading import load_vision_language
+from qformer.checkpoints.loading import load_vision_language
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import STATEMENTS, statement
 from qformer.scenes.text import Question

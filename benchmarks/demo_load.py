@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo import backend
-from qformer.model.loading import load_vision_language
+from qformer.checkpoints.loading import load_vision_language
 from qformer.scenes.scenes import Scenes
 
 ROOT = Path(__file__).resolve().parent.parent

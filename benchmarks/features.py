@@ -22,12 +22,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qformer import checkpoint, resolution
+from qformer import resolution
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import start_from
 from qformer.config import load_config
 from qformer.data import sources
 from qformer.data.loader import Batches
+from qformer.model.assembly import build_encoder, build_image_text
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_encoder, build_image_text, start_from
 from qformer.schema import Config
 from stages import features
 from stages.optim import adamw

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 
 SETTINGS = ["data.validation=null", "data.batch=4", "train.warmup=2", "train.save_every=2", "train.log_every=3"]
 SETTINGS += ["qformer.dropout=0.1", "data.workers=1", "data.crop=[0.5,1.0]", "data.flip=0.5"]

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from qformer.config import load_config
-from qformer.model.loading import build_image_text
+from qformer.model.assembly import build_image_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from demo import look
-from qformer.model.loading import load_vision_language
+from qformer.checkpoints.loading import load_vision_language
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import KINDS, Scene, SceneObject
 from stages.zero_shot import GREEDY, SIZE, UNSEEN

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 import stages
-from qformer import checkpoint, load
+from qformer import load
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import load_config
-from qformer.model.loading import read_tokenizer
+from qformer.model.bert import read_tokenizer
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
 from stages import zero_shot

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.lookup import find
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import load
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.retrieval.search import Retriever
 from qformer.scenes.scenes import Scenes

@@ -228,8 +228,8 @@ def convert(
     _verify: NoVerify = False,
 ) -> None:
     """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
-    from qformer.model.export import convert_checkpoint
-    from qformer.model.foreign import Given
+    from qformer.checkpoints.convert import convert_checkpoint
+    from qformer.checkpoints.parts import Given
 
     given = Given(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
     print(convert_checkpoint(source, output, to.value, given, trust))

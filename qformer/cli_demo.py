@@ -129,7 +129,7 @@ def _default() -> tuple[str, Path | None]:
     """
     from importlib.util import find_spec
 
-    from qformer import checkpoint
+    from qformer.checkpoints import folder as checkpoint
     from qformer.cli import _sibling
     from qformer.types import UsageError
 

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from lmms_eval.api.model import lmms
 
+from qformer.checkpoints.loading import load_vision_language
 from qformer.llm.base import IGNORE
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import vqa_preset
 from qformer.llm.rows import positions
 from qformer.lookup import nearest
-from qformer.model.loading import load_vision_language
 from qformer.types import BadSample, Tiles, UsageError
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer import lookup
+from qformer.checkpoints.loading import load_vision_language
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
 from qformer.images import read_image, shown
 from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
-from qformer.model import loading
 from qformer.types import BadSample, Tiles, UsageError
 from stages.image_files import ImageFiles
 
@@ -78,7 +78,7 @@ def caption(
     _check_text(prompt=prompt)
     reader = ImageFiles(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
-    model = loading.load_vision_language(path, device, quantize, trust)
+    model = load_vision_language(path, device, quantize, trust)
     _seed(seed)
     for group in reader.track("captioning", groups):
         texts = model.generate(_tiles(model, group), prompt, **decoding)
@@ -146,7 +146,7 @@ def ask(
         except BadSample as bad:
             raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     groups = reader.groups()
-    model = loading.load_vision_language(path, device, quantize, trust)
+    model = load_vision_language(path, device, quantize, trust)
     _seed(seed)
     with _told():
         if asked is None:

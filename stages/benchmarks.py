@@ -16,6 +16,7 @@ import torch
 from rich.table import Table
 
 from qformer import distributed
+from qformer.checkpoints.loading import load_vision_language
 from qformer.data import sources
 from qformer.data.arguments import pairs
 from qformer.data.base import indices
@@ -26,7 +27,6 @@ from qformer.evaluation.lemmas import load_lemmatizer
 from qformer.evaluation.predictions import Predictions
 from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
-from qformer.model.loading import load_vision_language
 from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
 from stages import answers

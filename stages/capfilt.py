@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qformer import checkpoint, devices, distributed
+from qformer import devices, distributed
+from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.base import indices

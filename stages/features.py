@@ -23,14 +23,15 @@ import torch
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from qformer import checkpoint, distributed, resolution, vision
+from qformer import distributed, resolution, vision
+from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
 from qformer.data.loader import read_ahead
 from qformer.files import soundness
 from qformer.files.records import replace_records
+from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
-from qformer.model.loading import build_encoder
 from qformer.progress import Bar
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import Absent

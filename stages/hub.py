@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.config import dump_config
 from qformer.files import pretrained
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
 from qformer.types import UsageError
 from stages.card import card
 

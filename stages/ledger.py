@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from qformer.model.loading import Bridge
+    from qformer.model.assembly import Bridge
     from qformer.schema import TrainConfig
     from qformer.types import Batch
 

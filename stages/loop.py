@@ -25,7 +25,8 @@ from accelerate.utils import set_seed
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
-from qformer import checkpoint, compat, distributed
+from qformer import compat, distributed
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.files.records import append_record

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
 from qformer.llm.quantize import OutlinedLinear
 from qformer.types import UsageError
@@ -33,7 +33,7 @@ from stages.stage2 import inherit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qformer.model.loading import Bridge
+    from qformer.model.assembly import Bridge
     from qformer.schema import Config
     from stages.ledger import Step
 

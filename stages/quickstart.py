@@ -25,8 +25,8 @@ from qformer import load
 from qformer.config import by_prefix, load_config
 from qformer.evaluation import retrieval
 from qformer.llm.prompts import vqa_preset
+from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_image_text
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
 from stages import report, zero_shot

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.model.loading import Bridge
+    from qformer.model.assembly import Bridge
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from qformer import checkpoint, distributed
+from qformer import distributed
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import load_trained, trained_tensors
 from qformer.data.loader import ENDING
 from qformer.files.records import Form, Metrics, Step, read_lines, replace_records
-from qformer.model.loading import load_trained, trained_tensors
 from qformer.types import UsageError
 from stages import pictures
 from stages.trainer_state import collect, put_back, refuse_not_finite

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from qformer import lookup, vision
 from qformer.files import pretrained
-from qformer.model.sizes import BERT_SIZES, KNOWN
+from qformer.model.bert import BERT_SIZES
+from qformer.model.sizes import KNOWN
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
@@ -58,7 +59,7 @@ def _with_start(config: Config) -> Config:
     """The configuration with what stage two takes from the run that it starts from."""
     if config.stage != "stage2" or config.init is None:
         return config
-    from qformer import checkpoint
+    from qformer.checkpoints import folder as checkpoint
     from stages.stage2 import inherit
 
     return inherit(config, checkpoint.read_config(config.init))

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from qformer import checkpoint, resolution
+from qformer import resolution
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import start_from
 from qformer.data import sources
 from qformer.data.held_out import Held, held_out
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
-from qformer.model.loading import build_image_text, start_from
+from qformer.model.assembly import build_image_text
 from qformer.types import Batch, UsageError
 from stages.features import prepare
 from stages.loop import fit

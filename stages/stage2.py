@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from qformer import checkpoint, distributed, resolution
+from qformer import distributed, resolution
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import load_stage_one, load_text_path, start_from
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.held_out import Held
@@ -17,8 +19,8 @@ from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.llm.abilities import require_training
 from qformer.llm.rows import positions
+from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import QuestionConnector
-from qformer.model.loading import build_vision_language, load_stage_one, load_text_path, start_from
 from qformer.types import UsageError
 from stages import pictures
 from stages.features import prepare
@@ -29,7 +31,7 @@ from stages.stage1 import mean_losses, validation_data
 if TYPE_CHECKING:
     from torch import nn
 
-    from qformer.checkpoint import Checkpoint
+    from qformer.checkpoints.folder import Checkpoint
     from qformer.config import QuestionConfig
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.schema import Config

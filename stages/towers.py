@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import stages
-from qformer import checkpoint, mini
+from qformer import mini
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import by_prefix, load_config
 from qformer.files.records import Metrics, read_lines
 from qformer.types import UsageError

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from qformer import checkpoint, distributed
+from qformer import distributed
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import trained_tensors
 from qformer.files import soundness
-from qformer.model.loading import trained_tensors
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

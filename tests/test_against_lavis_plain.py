@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from qformer import vision
+from qformer.checkpoints.names import POSITION_IDS, REPEATED
 from qformer.data.texts import clean_caption, clean_question
 from qformer.evaluation import vqa
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
-from qformer.names import POSITION_IDS, REPEATED
 from qformer.schema import QFormerConfig, TrainConfig
 from qformer.vision.base import resize_positions
 from stages.optim import learning_rate

@@ -70,11 +70,11 @@ ONLY_BY = {
     "transformers": {
         "qformer/model/capfilt.py",
         "qformer/llm/decoding.py",
-        "qformer/model/export.py",
+        "qformer/checkpoints/convert.py",
         "qformer/model/foreign.py",
         "qformer/llm/base.py",
         "qformer/llm/loading.py",
-        "qformer/model/loading.py",
+        "qformer/model/assembly.py",
         "qformer/model/outline.py",
         "qformer/llm/plain_text.py",
         "qformer/llm/quantize.py",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import parse_config
 from qformer.files import soundness
 from qformer.types import UsageError

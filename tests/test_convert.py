@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qformer import convert, vision
-from qformer.names import POSITION_IDS, REPEATED, bridge_rows, clip_names, eva_rows
+from qformer import vision
+from qformer.checkpoints import hugging_face
+from qformer.checkpoints.lavis import from_lavis, to_lavis, tower
+from qformer.checkpoints.names import POSITION_IDS, REPEATED, bridge_rows
 from qformer.types import UsageError
+from qformer.vision.clip import clip_names
+from qformer.vision.eva import eva_rows
 from tests.golden.golden import HERE, read
 
 MODELS = ("stage1_a", "stage1_b", "opt_a", "opt_b", "t5_a", "t5_b")
@@ -49,7 +53,7 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def refused(tensors: dict[str, Tensor], *expected: str) -> None:
     with pytest.raises(UsageError) as caught:
-        convert.from_lavis(tensors)
+        from_lavis(tensors)
     assert "\n" not in str(caught.value)
     for part in expected:
         assert part in str(caught.value)
@@ -59,12 +63,12 @@ def refused(tensors: dict[str, Tensor], *expected: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_lavis_comes_back_to_the_bit(name: str, towers: bool) -> None:
     tensors = weights(name) if towers else without_towers(weights(name))
-    parts = convert.from_lavis(tensors)
+    parts = from_lavis(tensors)
     assert parts.family == {"stage1": None}.get(name[:-2], name[:-2])
     assert parts.stage == ("stage1" if name.startswith("stage1") else "stage2")
     assert (parts.tower, bool(parts.vision)) == ("eva" if towers else None, towers)
     assert bool(parts.llm) == (towers and parts.stage == "stage2")
-    same(convert.to_lavis(parts), tensors)
+    same(to_lavis(parts), tensors)
 
 
 @pytest.mark.parametrize(
@@ -77,27 +81,27 @@ def test_every_tensor_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
         for key, tensor in weights(name).items()
     }
     assert {tensor.dtype for tensor in tensors.values()} == {dtype, torch.float32, torch.int64}
-    same(convert.to_lavis(convert.from_lavis(tensors)), tensors)
+    same(to_lavis(from_lavis(tensors)), tensors)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_are_read_from_the_tensors(name: str) -> None:
     about = read(name).about
-    sizes = convert.from_lavis(weights(name), heads=about["qformer"]["heads"]).sizes
+    sizes = from_lavis(weights(name), heads=about["qformer"]["heads"]).sizes
     known = about["qformer"] | {"queries": about["queries"], "encoder_width": about["vision"]["width"]}
     if name.startswith("stage1"):
         known["vocab_size"] = len(weights(name)["Qformer.bert.embeddings.word_embeddings.weight"])
     known["cross_attention_every"] = about.get("cross_attention_every", 2)
     assert {key: getattr(sizes, key) for key in known} == known
     without = without_towers(weights(name))
-    assert convert.from_lavis(without, heads=about["qformer"]["heads"]).sizes == sizes
+    assert from_lavis(without, heads=about["qformer"]["heads"]).sizes == sizes
     if sizes.hidden_size == 32:
-        assert convert.from_lavis(without).sizes.heads == 1  # as BERT's, 64 numbers wide, or one
+        assert from_lavis(without).sizes.heads == 1  # as BERT's, 64 numbers wide, or one
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^qformer\.hidden_size 32 does not divide into 5 heads"):
-        convert.from_lavis(weights("stage1_a"), heads=5)
+        from_lavis(weights("stage1_a"), heads=5)
 
 
 def test_position_ids_may_be_missing() -> None:
@@ -105,7 +109,7 @@ def test_position_ids_may_be_missing() -> None:
     for name in ("stage1_b", "opt_b"):
         tensors = weights(name)
         kept = {key: tensor for key, tensor in tensors.items() if key != POSITION_IDS}
-        made = convert.to_lavis(convert.from_lavis(kept))
+        made = to_lavis(from_lavis(kept))
         assert made.keys() == tensors.keys()
     assert made[POSITION_IDS].shape == (1, 512)  # of no use in stage two
 
@@ -135,7 +139,7 @@ def test_a_repeated_tensor_that_differs_is_refused(name: str) -> None:
     tensors[name].view(-1)[-1] += 1e-3
     refused(tensors, f"'{name}' differs from '{REPEATED[name]}'")
     del tensors[name]
-    assert convert.from_lavis(tensors).bridge.keys() == convert.from_lavis(weights("stage1_a")).bridge.keys()
+    assert from_lavis(tensors).bridge.keys() == from_lavis(weights("stage1_a")).bridge.keys()
 
 
 def test_a_repeated_tensor_does_not_stand_in_for_the_first() -> None:
@@ -169,11 +173,11 @@ def test_a_qformer_without_cross_attention_is_refused() -> None:
 def test_the_last_block_of_eva_is_dropped_but_no_other() -> None:
     """BLIP-2 does not run the released 40th; an encoder of fewer is taken as it is."""
     whole = eva(40)
-    parts = convert.from_lavis(with_tower("stage1_a", whole))
+    parts = from_lavis(with_tower("stage1_a", whole))
     same(parts.vision, {name: tensor for name, tensor in whole.items() if not name.startswith("blocks.39.")})
     assert parts.vision.keys() == {name for name, _ in eva_rows(39)}
-    same(convert.tower(whole), parts.vision)
-    same(convert.from_lavis(with_tower("stage1_a", eva(38))).vision, eva(38))
+    same(tower(whole), parts.vision)
+    same(from_lavis(with_tower("stage1_a", eva(38))).vision, eva(38))
     refused(with_tower("stage1_a", eva(41)), "missing nothing; left over visual_encoder.blocks.40.attn.proj.bias, ")
     gap = {name: tensor for name, tensor in eva(4).items() if not name.startswith("blocks.2.")}
     refused(with_tower("stage1_a", gap), "missing visual_encoder.blocks.2.attn.proj.bias, ", "left over nothing;")
@@ -182,7 +186,7 @@ def test_the_last_block_of_eva_is_dropped_but_no_other() -> None:
 def test_eva_may_bring_its_head_and_nothing_else() -> None:
     norm = {f"visual_encoder.{name}": torch.ones(4) for name in ("norm.weight", "norm.bias", "fc_norm.weight")}
     tensors = with_tower("stage1_a", eva(2))
-    same(convert.from_lavis(tensors | norm).vision, eva(2))
+    same(from_lavis(tensors | norm).vision, eva(2))
     refused(tensors | {"visual_encoder.norm2.weight": torch.ones(4)}, "left over visual_encoder.norm2.weight;")
 
 
@@ -191,12 +195,12 @@ def test_lavis_with_a_clip_comes_back_to_the_bit(name: str) -> None:
     encoder = vision.build("clip", **CLIP).state_dict()
     assert {tensor.dtype for tensor in encoder.values()} == {torch.float16, torch.float32}
     tensors = with_tower(name, encoder)
-    parts = convert.from_lavis(tensors)
+    parts = from_lavis(tensors)
     assert parts.tower == "clip"
     same(parts.vision, encoder)
-    same(convert.to_lavis(parts), tensors)
+    same(to_lavis(parts), tensors)
     with pytest.raises(UsageError, match="has a CLIP, for which it has no place"):
-        convert.to_transformers(parts)
+        hugging_face.to_transformers(parts)
     refused(tensors | {"visual_encoder.proj": torch.ones(4)}, "left over visual_encoder.proj;")
 
 
@@ -204,16 +208,16 @@ def test_towers_of_their_own_files() -> None:
     sizes = CLIP | {"depth": 24, "width": 4, "heads": 2, "mlp_hidden": 6}
     clip = vision.build("clip", **sizes).state_dict()
     end = {"ln_post.weight": torch.ones(4), "ln_post.bias": torch.zeros(4), "proj": torch.ones(4, 3)}
-    taken = convert.tower(clip | end)
+    taken = tower(clip | end)
     assert [*taken] == clip_names(23)
     with pytest.raises(
         UsageError, match=r"the image encoder does not fit .* left over visual_encoder.text_projection;"
     ):
-        convert.tower(clip | {"text_projection": torch.ones(4)})
+        tower(clip | {"text_projection": torch.ones(4)})
     with pytest.raises(UsageError, match=r"missing visual_encoder\.blocks\.0"):
-        convert.tower({name: tensor for name, tensor in eva(2).items() if not name.startswith("blocks.0")})
+        tower({name: tensor for name, tensor in eva(2).items() if not name.startswith("blocks.0")})
     with pytest.raises(UsageError, match=r"missing visual_encoder\.cls_token, .* left over visual_encoder\.weight;"):
-        convert.tower({"weight": torch.ones(2)})
+        tower({"weight": torch.ones(2)})
 
 
 @pytest.mark.parametrize(
@@ -227,14 +231,14 @@ def test_names_are_those_of_the_original_at_full_size(name: str, family: str | N
     }
     for repeated in REPEATED:  # the meta device has no values to compare
         tensors.pop(repeated, None)
-    parts = convert.from_lavis(tensors)
+    parts = from_lavis(tensors)
     assert parts.family == family
     sizes = parts.sizes
     assert (sizes.layers, sizes.heads, sizes.queries, sizes.encoder_width) == (12, 12, 32, 1408)
     names = {lavis for _, lavis, _ in bridge_rows(sizes, parts.stage, family)}
     assert parts.bridge.keys() == {ours for ours, _, _ in bridge_rows(sizes, parts.stage, family)}
     assert names | {f"visual_encoder.{ours}" for ours, _ in eva_rows(39)} <= keys.keys()
-    made = convert.to_lavis(parts)
+    made = to_lavis(parts)
     assert len(made) == count
     assert {key: [str(t.dtype).removeprefix("torch."), list(t.shape)] for key, t in made.items()} == {
         key: value[:2] for key, value in keys.items()

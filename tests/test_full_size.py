@@ -11,14 +11,17 @@ import torch
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
-from qformer import convert, vision
+from qformer import vision
+from qformer.checkpoints import lavis
+from qformer.checkpoints.names import bridge_rows
+from qformer.checkpoints.parts import Parts
+from qformer.checkpoints.weights import trained_tensors
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import trained_tensors
 from qformer.model.qformer import QFormer
-from qformer.names import bridge_rows, clip_names
 from qformer.schema import QFormerConfig
 from qformer.vision.base import resize_positions
+from qformer.vision.clip import clip_names
 from tests.golden.golden import HERE
 
 OPT = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240}
@@ -58,8 +61,8 @@ def test_stage_one() -> None:
     assert numbers(trained.values()) == 186_705_470
     assert 187_500_000 - numbers(trained.values()) == 794_530 > 590_592 + 1_536
     assert model.qformer.embeddings.words.weight.numel() == 23_441_664
-    parts = convert.Parts("stage1", dict(trained), model.frontend.encoder.state_dict(), {}, QFormerConfig())
-    made = convert.to_lavis(parts)
+    parts = Parts("stage1", dict(trained), model.frontend.encoder.state_dict(), {}, QFormerConfig())
+    made = lavis.to_lavis(parts)
     assert len(made) == 857
     assert made.keys() == lavis_keys("stage1")
 
@@ -88,8 +91,8 @@ def test_stage_two_with_its_language_model(name: str, family: Any, count: int) -
             llm = T5ForConditionalGeneration(T5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **XL))
         bridge = {ours: torch.empty(1) for ours, _, _ in bridge_rows(QFormerConfig(), "stage2", family)}
         encoder = vision.build("eva")
-    parts = convert.Parts("stage2", bridge, encoder.state_dict(), dict(llm.state_dict()), QFormerConfig(), family)
-    made = convert.to_lavis(parts)
+    parts = Parts("stage2", bridge, encoder.state_dict(), dict(llm.state_dict()), QFormerConfig(), family)
+    made = lavis.to_lavis(parts)
     assert len(made) == count
     assert made.keys() == lavis_keys(name)
 

@@ -19,7 +19,7 @@ from qformer.files import pretrained
 from qformer.files.pretrained import tower
 from qformer.files.tensors import read_tensors
 from qformer.llm.loading import load_language_model
-from qformer.model.loading import read_bert, read_tokenizer
+from qformer.model.bert import read_bert, read_tokenizer
 from qformer.model.outline import outline_language_model
 from qformer.retrieval.embedders import load_ranker
 from qformer.types import UsageError

@@ -23,8 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import stages
-from qformer import checkpoint, cli
-from qformer.model import loading
+from qformer import cli
+from qformer.checkpoints import folder as checkpoint
+from qformer.model import bert
 from stages import features, pictures
 from tests.commands import outcome
 from tests.workspace import config, make_workspace
@@ -45,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(features, "SHARD_SAMPLES", 2)
         patch.setattr(pictures, "curves", lambda *_: None)  # here and below what takes long each time, and is the same
         patch.setattr(cli, "app", typer.main.get_command(cli.app))
-        patch.setattr(loading, "_fetch", functools.cache(loading._fetch))
+        patch.setattr(bert, "_fetch", functools.cache(bert._fetch))
         base = root / "base"
         data = {"batch": 8, "features": str(base / "store"), "validation": None}
         settings = config(

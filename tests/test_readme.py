@@ -12,7 +12,8 @@ import typer.main
 from PIL import Image
 
 import stages
-from qformer import checkpoint, cli
+from qformer import cli
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import load_config
 from qformer.files.releases import RELEASES, SITE
 from stages.gallery import index

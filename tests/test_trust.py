@@ -21,13 +21,15 @@ from qdrant_client import QdrantClient
 
 import qformer
 from demo.backend import Decoding, load_models
-from qformer import checkpoint, resolution, vision
+from qformer import resolution, vision
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
+from qformer.checkpoints.weights import trained_tensors
 from qformer.config import load_config, parse_config
 from qformer.data import sources
 from qformer.images import read_file
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
-from qformer.model.loading import build_image_text, build_vision_language, trained_tensors
+from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.retrieval import qdrant
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.lance import SCHEMA, LanceStore

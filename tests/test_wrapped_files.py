@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qformer import convert
+from qformer.checkpoints import hugging_face, parts
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.lavis import from_lavis, tower
+from qformer.checkpoints.parts import Given
 from qformer.files.tensors import read_tensors
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
 from qformer.types import UsageError
 from tests.golden.golden import read
 from tests.their_blip2 import make
@@ -58,12 +59,12 @@ WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 def test_files_of_lavis_wrapped_by_training(tmp_path: Path, name: str, how: str) -> None:
     held = dict(read(name).weight)
     torch.save(WRAPPED[how](held), tmp_path / "saved.pth")
-    made, expected = convert.from_lavis(read_tensors(tmp_path / "saved.pth")), convert.from_lavis(held)
+    made, expected = from_lavis(read_tensors(tmp_path / "saved.pth")), from_lavis(held)
     for part in ("bridge", "vision", "llm"):
         same(getattr(made, part), getattr(expected, part))
     towers = expected.vision | {"norm.weight": torch.ones(24)}
     torch.save(WRAPPED[how](towers), tmp_path / "eva.pth")
-    same(convert.tower(read_tensors(tmp_path / "eva.pth")), expected.vision)
+    same(tower(read_tensors(tmp_path / "eva.pth")), expected.vision)
 
 
 def test_what_is_there_twice_or_beside_is_named(tmp_path: Path) -> None:
@@ -73,13 +74,13 @@ def test_what_is_there_twice_or_beside_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "twice.pth")
     beside = {f"model.{name}": tensor for name, tensor in held.items()} | {"teacher.query_tokens": torch.ones(1)}
     with pytest.raises(UsageError, match=r"missing nothing; left over teacher\.query_tokens;"):
-        convert.from_lavis(beside)
+        from_lavis(beside)
 
 
 def test_a_state_dict_under_a_name_of_its_own(tmp_path: Path) -> None:
     held = dict(read("opt_a").weight)
     torch.save({"ema": {f"net.{name}": held[name] for name in held}, "epoch": 3, "adam": {0: 1}}, tmp_path / "ema.pth")
-    same(convert.from_lavis(read_tensors(tmp_path / "ema.pth")).bridge, convert.from_lavis(held).bridge)
+    same(from_lavis(read_tensors(tmp_path / "ema.pth")).bridge, from_lavis(held).bridge)
     torch.save({"mine": held, "yours": held}, tmp_path / "two.pth")
     with pytest.raises(UsageError, match=r"something else than tensors by name \(mine, yours\); give"):
         read_tensors(tmp_path / "two.pth")
@@ -138,7 +139,7 @@ def test_folders_of_older_transformers(opt: Path, tmp_path: Path, shards: int) -
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     made = convert_checkpoint(str(folder), tmp_path / "made", "transformers", Given())
     same(read_tensors(made), read_tensors(convert_checkpoint(str(opt), tmp_path / "known", "transformers", Given())))
-    wrong = convert.from_transformers
+    wrong = hugging_face.from_transformers
     with pytest.raises(UsageError, match=r"left over qformer.embeddings.position_ids"):
         wrong(held | {"qformer.embeddings.position_ids": torch.arange(40).flip(0)}, "opt", 2)
 
@@ -169,9 +170,9 @@ def test_spare_tables_of_a_language_model_that_is_left_out(name: str) -> None:
     kept = {n: tensor for n, tensor in held.items() if not n.startswith((f"{name[:-2]}_model.", "visual_encoder."))}
     spare = {n: tensor for n, tensor in held.items() if n.startswith(f"{name[:-2]}_model.") and n.endswith(tables)}
     assert spare
-    made = convert.from_lavis(kept | spare)
+    made = from_lavis(kept | spare)
     assert not made.llm
-    same(made.bridge, convert.from_lavis(kept).bridge)
+    same(made.bridge, from_lavis(kept).bridge)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +192,9 @@ def test_heads_that_cannot_be_are_refused(opt: Path, tmp_path: Path, given: dict
 
 
 def test_a_width_that_is_no_multiple_of_the_usual_head_is_asked_about() -> None:
-    assert [convert.usual_heads(width, 64, "heads") for width in (16, 64, 128, 768)] == [1, 1, 2, 12]
+    assert [parts.usual_heads(width, 64, "heads") for width in (16, 64, 128, 768)] == [1, 1, 2, 12]
     with pytest.raises(UsageError, match="width of 96 is no multiple of the usual 64 of a head; say how many with h"):
-        convert.usual_heads(96, 64, "heads")
+        parts.usual_heads(96, 64, "heads")
 
 
 @pytest.mark.parametrize("kind", ["opt", "itr"])

@@ -8,12 +8,15 @@ queries that skip the word embeddings, cross-attention to image tokens, and a se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
+from qformer.files import pretrained
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
@@ -190,3 +193,65 @@ def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_type
     if "cls.predictions.bias" in bert:
         weights["lm_head.bias"] = bert["cls.predictions.bias"]
     return weights
+
+
+#: Sizes of a Q-Former that are those of the BERT it starts from, by their names in its configuration.
+BERT_SIZES = {
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "layer_norm_eps": "layer_norm_eps",
+}
+
+
+DECODE = "[DEC]"
+
+
+def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerConfig, dict[str, Tensor]]:
+    """Sizes and tensors of a BERT in a folder or under a hub id.
+
+    Args:
+        config: sizes that were asked for; those not set in it are BERT's. One word, `[DEC]`, is added.
+
+    Raises:
+        UsageError: there is no BERT.
+    """
+    theirs = _fetch(AutoConfig, path)
+    if theirs.model_type != "bert":
+        raise UsageError(f"'{path}' is a {theirs.model_type} model; text.bert needs a BERT, such as bert-base-uncased")
+    words = max(theirs.vocab_size, len(read_tokenizer(path)))
+    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True, dtype=torch.float32)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
+    return bert_sizes(theirs, words, config), state
+
+
+def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> QFormerConfig:
+    """Sizes of a Q-Former with so many words that starts from a BERT of this configuration; those asked for stay."""
+    sizes = {ours: getattr(theirs, name) for ours, name in BERT_SIZES.items()} | {"vocab_size": words}
+    given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
+    return QFormerConfig(**(sizes | given))
+
+
+def read_tokenizer(path: str | Path) -> Any:
+    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate.
+
+    Special tokens in the texts that it is given are words (`pretrained.as_words`).
+    """
+    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, str(path)))
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": DECODE})
+    return tokenizer
+
+
+def _fetch(auto: Any, path: str, **options: Any) -> Any:
+    path = pretrained.tower(path)
+    try:
+        return pretrained.read(auto, path, **options)
+    except UsageError:
+        raise
+    except Exception as error:  # damaged files make transformers raise nearly anything
+        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise UsageError(f"no BERT can be loaded from {where} ({reason}); give text.bert a folder or hub id") from error

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
+from qformer.checkpoints.loading import load
 from qformer.files import pretrained
 from qformer.llm.decoding import GenerateConfig, write
 from qformer.llm.steps import CausalStep
-from qformer.model.loading import load
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.retrieval.embedders import _model_type, _pixels, _read
+from qformer.retrieval.embedders import model_type_of, pixels_of, read_model
 from qformer.types import UsageError
 
 Captioner = Callable[[Sequence[Tensor], list[list[float]]], list[str]]
@@ -40,7 +40,7 @@ def load_captioner(
     Raises:
         UsageError: none of these, or a prompt for stage one, which has none.
     """
-    kind = _model_type(path)
+    kind = model_type_of(path)
     if kind == "blip":
         return Blip(path, device, BLIP_PROMPT if prompt is None else prompt, top_p)
     if kind not in (None, "blip-2"):
@@ -68,14 +68,14 @@ class Blip:
     """BLIP's captioner (`BlipForConditionalGeneration`)."""
 
     def __init__(self, path: str, device: str | torch.device, prompt: str, top_p: float) -> None:
-        self.model = _read(BlipForConditionalGeneration, path, "a captioner needs all weights").to(device).eval()
+        self.model = read_model(BlipForConditionalGeneration, path, "a captioner needs all weights").to(device).eval()
         processor = pretrained.read(AutoProcessor, path)
         self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
         self.prompt, self.top_p = prompt, top_p
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor], draws: list[list[float]]) -> list[str]:
-        pixels = _pixels(self.processor, images).to(self.model.device)
+        pixels = pixels_of(self.processor, images).to(self.model.device)
         seen = self.model.vision_model(pixel_values=pixels)[0]  # (B, S, D)
         ids = self.tokenizer([self.prompt] * len(images), return_tensors="pt")["input_ids"].to(self.model.device)
         text = self.model.config.text_config

@@ -20,9 +20,10 @@ from qformer.llm import lora
 from qformer.llm import quantize as quantizing
 from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.llm.loading import DTYPES, choose_dtype
+from qformer.model.assembly import with_encoder_width
+from qformer.model.bert import bert_sizes
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import bert_sizes, with_encoder_width
 from qformer.model.qformer import QFormer
 from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
@@ -33,7 +34,7 @@ from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
-    from qformer.model.loading import Bridge
+    from qformer.model.assembly import Bridge
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 

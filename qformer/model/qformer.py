@@ -176,7 +176,7 @@ class QFormer(nn.Module):
         """
         tensors: Mapping[str, Tensor]
         if isinstance(bert, str | Path):
-            from qformer.model.loading import read_bert
+            from qformer.model.bert import read_bert
 
             config, tensors = read_bert(str(bert), config)
         elif config is None:

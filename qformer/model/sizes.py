@@ -64,15 +64,6 @@ def _t5(row: tuple[int, int, int, int, int], gated: bool) -> dict[str, Any]:
     return sizes | ({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {})
 
 
-#: Sizes of a Q-Former that are those of the BERT it starts from, by their names in its configuration.
-BERT_SIZES = {
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "layer_norm_eps": "layer_norm_eps",
-}
 BERT_BASE: dict[str, Any] = {"model_type": "bert"}  # the defaults of BertConfig
 CLIP_LARGE: dict[str, Any] = {
     "model_type": "clip_vision_model",

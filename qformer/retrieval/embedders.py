@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.loading import load
 from qformer.files import pretrained, releases
 from qformer.files.pretrained import configuration
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import load
 from qformer.types import UsageError
 
 STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
@@ -31,7 +31,7 @@ def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> R
     Raises:
         UsageError: neither.
     """
-    kind = _model_type(path)
+    kind = model_type_of(path)
     if kind not in (None, "blip-2"):
         return ClipLike(path, device)
     model = load(path, device, trust=trust)
@@ -89,7 +89,7 @@ class ClipLike(Ranker):
     """A model of transformers with `get_image_features` and `get_text_features`."""
 
     def __init__(self, path: str, device: str | torch.device) -> None:
-        self.model = _read(
+        self.model = read_model(
             AutoModel,
             path,
             "a ranker is a CLIP-like model or a checkpoint of stage one",
@@ -103,7 +103,7 @@ class ClipLike(Ranker):
         self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        pixels = _pixels(self.processor, images).to(self.model.device)
+        pixels = pixels_of(self.processor, images).to(self.model.device)
         features = _unit(self.model.get_image_features(pixel_values=pixels))[:, None]  # (B, 1, P)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
@@ -116,14 +116,14 @@ class ClipLike(Ranker):
         return _unit(self.model.get_text_features(**inputs))
 
 
-def _model_type(path: str) -> str | None:
+def model_type_of(path: str) -> str | None:
     """Of a folder or hub id of transformers; None for checkpoints of ours and of LAVIS."""
     if not checkpoint.is_foreign(path) or Path(path).is_file() or path in releases.RELEASES:
         return None
     return configuration(path).model_type
 
 
-def _read(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
+def read_model(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
     """A model with all of its weights and these methods.
 
     Raises:
@@ -144,7 +144,7 @@ def _read(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> Any:
     return model
 
 
-def _pixels(processor: Any, images: Sequence[Tensor]) -> Tensor:
+def pixels_of(processor: Any, images: Sequence[Tensor]) -> Tensor:
     """What the model's own image processor makes of uint8[3, h, w]: float[B, 3, S, S]."""
     if "shortest_edge" in processor.size:
         images = [_middle(image) for image in images]

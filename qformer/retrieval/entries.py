@@ -1,4 +1,4 @@
-"""Entries of a gallery, where their pictures are, which of them a search may find, and what every store of them does."""
+"""Entries of a gallery: where their pictures are, which a search may find, and what every store of them does."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
-from qformer.names import clip_unused
 from qformer.vision.base import VisionEncoder, resize_positions
 from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
 from qformer.vision.options import ClipConfig
@@ -106,3 +105,26 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (N, heads, S, D / heads) each
         x = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(x.transpose(1, 2).reshape(tiles, length, width))  # (N, S, D)
+
+
+CLIP = ("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias")
+CLIP_BLOCK = ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+#: What the released CLIP holds beyond what BLIP-2 uses: its final norm and projection.
+CLIP_END = ("ln_post.weight", "ln_post.bias", "proj")
+CLIP_RELEASED_DEPTH = 24
+
+
+def clip_names(depth: int) -> list[str]:
+    """Every tensor of CLIP's image encoder, by its name here and in LAVIS; transformers' BLIP-2 has no place for it."""
+    return [*CLIP, *(name for block in range(depth) for name in _clip_block_names(block))]
+
+
+def clip_unused(depth: int) -> set[str]:
+    """Names of tensors in the released file that an encoder of this depth does not use."""
+    return {*CLIP_END, *(name for block in range(depth, CLIP_RELEASED_DEPTH) for name in _clip_block_names(block))}
+
+
+def _clip_block_names(block: int) -> list[str]:
+    start = f"transformer.resblocks.{block}."
+    joined = [f"{start}attn.in_proj_{kind}" for kind in ("weight", "bias")]
+    return joined + [f"{start}{name}.{kind}" for name in CLIP_BLOCK for kind in ("weight", "bias")]

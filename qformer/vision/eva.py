@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
-from qformer.names import eva_unused
 from qformer.vision.base import VisionEncoder, resize_positions
 from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
 from qformer.vision.options import EvaConfig
@@ -142,3 +141,41 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+EVA = (  # here and in LAVIS, in transformers
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding"),
+    ("patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
+    ("patch_embed.proj.bias", "embeddings.patch_embedding.bias"),
+)
+EVA_BLOCK = (
+    ("norm1", "layer_norm1"),
+    ("norm2", "layer_norm2"),
+    ("attn.proj", "self_attn.projection"),
+    ("mlp.fc1", "mlp.fc1"),
+    ("mlp.fc2", "mlp.fc2"),
+)
+#: What the released EVA may hold beyond what BLIP-2 uses: its final norm and classification head.
+EVA_HEAD = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+EVA_RELEASED_DEPTH = 40  # BLIP-2 reads the output of the block before the last
+
+
+def eva_rows(depth: int) -> list[tuple[str, str | None]]:
+    """Every tensor of EVA by its name here and in LAVIS, and in transformers; None for the biases, which it joins."""
+    return [*EVA, *(row for block in range(depth) for row in _eva_block_rows(block))]
+
+
+def eva_unused(depth: int) -> set[str]:
+    """Names of tensors in the released file that an encoder of this depth does not use: of ViT-g the 40th block too."""
+    last = range(depth, EVA_RELEASED_DEPTH if depth == EVA_RELEASED_DEPTH - 1 else depth)
+    return {*EVA_HEAD, *(ours for block in last for ours, _ in _eva_block_rows(block))}
+
+
+def _eva_block_rows(block: int) -> list[tuple[str, str | None]]:
+    ours, theirs = f"blocks.{block}.", f"encoder.layers.{block}."
+    rows: list[tuple[str, str | None]] = [(f"{ours}attn.q_bias", None), (f"{ours}attn.v_bias", None)]
+    rows.append((f"{ours}attn.qkv.weight", f"{theirs}self_attn.qkv.weight"))
+    for mine, name in EVA_BLOCK:
+        rows += [(f"{ours}{mine}.{kind}", f"{theirs}{name}.{kind}") for kind in ("weight", "bias")]
+    return rows

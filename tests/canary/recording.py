@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qformer.checkpoints.weights import trained_tensors
 from qformer.config import parse_config
 from qformer.llm import base as module
 from qformer.llm.decoding import GenerateConfig, write
-from qformer.model.loading import build_vision_language, trained_tensors
+from qformer.model.assembly import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 
 if TYPE_CHECKING:

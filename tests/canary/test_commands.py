@@ -19,7 +19,8 @@ import yaml
 from PIL import Image
 
 import qformer
-from qformer import checkpoint, cli
+from qformer import cli
+from qformer.checkpoints import folder as checkpoint
 from qformer.files.tensors import read_tensors
 from tests.canary.recording import KINDS, image
 from tests.commands import command

@@ -11,8 +11,8 @@ from PIL import Image
 
 import stages
 from demo import app, backend, server
+from qformer.checkpoints.loading import load_vision_language
 from qformer.config import load_config
-from qformer.model.loading import load_vision_language
 from qformer.scenes.scenes import Scenes
 from stages.gallery import index
 from tests.demo.visitor import Visitor

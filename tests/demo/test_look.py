@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks import look as benchmark
 from demo import drawing, look
+from qformer.checkpoints.loading import load_vision_language
 from qformer.llm import lora
 from qformer.model.connectors import QuestionConnector
-from qformer.model.loading import load_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.scenes.scenes import Scenes

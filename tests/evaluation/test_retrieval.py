@@ -13,9 +13,9 @@ import torch
 import stages
 from qformer import distributed, load
 from qformer.evaluation import retrieval
+from qformer.model.assembly import build_image_text
 from qformer.model.frontend import FrontEnd
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_image_text
 from tests.processes import together
 from tests.tiny import CAPTIONS
 from tests.workspace import config, make_workspace

@@ -13,17 +13,20 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from qformer import convert, vision
+from qformer import vision
+from qformer.checkpoints.lavis import from_lavis
+from qformer.checkpoints.names import Stage, bridge_rows
+from qformer.checkpoints.parts import Parts
 from qformer.config import LossConfig
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.names import Stage, bridge_rows, eva_rows
 from qformer.schema import QFormerConfig
 from qformer.types import Tiles
 from qformer.vision.base import VisionEncoder
+from qformer.vision.eva import eva_rows
 from tests.golden import vocabulary
 
 HERE = Path(__file__).parent
@@ -87,9 +90,9 @@ def _sizes(about: dict[str, Any], **more: Any) -> QFormerConfig:
     return QFormerConfig(**about["qformer"], queries=about["queries"], encoder_width=about["vision"]["width"], **more)
 
 
-def parts(golden: Golden) -> convert.Parts:
+def parts(golden: Golden) -> Parts:
     """The weights of the file, taken apart."""
-    return convert.from_lavis(golden.weight, golden.about["qformer"]["heads"])
+    return from_lavis(golden.weight, golden.about["qformer"]["heads"])
 
 
 def _filled(model: Model, golden: Golden) -> Model:

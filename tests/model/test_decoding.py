@@ -13,8 +13,8 @@ from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenalt
 from qformer.llm.base import Abilities, CausalLM, LanguageModel, Seq2SeqLM
 from qformer.llm.decoding import beam_search
 from qformer.llm.rows import join, pad
+from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_image_text
 from qformer.types import UsageError
 from tests.tiny import LLM_KINDS, tiny_llm
 from tests.workspace import config, make_workspace

@@ -23,11 +23,12 @@ from transformers import (
 )
 
 import qformer
+from qformer.checkpoints.convert import Form, convert_checkpoint
+from qformer.checkpoints.hugging_face import check_family
+from qformer.checkpoints.names import LM_HEAD
+from qformer.checkpoints.parts import Given
 from qformer.files.tensors import read_tensors
 from qformer.llm.loading import language_model
-from qformer.model.export import Form, check_family, convert_checkpoint
-from qformer.model.foreign import Given
-from qformer.names import LM_HEAD
 from qformer.types import UsageError
 from tests.their_blip2 import KINDS, PROMPTS, SIZES, TEXTS, both, fill, make
 from tests.tiny_families import tiny_family

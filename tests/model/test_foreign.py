@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, T5Config
 
 import qformer
-from qformer import convert, vision
+from qformer import vision
+from qformer.checkpoints import lavis
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
-from qformer.model import foreign
-from qformer.model.export import convert_checkpoint
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
@@ -91,7 +92,7 @@ def test_towers_that_a_file_leaves_out_are_given(tmp_path: Path) -> None:
     golden = read("opt_a")
     kept = {n: t for n, t in golden.weight.items() if not n.startswith(("visual_encoder.", "opt_model."))}
     path, said = write(tmp_path / "bare.pth", kept), given(golden, tmp_path)
-    parts = convert.from_lavis(golden.weight)
+    parts = lavis.from_lavis(golden.weight)
     torch.save(parts.vision | {"norm.weight": torch.ones(24)}, tmp_path / "eva.pth")
     llm = OPTForCausalLM(OPTConfig(**golden.about["llm"]))
     llm.load_state_dict(parts.llm)
@@ -107,10 +108,10 @@ def test_a_language_model_of_an_older_form_is_taken_along(tmp_path: Path) -> Non
     golden = read("opt_a")
     whole, said = write(tmp_path / "whole.pth", golden.weight), given(golden, tmp_path)
     bare = {name: tensor for name, tensor in golden.weight.items() if not name.startswith("opt_model.")}
-    held = {name.removeprefix("model."): tensor for name, tensor in convert.from_lavis(golden.weight).llm.items()}
+    held = {name.removeprefix("model."): tensor for name, tensor in lavis.from_lavis(golden.weight).llm.items()}
     torch.save(held, tmp_path / "said" / "pytorch_model.bin")
     known, made = (
-        read_tensors(convert_checkpoint(str(source), tmp_path / target, "transformers", foreign.Given(**said)))
+        read_tensors(convert_checkpoint(str(source), tmp_path / target, "transformers", Given(**said)))
         for source, target in ((whole, "known"), (write(tmp_path / "bare.pth", bare), "made"))
     )
     assert known.keys() == made.keys()
@@ -205,6 +206,6 @@ def test_the_usual_tower_is_known_by_its_width(
     path = write(tmp_path / "blip2_pretrained.pth", tensors)
     refused(f"'{name}' cannot be downloaded", path, heads=4)
     assert asked == [f"{releases.SITE}{name}.pth"]
-    opened = foreign.open_lavis(path, foreign.Given())
+    opened = lavis.open_lavis(path, Given())
     assert opened.config.resolution.options == {"size": 224}
     assert opened.tokenizer == "bert-base-uncased"

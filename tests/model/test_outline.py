@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModel
 
 from qformer.config import load_config
-from qformer.model.loading import build_image_text, build_vision_language
+from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.model.outline import outline, outline_language_model, read_sizes
 from qformer.model.sizes import KNOWN
 from qformer.schema import Config

@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import import_utils
 
 import qformer
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.config import parse_config
 from qformer.llm import quantize as quantizing
 from qformer.llm.base import LanguageModel
 from qformer.llm.loading import load_language_model
 from qformer.llm.quantize import is_quantized, nbytes, targets
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
 from qformer.model.outline import outline
 from qformer.scenes.stories import Stories
 from qformer.types import UsageError

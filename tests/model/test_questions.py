@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import QuestionConnector
-from qformer.model.loading import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Batch, Tiles, UsageError
 from tests.model.test_vision_language import TwoTiles

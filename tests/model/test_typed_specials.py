@@ -9,8 +9,9 @@ import torch
 
 from qformer.data.texts import cleaned
 from qformer.llm.loading import load_language_model
+from qformer.model.assembly import build_image_text, build_vision_language
+from qformer.model.bert import read_tokenizer
 from qformer.model.connectors import QuestionConnector
-from qformer.model.loading import build_image_text, build_vision_language, read_tokenizer
 from qformer.model.qformer import QFormer
 from tests.tiny import save_tiny_llm
 from tests.workspace import config, make_workspace, save_tiny_bert

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qformer.llm.prompts import vqa_prompt
-from qformer.model.loading import build_vision_language
+from qformer.model.assembly import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Batch, Plan, Tile, Tiles, UsageError

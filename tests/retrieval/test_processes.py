@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import stages
-from qformer import checkpoint, distributed
+from qformer import distributed
+from qformer.checkpoints import folder as checkpoint
 from qformer.retrieval.gallery import Gallery
 from qformer.types import Sample, UsageError
 from stages.gallery import index

@@ -20,12 +20,13 @@ from transformers import (
 
 import qformer
 import stages
-from qformer import checkpoint, vision
+from qformer import vision
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.convert import Form, convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.config import Choice
 from qformer.files import pretrained
 from qformer.files.tensors import read_tensors
-from qformer.model.export import Form, convert_checkpoint
-from qformer.model.foreign import Given
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import Config
 from qformer.types import Tiles, UsageError

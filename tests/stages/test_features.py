@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 
 import qformer
 import stages
-from qformer import checkpoint, resolution
+from qformer import resolution
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.features import Crops, FeatureStore
 from qformer.data.loader import Batches
+from qformer.model.assembly import build_encoder, build_image_text, build_vision_language
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_encoder, build_image_text, build_vision_language
 from qformer.schema import Config
 from qformer.types import BadSample, Batch, Tiles, UsageError
 from stages import features, stage1

@@ -15,13 +15,14 @@ import torch
 
 import qformer
 import stages
-from qformer import checkpoint, vision
+from qformer import vision
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.config import Choice, load_config, parse_config
 from qformer.evaluation.vqa import mean_accuracy
+from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import QuestionConnector
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
-from qformer.model.loading import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import Config
 from qformer.types import Batch, UsageError

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import stages
-from qformer import checkpoint, vision
+from qformer import vision
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.weights import start_from
 from qformer.config import Choice, load_config
-from qformer.model.loading import build_image_text, start_from
+from qformer.model.assembly import build_image_text
 from qformer.schema import Config
 from tests.workspace import config, make_workspace
 

@@ -11,7 +11,8 @@ from torch import nn
 
 import qformer
 import stages
-from qformer import checkpoint, vision
+from qformer import vision
+from qformer.checkpoints import folder as checkpoint
 from qformer.schema import Config
 from qformer.vision.options import ClipConfig, EvaConfig
 from tests.workspace import config, make_workspace

@@ -17,9 +17,9 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 import qformer
 import stages
-from qformer import checkpoint
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.types import UsageError
 from stages import hub
 from tests.their_blip2 import make

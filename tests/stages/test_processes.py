@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import stages
-from qformer import checkpoint, distributed
+from qformer import distributed
+from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import ENDING, Batches, Loaded
 from qformer.schema import Config
 from qformer.types import UsageError

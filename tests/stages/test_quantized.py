@@ -11,9 +11,9 @@ import torch
 
 import qformer
 import stages
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.llm.quantize import is_quantized
-from qformer.model.loading import build_vision_language
+from qformer.model.assembly import build_vision_language
 from qformer.types import UsageError
 from stages import stage2
 from tests.workspace import config, make_workspace

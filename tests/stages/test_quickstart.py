@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.types import UsageError
 from stages import quickstart
 from tests.commands import command
 
 if TYPE_CHECKING:
-    from qformer.checkpoint import Checkpoint
+    from qformer.checkpoints.folder import Checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 FEW = [

@@ -21,9 +21,9 @@ import torch
 import yaml
 
 import stages
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import ENDING, Batches, Loaded
-from qformer.model.loading import build_image_text
+from qformer.model.assembly import build_image_text
 from qformer.schema import Config
 from qformer.types import UsageError
 from stages import loop, resume, stage1

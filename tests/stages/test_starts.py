@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import stages
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import Given
 from qformer.config import load_config
-from qformer.model.export import convert_checkpoint
-from qformer.model.foreign import Given
 from qformer.types import UsageError
 from stages.sizes import with_sizes
 from tests.tiny import save_tiny_llm

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stages
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.config import BackboneConfig, parse_config
 from qformer.llm.loading import load_language_model
 from qformer.scenes.stories import Stories, Story

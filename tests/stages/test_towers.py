@@ -12,7 +12,7 @@ from qformer import vision
 from qformer.config import by_prefix
 from qformer.files import pretrained
 from qformer.llm.loading import load_language_model
-from qformer.model.loading import read_bert
+from qformer.model.bert import read_bert
 from qformer.types import UsageError
 from stages import towers
 from tests.commands import command

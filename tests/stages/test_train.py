@@ -14,9 +14,9 @@ from torch import nn
 
 import qformer
 import stages
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
+from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.model.image_text import ImageTextModel
-from qformer.model.loading import build_image_text, build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from stages import loop, stage2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import stages
-from qformer import checkpoint
+from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import Skipped
 from tests.data.making import encoded, jsonl, photo, shard, tar
 from tests.workspace import config, make_workspace

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from qformer import vision
-from qformer.names import clip_names
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions
-from qformer.vision.clip import ClipViT
+from qformer.vision.clip import ClipViT, clip_names
 
 TINY: dict[str, Any] = {"image_size": 56, "patch_size": 14, "width": 32, "depth": 3, "heads": 4, "mlp_hidden": 72}
 NARROW: dict[str, Any] = {"image_size": 28, "patch_size": 14, "width": 4, "heads": 2, "mlp_hidden": 6}

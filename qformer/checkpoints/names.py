@@ -53,27 +53,6 @@ HEADS = (
     ("text_proj", "text_proj", "text_projection"),
     ("itm_head", "itm_head", "itm_head"),
 )
-EVA = (  # here and in LAVIS, in transformers
-    ("cls_token", "embeddings.class_embedding"),
-    ("pos_embed", "embeddings.position_embedding"),
-    ("patch_embed.proj.weight", "embeddings.patch_embedding.weight"),
-    ("patch_embed.proj.bias", "embeddings.patch_embedding.bias"),
-)
-EVA_BLOCK = (
-    ("norm1", "layer_norm1"),
-    ("norm2", "layer_norm2"),
-    ("attn.proj", "self_attn.projection"),
-    ("mlp.fc1", "mlp.fc1"),
-    ("mlp.fc2", "mlp.fc2"),
-)
-#: What the released EVA may hold beyond what BLIP-2 uses: its final norm and classification head.
-EVA_HEAD = ("norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
-EVA_RELEASED_DEPTH = 40  # BLIP-2 reads the output of the block before the last
-CLIP = ("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias")
-CLIP_BLOCK = ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
-#: What the released CLIP holds beyond what BLIP-2 uses: its final norm and projection.
-CLIP_END = ("ln_post.weight", "ln_post.bias", "proj")
-CLIP_RELEASED_DEPTH = 24
 #: Tensors of LAVIS that repeat others of the same file, or number the positions; dropped where they say the same.
 REPEATED = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
@@ -118,39 +97,3 @@ def _layer_rows(layer: int, has_cross_attention: bool, has_text: bool) -> list[R
 def _both(ours: str, lavis: str, theirs: str) -> list[Row]:
     """Weight and bias of one module."""
     return [(f"{ours}.{kind}", f"{lavis}.{kind}", f"{theirs}.{kind}") for kind in ("weight", "bias")]
-
-
-def eva_rows(depth: int) -> list[tuple[str, str | None]]:
-    """Every tensor of EVA by its name here and in LAVIS, and in transformers; None for the biases, which it joins."""
-    return [*EVA, *(row for block in range(depth) for row in _eva_block_rows(block))]
-
-
-def eva_unused(depth: int) -> set[str]:
-    """Names of tensors in the released file that an encoder of this depth does not use: of ViT-g the 40th block too."""
-    last = range(depth, EVA_RELEASED_DEPTH if depth == EVA_RELEASED_DEPTH - 1 else depth)
-    return {*EVA_HEAD, *(ours for block in last for ours, _ in _eva_block_rows(block))}
-
-
-def _eva_block_rows(block: int) -> list[tuple[str, str | None]]:
-    ours, theirs = f"blocks.{block}.", f"encoder.layers.{block}."
-    rows: list[tuple[str, str | None]] = [(f"{ours}attn.q_bias", None), (f"{ours}attn.v_bias", None)]
-    rows.append((f"{ours}attn.qkv.weight", f"{theirs}self_attn.qkv.weight"))
-    for mine, name in EVA_BLOCK:
-        rows += [(f"{ours}{mine}.{kind}", f"{theirs}{name}.{kind}") for kind in ("weight", "bias")]
-    return rows
-
-
-def clip_names(depth: int) -> list[str]:
-    """Every tensor of CLIP's image encoder, by its name here and in LAVIS; transformers' BLIP-2 has no place for it."""
-    return [*CLIP, *(name for block in range(depth) for name in _clip_block_names(block))]
-
-
-def clip_unused(depth: int) -> set[str]:
-    """Names of tensors in the released file that an encoder of this depth does not use."""
-    return {*CLIP_END, *(name for block in range(depth, CLIP_RELEASED_DEPTH) for name in _clip_block_names(block))}
-
-
-def _clip_block_names(block: int) -> list[str]:
-    start = f"transformer.resblocks.{block}."
-    joined = [f"{start}attn.in_proj_{kind}" for kind in ("weight", "bias")]
-    return joined + [f"{start}{name}.{kind}" for name in CLIP_BLOCK for kind in ("weight", "bias")]

@@ -11,7 +11,7 @@ from qformer.model.qformer import QFormer
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.convert import Parts
+    from qformer.checkpoints.parts import Parts
 
 
 def refuse_unfit(parts: Parts, source: str) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: our folders, files of LAVIS and folders of transformers, read, written and turned into models."""

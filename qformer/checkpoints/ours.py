@@ -1,0 +1,103 @@
+"""Folders of our own checkpoints, read with everything that they name and written from parts of any form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from qformer.checkpoints import folder as checkpoint
+from qformer.checkpoints.parts import FAMILIES, LLM_FOLDER, VISION_FILE, Opened, Parts, check_words, load_tokenizer
+from qformer.checkpoints.weights import ENCODER, LLM, load_trained
+from qformer.config import Choice, dump_config
+from qformer.files import pretrained
+from qformer.files.pretrained import configuration
+from qformer.files.tensors import read_tensors
+from qformer.llm import lora
+from qformer.llm.loading import language_model, load_language_model
+from qformer.schema import LLMConfig
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def open_ours(path: str | Path, trust: bool = False) -> Opened:
+    """A checkpoint of ours taken apart, with the towers that it holds itself.
+
+    Raises:
+        UsageError: none is there, or its towers or its text path have no place in other forms.
+    """
+    saved = checkpoint.read(path, trust)
+    config = saved.config
+    if config.stage not in ("stage1", "stage2"):
+        raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    if config.question is not None:
+        raise UsageError(
+            f"the Q-Former of '{path}' reads questions, for which stage two of BLIP-2 has no place in LAVIS or in "
+            "transformers; use the checkpoint as it is"
+        )
+    trained = {n.removeprefix(ENCODER): tensor for n, tensor in saved.tensors.items() if n.startswith(ENCODER)}
+    bridge = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith((ENCODER, LLM))}
+    llm, family = None, None
+    parts = Parts(config.stage, bridge, trained, {}, config.qformer)
+    inside = str(saved.path)
+    if not trained and str(config.vision.options.get("weights", "")).startswith(inside):
+        parts.vision = read_tensors(config.vision.options["weights"])
+    merged = ""
+    if config.llm is not None:
+        llm = configuration(config.llm.path)
+        family = next((known for known in FAMILIES if known == llm.model_type), None)
+        if config.llm.path.startswith(inside):
+            tensors = read_tensors(config.llm.path)
+            parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
+        if config.llm.lora is not None:
+            parts.llm, merged = _merged(config.llm, saved), config.llm.path
+            config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
+    parts.family = family
+    tokenizer = str(saved.path) if config.llm is None else config.llm.path
+    return Opened(str(path), parts, config, tokenizer, llm, merged)
+
+
+def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+    """The tensors of the language model with a checkpoint's adapters added to its weights."""
+    assert config.lora is not None
+    llm = load_language_model(config.path, dtype=None, tried=False)
+    lora.add(llm, config.lora)
+    adapters = {n.removeprefix(LLM): tensor for n, tensor in saved.tensors.items() if n.startswith(LLM)}
+    load_trained(llm, adapters, saved.path)
+    lora.merge(llm)
+    return llm.model.state_dict()
+
+
+def write_ours(opened: Opened, folder: Path) -> None:
+    """A checkpoint folder; towers that the parts hold are kept in it."""
+    parts, config = opened.parts, opened.config
+    folder.mkdir()
+    _save(parts.bridge, folder / checkpoint.WEIGHTS)
+    if parts.vision:
+        _save(parts.vision, folder / VISION_FILE.removeprefix(checkpoint.INSIDE))
+        options = {**config.vision.options, "weights": VISION_FILE}
+        kept = {"vision": Choice(name=config.vision.name, **options), "freeze_vision": True}  # beside what is trained
+        config = config.model_copy(update=kept)
+    if parts.llm:
+        inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
+        tokenizer = pretrained.read(AutoTokenizer, pretrained.tower(opened.tokenizer))
+        check_words(opened, tokenizer)
+        language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
+        tokenizer.save_pretrained(inside)
+        llm = (config.llm or LLMConfig(path=LLM_FOLDER)).model_copy(update={"path": LLM_FOLDER})
+        config = config.model_copy(update={"llm": llm})
+    if parts.stage == "stage1":
+        tokenizer = load_tokenizer(opened)
+        check_words(opened, tokenizer)
+        tokenizer.save_pretrained(folder)
+    (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
+    meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
+    checkpoint.write_meta(folder, meta | ({checkpoint.MERGED: opened.merged} if opened.merged else {}))
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)

@@ -1,0 +1,127 @@
+"""Assembling models: from a configuration, from a checkpoint, and `load`, which needs a path alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qformer import resolution, vision
+from qformer.llm import lora
+from qformer.llm.loading import DTYPES, load_language_model
+from qformer.model.bert import read_tokenizer
+from qformer.model.connectors import QFormerConnector, QuestionConnector
+from qformer.model.image_text import ImageTextModel
+from qformer.model.qformer import QFormer
+from qformer.model.vision_language import VisionLanguageModel
+from qformer.schema import Config, QFormerConfig
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from qformer.llm.base import LanguageModel
+    from qformer.vision.base import VisionEncoder
+
+    Bridge = ImageTextModel | VisionLanguageModel
+
+
+def build_encoder(config: Config) -> VisionEncoder:
+    """The image encoder of a configuration, frozen unless it is to be trained: then every weight is kept in fp32.
+
+    Raises:
+        UsageError: options that do not fit, or a missing folder.
+    """
+    encoder = vision.options_of(config.vision).build()
+    return encoder.freeze() if config.freeze_vision else encoder.float()
+
+
+def build_image_text(
+    config: Config, tokenizer_of: Path | str | None = None, encoder: VisionEncoder | None = None
+) -> tuple[ImageTextModel, Config]:
+    """Stage one's model and the configuration with every size filled in.
+
+    Args:
+        tokenizer_of: where the tokenizer is, for a model whose tensors will be put in: BERT's weights are not needed.
+        encoder: in place of the one that the configuration names.
+    """
+    strategy = resolution.chosen(config.resolution)  # refused before anything is read
+    encoder = encoder or build_encoder(config)
+    sizes = with_encoder_width(config.qformer, encoder.width)
+    if tokenizer_of is None:
+        tokenizer = read_tokenizer(config.text.bert)
+        qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
+    else:
+        tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
+    model = ImageTextModel(encoder, qformer, tokenizer, config.loss, config.text.max_tokens)
+    model.frontend.strategy = strategy
+    model.frontend.norm.eps = config.vision_norm_eps
+    return model, config.model_copy(update={"qformer": qformer.config})
+
+
+def build_vision_language(
+    config: Config,
+    device: torch.device | str = "cpu",
+    encoder: VisionEncoder | None = None,
+    llm: LanguageModel | None = None,
+    tokenizer_of: Path | str | None = None,
+) -> tuple[VisionLanguageModel, Config]:
+    """Stage two's model and the configuration with every size filled in.
+
+    Args:
+        encoder, llm: in place of those that the configuration names.
+        tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, for a model whose text path will be
+            put in. By default both are BERT's.
+    """
+    assert config.llm is not None, "the schema asks for an LLM in stage two"
+    strategy = resolution.chosen(config.resolution)
+    if encoder is None:
+        vision.options_of(config.vision)  # refused before gigabytes are read
+    llm = llm or load_language_model(
+        config.llm.path,
+        device=device,
+        dtype=DTYPES[config.llm.dtype],
+        dropout=config.llm.dropout,
+        erf_gelu=config.llm.erf_gelu,
+        quantize=config.llm.quantize,
+    )
+    if config.llm.lora is not None:
+        lora.add(llm, config.llm.lora)
+    encoder = encoder or build_encoder(config)
+    connector = _build_connector(config, encoder.width, llm.width, tokenizer_of)
+    model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
+    model.frontend.strategy = strategy
+    model.frontend.norm.eps = config.vision_norm_eps
+    return model, config.model_copy(update={"qformer": connector.qformer.config})
+
+
+def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: Path | str | None) -> QFormerConnector:
+    """The Q-Former of stage two and its projection; one that reads questions starts from BERT unless it will be put in.
+
+    Args:
+        width: of the image tokens. llm_width: of the language model.
+    """
+    assert config.llm is not None
+    sizes, scale = with_encoder_width(config.qformer, width), config.llm.visual_scale
+    if config.question is None:
+        return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale)
+    if tokenizer_of is None:
+        given = sizes.model_dump(include=sizes.model_fields_set - {"vocab_size", "max_positions"})  # which are BERT's
+        tokenizer = read_tokenizer(config.text.bert)
+        qformer = QFormer.from_bert(config.text.bert, QFormerConfig(**given), config.text.fold_token_types)
+    else:
+        tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
+    return QuestionConnector(qformer.drop_captioning(), llm_width, tokenizer, config.question.max_tokens, scale)
+
+
+def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:
+    """The sizes with image tokens of this width.
+
+    Raises:
+        UsageError: another width was asked for.
+    """
+    if "encoder_width" in sizes.model_fields_set and sizes.encoder_width != width:
+        raise UsageError(
+            f"qformer.encoder_width is {sizes.encoder_width}, but the tokens of this image encoder are {width} wide; "
+            "leave the key out"
+        )
+    return QFormerConfig(**(sizes.model_dump(include=sizes.model_fields_set) | {"encoder_width": width}))
