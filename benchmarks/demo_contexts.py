@@ -21,10 +21,10 @@ from rich.table import Table
 
 from demo import backend
 from qformer.checkpoints.loading import load_vision_language
+from qformer.evaluation.zero_shot import UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import STATEMENTS, statement
 from qformer.scenes.text import Question
-from stages.zero_shot import UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

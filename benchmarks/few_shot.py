@@ -20,7 +20,7 @@ import qformer
 from qformer.data import base, sources
 from qformer.data.arguments import pairs
 from qformer.evaluation.few_shot import SHOTS, few_shot
-from stages.zero_shot import SIZE
+from qformer.evaluation.zero_shot import SIZE
 
 
 def source(words: list[str] | None, split: str, count: int) -> base.Source:

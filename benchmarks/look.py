@@ -2,8 +2,8 @@
 
     python benchmarks/look.py runs/quickstart/opt [--scenes 100] [--seed 5] [--compare] [--quick]
 
-The model answers a question about a scene it never saw; `demo.look.answer_relevance` says which places its answer came
-from. The generator knows the box of the object that is asked about (of both in a relation, of all that are counted).
+The model answers a question about a scene it never saw; `answer_relevance` says which places its answer
+came from. The generator knows the box of the object asked about (of both in a relation, of all that are counted).
 *Inside* is the share of the relevance in that box, divided by the box's share of the picture: 1 is chance. Controls:
 the box of another object of the same scene, drawn at random, and the asked box on the relevance of the scene before.
 *Hit* is how often a quarter of the most relevant patch, or more, lies in the box. Questions about what is not there are
@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from demo import look
 from qformer.checkpoints.loading import load_vision_language
+from qformer.evaluation import attention as look
+from qformer.evaluation.zero_shot import GREEDY, SIZE, UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import KINDS, Scene, SceneObject
-from stages.zero_shot import GREEDY, SIZE, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

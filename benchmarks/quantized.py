@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 import qformer
+from qformer.evaluation import zero_shot
 from qformer.llm.loading import load_language_model
 from qformer.llm.quantize import nbytes
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import Stories
-from stages import zero_shot
 from stages.stories import LONG
 
 if TYPE_CHECKING:

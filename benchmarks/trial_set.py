@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qformer.evaluation.zero_shot import SIZE, UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import STATEMENTS, statement
 from qformer.scenes.text import (
@@ -28,7 +29,6 @@ from qformer.scenes.text import (
     questions,
 )
 from qformer.types import Tiles
-from stages.zero_shot import SIZE, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,11 +25,11 @@ import stages
 from qformer import load
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import load_config
+from qformer.evaluation import zero_shot
+from qformer.evaluation.zero_shot import SIZE, UNSEEN
 from qformer.model.bert import read_tokenizer
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
-from stages import zero_shot
-from stages.zero_shot import SIZE, UNSEEN
 
 SEEDS = (0, 1, 2)
 WAYS = {"language model alone": False, "Q-Former too": True}

@@ -152,7 +152,7 @@ def _default() -> tuple[str, Path | None]:
     made = (checkpoint.find(start) / checkpoint.WEIGHTS).stat().st_mtime_ns
     gallery = cache / f"gallery-{made:x}"  # of this training: another one would be refused
     if not (gallery / "ready").exists():
-        from stages.gallery import index
+        from qformer.commands.searching import index
 
         print(f"qformer: {EXAMPLES} drawn scenes are indexed, to search")
         index(start, ["name=scenes", "split=test", f"count={EXAMPLES}"], gallery, None, None, 64, None)

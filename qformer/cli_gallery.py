@@ -55,7 +55,7 @@ def index(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages.gallery import index as run
+    from qformer.commands.searching import index as run
 
     run(path, data, output, store, None if features is None else features.value, batch, device, trust, remove)
 
@@ -82,6 +82,6 @@ def search(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages.gallery import search as run
+    from qformer.commands.searching import search as run
 
     run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device, trust)

@@ -32,6 +32,6 @@ def push(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages.hub import push as run
+    from qformer.commands.pushing import push as run
 
     print(run(source, repo, to.value, private, dry_run, output, trust))

@@ -65,7 +65,7 @@ def caption(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import asking
+    from qformer.commands import asking
 
     decoding = asking.options(
         sample,
@@ -122,7 +122,7 @@ def ask(
     from qformer.cli import _sibling
 
     _sibling("stages")
-    from stages import asking
+    from qformer.commands import asking
 
     decoding = asking.options(
         sample,

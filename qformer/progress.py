@@ -86,3 +86,6 @@ def track(items: Iterable[Item], description: str, total: int | None = None, dis
         for item in items:
             yield item
             bar.advance(task)
+
+
+console = Console()

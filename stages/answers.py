@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from qformer.evaluation.benchmarks import said_of
+from qformer.figures import page as sheet
 from qformer.types import BadSample
-from stages import sheet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

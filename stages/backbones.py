@@ -21,7 +21,8 @@ from qformer.data.base import indices
 from qformer.data.held_out import Held, held_out
 from qformer.data.loader import Batches, Loaded
 from qformer.data.texts import usable_captions
-from qformer.evaluation.retrieval import ORIGINAL, count_equal, recalls, true_pairs
+from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
+from qformer.files.records import ORIGINAL
 from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
 from qformer.scenes.phrases import Phrases

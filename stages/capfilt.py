@@ -37,12 +37,11 @@ from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object
 from qformer.images import read_image
 from qformer.model.capfilt import NEW_TOKENS, load_captioner
-from qformer.progress import Bar
+from qformer.progress import Bar, console
 from qformer.retrieval.embedders import load_ranker
 from qformer.types import BadSample, UsageError
 from stages.evaluate import AUTOCAST
 from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
-from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,6 +25,7 @@ from qformer.data.arguments import pairs
 from qformer.data.held_out import Listed, list_images, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import BENCHMARKS
+from qformer.files import records
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
 from qformer.types import UsageError
@@ -178,7 +179,7 @@ def _report(
     measured = retrieval.full_table(places)
     if equal:
         strict = retrieval.full_table(retrieval.rank_table(scores, captions, equal=False))
-        measured |= {f"{kind}{retrieval.ORIGINAL}": values for kind, values in strict.items()}
+        measured |= {f"{kind}{records.ORIGINAL}": values for kind, values in strict.items()}
     if not settings.k:
         measured = {kind: values for kind, values in measured.items() if kind.startswith("itc")}
     texts = sum(map(len, captions))
@@ -221,6 +222,6 @@ def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[s
             shares = [values[f"{way}_r{n}"] for n in retrieval.CUTOFFS]
             percent = [f"{100 * share:.1f}" for share in (*shares, values[f"{way}_mean_recall"])]
             places = [f"{values[f'{way}_{name}_rank']:.1f}" for name in ("mean", "median")]
-            plain = kind.removesuffix(retrieval.ORIGINAL)
+            plain = kind.removesuffix(records.ORIGINAL)
             rows.append([KINDS[plain] if plain == kind else f"{KINDS[plain]}, original", told, *percent, *places])
     return head, rows

@@ -32,10 +32,9 @@ from qformer.files import soundness
 from qformer.files.records import replace_records
 from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
-from qformer.progress import Bar
+from qformer.progress import Bar, console
 from qformer.types import Tiles, UsageError
 from qformer.vision.base import Absent
-from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +78,7 @@ def fill_alone(config: Config, trust: bool = False) -> Path:
     Raises:
         UsageError: no `data.features`; else as `prepare`.
     """
-    from stages.stage2 import inherit  # which trains from here
+    from stages.inherit import inherit
 
     if config.data.features is None:
         raise UsageError("the configuration has no store to fill; give data.features a folder")

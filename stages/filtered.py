@@ -29,8 +29,8 @@ from qformer.data.shards import add_member
 from qformer.files.records import Form, read_lines, read_object, replace_records
 from qformer.images import read_file, read_head, read_image
 from qformer.images.formats import FORMATS
+from qformer.progress import console
 from qformer.types import BadSample, UsageError
-from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,7 +168,7 @@ class Part:
         sheet, records = self.output / "sheet.png", self.records[:SHOWN]
         if self.number or sheet.exists() or len(records) < least:
             return
-        from stages import pictures  # which takes a second to import
+        from qformer.figures import curves as pictures
 
         try:
             images = [read_image(source[samples[record["place"]]].image) for record in records]

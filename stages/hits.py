@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from qformer.evaluation import retrieval
+from qformer.figures import page as sheet
+from qformer.figures.page import Card
 from qformer.types import BadSample
-from stages import sheet
-from stages.sheet import Card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

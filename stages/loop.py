@@ -14,7 +14,6 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,14 +28,14 @@ from qformer import compat, distributed
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import dump_config
 from qformer.data.loader import Skipped, training_batches
-from qformer.files.records import append_record
 from qformer.model.chunked import chunked_step
 from qformer.model.recompute import recompute_layers
-from qformer.progress import Bar
+from qformer.progress import Bar, console
 from qformer.schema import Config
 from qformer.types import UsageError
 from stages.optim import adamw, learning_rate
-from stages.resume import Stop, claimed, console, end, resume, save, tell_skipped
+from stages.resume import Stop, claimed, end, resume, save, tell_skipped
+from stages.run import Run, is_due, write_record
 from stages.trainer_state import NonFiniteLoss
 
 if TYPE_CHECKING:
@@ -62,28 +61,6 @@ class Evaluate(Protocol):
     """Measures a model on held-out data; it is called in eval mode, and its random draws do not reach the training."""
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]: ...
-
-
-@dataclass
-class Run:
-    """A training run in progress. `step` counts finished optimizer steps."""
-
-    config: Config
-    folder: Path
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: Any
-    skipped: Skipped
-    extra: Callable[[Path], object] | None
-    extent: Any = None  # of the data, see `qformer.data.orders`
-    step: int = 0
-    pending: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
-    clock: float = field(default_factory=time.perf_counter)
-
-    @property
-    def inner(self) -> Any:
-        """The model without what accelerate puts around it."""
-        return self.accelerator.unwrap_model(self.model)
 
 
 def fit(
@@ -124,12 +101,12 @@ def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
         while run.step < train.steps:
             _train_step(run, stream)
             last = run.step == train.steps
-            validates = evaluate is not None and (last or _every(train.validate_every, run.step))
-            if last or validates or run.step % train.log_every == 0 or _every(train.save_every, run.step):
+            validates = evaluate is not None and (last or is_due(train.validate_every, run.step))
+            if last or validates or run.step % train.log_every == 0 or is_due(train.save_every, run.step):
                 progress.update(bar, losses=_log(run))
             if validates and evaluate is not None:
                 _validate(run, evaluate, progress.console)
-            saves = last or _every(train.save_every, run.step)
+            saves = last or is_due(train.save_every, run.step)
             if saves:
                 save(run, must=last)
             progress.update(bar, completed=run.step)
@@ -311,7 +288,7 @@ def _log(run: Run) -> str:
         **means,
         "images_per_second": images,
     }
-    _write(run, record, "train")
+    write_record(run, record, "train")
     run.pending.clear()
     return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
@@ -325,23 +302,8 @@ def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
         with distributed.alone(), torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(run.config.seed)
             measured = evaluate(model, run.step)
-        _write(run, {"step": run.step, **measured}, "validation")
+        write_record(run, {"step": run.step, **measured}, "validation")
         if distributed.rank() == 0:
             out.print(f"step {run.step}: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     distributed.barrier()
     run.clock = time.perf_counter()
-
-
-def _write(run: Run, record: dict[str, float], kind: str) -> None:
-    if distributed.rank() > 0:
-        return
-    try:
-        append_record(run.folder / "metrics.jsonl", {"kind": kind, **record})
-        named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
-        run.accelerator.log(named, step=run.step)
-    except OSError as error:  # a full disk may have room again when the next checkpoint is due
-        console.print(f"step {run.step}: its losses could not be written ({error})")
-
-
-def _every(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0

@@ -22,13 +22,13 @@ from rich.table import Table
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
 from qformer.llm.quantize import OutlinedLinear
+from qformer.progress import console
 from qformer.types import UsageError
 from stages import hardware
 from stages.checking import check
+from stages.inherit import inherit
 from stages.ledger import part_of
 from stages.rehearsal import Subject, polynomial
-from stages.resume import console
-from stages.stage2 import inherit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,17 +23,17 @@ from rich.table import Table
 import stages
 from qformer import load
 from qformer.config import by_prefix, load_config
-from qformer.evaluation import retrieval
+from qformer.evaluation import retrieval, zero_shot
+from qformer.evaluation.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
 from qformer.llm.prompts import vqa_preset
 from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
-from stages import report, zero_shot
+from stages import report
 from stages.checking import check
 from stages.loop import console
 from stages.stage1 import validation_data
-from stages.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ OWN = {"opt": (), "t5": ("train.steps=800", "train.lr=1.4e-3", "llm.visual_scale
 #: Who does what: this process, and the one beside it. The T5's seeing run is the longest.
 HERE, BESIDE = (("see", "t5"), ("guess", "opt")), (("see", "opt"), ("guess", "t5"))
 #: What the blind twin is given over the configuration of stage two: one grey patch of the shipped ViT.
-BLIND = ("data.train.name=stages.zero_shot:BlindScenes", "resolution.name=fixed", "resolution.size=20")
+BLIND = ("data.train.name=qformer.evaluation.zero_shot:BlindScenes", "resolution.name=fixed", "resolution.size=20")
 
 
 @dataclass

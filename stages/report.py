@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from qformer.evaluation.zero_shot import SIZE, UNSEEN
+from qformer.figures import page as sheet
+from qformer.figures.page import picture, table
 from qformer.scenes.scenes import Scenes, draw
-from stages import sheet
-from stages.sheet import picture, table
-from stages.zero_shot import SIZE, UNSEEN
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,24 +16,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from qformer import distributed
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.weights import load_trained, trained_tensors
 from qformer.data.loader import ENDING
+from qformer.figures import curves as pictures
 from qformer.files.records import Form, Metrics, Step, read_lines, replace_records
+from qformer.progress import console
 from qformer.types import UsageError
-from stages import pictures
 from stages.trainer_state import collect, put_back, refuse_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from stages.loop import Run
+    from stages.run import Run
 
-console = Console()
 #: What may differ between the configuration of a checkpoint and that of the command that resumes it.
 MAY_CHANGE = {
     "": {"run"},  # a run folder may have been moved

@@ -60,7 +60,7 @@ def _with_start(config: Config) -> Config:
     if config.stage != "stage2" or config.init is None:
         return config
     from qformer.checkpoints import folder as checkpoint
-    from stages.stage2 import inherit
+    from stages.inherit import inherit
 
     return inherit(config, checkpoint.read_config(config.init))
 

@@ -89,7 +89,7 @@ ONLY_BY = {
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/llm/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
-    "lmms_eval": {"qformer/harness.py"},
+    "lmms_eval": {"qformer/evaluation/harness.py"},
     "pillow_heif": {"qformer/images/__init__.py"},
     "simplejpeg": {"qformer/images/jpeg.py"},
     "lavis": set(),

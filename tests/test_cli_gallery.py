@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from stages import gallery as module
+from qformer.commands import searching as module
 from tests.retrieval.photos import folder, model_of_tiles, picture
 from tests.test_cli import one_sentence
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qformer.commands import searching as module
 from qformer.files.records import to_json
-from stages import gallery as module
 from tests.retrieval.photos import folder, model_of_tiles, picture
 from tests.test_cli import one_sentence
 

@@ -65,9 +65,9 @@ def lmms_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    sys.modules.pop("qformer.harness", None)
+    sys.modules.pop("qformer.evaluation.harness", None)
     yield
-    sys.modules.pop("qformer.harness", None)
+    sys.modules.pop("qformer.evaluation.harness", None)
 
 
 @pytest.fixture(scope="module", params=["opt", "t5"])
@@ -85,7 +85,7 @@ def documents(count: int = 5) -> list[dict[str, Any]]:
 
 
 def harness(folder: Path, docs: list[dict[str, Any]], **options: Any) -> Any:
-    model = importlib.import_module("qformer.harness").Harness(str(folder), device="cpu", **options)
+    model = importlib.import_module("qformer.evaluation.harness").Harness(str(folder), device="cpu", **options)
     model.task_dict["scenes"] = {"test": docs}
     return model
 

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 import stages
 from qformer import cli
 from qformer.checkpoints import folder as checkpoint
+from qformer.figures import curves as pictures
 from qformer.model import bert
-from stages import features, pictures
+from stages import features
 from tests.commands import outcome
 from tests.workspace import config, make_workspace
 

@@ -14,9 +14,9 @@ from PIL import Image
 import stages
 from qformer import cli
 from qformer.checkpoints import folder as checkpoint
+from qformer.commands.searching import index
 from qformer.config import load_config
 from qformer.files.releases import RELEASES, SITE
-from stages.gallery import index
 from tests.workspace import config, make_workspace
 
 ROOT = Path(__file__).parent.parent

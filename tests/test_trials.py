@@ -14,10 +14,10 @@ import torch
 
 from benchmarks import trial_set as trials
 from benchmarks.trial_set import Asked
+from qformer.evaluation.zero_shot import SIZE, UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import NUMBERS, Scene, SceneObject, questions
 from qformer.types import Tiles
-from stages.zero_shot import SIZE, UNSEEN
 
 COUNT = 6
 

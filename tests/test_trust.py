@@ -36,7 +36,7 @@ from qformer.retrieval.lance import SCHEMA, LanceStore
 from qformer.retrieval.search import Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
-from stages.stage2 import inherit
+from stages.inherit import inherit
 from tests.retrieval.photos import gallery, index, model_of_tiles, picture
 from tests.test_architecture import PRODUCT, name
 from tests.test_cli import one_sentence

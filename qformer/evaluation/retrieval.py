@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qformer import distributed, losses
+from qformer.files.records import ORIGINAL
 from qformer.model.frontend import Encoded
 from qformer.model.image_text import trim
 from qformer.progress import track
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from qformer.types import Tiles
 
 NO_CANDIDATE = -100.0
-ORIGINAL = "_original"  # behind the name of a count that takes each text for true of one image alone
 CUTOFFS = (1, 5, 10)
 ROWS = 256  # of a table, or texts, that are worked on at once
 

@@ -136,3 +136,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+ORIGINAL = "_original"  # behind the name of a count that takes each text for true of one image alone

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from qformer import lookup
 from qformer.data import sources
 from qformer.fields import Choice, Packing
-from qformer.retrieval.entries import Store
+from qformer.retrieval.entries import Entry, Place, Store
 from qformer.trust import CALLED, judge, reading
 from qformer.types import UsageError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from qformer.data.base import Source
+
+__all__ = ["Entry", "Gallery", "Place", "open_store"]
 
 LARGEST = 1 << 20  # rows of an image and their width: no model comes near
 MANIFEST = "gallery.json"

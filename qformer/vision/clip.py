@@ -16,21 +16,20 @@ from torch import Tensor, nn
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
 from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
-from qformer.vision.options import ClipConfig
+from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store_fp16
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def build(config: ClipConfig) -> ClipViT:
+def build(config: ViTOptions) -> ClipViT:
     """See `ClipConfig.build`."""
     if config.weights is None:
         return ClipViT(config)
     return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
 
-def build_from(config: ClipConfig, state: Mapping[str, Tensor], source: str) -> ClipViT:
+def build_from(config: ViTOptions, state: Mapping[str, Tensor], source: str) -> ClipViT:
     """See `ClipConfig.build_from`."""
     with torch.device("meta"):
         encoder = ClipViT(config)
@@ -45,7 +44,7 @@ class ClipViT(VisionEncoder):
 
     align_corners = True
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: ViTOptions) -> None:
         super().__init__(width=config.width, patch_size=config.patch_size, image_size=config.image_size, extra=1)
         side, width = config.image_size // config.patch_size, config.width
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
@@ -74,7 +73,7 @@ class ClipViT(VisionEncoder):
 class Block(nn.Module):
     """Pre-norm transformer block on a residual stream float32[N, S, D]."""
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: ViTOptions) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.width)
         self.attn = Attention(config.width, config.heads)

@@ -10,7 +10,7 @@ the output are always fp32, inside and outside autocast.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +19,24 @@ from torch import Tensor, nn
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
 from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, assign, one_dtype, store_fp16
-from qformer.vision.options import EvaConfig
+from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store_fp16
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def build(config: EvaConfig) -> EvaViT:
+class EvaOptions(ViTOptions, Protocol):
+    norm_eps: float
+
+
+def build(config: EvaOptions) -> EvaViT:
     """See `EvaConfig.build`."""
     if config.weights is None:
         return EvaViT(config)
     return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
 
-def build_from(config: EvaConfig, state: Mapping[str, Tensor], source: str) -> EvaViT:
+def build_from(config: EvaOptions, state: Mapping[str, Tensor], source: str) -> EvaViT:
     """See `EvaConfig.build_from`."""
     with torch.device("meta"):  # ViT-g is a billion numbers: do not draw them only to overwrite them
         encoder = EvaViT(config)
@@ -45,7 +48,7 @@ def build_from(config: EvaConfig, state: Mapping[str, Tensor], source: str) -> E
 class EvaViT(VisionEncoder):
     """The vision transformer; tokens are CLS, then the patches row by row."""
 
-    def __init__(self, config: EvaConfig) -> None:
+    def __init__(self, config: EvaOptions) -> None:
         super().__init__(width=config.width, patch_size=config.patch_size, image_size=config.image_size, extra=1)
         side = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
@@ -98,7 +101,7 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block on a residual stream float32[N, S, D]."""
 
-    def __init__(self, config: EvaConfig) -> None:
+    def __init__(self, config: EvaOptions) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attn = Attention(config.width, config.heads)

@@ -26,7 +26,6 @@ from transformers.image_processing_base import ImageProcessingMixin
 from qformer.files import pretrained
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
-from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,19 +64,19 @@ INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def build(options: HFVisionConfig) -> HFVisionEncoder:
+def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
     """See `HFVisionConfig.build`."""
-    path = pretrained.tower(options.path)
+    path = pretrained.tower(given)
     config = _read(AutoConfig, path)
     vision = getattr(config, "vision_config", config)
     _check(vision)  # before the weights, which may have to be downloaded
     mean, std = _statistics(path, vision.model_type)
-    model, report = _read(AutoModel, path, dtype=DTYPES[options.precision], output_loading_info=True)
-    encoder = HFVisionEncoder(model, options.layer, mean, std)
+    model, report = _read(AutoModel, path, dtype=DTYPES[precision], output_loading_info=True)
+    encoder = HFVisionEncoder(model, layer, mean, std)
     missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
     missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
     if missing:
-        raise UsageError(f"vision.path '{options.path}' lacks weights, {min(missing)} for one; give a complete model")
+        raise UsageError(f"vision.path '{given}' lacks weights, {min(missing)} for one; give a complete model")
     return encoder
 
 

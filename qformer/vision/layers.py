@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 #: Kinds of devices on which layers stored in half compute in single.
 SLOW_IN_HALF = frozenset({"cpu"})
+
+
+class ViTOptions(Protocol):
+    """What an encoder is told by its options (`qformer.vision.options`)."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_hidden: int
+    precision: Literal["fp16", "fp32"]
+    weights: str | None
 
 
 class Linear(nn.Linear):

@@ -133,7 +133,7 @@ class HFVisionConfig:
         """
         from qformer.vision import hf
 
-        return hf.build(self)
+        return hf.build(self.path, self.layer, self.precision)
 
 
 def check_sizes(width: int, heads: int, image_size: int, patch_size: int) -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 import stages
 from demo import app, backend, server
 from qformer.checkpoints.loading import load_vision_language
+from qformer.commands.searching import index
 from qformer.config import load_config
 from qformer.scenes.scenes import Scenes
-from stages.gallery import index
 from tests.demo.visitor import Visitor
 
 if TYPE_CHECKING:

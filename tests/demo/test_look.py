@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from benchmarks import look as benchmark
-from demo import drawing, look
 from qformer.checkpoints.loading import load_vision_language
+from qformer.evaluation import attention as look
+from qformer.figures.heat import SIDE, QueryMaps
+from qformer.figures.tiles import TILE
 from qformer.llm import lora
 from qformer.model.connectors import QuestionConnector
 from qformer.model.vision_language import VisionLanguageModel
@@ -285,7 +287,7 @@ def test_an_overlay_is_hot_where_the_heat_is_and_the_picture_elsewhere() -> None
     heat = torch.zeros(2, 4)
     heat[0, 3] = 1
     drawn = np.asarray(look.overlay(image, heat))
-    assert drawn.shape[1] == drawing.SIDE
+    assert drawn.shape[1] == SIDE
     assert drawn[250, 100].tolist() == [20, 120, 220]
     assert drawn[40, 600, 0] > 150
     part = np.asarray(look.overlay(image, torch.ones(1, 1), box=(0.5, -0.5, 1.0, 0.5)))
@@ -295,7 +297,7 @@ def test_an_overlay_is_hot_where_the_heat_is_and_the_picture_elsewhere() -> None
 
 
 def test_a_sheet_shows_all_queries_in_rows() -> None:
-    maps = look.QueryMaps(torch.full((5, 2, 2), 0.25), (0, 0, 1, 1))
+    maps = QueryMaps(torch.full((5, 2, 2), 0.25), (0, 0, 1, 1))
     wide, narrow = look.sheet(picture(), maps), look.sheet(picture(), maps, columns=2)
     assert wide.width > narrow.width
     assert narrow.height == 3 * (wide.height - 8) + 8
@@ -304,7 +306,7 @@ def test_a_sheet_shows_all_queries_in_rows() -> None:
 @pytest.mark.parametrize("strategy", look.STRATEGIES)
 def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
     drawn, facts = look.slices(picture(300, 200), strategy)
-    assert drawn.width >= drawing.SIDE
+    assert drawn.width >= SIDE
     assert set(facts) == {"tiles", "grid", "tokens", "pixels", "cost"}
     assert facts["tiles"] >= 1
     assert facts["cost"] > 0
@@ -329,7 +331,7 @@ def test_padding_is_hatched_and_tiles_are_outlined() -> None:
     assert facts["tiles"] == 2
     pixels = np.asarray(drawn)
     red = (pixels == (200, 30, 30)).all(axis=2)
-    outlined = (pixels == drawing.TILE).all(axis=2)
+    outlined = (pixels == TILE).all(axis=2)
     assert 0.2 < red.mean() / (640 * 320 / pixels[..., 0].size) < 0.55
     assert outlined.sum() > 2000
 

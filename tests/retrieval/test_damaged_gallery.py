@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from qformer.commands import searching as stage
 from qformer.retrieval import index as update
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.places import places_of
 from qformer.retrieval.search import Retriever
 from qformer.types import UsageError
-from stages import gallery as stage
 from tests.retrieval.photos import folder, gallery, model_of_tiles, picture
 from tests.retrieval.photos import index as indexed
 

@@ -19,11 +19,11 @@ from qdrant_client import QdrantClient
 import qformer
 import stages
 from qformer import cli
+from qformer.commands.searching import index
 from qformer.retrieval import qdrant
 from qformer.retrieval.entries import COLUMNS, OPERATORS
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.search import Retriever
-from stages.gallery import index
 from tests.workspace import config, make_workspace
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "retrieval.md").read_text(encoding="utf-8")

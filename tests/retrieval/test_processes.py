@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 import stages
 from qformer import distributed
 from qformer.checkpoints import folder as checkpoint
+from qformer.commands.searching import index
 from qformer.retrieval.gallery import Gallery
 from qformer.types import Sample, UsageError
-from stages.gallery import index
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

@@ -20,8 +20,8 @@ import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import Given
+from qformer.commands import pushing as hub
 from qformer.types import UsageError
-from stages import hub
 from tests.their_blip2 import make
 from tests.workspace import config, make_workspace
 
@@ -149,8 +149,8 @@ def test_in_the_form_of_transformers(fake: FakeHub, tmp_path: Path, kind: str) -
 
 
 def test_base_models_are_those_of_the_hub(tmp_path: Path) -> None:
+    from qformer.commands.card import card
     from qformer.config import load_config
-    from stages.card import card
 
     chosen = load_config(Path("configs/stage2_opt2.7b.yaml"))
     front = card(REPO, "qformer", "stage2", chosen, {}, None).split("---\n")[1]
@@ -160,8 +160,8 @@ def test_base_models_are_those_of_the_hub(tmp_path: Path) -> None:
 def test_the_card_takes_no_file_for_a_base_model_and_any_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qformer.commands.card import card
     from qformer.config import load_config
-    from stages.card import card
 
     changes = ["vision={name: eva, weights: weights/eva.pth}", 'llm.prompt=the "photo"']
     chosen = load_config(Path("configs/stage2_opt2.7b.yaml"), changes)

@@ -11,8 +11,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from qformer.config import load_config
+from qformer.figures import curves as pictures
+from qformer.figures import published
 from qformer.schema import Config
-from stages import pictures, published
 
 
 def paper(name: str, *overrides: str) -> Config:

@@ -76,7 +76,7 @@ def test_the_blind_twin_differs_by_its_pictures_alone(short: tuple[Path, dict[st
         seeing, blind = (comparable(checkpoint.read(folder / run)) for run in (name, f"{name}-blind"))
         assert {key for key in seeing if seeing[key] != blind[key]} == {"data", "resolution"}
         assert seeing["data"].pop("train")["name"] == "scenes"
-        assert blind["data"].pop("train")["name"] == "stages.zero_shot:BlindScenes"
+        assert blind["data"].pop("train")["name"] == "qformer.evaluation.zero_shot:BlindScenes"
         assert seeing["data"] == blind["data"]
 
 

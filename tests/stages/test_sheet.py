@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from stages import sheet
-from stages.sheet import Card
+from qformer.figures import page as sheet
+from qformer.figures.page import Card
 
 EVIL = "<script>alert('x')</script> & \"quoted\" <img src=x onerror=alert(1)>"
 

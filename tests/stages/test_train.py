@@ -19,7 +19,7 @@ from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
-from stages import loop, stage2
+from stages import inherit, loop
 from tests.workspace import config, make_workspace
 
 
@@ -110,7 +110,7 @@ def test_stage_two_trains_the_bridge_alone(trained: Path, llm: str) -> None:
     stages.train(settings)
     model = qformer.load(run, device="cpu")
     assert isinstance(model, VisionLanguageModel)
-    fresh, _ = build_vision_language(stage2.inherit(settings, checkpoint.read(trained / "runs" / "stage1").config))
+    fresh, _ = build_vision_language(inherit.inherit(settings, checkpoint.read(trained / "runs" / "stage1").config))
     for frozen in ("frontend.encoder.", "llm."):
         mine = {n: p for n, p in model.named_parameters() if n.startswith(frozen)}
         theirs = dict(fresh.named_parameters())

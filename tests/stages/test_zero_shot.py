@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qformer.evaluation.zero_shot import BlindScenes, Reply, Told, accuracy, majority
 from qformer.scenes.scenes import Scenes
-from stages.zero_shot import BlindScenes, Reply, Told, accuracy, majority
 
 
 def reply(kind: str, answer: str, said: str) -> Reply:

@@ -21,11 +21,12 @@ from rich.text import Text
 from qformer import distributed, load, lookup
 from qformer.data import sources
 from qformer.data.arguments import choose_data
+from qformer.figures import page as sheet
 from qformer.files.records import to_json
 from qformer.images import read_image
 from qformer.images import shown as shortened
 from qformer.model.image_text import ImageTextModel
-from qformer.progress import Bar
+from qformer.progress import Bar, console
 from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
 from qformer.retrieval.places import in_words
@@ -33,9 +34,7 @@ from qformer.retrieval.reading import fingerprint, probes
 from qformer.retrieval.search import Hit, Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
-from stages import sheet
 from stages.filtered import writing
-from stages.resume import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 
 from qformer import distributed
-from qformer.evaluation.retrieval import ORIGINAL
-from qformer.files.records import Metrics, read_lines
-from stages import published
+from qformer.figures import published
+from qformer.files.records import ORIGINAL, Metrics, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

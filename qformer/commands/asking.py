@@ -18,6 +18,7 @@ import torch
 
 from qformer import lookup
 from qformer.checkpoints.loading import load_vision_language
+from qformer.commands.image_files import ImageFiles
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
 from qformer.images import read_image, shown
@@ -25,13 +26,12 @@ from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.types import BadSample, Tiles, UsageError
-from stages.image_files import ImageFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qformer.commands.image_files import Images
     from qformer.model.vision_language import VisionLanguageModel
-    from stages.image_files import Images
 
 
 #: Tasks whose questions are cleaned as those that models were trained on; others keep their stops and capitals.

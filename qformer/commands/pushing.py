@@ -1,6 +1,6 @@
 """`qformer push`: a checkpoint as a repository of the Hugging Face hub, with a card, in our form or transformers'.
 
-    README.md                                  the card (`stages/card.py`)
+    README.md                                  the card (`qformer/commands/card.py`)
     config.yaml, model.safetensors, meta.json  of our form, as in a checkpoint: what was trained, and how it was
     llm/, vision/                              of our form: towers that were folders of this machine
     config.json, model.safetensors, ...        of the form of transformers: everything, towers included
@@ -22,10 +22,10 @@ from huggingface_hub.utils import validate_repo_id
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import Given
+from qformer.commands.card import card
 from qformer.config import dump_config
 from qformer.files import pretrained
 from qformer.types import UsageError
-from stages.card import card
 
 if TYPE_CHECKING:
     from qformer.schema import Config

@@ -1,0 +1,1 @@
+"""Commands that print: caption and ask, index and search, push."""

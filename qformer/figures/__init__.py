@@ -1,0 +1,1 @@
+"""Figures: pages of HTML, curves of a run, heat maps and slices."""
