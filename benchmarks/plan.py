@@ -113,9 +113,9 @@ def train(path: str, profiled: bool) -> dict[str, int]:
 def measure(path: Path) -> dict[str, Any]:
     """The plan of one file, and what two runs of it took."""
     from qformer.config import load_config
-    from qformer.model.outline import outline
-    from stages import hardware
-    from stages.rehearsal import Subject
+    from stages.plan import hardware
+    from stages.plan.outline import outline
+    from stages.plan.rehearsal import Subject
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -123,8 +123,8 @@ def plan(
     from qformer.config import load_config
 
     _sibling("stages")
-    from stages.plan import plan as forecast
-    from stages.plan import show
+    from stages.plan.forecast import plan as forecast
+    from stages.plan.forecast import show
 
     chosen = [] if precision is None else [f"train.precision={precision.value}"]
     checked = load_config(config, [*(overrides or []), *chosen])
@@ -142,7 +142,7 @@ def quickstart(
 ) -> None:
     """Both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
     _sibling("stages")
-    from stages.quickstart import run
+    from stages.quickstart.run import run
 
     run(output, overrides or [])
 
@@ -158,7 +158,7 @@ def backbones(
 ) -> None:
     """Train the mini towers (BERT, ViT, OPT, T5) from scratch. The same command again resumes."""
     _sibling("stages")
-    from stages.towers import make
+    from stages.towers.ship import make
 
     print(make(output, overrides or []))
 
@@ -200,8 +200,8 @@ def capfilt(
 ) -> None:
     """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
     _sibling("stages")
-    from stages.capfilt import Settings
-    from stages.capfilt import capfilt as run
+    from stages.capfilt.run import Settings
+    from stages.capfilt.run import capfilt as run
 
     wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
     run(wanted, output, shard, device, trust)

@@ -139,7 +139,7 @@ def _default() -> tuple[str, Path | None]:
         checkpoint.find(RUN)
         run = RUN
     except UsageError:
-        from stages.quickstart import bridge
+        from stages.quickstart.run import bridge
 
         if not (cache / "ready").exists():
             print(f"qformer: there is no checkpoint yet; one is trained on drawn scenes, once, in '{cache}'")

@@ -70,8 +70,9 @@ def evaluate(
     from qformer.evaluation.benchmarks import BENCHMARKS
 
     _sibling("stages")
-    from stages.benchmarks import evaluate_language
-    from stages.evaluate import Settings, evaluate_retrieval
+    from stages.evaluate.language import evaluate_language
+    from stages.evaluate.retrieval import evaluate_retrieval
+    from stages.evaluate.settings import Settings
 
     chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
     worded = (preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 STAGES = {
-    "vision": "stages.backbones:train_vision",
-    "language": "stages.backbones:train_language",
+    "vision": "stages.towers.train:train_vision",
+    "language": "stages.towers.train:train_language",
     "stage1": "stages.stage1:train",
     "stage2": "stages.stage2:train",
 }

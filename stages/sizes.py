@@ -1,6 +1,6 @@
 """The sizes that a run will train with, as far as configurations tell them: without weights, and torch only for `init`.
 
-Those of a tower in a folder, in the local cache of the hub or among the well-known ones (`qformer.model.sizes`).
+Those of a tower in a folder, in the local cache of the hub or among the well-known ones (`stages.plan.sizes`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from qformer import lookup, vision
 from qformer.files import pretrained
 from qformer.model.bert import BERT_SIZES
-from qformer.model.sizes import KNOWN
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
+from stages.plan.sizes import KNOWN
 
 if TYPE_CHECKING:
     from qformer.schema import Config

@@ -68,19 +68,19 @@ LAZY = {
 }
 ONLY_BY = {
     "transformers": {
-        "qformer/model/capfilt.py",
+        "stages/capfilt/models.py",
         "qformer/llm/decoding.py",
         "qformer/checkpoints/convert.py",
         "qformer/model/foreign.py",
         "qformer/llm/base.py",
         "qformer/llm/loading.py",
         "qformer/model/assembly.py",
-        "qformer/model/outline.py",
+        "stages/plan/outline.py",
         "qformer/llm/plain_text.py",
         "qformer/llm/quantize.py",
         "qformer/llm/steps.py",
         "qformer/vision/hf.py",
-        "qformer/mini.py",
+        "stages/towers/build.py",
         "qformer/files/pretrained.py",
     },
     "accelerate": {"qformer/compat.py", "qformer/model/foreign.py", "stages/loop.py"},

@@ -14,7 +14,6 @@ from PIL import Image
 from qformer.checkpoints import loading
 from qformer.data import sources
 from qformer.llm.prompts import TASKS
-from qformer.model import assembly as loading
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import BadSample, UsageError
 from tests.model.test_vision_language import _model

@@ -20,7 +20,7 @@ from qformer.images import read_head, read_image
 from qformer.resolution.fixed import Fixed
 from qformer.retrieval.search import Retriever
 from qformer.schema import DataConfig
-from stages import filtered
+from stages.capfilt import files as filtered
 from tests.data.making import encoded, jsonl, tar
 from tests.retrieval.photos import gallery, index, model_of_tiles
 

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from qformer.config import BackboneConfig
-from qformer.mini import UNSEEN, build_language_model, build_vit, late_interaction, sine_positions, train_tokenizer
+from stages.towers.build import (
+    UNSEEN,
+    build_language_model,
+    build_vit,
+    late_interaction,
+    sine_positions,
+    train_tokenizer,
+)
 
 
 def test_late_interaction_is_the_mean_of_best_patches() -> None:

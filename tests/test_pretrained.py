@@ -20,9 +20,9 @@ from qformer.files.pretrained import tower
 from qformer.files.tensors import read_tensors
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_bert, read_tokenizer
-from qformer.model.outline import outline_language_model
 from qformer.retrieval.embedders import load_ranker
 from qformer.types import UsageError
+from stages.plan.outline import outline_language_model
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoTokenizer")

@@ -22,7 +22,7 @@ from qformer import distributed, load, lookup
 from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.figures import page as sheet
-from qformer.files.records import to_json
+from qformer.files.records import to_json, writing
 from qformer.images import read_image
 from qformer.images import shown as shortened
 from qformer.model.image_text import ImageTextModel
@@ -34,7 +34,6 @@ from qformer.retrieval.reading import fingerprint, probes
 from qformer.retrieval.search import Hit, Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
-from stages.filtered import writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import contextmanager
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from qformer import lookup
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -139,3 +140,19 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 ORIGINAL = "_original"  # behind the name of a count that takes each text for true of one image alone
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Inside, what cannot be written is one sentence.
+
+    Raises:
+        UsageError: a full disk, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"'{output}' cannot be written ({error.strerror}); what is done is kept: make room, and give the same "
+            "command"
+        ) from error

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Quantization = Literal["none", "int8", "nf4"]
-BLOCK = 64  # weights that share a scale in nf4
-SCALE = 4  # bytes: fp32, of a row in int8 or of a block in nf4
 NOISE = "inputs will be cast"  # said at every call of every layer of an int8 model that is not in fp16
 
 
@@ -126,46 +123,3 @@ def nbytes(model: nn.Module) -> int:
             tensors += [tensor for tensor in scales if tensor is not None]
         seen.update({tensor.data_ptr() or id(tensor): tensor.nbytes for tensor in tensors})
     return sum(seen.values())
-
-
-class OutlinedLinear(nn.Module):
-    """A quantised layer without numbers, for plans: as many bytes as bitsandbytes keeps, and what it makes on the way.
-
-    Attributes:
-        count: numbers that the bytes of `weight` stand for.
-    """
-
-    def __init__(self, layer: nn.Module, quantize: str) -> None:
-        super().__init__()
-        shape: Any = layer.weight.shape
-        self.outputs, self.inputs = tuple(shape)[:: -1 if isinstance(layer, Conv1D) else 1]
-        self.count = self.outputs * self.inputs
-        scales = self.outputs if quantize == "int8" else -(-self.count // BLOCK)
-        values = self.count if quantize == "int8" else -(-self.count // 2)
-        kept = torch.empty(values + SCALE * scales, dtype=torch.int8 if quantize == "int8" else torch.uint8)
-        self.weight = nn.Parameter(kept, requires_grad=False)
-        self.bias: Any = layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float[..., inputs] -> float[..., outputs]."""
-        y = _Dequantized.apply(x, self.outputs)
-        return y if self.bias is None else y + self.bias
-
-
-class _Dequantized(torch.autograd.Function):
-    """A product with weights that are made on the way, forward and backward, and not kept in between."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, outputs: int) -> Tensor:
-        ctx.inputs = x.shape[-1]
-        return F.linear(x, x.new_empty(outputs, ctx.inputs))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ grad.new_empty(grad.shape[-1], ctx.inputs), None
-
-
-def outline(model: nn.Module, quantize: str) -> None:
-    """Put layers without numbers in the place of those that would be quantised."""
-    for name, layer in list(targets(model)):
-        model.set_submodule(name, OutlinedLinear(layer, quantize))

@@ -12,10 +12,10 @@ from transformers import AutoModel
 
 from qformer.config import load_config
 from qformer.model.assembly import build_image_text, build_vision_language
-from qformer.model.outline import outline, outline_language_model, read_sizes
-from qformer.model.sizes import KNOWN
 from qformer.schema import Config
 from qformer.types import UsageError
+from stages.plan.outline import outline, outline_language_model, read_sizes
+from stages.plan.sizes import KNOWN
 from tests.workspace import config, make_workspace
 
 #: As the hub and the papers count them.

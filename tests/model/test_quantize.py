@@ -22,11 +22,11 @@ from qformer.llm import quantize as quantizing
 from qformer.llm.base import LanguageModel
 from qformer.llm.loading import load_language_model
 from qformer.llm.quantize import is_quantized, nbytes, targets
-from qformer.model.outline import outline
 from qformer.scenes.stories import Stories
 from qformer.types import UsageError
-from stages import plan as planning
-from stages.rehearsal import Subject
+from stages.plan import forecast as planning
+from stages.plan.outline import outline
+from stages.plan.rehearsal import Subject
 from tests.their_blip2 import PROMPTS, both, make
 from tests.tiny import LLM_KINDS, save_tiny_llm
 from tests.workspace import config, make_workspace

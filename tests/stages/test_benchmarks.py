@@ -19,9 +19,9 @@ import stages
 from qformer.evaluation import caption
 from qformer.llm.base import LanguageModel
 from qformer.types import UsageError
-from stages import benchmarks
-from stages.benchmarks import evaluate_language
-from stages.evaluate import Settings
+from stages.evaluate import language as benchmarks
+from stages.evaluate.language import evaluate_language
+from stages.evaluate.settings import Settings
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

@@ -32,9 +32,9 @@ from qformer.data.texts import cleaned
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
 from qformer.types import UsageError
-from stages import capfilt as module
-from stages import filtered
-from stages.capfilt import Settings, capfilt, draw
+from stages.capfilt import files as filtered
+from stages.capfilt import run as module
+from stages.capfilt.run import Settings, capfilt, draw
 from tests.data.making import encoded, jsonl, photo, shard
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip
 from tests.workspace import config, make_workspace

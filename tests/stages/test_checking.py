@@ -18,7 +18,7 @@ from qformer.data.arguments import choose_data
 from qformer.fields import read_from
 from qformer.types import UsageError
 from stages.checking import check
-from stages.plan import plan
+from stages.plan.forecast import plan
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 QUICK = "configs/quickstart/stage1.yaml"  # hf, fixed, scenes

@@ -14,8 +14,9 @@ import torch
 
 import stages
 from qformer.evaluation import retrieval
-from stages import evaluate
-from stages.evaluate import Settings, evaluate_retrieval
+from stages.evaluate import retrieval as evaluate
+from stages.evaluate.retrieval import evaluate_retrieval
+from stages.evaluate.settings import Settings
 from tests.processes import together
 from tests.tiny import CAPTIONS
 from tests.workspace import PHOTOS, config, make_workspace

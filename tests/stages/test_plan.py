@@ -22,16 +22,16 @@ from qformer import distributed, vision
 from qformer.config import load_config, parse_config
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
-from qformer.model.outline import outline
 from qformer.model.qformer import QFormer
 from qformer.schema import Config
 from qformer.types import Batch, Tiles, Tokens, UsageError
-from stages import hardware
-from stages import plan as planning
-from stages.ledger import OUTSIDE, Step
 from stages.optim import adamw
-from stages.plan import plan
-from stages.rehearsal import Subject, negatives
+from stages.plan import forecast as planning
+from stages.plan import hardware
+from stages.plan.forecast import plan
+from stages.plan.ledger import OUTSIDE, Step
+from stages.plan.outline import outline
+from stages.plan.rehearsal import Subject, negatives
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

@@ -14,7 +14,7 @@ import pytest
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.types import UsageError
-from stages import quickstart
+from stages.quickstart import run as quickstart
 from tests.commands import command
 
 if TYPE_CHECKING:

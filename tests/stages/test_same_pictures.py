@@ -19,7 +19,8 @@ import stages
 from qformer.data import sources
 from qformer.data.held_out import held_out
 from qformer.model.image_text import ImageTextModel
-from stages.evaluate import Settings, evaluate_retrieval
+from stages.evaluate.retrieval import evaluate_retrieval
+from stages.evaluate.settings import Settings
 from stages.stage1 import Validation
 from tests.data.making import jsonl, tar
 from tests.tiny import CAPTIONS

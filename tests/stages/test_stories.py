@@ -15,7 +15,7 @@ from qformer.config import BackboneConfig, parse_config
 from qformer.llm.loading import load_language_model
 from qformer.scenes.stories import Stories, Story
 from qformer.types import Batch, Tiles, UsageError
-from stages.stories import StoryBatches, StoryTask, answered
+from stages.towers.stories import StoryBatches, StoryTask, answered
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from qformer.files import pretrained
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_bert
 from qformer.types import UsageError
-from stages import towers
+from stages.towers import ship as towers
 from tests.commands import command
 
 if TYPE_CHECKING:

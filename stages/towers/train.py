@@ -23,14 +23,14 @@ from qformer.data.loader import Batches, Loaded
 from qformer.data.texts import usable_captions
 from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
-from qformer.mini import ContrastiveViT, TextModel, late_interaction
 from qformer.resolution.fixed import Fixed
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
 from stages.loop import fit
-from stages.phrases import PhraseBatches, PhraseTask, Probes
-from stages.stories import StoryBatches, StoryTask, StoryValidation
+from stages.towers.build import ContrastiveViT, TextModel, late_interaction
+from stages.towers.phrases import PhraseBatches, PhraseTask, Probes
+from stages.towers.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
     from qformer.config import BackboneConfig, Choice

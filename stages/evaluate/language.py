@@ -29,8 +29,9 @@ from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
 from qformer.progress import track
 from qformer.types import BadSample, TooLong, UsageError
-from stages import answers
-from stages.evaluate import Settings, autocast, own_device, print_skipped, writable
+from stages.evaluate import answers
+from stages.evaluate.retrieval import print_skipped
+from stages.evaluate.settings import Settings, autocast, own_device, writable
 from stages.loop import console
 
 if TYPE_CHECKING:

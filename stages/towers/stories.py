@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from qformer.data.loader import Loaded
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
-from qformer.mini import build_language_model, train_tokenizer
 from qformer.model.vision_language import split_caption
 from qformer.types import Batch, Tiles
+from stages.towers.build import build_language_model, train_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

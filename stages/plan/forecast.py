@@ -1,7 +1,7 @@
 """`qformer plan`: will it fit, how long, how much traffic - before anything is downloaded.
 
-The real model of a configuration makes one step (`stages/rehearsal.py`) of tensors without numbers
-(`qformer/model/outline.py`), whose memory and FLOPs are counted (`stages/ledger.py`). Texts are as long as they may be,
+The real model of a configuration makes one step (`stages/plan/rehearsal.py`) of tensors without numbers
+(`outline.py` beside it), whose memory and FLOPs are counted (`ledger.py`). Texts are as long as they may be,
 pictures have 640 x 480 pixels.
 """
 
@@ -21,21 +21,21 @@ from rich.table import Table
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
-from qformer.llm.quantize import OutlinedLinear
 from qformer.progress import console
 from qformer.types import UsageError
-from stages import hardware
 from stages.checking import check
 from stages.inherit import inherit
-from stages.ledger import part_of
-from stages.rehearsal import Subject, polynomial
+from stages.plan import hardware
+from stages.plan.ledger import part_of
+from stages.plan.outline import OutlinedLinear
+from stages.plan.rehearsal import Subject, polynomial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.model.assembly import Bridge
     from qformer.schema import Config
-    from stages.ledger import Step
+    from stages.plan.ledger import Step
 
 MOST_GPUS = 1_000_000
 MOST = 4096  # samples per process; no larger batch is looked for

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import stages
-from qformer import mini
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import by_prefix, load_config
 from qformer.files.records import Metrics, read_lines
 from qformer.types import UsageError
-from stages.backbones import TOWER
 from stages.checking import check
 from stages.loop import console
+from stages.towers import build as mini
+from stages.towers.train import TOWER
 
 KINDS = ("bert", "vit", "opt", "t5")  # the ViT needs the BERT
 LIMIT = 8_000_000  # bytes of all towers together

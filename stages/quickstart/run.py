@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,13 @@ from rich.table import Table
 import stages
 from qformer import load
 from qformer.config import by_prefix, load_config
-from qformer.evaluation import retrieval, zero_shot
-from qformer.evaluation.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
-from qformer.llm.prompts import vqa_preset
+from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
-from qformer.model.vision_language import VisionLanguageModel
-from qformer.scenes.scenes import Scenes
-from stages import report
 from stages.checking import check
 from stages.loop import console
+from stages.quickstart import report
+from stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, Seen, names_own_class
 from stages.stage1 import validation_data
 
 if TYPE_CHECKING:
@@ -44,14 +41,9 @@ if TYPE_CHECKING:
 
 CANDIDATES = 16
 LOG = "beside.log"
-LANGUAGE_MODELS = ("opt", "t5")
 QUESTIONS, CAPTIONS = 490, 100
-#: What a model is given over the configuration of stage two: the T5 needs longer to speak.
-OWN = {"opt": (), "t5": ("train.steps=800", "train.lr=1.4e-3", "llm.visual_scale=8")}
 #: Who does what: this process, and the one beside it. The T5's seeing run is the longest.
 HERE, BESIDE = (("see", "t5"), ("guess", "opt")), (("see", "opt"), ("guess", "t5"))
-#: What the blind twin is given over the configuration of stage two: one grey patch of the shipped ViT.
-BLIND = ("data.train.name=qformer.evaluation.zero_shot:BlindScenes", "resolution.name=fixed", "resolution.size=20")
 
 
 @dataclass
@@ -86,7 +78,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     clock = Clock()
     changes = by_prefix(overrides, ("stage1", "stage2"))
     first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
-    exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS, _names_own(first))
+    exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS, names_own_class(first))
     for config in (first, *(exam.config(name, folder / name) for name in LANGUAGE_MODELS)):
         check(config)
     held = validation_data(first)
@@ -95,7 +87,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         step0 = _before_training(first, held)
         stages.train(first)
     with clock.phase("retrieval", 10):
-        bridge = load(first.run, trust=_names_own(first))
+        bridge = load(first.run, trust=names_own_class(first))
         assert isinstance(bridge, ImageTextModel)
         texts = [text for own in held.captions for text in own]
         scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
@@ -130,95 +122,11 @@ def bridge(folder: Path) -> Path:
     return folder / "opt"
 
 
-@dataclass
-class Seen:
-    """Answers and captions of each language model for unseen scenes and for new ones, and its blind twin's answers."""
-
-    replies: dict[str, dict[str, list[zero_shot.Reply]]] = field(default_factory=dict)
-    blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
-    told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
-    prompts: dict[str, tuple[str, str]] = field(default_factory=dict)  # of captions, of questions
-
-    def join(self, other: Seen) -> Seen:
-        """Of both, in the order of `LANGUAGE_MODELS`."""
-        parts = [{**getattr(self, part.name), **getattr(other, part.name)} for part in fields(self)]
-        return Seen(*({name: part[name] for name in LANGUAGE_MODELS} for part in parts))
-
-    def vqa(self, name: str) -> dict[str, Any]:
-        share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
-        return {
-            "accuracy": share,
-            "blind": zero_shot.accuracy(self.blind[name])[0],
-            "majority": zero_shot.majority(self.replies[name][UNSEEN]),
-            "by_kind": by_kind,
-            "new_combinations": zero_shot.accuracy(self.replies[name][NEW])[0],
-        }
-
-    def captions(self) -> dict[str, Any]:
-        by_model = {name: zero_shot.named(told[UNSEEN]) for name, told in self.told.items()}
-        new = {name: zero_shot.named(told[NEW]) for name, told in self.told.items()}
-        return {"named": min(by_model.values()), "by_model": by_model, "new_combinations": new}
-
-
 def _before_training(config: Config, held: Held) -> dict[str, float]:
     """Retrieval of the bridge that `stages.train` will start from."""
     torch.manual_seed(config.seed)
     model, _ = build_image_text(config)
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
-
-
-@dataclass
-class Exam:
-    """Stage two of one quickstart: where it stands, and how much is asked; `trust` where stage one has a class of
-    the user's own.
-    """
-
-    folder: Path
-    overrides: list[str]
-    questions: int
-    captions: int
-    trust: bool = False
-
-    def take(self, tasks: tuple[tuple[str, str], ...]) -> Seen:
-        """Train and ask the models of some tasks: `see` with its eyes open, `guess` is the blind twin."""
-        seen = Seen()
-        for what, name in tasks:
-            {"see": self._see, "guess": self._guess}[what](name, seen)
-        return seen
-
-    def _see(self, name: str, seen: Seen) -> None:
-        """Train the bridge to one language model, question it, and let it tell what it sees."""
-        model = self._train(name, self.folder / name)
-        seen.replies[name], seen.told[name] = {}, {}
-        family = model.llm.family
-        seen.prompts[name] = zero_shot.CAPTION_PROMPTS[family], vqa_preset("paper", family).template
-        for split in (UNSEEN, NEW):
-            asked = Scenes(split, SIZE, count=self.questions, questions=True)
-            seen.replies[name][split] = zero_shot.answer_all(model, asked)
-            alone = Scenes(split, SIZE, count=self.captions, objects=(1, 1), seed=1)
-            seen.told[name][split] = zero_shot.caption_all(model, alone)
-
-    def _guess(self, name: str, seen: Seen) -> None:
-        """Train the blind twin of `_see`, whose picture is one grey patch, and ask it the same."""
-        model = self._train(name, self.folder / f"{name}-blind", *BLIND)
-        seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=self.questions, questions=True))
-
-    def config(self, name: str, run: Path, *changes: str) -> Config:
-        """Of the run that trains the bridge to one language model."""
-        common = [f"run={run}", f"init={self.folder / 'stage1'}", f"llm.path=mini:{name}", *OWN[name]]
-        return load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes])
-
-    def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
-        config = self.config(name, run, *changes)
-        stages.train(config, self.trust)
-        model = load(run, trust=self.trust or _names_own(config))
-        assert isinstance(model, VisionLanguageModel)
-        return model
-
-
-def _names_own(config: Config) -> bool:
-    """Whether the user has typed a class of the own, which what is trained here will then name, too."""
-    return any(":" in choice.name for choice in (config.vision, config.resolution))
 
 
 def _both(exam: Exam) -> tuple[Seen, float]:

@@ -5,7 +5,7 @@ similarity to the image, and the best few are kept, of which training draws one 
 
 The data are cut into parts (so many samples, or a tar), and those into blocks of images that go through the models
 together. A part is a function of seed and data, whichever process makes it: several write the files that one would. A
-journal has a line for each block: a `kill -9` costs one block (`stages.filtered`). What was made of a record stays its
+journal has a line for each block: a `kill -9` costs one block (`capfilt.files`). What was made of a record stays its
 own when the data change before the run goes on: only records that are new are work.
 """
 
@@ -34,14 +34,14 @@ from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.base import indices
 from qformer.data.texts import cleaned, without_mangled
-from qformer.files.records import Form, read_object
+from qformer.files.records import Form, read_object, writing
 from qformer.images import read_image
-from qformer.model.capfilt import NEW_TOKENS, load_captioner
 from qformer.progress import Bar, console
 from qformer.retrieval.embedders import load_ranker
 from qformer.types import BadSample, UsageError
-from stages.evaluate import AUTOCAST
-from stages.filtered import FORMS, Part, beyond, finish_all, recall, writing
+from stages.capfilt.files import FORMS, Part, beyond, finish_all, recall
+from stages.capfilt.models import NEW_TOKENS, load_captioner
+from stages.evaluate.settings import AUTOCAST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.base import Source
-    from qformer.model.capfilt import Captioner
     from qformer.retrieval.embedders import Ranker
     from qformer.types import Sample
+    from stages.capfilt.models import Captioner
 
 LOOK = 100  # samples that may be bad before the first that can be used
 SETTINGS = "capfilt.json"

@@ -21,8 +21,8 @@ from qformer.types import Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qformer.mini import ContrastiveViT
     from qformer.scenes.text import Scene
+    from stages.towers.build import ContrastiveViT
 
 FITTED = 3000  # scenes that a probe is fitted on
 GROUP = 100  # pictures that pass the ViT at a time

@@ -1,7 +1,7 @@
 """Models without weights: the real modules in their real sizes, whose tensors have a shape and a dtype but no numbers.
 
 Nothing is downloaded or read but configurations. A forward and a backward pass run and give no values; what they
-would compute and keep can be counted (`stages/ledger.py`).
+would compute and keep can be counted (`stages/plan/ledger.py`).
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.pytorch_utils import Conv1D
 
 from qformer import compat, vision
 from qformer.files import pretrained
 from qformer.llm import lora
-from qformer.llm import quantize as quantizing
 from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.llm.loading import DTYPES, choose_dtype
+from qformer.llm.quantize import targets
 from qformer.model.assembly import with_encoder_width
 from qformer.model.bert import bert_sizes
 from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
-from qformer.model.sizes import KNOWN
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from qformer.vision.hf import HFVisionEncoder
 from qformer.vision.options import HFVisionConfig
+from stages.plan.sizes import KNOWN
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
@@ -150,7 +152,7 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"
         ) from error
     if quantize != "none":
-        quantizing.outline(model, quantize)
+        outline_quantized(model, quantize)
     if is_seq2seq:
         if getattr(theirs, "scale_decoder_outputs", True) is False:  # T5 1.1: its files hold an output table of its own
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
@@ -194,3 +196,50 @@ class Words:
 def words(count: int) -> str:
     """A text of so many tokens."""
     return " ".join([WORD] * count)
+
+
+BLOCK = 64  # weights that share a scale in nf4
+SCALE = 4  # bytes: fp32, of a row in int8 or of a block in nf4
+
+
+class OutlinedLinear(nn.Module):
+    """A quantised layer without numbers, for plans: as many bytes as bitsandbytes keeps, and what it makes on the way.
+
+    Attributes:
+        count: numbers that the bytes of `weight` stand for.
+    """
+
+    def __init__(self, layer: nn.Module, quantize: str) -> None:
+        super().__init__()
+        shape: Any = layer.weight.shape
+        self.outputs, self.inputs = tuple(shape)[:: -1 if isinstance(layer, Conv1D) else 1]
+        self.count = self.outputs * self.inputs
+        scales = self.outputs if quantize == "int8" else -(-self.count // BLOCK)
+        values = self.count if quantize == "int8" else -(-self.count // 2)
+        kept = torch.empty(values + SCALE * scales, dtype=torch.int8 if quantize == "int8" else torch.uint8)
+        self.weight = nn.Parameter(kept, requires_grad=False)
+        self.bias: Any = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., inputs] -> float[..., outputs]."""
+        y = _Dequantized.apply(x, self.outputs)
+        return y if self.bias is None else y + self.bias
+
+
+class _Dequantized(torch.autograd.Function):
+    """A product with weights that are made on the way, forward and backward, and not kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, outputs: int) -> Tensor:
+        ctx.inputs = x.shape[-1]
+        return F.linear(x, x.new_empty(outputs, ctx.inputs))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ grad.new_empty(grad.shape[-1], ctx.inputs), None
+
+
+def outline_quantized(model: nn.Module, quantize: str) -> None:
+    """Put layers without numbers in the place of those that would be quantised."""
+    for name, layer in list(targets(model)):
+        model.set_submodule(name, OutlinedLinear(layer, quantize))

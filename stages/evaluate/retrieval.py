@@ -9,13 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -29,43 +25,18 @@ from qformer.files import records
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
 from qformer.types import UsageError
-from stages import hits
+from stages.evaluate import hits
+from stages.evaluate.settings import Settings, autocast, own_device, writable
 from stages.loop import console
 
 if TYPE_CHECKING:
     from qformer.data.base import Source
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
 SHOWN = 5  # skipped samples whose reason is printed
 STRICT = "Rows named 'original' accept only a text's own image, so that equal captions count as misses."
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
 QUERIES = {"i2t": "image", "t2i": "text"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured and how; for each see `qformer eval --help`."""
-
-    checkpoint: str
-    bench: str
-    data: list[str]
-    k: int = 128
-    limit: int | None = None
-    batch: int = 64
-    precision: str = "fp32"
-    output: Path | None = None
-    html: Path | None = None
-    device: str | None = None
-    preset: str = "paper"
-    prompt: str | None = None
-    predictions: Path | None = None
-    submission: Path | None = None
-    by: str | None = None
-    lemmatize: bool = False
-    quantize: str | None = None
-    beams: int | None = None
-    trust: bool = False
 
 
 def evaluate_retrieval(settings: Settings) -> None:
@@ -103,13 +74,6 @@ def _load(settings: Settings) -> ImageTextModel:
     return model
 
 
-def own_device(settings: Settings) -> str | None:
-    """The GPU of this process, where several share the work."""
-    if settings.device is None and torch.cuda.is_available() and distributed.world() > 1:
-        return f"cuda:{distributed.local_rank()}"
-    return settings.device
-
-
 def _score(
     settings: Settings, model: ImageTextModel, source: Source, listed: list[Listed]
 ) -> tuple[list[int], list[dict[str, Any]], retrieval.Scores]:
@@ -141,14 +105,6 @@ def _score(
         return readable, unreadable, images.score(texts, settings.k, show)
 
 
-def autocast(model: Any, precision: str) -> Any:
-    return (
-        torch.autocast(next(model.parameters()).device.type, AUTOCAST[precision])
-        if precision in AUTOCAST
-        else nullcontext()
-    )
-
-
 def _check_room(needed: float) -> None:
     """The image tokens of all processes."""
     free = shutil.disk_usage(gettempdir()).free
@@ -157,13 +113,6 @@ def _check_room(needed: float) -> None:
             f"the image tokens need {decimal(int(needed))} in '{gettempdir()}', where {decimal(free)} are free; "
             f"{MORE_ROOM}"
         )
-
-
-def writable(*paths: Path | None) -> None:
-    """Before hours of work, not behind them."""
-    for path in filter(None, paths):
-        if path.is_dir() or not path.resolve().parent.is_dir():
-            raise UsageError(f"cannot write '{path}'; give a file in a folder that exists")
 
 
 def _report(

@@ -26,7 +26,7 @@ from PIL import Image
 from rich.table import Table
 
 from qformer.data.shards import add_member
-from qformer.files.records import Form, read_lines, read_object, replace_records
+from qformer.files.records import Form, read_lines, read_object, replace_records, writing
 from qformer.images import read_file, read_head, read_image
 from qformer.images.formats import FORMATS
 from qformer.progress import console
@@ -76,22 +76,6 @@ class Counts(Form):
     cut: int
     own: list[float]
     original: list[float]
-
-
-@contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Inside, what cannot be written is one sentence.
-
-    Raises:
-        UsageError: a full disk, no permission.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"'{output}' cannot be written ({error.strerror}); what is done is kept: make room, and give the same "
-            "command"
-        ) from error
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""CapFilt: captions of web images, written and filtered."""

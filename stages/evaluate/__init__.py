@@ -1,0 +1,1 @@
+"""Evaluation of a checkpoint: retrieval, and what a language model says."""

@@ -1,0 +1,62 @@
+"""Settings of `qformer eval`, and how a checkpoint is measured whatever the benchmark."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qformer import distributed
+from qformer.types import UsageError
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured and how; for each see `qformer eval --help`."""
+
+    checkpoint: str
+    bench: str
+    data: list[str]
+    k: int = 128
+    limit: int | None = None
+    batch: int = 64
+    precision: str = "fp32"
+    output: Path | None = None
+    html: Path | None = None
+    device: str | None = None
+    preset: str = "paper"
+    prompt: str | None = None
+    predictions: Path | None = None
+    submission: Path | None = None
+    by: str | None = None
+    lemmatize: bool = False
+    quantize: str | None = None
+    beams: int | None = None
+    trust: bool = False
+
+
+def own_device(settings: Settings) -> str | None:
+    """The GPU of this process, where several share the work."""
+    if settings.device is None and torch.cuda.is_available() and distributed.world() > 1:
+        return f"cuda:{distributed.local_rank()}"
+    return settings.device
+
+
+def autocast(model: Any, precision: str) -> Any:
+    return (
+        torch.autocast(next(model.parameters()).device.type, AUTOCAST[precision])
+        if precision in AUTOCAST
+        else nullcontext()
+    )
+
+
+def writable(*paths: Path | None) -> None:
+    """Before hours of work, not behind them."""
+    for path in filter(None, paths):
+        if path.is_dir() or not path.resolve().parent.is_dir():
+            raise UsageError(f"cannot write '{path}'; give a file in a folder that exists")

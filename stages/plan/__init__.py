@@ -1,0 +1,1 @@
+"""Plans: will a run fit, how long will it take, how much traffic."""

@@ -1,0 +1,1 @@
+"""The quickstart: both stages on drawn scenes with the shipped mini towers."""

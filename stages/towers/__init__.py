@@ -1,0 +1,1 @@
+"""The mini towers: trained from scratch, halved, and shipped."""
