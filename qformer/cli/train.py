@@ -1,64 +1,16 @@
-"""The command line. Every command imports what it needs itself, so that `--help` is quick and needs no torch.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` shows the traceback.
-"""
+"""The commands that train, plan and convert. They import what they need themselves, so that `--help` is quick."""
 
 from __future__ import annotations
 
-import atexit
-import io
 import os
-import sys
-import warnings
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 
-from qformer import cli_demo, cli_eval, cli_gallery, cli_hub, cli_language
-from qformer.cli_options import NoVerify, Trust
-
-INTERRUPTED = 130  # what typer exits with on Ctrl-C
-
-app = typer.Typer(
-    help="BLIP-2's Q-Former bridge: train both stages, retrieve, caption, ask.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CKPT",
-        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
-    ),
-]
+from qformer.cli.options import ConfigFile, Device, Form, NoVerify, Overrides, Precision, Trust, sibling
 
 
-class Form(Enum):
-    """Whose checkpoints look how."""
-
-    qformer = "qformer"
-    lavis = "lavis"
-    transformers = "transformers"
-
-
-class Precision(Enum):
-    """Of autocast."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
-
-
-@app.command()
 def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
     """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
 
@@ -66,23 +18,21 @@ def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False,
     """
     from qformer.config import load_config
 
-    stages = _sibling("stages")
+    stages = sibling("stages")
     trained = stages.train(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(trained)
 
 
-@app.command()
 def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
     """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
     from qformer.config import load_config
 
-    folder = _sibling("stages").fill_features(load_config(config, overrides), trust)
+    folder = sibling("stages").fill_features(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
 
 
-@app.command("config")
 def show_config(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -91,7 +41,7 @@ def show_config(
     """Check a configuration and print it whole: defaults, and the sizes that will be trained, included."""
     from qformer.config import dump_config, load_config
 
-    _sibling("stages")
+    sibling("stages")
     from stages.checking import check
     from stages.sizes import with_sizes
 
@@ -107,7 +57,6 @@ def show_config(
     print(dump_config(checked) + "".join(lines), end="")
 
 
-@app.command()
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -122,7 +71,7 @@ def plan(
     """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
     from qformer.config import load_config
 
-    _sibling("stages")
+    sibling("stages")
     from stages.plan.forecast import plan as forecast
     from stages.plan.forecast import show
 
@@ -131,7 +80,6 @@ def plan(
     show(forecast(checked, gpu, gpus, memory, efficiency, trust), as_json)
 
 
-@app.command()
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the report")] = Path(
         "runs/quickstart"
@@ -141,13 +89,12 @@ def quickstart(
     ] = None,
 ) -> None:
     """Both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
-    _sibling("stages")
+    sibling("stages")
     from stages.quickstart.run import run
 
     run(output, overrides or [])
 
 
-@app.command()
 def backbones(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the towers")] = Path(
         "runs/mini"
@@ -157,23 +104,12 @@ def backbones(
     ] = None,
 ) -> None:
     """Train the mini towers (BERT, ViT, OPT, T5) from scratch. The same command again resumes."""
-    _sibling("stages")
+    sibling("stages")
     from stages.towers.ship import make
 
     print(make(output, overrides or []))
 
 
-app.command("eval")(cli_eval.evaluate)
-app.command()(cli_gallery.index)
-app.command()(cli_gallery.search)
-app.command()(cli_hub.push)
-
-
-app.command()(cli_language.caption)
-app.command()(cli_language.ask)
-
-
-@app.command()
 def capfilt(
     data: Annotated[
         list[str],
@@ -199,7 +135,7 @@ def capfilt(
     _verify: NoVerify = False,
 ) -> None:
     """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
-    _sibling("stages")
+    sibling("stages")
     from stages.capfilt.run import Settings
     from stages.capfilt.run import capfilt as run
 
@@ -207,7 +143,6 @@ def capfilt(
     run(wanted, output, shard, device, trust)
 
 
-@app.command()
 def convert(
     source: Annotated[
         str,
@@ -233,86 +168,3 @@ def convert(
 
     given = Given(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
     print(convert_checkpoint(source, output, to.value, given, trust))
-
-
-app.command()(cli_demo.demo)
-
-
-def _sibling(name: str) -> Any:
-    """Import `stages` (or `demo`), which stands beside `qformer`, and make sure it is that one.
-
-    `python -m qformer` puts the working directory first on the path, where another folder of that name may be.
-    """
-    import importlib
-
-    from qformer.types import UsageError
-
-    beside = Path(__file__).resolve().parent.parent
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UsageError(
-            f"the package '{name}' is not beside qformer in '{beside}'; install qformer-bridge again"
-        ) from error
-    where = Path(str(module.__path__[0])).resolve()
-    if where.parent != beside:
-        raise UsageError(f"the folder '{where}' hides qformer's own package '{name}'; run from another folder")
-    return module
-
-
-def main() -> None:
-    """The `qformer` command."""
-    debug = "--debug" in sys.argv
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is no UTF-8 is printed as the disk has it
-    failed: list[int] = []
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        atexit.register(_end, failed)  # before all others, so that it is called after them
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports every tensor of a tower that is cut
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        from qformer.types import LeftOut
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("default", LeftOut)
-            warnings.showwarning = _tell
-            app(arguments)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("qformer: interrupted; what can be resumed goes on by the same command", file=sys.stderr)
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        usage = any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
-        print(
-            f"qformer: {error}" if usage else f"qformer: {type(error).__name__}: {error} (--debug shows where)",
-            file=sys.stderr,
-        )
-        failed.append(2 if usage else 1)
-        sys.exit(failed[0])
-
-
-def _tell(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """What the data have that is left out, as one line, of several processes by the first; other warnings as ever."""
-    if category.__name__ != "LeftOut":
-        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
-    elif os.environ.get("RANK", "0") == "0":
-        print(f"qformer: {message}", file=sys.stderr)
-
-
-def _end(failed: list[int]) -> None:
-    """Of several processes, one that failed ends here: gloo's threads abort later on when a peer has died."""
-    if failed:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(failed[0])

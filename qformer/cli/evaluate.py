@@ -1,4 +1,4 @@
-"""The command that measures: `qformer eval`. As in `qformer.cli`, imports stand inside."""
+"""The command that measures: `qformer eval`. Imports stand inside."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_language import Quantize
-from qformer.cli_options import NoVerify, Trust
+from qformer.cli.language import Quantize
+from qformer.cli.options import NoVerify, Trust, sibling
 
 
 class Precision(Enum):
@@ -66,10 +66,9 @@ def evaluate(
     _verify: NoVerify = False,
 ) -> None:
     """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
-    from qformer.cli import _sibling
     from qformer.evaluation.benchmarks import BENCHMARKS
 
-    _sibling("stages")
+    sibling("stages")
     from stages.evaluate.language import evaluate_language
     from stages.evaluate.retrieval import evaluate_retrieval
     from stages.evaluate.settings import Settings

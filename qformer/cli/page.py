@@ -1,4 +1,4 @@
-"""The command of the page: `qformer demo`. As in `qformer.cli`, imports stand inside."""
+"""The command of the page: `qformer demo`. Imports stand inside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from qformer.cli_options import NoVerify, Trust
+from qformer.cli.options import NoVerify, Trust, sibling
 
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
@@ -78,7 +78,6 @@ def demo(
     """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
 
-    from qformer.cli import _sibling
     from qformer.types import UsageError
 
     if find_spec("gradio") is None:
@@ -87,7 +86,7 @@ def demo(
     if path is None:
         path, drawn = _default()
         index = index or drawn
-    _sibling("demo")
+    sibling("demo")
     from demo.app import serve
 
     serve(
@@ -130,10 +129,9 @@ def _default() -> tuple[str, Path | None]:
     from importlib.util import find_spec
 
     from qformer.checkpoints import folder as checkpoint
-    from qformer.cli import _sibling
     from qformer.types import UsageError
 
-    _sibling("stages")
+    sibling("stages")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qformer" / "quickstart"
     try:
         checkpoint.find(RUN)

@@ -1,4 +1,4 @@
-"""The commands of a gallery: `qformer index` and `qformer search`. As in `qformer.cli`, imports stand inside."""
+"""The commands of a gallery: `qformer index` and `qformer search`. Imports stand inside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import NoVerify, Trust
+from qformer.cli.options import Device, NoVerify, Trust
 
 
 class Packing(Enum):
@@ -19,7 +19,6 @@ class Packing(Enum):
 
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="stage-one checkpoint: run, .pth, release or folder")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
 
 
 def index(
@@ -52,9 +51,6 @@ def index(
 
     Several processes share the work: `torchrun --nproc-per-node N -m qformer index ...`.
     """
-    from qformer.cli import _sibling
-
-    _sibling("stages")
     from qformer.commands.searching import index as run
 
     run(path, data, output, store, None if features is None else features.value, batch, device, trust, remove)
@@ -79,9 +75,6 @@ def search(
     _verify: NoVerify = False,
 ) -> None:
     """Find images of a gallery by text, by image, or by both."""
-    from qformer.cli import _sibling
-
-    _sibling("stages")
     from qformer.commands.searching import search as run
 
     run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device, trust)

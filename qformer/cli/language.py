@@ -1,4 +1,4 @@
-"""The commands of a stage-two model: `qformer caption` and `qformer ask`. As in `qformer.cli`, imports stand inside."""
+"""The commands of a stage-two model: `qformer caption` and `qformer ask`. Imports stand inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import NoVerify, Trust
+from qformer.cli.options import Device, NoVerify, Trust
 
 
 class Quantization(Enum):
@@ -21,7 +21,6 @@ class Quantization(Enum):
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="stage-two checkpoint: run, .pth, release, folder or hub id")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, one object on each line")]
 Beams = Annotated[int | None, typer.Option(help="beams of the search; 1 is greedy", min=1)]
 MostTokens = Annotated[int | None, typer.Option(help="longest text, in tokens, its end counted", min=1)]
@@ -62,9 +61,6 @@ def caption(
     _verify: NoVerify = False,
 ) -> None:
     """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
-    from qformer.cli import _sibling
-
-    _sibling("stages")
     from qformer.commands import asking
 
     decoding = asking.options(
@@ -119,9 +115,6 @@ def ask(
     _verify: NoVerify = False,
 ) -> None:
     """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
-    from qformer.cli import _sibling
-
-    _sibling("stages")
     from qformer.commands import asking
 
     decoding = asking.options(

@@ -1,4 +1,4 @@
-"""`qformer push`. As in `qformer.cli`, imports stand inside."""
+"""`qformer push`. Imports stand inside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli_options import NoVerify, Trust
+from qformer.cli.options import NoVerify, Trust
 
 
 class Target(Enum):
@@ -29,9 +29,6 @@ def push(
     _verify: NoVerify = False,
 ) -> None:
     """Put a checkpoint on the Hugging Face hub, with a card written from its run. `qformer.load` takes REPO."""
-    from qformer.cli import _sibling
-
-    _sibling("stages")
     from qformer.commands.pushing import push as run
 
     print(run(source, repo, to.value, private, dry_run, output, trust))

@@ -1,0 +1,91 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _take_unchecked(context: typer.Context, given: bool) -> None:
+    """For as long as the command runs."""
+    if given:
+        from qformer.files.soundness import unchecked
+
+        context.with_resource(unchecked())
+
+
+#: Not handed to the command, whose parameter of this kind keeps its default.
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify",
+        callback=_take_unchecked,
+        expose_value=False,
+        help="do not compare files of ours with their checksums, nor refuse weights that are not finite",
+    ),
+]
+
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="run the classes and commands, and call the addresses, that a checkpoint or gallery names: only if you "
+        "trust whoever made it, who can then do on this machine what you can",
+    ),
+]
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
+    ),
+]
+
+
+class Form(Enum):
+    """Whose checkpoints look how."""
+
+    qformer = "qformer"
+    lavis = "lavis"
+    transformers = "transformers"
+
+
+class Precision(Enum):
+    """Of autocast."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
+
+
+def sibling(name: str) -> Any:
+    """Import `stages` (or `demo`), which stands beside `qformer`, and make sure it is that one.
+
+    `python -m qformer` puts the working directory first on the path, where another folder of that name may be.
+    """
+    import importlib
+
+    from qformer.types import UsageError
+
+    beside = Path(__file__).resolve().parent.parent.parent
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UsageError(
+            f"the package '{name}' is not beside qformer in '{beside}'; install qformer-bridge again"
+        ) from error
+    where = Path(str(module.__path__[0])).resolve()
+    if where.parent != beside:
+        raise UsageError(f"the folder '{where}' hides qformer's own package '{name}'; run from another folder")
+    return module
