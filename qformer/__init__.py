@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "qformer.model.assembly",
+    "load": "qformer.checkpoints.loading",
     "QFormer": "qformer.model.qformer",
     "ImageTextModel": "qformer.model.image_text",
     "Retriever": "qformer.retrieval.search",

@@ -8,15 +8,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import get_console
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rich.console import Console
     from rich.progress import Task, TaskID
 
 MINUTE = 60.0
+console = Console()
 Item = TypeVar("Item")
 
 
@@ -86,6 +87,3 @@ def track(items: Iterable[Item], description: str, total: int | None = None, dis
         for item in items:
             yield item
             bar.advance(task)
-
-
-console = Console()

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from qformer.checkpoints import hugging_face
+from qformer.checkpoints.names import Stage, bridge_rows
 from qformer.checkpoints.parts import (
     FAMILIES,
     LLM_FOLDER,
@@ -38,7 +39,6 @@ from qformer.files import pretrained
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import listed, read_tensors, refuse
 from qformer.llm.loading import language_model, put_in, wrap_language_model
-from qformer.names import Stage, bridge_rows
 from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, resize_positions

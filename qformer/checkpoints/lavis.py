@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qformer.checkpoints import lavis
+from qformer.checkpoints.names import POSITION_IDS, REPEATED, SPARE, Stage, bridge_rows
 from qformer.checkpoints.parts import (
     FAMILIES,
     LLM_FOLDER,
@@ -31,7 +32,6 @@ from qformer.config import parse_config
 from qformer.files import releases
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import read_tensors, refuse
-from qformer.names import POSITION_IDS, REPEATED, SPARE, Stage, bridge_rows
 from qformer.types import UsageError
 from qformer.vision.clip import CLIP_RELEASED_DEPTH, clip_names, clip_unused
 from qformer.vision.eva import EVA_RELEASED_DEPTH, eva_rows, eva_unused

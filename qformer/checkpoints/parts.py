@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from qformer import convert, lookup, vision
+from qformer import lookup, vision
+from qformer.checkpoints.names import Stage
 from qformer.checkpoints.weights import CAPTIONING
 from qformer.config import LossConfig
 from qformer.files import pretrained
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_tokenizer
-from qformer.names import Stage
 from qformer.schema import Config, QFormerConfig
 from qformer.types import UsageError
 from qformer.vision.options import ClipConfig, EvaConfig
@@ -152,7 +152,7 @@ def tower_choice(parts: Parts, heads: int | None, patch_size: int | None) -> dic
         raise UsageError(f"the patches of this image encoder are {patch} pixels wide, not {patch_size}; leave it out")
     precision = "fp16" if patches.dtype == torch.float16 else "fp32"
     if heads is None:
-        heads = convert.usual_heads(width, HEAD_WIDTHS[name], "vision_heads")
+        heads = usual_heads(width, HEAD_WIDTHS[name], "vision_heads")
     if heads < 1 or width % heads:
         raise UsageError(f"the image encoder's width {width} does not divide into {heads} heads; give its own number")
     sizes = {

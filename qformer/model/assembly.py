@@ -1,4 +1,4 @@
-"""Assembling models: from a configuration, from a checkpoint, and `load`, which needs a path alone."""
+"""Models assembled from a configuration: encoder, Q-Former or connector, language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
     from qformer.vision.base import VisionEncoder
 
-    Bridge = ImageTextModel | VisionLanguageModel
+
+Bridge = ImageTextModel | VisionLanguageModel
 
 
 def build_encoder(config: Config) -> VisionEncoder:
