@@ -1,4 +1,4 @@
-"""`qformer quickstart`: in a few steps, all of what it writes; whole (slow), that it learns what docs/quickstart.md says.
+"""`qformer quickstart`: in a few steps, all of what it writes; whole (slow), that it learns what its page says.
 
 Sockets raise in every test here (`tests/conftest.py`), so it needs no network.
 """
