@@ -64,7 +64,7 @@ def test_functions_that_the_architecture_names_exist() -> None:
                 known.add(node.id)
             elif isinstance(node, ast.arg):
                 known.add(node.arg)
-    text = prose(ROOT / "docs" / "architecture.md").partition("## The way of a batch")[2]
+    text = prose(ROOT / "docs" / "architecture.md").partition("## The path of a batch")[2]
     named = {word for word in re.findall(r"`([A-Za-z_][\w.]*)`", text) if not (ROOT / word).exists()}
     assert len(named) > 40
     assert not {word for word in named if word.split(".")[-1] not in known}
