@@ -100,8 +100,8 @@ def _readable(source: Any, place: Any) -> bool:
 def test_every_layout_has_an_example() -> None:
     named = {choice["name"] for choice in choices()}
     assert named == sources.SOURCES.keys() - {"scenes"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in readme for name in sources.SOURCES)
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in guide for name in sources.SOURCES)
 
 
 def test_every_kind_of_bad_is_listed() -> None:

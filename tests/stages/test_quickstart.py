@@ -1,4 +1,4 @@
-"""`qformer quickstart`: in a few steps, all of what it writes; whole (slow), that it learns what the README says.
+"""`qformer quickstart`: in a few steps, all of what it writes; whole (slow), that it learns what its page says.
 
 Sockets raise in every test here (`tests/conftest.py`), so it needs no network.
 """
@@ -120,7 +120,7 @@ def test_an_override_of_no_stage(tmp_path: Path) -> None:
 def test_it_learns(whole_quickstart: Path) -> None:
     results = json.loads((whole_quickstart / "results.json").read_text())
     step0, itc, reranked = (results["retrieval"][name] for name in ("step0", "itc", "reranked"))
-    for way in ("i2t_r1", "t2i_r1"):  # ITC below what the README says: runs differ, most in that
+    for way in ("i2t_r1", "t2i_r1"):  # ITC below what the page says: runs differ, most in that
         assert step0[way] < 0.02
         assert itc[way] >= 0.3
         assert reranked[way] >= itc[way] + 0.05
