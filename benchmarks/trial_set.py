@@ -54,7 +54,7 @@ ATTRIBUTES = {"colour": "colour", "shape": "shape", "position": "position", "wor
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrialCase:
     """One trial.
 
     Attributes:
@@ -92,7 +92,7 @@ class Trial:
 
     name: str
     counts: str
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[TrialCase] = field(default_factory=list)
 
     @property
     def right(self) -> int:
@@ -154,23 +154,27 @@ def _ask(model: VisionLanguageModel, tiles: Tiles, asked: list[str], **given: An
     return [text.strip().strip(".") for text in said]
 
 
-def identify(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def identify(
+    model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
+) -> list[TrialCase]:
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, ("shape", "colour")))
     said = _ask(model, tiles, [one.question for one in asked])
     return [_plain(*each) for each in zip(scenes, asked, said, strict=True)]
 
 
-def read(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def read(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[TrialCase]:
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, ("word",)))
     said = _ask(model, tiles, [one.question for one in asked])
     return [_plain(*each) for each in zip(scenes, asked, said, strict=True)]
 
 
-def _plain(scene: Scene, question: Question, said: str) -> Asked:
-    return Asked(scene, question.question, question.kind, question.answer, said)
+def _plain(scene: Scene, question: Question, said: str) -> TrialCase:
+    return TrialCase(scene, question.question, question.kind, question.answer, said)
 
 
-def follow_up(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def follow_up(
+    model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
+) -> list[TrialCase]:
     """The shape at a place first, then the colour of that shape: right only if both were read of the same object."""
 
     def alone(scene: Scene) -> Any:
@@ -186,20 +190,24 @@ def follow_up(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng
     said = _ask(model, tiles, second, history=turns)
     prompts = [f"{a} {name}. {b}" for a, name, b in zip(first, named, second, strict=True)]
     rows = zip(scenes, prompts, targets, said, strict=True)
-    return [Asked(scene, prompt, "colour", item.colour, text) for scene, prompt, item, text in rows]
+    return [TrialCase(scene, prompt, "colour", item.colour, text) for scene, prompt, item, text in rows]
 
 
-def corrects(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def corrects(
+    model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
+) -> list[TrialCase]:
     return _told(model, scenes, tiles, rng, misleads=False)
 
 
-def misleads(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def misleads(
+    model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
+) -> list[TrialCase]:
     return _told(model, scenes, tiles, rng, misleads=True)
 
 
 def _told(
     model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator, misleads: bool
-) -> list[Asked]:
+) -> list[TrialCase]:
     """Asked without a context, and again with one where the first answer was right (or wrong)."""
     kinds = tuple(kind for kind in STATEMENTS if kind != "count")
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, kinds))
@@ -215,12 +223,12 @@ def _told(
     contexts = [statement(one, claim) for one, claim in zip(asked, claims, strict=True)]
     said = _ask(model, _some(tiles, places), [one.question for one in asked], context=contexts, task="context")
     return [
-        Asked(scene, f"{context}. {one.question}", one.kind, claim, text, first[place])
+        TrialCase(scene, f"{context}. {one.question}", one.kind, claim, text, first[place])
         for scene, one, claim, context, text, place in zip(scenes, asked, claims, contexts, said, places, strict=True)
     ]
 
 
-def logic(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def logic(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[TrialCase]:
     """How many there are, then whether there are so many (or another number): what was read is in the dialogue."""
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, ("count",)))
     read = _ask(model, tiles, [one.question for one in asked])
@@ -238,12 +246,14 @@ def logic(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np
     said = _ask(model, tiles, second, history=turns)
     rows = zip(scenes, asked, read, second, truths, said, strict=True)
     return [
-        Asked(scene, f"{one.question} {number}. {prompt}", "yes/no", "yes" if truth else "no", text)
+        TrialCase(scene, f"{one.question} {number}. {prompt}", "yes/no", "yes" if truth else "no", text)
         for scene, one, number, prompt, truth, text in rows
     ]
 
 
-def asks_itself(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[Asked]:
+def asks_itself(
+    model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
+) -> list[TrialCase]:
     """Right where the question can be asked of the picture and has that answer."""
     found = []
     for scene, (question, said) in zip(scenes, model.self_ask(tiles, **GREEDY), strict=True):

@@ -210,7 +210,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestion:
     """One question, checked and ready to be answered.
 
     Attributes:
@@ -236,7 +236,7 @@ def prepare(
     history: Any = None,
     task: Any = "vqa",
     decoding: Decoding | None = None,
-) -> Asked:
+) -> PreparedQuestion:
     """Check what a visitor sent, and word it.
 
     Args:
@@ -255,14 +255,14 @@ def prepare(
     turns = _turns(history)
     if not asked:
         options = (decoding or Decoding()).options("caption", model.llm.family)
-        return Asked(picture, "", None, (), "caption", options, model.prompt)
+        return PreparedQuestion(picture, "", None, (), "caption", options, model.prompt)
     if told and task == "vqa":
         task = "context"  # which words it as a fact, and answers as shortly
     options = (decoding or Decoding()).options(task, model.llm.family)
     plan = model.frontend.strategy.plan(*picture.size)
     prompt = model.prompt_for(plan, asked, told, turns, task=task, **options)
     whole = compose(asked, task, family=model.llm.family, context=told, history=turns).text
-    return Asked(picture, asked, told, turns, task, options, prompt, prompt != whole)
+    return PreparedQuestion(picture, asked, told, turns, task, options, prompt, prompt != whole)
 
 
 def _turns(history: Any) -> tuple[Turn, ...]:
@@ -284,7 +284,7 @@ def _turns(history: Any) -> tuple[Turn, ...]:
     )
 
 
-def answer(model: VisionLanguageModel, asked: Asked) -> Generator[str, None, None]:
+def answer(model: VisionLanguageModel, asked: PreparedQuestion) -> Generator[str, None, None]:
     """The answer so far, again and again until it is whole; with several beams at once. Without a question a caption.
 
     Whoever stops reading stops the model.

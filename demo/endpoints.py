@@ -156,7 +156,7 @@ def _search(page: Page) -> Callable[..., Any]:
     return search
 
 
-def _hit(one: finding.Found) -> dict[str, Any]:
+def _hit(one: finding.ShownHit) -> dict[str, Any]:
     return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm, "fault": one.fault}
 
 

@@ -112,7 +112,7 @@ def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
 
 
 @dataclass(frozen=True)
-class Found:
+class ShownHit:
     """A hit to show.
 
     Attributes:
@@ -133,7 +133,7 @@ class Found:
 
 def search(
     retriever: Retriever, text: Any = "", image: str | None = None, k: Any = 8, shortlist: Any = 64
-) -> tuple[list[Found], list[Found]]:
+) -> tuple[list[ShownHit], list[ShownHit]]:
     """The images of a gallery that fit a text, an image, or both: by ITC alone, and re-ranked by ITM.
 
     Without a text there is nothing to re-rank by, and the second list is empty.
@@ -158,10 +158,10 @@ def search(
     return [_found(hit, pictures) for hit in before], ranked
 
 
-def _found(hit: Hit, pictures: dict[str, tuple[Image.Image | None, str]]) -> Found:
+def _found(hit: Hit, pictures: dict[str, tuple[Image.Image | None, str]]) -> ShownHit:
     caption = hit.captions[0] if hit.captions else ""
     picture, fault = pictures[hit.id]
-    return Found(Path(hit.path).name, caption, picture, hit.itc, hit.probability, fault=fault)
+    return ShownHit(Path(hit.path).name, caption, picture, hit.itc, hit.probability, fault=fault)
 
 
 def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]:
@@ -181,7 +181,7 @@ def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> I
 
 
 @dataclass(frozen=True)
-class Rests:
+class Relevance:
     """What an answer rests on: the answer, its tokens as text, and the picture with the relevance over it."""
 
     answer: str
@@ -189,7 +189,9 @@ class Rests:
     picture: Image.Image
 
 
-def relevance(model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None) -> Rests:
+def relevance(
+    model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None
+) -> Relevance:
     """Which parts of the picture an answer, or one token of it, rests on (`look.answer_relevance`).
 
     Args:
@@ -206,7 +208,7 @@ def relevance(model: VisionLanguageModel, image: str | None, question: Any, said
         raise UsageError("the model says nothing to this question; write the answer that is to be explained")
     chosen = None if token is None else int(checked_number("number of the token", token, 0, 1000, whole=True))
     tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen)
-    return Rests(answered, tokens, look.overlay(asked.picture, heat))
+    return Relevance(answered, tokens, look.overlay(asked.picture, heat))
 
 
 def slices(

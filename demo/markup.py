@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from demo.finding import Caption, Found, Match
+    from demo.finding import Caption, Match, ShownHit
 
 CARD = 160  # pixels of a thumbnail
 CSS = """
@@ -101,12 +101,12 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 
 
-def hit_cards(found: Sequence[Found], what: str) -> str:
+def hit_cards(found: Sequence[ShownHit], what: str) -> str:
     """Hits as cards: thumbnail, place, scores, name and caption."""
     return f'<ol class="hits" aria-label="{escape(what)}">{"".join(map(_card, found, range(1, len(found) + 1)))}</ol>'
 
 
-def _card(one: Found, place: int) -> str:
+def _card(one: ShownHit, place: int) -> str:
     told = one.caption or one.name
     picture = f'<span class="gone">{escape(in_words(one.fault))}</span>'
     if one.picture is not None:

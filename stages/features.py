@@ -26,7 +26,7 @@ from rich.filesize import decimal
 from qformer import distributed, resolution, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
-from qformer.data.features import MANIFEST, Crops, FeatureStore, Filling
+from qformer.data.features import MANIFEST, CropDataset, FeatureStore, ShardWriter
 from qformer.data.loader import read_ahead
 from qformer.files import soundness
 from qformer.files.records import replace_records
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.base import Source
-    from qformer.data.features import Views
+    from qformer.data.features import StoredSample
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
@@ -95,7 +95,7 @@ def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: 
     assert config.data.features is not None
     console.quiet = os.environ.get("RANK", "0") != "0"  # the processes have not met yet
     made = what_it_is_made_of(config, len(source), strategy, encoder)
-    filler = Filler(config, Crops(source, strategy, config.data), FrontEnd(encoder))
+    filler = Filler(config, CropDataset(source, strategy, config.data), FrontEnd(encoder))
     store = _open(Path(config.data.features.path), made, filler)
     if missing := store.missing():
         for damaged in filter(Path.exists, map(store.path, missing)):
@@ -224,7 +224,7 @@ class Filler:
     """Encodes the crops of samples."""
 
     config: Config
-    crops: Crops
+    crops: CropDataset
     frontend: FrontEnd
 
     def fill(self, store: FeatureStore) -> None:
@@ -250,7 +250,7 @@ class Filler:
                     time.sleep(POLL)
             bar.update(task, completed=store.samples)
 
-    def _write(self, store: FeatureStore, shard: int, views: Iterable[Views]) -> None:
+    def _write(self, store: FeatureStore, shard: int, views: Iterable[StoredSample]) -> None:
         try:
             self._encode_all(iter(views)).write(store.path(shard))
         except OSError as error:
@@ -260,10 +260,10 @@ class Filler:
                 "make room and give the same command again"
             ) from error
 
-    def _encode_all(self, views: Iterator[Views]) -> Filling:
+    def _encode_all(self, views: Iterator[StoredSample]) -> ShardWriter:
         features = self.config.data.features
         assert features is not None
-        filling = Filling(features.dtype)
+        filling = ShardWriter(features.dtype)
         while some := list(islice(views, max(self.config.data.batch // features.crops, 1))):
             tiles = [seen.tiles for seen in some if seen.tiles is not None]
             tokens = iter(self._encode(Tiles.join(tiles)) if tiles else [])
@@ -308,7 +308,7 @@ class Filler:
         }
 
 
-def _counted(views: Iterable[Views], bar: Bar, task: Any) -> Iterator[Views]:
+def _counted(views: Iterable[StoredSample], bar: Bar, task: Any) -> Iterator[StoredSample]:
     for some in views:
         yield some
         bar.advance(task)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
-    from qformer.data.loader import Loaded
+    from qformer.data.loader import BatchRecord
     from qformer.types import Batch
 
 ALONE_OR_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -65,7 +65,7 @@ class Evaluate(Protocol):
 
 def fit(
     model: nn.Module,
-    batches: Dataset[Loaded],
+    batches: Dataset[BatchRecord],
     config: Config,
     evaluate: Evaluate | None = None,
     extra: Callable[[Path], object] | None = None,
@@ -90,7 +90,7 @@ def fit(
         return _fit(_start(model, config, extra, accelerator, getattr(batches, "extent", None)), batches, evaluate)
 
 
-def _fit(run: Run, batches: Dataset[Loaded], evaluate: Evaluate | None) -> Path:
+def _fit(run: Run, batches: Dataset[BatchRecord], evaluate: Evaluate | None) -> Path:
     config = run.config
     train = config.train
     with Stop() as stop, Bar("{task.fields[losses]}", console=console, disable=distributed.rank() > 0) as progress:

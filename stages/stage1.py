@@ -11,7 +11,7 @@ from qformer import resolution
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.weights import start_from
 from qformer.data import sources
-from qformer.data.held_out import Held, held_out
+from qformer.data.held_out import HeldOut, held_out
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
@@ -50,7 +50,7 @@ def train(config: Config) -> Path:
     return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained)
 
 
-def validation_data(config: Config) -> Held | None:
+def validation_data(config: Config) -> HeldOut | None:
     """The first `validation_size` usable samples of `data.validation`, if there is one."""
     if config.data.validation is None:
         return None
@@ -62,7 +62,7 @@ def validation_data(config: Config) -> Held | None:
 class Validation:
     """Held-out losses (the first caption of each image) and retrieval (all captions)."""
 
-    def __init__(self, held: Held, k: int) -> None:
+    def __init__(self, held: HeldOut, k: int) -> None:
         self.held = held
         self.k = k
 
@@ -76,7 +76,7 @@ class Validation:
         return measured
 
 
-def mean_losses(model: nn.Module, held: Held) -> dict[str, float]:
+def mean_losses(model: nn.Module, held: HeldOut) -> dict[str, float]:
     """Losses on held-out data, averaged over images. Batches are those of training, so that ITC is comparable.
 
     Of a question the first answer is to be said.

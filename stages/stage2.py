@@ -12,7 +12,7 @@ from qformer import distributed, resolution
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.weights import load_stage_one, load_text_path, start_from
 from qformer.data import sources
-from qformer.data.held_out import Held
+from qformer.data.held_out import HeldOut
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
@@ -139,7 +139,7 @@ class Validation:
     Of questions the accuracy of all answers, too (`qformer.evaluation.vqa.mean_accuracy`).
     """
 
-    def __init__(self, held: Held, folder: Path) -> None:
+    def __init__(self, held: HeldOut, folder: Path) -> None:
         self.held = held
         self.folder = folder
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import trial_set as trials
-from benchmarks.trial_set import Asked
+from benchmarks.trial_set import TrialCase
 from qformer.evaluation.zero_shot import SIZE, UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import NUMBERS, Scene, SceneObject, questions
@@ -116,9 +116,9 @@ def item(shape: str, colour: str, position: str) -> SceneObject:
 )
 def test_kinds_of_failure(said: str, seen: str | None, failure: str | None) -> None:
     scene = Scene((item("star", "red", "top left"), item("moon", "blue", "center")), 140)
-    assert Asked(scene, "what color is the star?", "colour", "red", said, seen).failure == failure
+    assert TrialCase(scene, "what color is the star?", "colour", "red", said, seen).failure == failure
 
 
 def test_a_wrong_number_is_no_link() -> None:
     scene = Scene((item("star", "red", "top left"),), 140)
-    assert Asked(scene, "how many stars are there?", "count", NUMBERS[1], NUMBERS[3]).failure == "wrong ground"
+    assert TrialCase(scene, "how many stars are there?", "count", NUMBERS[1], NUMBERS[3]).failure == "wrong ground"

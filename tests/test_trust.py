@@ -24,7 +24,7 @@ from demo.backend import Decoding, load_models
 from qformer import resolution, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.checkpoints.weights import trained_tensors
 from qformer.config import load_config, parse_config
 from qformer.data import sources
@@ -191,11 +191,11 @@ def test_only_what_is_built_is_judged(made: Made, witness: Path, tmp_path: Path)
         with pytest.raises(Untrusted):
             sources.for_run(choice, str(tmp_path))
     evil = changed(made.one, tmp_path / "evil", **SECTIONS)
-    convert_checkpoint(str(evil), tmp_path / "converted", "qformer", Given())  # which builds no encoder
+    convert_checkpoint(str(evil), tmp_path / "converted", "qformer", LoadOptions())  # which builds no encoder
     with pytest.raises(Untrusted):
         qformer.load(tmp_path / "converted", "cpu")
     with pytest.raises(UsageError, match="sees with EVA"):
-        convert_checkpoint(str(evil), tmp_path / "theirs", "transformers", Given())
+        convert_checkpoint(str(evil), tmp_path / "theirs", "transformers", LoadOptions())
     assert not witness.exists()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from qformer.checkpoints import hugging_face, parts
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.lavis import from_lavis, tower
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.files.tensors import read_tensors
 from qformer.types import UsageError
 from tests.golden.golden import read
@@ -107,7 +107,9 @@ def test_weights_that_cannot_be_are_named(
     held = dict(read("stage1_a").weight)
     torch.save({"model": held | {name: change(held[name].clone())}}, tmp_path / "odd.pth")
     with pytest.raises(UsageError, match=expected):
-        convert_checkpoint(str(tmp_path / "odd.pth"), tmp_path / "made", "qformer", Given(heads=2, vision_heads=3))
+        convert_checkpoint(
+            str(tmp_path / "odd.pth"), tmp_path / "made", "qformer", LoadOptions(heads=2, vision_heads=3)
+        )
     assert not (tmp_path / "made").exists()
 
 
@@ -137,8 +139,11 @@ def test_folders_of_older_transformers(opt: Path, tmp_path: Path, shards: int) -
         for shard in {*places.values()}:
             torch.save({n: (held | numbers)[n] for n in names if places[n] == shard}, folder / shard)
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    made = convert_checkpoint(str(folder), tmp_path / "made", "transformers", Given())
-    same(read_tensors(made), read_tensors(convert_checkpoint(str(opt), tmp_path / "known", "transformers", Given())))
+    made = convert_checkpoint(str(folder), tmp_path / "made", "transformers", LoadOptions())
+    same(
+        read_tensors(made),
+        read_tensors(convert_checkpoint(str(opt), tmp_path / "known", "transformers", LoadOptions())),
+    )
     wrong = hugging_face.from_transformers
     with pytest.raises(UsageError, match=r"left over qformer.embeddings.position_ids"):
         wrong(held | {"qformer.embeddings.position_ids": torch.arange(40).flip(0)}, "opt", 2)
@@ -151,11 +156,11 @@ def test_a_head_of_t5_that_is_its_embedding_is_written_once(tmp_path: Path) -> N
     held["language_model.lm_head.weight"] = held["language_model.shared.weight"].clone()
     (tmp_path / "t5" / "model.safetensors").unlink()
     torch.save(held, tmp_path / "t5" / "pytorch_model.bin")
-    ours = convert_checkpoint(str(tmp_path / "t5"), tmp_path / "ours", "qformer", Given())
-    lavis = convert_checkpoint(str(tmp_path / "t5"), tmp_path / "t5.pth", "lavis", Given())
-    given = Given(heads=3, vision_heads=3, llm=str(ours / "llm"), tokenizer=str(ours / "llm"))
+    ours = convert_checkpoint(str(tmp_path / "t5"), tmp_path / "ours", "qformer", LoadOptions())
+    lavis = convert_checkpoint(str(tmp_path / "t5"), tmp_path / "t5.pth", "lavis", LoadOptions())
+    given = LoadOptions(heads=3, vision_heads=3, llm=str(ours / "llm"), tokenizer=str(ours / "llm"))
     again = convert_checkpoint(str(lavis), tmp_path / "again", "qformer", given)
-    theirs = convert_checkpoint(str(ours), tmp_path / "theirs", "transformers", Given())
+    theirs = convert_checkpoint(str(ours), tmp_path / "theirs", "transformers", LoadOptions())
     for folder in (ours / "llm", again / "llm", theirs):
         kept = load_file(folder / "model.safetensors")
         assert [name for name in kept if name.endswith(("shared.weight", "lm_head.weight"))] == [
@@ -185,9 +190,11 @@ def test_spare_tables_of_a_language_model_that_is_left_out(name: str) -> None:
     ],
 )
 def test_heads_that_cannot_be_are_refused(opt: Path, tmp_path: Path, given: dict[str, int], expected: str) -> None:
-    lavis = convert_checkpoint(str(opt), tmp_path / "opt.pth", "lavis", Given())
+    lavis = convert_checkpoint(str(opt), tmp_path / "opt.pth", "lavis", LoadOptions())
     with pytest.raises(UsageError, match=expected):
-        convert_checkpoint(str(lavis), tmp_path / "made", "qformer", Given(llm=str(opt), tokenizer=str(opt), **given))
+        convert_checkpoint(
+            str(lavis), tmp_path / "made", "qformer", LoadOptions(llm=str(opt), tokenizer=str(opt), **given)
+        )
     assert not (tmp_path / "made").exists()
 
 
@@ -207,4 +214,6 @@ def test_a_tokenizer_of_more_words_than_the_model_is_refused(tmp_path: Path, kin
     tokenizer.add_tokens([f"more{number}" for number in range(9)])
     tokenizer.save_pretrained(tmp_path / "words")
     with pytest.raises(UsageError, match=r"words' has \d+ words, and the model in '.*' \d+; give the one"):
-        convert_checkpoint(str(tmp_path / kind), tmp_path / "made", form, Given(tokenizer=str(tmp_path / "words")))
+        convert_checkpoint(
+            str(tmp_path / kind), tmp_path / "made", form, LoadOptions(tokenizer=str(tmp_path / "words"))
+        )

@@ -11,14 +11,14 @@ from qformer.checkpoints.hugging_face import write_transformers
 from qformer.checkpoints.lavis import write_lavis
 from qformer.checkpoints.loading import open_foreign, pushed
 from qformer.checkpoints.ours import open_ours, write_ours
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.files import pretrained
 from qformer.types import UsageError
 
 Form = Literal["qformer", "lavis", "transformers"]
 
 
-def convert_checkpoint(source: str, target: Path, form: Form, given: Given, trust: bool = False) -> Path:
+def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions, trust: bool = False) -> Path:
     """Write the checkpoint at `source`, of whatever form, to `target` in the given form; tensors keep their bits.
 
     Towers that a checkpoint leaves out stay out, except in the form of transformers, which needs them. `trust` is as

@@ -21,8 +21,8 @@ from qformer.checkpoints.names import Stage, bridge_rows
 from qformer.checkpoints.parts import (
     FAMILIES,
     LLM_FOLDER,
-    Given,
-    Opened,
+    LoadOptions,
+    OpenCheckpoint,
     Parts,
     bare,
     check_words,
@@ -127,7 +127,7 @@ def to_transformers(parts: Parts) -> dict[str, Tensor]:
 COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_act", "gelu"))
 
 
-def open_transformers(path_or_id: str, given: Given) -> Opened:
+def open_transformers(path_or_id: str, given: LoadOptions) -> OpenCheckpoint:
     """A folder that `Blip2ForConditionalGeneration` or `Blip2ForImageTextRetrieval` was saved to, or its hub id.
 
     Raises:
@@ -149,16 +149,16 @@ def open_transformers(path_or_id: str, given: Given) -> Opened:
     values = common_values(parts, path_or_id, choice) | {"vision_norm_eps": eps}
     tokenizer = given.tokenizer or str(folder)
     if parts.stage == "stage1":
-        return Opened(path_or_id, parts, parse_config(values), tokenizer)
+        return OpenCheckpoint(path_or_id, parts, parse_config(values), tokenizer)
     values["llm"] = {"path": LLM_FOLDER, "erf_gelu": False}
     parts.llm = language_model(theirs.text_config, parts.llm, path_or_id).state_dict()  # with the tied ones
-    return Opened(path_or_id, parts, parse_config(values), tokenizer, theirs.text_config)
+    return OpenCheckpoint(path_or_id, parts, parse_config(values), tokenizer, theirs.text_config)
 
 
 EXTRA = 1  # CLS stands in front of the patches
 
 
-def write_transformers(opened: Opened, folder: Path) -> None:
+def write_transformers(opened: OpenCheckpoint, folder: Path) -> None:
     """A folder for `Blip2ForConditionalGeneration`, or `Blip2ForImageTextRetrieval`, and its processor.
 
     Raises:
@@ -217,7 +217,7 @@ def check_family(llm: Any) -> None:
         )
 
 
-def _fit_positions(opened: Opened) -> None:
+def _fit_positions(opened: OpenCheckpoint) -> None:
     """Make the encoder's table of positions that of the resolution it is used at, which transformers takes as it is."""
     chosen, vision = opened.config.resolution, opened.parts.vision
     patch, table = vision["patch_embed.proj.weight"].shape[-1], vision["pos_embed"]
@@ -227,7 +227,7 @@ def _fit_positions(opened: Opened) -> None:
         opened.parts.vision = vision | {"pos_embed": resized}
 
 
-def _their_model(opened: Opened) -> Any:
+def _their_model(opened: OpenCheckpoint) -> Any:
     """BLIP-2 of transformers with the tensors of the parts."""
     parts, is_retrieval = opened.parts, opened.parts.stage == "stage1"
     config = _their_config(opened)
@@ -242,7 +242,7 @@ def _their_model(opened: Opened) -> Any:
     return model
 
 
-def _their_config(opened: Opened) -> Blip2Config:
+def _their_config(opened: OpenCheckpoint) -> Blip2Config:
     sizes, eva = opened.parts.sizes, opened.config.vision.options
     table, inner = opened.parts.vision["pos_embed"], opened.parts.vision["blocks.0.mlp.fc1.weight"]
     patch = opened.parts.vision["patch_embed.proj.weight"].shape[-1]
@@ -280,7 +280,7 @@ def _their_config(opened: Opened) -> Blip2Config:
     )
 
 
-def _their_llm(opened: Opened) -> Any:
+def _their_llm(opened: OpenCheckpoint) -> Any:
     """The configuration of the language model; a T5's gated GELU is then computed with erf there too."""
     if opened.llm is None:
         return None

@@ -17,8 +17,8 @@ from qformer.checkpoints.names import POSITION_IDS, REPEATED, SPARE, Stage, brid
 from qformer.checkpoints.parts import (
     FAMILIES,
     LLM_FOLDER,
-    Given,
-    Opened,
+    LoadOptions,
+    OpenCheckpoint,
     Parts,
     bare,
     common_values,
@@ -141,7 +141,7 @@ USUAL = {
 TOWERS = {1408: {"name": "eva", "weights": "eva_vit_g"}, 1024: {"name": "clip", "weights": "clip_vit_L"}}  # by width
 
 
-def open_lavis(path: Path, given: Given) -> Opened:
+def open_lavis(path: Path, given: LoadOptions) -> OpenCheckpoint:
     """A `.pth` file of LAVIS.
 
     Raises:
@@ -159,19 +159,19 @@ def open_lavis(path: Path, given: Given) -> Opened:
         raise UsageError(f"'{source}' comes without its image encoder; give the encoder's file with vision")
     values = common_values(parts, source, choice)
     if parts.stage == "stage1":
-        return Opened(source, parts, parse_config(values), given.tokenizer or BERT)
+        return OpenCheckpoint(source, parts, parse_config(values), given.tokenizer or BERT)
     release, width = releases.of_file(path), len(parts.bridge["connector.projection.weight"])
     llm = given.llm or (release.llm if release else None) or USUAL.get((parts.family or "", width))
     if llm is None:
         raise UsageError(f"'{source}' was made for a language model of width {width}; say which one with llm")
     values["llm"] = {"path": LLM_FOLDER if parts.llm else llm, "prompt": release.prompt if release else ""}
-    opened = Opened(source, parts, parse_config(values), given.tokenizer or llm)
+    opened = OpenCheckpoint(source, parts, parse_config(values), given.tokenizer or llm)
     if parts.llm:
         opened.llm = configuration(llm)
     return opened
 
 
-def write_lavis(opened: Opened, path: Path) -> None:
+def write_lavis(opened: OpenCheckpoint, path: Path) -> None:
     """A `.pth` file of LAVIS.
 
     Raises:

@@ -13,7 +13,7 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.fitting import refuse_unfit
 from qformer.checkpoints.hugging_face import open_transformers
 from qformer.checkpoints.lavis import open_lavis
-from qformer.checkpoints.parts import Given, Opened, build_tower, check_words
+from qformer.checkpoints.parts import LoadOptions, OpenCheckpoint, build_tower, check_words
 from qformer.checkpoints.weights import load_tensors
 from qformer.files import pretrained, releases
 from qformer.llm.loading import DTYPES, language_model, quantize_held, wrap_language_model
@@ -67,7 +67,7 @@ def load(
         trust: import and run the `module:Class` that the checkpoint names, if it names any. Whoever made it can then
             do on this machine what you can.
         verify: compare the files of a checkpoint of ours with their checksums, and refuse weights that are not finite.
-        sizes: what others' checkpoints leave open, see `qformer.checkpoints.parts.Given`.
+        sizes: what others' checkpoints leave open, see `qformer.checkpoints.parts.LoadOptions`.
 
     Raises:
         UsageError: no checkpoint there, one that does not fit, a tower that it names is gone, or what was asked for
@@ -77,7 +77,7 @@ def load(
     if checkpoint.is_foreign(path_or_id):
         path_or_id = pushed(path_or_id)
         if checkpoint.is_foreign(path_or_id):
-            given = lookup.build({"sizes": Given}, "sizes", sizes, "load")
+            given = lookup.build({"sizes": LoadOptions}, "sizes", sizes, "load")
             return load_foreign(path_or_id, device, dtype, given, quantize)
     if sizes:
         raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
@@ -104,7 +104,7 @@ def load_vision_language(
     return model
 
 
-def open_foreign(path_or_id: str | Path, given: Given) -> Opened:
+def open_foreign(path_or_id: str | Path, given: LoadOptions) -> OpenCheckpoint:
     """A file of LAVIS, the name of a release, or a folder or hub id of transformers' BLIP-2.
 
     Raises:
@@ -134,7 +134,11 @@ def pushed(path_or_id: str | Path) -> str | Path:
 
 
 def load_foreign(
-    path_or_id: str | Path, device: torch.device | str, dtype: str | None, given: Given, quantize: str | None = None
+    path_or_id: str | Path,
+    device: torch.device | str,
+    dtype: str | None,
+    given: LoadOptions,
+    quantize: str | None = None,
 ) -> ImageTextModel | VisionLanguageModel:
     """The model in such a checkpoint, in eval mode.
 
@@ -164,7 +168,7 @@ def load_foreign(
 
 
 def _held_language_model(
-    opened: Opened, config: Config, device: torch.device | str, dtype: str | None
+    opened: OpenCheckpoint, config: Config, device: torch.device | str, dtype: str | None
 ) -> LanguageModel:
     assert config.llm is not None, "stage two has a language model"
     model: Any = language_model(opened.llm, opened.parts.llm, opened.source)

@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from qformer.checkpoints import folder as checkpoint
-from qformer.checkpoints.parts import FAMILIES, LLM_FOLDER, VISION_FILE, Opened, Parts, check_words, load_tokenizer
+from qformer.checkpoints.parts import (
+    FAMILIES,
+    LLM_FOLDER,
+    VISION_FILE,
+    OpenCheckpoint,
+    Parts,
+    check_words,
+    load_tokenizer,
+)
 from qformer.checkpoints.weights import ENCODER, LLM, load_trained
 from qformer.config import Choice, dump_config
 from qformer.files import pretrained
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_ours(path: str | Path, trust: bool = False) -> Opened:
+def open_ours(path: str | Path, trust: bool = False) -> OpenCheckpoint:
     """A checkpoint of ours taken apart, with the towers that it holds itself.
 
     Raises:
@@ -58,7 +66,7 @@ def open_ours(path: str | Path, trust: bool = False) -> Opened:
             config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
     parts.family = family
     tokenizer = str(saved.path) if config.llm is None else config.llm.path
-    return Opened(str(path), parts, config, tokenizer, llm, merged)
+    return OpenCheckpoint(str(path), parts, config, tokenizer, llm, merged)
 
 
 def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
@@ -72,7 +80,7 @@ def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor
     return llm.model.state_dict()
 
 
-def write_ours(opened: Opened, folder: Path) -> None:
+def write_ours(opened: OpenCheckpoint, folder: Path) -> None:
     """A checkpoint folder; towers that the parts hold are kept in it."""
     parts, config = opened.parts, opened.config
     folder.mkdir()

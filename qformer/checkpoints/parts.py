@@ -40,7 +40,7 @@ VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
 
 @dataclass(frozen=True)
-class Given:
+class LoadOptions:
     """What the caller says of a checkpoint; None is the usual.
 
     Attributes:
@@ -61,7 +61,7 @@ class Given:
 
 
 @dataclass
-class Opened:
+class OpenCheckpoint:
     """A checkpoint of any form, taken apart.
 
     Attributes:
@@ -97,7 +97,7 @@ class Opened:
             self.llm, self.parts.llm = model.config, model.state_dict()
 
 
-def check_words(opened: Opened, tokenizer: Any) -> None:
+def check_words(opened: OpenCheckpoint, tokenizer: Any) -> None:
     """Refuse a tokenizer with more words than the model has rows for them.
 
     Raises:
@@ -173,7 +173,7 @@ _SIZES_IN = {
 _SECOND_NORM = {"eva": "norm2", "clip": "ln_2"}
 
 
-def load_tokenizer(opened: Opened) -> Any:
+def load_tokenizer(opened: OpenCheckpoint) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt

@@ -164,7 +164,7 @@ def convert(
 ) -> None:
     """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
     from qformer.checkpoints.convert import convert_checkpoint
-    from qformer.checkpoints.parts import Given
+    from qformer.checkpoints.parts import LoadOptions
 
-    given = Given(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
+    given = LoadOptions(heads=heads, vision_heads=vision_heads, vision=vision, llm=llm, tokenizer=tokenizer)
     print(convert_checkpoint(source, output, to.value, given, trust))

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.commands.card import card
 from qformer.config import dump_config
 from qformer.files import pretrained
@@ -116,7 +116,7 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
         if form == "qformer" and own is not None:
             _copy(own, repo, partial)
         else:
-            convert_checkpoint(source, partial, form, Given(), trust)
+            convert_checkpoint(source, partial, form, LoadOptions(), trust)
         described = None if own is None else checkpoint.read_config(own)
         meta = {} if own is None else checkpoint.read_meta(own)
         text = card(repo, form, checkpoint_stage(partial, form), described, meta, run)

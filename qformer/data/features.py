@@ -47,7 +47,7 @@ OPEN = 256  # shards kept open
 
 
 @dataclass
-class Views:
+class StoredSample:
     """A sample as it is stored: the tiles of all its crops, or why there are none.
 
     Attributes:
@@ -64,16 +64,16 @@ class Views:
 
 
 @dataclass
-class Crops(Dataset[Views]):
+class CropDataset(Dataset[StoredSample]):
     """Item n holds the crops of sample n that a store keeps."""
 
     source: Source
     strategy: ResolutionStrategy
     data: DataConfig
 
-    def __getitem__(self, number: int) -> Views:
+    def __getitem__(self, number: int) -> StoredSample:
         assert self.data.features is not None
-        views = Views(number, 0)
+        views = StoredSample(number, 0)
         try:
             sample = self.source[number]
             views.mark = mark(sample)
@@ -114,8 +114,8 @@ class Shard:
 
     Attributes:
         rows: the file. first_tile, first_row: of crop c, and of tile t.
-        sizes: width and height of each crop, from which its plan follows. marks, files: of each sample, see `Views`;
-            shards of earlier versions have no `files`.
+        sizes: width and height of each crop, from which its plan follows. marks, files: of each sample, see
+            `StoredSample`; shards of earlier versions have no `files`.
         faults: samples that are not stored, by their place.
     """
 
@@ -143,7 +143,7 @@ class Shard:
 
 
 @dataclass
-class Filling:
+class ShardWriter:
     """A shard in the making."""
 
     dtype: Any
@@ -154,7 +154,7 @@ class Filling:
     files: list[tuple[int, int, int]] = field(default_factory=list)
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def add(self, views: Views, crops: int, tokens: Iterator[Tensor]) -> None:
+    def add(self, views: StoredSample, crops: int, tokens: Iterator[Tensor]) -> None:
         """The next sample; `tokens` of its tiles, float[S, D] each.
 
         Raises:

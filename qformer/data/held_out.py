@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Listed:
+class ImageRecord:
     """An image: where it stands in its source, its name in messages, its captions as `usable_captions` has them."""
 
     index: Any
@@ -48,7 +48,7 @@ class Group:
     skipped: list[dict[str, Any]]
 
 
-def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed], list[dict[str, Any]]]:
+def list_images(source: Source, limit: int | None = None) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
     """The first `limit` images of a source, and the records that cannot be used; the images are not read yet.
 
     Records of one image, such as a line for each of its captions, become one image with all of them.
@@ -56,9 +56,9 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed],
     Raises:
         UsageError: no record can be used.
     """
-    listed: list[Listed] = []
+    listed: list[ImageRecord] = []
     skipped: list[dict[str, Any]] = []
-    by_id: dict[str | int, Listed] = {}
+    by_id: dict[str | int, ImageRecord] = {}
     for index in indices(source):
         try:
             sample = source[index]
@@ -71,7 +71,7 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed],
             continue
         if len(listed) == limit:
             break
-        listed.append(Listed(index, sample.key, captions))
+        listed.append(ImageRecord(index, sample.key, captions))
         by_id[sample.image_id] = listed[-1]
     if not listed:
         raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")
@@ -79,7 +79,7 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[Listed],
 
 
 def read_groups(
-    source: Source, listed: Sequence[Listed], strategy: ResolutionStrategy, groups: Sequence[range]
+    source: Source, listed: Sequence[ImageRecord], strategy: ResolutionStrategy, groups: Sequence[range]
 ) -> Iterator[Group]:
     """These groups of images, not augmented; the next one is read while the caller works on one."""
 
@@ -109,7 +109,7 @@ def _record(index: Any, bad: BadSample) -> dict[str, Any]:
 
 
 @dataclass
-class Held:
+class HeldOut:
     """Held-out data, whole: images as tiles in groups, every caption of each image, on however many records they stand.
 
     Attributes:
@@ -136,7 +136,7 @@ class Held:
         return [clean_question(sample.question or "") for sample in self.samples[start:stop]]
 
 
-def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> Held:
+def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> HeldOut:
     """The first `limit` usable images of a source, not augmented, with all their captions.
 
     Records of one image are one image, as in `qformer eval`; only questions about it stay apart. It ends where another
@@ -145,7 +145,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     Raises:
         UsageError: no record can be used.
     """
-    held = Held([], [], [], [])
+    held = HeldOut([], [], [], [])
     images: list[Tensor] = []
     known: dict[str | int, list[str]] = {}  # the captions of each image
     for index in indices(source):

@@ -53,7 +53,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Loaded:
+class BatchRecord:
     """A batch, the keys of its samples, and the samples that were skipped on the way to it.
 
     A record of `skipped` has `batch` and `position` (of the stream), `index` (in the source), `kind` and `detail`;
@@ -66,7 +66,7 @@ class Loaded:
 
 
 @dataclass
-class Batches(Dataset[Loaded]):
+class Batches(Dataset[BatchRecord]):
     """Batch number i of a run, made from nothing but the seed and i. With a `store` its tokens replace the pixels."""
 
     source: Source
@@ -79,7 +79,7 @@ class Batches(Dataset[Loaded]):
         self._order = order_of(self.source, (self.seed,))
         self.extent = extent_of(self._order)
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         tiles: list[Tiles] = []
         samples: list[Sample] = []
         texts: list[str] = []
@@ -104,7 +104,9 @@ class Batches(Dataset[Loaded]):
             answer=drawn if asked else None,
             cuts=cuts,
         )
-        return Loaded(batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped])
+        return BatchRecord(
+            batch, [sample.key for sample in samples], [{"batch": number, **record} for record in skipped]
+        )
 
     def _good_sample(
         self, position: int, rng: np.random.Generator, skipped: list[dict[str, Any]]
@@ -159,7 +161,7 @@ class Skipped:
         replace_records(self.path, kept)
         self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
 
-    def add(self, loaded: Loaded) -> None:
+    def add(self, loaded: BatchRecord) -> None:
         """Record one batch. A sample is counted when it is met at its own place, not when it is drawn for another.
 
         Raises:
@@ -183,7 +185,7 @@ class Skipped:
         return ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
 
 
-def training_batches(batches: Dataset[Loaded], workers: int, start: int, stop: int) -> Iterator[Loaded]:
+def training_batches(batches: Dataset[BatchRecord], workers: int, start: int, stop: int) -> Iterator[BatchRecord]:
     """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
 
     Of W processes that train together number i of rank r is item i * W + r: together they see what one process with

@@ -23,7 +23,7 @@ DIFFICULT = "difficult_direct_answer"  # of A-OKVQA: the people who were asked d
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionRecord:
     """A question: names of its image, the likeliest first, its text, its accepted answers, and what else is known."""
 
     images: list[str]
@@ -37,7 +37,7 @@ class Questions:
 
     path: Any
     images: str
-    asked: list[Asked]
+    asked: list[QuestionRecord]
 
     def __post_init__(self) -> None:
         if not Path(self.images).is_dir():
@@ -48,7 +48,7 @@ class Questions:
             raise UsageError(f"'{self.path}' has no question; check the file")
         object.__setattr__(self, "asked", asked)
 
-    def read(self, values: Any) -> list[Asked]:
+    def read(self, values: Any) -> list[QuestionRecord]:
         raise NotImplementedError
 
     def refuse(self, expected: str) -> UsageError:
@@ -86,7 +86,7 @@ class Vqa(Questions):
     annotations: str | None = None
     asked: Any = field(init=False, repr=False, compare=False)
 
-    def read(self, values: Any) -> list[Asked]:
+    def read(self, values: Any) -> list[QuestionRecord]:
         questions = values if isinstance(values, list) else _get(values, "questions")
         named = isinstance(values, list) and any("image" in record for record in values if isinstance(record, dict))
         if not isinstance(questions, list) or named:
@@ -106,7 +106,7 @@ class Vqa(Questions):
             name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
-            asked.append(Asked(names, _get(record, "question"), answers, facts))
+            asked.append(QuestionRecord(names, _get(record, "question"), answers, facts))
         if known and not any(str(one.facts["question_id"]) in known for one in asked):
             raise UsageError(
                 f"'{self.annotations}' answers none of the questions of '{self.path}'; give the files of one split"
@@ -139,7 +139,7 @@ class Gqa(Questions):
     images: str
     asked: Any = field(init=False, repr=False, compare=False)
 
-    def read(self, values: Any) -> list[Asked]:
+    def read(self, values: Any) -> list[QuestionRecord]:
         if not isinstance(values, dict) or not all(isinstance(record, dict) for record in values.values()):
             raise self.refuse("an object of questions by id, as GQA's testdev_balanced_questions.json")
         asked = []
@@ -149,7 +149,7 @@ class Gqa(Questions):
             if isinstance(types, dict):
                 facts |= {kind: name for kind, name in types.items() if isinstance(name, str)}
             names = [f"{image}.jpg"] if isinstance(image, str | int) else []
-            asked.append(Asked(names, record.get("question"), strings(record.get("answer")), facts))
+            asked.append(QuestionRecord(names, record.get("question"), strings(record.get("answer")), facts))
         return asked
 
 
@@ -165,7 +165,7 @@ class AokVqa(Questions):
     images: str
     asked: Any = field(init=False, repr=False, compare=False)
 
-    def read(self, values: Any) -> list[Asked]:
+    def read(self, values: Any) -> list[QuestionRecord]:
         if not isinstance(values, list):
             raise self.refuse("a list of questions with `choices`, as A-OKVQA's aokvqa_v1p0_val.json")
         asked = []
@@ -179,7 +179,7 @@ class AokVqa(Questions):
                 facts["label"] = record["correct_choice_idx"]
             names = [name] if (name := _coco_name(image)) else []
             answers = strings(_get(record, "direct_answers"))
-            asked.append(Asked(names, _get(record, "question"), answers, facts))
+            asked.append(QuestionRecord(names, _get(record, "question"), answers, facts))
         return asked
 
 

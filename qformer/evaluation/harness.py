@@ -53,7 +53,7 @@ def manifest() -> Any:
 
 
 @dataclass
-class Told:
+class Shortfalls:
     """What of a task could not be done as asked, by how often.
 
     Attributes:
@@ -99,7 +99,7 @@ class Harness(lmms):
         self.batch_size = int(batch_size)
         self.prompt = prompt
         self.ignored_images = 0
-        self.told, self._last_told = Told(), Told()
+        self.told, self._last_told = Shortfalls(), Shortfalls()
 
     @property
     def device(self) -> torch.device:
@@ -316,7 +316,7 @@ class Harness(lmms):
         ]
         if parts and self.told != self._last_told:
             warnings.warn(f"of the requests so far, {'; '.join(parts)}", stacklevel=3)
-            self._last_told = Told(imageless, cut, unanswered)
+            self._last_told = Shortfalls(imageless, cut, unanswered)
 
     def _question(self, context: str) -> str:
         """What a Q-Former that reads questions is given; others do not look at it."""

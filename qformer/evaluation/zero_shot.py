@@ -77,7 +77,7 @@ def majority(replies: list[Reply]) -> float:
 
 
 @dataclass(frozen=True)
-class Told:
+class Captioned:
     """A scene of one object, and the caption it was given."""
 
     scene: Scene
@@ -90,17 +90,17 @@ class Told:
         return {item.colour, item.shape} <= set(self.caption.replace(",", " ").split())
 
 
-def caption_all(model: VisionLanguageModel, source: Scenes) -> list[Told]:
+def caption_all(model: VisionLanguageModel, source: Scenes) -> list[Captioned]:
     """The model's captions of a source whose scenes hold one object each."""
-    told: list[Told] = []
+    told: list[Captioned] = []
     for start in range(0, len(source), GROUP):
         places = range(start, min(start + GROUP, len(source)))
         tiles = model.frontend.tiles([source[place].image for place in places])
         said = model.generate(tiles, CAPTION_PROMPTS[model.llm.family], **GREEDY)
-        told += [Told(source.scene(place), text) for place, text in zip(places, said, strict=True)]
+        told += [Captioned(source.scene(place), text) for place, text in zip(places, said, strict=True)]
     return told
 
 
-def named(told: list[Told]) -> float:
+def named(told: list[Captioned]) -> float:
     """Share of captions that name colour and shape."""
     return sum(one.named for one in told) / len(told)

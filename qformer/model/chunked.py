@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qformer import distributed
-from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
+from qformer.model.exchange import GlobalBatch, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded
 from qformer.model.image_text import target_places, trim
 from qformer.types import Batch, Tokens
@@ -59,7 +59,7 @@ class Chunk:
 
 
 @dataclass
-class How:
+class StepContext:
     """How to go forward and backward: see `chunked_step`."""
 
     scale: Callable[[Tensor], Tensor]
@@ -82,7 +82,7 @@ def chunked_step(
         scale: what is done to a loss before it goes backward: a gradient scaler's factor, division by accumulation.
         autocast: the context of forward passes.
     """
-    how, device = How(scale, autocast), model.device
+    how, device = StepContext(scale, autocast), model.device
     texts = model.tokenize(batch.text)
     number = len(target_places(texts))
     shared = mean_count(number, device) if batch.targets is None else batch.targets
@@ -126,7 +126,7 @@ def chunked_step(
 
 
 @torch.no_grad()
-def _read_all(model: ImageTextModel, batch: Batch, texts: Tokens, chunk: int, how: How) -> list[Chunk]:
+def _read_all(model: ImageTextModel, batch: Batch, texts: Tokens, chunk: int, how: StepContext) -> list[Chunk]:
     """Pass 1. ITG's text is read too, although only the queries are kept: dropout has to fall on the same places."""
     found, device, seen = [], model.device, 0
     for start in range(0, len(batch), chunk):
@@ -160,9 +160,9 @@ def _join_embeddings(chunks: list[Chunk]) -> tuple[Tensor, Tensor | None, Tensor
 def _contrastive(
     model: ImageTextModel,
     embeddings: tuple[Tensor, Tensor, Tensor | None],
-    everyone: Everyone,
+    everyone: GlobalBatch,
     chunks: list[Chunk],
-    how: How,
+    how: StepContext,
 ) -> Tensor:
     """ITC and its backward pass, a chunk of rows at a time against all columns: [b, Q, N] numbers, not [B, Q, N]."""
     image, text, valid = embeddings
@@ -225,7 +225,7 @@ class Images:
         if drawn.features.grad is not None:
             self.grad.index_add_(0, self.all.tiles_of(self._drawn(part)), drawn.features.grad)
 
-    def backward(self, model: ImageTextModel, batch: Batch, chunks: list[Chunk], how: How) -> None:
+    def backward(self, model: ImageTextModel, batch: Batch, chunks: list[Chunk], how: StepContext) -> None:
         """Pass 3, where the encoder is trained: gradients return to the images' owners and go through the encoder."""
         if self.grad is None:
             return

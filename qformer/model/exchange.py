@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Everyone:
+class GlobalBatch:
     """The N = W * B pairs of all processes; in one process its own.
 
     Attributes:
@@ -51,7 +51,7 @@ def gather_batch(
     tokens: Tokens,
     ids: Sequence[str | int] | Tensor | None,
     grad: bool,
-) -> Everyone:
+) -> GlobalBatch:
     """Embeddings float[B, V, P] and float[B, P], texts and image ids of all processes, which have equal B.
 
     With `grad` the gradient of what others compute with an embedding comes back to it (`gather_grad: full`).
@@ -59,7 +59,7 @@ def gather_batch(
     device = image.device
     if distributed.world() == 1:
         same = same_image(ids, len(text)).to(device)
-        return Everyone(distributed.gather(image, grad), distributed.gather(text, grad), valid, tokens, same)
+        return GlobalBatch(distributed.gather(image, grad), distributed.gather(text, grad), valid, tokens, same)
     rows, fewest, masked, length = distributed.largest(
         image.shape[1], -image.shape[1], valid is not None, tokens.ids.shape[1], device=device
     )
@@ -73,7 +73,7 @@ def gather_batch(
     every = Tokens(distributed.gather(words).roll(shift, 0), distributed.gather(mask).roll(shift, 0))
     codes = _codes(ids, len(text)).to(device)
     same = codes[:, None] == distributed.gather(codes)[None, :]
-    return Everyone(distributed.gather(image, grad), distributed.gather(text, grad), all_valid, every, same)
+    return GlobalBatch(distributed.gather(image, grad), distributed.gather(text, grad), all_valid, every, same)
 
 
 def mean_count(count: int, device: torch.device) -> Tensor | None:

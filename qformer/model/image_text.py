@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qformer import distributed, losses
 from qformer.config import LossConfig
 from qformer.llm.decoding import GenerateConfig, write
-from qformer.model.exchange import Everyone, fetch_images, gather_batch, mean_count
+from qformer.model.exchange import GlobalBatch, fetch_images, gather_batch, mean_count
 from qformer.model.frontend import Encoded, FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
 from qformer.types import Batch, Tiles, Tokens, UsageError
@@ -317,14 +317,14 @@ class ImageTextModel(nn.Module):
         start = ids.new_full((len(ids), 1), self.tokenizer.bos_token_id)
         return torch.cat([start, ids[:, 1:]], dim=1)
 
-    def _contrastive(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone) -> Tensor:
+    def _contrastive(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: GlobalBatch) -> Tensor:
         """ITC of B own rows with the columns of everyone."""
         columns = everyone.image, everyone.text, everyone.same
         return losses.contrastive(image, text, *columns, self.temp, self.config.smoothing, valid, everyone.valid)
 
     @torch.no_grad()
     def _mine(
-        self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: Everyone, rows: int | None = None
+        self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: GlobalBatch, rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """An image for each text, drawn first, and a text for each image: numbers in the global batch.
 

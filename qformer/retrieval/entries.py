@@ -78,7 +78,7 @@ class Entry:
         return modified(self.places[0])
 
 
-class Known(NamedTuple):
+class EntrySummary(NamedTuple):
     """What an update needs to know of an entry."""
 
     id: str
@@ -105,7 +105,7 @@ class Store(Protocol):
     notes: list[str]
 
     def __len__(self) -> int: ...
-    def known(self) -> Iterator[Known]: ...
+    def known(self) -> Iterator[EntrySummary]: ...
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
         """Add entries, replace entries, remove ids: all of it or nothing."""
 

@@ -21,7 +21,7 @@ from qformer import distributed
 from qformer.data.base import indices
 from qformer.files.records import replace_records
 from qformer.retrieval.absence import Absence, of_file
-from qformer.retrieval.entries import Known, Place
+from qformer.retrieval.entries import EntrySummary, Place
 from qformer.retrieval.places import composed
 from qformer.retrieval.reading import Reader, embed_captions
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from qformer.retrieval.absence import Why
     from qformer.retrieval.entries import Entry, Store
     from qformer.retrieval.gallery import Gallery
-    from qformer.retrieval.reading import Seen
+    from qformer.retrieval.reading import ReadSample
 
 SKIPPED = "skipped.jsonl"
 COMMIT = 1000  # entries that are changed at once
@@ -78,7 +78,7 @@ class Updater:
 
     def __init__(self, store: Store, number: int, embed: Callable[[list[str]], np.ndarray]) -> None:
         self.store, self.number, self.embed, self.tally = store, number, embed, Tally()
-        self.entries: dict[str, Known] = {known.id: known for known in store.known()}
+        self.entries: dict[str, EntrySummary] = {known.id: known for known in store.known()}
         self.places: dict[str, tuple[str, Place]] = {}
         self.met: dict[str, list[str]] = {}
         self.fresh: dict[str, list[Place]] = {}
@@ -88,7 +88,7 @@ class Updater:
         for known in self.entries.values():
             self.places |= {place.name: (known.id, place) for place in known.places if place.source == number}
 
-    def take(self, found: Sequence[Seen]) -> list[Any]:
+    def take(self, found: Sequence[ReadSample]) -> list[Any]:
         """Commit what was read; returns indices to read again: their content was known, but has gone meanwhile."""
         new: dict[str, Entry] = {}
         places: dict[str, list[Place]] = {}
@@ -215,7 +215,7 @@ class Updater:
         changed = [entry for entry in ready if entry.id not in new]
         if ready or gone:
             self.store.commit(added, changed, gone)
-        self.entries |= {entry.id: Known(entry.id, entry.seq, entry.places, entry.captions) for entry in ready}
+        self.entries |= {entry.id: EntrySummary(entry.id, entry.seq, entry.places, entry.captions) for entry in ready}
         for id_ in gone:
             del self.entries[id_]
         self.changed |= {entry.id for entry in changed}

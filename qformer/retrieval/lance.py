@@ -28,7 +28,7 @@ from torch import Tensor
 
 from qformer.retrieval import keys
 from qformer.retrieval.damage import told
-from qformer.retrieval.entries import Condition, Entry, Known
+from qformer.retrieval.entries import Condition, Entry, EntrySummary
 from qformer.retrieval.manifests import cut_off, places_elsewhere, written
 from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
@@ -103,10 +103,10 @@ class LanceStore:
     def __len__(self) -> int:
         return int(self._images.count_rows())
 
-    def known(self) -> Iterator[Known]:
+    def known(self) -> Iterator[EntrySummary]:
         for rows in self._read(["id", "seq", "places", "caption"]):
             for row in rows.to_pylist():
-                yield Known(row["id"], row["seq"], places_of(row["places"]), captions_of(row["caption"]))
+                yield EntrySummary(row["id"], row["seq"], places_of(row["places"]), captions_of(row["caption"]))
 
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
         """See `Store`. Raises UsageError: it could not be written."""

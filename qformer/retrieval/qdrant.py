@@ -26,7 +26,7 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from qformer.retrieval.damage import told
-from qformer.retrieval.entries import COLUMNS, Condition, Entry, Known, Place, modified
+from qformer.retrieval.entries import COLUMNS, Condition, Entry, EntrySummary, Place, modified
 from qformer.retrieval.places import captions_of, composed, places_of
 from qformer.types import UsageError
 
@@ -104,14 +104,14 @@ class QdrantStore:
     def __len__(self) -> int:
         return int(self._ask("count", exact=True).count)
 
-    def known(self) -> Iterator[Known]:
+    def known(self) -> Iterator[EntrySummary]:
         offset = None
         while True:
             columns = ["id", "seq", "places", "caption"]
             points, offset = self._ask("scroll", limit=PAGE, offset=offset, with_payload=columns)
             for point in points:
                 said = point.payload
-                yield Known(said["id"], said["seq"], places_of(said["places"]), captions_of(said["caption"]))
+                yield EntrySummary(said["id"], said["seq"], places_of(said["places"]), captions_of(said["caption"]))
             if offset is None:
                 return
 

@@ -45,7 +45,7 @@ PLACES = ("on a beach", "in the snow", "on a street", "in a room", "at night", "
 
 
 @dataclass
-class Seen:
+class ReadSample:
     """A sample that was read: a known place, a known content in a new place, or a new content.
 
     Attributes:
@@ -65,7 +65,7 @@ class Seen:
 class Round:
     """What a process has read: the samples, what could not be read, and images that are still to be embedded."""
 
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ReadSample] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
     images: list[tuple[Entry, Tensor]] = field(default_factory=list)
 
@@ -110,18 +110,18 @@ class Reader:
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))
             if name in self.known and self.known[name][1][3:] == place[3:]:
-                found.seen.append(Seen(index, place, None, captions))
+                found.seen.append(ReadSample(index, place, None, captions))
                 return
             data = read_file(Path(name))
         plain = plain_bytes(data)
         id_ = digest(plain)
         if id_ in self.ids:
-            found.seen.append(Seen(index, place, id_, captions))
+            found.seen.append(ReadSample(index, place, id_, captions))
             return
         pixels = read_image(data)
         self.ids.add(id_)
         entry = Entry(id_, [place], len(plain), pixels.shape[2], pixels.shape[1], np.zeros((0, 0), np.float16))
-        found.seen.append(Seen(index, place, id_, captions, entry))
+        found.seen.append(ReadSample(index, place, id_, captions, entry))
         found.images.append((entry, pixels))
 
     @torch.no_grad()

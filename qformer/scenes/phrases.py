@@ -29,7 +29,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 #: How often a property is told alone, relative to the others that an object has; the harder to see, the more often.
 ALONE = {"size": 1, "colour": 1, "shape": 4, "word": 8, "position": 1}
 
-Told = dict[str, str]  # values of some of the properties of an object
+Properties = dict[str, str]  # values of some of the properties of an object
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Phrases:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Scene, list[Told]]:
+    def __getitem__(self, index: int) -> tuple[Scene, list[Properties]]:
         """Scene `index` of the training split, and `phrases` of each of its objects in turn."""
         scene = Scenes("train", size=self.size, seed=self.seed, count=self.count).scene(index)
         rng = np.random.default_rng((self.seed, index, 2))
         return scene, [tell(item, rng) for item in scene.objects for _ in range(self.phrases)]
 
 
-def tell(item: SceneObject, rng: np.random.Generator) -> Told:
+def tell(item: SceneObject, rng: np.random.Generator) -> Properties:
     """One property as often as a random half of them (at least the shape)."""
     known = {key: str(value) for key in VALUES if (value := getattr(item, key)) is not None}
     if rng.random() < 0.5:
@@ -70,7 +70,7 @@ def tell(item: SceneObject, rng: np.random.Generator) -> Told:
     return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": item.shape}
 
 
-def phrase(told: Told) -> str:
+def phrase(told: Properties) -> str:
     """`large red star with the word cat on it at the top left`, less what is not told; `object` where no shape is."""
     words = [told[key] for key in ("size", "colour") if key in told] + [told.get("shape", "object")]
     if "word" in told:
@@ -80,7 +80,7 @@ def phrase(told: Told) -> str:
     return " ".join(words)
 
 
-def matches(items: Sequence[SceneObject], told: Sequence[Told]) -> np.ndarray:
+def matches(items: Sequence[SceneObject], told: Sequence[Properties]) -> np.ndarray:
     """Whether a phrase is true of an object: bool[R, T]."""
     seen = np.array([[_code(key, getattr(item, key), -2) for key in VALUES] for item in items])  # -2: fits no phrase
     asked = np.array([[_code(key, one.get(key), -1) for key in VALUES] for one in told])  # -1: fits every object

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qformer.data.base import Source
-    from qformer.data.held_out import Listed
+    from qformer.data.held_out import ImageRecord
     from qformer.evaluation.benchmarks import Item, Measured
 
 EACH = 12  # samples of a kind
@@ -34,7 +34,7 @@ def page(
     note: str,
     table: tuple[Sequence[str], Sequence[Sequence[str]]],
     source: Source,
-    images: Mapping[str, Listed],
+    images: Mapping[str, ImageRecord],
     items: Sequence[Item],
     records: Mapping[str, dict[str, Any]],
     measured: Measured,
@@ -82,7 +82,7 @@ def _spread(rows: list[tuple[int, float | None]]) -> list[tuple[int, float | Non
 
 
 def _card(
-    source: Source, listed: Listed, item: Item, records: Mapping[str, dict[str, Any]], share: float | None
+    source: Source, listed: ImageRecord, item: Item, records: Mapping[str, dict[str, Any]], share: float | None
 ) -> str:
     said = said_of(item, records[item.id])
     try:

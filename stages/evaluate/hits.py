@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qformer.data.base import Source
-    from qformer.data.held_out import Listed
+    from qformer.data.held_out import ImageRecord
 
 BEST, EACH = 6, 3  # hits of a query, queries of a kind
 #: Queries by the place of the right one before and after re-ranking.
@@ -29,7 +29,7 @@ FATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mended by re-ranking": lambda before, after: (before > 1) & (after == 1),
     "Spoilt by re-ranking": lambda before, after: (before == 1) & (after > 1),
     "Missed": lambda before, after: (before > 1) & (after > 1),
-    "Found": lambda before, after: (before == 1) & (after == 1),
+    "HitSheet": lambda before, after: (before == 1) & (after == 1),
 }
 DIRECTIONS = {"t2i": "A text looks for its image", "i2t": "An image looks for its texts"}
 
@@ -39,7 +39,7 @@ def page(
     note: str,
     table: tuple[Sequence[str], Sequence[Sequence[str]]],
     source: Source,
-    images: list[Listed],
+    images: list[ImageRecord],
     scores: retrieval.Scores,
     places: dict[str, dict[str, Tensor]],
 ) -> str:
@@ -49,7 +49,7 @@ def page(
         title, note: name of the checkpoint, and what was measured. table: head and rows of the numbers.
         images: of the rows of `scores`; their captions, in order, are its columns. places: their `rank_table`.
     """
-    found = Found(source, images, scores)
+    found = HitSheet(source, images, scores)
     parts = [f"<h1>{escape(title)}</h1><p class=soft>{escape(note)}</p>", sheet.table(*table)]
     parts.append(
         f"<p class=soft>Recalls in %. Of each query below the {BEST} best, the right ones outlined: ITC is the cosine, "
@@ -74,11 +74,11 @@ def _spread(queries: list[int]) -> list[int]:
 
 
 @dataclass
-class Found:
+class HitSheet:
     """What was found for a query, as cards."""
 
     source: Source
-    images: list[Listed]
+    images: list[ImageRecord]
     scores: retrieval.Scores
 
     def __post_init__(self) -> None:

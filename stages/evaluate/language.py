@@ -20,7 +20,7 @@ from qformer.checkpoints.loading import load_vision_language
 from qformer.data import sources
 from qformer.data.arguments import pairs
 from qformer.data.base import indices
-from qformer.data.held_out import Listed, read_groups
+from qformer.data.held_out import ImageRecord, read_groups
 from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, predict, submission
 from qformer.evaluation.caption import require_scorers
 from qformer.evaluation.lemmas import load_lemmatizer
@@ -43,10 +43,10 @@ ROWS = 40  # of a table on the terminal; a file has all
 
 
 @dataclass
-class Asked:
+class ImageItems:
     """An image with what is asked about it."""
 
-    image: Listed
+    image: ImageRecord
     items: list[Item] = field(default_factory=list)
 
 
@@ -97,14 +97,14 @@ def _check(settings: Settings) -> None:
         load_lemmatizer()
 
 
-def _check_column(name: str | None, listed: list[Asked]) -> None:
+def _check_column(name: str | None, listed: list[ImageItems]) -> None:
     facts = [item.facts for one in listed for item in one.items]
     if name is not None and not any(name in known for known in facts):
         columns = sorted({column for known in facts for column in known})
         raise UsageError(f"--by is '{name}', but no record has it; they have {', '.join(columns) or 'none'}")
 
 
-def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[list[Asked], list[dict[str, Any]]]:
+def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[list[ImageItems], list[dict[str, Any]]]:
     """The first `limit` images with all that is asked about them, and the records that cannot be used.
 
     Records of one image stand together; captions of one image, on however many lines, are references of one item.
@@ -112,7 +112,7 @@ def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[li
     Raises:
         UsageError: no record can be used.
     """
-    listed: dict[Any, Asked] = {}
+    listed: dict[Any, ImageItems] = {}
     skipped: list[dict[str, Any]] = []
     taken: set[str] = set()
     for place, index in enumerate(indices(source)):
@@ -125,7 +125,7 @@ def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[li
         if sample.image_id not in listed:
             if len(listed) == limit:
                 continue
-            listed[sample.image_id] = Asked(Listed(index, sample.key, []))
+            listed[sample.image_id] = ImageItems(ImageRecord(index, sample.key, []))
         asked = listed[sample.image_id]
         if bench == "caption" and asked.items:
             asked.items[0].accepted += item.accepted
@@ -155,13 +155,13 @@ def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
 
 
 def _predict_all(
-    settings: Settings, model: VisionLanguageModel, source: Source, listed: list[Asked], store: Predictions
+    settings: Settings, model: VisionLanguageModel, source: Source, listed: list[ImageItems], store: Predictions
 ) -> list[dict[str, Any]]:
     """Ask what has not been answered yet; returns what could not be read or asked, on the first process."""
     done = distributed.gather_objects(set(store.known))[0]  # all share the same work, whatever each has read
-    todo = [Asked(one.image, [item for item in one.items if item.id not in done]) for one in listed]
+    todo = [ImageItems(one.image, [item for item in one.items if item.id not in done]) for one in listed]
     portions = [
-        Asked(one.image, one.items[start : start + settings.batch])
+        ImageItems(one.image, one.items[start : start + settings.batch])
         for one in todo
         for start in range(0, len(one.items), settings.batch)
     ]
@@ -208,7 +208,7 @@ def _predict(
     return records, long
 
 
-def _groups(portions: list[Asked], batch: int) -> list[range]:
+def _groups(portions: list[ImageItems], batch: int) -> list[range]:
     """Images whose questions are answered together: as many as there is room for."""
     groups, start, size = [], 0, 0
     for number, portion in enumerate(portions):
@@ -222,7 +222,7 @@ def _groups(portions: list[Asked], batch: int) -> list[range]:
 def _report(
     settings: Settings,
     source: Source,
-    listed: list[Asked],
+    listed: list[ImageItems],
     skipped: list[dict[str, Any]],
     store: Predictions,
     numbers: dict[str, Any],

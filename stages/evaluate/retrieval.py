@@ -18,7 +18,7 @@ from rich.table import Table
 from qformer import distributed, load
 from qformer.data import sources
 from qformer.data.arguments import pairs
-from qformer.data.held_out import Listed, list_images, read_groups
+from qformer.data.held_out import ImageRecord, list_images, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import BENCHMARKS
 from qformer.files import records
@@ -75,7 +75,7 @@ def _load(settings: Settings) -> ImageTextModel:
 
 
 def _score(
-    settings: Settings, model: ImageTextModel, source: Source, listed: list[Listed]
+    settings: Settings, model: ImageTextModel, source: Source, listed: list[ImageRecord]
 ) -> tuple[list[int], list[dict[str, Any]], retrieval.Scores]:
     """Numbers of the images that could be read, records of the others, and scores of those with their captions."""
     show, world = distributed.rank() == 0, distributed.world()
@@ -118,7 +118,7 @@ def _check_room(needed: float) -> None:
 def _report(
     settings: Settings,
     source: Source,
-    images: list[Listed],
+    images: list[ImageRecord],
     skipped: list[dict[str, Any]],
     scores: retrieval.Scores,
     seconds: float,

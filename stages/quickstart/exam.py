@@ -31,18 +31,18 @@ BLIND = ("data.train.name=qformer.evaluation.zero_shot:BlindScenes", "resolution
 
 
 @dataclass
-class Seen:
+class ExamResults:
     """Answers and captions of each language model for unseen scenes and for new ones, and its blind twin's answers."""
 
     replies: dict[str, dict[str, list[zero_shot.Reply]]] = field(default_factory=dict)
     blind: dict[str, list[zero_shot.Reply]] = field(default_factory=dict)
-    told: dict[str, dict[str, list[zero_shot.Told]]] = field(default_factory=dict)
+    told: dict[str, dict[str, list[zero_shot.Captioned]]] = field(default_factory=dict)
     prompts: dict[str, tuple[str, str]] = field(default_factory=dict)  # of captions, of questions
 
-    def join(self, other: Seen) -> Seen:
+    def join(self, other: ExamResults) -> ExamResults:
         """Of both, in the order of `LANGUAGE_MODELS`."""
         parts = [{**getattr(self, part.name), **getattr(other, part.name)} for part in fields(self)]
-        return Seen(*({name: part[name] for name in LANGUAGE_MODELS} for part in parts))
+        return ExamResults(*({name: part[name] for name in LANGUAGE_MODELS} for part in parts))
 
     def vqa(self, name: str) -> dict[str, Any]:
         share, by_kind = zero_shot.accuracy(self.replies[name][UNSEEN])
@@ -72,14 +72,14 @@ class Exam:
     captions: int
     trust: bool = False
 
-    def take(self, tasks: tuple[tuple[str, str], ...]) -> Seen:
+    def take(self, tasks: tuple[tuple[str, str], ...]) -> ExamResults:
         """Train and ask the models of some tasks: `see` with its eyes open, `guess` is the blind twin."""
-        seen = Seen()
+        seen = ExamResults()
         for what, name in tasks:
             {"see": self._see, "guess": self._guess}[what](name, seen)
         return seen
 
-    def _see(self, name: str, seen: Seen) -> None:
+    def _see(self, name: str, seen: ExamResults) -> None:
         """Train the bridge to one language model, question it, and let it tell what it sees."""
         model = self._train(name, self.folder / name)
         seen.replies[name], seen.told[name] = {}, {}
@@ -91,7 +91,7 @@ class Exam:
             alone = Scenes(split, SIZE, count=self.captions, objects=(1, 1), seed=1)
             seen.told[name][split] = zero_shot.caption_all(model, alone)
 
-    def _guess(self, name: str, seen: Seen) -> None:
+    def _guess(self, name: str, seen: ExamResults) -> None:
         """Train the blind twin of `_see`, whose picture is one grey patch, and ask it the same."""
         model = self._train(name, self.folder / f"{name}-blind", *BLIND)
         seen.blind[name] = zero_shot.answer_all(model, BlindScenes(UNSEEN, SIZE, count=self.questions, questions=True))

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.data.held_out import Held
+    from qformer.data.held_out import HeldOut
     from qformer.evaluation.retrieval import Scores
     from qformer.scenes.text import Scene
-    from stages.quickstart.exam import Seen
+    from stages.quickstart.exam import ExamResults
 
 QUERIES, BEST, SHOWN = 6, 5, 12
 STYLE = """
@@ -41,7 +41,9 @@ pre code { display: block; padding: 10px; overflow-x: auto; }
 """
 
 
-def write(folder: Path, results: dict[str, Any], held: Held, scores: Scores, candidates: int, seen: Seen) -> None:
+def write(
+    folder: Path, results: dict[str, Any], held: HeldOut, scores: Scores, candidates: int, seen: ExamResults
+) -> None:
     """Write `report.html` into `folder`.
 
     Args:
@@ -131,7 +133,7 @@ def _telling(scores: Scores) -> list[int]:
     return changed + others[: QUERIES - len(changed)]
 
 
-def _query(number: int, held: Held, scores: Scores) -> str:
+def _query(number: int, held: HeldOut, scores: Scores) -> str:
     """One caption with its five best pictures before and after re-ranking."""
     text = held.captions[number][0]
     rows = []
@@ -142,7 +144,7 @@ def _query(number: int, held: Held, scores: Scores) -> str:
     return f"<div class=query><p>{escape(text)}</p>{''.join(rows)}</div>"
 
 
-def _held_pixels(held: Held, image: int) -> Tensor:
+def _held_pixels(held: HeldOut, image: int) -> Tensor:
     for group in held.groups:
         if image < len(group):
             return group[image : image + 1].pixels[0]
@@ -155,7 +157,7 @@ def _picture(pixels: Tensor, kind: str = "") -> str:
     return picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), kind, "scene", "PNG")
 
 
-def _captioned(seen: Seen, number: int) -> str:
+def _captioned(seen: ExamResults, number: int) -> str:
     told_by = {name: told[UNSEEN] for name, told in seen.told.items()}
     first = next(iter(told_by.values()))[number]
     pixels = _drawn(first.scene)
@@ -171,7 +173,7 @@ def _drawn(scene: Scene) -> Tensor:
     return torch.from_numpy(draw(scene, SIZE, SIZE)).permute(2, 0, 1)
 
 
-def _answered(seen: Seen, number: int) -> str:
+def _answered(seen: ExamResults, number: int) -> str:
     replies_by = {name: replies[UNSEEN] for name, replies in seen.replies.items()}
     answered = next(iter(replies_by.values()))
     asked = answered[number]
@@ -187,7 +189,7 @@ def _answered(seen: Seen, number: int) -> str:
     return f"<div class=card>{_picture(_drawn(source.scene(number)))}{''.join(lines)}</div>"
 
 
-def _prompts(seen: Seen) -> str:
+def _prompts(seen: ExamResults) -> str:
     lines = [
         f"{name.upper()}, caption: {caption or '(nothing)'}\n{name.upper()}, question: {question}"
         for name, (caption, question) in seen.prompts.items()

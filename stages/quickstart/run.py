@@ -29,14 +29,14 @@ from qformer.model.image_text import ImageTextModel
 from stages.checking import check
 from stages.loop import console
 from stages.quickstart import report
-from stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, Seen, names_own_class
+from stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
 from stages.stage1 import validation_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from qformer.data.held_out import Held
+    from qformer.data.held_out import HeldOut
     from qformer.schema import Config
 
 CANDIDATES = 16
@@ -122,14 +122,14 @@ def bridge(folder: Path) -> Path:
     return folder / "opt"
 
 
-def _before_training(config: Config, held: Held) -> dict[str, float]:
+def _before_training(config: Config, held: HeldOut) -> dict[str, float]:
     """Retrieval of the bridge that `stages.train` will start from."""
     torch.manual_seed(config.seed)
     model, _ = build_image_text(config)
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
 
 
-def _both(exam: Exam) -> tuple[Seen, float]:
+def _both(exam: Exam) -> tuple[ExamResults, float]:
     """All tasks, in two processes with half of the threads each; what they saw, and the GB that both took."""
     threads = torch.get_num_threads()
     half = max(threads // 2, 1)

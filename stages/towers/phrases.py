@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from qformer.data.loader import Loaded
+from qformer.data.loader import BatchRecord
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
-from qformer.scenes.phrases import VALUES, Phrases, Told, matches, phrase
+from qformer.scenes.phrases import VALUES, Phrases, Properties, matches, phrase
 from qformer.scenes.scenes import Scenes, draw
 from qformer.types import Batch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FITTED = 3000  # scenes that a probe is fitted on
 GROUP = 100  # pictures that pass the ViT at a time
 
-Picture = tuple["Scene", list[Told]]
+Picture = tuple["Scene", list[Properties]]
 
 
 class PhraseTask(nn.Module):
@@ -63,18 +63,20 @@ def cells(scenes: Sequence[Scene], side: int) -> Tensor:
 
 
 @dataclass
-class PhraseBatches(Dataset[Loaded]):
+class PhraseBatches(Dataset[BatchRecord]):
     """Batch i of scenes in order, which are endless and already random, drawn; `text` holds scenes and phrases."""
 
     phrases: Phrases
     batch: int
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         places = [i % len(self.phrases) for i in range(number * self.batch, (number + 1) * self.batch)]
         pictures = [self.phrases[place] for place in places]
         size = self.phrases.size
         images = [torch.from_numpy(draw(scene, size, size)).permute(2, 0, 1) for scene, _ in pictures]
-        return Loaded(Batch(cut_all(images, Fixed(size)), cast("Any", pictures)), [str(place) for place in places], [])
+        return BatchRecord(
+            Batch(cut_all(images, Fixed(size)), cast("Any", pictures)), [str(place) for place in places], []
+        )
 
 
 class Probes:

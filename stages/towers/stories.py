@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from qformer.data.loader import Loaded
+from qformer.data.loader import BatchRecord
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.vision_language import split_caption
 from qformer.types import Batch, Tiles
@@ -135,16 +135,16 @@ class Scaled(nn.Module):
 
 
 @dataclass
-class StoryBatches(Dataset[Loaded]):
+class StoryBatches(Dataset[BatchRecord]):
     """Batch i of the stories, in order: they are endless and already random."""
 
     stories: Stories
     batch: int
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         places = [i % len(self.stories) for i in range(number * self.batch, (number + 1) * self.batch)]
         batch = Batch(Tiles([], []), cast("Any", [self.stories[i] for i in places]))
-        return Loaded(batch, [str(i) for i in places], [])
+        return BatchRecord(batch, [str(i) for i in places], [])
 
 
 class StoryValidation:

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from qformer import lookup
 from qformer.data import sources
 from qformer.data.base import indices
-from qformer.data.held_out import Held, held_out
-from qformer.data.loader import Batches, Loaded
+from qformer.data.held_out import HeldOut, held_out
+from qformer.data.loader import Batches, BatchRecord
 from qformer.data.texts import usable_captions
 from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
@@ -103,7 +103,7 @@ class ContrastiveTask(nn.Module):
 class ContrastiveValidation:
     """Retrieval by the two towers, all captions of each held-out image."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: HeldOut) -> None:
         self.held = held
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
@@ -177,7 +177,7 @@ def all_captions(source: Source) -> list[str]:
 
 
 @dataclass
-class TextBatches(Dataset[Loaded]):
+class TextBatches(Dataset[BatchRecord]):
     """Batch i of the endless shuffled stream of texts, a function of the seed and i."""
 
     texts: list[str]
@@ -187,10 +187,10 @@ class TextBatches(Dataset[Loaded]):
     def __post_init__(self) -> None:
         self.extent = len(self.texts)
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         positions = range(number * self.batch, (number + 1) * self.batch)
         chosen = [self.texts[self._index(position)] for position in positions]
-        return Loaded(Batch(Tiles([], []), chosen), [str(position) for position in positions], [])
+        return BatchRecord(Batch(Tiles([], []), chosen), [str(position) for position in positions], [])
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.texts))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qformer.data import base, sources
 from qformer.data.base import indices, number_of
-from qformer.data.features import FeatureStore, Filling, Views, mark
+from qformer.data.features import FeatureStore, ShardWriter, StoredSample, mark
 from qformer.files import soundness
 from qformer.files.packing import pack, unpack
 from qformer.resolution.fixed import Fixed
@@ -91,14 +91,14 @@ def store(folder: Path) -> tuple[FeatureStore, dict[tuple[int, int], list[torch.
     tokens = {}
     kept = FeatureStore(folder, {"made": MADE, "encoder": {"width": 6}, "per_shard": 2, "bytes_per_sample": 1})
     for place in range(len(kept)):
-        filling = Filling("fp16")
+        filling = ShardWriter("fp16")
         for number in kept.numbers(place):
             if number == 1:
-                filling.add(Views(number, 7, fault=("missing", "1.jpg")), 2, iter([]))
+                filling.add(StoredSample(number, 7, fault=("missing", "1.jpg")), 2, iter([]))
                 continue
             plans = [Fixed(14 * (1 + crop)).plan(20 + number, 30) for crop in range(2)]
             made = [torch.randn(3 + number + crop, 6).half() for crop in range(2)]
-            views = Views(number, mark(_sample(number)), Tiles([torch.zeros(1)] * 2, plans))
+            views = StoredSample(number, mark(_sample(number)), Tiles([torch.zeros(1)] * 2, plans))
             filling.add(views, 2, iter(made))
             tokens |= {(number, crop): [made[crop]] for crop in range(2)}
         filling.write(kept.path(place))
@@ -125,9 +125,9 @@ def test_a_store_gives_back_what_was_put_in(tmp_path: Path) -> None:
 
 
 def test_tokens_that_do_not_fit_name_their_sample() -> None:
-    views = Views(7, 1, Tiles([torch.zeros(1)], [Fixed(28).plan(20, 30)]))
+    views = StoredSample(7, 1, Tiles([torch.zeros(1)], [Fixed(28).plan(20, 30)]))
     with pytest.raises(UsageError, match=r"fp16 cannot hold .* 1e\+05 \(sample 7\); set data.features.dtype to int8"):
-        Filling("fp16").add(views, 1, iter([torch.full((3, 4), 1e5)]))
+        ShardWriter("fp16").add(views, 1, iter([torch.full((3, 4), 1e5)]))
 
 
 def test_other_images_than_those_that_were_stored_are_noticed(tmp_path: Path) -> None:

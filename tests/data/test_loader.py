@@ -16,7 +16,7 @@ from torch._utils import ExceptionWrapper
 from qformer import distributed
 from qformer.data import sources
 from qformer.data.held_out import held_out
-from qformer.data.loader import Batches, Loaded, Skipped, training_batches
+from qformer.data.loader import Batches, BatchRecord, Skipped, training_batches
 from qformer.data.texts import draw_texts
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
@@ -64,7 +64,7 @@ def written(batch: Batch) -> list[str]:
     return batch.text
 
 
-def content(loaded: Loaded) -> tuple[Any, ...]:
+def content(loaded: BatchRecord) -> tuple[Any, ...]:
     """Everything in a batch, comparable."""
     batch = loaded.batch
     pixels = torch.stack(batch.tiles.pixels).numpy().tobytes()
@@ -172,7 +172,7 @@ class InWorker:
 
     batches: Batches
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         try:
             return self.batches[number]
         except UsageError:
@@ -267,9 +267,9 @@ def test_a_drawn_answer_is_a_function_of_seed_and_place_alone() -> None:
     assert {answer == "unknown" for own in drawn for answer in own} == {True, False}
 
 
-def result(good: int, bad: int) -> Loaded:
+def result(good: int, bad: int) -> BatchRecord:
     batch = Batch(Tiles([], []), [])
-    return Loaded(batch, ["k"] * good, [{"index": str(i), "kind": "missing", "detail": "f"} for i in range(bad)])
+    return BatchRecord(batch, ["k"] * good, [{"index": str(i), "kind": "missing", "detail": "f"} for i in range(bad)])
 
 
 def test_too_many_bad_of_the_last_thousand_stop_the_run(tmp_path: Path) -> None:

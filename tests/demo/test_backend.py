@@ -250,7 +250,7 @@ def test_what_the_page_shows_is_escaped() -> None:
     pages = [
         markup.match_bars([finding.Match(SCRIPT, 0.5, 0.25)]),
         markup.caption_bars([finding.Caption(SCRIPT, -1.0)]),
-        markup.hit_cards([finding.Found(SCRIPT, SCRIPT, None, 0.5)], "hits"),
+        markup.hit_cards([finding.ShownHit(SCRIPT, SCRIPT, None, 0.5)], "hits"),
         markup.figure(Image.new("RGB", (4, 4)), SCRIPT),
     ]
     for page in map(Texts, pages):

@@ -26,7 +26,7 @@ import qformer
 from qformer.checkpoints.convert import Form, convert_checkpoint
 from qformer.checkpoints.hugging_face import check_family
 from qformer.checkpoints.names import LM_HEAD
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.files.tensors import read_tensors
 from qformer.llm.loading import language_model
 from qformer.types import UsageError
@@ -37,7 +37,7 @@ ALL = (*KINDS, "itr")
 
 
 def convert(source: Path, target: Path, form: Form, **given: Any) -> Path:
-    made = convert_checkpoint(str(source), target, form, Given(**given))
+    made = convert_checkpoint(str(source), target, form, LoadOptions(**given))
     assert not list(target.parent.glob("*.partial"))
     return made
 

@@ -15,7 +15,7 @@ import qformer
 from qformer import vision
 from qformer.checkpoints import lavis
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
 from qformer.model.image_text import ImageTextModel
@@ -111,7 +111,7 @@ def test_a_language_model_of_an_older_form_is_taken_along(tmp_path: Path) -> Non
     held = {name.removeprefix("model."): tensor for name, tensor in lavis.from_lavis(golden.weight).llm.items()}
     torch.save(held, tmp_path / "said" / "pytorch_model.bin")
     known, made = (
-        read_tensors(convert_checkpoint(str(source), tmp_path / target, "transformers", Given(**said)))
+        read_tensors(convert_checkpoint(str(source), tmp_path / target, "transformers", LoadOptions(**said)))
         for source, target in ((whole, "known"), (write(tmp_path / "bare.pth", bare), "made"))
     )
     assert known.keys() == made.keys()
@@ -206,6 +206,6 @@ def test_the_usual_tower_is_known_by_its_width(
     path = write(tmp_path / "blip2_pretrained.pth", tensors)
     refused(f"'{name}' cannot be downloaded", path, heads=4)
     assert asked == [f"{releases.SITE}{name}.pth"]
-    opened = lavis.open_lavis(path, Given())
+    opened = lavis.open_lavis(path, LoadOptions())
     assert opened.config.resolution.options == {"size": 224}
     assert opened.tokenizer == "bert-base-uncased"

@@ -121,7 +121,7 @@ def test_the_eps_of_the_encoder_is_that_of_the_folder(theirs: Path, tmp_path: Pa
     tiles, image = both("opt")
     prefix = Blip2ForConditionalGeneration.from_pretrained(folder).eval().get_image_features(image).pooler_output
     assert torch.allclose(model.prefix(tiles)[0], prefix, atol=1e-5)
-    again = export.convert_checkpoint(str(folder), tmp_path / "again", "transformers", parts.Given())
+    again = export.convert_checkpoint(str(folder), tmp_path / "again", "transformers", parts.LoadOptions())
     assert json.loads((again / "config.json").read_text())["vision_config"]["layer_norm_eps"] == 0.1
 
 

@@ -16,7 +16,7 @@ from transformers.utils import import_utils
 
 import qformer
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.config import parse_config
 from qformer.llm import quantize as quantizing
 from qformer.llm.base import LanguageModel
@@ -164,7 +164,7 @@ def test_only_the_noise_is_silenced(tiny: Path, caplog: pytest.LogCaptureFixture
 def test_checkpoints_of_every_form(tmp_path: Path, kind: str) -> None:
     """A folder of transformers, whose language model is in it, and ours made from it."""
     make(kind, tmp_path / "theirs")
-    convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", Given())
+    convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", LoadOptions())
     full = qformer.load(tmp_path / "theirs", device="cpu")
     for quantize in KINDS:
         said = []
@@ -180,7 +180,7 @@ def test_checkpoints_of_every_form(tmp_path: Path, kind: str) -> None:
 def test_unquantised_again(tmp_path: Path) -> None:
     """What was trained with a quantised language model may be loaded with a full one."""
     make("opt", tmp_path / "theirs")
-    folder = convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", Given())
+    folder = convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", LoadOptions())
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("quantize: none", "quantize: nf4"))
     as_saved: Any = qformer.load(folder, device="cpu")

@@ -23,7 +23,7 @@ import stages
 from qformer import vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import Form, convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.config import Choice
 from qformer.files import pretrained
 from qformer.files.tensors import read_tensors
@@ -65,7 +65,7 @@ def on_eva(root: Path, options: dict[str, Any], **changes: Any) -> Config:
 
 
 def convert(source: Path, target: Path, form: Form, **given: Any) -> Path:
-    return convert_checkpoint(str(source), target, form, Given(**given))
+    return convert_checkpoint(str(source), target, form, LoadOptions(**given))
 
 
 def both(count: int = 2) -> tuple[Tiles, Tensor]:

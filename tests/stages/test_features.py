@@ -23,7 +23,7 @@ from qformer import resolution
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
 from qformer.data import sources
-from qformer.data.features import Crops, FeatureStore
+from qformer.data.features import CropDataset, FeatureStore
 from qformer.data.loader import Batches
 from qformer.model.assembly import build_encoder, build_image_text, build_vision_language
 from qformer.model.chunked import chunked_step
@@ -70,7 +70,7 @@ def pairs(settings: Config, store: FeatureStore) -> tuple[Batch, Batch]:
     """Six photos, each cropped as one of the store's crops was: as pixels, and as they are stored."""
     source = sources.for_run(settings.data.train, settings.run)
     strategy = resolution.build(settings.resolution.name, **settings.resolution.options)
-    crops = Crops(source, strategy, settings.data)
+    crops = CropDataset(source, strategy, settings.data)
     views = [crops[number].tiles for number in range(6)]
     pixels = Tiles.join([tiles[i % 3 : i % 3 + 1] for i, tiles in enumerate(views) if tiles is not None])
     stored = Tiles.join([store.read(i, i % 3, source[i], strategy) for i in range(6)])

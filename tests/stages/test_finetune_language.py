@@ -18,7 +18,7 @@ import stages
 from qformer import vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.config import Choice, load_config, parse_config
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.assembly import build_vision_language
@@ -333,7 +333,7 @@ def test_the_file_for_own_questions_trains_bridge_and_adapters(space: Path) -> N
 def test_converting_merges_adapters_and_refuses_a_q_former_that_reads_questions(space: Path, tmp_path: Path) -> None:
     settings = {"path": str(space / "opt"), "lora": LORA | {"targets": ["fc1", "out_proj"]}}
     run = stages.train(asking(space, "merged", question=None, llm=settings))
-    folder = convert_checkpoint(str(run), tmp_path / "merged", "qformer", Given())
+    folder = convert_checkpoint(str(run), tmp_path / "merged", "qformer", LoadOptions())
     before, after = (qformer.load(path, device="cpu") for path in (run, folder))
     assert isinstance(before, VisionLanguageModel)
     assert isinstance(after, VisionLanguageModel)
@@ -350,12 +350,12 @@ def test_converting_merges_adapters_and_refuses_a_q_former_that_reads_questions(
     tied = {"path": str(space / "opt"), "lora": LORA | {"targets": ["lm_head"]}}
     run = stages.train(asking(space, "tied", question=None, llm=tied, train=BRIEF))
     with pytest.raises(UsageError, match=r"adapters of model.decoder.embed_tokens and lm_head cannot be added"):
-        convert_checkpoint(str(run), tmp_path / "tied", "qformer", Given())
+        convert_checkpoint(str(run), tmp_path / "tied", "qformer", LoadOptions())
 
     reads = stages.train(asking(space, "reads", train=BRIEF))
     for form in ("lavis", "transformers"):
         with pytest.raises(UsageError, match="reads questions, for which stage two of BLIP-2 has no place"):
-            convert_checkpoint(str(reads), tmp_path / form, form, Given())
+            convert_checkpoint(str(reads), tmp_path / form, form, LoadOptions())
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import qformer
 import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.commands import pushing as hub
 from qformer.types import UsageError
 from tests.their_blip2 import make
@@ -95,7 +95,7 @@ def test_what_was_pushed_loads_without_this_machine(
     assert all(torch.equal(a, b) for a, b in both)
     said = [(m.caption if stage == "stage1" else m.generate)(m.frontend.tiles(photo())) for m in (loaded, known)]
     assert said[0] == said[1]
-    again = convert_checkpoint(REPO, tmp_path / "again", "qformer", Given())
+    again = convert_checkpoint(REPO, tmp_path / "again", "qformer", LoadOptions())
     assert qformer.load(again, device="cpu")
 
 
@@ -131,7 +131,7 @@ def test_the_folder(space: Path, fake: FakeHub, run: Run, tmp_path: Path, stage:
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_in_the_form_of_transformers(fake: FakeHub, tmp_path: Path, kind: str) -> None:
     make(kind, tmp_path / "theirs")
-    ours = convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", Given())
+    ours = convert_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours", "qformer", LoadOptions())
     assert hub.push(str(ours), REPO, "transformers").endswith(REPO)
     model = Blip2ForConditionalGeneration.from_pretrained(REPO).eval()
     given = AutoProcessor.from_pretrained(REPO)(images=photo(), text=["a photo of"], return_tensors="pt")

@@ -17,7 +17,7 @@ import yaml
 import stages
 from qformer import distributed
 from qformer.checkpoints import folder as checkpoint
-from qformer.data.loader import ENDING, Batches, Loaded
+from qformer.data.loader import ENDING, Batches, BatchRecord
 from qformer.schema import Config
 from qformer.types import UsageError
 from stages import stage1, stage2
@@ -32,7 +32,7 @@ SAME = {"dropout": 0.0, "queries": 3}
 class Forced(Batches):
     """Batches whose negatives follow from the step and the row of the global batch alone."""
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         loaded = super().__getitem__(number)
         step, rank = divmod(number, distributed.world())
         count, of = self.data.batch, self.data.batch * distributed.world()
@@ -135,7 +135,7 @@ class Interrupted(Batches):
 
     number, step = signal.SIGTERM, 2
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         if number == self.step * distributed.world() + 1:
             os.kill(os.getpid(), self.number)
         return super().__getitem__(number)

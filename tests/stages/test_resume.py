@@ -22,7 +22,7 @@ import yaml
 
 import stages
 from qformer.checkpoints import folder as checkpoint
-from qformer.data.loader import ENDING, Batches, Loaded
+from qformer.data.loader import ENDING, Batches, BatchRecord
 from qformer.model.assembly import build_image_text
 from qformer.schema import Config
 from qformer.types import UsageError
@@ -113,7 +113,7 @@ class Asked(Batches):
 
     number, step = signal.SIGTERM, 7
 
-    def __getitem__(self, number: int) -> Loaded:
+    def __getitem__(self, number: int) -> BatchRecord:
         if number == self.step - 1:
             os.kill(os.getpid(), self.number)
         return super().__getitem__(number)
@@ -214,7 +214,7 @@ def test_workers_do_not_die_of_the_signal(trained: Path, monkeypatch: pytest.Mon
     run = trained / "workers"
 
     class Everyone(Batches):
-        def __getitem__(self, number: int) -> Loaded:
+        def __getitem__(self, number: int) -> BatchRecord:
             for each in ENDING:
                 os.kill(os.getpid(), each)  # in the worker
             if number == 7:

@@ -9,7 +9,7 @@ import pytest
 
 import stages
 from qformer.checkpoints.convert import convert_checkpoint
-from qformer.checkpoints.parts import Given
+from qformer.checkpoints.parts import LoadOptions
 from qformer.config import load_config
 from qformer.types import UsageError
 from stages.sizes import with_sizes
@@ -51,7 +51,7 @@ def test_the_language_model_of_init_is_another(space: Path, capsys: pytest.Captu
 def test_adapters_of_init_are_not_lost_unsaid(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"was trained with adapters of its language model \(llm.lora of rank 2\)"):
         start(space, "none", space / "lora", space / "opt")
-    merged = convert_checkpoint(str(space / "lora"), space / "merged", "qformer", Given())
+    merged = convert_checkpoint(str(space / "lora"), space / "merged", "qformer", LoadOptions())
     start(space, "on", merged, merged / "llm")
     assert "was trained with" not in capsys.readouterr().out
     start(space, "back", merged, space / "opt")

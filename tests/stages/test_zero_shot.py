@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qformer.evaluation.zero_shot import BlindScenes, Reply, Told, accuracy, majority
+from qformer.evaluation.zero_shot import BlindScenes, Captioned, Reply, accuracy, majority
 from qformer.scenes.scenes import Scenes
 
 
@@ -36,9 +36,9 @@ def test_majority_takes_the_commonest_answer_of_each_kind() -> None:
 def test_an_object_is_named_by_both_words() -> None:
     scene = Scenes("test", size=8, objects=(1, 1)).scene(0)
     (item,) = scene.objects
-    assert Told(scene, f"a large {item.colour} {item.shape}, at the top").named
-    assert not Told(scene, f"a large {item.colour} thing").named
-    assert not Told(scene, f"a {item.colour}ish {item.shape}").named
+    assert Captioned(scene, f"a large {item.colour} {item.shape}, at the top").named
+    assert not Captioned(scene, f"a large {item.colour} thing").named
+    assert not Captioned(scene, f"a {item.colour}ish {item.shape}").named
 
 
 def test_blind_scenes_tell_the_same_behind_one_picture() -> None:
