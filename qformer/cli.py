@@ -28,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped one, such as quickstart/stage1.yaml")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
 Checkpoint = Annotated[
     str,

@@ -101,6 +101,34 @@ def test_config_is_printed_whole(run: Run) -> None:
     assert "# text.bert 'no/bert' is not here: the Q-Former will have its sizes\n" in out
 
 
+def test_a_shipped_configuration_is_found_by_its_name(run: Run) -> None:
+    """From an empty folder, as a file is; a file at the path comes first, also where a shipped one has its name."""
+    wanted = yaml.safe_load((ROOT / "configs/quickstart/stage1.yaml").read_text())["train"]["steps"]
+    for name in ("quickstart/stage1.yaml", "configs/quickstart/stage1.yaml"):
+        code, out, err = run("config", name)
+        assert (code, err, yaml.safe_load(out)["train"]["steps"]) == (0, "", wanted)
+    Path("quickstart").mkdir()
+    Path(config()).rename("quickstart/stage1.yaml")
+    code, out, _ = run("config", "quickstart/stage1.yaml")
+    assert (code, yaml.safe_load(out)["train"]["steps"]) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("quickstart/stge1.yaml", "did you mean 'quickstart/stage1.yaml' or 'quickstart/stage2.yaml'?"),
+        ("stage1", "did you mean 'quickstart/stage1.yaml'?"),
+        ("configs/quickstart/../../pyproject.toml", "such as quickstart/stage1.yaml"),
+        ("zzz.yaml", "such as quickstart/stage1.yaml"),
+    ],
+)
+def test_near_names_of_an_unknown_configuration_are_listed(run: Run, name: str, near: str) -> None:
+    for command in ("config", "train"):
+        code, out, err = run(command, name)
+        assert (code, out) == (2, "")
+        assert near in one_sentence(err)
+
+
 def test_config_shows_the_data(run: Run) -> None:
     path = config()
     Image.new("RGB", (8, 6)).save("1.jpg")
