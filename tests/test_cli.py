@@ -54,7 +54,7 @@ try:
     cli.main()
 except SystemExit as end:
     assert not end.code, end.code
-heavy = {"torch", "transformers", "numpy", "accelerate", "yaml", "PIL", "stages"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "accelerate", "yaml", "PIL", "qformer.stages"} & set(sys.modules)
 assert not heavy, heavy
 """
 
@@ -71,7 +71,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_a_configuration_is_checked_without_torch() -> None:
     """Options of an encoder, of a resolution and of data, two of whose sources are mixed; a second, not ten."""
     mixed = "data.train={name: mix, sources: [{name: jsonl, path: a.jsonl}, {name: webdataset, path: b.tar}]}"
-    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "stages"', '"accelerate", "PIL"')
+    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "qformer.stages"', '"accelerate", "PIL"')
     ended = subprocess.run(
         [sys.executable, "-c", program, "config", "configs/stage1_small.yaml", mixed],
         capture_output=True,
@@ -301,18 +301,6 @@ def test_what_is_not_the_users_fault(
     assert ended == code
     assert expected in err
     assert "Traceback" not in err
-
-
-def test_a_folder_that_hides_stages_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "__init__.py").touch()
-    for name in [name for name in sys.modules if name.split(".")[0] == "stages"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
-    code, _, err = run("train", config())
-    monkeypatch.delitem(sys.modules, "stages", raising=False)
-    assert code == 2
-    assert f"the folder '{tmp_path / 'stages'}' hides" in one_sentence(err)
 
 
 FAILS = """

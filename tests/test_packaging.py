@@ -22,6 +22,7 @@ SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools
 # development only the one under test is seen (`-S`).
 PROGRAM = """
 import runpy, site, sys
+sys.path.insert(0, sys.argv[1])
 site.addsitedir(sys.argv.pop(1))
 sys.path.insert(0, "")
 try:
