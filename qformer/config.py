@@ -289,21 +289,26 @@ def _holds_more(values: Any, limit: int) -> bool:
     return count > limit
 
 
+def shipped() -> dict[str, Path]:
+    """The configurations of the configs folder, wherever it is installed, by name, such as `quickstart/stage1.yaml`."""
+    folder = Path(str(resources.files("qformer.configs")))
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
 def _find(path: Path) -> Path:
     """The file at `path`, or else the shipped configuration of that name, with or without `configs/` in front."""
     if path.is_file():
         return path
     if address := lookup.address(path):
         raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file")
-    folder = Path(str(resources.files("qformer.configs")))
-    shipped = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+    known = shipped()
     name = path.as_posix().removeprefix("configs/")
-    if name in shipped:
-        return shipped[name]
-    same = [known for known in shipped if Path(known).stem == path.stem]
-    near = list(dict.fromkeys([*same, *difflib.get_close_matches(name, shipped, n=3, cutoff=0.7)]))[:3]
+    if name in known:
+        return known[name]
+    same = [other for other in known if Path(other).stem == path.stem]
+    near = list(dict.fromkeys([*same, *difflib.get_close_matches(name, known, n=3, cutoff=0.7)]))[:3]
     advice = (
-        f"did you mean {' or '.join(repr(known) for known in near)}?"
+        f"did you mean {' or '.join(repr(other) for other in near)}?"
         if near
         else "give a YAML file, or the name of one in the configs folder, such as quickstart/stage1.yaml"
     )
