@@ -28,9 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped one, such as quickstart/stage1.yaml")
-]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
 Checkpoint = Annotated[
     str,

@@ -265,7 +265,7 @@ def test_what_is_foreign_is_found(source: str, name: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from qformer.cli import _tell",
+        "from qformer.cli import _sibling",
         "from . import _beside",
         "from qformer import own\nown._table[0]",
         "def f(x): return x._kept + x._field + x._frozen + x._method()",
