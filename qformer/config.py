@@ -6,7 +6,9 @@ is loaded.
 
 from __future__ import annotations
 
+import difflib
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +58,14 @@ LARGEST = 100_000  # values in a configuration
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `key.sub=value` overrides, check everything.
 
+    Args:
+        path: a file, or else the name of a shipped one in the configs folder, such as `quickstart/stage1.yaml`, which
+            works from every folder.
+
     Raises:
         UsageError: no such file, not YAML, an override that is not `key=value`, or a configuration that is refused.
     """
-    path = _beside_the_package(Path(path))
-    if not path.is_file():
-        if address := lookup.address(path):
-            raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file")
-        raise UsageError(f"no configuration at '{path}'; give a YAML file, such as one of the configs folder")
+    path = _find(Path(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter two: 2024-99-99, 1,000 brackets
@@ -98,10 +100,30 @@ def _holds_more(values: Any, limit: int) -> bool:
     return count > limit
 
 
-def _beside_the_package(path: Path) -> Path:
-    """`configs/x.yaml` means the shipped file where the working directory has none of that name."""
-    shipped = Path(__file__).resolve().parent.parent / path
-    return shipped if not path.is_file() and path.parts[:1] == ("configs",) and shipped.is_file() else path
+def shipped() -> dict[str, Path]:
+    """The configurations of the configs folder, wherever it is installed, by name, such as `quickstart/stage1.yaml`."""
+    folder = Path(str(resources.files("qformer.configs")))
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def _find(path: Path) -> Path:
+    """The file at `path`, or else the shipped configuration of that name, with or without `configs/` in front."""
+    if path.is_file():
+        return path
+    if address := lookup.address(path):
+        raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file")
+    known = shipped()
+    name = path.as_posix().removeprefix("configs/")
+    if name in known:
+        return known[name]
+    same = [other for other in known if Path(other).stem == path.stem]
+    near = list(dict.fromkeys([*same, *difflib.get_close_matches(name, known, n=3, cutoff=0.7)]))[:3]
+    advice = (
+        f"did you mean {' or '.join(repr(other) for other in near)}?"
+        if near
+        else "give a YAML file, or the name of one in the configs folder, such as quickstart/stage1.yaml"
+    )
+    raise UsageError(f"no configuration at '{path}', and none of that name is shipped; {advice}")
 
 
 def parse_config(values: dict[str, Any]) -> Config:

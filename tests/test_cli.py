@@ -54,7 +54,7 @@ try:
     cli.main()
 except SystemExit as end:
     assert not end.code, end.code
-heavy = {"torch", "transformers", "numpy", "accelerate", "yaml", "PIL", "stages"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "accelerate", "yaml", "PIL", "qformer.stages"} & set(sys.modules)
 assert not heavy, heavy
 """
 
@@ -71,7 +71,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_a_configuration_is_checked_without_torch() -> None:
     """Options of an encoder, of a resolution and of data, two of whose sources are mixed; a second, not ten."""
     mixed = "data.train={name: mix, sources: [{name: jsonl, path: a.jsonl}, {name: webdataset, path: b.tar}]}"
-    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "stages"', '"accelerate", "PIL"')
+    program = IMPORTED.replace('"numpy", "accelerate", "yaml", "PIL", "qformer.stages"', '"accelerate", "PIL"')
     ended = subprocess.run(
         [sys.executable, "-c", program, "config", "configs/stage1_small.yaml", mixed],
         capture_output=True,
@@ -99,6 +99,34 @@ def test_config_is_printed_whole(run: Run) -> None:
     assert (shown["train"]["lr"], shown["data"]["batch"]) == (1e-4, 3)
     assert shown["qformer"]["queries"] == 32
     assert "# text.bert 'no/bert' is not here: the Q-Former will have its sizes\n" in out
+
+
+def test_a_shipped_configuration_is_found_by_its_name(run: Run) -> None:
+    """From an empty folder, as a file is; a file at the path comes first, also where a shipped one has its name."""
+    wanted = yaml.safe_load((ROOT / "configs/quickstart/stage1.yaml").read_text())["train"]["steps"]
+    for name in ("quickstart/stage1.yaml", "configs/quickstart/stage1.yaml"):
+        code, out, err = run("config", name)
+        assert (code, err, yaml.safe_load(out)["train"]["steps"]) == (0, "", wanted)
+    Path("quickstart").mkdir()
+    Path(config()).rename("quickstart/stage1.yaml")
+    code, out, _ = run("config", "quickstart/stage1.yaml")
+    assert (code, yaml.safe_load(out)["train"]["steps"]) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("quickstart/stge1.yaml", "did you mean 'quickstart/stage1.yaml' or 'quickstart/stage2.yaml'?"),
+        ("stage1", "did you mean 'quickstart/stage1.yaml'?"),
+        ("configs/quickstart/../../pyproject.toml", "such as quickstart/stage1.yaml"),
+        ("zzz.yaml", "such as quickstart/stage1.yaml"),
+    ],
+)
+def test_near_names_of_an_unknown_configuration_are_listed(run: Run, name: str, near: str) -> None:
+    for command in ("config", "train"):
+        code, out, err = run(command, name)
+        assert (code, out) == (2, "")
+        assert near in one_sentence(err)
 
 
 def test_config_shows_the_data(run: Run) -> None:
@@ -273,18 +301,6 @@ def test_what_is_not_the_users_fault(
     assert ended == code
     assert expected in err
     assert "Traceback" not in err
-
-
-def test_a_folder_that_hides_stages_is_named(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "__init__.py").touch()
-    for name in [name for name in sys.modules if name.split(".")[0] == "stages"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
-    code, _, err = run("train", config())
-    monkeypatch.delitem(sys.modules, "stages", raising=False)
-    assert code == 2
-    assert f"the folder '{tmp_path / 'stages'}' hides" in one_sentence(err)
 
 
 FAILS = """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qformer.config import anchor, dump_config, load_config, parse_config
+from qformer.config import anchor, dump_config, load_config, parse_config, shipped
 from qformer.schema import Config
 from qformer.types import UsageError
 
@@ -202,6 +202,15 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str | bytes, e
         load_config(written(tmp_path, content))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shipped_configurations_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product's own commands read those, whatever stands in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/quickstart").mkdir(parents=True)
+    (tmp_path / "configs/quickstart/stage1.yaml").write_text("of: the user")
+    assert {"stage1_vitg.yaml", "mini/opt.yaml"} < set(shipped())
+    assert load_config(shipped()["quickstart/stage1.yaml"]).stage == "stage1"
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
