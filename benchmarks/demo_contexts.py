@@ -2,9 +2,9 @@
 
     python benchmarks/demo_contexts.py runs/quickstart/opt [--scenes 100] [--seed 11] [--quick]
 
-Each scene goes the way of a visitor's picture: a file, and `demo.backend` with the page's own defaults. Its question is
-about one property (colour, shape, count, position, word), of which a context can claim something. A wrong claim is
-always another value than the right one, so an answer that follows it has left the picture for the context.
+Each scene goes the way of a visitor's picture: a file, and `qformer.demo.backend` with the page's own defaults. Its
+question is about one property (colour, shape, count, position, word), of which a context can claim something. A wrong
+claim is always another value than the right one, so an answer that follows it has left the picture for the context.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from demo import backend
 from qformer.checkpoints.loading import load_vision_language
+from qformer.demo import backend
 from qformer.evaluation.zero_shot import UNSEEN
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import STATEMENTS, statement

@@ -34,8 +34,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from demo import backend
 from qformer.checkpoints.loading import load_vision_language
+from qformer.demo import backend
 from qformer.scenes.scenes import Scenes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -31,8 +31,8 @@ from qformer.data.loader import Batches
 from qformer.model.assembly import build_encoder, build_image_text
 from qformer.model.image_text import ImageTextModel
 from qformer.schema import Config
-from stages import features
-from stages.optim import adamw
+from qformer.stages import features
+from qformer.stages.optim import adamw
 
 if TYPE_CHECKING:
     from qformer.types import Batch

@@ -81,9 +81,9 @@ def train(path: str, profiled: bool) -> dict[str, int]:
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     from transformers import OPTForCausalLM, T5ForConditionalGeneration  # noqa: F401
 
-    import stages
+    from qformer import stages
     from qformer.config import load_config
-    from stages import loop, stage1, stage2  # noqa: F401
+    from qformer.stages import loop, stage1, stage2  # noqa: F401
 
     config = load_config(path)
     baseline = psutil.Process().memory_info().rss
@@ -113,9 +113,9 @@ def train(path: str, profiled: bool) -> dict[str, int]:
 def measure(path: Path) -> dict[str, Any]:
     """The plan of one file, and what two runs of it took."""
     from qformer.config import load_config
-    from stages.plan import hardware
-    from stages.plan.outline import outline
-    from stages.plan.rehearsal import Subject
+    from qformer.stages.plan import hardware
+    from qformer.stages.plan.outline import outline
+    from qformer.stages.plan.rehearsal import Subject
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

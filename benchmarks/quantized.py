@@ -26,7 +26,7 @@ from qformer.llm.loading import load_language_model
 from qformer.llm.quantize import nbytes
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import Stories
-from stages.towers.stories import LONG
+from qformer.stages.towers.stories import LONG
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel

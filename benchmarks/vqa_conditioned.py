@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-import stages
-from qformer import load
+from qformer import load, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import load_config
 from qformer.evaluation import zero_shot

@@ -9,20 +9,20 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
-from demo import backend, server
-from demo.asking import ask_tab
-from demo.endpoints import endpoints
-from demo.hosts import Hosts
-from demo.looking import look_tab
-from demo.markup import CSS
-from demo.tabs import Page, caption_tab, match_tab, search_tab
+from qformer.demo import backend, server
+from qformer.demo.asking import ask_tab
+from qformer.demo.endpoints import endpoints
+from qformer.demo.hosts import Hosts
+from qformer.demo.looking import look_tab
+from qformer.demo.markup import CSS
+from qformer.demo.tabs import Page, caption_tab, match_tab, search_tab
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from demo.backend import Models
+    from qformer.demo.backend import Models
 
 # Fonts of the system: the usual themes fetch theirs from the network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

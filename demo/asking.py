@@ -1,4 +1,4 @@
-"""The tab Ask: a conversation about a picture, in Gradio. What it does stands in `demo.backend`."""
+"""The tab Ask: a conversation about a picture, in Gradio. What it does stands in `qformer.demo.backend`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo import backend
-from demo.backend import METHODS, PRESETS, Decoding
-from demo.tabs import CONFIRM, Page, path_of, picture_box, told
-from demo.transcript import Turn, as_html, as_json
+from qformer.demo import backend
+from qformer.demo.backend import METHODS, PRESETS, Decoding
+from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import wording
 from qformer.types import UsageError

@@ -1,7 +1,7 @@
 """What the page does, as plain functions that know nothing of Gradio.
 
 Pictures come as files that a visitor sent, texts and numbers as whatever arrived: everything is checked here, by
-`demo.limits`, and what cannot be used is a `UsageError` of one sentence.
+`qformer.demo.limits`, and what cannot be used is a `UsageError` of one sentence.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.lookup import find

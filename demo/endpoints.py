@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo import backend, finding
-from demo.backend import Decoding
-from demo.tabs import Page, path_of, told
+from qformer.demo import backend, finding
+from qformer.demo.backend import Decoding
+from qformer.demo.tabs import Page, path_of, told
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

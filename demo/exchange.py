@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from demo import limits
+from qformer.demo import limits
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

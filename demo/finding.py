@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from demo import look
-from demo.backend import answer, picture_of, prepare
-from demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text
 from qformer import resolution
 from qformer.data.texts import clean_caption
+from qformer.demo import look
+from qformer.demo.backend import answer, picture_of, prepare
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text
 from qformer.evaluation.choice import choice_losses
 from qformer.lookup import find
 from qformer.types import BadSample, UsageError

@@ -1,9 +1,9 @@
 """What stands in front of Gradio: which requests reach it at all, and what it forgets.
 
 Gradio serves more than this page needs: it downloads pictures from addresses, proxies, records and shares. `Guard` lets
-through only what the page uses, from its own pages (`demo.hosts`) and from those who know the password
-(`demo.password`), and reads each request before Gradio does: what is refused costs no download, no decoding and no
-place in the queue, and is told in a sentence.
+through only what the page uses, from its own pages (`qformer.demo.hosts`) and from those who know the password
+(`qformer.demo.password`), and reads each request before Gradio does: what is refused costs no download, no decoding and
+no place in the queue, and is told in a sentence.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from anyio.to_thread import run_sync
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from demo import limits
-from demo.exchange import Exchange, Refused
-from demo.password import DEVICE, FORM, FORM_HEADERS, Tries
 from qformer import compat
+from qformer.demo import limits
+from qformer.demo.exchange import Exchange, Refused
+from qformer.demo.password import DEVICE, FORM, FORM_HEADERS, Tries
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
-    from demo.hosts import Hosts
+    from qformer.demo.hosts import Hosts
 
     Message = MutableMapping[str, Any]
 
@@ -115,7 +115,7 @@ class Guard:
     """An ASGI application around Gradio's.
 
     Args:
-        hosts: under which names and where the page is served, see `demo.hosts`.
+        hosts: under which names and where the page is served, see `qformer.demo.hosts`.
         has_password: Gradio asks for one; until it has been given, nothing of Gradio's is reached but its log-in.
     """
 

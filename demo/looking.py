@@ -1,4 +1,4 @@
-"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice. It all is `demo.look`."""
+"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice; all of `demo.look`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from demo import finding, markup
-from demo.limits import MAX_QUESTION
-from demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from qformer.demo import finding, markup
+from qformer.demo.limits import MAX_QUESTION
+from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, told
 from qformer.types import UsageError
 
 ALL = "the whole answer"

@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from demo.transcript import data_uri
+from qformer.demo.transcript import data_uri
 from qformer.retrieval.places import in_words
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from demo.finding import Caption, Match, ShownHit
+    from qformer.demo.finding import Caption, Match, ShownHit
 
 CARD = 160  # pixels of a thumbnail
 CSS = """

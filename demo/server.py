@@ -1,7 +1,8 @@
 """How the page is served and left running: one call at a time into one model, a bounded queue, an orderly end.
 
 Gradio has the queue and tells each visitor the place in it. `Gate` stands in front of the model: it stops a call whose
-visitor left, cancelled or has waited too long, and refuses new ones at the end. `demo.guard` stands in front of Gradio.
+visitor left, cancelled or has waited too long, and refuses new ones at the end. `qformer.demo.guard` stands in front of
+Gradio.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from torch import nn
 
-from demo import limits
-from demo.guard import CLOSED, Guard, Visits
-from demo.hosts import Hosts
-from demo.password import Password
+from qformer.demo import limits
+from qformer.demo.guard import CLOSED, Guard, Visits
+from qformer.demo.hosts import Hosts
+from qformer.demo.password import Password
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -249,7 +250,9 @@ def launch(
     """
     uploads = folder / UPLOADS
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
-        raise ValueError(f"'{folder}' is not the workplace in which the page was built; see demo.server.workplace")
+        raise ValueError(
+            f"'{folder}' is not the workplace in which the page was built; see qformer.demo.server.workplace"
+        )
     _one_queue(page, queue)
     hosts = hosts or Hosts()
     page.visits = Visits(page, uploads)

@@ -1,4 +1,4 @@
-"""The tabs Caption, Match and Search in Gradio, and what all tabs share. What they do stands in `demo.finding`.
+"""The tabs Caption, Match and Search in Gradio, and what all tabs share. What they do stands in `qformer.demo.finding`.
 
 Everything that reaches a model goes through the gate, one at a time; the queue in front of it is Gradio's, and visitors
 see their place in it.
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo import backend, finding, markup
-from demo.limits import MAX_CONTEXT, MAX_QUESTION
+from qformer.demo import backend, finding, markup
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
-    from demo.backend import Models
-    from demo.server import Gate
+    from qformer.demo.backend import Models
+    from qformer.demo.server import Gate
     from qformer.retrieval.search import Retriever
 
 #: Events that need no model: they wait for nobody, and are no part of the API.
@@ -38,7 +38,7 @@ class Page:
     def on(self, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any, wait: Any) -> Any:
         """An event that reaches a model; how far it is shows on the component `wait`.
 
-        Values arrive as they were sent, unread: `demo.backend` checks them.
+        Values arrive as they were sent, unread: `qformer.demo.backend` checks them.
         """
         return gr.on(
             triggers,

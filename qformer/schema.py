@@ -1,8 +1,8 @@
 """The configuration as one strict schema, section by section, whose defaults are the paper's and live nowhere else.
 
 Sections that name something to build (`vision`, `resolution`, a data source) carry the options of what they name. They
-are checked against its own dataclass by `stages.checking` before a command opens anything, and by `lookup.build`
-when it is built.
+are checked against its own dataclass by `qformer.stages.checking` before a command opens anything, and by
+`lookup.build` when it is built.
 """
 
 from __future__ import annotations

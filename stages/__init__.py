@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
     from qformer.schema import Config
 
+if __name__ != "qformer.stages":  # else its modules could be there twice
+    raise ImportError("the folder 'stages' is the package qformer.stages: import it by that name")
+
 STAGES = {
-    "vision": "stages.towers.train:train_vision",
-    "language": "stages.towers.train:train_language",
-    "stage1": "stages.stage1:train",
-    "stage2": "stages.stage2:train",
+    "vision": "qformer.stages.towers.train:train_vision",
+    "language": "qformer.stages.towers.train:train_language",
+    "stage1": "qformer.stages.stage1:train",
+    "stage2": "qformer.stages.stage2:train",
 }
 
 
@@ -28,9 +31,9 @@ def train(config: Config, trust: bool = False) -> Path:
         trust: stage two, which has its image encoder from `init`, may run the code that this names.
 
     Raises:
-        UsageError: what `stages.checking` refuses, or what cannot be trained.
+        UsageError: what `qformer.stages.checking` refuses, or what cannot be trained.
     """
-    from stages.checking import check
+    from qformer.stages.checking import check
 
     check(config)
     import torch
@@ -47,13 +50,13 @@ def fill_features(config: Config, trust: bool = False) -> Path:
 
     `trust` is as of `train`.
     """
-    from stages.checking import check
+    from qformer.stages.checking import check
 
     check(config)
     import torch
 
     from qformer.config import anchor
-    from stages.features import fill_alone
+    from qformer.stages.features import fill_alone
 
     torch.manual_seed(config.seed)
     return fill_alone(anchor(config), trust)

@@ -78,7 +78,7 @@ def fill_alone(config: Config, trust: bool = False) -> Path:
     Raises:
         UsageError: no `data.features`; else as `prepare`.
     """
-    from stages.inherit import inherit
+    from qformer.stages.inherit import inherit
 
     if config.data.features is None:
         raise UsageError("the configuration has no store to fill; give data.features a folder")

@@ -32,11 +32,11 @@ from qformer.model.chunked import chunked_step
 from qformer.model.recompute import recompute_layers
 from qformer.progress import Bar, console
 from qformer.schema import Config
+from qformer.stages.optim import adamw, learning_rate
+from qformer.stages.resume import Stop, claimed, end, resume, save, tell_skipped
+from qformer.stages.run import Run, is_due, write_record
+from qformer.stages.trainer_state import NonFiniteLoss
 from qformer.types import UsageError
-from stages.optim import adamw, learning_rate
-from stages.resume import Stop, claimed, end, resume, save, tell_skipped
-from stages.run import Run, is_due, write_record
-from stages.trainer_state import NonFiniteLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,14 +24,14 @@ from qformer.data.loader import ENDING
 from qformer.figures import curves as pictures
 from qformer.files.records import Form, Metrics, Step, read_lines, replace_records
 from qformer.progress import console
+from qformer.stages.trainer_state import collect, put_back, refuse_not_finite
 from qformer.types import UsageError
-from stages.trainer_state import collect, put_back, refuse_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from stages.run import Run
+    from qformer.stages.run import Run
 
 #: What may differ between the configuration of a checkpoint and that of the command that resumes it.
 MAY_CHANGE = {

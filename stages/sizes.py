@@ -1,6 +1,6 @@
 """The sizes that a run will train with, as far as configurations tell them: without weights, and torch only for `init`.
 
-Those of a tower in a folder, in the local cache of the hub or among the well-known ones (`stages.plan.sizes`).
+Those of a tower in a folder, in the local cache of the hub or among the well-known ones (`qformer.stages.plan.sizes`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from qformer import lookup, vision
 from qformer.files import pretrained
 from qformer.model.bert import BERT_SIZES
 from qformer.schema import QFormerConfig
+from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
-from stages.plan.sizes import KNOWN
 
 if TYPE_CHECKING:
     from qformer.schema import Config
@@ -60,7 +60,7 @@ def _with_start(config: Config) -> Config:
     if config.stage != "stage2" or config.init is None:
         return config
     from qformer.checkpoints import folder as checkpoint
-    from stages.inherit import inherit
+    from qformer.stages.inherit import inherit
 
     return inherit(config, checkpoint.read_config(config.init))
 

@@ -16,9 +16,9 @@ from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
+from qformer.stages.features import prepare
+from qformer.stages.loop import fit
 from qformer.types import Batch, UsageError
-from stages.features import prepare
-from stages.loop import fit
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,11 +22,11 @@ from qformer.llm.rows import positions
 from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import QuestionConnector
 from qformer.progress import console
+from qformer.stages.features import prepare
+from qformer.stages.inherit import inherit, text_path, with_text_sizes
+from qformer.stages.loop import fit
+from qformer.stages.stage1 import mean_losses, validation_data
 from qformer.types import UsageError
-from stages.features import prepare
-from stages.inherit import inherit, text_path, with_text_sizes
-from stages.loop import fit
-from stages.stage1 import mean_losses, validation_data
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stages.run import Run
+    from qformer.stages.run import Run
 
 SCALER = {"scale": float, "growth_factor": float, "backoff_factor": float, "growth_interval": int}
 

@@ -38,16 +38,14 @@ def name(file: Path) -> str:
 
 
 def module(file: Path) -> str:
-    """Dotted name of the module in a file."""
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    """Dotted name of the module in a file; `stages/` and `demo/` are packages of `qformer`."""
+    dotted = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return dotted if dotted.split(".")[0] == "qformer" else f"qformer.{dotted}"
 
 
 def unit(imported: str) -> str:
-    """Unit of a floor to which a module belongs: `qformer.model.bert` is of `model`, `stages.loop` of `stages`."""
-    parts = imported.split(".")
-    if parts[0] == "qformer" and len(parts) > 1:
-        return parts[1]
-    return parts[0]
+    """Unit of a floor to which a module belongs: `qformer.model.bert` is of `model`, `qformer.cli` of `cli`."""
+    return imported.split(".")[1] if "." in imported else imported
 
 
 def imports(tree: ast.AST, own: str = "") -> list[str]:
@@ -82,7 +80,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def folders(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The graph by folder: a folder below the packages, or a file that stands beside such folders."""
+    """The graph by folder: one of `qformer` or of its `stages`, or a file that stands beside such folders."""
     found: dict[str, set[str]] = {}
     for own, others in edges.items():
         mine = _folder(own)
@@ -92,7 +90,7 @@ def folders(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 def _folder(dotted: str) -> str:
     parts = dotted.split(".")
-    return parts[0] if parts[0] == "demo" else ".".join(parts[:2])
+    return ".".join(parts[: 3 if parts[1:2] == ["stages"] else 2])
 
 
 def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:

@@ -113,7 +113,7 @@ def run(
 @pytest.fixture(scope="session")
 def whole_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one `qformer quickstart`, five minutes, for the slow tests."""
-    from stages.quickstart import run as quickstart
+    from qformer.stages.quickstart import run as quickstart
 
     folder = tmp_path_factory.mktemp("quickstart")
     quickstart.run(folder, [])

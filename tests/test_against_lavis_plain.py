@@ -18,8 +18,8 @@ from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.schema import QFormerConfig, TrainConfig
+from qformer.stages.optim import learning_rate
 from qformer.vision.base import resize_positions
-from stages.optim import learning_rate
 from tests.golden.golden import HERE, close, our_names
 
 PLAIN: dict[str, list[dict[str, Any]]] = json.loads((HERE / "plain.json").read_text(encoding="utf-8"))

@@ -74,15 +74,24 @@ def test_nothing_imports_in_a_circle(by: str) -> None:
 
 def test_circles_and_upward_imports_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
-    assert folders(
-        {"qformer.data.x": {"qformer.llm.y"}, "qformer.llm.z": {"qformer.data.x"}, "qformer.llm.y": set()}
-    ) == {
+    by_file: dict[str, set[str]] = {
+        "qformer.data.x": {"qformer.llm.y"},
+        "qformer.llm.z": {"qformer.data.x"},
+        "qformer.llm.y": set(),
+        "qformer.stages.plan.a": {"qformer.stages.loop"},
+    }
+    assert folders(by_file) == {
         "qformer.data": {"qformer.llm"},
         "qformer.llm": {"qformer.data"},
+        "qformer.stages.plan": {"qformer.stages.loop"},
     }
-    assert len(upward({"qformer.vision.eva": {"qformer.model.bert"}, "stages.loop": {"qformer.model.bert"}})) == 1
-    assert imports(ast.parse("def f():\n    from stages.loop import fit"), "qformer.data") == ["stages.loop.fit"]
-    assert "qformer.checkpoints.loading" in graph()["stages.quickstart.run"], "`from qformer import load`"
+    assert (
+        len(upward({"qformer.vision.eva": {"qformer.model.bert"}, "qformer.stages.loop": {"qformer.model.bert"}})) == 1
+    )
+    assert imports(ast.parse("def f():\n    from qformer.stages.loop import fit"), "qformer.data") == [
+        "qformer.stages.loop.fit"
+    ]
+    assert "qformer.checkpoints.loading" in graph()["qformer.stages.quickstart.run"], "`from qformer import load`"
 
 
 @pytest.mark.parametrize("file", [*sorted((ROOT / "qformer/cli").glob("*.py")), ROOT / "qformer/__init__.py"], ids=name)

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import limits
 from qformer import images
 from qformer.data import sources
 from qformer.data.loader import Batches
+from qformer.demo import limits
 from qformer.images import read_head, read_image
 from qformer.resolution.fixed import Fixed
 from qformer.retrieval.search import Retriever
 from qformer.schema import DataConfig
-from stages.capfilt import files as filtered
+from qformer.stages.capfilt import files as filtered
 from tests.data.making import encoded, jsonl, tar
 from tests.retrieval.photos import gallery, index, model_of_tiles
 

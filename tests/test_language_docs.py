@@ -12,8 +12,7 @@ import typer.core
 import typer.main
 from PIL import Image
 
-import stages
-from qformer import cli
+from qformer import cli, stages
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import PRESETS, TASKS
 from tests.workspace import config, make_workspace

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from qformer.config import BackboneConfig
-from stages.towers.build import (
+from qformer.stages.towers.build import (
     UNSEEN,
     build_language_model,
     build_vit,

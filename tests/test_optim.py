@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qformer.schema import TrainConfig
-from stages.optim import adamw, learning_rate
+from qformer.stages.optim import adamw, learning_rate
 
 CONFIG = TrainConfig(steps=100, warmup=10, lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, weight_decay=0.07, betas=(0.8, 0.9))
 

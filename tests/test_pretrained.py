@@ -21,8 +21,8 @@ from qformer.files.tensors import read_tensors
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_bert, read_tokenizer
 from qformer.retrieval.embedders import load_ranker
+from qformer.stages.plan.outline import outline_language_model
 from qformer.types import UsageError
-from stages.plan.outline import outline_language_model
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoTokenizer")

@@ -22,12 +22,11 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import stages
-from qformer import cli
+from qformer import cli, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.figures import curves as pictures
 from qformer.model import bert
-from stages import features
+from qformer.stages import features
 from tests.commands import outcome
 from tests.workspace import config, make_workspace
 

@@ -12,8 +12,7 @@ import typer.core
 import typer.main
 from PIL import Image
 
-import stages
-from qformer import cli
+from qformer import cli, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.commands.searching import index
 from qformer.config import load_config

@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.version import Version
 from PIL import Image
 
-from demo import limits
+from qformer.demo import limits
 from qformer.images.formats import FORMATS
 
 TEXT = (Path(__file__).parent.parent / "docs/security.md").read_text(encoding="utf-8")

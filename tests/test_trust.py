@@ -20,7 +20,6 @@ import yaml
 from qdrant_client import QdrantClient
 
 import qformer
-from demo.backend import Decoding, load_models
 from qformer import resolution, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
@@ -28,15 +27,16 @@ from qformer.checkpoints.parts import LoadOptions
 from qformer.checkpoints.weights import trained_tensors
 from qformer.config import load_config, parse_config
 from qformer.data import sources
+from qformer.demo.backend import Decoding, load_models
 from qformer.images import read_file
 from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.retrieval import qdrant
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.lance import SCHEMA, LanceStore
 from qformer.retrieval.search import Retriever
+from qformer.stages.inherit import inherit
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
-from stages.inherit import inherit
 from tests.retrieval.photos import gallery, index, model_of_tiles, picture
 from tests.test_architecture import PRODUCT, name
 from tests.test_cli import one_sentence
@@ -138,7 +138,7 @@ def test_a_checkpoint_runs_no_code(section: str, made: Made, witness: Path, tmp_
 def test_no_command_runs_the_code_of_a_checkpoint(
     stage: str, command: str, made: Made, witness: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("demo.server.check_bind", lambda hosts: None)  # no test opens a socket
+    monkeypatch.setattr("qformer.demo.server.check_bind", lambda hosts: None)  # no test opens a socket
     evil = changed(getattr(made, stage), tmp_path / "evil", vision=SECTIONS["vision"])
     record = {"image": "images/0.png", "question": "what?", "answers": ["cat"]}
     (made.root / "asked.jsonl").write_text(json.dumps(record))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from qformer.cli.language import Quantize
-from qformer.cli.options import NoVerify, Trust, sibling
+from qformer.cli.options import NoVerify, Trust
 
 
 class Precision(Enum):
@@ -67,11 +67,9 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
     from qformer.evaluation.benchmarks import BENCHMARKS
-
-    sibling("stages")
-    from stages.evaluate.language import evaluate_language
-    from stages.evaluate.retrieval import evaluate_retrieval
-    from stages.evaluate.settings import Settings
+    from qformer.stages.evaluate.language import evaluate_language
+    from qformer.stages.evaluate.retrieval import evaluate_retrieval
+    from qformer.stages.evaluate.settings import Settings
 
     chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
     worded = (preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams)

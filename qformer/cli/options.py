@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,7 +37,9 @@ Trust = Annotated[
     ),
 ]
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as one of the configs folder")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped one, such as quickstart/stage1.yaml")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
 Checkpoint = Annotated[
     str,
@@ -65,27 +67,3 @@ class Precision(Enum):
 
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
-
-
-def sibling(name: str) -> Any:
-    """Import `stages` (or `demo`), which stands beside `qformer`, and make sure it is that one.
-
-    `python -m qformer` puts the working directory first on the path, where another folder of that name may be.
-    """
-    import importlib
-
-    from qformer.types import UsageError
-
-    beside = Path(__file__).resolve().parent.parent.parent
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UsageError(
-            f"the package '{name}' is not beside qformer in '{beside}'; install qformer-bridge again"
-        ) from error
-    where = Path(str(module.__path__[0])).resolve()
-    if where.parent != beside:
-        raise UsageError(f"the folder '{where}' hides qformer's own package '{name}'; run from another folder")
-    return module

@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from qformer.cli.options import NoVerify, Trust, sibling
+from qformer.cli.options import NoVerify, Trust
 
 RUN = Path("runs/quickstart/opt")
 EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
@@ -86,8 +86,7 @@ def demo(
     if path is None:
         path, drawn = _default()
         index = index or drawn
-    sibling("demo")
-    from demo.app import serve
+    from qformer.demo.app import serve
 
     serve(
         path,
@@ -131,13 +130,12 @@ def _default() -> tuple[str, Path | None]:
     from qformer.checkpoints import folder as checkpoint
     from qformer.types import UsageError
 
-    sibling("stages")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qformer" / "quickstart"
     try:
         checkpoint.find(RUN)
         run = RUN
     except UsageError:
-        from stages.quickstart.run import bridge
+        from qformer.stages.quickstart.run import bridge
 
         if not (cache / "ready").exists():
             print(f"qformer: there is no checkpoint yet; one is trained on drawn scenes, once, in '{cache}'")

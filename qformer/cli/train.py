@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qformer.cli.options import ConfigFile, Device, Form, NoVerify, Overrides, Precision, Trust, sibling
+from qformer.cli.options import ConfigFile, Device, Form, NoVerify, Overrides, Precision, Trust
 
 
 def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
@@ -16,9 +16,9 @@ def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False,
 
     Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
     """
+    from qformer import stages
     from qformer.config import load_config
 
-    stages = sibling("stages")
     trained = stages.train(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(trained)
@@ -26,9 +26,10 @@ def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False,
 
 def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
     """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
+    from qformer import stages
     from qformer.config import load_config
 
-    folder = sibling("stages").fill_features(load_config(config, overrides), trust)
+    folder = stages.fill_features(load_config(config, overrides), trust)
     if os.environ.get("RANK", "0") == "0":
         print(folder)
 
@@ -40,10 +41,8 @@ def show_config(
 ) -> None:
     """Check a configuration and print it whole: defaults, and the sizes that will be trained, included."""
     from qformer.config import dump_config, load_config
-
-    sibling("stages")
-    from stages.checking import check
-    from stages.sizes import with_sizes
+    from qformer.stages.checking import check
+    from qformer.stages.sizes import with_sizes
 
     checked, told = with_sizes(check(load_config(config, overrides)))
     lines = [f"# {line}\n" for line in told]
@@ -70,10 +69,8 @@ def plan(
 ) -> None:
     """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
     from qformer.config import load_config
-
-    sibling("stages")
-    from stages.plan.forecast import plan as forecast
-    from stages.plan.forecast import show
+    from qformer.stages.plan.forecast import plan as forecast
+    from qformer.stages.plan.forecast import show
 
     chosen = [] if precision is None else [f"train.precision={precision.value}"]
     checked = load_config(config, [*(overrides or []), *chosen])
@@ -89,8 +86,7 @@ def quickstart(
     ] = None,
 ) -> None:
     """Both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
-    sibling("stages")
-    from stages.quickstart.run import run
+    from qformer.stages.quickstart.run import run
 
     run(output, overrides or [])
 
@@ -104,8 +100,7 @@ def backbones(
     ] = None,
 ) -> None:
     """Train the mini towers (BERT, ViT, OPT, T5) from scratch. The same command again resumes."""
-    sibling("stages")
-    from stages.towers.ship import make
+    from qformer.stages.towers.ship import make
 
     print(make(output, overrides or []))
 
@@ -135,9 +130,8 @@ def capfilt(
     _verify: NoVerify = False,
 ) -> None:
     """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
-    sibling("stages")
-    from stages.capfilt.run import Settings
-    from stages.capfilt.run import capfilt as run
+    from qformer.stages.capfilt.run import Settings
+    from qformer.stages.capfilt.run import capfilt as run
 
     wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
     run(wanted, output, shard, device, trust)

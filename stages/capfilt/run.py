@@ -38,10 +38,10 @@ from qformer.files.records import Form, read_object, writing
 from qformer.images import read_image
 from qformer.progress import Bar, console
 from qformer.retrieval.embedders import load_ranker
+from qformer.stages.capfilt.files import FORMS, Part, beyond, finish_all, recall
+from qformer.stages.capfilt.models import NEW_TOKENS, load_captioner
+from qformer.stages.evaluate.settings import AUTOCAST
 from qformer.types import BadSample, UsageError
-from stages.capfilt.files import FORMS, Part, beyond, finish_all, recall
-from stages.capfilt.models import NEW_TOKENS, load_captioner
-from stages.evaluate.settings import AUTOCAST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
     from qformer.data.base import Source
     from qformer.retrieval.embedders import Ranker
+    from qformer.stages.capfilt.models import Captioner
     from qformer.types import Sample
-    from stages.capfilt.models import Captioner
 
 LOOK = 100  # samples that may be bad before the first that can be used
 SETTINGS = "capfilt.json"

@@ -28,11 +28,11 @@ from qformer.evaluation.predictions import Predictions
 from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
 from qformer.progress import track
+from qformer.stages.evaluate import answers
+from qformer.stages.evaluate.retrieval import print_skipped
+from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
+from qformer.stages.loop import console
 from qformer.types import BadSample, TooLong, UsageError
-from stages.evaluate import answers
-from stages.evaluate.retrieval import print_skipped
-from stages.evaluate.settings import Settings, autocast, own_device, writable
-from stages.loop import console
 
 if TYPE_CHECKING:
     from qformer.data.base import Source

@@ -24,10 +24,10 @@ from qformer.evaluation.benchmarks import BENCHMARKS
 from qformer.files import records
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
+from qformer.stages.evaluate import hits
+from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
+from qformer.stages.loop import console
 from qformer.types import UsageError
-from stages.evaluate import hits
-from stages.evaluate.settings import Settings, autocast, own_device, writable
-from stages.loop import console
 
 if TYPE_CHECKING:
     from qformer.data.base import Source

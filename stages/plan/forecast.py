@@ -22,20 +22,20 @@ from rich.table import Table
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
 from qformer.progress import console
+from qformer.stages.checking import check
+from qformer.stages.inherit import inherit
+from qformer.stages.plan import hardware
+from qformer.stages.plan.ledger import part_of
+from qformer.stages.plan.outline import OutlinedLinear
+from qformer.stages.plan.rehearsal import Subject, polynomial
 from qformer.types import UsageError
-from stages.checking import check
-from stages.inherit import inherit
-from stages.plan import hardware
-from stages.plan.ledger import part_of
-from stages.plan.outline import OutlinedLinear
-from stages.plan.rehearsal import Subject, polynomial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.model.assembly import Bridge
     from qformer.schema import Config
-    from stages.plan.ledger import Step
+    from qformer.stages.plan.ledger import Step
 
 MOST_GPUS = 1_000_000
 MOST = 4096  # samples per process; no larger batch is looked for

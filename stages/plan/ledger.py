@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from qformer import compat, distributed
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
+from qformer.stages.optim import adamw
 from qformer.vision import layers
-from stages.optim import adamw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -259,7 +259,7 @@ def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> St
 
 
 def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -> None:
-    """The forward and backward passes of one batch, as `stages.loop` has them."""
+    """The forward and backward passes of one batch, as `qformer.stages.loop` has them."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
 
     def autocast() -> AbstractContextManager[Any]:

@@ -28,11 +28,11 @@ from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from qformer.vision.hf import HFVisionEncoder
 from qformer.vision.options import HFVisionConfig
-from stages.plan.sizes import KNOWN
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel

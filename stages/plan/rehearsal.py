@@ -21,10 +21,10 @@ from qformer.model import chunked, image_text
 from qformer.model.frontend import Encoded
 from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
+from qformer.stages.plan import hardware
+from qformer.stages.plan.ledger import AsOnGPU, Step, part_of, run_step
+from qformer.stages.plan.outline import outline, words
 from qformer.types import Batch, Tiles, Tokens
-from stages.plan import hardware
-from stages.plan.ledger import AsOnGPU, Step, part_of, run_step
-from stages.plan.outline import outline, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import stages
-from qformer import load
-from qformer.config import load_config
+from qformer import load, stages
+from qformer.config import load_config, shipped
 from qformer.evaluation import zero_shot
 from qformer.evaluation.zero_shot import NEW, SIZE, UNSEEN, BlindScenes
 from qformer.llm.prompts import vqa_preset
@@ -99,7 +98,7 @@ class Exam:
     def config(self, name: str, run: Path, *changes: str) -> Config:
         """Of the run that trains the bridge to one language model."""
         common = [f"run={run}", f"init={self.folder / 'stage1'}", f"llm.path=mini:{name}", *OWN[name]]
-        return load_config(Path("configs/quickstart/stage2.yaml"), [*common, *self.overrides, *changes])
+        return load_config(shipped()["quickstart/stage2.yaml"], [*common, *self.overrides, *changes])
 
     def _train(self, name: str, run: Path, *changes: str) -> VisionLanguageModel:
         config = self.config(name, run, *changes)

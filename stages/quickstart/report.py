@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qformer.data.held_out import HeldOut
     from qformer.evaluation.retrieval import Scores
     from qformer.scenes.text import Scene
-    from stages.quickstart.exam import ExamResults
+    from qformer.stages.quickstart.exam import ExamResults
 
 QUERIES, BEST, SHOWN = 6, 5, 12
 STYLE = """

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-import stages
-from qformer import load
-from qformer.config import by_prefix, load_config
+from qformer import load, stages
+from qformer.config import by_prefix, load_config, shipped
 from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
-from stages.checking import check
-from stages.loop import console
-from stages.quickstart import report
-from stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
-from stages.stage1 import validation_data
+from qformer.stages.checking import check
+from qformer.stages.loop import console
+from qformer.stages.quickstart import report
+from qformer.stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
+from qformer.stages.stage1 import validation_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +76,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """
     clock = Clock()
     changes = by_prefix(overrides, ("stage1", "stage2"))
-    first = load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}", *changes["stage1"]])
+    first = load_config(shipped()["quickstart/stage1.yaml"], [f"run={folder / 'stage1'}", *changes["stage1"]])
     exam = Exam(folder, changes["stage2"], QUESTIONS, CAPTIONS, names_own_class(first))
     for config in (first, *(exam.config(name, folder / name) for name in LANGUAGE_MODELS)):
         check(config)
@@ -113,10 +112,10 @@ def bridge(folder: Path) -> Path:
 
     It is that of `run`, which measures it too.
     """
-    stages.train(load_config(Path("configs/quickstart/stage1.yaml"), [f"run={folder / 'stage1'}"]))
+    stages.train(load_config(shipped()["quickstart/stage1.yaml"], [f"run={folder / 'stage1'}"]))
     stages.train(
         load_config(
-            Path("configs/quickstart/stage2.yaml"), [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *OWN["opt"]]
+            shipped()["quickstart/stage2.yaml"], [f"run={folder / 'opt'}", f"init={folder / 'stage1'}", *OWN["opt"]]
         )
     )
     return folder / "opt"

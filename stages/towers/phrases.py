@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qformer.scenes.text import Scene
-    from stages.towers.build import ContrastiveViT
+    from qformer.stages.towers.build import ContrastiveViT
 
 FITTED = 3000  # scenes that a probe is fitted on
 GROUP = 100  # pictures that pass the ViT at a time

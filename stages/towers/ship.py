@@ -11,15 +11,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
-from qformer.config import by_prefix, load_config
+from qformer.config import by_prefix, load_config, shipped
 from qformer.files.records import Metrics, read_lines
+from qformer.stages.checking import check
+from qformer.stages.loop import console
+from qformer.stages.towers import build as mini
+from qformer.stages.towers.train import TOWER
 from qformer.types import UsageError
-from stages.checking import check
-from stages.loop import console
-from stages.towers import build as mini
-from stages.towers.train import TOWER
 
 KINDS = ("bert", "vit", "opt", "t5")  # the ViT needs the BERT
 LIMIT = 8_000_000  # bytes of all towers together
@@ -42,7 +42,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
     configs = {}
     for kind in KINDS:
         fixed = [f"run={folder / kind}"] + ([f"backbone.text={folder / 'bert' / TOWER}"] if kind == "vit" else [])
-        configs[kind] = check(load_config(Path("configs/mini") / f"{kind}.yaml", [*fixed, *chosen[kind]]))
+        configs[kind] = check(load_config(shipped()[f"mini/{kind}.yaml"], [*fixed, *chosen[kind]]))
     for kind, config in configs.items():
         console.rule(kind)
         stages.train(config)

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from qformer.data.loader import BatchRecord
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.vision_language import split_caption
+from qformer.stages.towers.build import build_language_model, train_tokenizer
 from qformer.types import Batch, Tiles
-from stages.towers.build import build_language_model, train_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,11 +26,11 @@ from qformer.files.records import ORIGINAL
 from qformer.resolution.fixed import Fixed
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
+from qformer.stages.loop import fit
+from qformer.stages.towers.build import ContrastiveViT, TextModel, late_interaction
+from qformer.stages.towers.phrases import PhraseBatches, PhraseTask, Probes
+from qformer.stages.towers.stories import StoryBatches, StoryTask, StoryValidation
 from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
-from stages.loop import fit
-from stages.towers.build import ContrastiveViT, TextModel, late_interaction
-from stages.towers.phrases import PhraseBatches, PhraseTask, Probes
-from stages.towers.stories import StoryBatches, StoryTask, StoryValidation
 
 if TYPE_CHECKING:
     from qformer.config import BackboneConfig, Choice

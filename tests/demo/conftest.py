@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-import stages
-from demo import app, backend, server
+from qformer import stages
 from qformer.checkpoints.loading import load_vision_language
 from qformer.commands.searching import index
 from qformer.config import load_config
+from qformer.demo import app, backend, server
 from qformer.scenes.scenes import Scenes
 from tests.demo.visitor import Visitor
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import backend, finding, markup
-from demo.backend import Decoding
-from demo.transcript import Turn, as_html, as_json
+from qformer.demo import backend, finding, markup
+from qformer.demo.backend import Decoding
+from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
@@ -24,7 +24,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from demo.backend import Models
+    from qformer.demo.backend import Models
 
 ASK = "what color is the star?"
 SCRIPT = '<script>alert("1")</script> & co'

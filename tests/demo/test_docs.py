@@ -12,9 +12,9 @@ import typer.core
 import typer.main
 from PIL import Image
 
-from demo import app, backend, guard, limits, password, server
-from demo.backend import Models
 from qformer import cli, cli_demo
+from qformer.demo import app, backend, guard, limits, password, server
+from qformer.demo.backend import Models
 from tests.demo.conftest import ROOT
 
 PAGE = (ROOT / "docs/demo.md").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from demo import finding, markup, server, tabs
-from demo.backend import Models
+from qformer.demo import finding, markup, server, tabs
+from qformer.demo.backend import Models
 from qformer.retrieval.search import Retriever
 from tests.retrieval.photos import folder, gallery, index, model_of_tiles, picture
 

@@ -15,7 +15,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from demo import app, backend, server
+from qformer.demo import app, backend, server
 from tests.demo.visitor import API, META, Visitor
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.hosts import Address, Hosts, is_loopback, parse_host, parse_origin
+from qformer.demo.hosts import Address, Hosts, is_loopback, parse_host, parse_origin
 from qformer.types import UsageError
 
 OURS = Hosts(["demo.example.org", "192.0.2.7"])

@@ -15,9 +15,9 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from demo import password, server
-from demo.hosts import Hosts
 from qformer import cli_demo
+from qformer.demo import password, server
+from qformer.demo.hosts import Hosts
 from qformer.types import UsageError
 from tests.demo.visitor import API, META, Visitor
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import limits
+from qformer.demo import limits
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

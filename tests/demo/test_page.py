@@ -19,8 +19,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from benchmarks.demo_contexts import FALSE, PLAIN, TRUE, asked, contexts
-from demo import app, backend, finding, server
-from demo.backend import Models
+from qformer.demo import app, backend, finding, server
+from qformer.demo.backend import Models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

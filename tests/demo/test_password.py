@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from demo import password
-from demo.password import ALL, EACH, Password, Tries
+from qformer.demo import password
+from qformer.demo.password import ALL, EACH, Password, Tries
 
 
 class Clock:

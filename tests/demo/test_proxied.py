@@ -17,14 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from demo import app, backend, server
-from demo.hosts import Hosts
+from qformer.demo import app, backend, server
+from qformer.demo.hosts import Hosts
 from tests.demo.test_page import CHROMIUM, FLAGS, WAIT, browser_only, choose, replies, tab, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from demo.backend import Models
+    from qformer.demo.backend import Models
 
 NAME = "demo.example.org"  # which the browser alone takes for this machine
 EMPTY = "[...document.images].filter(one => one.checkVisibility() && !one.naturalWidth).map(one => one.src)"

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 
-from demo import app, backend, guard, limits, server
+from qformer.demo import app, backend, guard, limits, server
 from qformer.types import UsageError
 from tests.demo.visitor import API, Visitor
 
@@ -294,7 +294,7 @@ def test_state_and_files_of_those_who_are_gone_are_removed(
 
 SERVE = """
 import sys, time, torch
-from demo import app, backend, server
+from qformer.demo import app, backend, server
 from qformer.model.assembly import load_vision_language
 model = load_vision_language(sys.argv[1], "cpu")
 layer = model.llm.model.model.decoder.layers[0]

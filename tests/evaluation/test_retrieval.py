@@ -10,8 +10,7 @@ from tempfile import TemporaryFile
 import pytest
 import torch
 
-import stages
-from qformer import distributed, load
+from qformer import distributed, load, stages
 from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
 from qformer.model.frontend import FrontEnd

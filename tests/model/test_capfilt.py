@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, TopPLogitsWarper
 
-import stages
-from qformer import load
+from qformer import load, stages
 from qformer.evaluation import retrieval
 from qformer.llm.decoding import GenerateConfig, nucleus
 from qformer.retrieval.embedders import load_ranker
+from qformer.stages.capfilt.models import NEW_TOKENS, load_captioner
 from qformer.types import UsageError
-from stages.capfilt.models import NEW_TOKENS, load_captioner
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip, save_tiny_siglip
 from tests.workspace import config, make_workspace
 

@@ -13,9 +13,9 @@ from transformers import AutoModel
 from qformer.config import load_config
 from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.schema import Config
+from qformer.stages.plan.outline import outline, outline_language_model, read_sizes
+from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
-from stages.plan.outline import outline, outline_language_model, read_sizes
-from stages.plan.sizes import KNOWN
 from tests.workspace import config, make_workspace
 
 #: As the hub and the papers count them.

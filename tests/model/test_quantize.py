@@ -23,10 +23,10 @@ from qformer.llm.base import LanguageModel
 from qformer.llm.loading import load_language_model
 from qformer.llm.quantize import is_quantized, nbytes, targets
 from qformer.scenes.stories import Stories
+from qformer.stages.plan import forecast as planning
+from qformer.stages.plan.outline import outline
+from qformer.stages.plan.rehearsal import Subject
 from qformer.types import UsageError
-from stages.plan import forecast as planning
-from stages.plan.outline import outline
-from stages.plan.rehearsal import Subject
 from tests.their_blip2 import PROMPTS, both, make
 from tests.tiny import LLM_KINDS, save_tiny_llm
 from tests.workspace import config, make_workspace

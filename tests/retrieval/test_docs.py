@@ -17,8 +17,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 import qformer
-import stages
-from qformer import cli
+from qformer import cli, stages
 from qformer.commands.searching import index
 from qformer.retrieval import qdrant
 from qformer.retrieval.entries import COLUMNS, OPERATORS

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import stages
-from qformer import distributed
+from qformer import distributed, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.commands.searching import index
 from qformer.retrieval.gallery import Gallery

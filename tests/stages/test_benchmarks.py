@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import stages
+from qformer import stages
 from qformer.evaluation import caption
 from qformer.llm.base import LanguageModel
+from qformer.stages.evaluate import language as benchmarks
+from qformer.stages.evaluate.language import evaluate_language
+from qformer.stages.evaluate.settings import Settings
 from qformer.types import UsageError
-from stages.evaluate import language as benchmarks
-from stages.evaluate.language import evaluate_language
-from stages.evaluate.settings import Settings
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

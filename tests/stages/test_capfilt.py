@@ -22,8 +22,7 @@ import typer.main
 from filelock import FileLock
 from PIL import Image
 
-import stages
-from qformer import cli
+from qformer import cli, stages
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.arguments import open_data
@@ -31,10 +30,10 @@ from qformer.data.loader import Batches
 from qformer.data.texts import cleaned
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
+from qformer.stages.capfilt import files as filtered
+from qformer.stages.capfilt import run as module
+from qformer.stages.capfilt.run import Settings, capfilt, draw
 from qformer.types import UsageError
-from stages.capfilt import files as filtered
-from stages.capfilt import run as module
-from stages.capfilt.run import Settings, capfilt, draw
 from tests.data.making import encoded, jsonl, photo, shard
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip
 from tests.workspace import config, make_workspace

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-import stages
+from qformer import stages
 from qformer.config import load_config
 from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.fields import read_from
+from qformer.stages.checking import check
+from qformer.stages.plan.forecast import plan
 from qformer.types import UsageError
-from stages.checking import check
-from stages.plan.forecast import plan
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 QUICK = "configs/quickstart/stage1.yaml"  # hf, fixed, scenes

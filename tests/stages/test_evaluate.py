@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import stages
+from qformer import stages
 from qformer.evaluation import retrieval
-from stages.evaluate import retrieval as evaluate
-from stages.evaluate.retrieval import evaluate_retrieval
-from stages.evaluate.settings import Settings
+from qformer.stages.evaluate import retrieval as evaluate
+from qformer.stages.evaluate.retrieval import evaluate_retrieval
+from qformer.stages.evaluate.settings import Settings
 from tests.processes import together
 from tests.tiny import CAPTIONS
 from tests.workspace import PHOTOS, config, make_workspace

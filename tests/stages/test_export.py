@@ -19,8 +19,7 @@ from transformers import (
 )
 
 import qformer
-import stages
-from qformer import vision
+from qformer import stages, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import Form, convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions

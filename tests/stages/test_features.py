@@ -18,8 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import qformer
-import stages
-from qformer import resolution
+from qformer import resolution, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
 from qformer.data import sources
@@ -29,8 +28,8 @@ from qformer.model.assembly import build_encoder, build_image_text, build_vision
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.schema import Config
+from qformer.stages import features, stage1
 from qformer.types import BadSample, Batch, Tiles, UsageError
-from stages import features, stage1
 from tests.processes import together
 from tests.stages.test_processes import Forced, train_all
 from tests.stages.test_train_mix import mixture
@@ -192,9 +191,9 @@ def test_a_mixture_with_bad_samples_gives_the_samples_of_the_direct_path(space: 
 
 KILLED = """
 import os, signal, sys, yaml
-import stages
+from qformer import stages
 from qformer.config import parse_config
-from stages import features
+from qformer.stages import features
 features.SHARD_SAMPLES = 2
 real = features.Filler._write
 def write(self, store, shard, views):

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import qformer
-import stages
-from qformer import vision
+from qformer import stages, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions

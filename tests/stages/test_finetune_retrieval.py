@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import stages
-from qformer import vision
+from qformer import stages, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.weights import start_from
 from qformer.config import Choice, load_config

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import qformer
-import stages
-from qformer import vision
+from qformer import stages, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.schema import Config
 from qformer.vision.options import ClipConfig, EvaConfig

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 import qformer
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions

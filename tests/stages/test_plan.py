@@ -17,21 +17,20 @@ import torch.distributed as dist
 import yaml
 from torch.nn.parallel import DistributedDataParallel
 
-import stages
-from qformer import distributed, vision
+from qformer import distributed, stages, vision
 from qformer.config import load_config, parse_config
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.schema import Config
+from qformer.stages.optim import adamw
+from qformer.stages.plan import forecast as planning
+from qformer.stages.plan import hardware
+from qformer.stages.plan.forecast import plan
+from qformer.stages.plan.ledger import OUTSIDE, Step
+from qformer.stages.plan.outline import outline
+from qformer.stages.plan.rehearsal import Subject, negatives
 from qformer.types import Batch, Tiles, Tokens, UsageError
-from stages.optim import adamw
-from stages.plan import forecast as planning
-from stages.plan import hardware
-from stages.plan.forecast import plan
-from stages.plan.ledger import OUTSIDE, Step
-from stages.plan.outline import outline
-from stages.plan.rehearsal import Subject, negatives
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

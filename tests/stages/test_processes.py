@@ -14,13 +14,12 @@ import pytest
 import torch
 import yaml
 
-import stages
-from qformer import distributed
+from qformer import distributed, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import ENDING, Batches, BatchRecord
 from qformer.schema import Config
+from qformer.stages import stage1, stage2
 from qformer.types import UsageError
-from stages import stage1, stage2
 from tests.processes import together
 from tests.workspace import config, make_workspace
 

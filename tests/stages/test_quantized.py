@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import qformer
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.llm.quantize import is_quantized
 from qformer.model.assembly import build_vision_language
+from qformer.stages import stage2
 from qformer.types import UsageError
-from stages import stage2
 from tests.workspace import config, make_workspace
 
 STEPS = 24

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qformer.checkpoints import folder as checkpoint
+from qformer.stages.quickstart import run as quickstart
 from qformer.types import UsageError
-from stages.quickstart import run as quickstart
 from tests.commands import command
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ import pytest
 import torch
 import yaml
 
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import ENDING, Batches, BatchRecord
 from qformer.model.assembly import build_image_text
 from qformer.schema import Config
+from qformer.stages import loop, resume, stage1
+from qformer.stages.optim import adamw
+from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
 from qformer.types import UsageError
-from stages import loop, resume, stage1
-from stages.optim import adamw
-from stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
 from tests.workspace import config, make_workspace
 
 STEPS = {"steps": 24, "save_every": 2, "log_every": 3}

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import qformer
-import stages
+from qformer import stages
 from qformer.data import sources
 from qformer.data.held_out import held_out
 from qformer.model.image_text import ImageTextModel
-from stages.evaluate.retrieval import evaluate_retrieval
-from stages.evaluate.settings import Settings
-from stages.stage1 import Validation
+from qformer.stages.evaluate.retrieval import evaluate_retrieval
+from qformer.stages.evaluate.settings import Settings
+from qformer.stages.stage1 import Validation
 from tests.data.making import jsonl, tar
 from tests.tiny import CAPTIONS
 from tests.workspace import config, make_workspace

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-import stages
+from qformer import stages
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions
 from qformer.config import load_config
+from qformer.stages.sizes import with_sizes
 from qformer.types import UsageError
-from stages.sizes import with_sizes
 from tests.tiny import save_tiny_llm
 from tests.workspace import config, make_workspace
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import BackboneConfig, parse_config
 from qformer.llm.loading import load_language_model
 from qformer.scenes.stories import Stories, Story
+from qformer.stages.towers.stories import StoryBatches, StoryTask, answered
 from qformer.types import Batch, Tiles, UsageError
-from stages.towers.stories import StoryBatches, StoryTask, answered
 
 if TYPE_CHECKING:
     from pathlib import Path

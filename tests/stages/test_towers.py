@@ -13,8 +13,8 @@ from qformer.config import by_prefix
 from qformer.files import pretrained
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_bert
+from qformer.stages.towers import ship as towers
 from qformer.types import UsageError
-from stages.towers import ship as towers
 from tests.commands import command
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import qformer
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.stages import inherit, loop
 from qformer.types import UsageError
-from stages import inherit, loop
 from tests.workspace import config, make_workspace
 
 

@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-import stages
+from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import Skipped
 from tests.data.making import encoded, jsonl, photo, shard, tar
