@@ -33,8 +33,6 @@ import qformer.demo, qformer.stages
 for module in (qformer, qformer.demo, qformer.stages, sys.modules["qformer.configs"]):
     print(module.__path__[0])
 from qformer.stages import checking
-from qformer.lookup import tower
-print(tower("mini:vit"))
 assert not {name.split(".")[0] for name in sys.modules} & {"configs", "demo", "stages"}
 """
 
@@ -42,7 +40,7 @@ assert not {name.split(".")[0] for name in sys.modules} & {"configs", "demo", "s
 def run_beside_strangers(site: Path, here: Path) -> list[Path]:
     """Run `qformer config` from `here`, where other packages have the names of our folders.
 
-    Returns where `qformer`, its demo, stages and configs, and a shipped tower were found.
+    Returns where `qformer`, its demo, stages and configs were found.
     """
     for name in FOLDERS:
         (here / name).mkdir(parents=True)
@@ -58,7 +56,7 @@ def run_beside_strangers(site: Path, here: Path) -> list[Path]:
     )
     assert ended.returncode == 0, ended.stderr
     assert "stage: stage1\n" in ended.stdout
-    return [Path(line).resolve() for line in ended.stdout.splitlines()[-5:]]
+    return [Path(line).resolve() for line in ended.stdout.splitlines()[-4:]]
 
 
 def packages(folder: str) -> list[str]:
@@ -78,7 +76,7 @@ def test_the_type_checker_sees_the_same_folders() -> None:
 
 def test_the_tree_runs_without_installation(tmp_path: Path) -> None:
     found = run_beside_strangers(ROOT, tmp_path)
-    assert found == [ROOT.resolve() / part for part in ("qformer", "demo", "stages", "configs", "qformer/towers/vit")]
+    assert found == [ROOT.resolve() / part for part in ("qformer", "demo", "stages", "configs")]
 
 
 @pytest.mark.slow
@@ -105,11 +103,11 @@ def test_a_wheel_and_an_editable_installation_run(tmp_path: Path) -> None:
         }
         assert wanted <= installed
 
-    parts = ("", "demo", "stages", "configs", "towers/vit")
+    parts = ("", "demo", "stages", "configs")
     package = (tmp_path / "wheel/qformer").resolve()
     assert run_beside_strangers(tmp_path / "wheel", tmp_path / "user") == [package / part for part in parts]
     found = run_beside_strangers(tmp_path / "editable", tmp_path / "developer")
-    assert found == [tree.resolve() / part for part in ("qformer", "demo", "stages", "configs", "qformer/towers/vit")]
+    assert found == [tree.resolve() / part for part in ("qformer", "demo", "stages", "configs")]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
