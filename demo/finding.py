@@ -1,4 +1,4 @@
-"""What the page finds, as plain functions like `demo.backend`: captions, matches, hits of a gallery, a look inside.
+"""What the page finds, as plain functions like `demo/backend.py`: captions, matches, hits of a gallery, a look inside.
 
 Everything a visitor sent is checked; what cannot be used is a `UsageError` of one sentence.
 """

@@ -1,4 +1,4 @@
-"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice; all of `demo.look`."""
+"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice (`demo/look.py`)."""
 
 from __future__ import annotations
 

@@ -250,9 +250,7 @@ def launch(
     """
     uploads = folder / UPLOADS
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
-        raise ValueError(
-            f"'{folder}' is not the workplace in which the page was built; see qformer.demo.server.workplace"
-        )
+        raise ValueError(f"'{folder}' is not the workplace in which the page was built; see `workplace`")
     _one_queue(page, queue)
     hosts = hosts or Hosts()
     page.visits = Visits(page, uploads)

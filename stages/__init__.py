@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from qformer.schema import Config
 
-if __name__ != "qformer.stages":  # else its modules could be there twice
-    raise ImportError("the folder 'stages' is the package qformer.stages: import it by that name")
-
 STAGES = {
     "vision": "qformer.stages.towers.train:train_vision",
     "language": "qformer.stages.towers.train:train_language",

@@ -110,14 +110,6 @@ def test_a_wheel_and_an_editable_installation_run(tmp_path: Path) -> None:
     assert found == [tree.resolve() / part for part in ("qformer", "demo", "stages", "configs")]
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_module_has_one_name(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its classes would be two, of which one is no instance of the other."""
-    monkeypatch.syspath_prepend(ROOT)
-    with pytest.raises(ImportError, match=f"is the package qformer.{folder}"):
-        __import__(folder)
-
-
 def test_nothing_names_a_module_by_its_folder_alone() -> None:
     """Neither imports, nor tables, nor what tests replace, nor what documents say."""
     imported = re.compile(
