@@ -12,7 +12,8 @@ import typer.core
 import typer.main
 from PIL import Image
 
-from qformer import cli, cli_demo
+from qformer import cli
+from qformer.cli import page as page_command
 from qformer.demo import app, backend, guard, limits, password, server
 from qformer.demo.backend import Models
 from tests.demo.conftest import ROOT
@@ -75,7 +76,7 @@ def test_commands_are_accepted(line: str) -> None:
     assert isinstance(group, typer.core.TyperGroup)
     words = shlex.split(line.partition("#")[0])
     if words[0] == "export":
-        assert words[1].startswith(f"{cli_demo.PASSWORD}=")
+        assert words[1].startswith(f"{page_command.PASSWORD}=")
         return
     _, command, *words = words
     assert group.commands[command].make_context(command, words)

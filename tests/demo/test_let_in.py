@@ -15,7 +15,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from qformer import cli_demo
+from qformer.cli import page as page_command
 from qformer.demo import password, server
 from qformer.demo.hosts import Hosts
 from qformer.types import UsageError
@@ -322,11 +322,11 @@ def test_a_page_on_other_addresses(tmp_path: Path) -> None:
 
 
 def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cli_demo.PASSWORD, raising=False)
-    assert cli_demo._known("ann:se:cret") == ("ann", "se:cret")
+    monkeypatch.delenv(page_command.PASSWORD, raising=False)
+    assert page_command._known("ann:se:cret") == ("ann", "se:cret")
     for auth in ("ann", ":secret", "ann:", ""):
         with pytest.raises(UsageError, match=r"give --auth user:password, or --auth user and QFORMER_PASSWORD"):
-            cli_demo._known(auth)
-    monkeypatch.setenv(cli_demo.PASSWORD, "from outside")
-    assert cli_demo._known("ann") == ("ann", "from outside")
-    assert cli_demo._known("ann:secret") == ("ann", "secret")
+            page_command._known(auth)
+    monkeypatch.setenv(page_command.PASSWORD, "from outside")
+    assert page_command._known("ann") == ("ann", "from outside")
+    assert page_command._known("ann:secret") == ("ann", "secret")

@@ -295,7 +295,7 @@ def test_state_and_files_of_those_who_are_gone_are_removed(
 SERVE = """
 import sys, time, torch
 from qformer.demo import app, backend, server
-from qformer.model.assembly import load_vision_language
+from qformer.checkpoints.loading import load_vision_language
 model = load_vision_language(sys.argv[1], "cpu")
 layer = model.llm.model.model.decoder.layers[0]
 layer.register_forward_pre_hook(lambda *_: time.sleep(0.2))  # slow enough to be interrupted
