@@ -61,8 +61,7 @@ def test_weights_times_values_are_what_the_fused_attention_gives() -> None:
     model = tiny_model().eval()
     model.frontend.strategy = Views()
     visual = model.frontend(model.frontend.tiles([picture()]))
-    assert visual.mask is not None
-    assert not visual.mask.all()
+    assert len(set(visual.lengths)) > 1
     seen = []
 
     def compare(attention: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -72,7 +71,7 @@ def test_weights_times_values_are_what_the_fused_attention_gives() -> None:
         seen.append((attention.norm(hidden + attention.output(mixed)), output))
 
     model.qformer.layers[0].cross_attention.register_forward_hook(compare)
-    model.qformer.encode_image(visual.features, visual.mask)
+    model.qformer.encode_image(visual)
     assert len(seen) == 1
     for ours, theirs in seen:
         torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -86,7 +85,7 @@ def test_query_maps_are_the_mean_over_layers_and_heads_without_the_class_token(r
     visual = model.frontend(model.frontend.tiles([image]))
     assert visual.extra == 1
     with look.watch(model.connector.qformer) as weights:
-        model.connector.qformer.encode_image(visual.features, visual.mask)
+        model.connector.qformer.encode_image(visual)
     assert len(weights) == 2
     assert not torch.allclose(*weights, atol=1e-3)
     expected = (weights[0] + weights[1]).mean(dim=1)[0]  # (Q, S), twice the mean over the layers
@@ -117,7 +116,7 @@ def test_a_query_that_reads_one_patch_is_seen_there() -> None:
     with torch.no_grad():
         visual = first.frontend(first.frontend.tiles([changed]))
         attention = first.qformer.layers[0].cross_attention  # every query is turned to that patch, in every head
-        keys = attention.key(visual.features)[0]
+        keys = attention.key(visual.packed)
         attention.query.weight.zero_()
         attention.query.bias.copy_(40 * (keys[1 + 2 * 2 + 1] - keys.mean(dim=0)))
     maps = look.query_maps(first, changed).maps
@@ -134,7 +133,7 @@ def test_gains_add_up_to_what_the_picture_gives_over_a_blank_one(
     model = models[kind]
     visual, blank = look.see_with_blank(model, picture())
     words, gained = look.integrate(model, visual, blank, (*ASK, "it rains"))
-    ends = torch.stack([blank, visual.features])
+    ends = torch.stack([blank, visual.packed])
     ids, scores = look.score(model, visual, ends, *ASK, "it rains")
     total = scores.detach().sum(dim=1).diff()
     assert abs(float(total)) > 1e-3
@@ -151,7 +150,7 @@ def test_the_score_is_the_loss_of_the_answer(models: dict[str, VisionLanguageMod
     model = models[kind]
     tiles = model.frontend.tiles([picture()])
     visual, _ = look.see_with_blank(model, picture())
-    ids, scores = look.score(model, visual, visual.features[None], *ASK, None)
+    ids, scores = look.score(model, visual, visual.packed[None], *ASK, None)
     asked = {"opt": "Question: {} Answer:", "t5": "Question: {} Short answer:"}[kind].format(ASK[0])
     logits, targets = model.llm.predict(*model.prefix(tiles), [ASK[1]], [asked], 64)
     real = targets[0] != -100
