@@ -386,16 +386,3 @@ class BadSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
-
-
-def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
-    """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
-    import torch  # here alone: a configuration is read and refused without it
-
-    if isinstance(ids, torch.Tensor):
-        ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ
-    if ids is None:
-        return torch.eye(count, dtype=torch.bool)
-    index: dict[str | int, int] = {}
-    codes = torch.tensor([index.setdefault(i, len(index)) for i in ids])
-    return codes[:, None] == codes[None, :]

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qformer import distributed
-from qformer.types import Tokens, VisualTokens, same_image
+from qformer.losses import same_image
+from qformer.types import Tokens, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
