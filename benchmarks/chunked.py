@@ -60,7 +60,7 @@ def measure(count: int, chunk: int) -> dict[str, float]:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     seconds = time.perf_counter() - start
     with torch.no_grad():
-        one = model.frontend.encode_tiles(Tiles.from_pixels(pixels[:1])).features
+        one = model.frontend.encode_tiles(Tiles.from_pixels(pixels[:1])).packed
         image, _ = model.embed_images(Tiles.from_pixels(pixels[:1]))
     return {
         "grown": grown,

@@ -99,15 +99,15 @@ def attention(model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text:
     """Where the queries look, whatever is answered."""
     with torch.no_grad(), look.watch(model.connector.qformer) as weights:
         model.connector(visual, [[text[0]]])
-    return sum(one.mean(dim=1).sum(dim=1) for one in weights)  # type: ignore[return-value]
+    return _of_tokens(visual, sum(one.mean(dim=1).sum(dim=1) for one in weights))
 
 
 def gradient_times_input(
     model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]
 ) -> Tensor:
-    features = visual.features[None].detach().requires_grad_()
+    features = visual.packed[None].detach().requires_grad_()
     (gradient,) = torch.autograd.grad(look.score(model, visual, features, *text)[1].sum(), features)
-    return (gradient * features).sum(dim=3)[0].detach()
+    return (gradient * features).sum(dim=2)[0].detach()
 
 
 def gradient_times_attention(
@@ -124,26 +124,33 @@ def gradient_times_attention(
 
     layers: Any = model.connector.qformer.layers
     hooks = [layer.cross_attention.register_forward_hook(attend) for layer in layers if layer.cross_attention]
-    features = visual.features[None].detach().requires_grad_()
+    features = visual.packed[None].detach().requires_grad_()
     found = torch.autograd.grad(look.score(model, visual, features, *text)[1].sum(), weights)
     for hook in hooks:
         hook.remove()
-    return sum((w * g).clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, found, strict=True)).detach()  # type: ignore[union-attr]
+    return _of_tokens(
+        visual, sum((w * g).clamp(min=0).mean(dim=1).sum(dim=1) for w, g in zip(weights, found, strict=True))
+    )
+
+
+def _of_tokens(visual: VisualTokens, padded: Any) -> Tensor:
+    """Float[N, longest] of tiles -> float[sum of S], without padding."""
+    return torch.cat([row[:length] for row, length in zip(padded.detach(), visual.lengths, strict=True)])
 
 
 @torch.no_grad()
 def occlusion(model: VisionLanguageModel, visual: VisualTokens, blank: Tensor, text: tuple[str, str, None]) -> Tensor:
     """What the log-probability loses when one image token is that of the blank picture; one tile."""
-    whole = visual.features[None]
-    hidden = torch.eye(whole.shape[2], dtype=torch.bool)[:, None, :, None]  # (S, 1, S, 1)
+    whole = visual.packed[None]
+    hidden = torch.eye(whole.shape[1], dtype=torch.bool)[:, :, None]  # (S, S, 1)
     scores = look.score(model, visual, torch.where(hidden, blank, whole), *text)[1].sum(dim=1)
-    return (look.score(model, visual, whole, *text)[1].sum() - scores)[None]
+    return look.score(model, visual, whole, *text)[1].sum() - scores
 
 
 METHODS: dict[str, Method] = {
     "its absolute values": lambda *given: look.integrate(*given)[1].abs(),
     "from the mean token": lambda model, visual, _, text: look.integrate(
-        model, visual, visual.features.mean(dim=1, keepdim=True).expand_as(visual.features), text
+        model, visual, torch.cat([row.mean(dim=0).expand_as(row) for row in visual.rows]), text
     )[1],
     "occlusion": occlusion,
     "gradient x input": gradient_times_input,

@@ -50,8 +50,7 @@ def counted(batch: int, tokens: int, world: int = 2) -> dict[str, float]:
 
 def _run(rank: int, world: int, batch: int, tokens: int, folder: str) -> None:
     from qformer.model.exchange import fetch_images, gather_batch
-    from qformer.model.frontend import Encoded
-    from qformer.types import Tokens
+    from qformer.types import Tiles, Tokens, VisualTokens
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(rank)
@@ -73,7 +72,9 @@ def _run(rank: int, world: int, batch: int, tokens: int, folder: str) -> None:
     words = Tokens(torch.ones(batch, TEXT, dtype=torch.long), torch.ones(batch, TEXT, dtype=torch.bool))
     gather_batch(image, text, None, words, ids, grad=False)
     embeddings = (world - 1) * (image.nbytes + text.nbytes)
-    encoded = Encoded(torch.zeros(batch, tokens, WIDTH, dtype=torch.float16), None, [1] * batch)
+    plans = Tiles.from_pixels(torch.zeros(batch, 3, 1, 1)).plans
+    rows = list(torch.zeros(batch, tokens, WIDTH, dtype=torch.float16))
+    encoded = VisualTokens(rows, [(1, tokens - 1)] * batch, 1, plans)
     own = torch.arange(rank * batch, (rank + 1) * batch)
     fetch_images(encoded, (own + 1 + torch.randint(world * batch - 1, (batch,))) % (world * batch))
     part = {

@@ -5,12 +5,28 @@ They run on any device, at a batch of one, without a process group; gathering ov
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 IGNORE = -100
 FORBIDDEN = -10000.0  # added logit of an image that must not be drawn; exp of it is exactly 0 in fp32
+
+
+def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
+    """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
+    if isinstance(ids, torch.Tensor):
+        ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ
+    if ids is None:
+        return torch.eye(count, dtype=torch.bool)
+    index: dict[str | int, int] = {}
+    codes = torch.tensor([index.setdefault(i, len(index)) for i in ids])
+    return codes[:, None] == codes[None, :]
 
 
 def similarity(image: Tensor, text: Tensor, valid: Tensor | None = None) -> Tensor:

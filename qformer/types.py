@@ -13,9 +13,10 @@ A shape is written `float[B, Q, H]`; masks are `bool`, True where something is v
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from operator import is_
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from qformer.identity import of_picture
 
@@ -34,18 +35,29 @@ class Tile:
 
     The whole image is resized to `content`, pasted at `offset` on a canvas of size `canvas`, and the `box`
     (left, top, right, bottom) of that canvas is the tile. All numbers are pixels, sizes are (width, height).
+
+    Attributes:
+        scaled: (width, height) to which the box is resized at last; None: it stays as it is.
+        fill: RGB of the canvas around the content, 0..255.
+        frames: frames of a clip that the tile is made of; (0,) for a picture.
+        before, after: markers, text of the language model around the tile's tokens; each is exactly one vector.
     """
 
     content: tuple[int, int]
     canvas: tuple[int, int]
     offset: tuple[int, int]
     box: tuple[int, int, int, int]
+    scaled: tuple[int, int] | None = None
+    fill: tuple[int, int, int] = (0, 0, 0)
+    frames: tuple[int, ...] = (0,)
+    before: str = ""
+    after: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the tile in pixels."""
+        """(width, height) of the tile in pixels, as the image encoder sees it."""
         left, top, right, bottom = self.box
-        return right - left, bottom - top
+        return self.scaled or (right - left, bottom - top)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,10 @@ class Plan:
         overview: index in `tiles` of the tile that shows the whole image, None if there is none.
         tokens: visual tokens of the system's own published connector, its newline, begin and end
             embeddings counted, text separators not.
+        fine: (rows, columns) of the tokens that the language model reads of the fine view, of one frame of a clip;
+            None where they are no grid.
+        newline: where the learned newline of AnyRes stands: after each row, each frame, or once at the end; "" nowhere.
+        parts: plans of the pictures, where one row shows several; `tiles` and `tokens` are theirs together.
     """
 
     image: tuple[int, int]
@@ -66,6 +82,32 @@ class Plan:
     grid: tuple[int, int]
     overview: int | None
     tokens: int
+    fine: tuple[int, int] | None = None
+    newline: Literal["", "row", "frame", "end"] = ""
+    parts: tuple[Plan, ...] = ()
+
+    @property
+    def markers(self) -> int:
+        """Number of markers, `before` and `after` tiles; they are not in `tokens`."""
+        return sum(bool(marker) for tile in self.tiles for marker in (tile.before, tile.after))
+
+    @classmethod
+    def join(cls, plans: Sequence[Plan]) -> Plan:
+        """One row that shows several pictures, in this order; a single plan is given back as it is.
+
+        Of the whole there is no fine view and no overview, and `image` is the size of the first picture: what belongs
+        to one picture is in `parts`.
+
+        Raises:
+            ValueError: no plans.
+        """
+        if not plans:
+            raise ValueError("got no plans to join; give one for each picture")
+        if len(plans) == 1:
+            return plans[0]
+        parts = tuple(part for plan in plans for part in plan.parts or (plan,))
+        tiles = tuple(tile for part in parts for tile in part.tiles)
+        return cls(parts[0].image, tiles, (1, 1), None, sum(part.tokens for part in parts), parts=parts)
 
 
 @dataclass
@@ -125,25 +167,118 @@ class Tiles:
 
 @dataclass
 class VisualTokens:
-    """What the image encoder saw, tile by tile, before any connector.
+    """What the image encoder saw, tile by tile: rows as long as they are, without padding.
 
     Attributes:
-        features: float[N, S, D], padded on the right to the longest tile.
-        mask: bool[N, S], True at tokens that exist; None where all do.
+        rows: N tensors float[S, D], the tokens of each tile: `extra` ones, then those of the patches row by row.
         grids: N pairs (rows, columns) of the patch grid of each tile.
         extra: number of tokens in front of the patch grid (1 where the encoder keeps its CLS token).
         plans: the B plans of the images.
+        per_patch: tokens of each patch, side by side: S = extra + per_patch * rows * columns.
+        counts: number of tiles of each of the B images, by default as planned. Images that come from another process
+            have no more than this and their rows: their `grids` and `plans` are empty.
     """
 
-    features: Tensor
-    mask: Tensor | None
+    rows: list[Tensor]
     grids: list[tuple[int, int]]
     extra: int
     plans: list[Plan]
+    per_patch: int = 1
+    counts: list[int] = field(default_factory=list)
+    _whole: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _views: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)  # of `_whole`
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [len(plan.tiles) for plan in self.plans]
+        if sum(self.counts) != len(self.rows):
+            raise ValueError(f"got {len(self.rows)} tiles of tokens, but the plans hold {sum(self.counts)}")
+
+    def __len__(self) -> int:
+        """Number of images, B."""
+        return len(self.counts)
 
     @property
-    def counts(self) -> list[int]:
-        return [len(plan.tiles) for plan in self.plans]
+    def lengths(self) -> list[int]:
+        """Number of tokens of each of the N tiles."""
+        return [len(row) for row in self.rows]
+
+    @property
+    def device(self) -> torch.device:
+        return (self.rows[0] if self.rows else self.packed).device
+
+    @property
+    def packed(self) -> Tensor:
+        """All rows, one after the other: float[sum of S, D]; not copied where they are views of one tensor."""
+        from qformer.ragged import pack  # here alone: a configuration is read and refused without torch
+
+        if self._whole is not None and len(self.rows) == len(self._views) and all(map(is_, self.rows, self._views)):
+            return self._whole
+        return pack(self.rows)
+
+    def padded(self) -> tuple[Tensor, Tensor | None]:
+        """float[N, S, D] with zeros behind the shorter rows, and bool[N, S], True at tokens that exist.
+
+        The mask is None where all rows are equally long; then nothing is copied that `packed` does not copy.
+        """
+        from qformer.ragged import Padding
+
+        packed = self.packed
+        padding = Padding(self.lengths, packed.device)
+        return padding.pad(packed), padding.mask
+
+    @classmethod
+    def unpack(cls, packed: Tensor, lengths: Sequence[int], *geometry: Any) -> Self:
+        """Rows of these lengths, views of float[sum of S, D]; `geometry` is what the class takes behind them."""
+        return cls(list(packed.split(list(lengths))) if lengths else [], *geometry)._keep(packed)
+
+    def repack(self, packed: Tensor) -> Self:
+        """The same tiles with other tokens: float[sum of S, any width], of which the rows become views."""
+        return replace(self, rows=list(packed.split(self.lengths)) if self.rows else [])._keep(packed)
+
+    def select(self, images: Sequence[int]) -> Self:
+        """Those images with all their tiles, in that order; nothing is copied."""
+        tiles = self._tiles(images)
+        chosen = replace(
+            self,
+            rows=[self.rows[tile] for tile in tiles],
+            grids=[self.grids[tile] for tile in tiles] if self.grids else [],
+            plans=[self.plans[image] for image in images] if self.plans else [],
+            counts=[self.counts[image] for image in images],
+        )
+        return chosen if tiles or not self.rows else chosen._keep(self.rows[0][:0])
+
+    def places(self, images: Sequence[int]) -> Tensor:
+        """Where in `packed` the tokens of those images are, long[n]."""
+        import torch
+
+        starts = [0, *accumulate(self.lengths)]
+        places = [place for tile in self._tiles(images) for place in range(starts[tile], starts[tile + 1])]
+        return torch.tensor(places, dtype=torch.long).to(self.device)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The images of all parts, one after the other; nothing is copied."""
+        if len(parts) == 1:
+            return parts[0]
+        known = all(part.plans for part in parts)
+        joined = replace(
+            parts[0],
+            rows=[row for part in parts for row in part.rows],
+            grids=[grid for part in parts for grid in part.grids] if known else [],
+            plans=[plan for part in parts for plan in part.plans] if known else [],
+            counts=[count for part in parts for count in part.counts],
+        )
+        return joined if joined.rows else joined._keep(parts[0].packed)
+
+    def _tiles(self, images: Sequence[int]) -> list[int]:
+        """Numbers of the tiles of those images."""
+        starts = [0, *accumulate(self.counts)]
+        return [tile for image in images for tile in range(starts[image], starts[image + 1])]
+
+    def _keep(self, packed: Tensor) -> Self:
+        """Remember of which tensor the rows are views; no rows at all have a device and a gradient by it."""
+        self._whole, self._views = packed, list(self.rows)
+        return self
 
 
 @dataclass
@@ -251,16 +386,3 @@ class BadSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
-
-
-def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
-    """Which rows show the same image: bool[count, count], the identity where `ids` is None."""
-    import torch  # here alone: a configuration is read and refused without it
-
-    if isinstance(ids, torch.Tensor):
-        ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ
-    if ids is None:
-        return torch.eye(count, dtype=torch.bool)
-    index: dict[str | int, int] = {}
-    codes = torch.tensor([index.setdefault(i, len(index)) for i in ids])
-    return codes[:, None] == codes[None, :]

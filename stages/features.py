@@ -280,10 +280,7 @@ class Filler:
         device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
         self.frontend.to(device)
         encoded = self.frontend.encode_tiles(tiles)
-        rows = encoded.features.cpu()
-        if encoded.mask is None:
-            return list(rows)
-        return [row[:length] for row, length in zip(rows, encoded.mask.sum(dim=1).tolist(), strict=True)]
+        return encoded.repack(encoded.packed.cpu()).rows
 
     def sizes(self, samples: int) -> dict[str, Any]:
         """What `store.json` says beside what it is made of; some samples are encoded to know how large they are.

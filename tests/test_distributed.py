@@ -176,8 +176,8 @@ def drawn() -> tuple[Tensor, Tensor, Tensor]:
     batch = tiny_batch(3, 3 * distributed.rank(), 6)
     batch.negatives = None
     seen: list[Any] = []
-    inner = model._mine
-    model._mine = lambda *given: seen.append((given[3], inner(*given))) or seen[-1][1]  # type: ignore[method-assign]
+    inner = model.mine_negatives
+    model.mine_negatives = lambda *given: seen.append((given[3], inner(*given))) or seen[-1][1]  # type: ignore[method-assign]
     model(batch)
     everyone, (images, texts) = seen[0]
     return everyone.same, images, texts

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qformer import losses
-from qformer.types import same_image
+from qformer.losses import same_image
 
 TEMP = 0.2
 

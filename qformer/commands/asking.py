@@ -319,8 +319,7 @@ def _tiles(model: VisionLanguageModel, group: Images) -> Tiles:
 def _remembered(model: VisionLanguageModel, tiles: Tiles) -> Tiles:
     """The same images as what the encoder sees in them: asked again, it need not look again."""
     seen = model.frontend.encode_tiles(tiles)
-    rows = [row if seen.mask is None else row[seen.mask[number]] for number, row in enumerate(seen.features)]
-    return Tiles([], tiles.plans, rows)
+    return Tiles([], tiles.plans, seen.rows)
 
 
 def _seed(seed: int | None) -> None:

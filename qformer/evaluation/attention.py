@@ -48,16 +48,12 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
         visual = _see(model, image)
         plan = visual.plans[0]
         number = plan.overview or 0
-        one = slice(number, number + 1)
-        mask = None if visual.mask is None else visual.mask[one]
         qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.qformer
         with watch(qformer) as weights:
-            qformer.encode_image(visual.features[one], mask)
+            qformer.encode_image(visual.rows[number][None])
     mean = torch.stack(weights).float().mean(dim=(0, 2))[0]  # (layers, 1, heads, Q, S) -> (Q, S)
-    rows, columns = visual.grids[number]
-    patches = mean[:, visual.extra : visual.extra + rows * columns]
-    patches = patches / patches.sum(dim=1, keepdim=True)
-    return QueryMaps(patches.unflatten(1, (rows, columns)).cpu(), _box(plan.tiles[number]))
+    patches = _patches(visual, number, mean)
+    return QueryMaps((patches / patches.sum(dim=(1, 2), keepdim=True)).cpu(), _box(plan.tiles[number]))
 
 
 def answer_relevance(
@@ -105,29 +101,29 @@ def integrate(
     text: tuple[str, str, str | None],
     token: int | None = None,
 ) -> tuple[list[str], Tensor]:
-    """What each image token adds to the log-probability of an answer over that with `blank` ones: float[N, S].
+    """What each image token adds to the log-probability of an answer over that with `blank` ones.
 
     Args:
-        visual: the tokens float[N, S, D] of one picture. blank: float[N, S, D], where the way to them begins.
+        visual: the tokens of one picture. blank: float[sum of S, D], packed alike, where the way to them begins.
         text: question, answer and context. token: as in `answer_relevance`, which tells the errors, too.
 
     Returns:
-        The tokens of the answer as text, and the sums of the integrated gradients over D.
+        The tokens of the answer as text, and the sums of the integrated gradients over D: float[sum of S].
     """
-    change = visual.features - blank  # (N, S, D)
+    change = visual.packed - blank  # (sum of S, D)
     ways = (torch.arange(STEPS, device=change.device) + 0.5) / STEPS  # the midpoints of the steps
     words: list[str] = []
     total = torch.zeros_like(change)
     for part in ways.split(ROWS):
         with torch.enable_grad():
-            features = (blank + part[:, None, None, None] * change).detach().requires_grad_()  # (rows, N, S, D)
+            features = (blank + part[:, None, None] * change).detach().requires_grad_()  # (rows, sum of S, D)
             ids, scores = score(model, visual, features, *text)
             words = [str(model.llm.tokenizer.decode([number])) for number in ids]
             if token is not None and not 0 <= token < len(words):
                 raise UsageError(f"token is {token}, and the answer has the tokens 0 to {len(words) - 1}; give one")
             chosen = scores if token is None else scores[:, token]
             total += torch.autograd.grad(chosen.sum(), features)[0].sum(dim=0)
-    return words, (total / STEPS * change).sum(dim=2).detach().cpu()
+    return words, (total / STEPS * change).sum(dim=1).detach().cpu()
 
 
 def score(
@@ -136,15 +132,14 @@ def score(
     """An answer behind its question and a picture of which the image tokens are given, in R ways.
 
     Args:
-        visual: the picture. features: float[R, N, S, D], in place of its tokens.
+        visual: the picture. features: float[R, sum of S, D], in place of its tokens.
 
     Returns:
         Ids of the n tokens of the answer, without those that begin and end a text, and their log-probabilities, as
         float[R, n].
     """
     llm, rows = model.llm, len(features)
-    mask = None if visual.mask is None else visual.mask.repeat(rows, 1)
-    images = VisualTokens(features.flatten(0, 1), mask, visual.grids * rows, visual.extra, visual.plans * rows)
+    images = VisualTokens.join([visual] * rows).repack(features.flatten(0, 1))
     prefix, exists = model.connector(images, [[question]] * rows)
     prompt = compose(question, family=llm.family, context=context) if question else Prompt("", (), model.prompt)
     length = llm.count_tokens(answer) + 1  # and the one that ends it
@@ -162,10 +157,10 @@ def score(
 
 @torch.no_grad()
 def see_with_blank(model: VisionLanguageModel, image: Image.Image) -> tuple[VisualTokens, Tensor]:
-    """The image tokens of a picture, and those float[N, S, D] of one as large that is all of its median colour."""
+    """The image tokens of a picture, and those, packed, of one as large that is all of its median colour."""
     colour = np.median(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)
     blank = Image.new("RGB", image.size, tuple(int(part) for part in colour))
-    return _see(model, image), _see(model, blank).features
+    return _see(model, image), _see(model, blank).packed
 
 
 @contextmanager
@@ -200,8 +195,8 @@ def on_picture(visual: VisualTokens, scores: Tensor) -> Tensor:
     """What the patches of all tiles of one picture weigh, on one grid over the picture.
 
     Args:
-        scores: float[N, S], not negative, one of each token of each tile; of those in front of the patches and of
-            padding, nothing is taken.
+        scores: float[sum of S], not negative, one of each token of each tile; of those in front of the patches nothing
+            is taken.
 
     Returns:
         float[h, w], summing to 1, of cells as large as the smallest patches. A patch that lies in several cells is
@@ -211,12 +206,19 @@ def on_picture(visual: VisualTokens, scores: Tensor) -> Tensor:
     finest = [(rows / _height(tile), columns / _width(tile)) for tile, (rows, columns) in _placed(plan, visual)]
     height, width = (max(1, round(max(sizes))) for sizes in zip(*finest, strict=True))
     heat = torch.zeros(height, width, dtype=torch.float64)
-    for row, (tile, (rows, columns)) in zip(scores, _placed(plan, visual), strict=True):
+    placed = zip(scores.split(visual.lengths), _placed(plan, visual), strict=True)
+    for number, (row, (tile, (rows, columns))) in enumerate(placed):
         left, top, right, bottom = _box(tile)
-        patches = row[visual.extra : visual.extra + rows * columns].double().view(rows, columns)
+        patches = _patches(visual, number, row[None])[0].double()
         heat += _shares(top, bottom, rows, height).T @ patches @ _shares(left, right, columns, width)
     total = heat.sum()
     return (heat / total if total > 0 else torch.full_like(heat, 1 / heat.numel())).float()
+
+
+def _patches(visual: VisualTokens, tile: int, scores: Tensor) -> Tensor:
+    """Scores float[n, S] of the tokens of a tile -> of its patches, float[n, rows, columns]; each sums its tokens."""
+    rows, columns = visual.grids[tile]
+    return scores[:, visual.extra :].unflatten(1, (rows, columns, visual.per_patch)).sum(dim=3)
 
 
 def _placed(plan: Plan, visual: VisualTokens) -> list[tuple[Tile, tuple[int, int]]]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from qformer import distributed, losses
 from qformer.files.records import ORIGINAL
-from qformer.model.frontend import Encoded
 from qformer.model.image_text import trim
 from qformer.progress import track
 from qformer.retrieval.reading import MAX_TOKENS
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from qformer.model.image_text import ImageTextModel
     from qformer.model.qformer import KeyValues
-    from qformer.types import Tiles
+    from qformer.types import Tiles, VisualTokens
 
 NO_CANDIDATE = -100.0
 CUTOFFS = (1, 5, 10)
@@ -66,13 +65,10 @@ class Scores:
 
 @dataclass
 class _Kept:
-    """What the image encoder made of a group, as `Encoded` has it; the features are bytes of a file."""
+    """What the image encoder made of a group: bytes of a file from `start`, for tokens of this shape on no device."""
 
     start: int
-    shape: torch.Size
-    dtype: torch.dtype
-    mask: Tensor | None
-    counts: list[int]
+    shape: VisualTokens
 
 
 @dataclass
@@ -143,22 +139,21 @@ class Images:
         _sum(match)
         return Scores(itc, itm, match, of_image, of_text)
 
-    def _keep(self, encoded: Encoded, file: IO[bytes]) -> _Kept:
-        features, mask = encoded.features.cpu().contiguous(), encoded.mask
+    def _keep(self, encoded: VisualTokens, file: IO[bytes]) -> _Kept:
+        packed = encoded.packed.cpu().contiguous()
         start = file.seek(0, os.SEEK_END)
-        file.write(features.flatten().view(torch.uint8).numpy().data)
+        file.write(packed.flatten().view(torch.uint8).numpy().data)
         file.flush()  # a full disk is told here
-        return _Kept(start, features.shape, features.dtype, None if mask is None else mask.cpu(), encoded.counts)
+        return _Kept(start, encoded.repack(packed.to("meta")))
 
     def _encode(self, source: Tiles | _Kept) -> KeyValues:
         if not isinstance(source, _Kept):
             return self.model.encode_images(source)
         assert self.file is not None
         self.file.seek(source.start)
-        read = bytearray(self.file.read(source.shape.numel() * source.dtype.itemsize))
-        features = torch.frombuffer(read, dtype=source.dtype).view(source.shape).to(self.model.device)
-        mask = None if source.mask is None else source.mask.to(self.model.device)
-        return self.model.encode_images(Encoded(features, mask, source.counts))
+        shape = source.shape.packed
+        packed = torch.frombuffer(bytearray(self.file.read(shape.nbytes)), dtype=shape.dtype).view(shape.shape)
+        return self.model.encode_images(source.shape.repack(packed.to(self.model.device)))
 
     def _embed_texts(self, tokens: Tokens) -> Tensor:
         """float[T, P] of unit length; each process embeds its share, those of one length side by side."""

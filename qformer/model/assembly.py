@@ -12,6 +12,7 @@ from qformer.llm import lora
 from qformer.llm.loading import DTYPES, load_language_model
 from qformer.model.bert import read_tokenizer
 from qformer.model.connectors import QFormerConnector, QuestionConnector
+from qformer.model.frontend import FrontEnd
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
@@ -53,9 +54,8 @@ def build_image_text(
         qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
-    model = ImageTextModel(encoder, qformer, tokenizer, config.loss, config.text.max_tokens)
-    model.frontend.strategy = strategy
-    model.frontend.norm.eps = config.vision_norm_eps
+    frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
+    model = ImageTextModel(frontend, qformer, tokenizer, config.loss, config.text.max_tokens)
     return model, config.model_copy(update={"qformer": qformer.config})
 
 
@@ -89,9 +89,8 @@ def build_vision_language(
         lora.add(llm, config.llm.lora)
     encoder = encoder or build_encoder(config)
     connector = _build_connector(config, encoder.width, llm.width, tokenizer_of)
-    model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
-    model.frontend.strategy = strategy
-    model.frontend.norm.eps = config.vision_norm_eps
+    frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
+    model = VisionLanguageModel(frontend, connector, llm, config.llm.prompt, config.llm.max_tokens)
     return model, config.model_copy(update={"qformer": connector.qformer.config})
 
 

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from qformer import distributed
 from qformer.model.exchange import GlobalBatch, fetch_images, gather_batch, mean_count
-from qformer.model.frontend import Encoded
 from qformer.model.image_text import target_places, trim
-from qformer.types import Batch, Tokens
+from qformer.types import Batch, Tokens, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ class Chunk:
     """Some pairs of the batch, and what pass 1 leaves for the others.
 
     Attributes:
-        rows: which pairs. tiles: which of all tiles are theirs.
+        rows: which pairs. span: which of all image tokens are theirs.
         tokens, targets: their texts, no longer than they need, and what of them ITG predicts.
         encoded: their images before the LayerNorm.
         before_encoding, before_reading: random states.
@@ -47,10 +46,10 @@ class Chunk:
     """
 
     rows: slice
-    tiles: slice
+    span: slice
     tokens: Tokens
     targets: Tensor
-    encoded: Encoded
+    encoded: VisualTokens
     before_encoding: list[Tensor]
     before_reading: list[Tensor]
     image: Tensor
@@ -93,7 +92,7 @@ def chunked_step(
     everyone = gather_batch(image, text, valid, texts.to(device), batch.image_id, model.config.gather_grad == "full")
     itc = _contrastive(model, (image, text, valid), everyone, chunks, how)
     with autocast():
-        image_for_text, text_for_image = batch.negatives or model._mine(image, text, valid, everyone, chunk)
+        image_for_text, text_for_image = batch.negatives or model.mine_negatives(image, text, valid, everyone, chunk)
     texts_drawn = everyone.text_place(text_for_image.to(device))
     images = Images(chunks, image_for_text.to(device), trained=not model.frontend.encoder.frozen)
 
@@ -106,11 +105,11 @@ def chunked_step(
             keys_values, own_image, _, own_text, text_rows = model.read(own, part.tokens)
             _set_random_state(fresh, device)
             if len(drawn):
-                keys_values = keys_values.join(model._keys_values(drawn)[1])
+                keys_values = keys_values.join(model.keys_values(drawn)[1])
             pairs, text_places = _pairs(everyone.tokens, part.rows, texts_drawn[part.rows])
             legal = ~everyone.same[part.rows].all(dim=1)
-            some_itm = model._matching(keys_values, pairs, (places, text_places), legal) * _share(part, batch)
-            some_itg = model._captioning(text_rows, part.tokens, part.targets, count)
+            some_itm = model.matching_loss(keys_values, pairs, (places, text_places), legal) * _share(part, batch)
+            some_itg = model.captioning_loss(text_rows, part.tokens, part.targets, count)
         fresh = _random_state(device)
         assert image.grad is not None
         assert text.grad is not None
@@ -138,10 +137,10 @@ def _read_all(model: ImageTextModel, batch: Batch, texts: Tokens, chunk: int, ho
             encoded = model.frontend.encode_tiles(batch.tiles[rows])
             before_reading = _random_state(device)
             _, image, valid, text, _ = model.read(encoded, tokens)
-        tiles = slice(seen, seen + len(encoded.features))
-        seen = tiles.stop
+        span = slice(seen, seen + sum(encoded.lengths))
+        seen = span.stop
         states = before_encoding, before_reading
-        found.append(Chunk(rows, tiles, tokens, targets, encoded, *states, image.float(), valid, text.float()))
+        found.append(Chunk(rows, span, tokens, targets, encoded, *states, image.float(), valid, text.float()))
     return found
 
 
@@ -173,7 +172,7 @@ def _contrastive(
         rows = part.rows
         some = replace(everyone, image=columns[0], text=columns[1], same=everyone.same[rows])
         with how.autocast():
-            loss = model._contrastive(image[rows], text[rows], None if valid is None else valid[rows], some)
+            loss = model.contrastive_loss(image[rows], text[rows], None if valid is None else valid[rows], some)
         loss = loss * (rows.stop - rows.start) / len(text)
         how.scale(loss).backward()
         total = total + loss.detach()
@@ -190,56 +189,56 @@ class Images:
 
     def __init__(self, chunks: list[Chunk], wanted: Tensor, trained: bool) -> None:
         """`wanted`: long[B], the image drawn for each own text, numbered in the global batch."""
-        self.own = Encoded.join([part.encoded for part in chunks])
-        self.own.features.requires_grad_(trained)
+        joined = VisualTokens.join([part.encoded for part in chunks])
+        self.own = joined.repack(joined.packed.requires_grad_(trained))
         for part in chunks:  # one copy is enough
-            length = part.encoded.features.shape[1]
-            part.encoded = replace(part.encoded, features=self.own.features.detach()[part.tiles, :length])
+            part.encoded = part.encoded.repack(self.own.packed.detach()[part.span])
         self.all, self.others = self.own, None
         if distributed.world() > 1:
             self.others, wanted = fetch_images(self.own, wanted)
-            self.all = Encoded.join([self.own, self.others])
+            self.all = VisualTokens.join([self.own, self.others])
         self.places = wanted.tolist()
-        self.grad = torch.zeros_like(self.all.features) if trained else None
+        packed = self.own.packed
+        self.grad = packed.new_zeros(sum(self.all.lengths), packed.shape[1]) if trained else None
 
-    def of(self, part: Chunk) -> tuple[Encoded, Encoded, Tensor]:
+    def of(self, part: Chunk) -> tuple[VisualTokens, VisualTokens, Tensor]:
         """Images of a chunk, those drawn for its texts that are not among them, and where each drawn one stands."""
         drawn, start = self._drawn(part), part.rows.start
         place = {i: part.rows.stop - start + number for number, i in enumerate(drawn)}
         places = [place.get(i, i - start) for i in self.places[part.rows]]
         own, others = part.encoded, self.all.select(drawn)
         if self.grad is not None:
-            own, others = (replace(e, features=e.features.detach().requires_grad_()) for e in (own, others))
-        return own, others, torch.tensor(places, device=self.own.features.device)
+            own, others = (some.repack(some.packed.detach().requires_grad_()) for some in (own, others))
+        return own, others, torch.tensor(places, device=self.own.device)
 
     def _drawn(self, part: Chunk) -> list[int]:
         """Each once, in the order in which they were drawn."""
         return list(dict.fromkeys(i for i in self.places[part.rows] if not part.rows.start <= i < part.rows.stop))
 
-    def collect(self, part: Chunk, own: Encoded, drawn: Encoded) -> None:
+    def collect(self, part: Chunk, own: VisualTokens, drawn: VisualTokens) -> None:
         """Take up the gradients that a chunk's backward pass left."""
         if self.grad is None:
             return
-        assert own.features.grad is not None
-        self.grad[part.tiles, : own.features.shape[1]] += own.features.grad
-        if drawn.features.grad is not None:
-            self.grad.index_add_(0, self.all.tiles_of(self._drawn(part)), drawn.features.grad)
+        assert own.packed.grad is not None
+        self.grad[part.span] += own.packed.grad
+        if drawn.packed.grad is not None:
+            self.grad.index_add_(0, self.all.places(self._drawn(part)), drawn.packed.grad)
 
     def backward(self, model: ImageTextModel, batch: Batch, chunks: list[Chunk], how: StepContext) -> None:
         """Pass 3, where the encoder is trained: gradients return to the images' owners and go through the encoder."""
         if self.grad is None:
             return
-        grad = self.grad[: len(self.own.features)]
+        count = len(self.own.packed)
+        grad = self.grad[:count]
         if self.others is not None:
-            features = self.others.features
-            features.backward(self.grad[len(self.own.features) :, : features.shape[1]])
-            assert self.own.features.grad is not None
-            grad[:, : self.own.features.shape[1]] += self.own.features.grad
+            self.others.packed.backward(self.grad[count:])
+            assert self.own.packed.grad is not None
+            grad += self.own.packed.grad
         for part in chunks:
             _set_random_state(part.before_encoding, model.device)
             with how.autocast():
                 encoded = model.frontend.encode_tiles(batch.tiles[part.rows])
-            encoded.features.backward(grad[part.tiles, : encoded.features.shape[1]])
+            encoded.packed.backward(grad[part.span])
 
 
 def _pairs(tokens: Tokens, rows: slice, drawn: Tensor) -> tuple[Tokens, Tensor]:

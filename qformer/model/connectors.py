@@ -36,7 +36,7 @@ class QFormerConnector(nn.Module):
 
         With the `questions` of each image there is a row for each of them: its image's, whatever is asked.
         """
-        prefix, mask = self._join(self.qformer.encode_image(visual.features, visual.mask), visual.counts)
+        prefix, mask = self._join(self.qformer.encode_image(visual), visual.counts)
         if questions is None:
             return prefix, mask
         images = owners(questions).to(prefix.device)
@@ -85,11 +85,11 @@ class QuestionConnector(QFormerConnector):
         if questions is None or not any(any(asked) for asked in questions):
             return super().forward(visual, questions)
         images = owners(questions)
-        tokens = self.tokenize([question for asked in questions for question in asked]).to(visual.features.device)
-        pairs = tile_pairs(visual.counts, images).to(visual.features.device)
-        key_values = self.qformer.keys_values(visual.features, visual.mask)
+        tokens = self.tokenize([question for asked in questions for question in asked]).to(visual.device)
+        pairs = tile_pairs(visual.counts, images).to(visual.device)
+        key_values = self.qformer.keys_values(visual)
         counts = [visual.counts[image] for image in images]
-        if len(pairs) == len(visual.features) == len(images):  # one tile, one question: nothing is shared
+        if len(pairs) == len(visual.rows) == len(images):  # one tile, one question: nothing is shared
             queries = self.qformer.match(key_values, None, tokens.ids, tokens.mask)
         else:
             queries = self.qformer.match_pairs(key_values, tokens.ids, tokens.mask, pairs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qformer import distributed
-from qformer.model.frontend import Encoded
-from qformer.types import Tokens, same_image
+from qformer.losses import same_image
+from qformer.types import Tokens, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _codes(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
     return torch.tensor([int.from_bytes(digest, signed=True) for digest in digests])
 
 
-def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
+def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, Tensor]:
     """The images of other processes among those wanted, each sent once however often it was drawn.
 
     Args:
@@ -103,7 +104,8 @@ def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
         wanted: long[B], numbers in the global batch.
 
     Returns:
-        R images, and long[B]: where in [own B images; those R] each wanted one stands.
+        R images, tokens and numbers of tiles alone, and long[B]: where in [own B images; those R] each wanted one
+        stands.
     """
     world, rank, count = distributed.world(), distributed.rank(), len(encoded)
     asked = distributed.gather(wanted).view(world, -1).tolist()
@@ -111,40 +113,31 @@ def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
         [sorted({i % count for i in drawn if i // count == owner != process}) for owner in range(world)]
         for process, drawn in enumerate(asked)
     ]  # process -> owner -> images of that owner
-    lengths, longest = _tile_lengths(encoded)  # (W, B, most tiles)
-    counts = (lengths > 0).sum(dim=2)
+    lengths = _tile_lengths(encoded)  # (W, B, most tiles)
 
-    def tiles(owner: int, images: list[int]) -> int:
-        return int(counts[owner, images].sum())
+    def tokens(owner: int, images: list[int]) -> int:
+        return int(lengths[owner, images].sum())
 
     given = encoded.select([image for process in range(world) for image in needs[process][rank]])
-    rows = F.pad(given.features, (0, 0, 0, longest - given.features.shape[1]))
-    send = [tiles(rank, needs[process][rank]) for process in range(world)]
-    receive = [tiles(owner, needs[rank][owner]) for owner in range(world)]
-    features = distributed.exchange(rows, send, receive)
+    send = [tokens(rank, needs[process][rank]) for process in range(world)]
+    receive = [tokens(owner, needs[rank][owner]) for owner in range(world)]
+    packed = distributed.exchange(given.packed, send, receive)
 
     taken = [(owner, image) for owner in range(world) for image in needs[rank][owner]]
-    tile_lengths = torch.tensor([n for owner, image in taken for n in lengths[owner, image].tolist() if n])
-    mask = None
-    if bool((lengths[lengths > 0] < longest).any()):
-        mask = (torch.arange(longest) < tile_lengths[:, None]).to(features.device)
+    tiles = [[n for n in lengths[owner, image].tolist() if n] for owner, image in taken]
     place = {owner * count + image: count + number for number, (owner, image) in enumerate(taken)}
     places = torch.tensor([place.get(i, i % count) for i in asked[rank]], device=wanted.device)
-    return Encoded(features, mask, [int(counts[owner, image]) for owner, image in taken]), places
+    counts, rows = [len(own) for own in tiles], [n for own in tiles for n in own]
+    return VisualTokens.unpack(packed, rows, [], encoded.extra, [], encoded.per_patch, counts), places
 
 
-def _tile_lengths(encoded: Encoded) -> tuple[Tensor, int]:
-    """Tokens of every tile of every image of all processes, long[W, B, most tiles], 0 where there is no tile; the most.
+def _tile_lengths(encoded: VisualTokens) -> Tensor:
+    """Tokens of every tile of every image of all processes, long[W, B, most tiles], 0 where there is no tile.
 
     On the CPU.
     """
-    device, longest = encoded.features.device, encoded.features.shape[1]
-    most, longest = distributed.largest(max(encoded.counts), longest, device=device)
-    mask = encoded.mask
-    own = [encoded.features.shape[1]] * len(encoded.features) if mask is None else mask.sum(dim=1).tolist()
-    table = torch.zeros(len(encoded), most, dtype=torch.long)
-    start = 0
+    (most,) = distributed.largest(max(encoded.counts), device=encoded.device)
+    table, lengths = torch.zeros(len(encoded), most, dtype=torch.long), iter(encoded.lengths)
     for image, tiles in enumerate(encoded.counts):
-        table[image, :tiles] = torch.tensor(own[start : start + tiles])
-        start += tiles
-    return distributed.gather(table.to(device)).view(distributed.world(), len(encoded), most).cpu(), longest
+        table[image, :tiles] = torch.tensor(list(islice(lengths, tiles)))
+    return distributed.gather(table.to(encoded.device)).view(distributed.world(), len(encoded), most).cpu()

@@ -1,9 +1,7 @@
-"""From tiles to image tokens: the frozen encoder, run over tiles of any sizes, and a trainable LayerNorm behind it."""
+"""From tiles to image tokens: the encoder, run over tiles of any sizes, and the adapter behind it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +10,11 @@ from torch import Tensor, nn
 
 from qformer.files.packing import unpack
 from qformer.images import read_image
+from qformer.ragged import pack
 from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, UsageError, VisualTokens
+from qformer.vision.base import by_size, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,61 +24,51 @@ if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
 
 
-@dataclass
-class Encoded:
-    """What the image encoder made of the tiles of B images, before the LayerNorm behind it.
+class TokenNorm(nn.LayerNorm):
+    """BLIP-2's `ln_vision`: a LayerNorm of the image tokens float[..., D], computed in fp32 whatever their precision.
 
-    Attributes:
-        features: float[N, S, D], padded on the right to the longest tile.
-        mask: bool[N, S], True at tokens that exist; None where all do.
-        counts: tiles of each of the B images.
+    It stands before a Q-Former and is trained although the encoder is frozen.
     """
 
-    features: Tensor
-    mask: Tensor | None
-    counts: list[int]
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__(width, eps=eps)
 
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def select(self, images: Sequence[int]) -> Encoded:
-        """Those images with all their tiles, in that order."""
-        rows = self.tiles_of(images)
-        return Encoded(
-            self.features[rows], None if self.mask is None else self.mask[rows], [self.counts[i] for i in images]
-        )
-
-    def tiles_of(self, images: Sequence[int]) -> Tensor:
-        """Numbers of the tiles of those images, long[n]."""
-        starts = [0, *accumulate(self.counts)]
-        tiles = [tile for image in images for tile in range(starts[image], starts[image + 1])]
-        return torch.tensor(tiles, dtype=torch.long).to(self.features.device)
-
-    @classmethod
-    def join(cls, parts: Sequence[Encoded]) -> Encoded:
-        """The images of all parts, one after the other."""
-        longest = max(part.features.shape[1] for part in parts)
-        with _as_they_are(parts[0].features.device):
-            features = torch.cat([F.pad(p.features, (0, 0, 0, longest - p.features.shape[1])) for p in parts])
-        counts = [count for part in parts for count in part.counts]
-        if all(part.mask is None and part.features.shape[1] == longest for part in parts):
-            return cls(features, None, counts)
-        masks = [torch.ones_like(p.features[..., 0], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
-        return cls(features, torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for mask in masks]), counts)
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class FrontEnd(nn.Module):
-    """Groups tiles of equal size, encodes each group, scatters into one padded tensor.
+    """Cuts images into tiles and runs them through the image encoder, whatever their sizes.
 
-    `norm` is BLIP-2's `ln_vision` (eps 1e-5, computed in fp32): it is trained although the encoder is frozen.
-    `strategy` is how `tiles` cuts images; at first the whole image at the encoder's own size.
+    `norm` is the adapter behind the encoder, under the name that BLIP-2's has in checkpoints; None: there is none.
     """
 
-    def __init__(self, encoder: VisionEncoder) -> None:
+    def __init__(
+        self, encoder: VisionEncoder, strategy: ResolutionStrategy | None = None, adapter: nn.Module | None = None
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            strategy: how `tiles` cuts images; by default the whole image at the encoder's own size.
+            adapter: maps tokens float[n, D] to float[n, D]; None leaves them as they are.
+        """
         super().__init__()
         self.encoder = encoder
-        self.strategy: ResolutionStrategy = Fixed(encoder.image_size)
-        self.norm = nn.LayerNorm(encoder.width, eps=1e-5)
+        self.strategy: ResolutionStrategy = strategy or Fixed(encoder.image_size)
+        self.norm = adapter
+
+    @classmethod
+    def for_qformer(
+        cls, encoder: VisionEncoder | FrontEnd, strategy: ResolutionStrategy | None = None, eps: float = 1e-5
+    ) -> FrontEnd:
+        """BLIP-2's: the tokens pass a `TokenNorm`. One that is complete already is given back as it is."""
+        if isinstance(encoder, FrontEnd):
+            return encoder
+        return cls(encoder, strategy, TokenNorm(encoder.width, eps))
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.mean.device
 
     def tiles(self, images: Sequence[ImageLike]) -> Tiles:
         """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3], tensors) -> tiles cut by `strategy`.
@@ -89,46 +79,49 @@ class FrontEnd(nn.Module):
         return cut_all([read_image(image) for image in images], self.strategy)
 
     def forward(self, tiles: Tiles) -> VisualTokens:
-        """The normalised tokens of all tiles of B images.
+        """The tokens of all tiles of B images, behind the adapter.
 
         Raises:
             UsageError: a tile does not divide into the encoder's patches.
         """
-        encoded = self.encode_tiles(tiles)
-        grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
-        return VisualTokens(self.normalise(encoded.features), encoded.mask, grids, self.encoder.extra, tiles.plans)
+        return self.adapt(self.encode_tiles(tiles))
 
-    def encode_tiles(self, tiles: Tiles) -> Encoded:
-        """The tokens of all tiles of B images before `norm`: where the encoder is frozen they carry no gradient.
+    def encode_tiles(self, tiles: Tiles) -> VisualTokens:
+        """The encoder's own tokens of all tiles of B images: where it is frozen they carry no gradient.
 
         Stored tokens are unpacked, without the encoder.
 
         Raises:
             UsageError: a tile does not divide into the encoder's patches.
         """
+        stored = tiles.tokens is not None
         given = tiles.pixels if tiles.tokens is None else tiles.tokens
-        groups: dict[torch.Size, list[int]] = {}
-        for index, tile in enumerate(given):
-            groups.setdefault(tile.shape, []).append(index)
-        device = self.norm.weight.device
+        groups = by_size(given)
         with _as_they_are(torch.device("cpu")):
-            stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
-        encoded = [unpack(rows) if tiles.tokens is not None else self.encoder(_unit(rows)) for rows in stacks]
-        with _as_they_are(device):
-            features, mask = _pad([rows.shape[1] for rows in encoded], encoded, list(groups.values()))
-        return Encoded(features, mask, tiles.counts)
+            stacks = [torch.stack([given[i] for i in members]).to(self.device) for members in groups]
+        stacks = [unpack(stack) if stored else _unit(stack) for stack in stacks]
+        if len(groups) == 1:
+            tokens = stacks[0] if stored else self.encoder(stacks[0])  # (N, S, D)
+            packed, lengths = tokens.flatten(0, 1), [tokens.shape[1]] * len(tokens)
+        else:
+            rows = in_order(stacks, groups)
+            rows = rows if stored else self.encoder.encode_all(rows)
+            packed, lengths = pack(rows), [len(row) for row in rows]
+        grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
+        return VisualTokens.unpack(packed, lengths, grids, self.encoder.extra, tiles.plans, self.encoder.per_patch)
+
+    def adapt(self, visual: VisualTokens) -> VisualTokens:
+        """What the adapter makes of the encoder's own tokens."""
+        return visual if self.norm is None else visual.repack(self.norm(visual.packed))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], after `norm`.
+        """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], behind the adapter.
 
         Raises:
             UsageError: other pixels.
         """
-        return self.normalise(self.encoder(_unit(pixels)))
-
-    def normalise(self, tokens: Tensor) -> Tensor:
-        """`norm` of float[..., D], computed in fp32."""
-        return F.layer_norm(tokens.float(), self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+        tokens = self.encoder(_unit(pixels))
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 def _as_they_are(device: torch.device) -> torch.autocast:
@@ -155,19 +148,6 @@ def _unit(pixels: Tensor) -> Tensor:
             "the pixels have numbers outside 0 to 1; give floats from 0 to 1, not yet normalised, or uint8"
         )
     return pixels
-
-
-def _pad(lengths: list[int], groups: list[Tensor], members: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-    """Groups float[n, S', D] -> float[N, S, D] in tile order, and bool[N, S], or None when nothing is padding."""
-    order = torch.tensor([index for group in members for index in group])
-    longest = max(lengths)
-    rows = torch.cat([F.pad(group, (0, 0, 0, longest - group.shape[1])) for group in groups])  # (N, S, D)
-    back = order.argsort().to(rows.device)
-    features = rows if len(groups) == 1 else rows[back]
-    if len(set(lengths)) == 1:
-        return features, None
-    length = torch.tensor([size for size, group in zip(lengths, members, strict=True) for _ in group])[order.argsort()]
-    return features, (torch.arange(longest) < length[:, None]).to(rows.device)
 
 
 def join_tiles(rows: Tensor, mask: Tensor | None, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ The same model scores retrieval afterwards: cosine (ITC) for a shortlist, matchi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from qformer import distributed, losses
 from qformer.config import LossConfig
-from qformer.llm.decoding import GenerateConfig, write
+from qformer.model.captions import Captioning
 from qformer.model.exchange import GlobalBatch, fetch_images, gather_batch, mean_count
-from qformer.model.frontend import Encoded, FrontEnd, join_tiles
+from qformer.model.frontend import FrontEnd, join_tiles
 from qformer.model.qformer import KeyValues, QFormer
-from qformer.types import Batch, Tiles, Tokens, UsageError
+from qformer.types import Batch, Tiles, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
@@ -39,16 +39,17 @@ class Features:
     mask: Tensor
 
 
-class ImageTextModel(nn.Module):
+class ImageTextModel(Captioning, nn.Module):
     """Frozen encoder, Q-Former and the heads of stage one.
 
-    `tokenizer` is a BERT tokeniser of transformers whose bos token is `[DEC]`. Images of several tiles: ITC reads
-    each tile by itself (Q rows per tile), ITM and ITG let the queries read all tiles at once.
+    An encoder alone sees whole images, as BLIP-2 does; a `FrontEnd` may cut them. `tokenizer` is a BERT tokeniser of
+    transformers whose bos token is `[DEC]`. Images of several tiles: ITC reads each tile by itself (Q rows per tile),
+    ITM and ITG let the queries read all tiles at once.
     """
 
     def __init__(
         self,
-        encoder: VisionEncoder,
+        encoder: VisionEncoder | FrontEnd,
         qformer: QFormer,
         tokenizer: Any,
         config: LossConfig | None = None,
@@ -59,7 +60,7 @@ class ImageTextModel(nn.Module):
         self.max_tokens = max_tokens
         self.tokenizer = tokenizer
         hidden = qformer.config.hidden_size
-        self.frontend = FrontEnd(encoder)
+        self.frontend = FrontEnd.for_qformer(encoder)
         self.qformer = qformer
         self.vision_proj = nn.Linear(hidden, self.config.embed_width)
         self.text_proj = nn.Linear(hidden, self.config.embed_width)
@@ -81,28 +82,29 @@ class ImageTextModel(nn.Module):
         everyone = gather_batch(
             image_embeds, text_embeds, valid, tokens, batch.image_id, self.config.gather_grad == "full"
         )
-        itc = self._contrastive(image_embeds, text_embeds, valid, everyone)
-        image_for_text, text_for_image = batch.negatives or self._mine(image_embeds, text_embeds, valid, everyone)
+        embeds = image_embeds, text_embeds, valid
+        itc = self.contrastive_loss(*embeds, everyone)
+        image_for_text, text_for_image = batch.negatives or self.mine_negatives(*embeds, everyone)
         negatives = image_for_text.to(self.device), everyone.text_place(text_for_image.to(self.device))
         if distributed.world() > 1:
             others, places = fetch_images(encoded, negatives[0])
-            image, negatives = image.join(self._keys_values(others)[1]), (places, negatives[1])
-        itm = self._matching(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
-        itg = self._captioning(text_rows, tokens, targets, count)
+            image, negatives = image.join(self.keys_values(others)[1]), (places, negatives[1])
+        itm = self.matching_loss(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
+        itg = self.captioning_loss(text_rows, tokens, targets, count)
         return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
 
     def count_targets(self, batch: Batch) -> int:
         """Number of tokens that ITG predicts."""
         return len(target_places(self.tokenize(batch.text)))
 
-    def read(self, encoded: Encoded, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor]:
+    def read(self, encoded: VisualTokens, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor]:
         """The passes of ITC and ITG over B pairs.
 
         Returns:
             Keys and values of the images; the ITC embeddings of images, float[B, V, P] with bool[B, V] or None, and
             of texts, float[B, P]; the text rows of ITG, float[B, T, H].
         """
-        tile_image, image = self._keys_values(encoded)
+        tile_image, image = self.keys_values(encoded)
         queries, text_rows = self.qformer.joint(image, None, self._start_decoding(tokens.ids), tokens.mask, "causal")
         if tile_image is not image:
             queries = self.qformer.encode_image(tile_image)
@@ -121,10 +123,10 @@ class ImageTextModel(nn.Module):
         made = self.tokenizer(text, padding="longest", truncation=True, max_length=limit, return_tensors="pt")
         return Tokens(made["input_ids"], made["attention_mask"].bool())
 
-    def embed_images(self, images: Tiles | Encoded) -> tuple[Tensor, Tensor]:
+    def embed_images(self, images: Tiles | VisualTokens) -> tuple[Tensor, Tensor]:
         """The ITC rows of B images: float[B, V, P] of unit length and bool[B, V]; V = Q for one tile."""
-        encoded = images if isinstance(images, Encoded) else self.frontend.encode_tiles(images)
-        queries = self.qformer.encode_image(self.frontend.normalise(encoded.features), encoded.mask)
+        encoded = images if isinstance(images, VisualTokens) else self.frontend.encode_tiles(images)
+        queries = self.qformer.encode_image(self.frontend.adapt(encoded))
         embeds, valid = join_tiles(self._project_image(queries), None, encoded.counts)
         return embeds, valid if valid is not None else embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
 
@@ -133,9 +135,9 @@ class ImageTextModel(nn.Module):
         tokens = self.tokenize(text).to(self.device)
         return F.normalize(self.text_proj(self.qformer.encode_cls(tokens.ids, tokens.mask)), dim=-1)
 
-    def encode_images(self, images: Tiles | Encoded) -> KeyValues:
+    def encode_images(self, images: Tiles | VisualTokens) -> KeyValues:
         """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""
-        return self._keys_values(images if isinstance(images, Encoded) else self.frontend.encode_tiles(images))[1]
+        return self.keys_values(images if isinstance(images, VisualTokens) else self.frontend.encode_tiles(images))[1]
 
     def match_scores(
         self,
@@ -211,7 +213,7 @@ class ImageTextModel(nn.Module):
         if mode == "image":
             assert tiles is not None
             visual = self.frontend(tiles)
-            queries, mask = join_tiles(self.qformer.encode_image(visual.features, visual.mask), None, tiles.counts)
+            queries, mask = join_tiles(self.qformer.encode_image(visual), None, tiles.counts)
             mask = queries.new_ones(queries.shape[:2], dtype=torch.bool) if mask is None else mask
             return Features(queries, self._project_image(queries), mask)
         assert text is not None
@@ -223,91 +225,9 @@ class ImageTextModel(nn.Module):
         queries = self.qformer.match(self.encode_images(tiles), None, tokens.ids, tokens.mask)
         return Features(queries, None, queries.new_ones(queries.shape[:2], dtype=torch.bool))
 
-    @overload
-    def caption(
-        self,
-        tiles: Tiles,
-        beams: int = 3,
-        max_length: int = 30,
-        min_length: int = 10,
-        return_ids: Literal[False] = False,
-    ) -> list[str]: ...
-    @overload
-    def caption(
-        self, tiles: Tiles, beams: int = 3, max_length: int = 30, min_length: int = 10, *, return_ids: Literal[True]
-    ) -> Tensor: ...
-    @torch.no_grad()
-    def caption(
-        self, tiles: Tiles, beams: int = 3, max_length: int = 30, min_length: int = 10, return_ids: bool = False
-    ) -> list[str] | Tensor:
-        """What the Q-Former itself says of B images, by beam search; `[DEC]` begins, `[SEP]` ends a caption.
-
-        Args:
-            beams: 1 is greedy.
-            max_length, min_length: tokens, `[DEC]` counted, as the original counts.
-            return_ids: give the new tokens, long[B, new], padded on the right, instead of strings.
-
-        Raises:
-            UsageError: lengths or beams that cannot be.
-        """
-        if not (beams >= 1 and 0 <= min_length <= max_length and max_length >= 2):
-            raise UsageError(
-                f"got beams={beams}, min_length={min_length}, max_length={max_length}; "
-                "give at least one beam, and lengths of 2 or more with the smaller one first"
-            )
-        # The original leaves the end out of a text's length, so that a text of `min_length` tokens may just end.
-        config = GenerateConfig(beams, max_length - 1, max(min_length - 1, 0))
-        ids = self._write(tiles, config)
-        return ids if return_ids else self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-    @torch.no_grad()
-    def sample_captions(
-        self, tiles: Tiles, draws: Tensor, top_p: float = 0.9, max_length: int = 30, min_length: int = 0
-    ) -> list[str]:
-        """Captions of B images that the Q-Former writes by nucleus sampling, n of each.
-
-        Args:
-            draws: float[B * n, max_length - 1], a number in [0, 1) for each token: those of one image stand together.
-            max_length, min_length: tokens, `[DEC]` counted.
-
-        Returns:
-            B * n captions, those of one image together.
-        """
-        config = GenerateConfig(
-            do_sample=True,
-            top_p=top_p,
-            max_new_tokens=max_length - 1,
-            min_new_tokens=max(min_length - 1, 0),
-            num_return_sequences=len(draws) // len(tiles),
-            draws=draws.tolist(),
-        )
-        return self.tokenizer.batch_decode(self._write(tiles, config), skip_special_tokens=True)
-
-    def _write(self, tiles: Tiles, config: GenerateConfig) -> Tensor:
-        """Ids that the Q-Former writes about B images after `[DEC]`, long[B * n, new]."""
-        cache = self.qformer.start_text(self.encode_images(tiles))
-
-        def step(texts: Tensor, rows: Tensor | None) -> Tensor:
-            nonlocal cache
-            cache = cache if rows is None else cache.select(rows)
-            logits, cache = self.qformer.next_token(texts[:, -1], cache)
-            return logits.float()
-
-        start = torch.full((len(tiles), 1), self.tokenizer.bos_token_id, device=self.device)
-        return write(step, start, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id, config)
-
-    def _keys_values(self, encoded: Encoded) -> tuple[KeyValues, KeyValues]:
+    def keys_values(self, encoded: VisualTokens) -> tuple[KeyValues, KeyValues]:
         """Keys and values per tile and per image; the same object where every image is one tile."""
-        features, mask, counts = self.frontend.normalise(encoded.features), encoded.mask, encoded.counts
-        per_tile = self.qformer.keys_values(features, mask)
-        if max(counts, default=1) == 1:
-            return per_tile, per_tile
-        layers = []
-        for pair in per_tile.layers:
-            keys, values = (join_tiles(rows.transpose(1, 2), mask, counts)[0].transpose(1, 2) for rows in pair)
-            layers.append((keys, values))  # (B, heads, tiles * S, H / heads)
-        mask = join_tiles(features[..., :1], mask, counts)[1]
-        return per_tile, KeyValues(layers, None if mask is None else mask[:, None, None, :])
+        return self.qformer.join_keys_values(self.frontend.adapt(encoded))
 
     def _project_image(self, queries: Tensor) -> Tensor:
         return F.normalize(self.vision_proj(queries), dim=-1)
@@ -317,13 +237,13 @@ class ImageTextModel(nn.Module):
         start = ids.new_full((len(ids), 1), self.tokenizer.bos_token_id)
         return torch.cat([start, ids[:, 1:]], dim=1)
 
-    def _contrastive(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: GlobalBatch) -> Tensor:
+    def contrastive_loss(self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: GlobalBatch) -> Tensor:
         """ITC of B own rows with the columns of everyone."""
         columns = everyone.image, everyone.text, everyone.same
         return losses.contrastive(image, text, *columns, self.temp, self.config.smoothing, valid, everyone.valid)
 
     @torch.no_grad()
-    def _mine(
+    def mine_negatives(
         self, image: Tensor, text: Tensor, valid: Tensor | None, everyone: GlobalBatch, rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """An image for each text, drawn first, and a text for each image: numbers in the global batch.
@@ -342,7 +262,9 @@ class ImageTextModel(nn.Module):
             text_for_image.append(losses.hard_negatives(scores / self.temp, everyone.same[part])[0])
         return torch.cat(image_for_text), torch.cat(text_for_image)
 
-    def _matching(self, image: KeyValues, tokens: Tokens, negatives: tuple[Tensor, Tensor], legal: Tensor) -> Tensor:
+    def matching_loss(
+        self, image: KeyValues, tokens: Tokens, negatives: tuple[Tensor, Tensor], legal: Tensor
+    ) -> Tensor:
         """3B rows: own pairs, own text with a negative image, own image with a negative text.
 
         `image` and `tokens` hold the B own images and texts first, behind them those of others; `negatives` are
@@ -362,7 +284,7 @@ class ImageTextModel(nn.Module):
         """float[n, Q, H] -> float[n, 2]: the head on every query, then the mean of the logits."""
         return self.itm_head(queries).mean(dim=1)
 
-    def _captioning(self, text_rows: Tensor, tokens: Tokens, targets: Tensor, count: Tensor | None) -> Tensor:
+    def captioning_loss(self, text_rows: Tensor, tokens: Tokens, targets: Tensor, count: Tensor | None) -> Tensor:
         """Each token predicts the next; logits only where there is a target. `count`: see `losses.captioning`."""
         rows = text_rows[:, :-1].flatten(0, 1)[targets]  # (targets, H)
         labels = tokens.ids[:, 1:].flatten()[targets]

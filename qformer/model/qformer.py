@@ -7,7 +7,8 @@ layers 0, n, 2n, ...), then one feed-forward for query rows and another for text
     match                        queries and text see each other          ITM
     decode                       text is causal and sees the queries      ITG
 
-The image enters as `KeyValues`, computed once per image and shared by all passes, or as plain tokens.
+The image enters as `KeyValues`, computed once per image and shared by all passes, or as plain tokens: of equal length,
+or `VisualTokens`, of which it is here alone that the shorter rows are padded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -23,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qformer.model.bert import Attention, Embeddings, FeedForward, LMHead, Mode, attention_mask, bert_weights
+from qformer.ragged import Padding
 from qformer.schema import QFormerConfig
-from qformer.types import UsageError
+from qformer.types import UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,6 +77,9 @@ class KeyValues:
             exists = part.layers[0][0].new_ones(len(part), 1, 1, length, dtype=torch.bool)
             masks.append(F.pad(exists if part.mask is None else part.mask, (0, more - length)))
         return KeyValues(layers, torch.cat(masks))
+
+
+Image = Tensor | VisualTokens | KeyValues
 
 
 @dataclass
@@ -138,7 +144,9 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """See the module's docstring. `image` is float[B, S, D] everywhere, or the `KeyValues` made from it.
+    """See the module's docstring. `image` is float[B, S, D], or `VisualTokens`, or the `KeyValues` made from either.
+
+    Every tile of `VisualTokens` is an image by itself here; `join_keys_values` puts those of an image together.
 
     Raises:
         UsageError: text longer than `max_positions`.
@@ -222,15 +230,44 @@ class QFormer(nn.Module):
         del self.lm_head, last.text_ffn
         return self
 
-    def keys_values(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> KeyValues:
+    def keys_values(self, image: Image, image_mask: Tensor | None = None) -> KeyValues:
         """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
         if isinstance(image, KeyValues):
             return image
-        attentions = [layer.cross_attention for layer in cast("Iterable[QFormerLayer]", self.layers)]
-        layers = [attention.keys_values(image) for attention in attentions if attention is not None]
-        return KeyValues(layers, None if image_mask is None else image_mask[:, None, None, :])  # mask (B, 1, 1, S)
+        if isinstance(image, VisualTokens):
+            return self._regroup(self._project(image.packed[None]), image.lengths)
+        return KeyValues(self._project(image), None if image_mask is None else image_mask[:, None, None, :])
 
-    def encode_image(self, image: Tensor | KeyValues, image_mask: Tensor | None = None) -> Tensor:
+    def join_keys_values(self, visual: VisualTokens) -> tuple[KeyValues, KeyValues]:
+        """Those of each of N tiles by itself, and of each of B images: its tiles one after the other.
+
+        The same object twice where every image is one tile.
+        """
+        layers = self._project(visual.packed[None])
+        per_tile = self._regroup(layers, visual.lengths)
+        if max(visual.counts, default=1) == 1:
+            return per_tile, per_tile
+        lengths = iter(visual.lengths)
+        return per_tile, self._regroup(layers, [sum(islice(lengths, count)) for count in visual.counts])
+
+    def _project(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """float[B, S, D] -> keys and values of each layer that has cross-attention, float[B, heads, S, H / heads]."""
+        attentions = [layer.cross_attention for layer in cast("Iterable[QFormerLayer]", self.layers)]
+        return [attention.keys_values(tokens) for attention in attentions if attention is not None]
+
+    def _regroup(self, layers: list[tuple[Tensor, Tensor]], lengths: list[int]) -> KeyValues:
+        """Keys and values of all tokens, float[1, heads, sum of lengths, H / heads], as rows of these lengths."""
+        padding = Padding(lengths, layers[0][0].device)
+
+        def rows(packed: Tensor) -> Tensor:
+            return padding.pad(packed[0].transpose(0, 1)).transpose(1, 2)  # (B, heads, S, H / heads)
+
+        mask = padding.mask
+        return KeyValues(
+            [(rows(keys), rows(values)) for keys, values in layers], None if mask is None else mask[:, None, None, :]
+        )
+
+    def encode_image(self, image: Image, image_mask: Tensor | None = None) -> Tensor:
         """The queries after reading the image alone: float[B, Q, H]."""
         return self._run(self.keys_values(image, image_mask), None, None)
 
@@ -243,7 +280,7 @@ class QFormer(nn.Module):
         return self._run(None, ids, attention_mask(0, mask, "bidirectional"), rows=1)[:, 0]
 
     def joint(
-        self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor, mode: Mode
+        self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor, mode: Mode
     ) -> tuple[Tensor, Tensor]:
         """Queries and text in one pass -> float[B, Q, H] and float[B, T, H].
 
@@ -253,7 +290,7 @@ class QFormer(nn.Module):
         hidden = self._run(self.keys_values(image, image_mask), ids, self_mask)
         return hidden[:, : self.config.queries], hidden[:, self.config.queries :]
 
-    def match(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
+    def match(self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
         """The queries after reading image and text: float[B, Q, H]."""
         count = self.config.queries
         self_mask = attention_mask(count, mask, "bidirectional")
@@ -276,7 +313,7 @@ class QFormer(nn.Module):
         hidden = torch.cat([query_rows, first.text_ffn(hidden[:, count:])[texts]], dim=1)  # (n, Q + T, H)
         return self._through(hidden, 1, image, count, self_mask[texts], count)[:, :count]
 
-    def decode(self, image: Tensor | KeyValues, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
+    def decode(self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits of the next token at every position: float[B, T, V]."""
         return self.logits(self.joint(image, image_mask, ids, mask, "causal")[1])
 

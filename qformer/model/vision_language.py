@@ -34,19 +34,20 @@ ROWS = 64  # questions that are answered at once
 class VisionLanguageModel(nn.Module):
     """Frozen encoder, connector, frozen LLM. Only the front end's LayerNorm and the connector are trained.
 
-    `prompt` is put in front of every caption in training and when captioning (`a photo of`).
+    An encoder alone sees whole images, as BLIP-2 does; a `FrontEnd` may cut them, or go without the LayerNorm. `prompt`
+    is put in front of every caption in training and when captioning (`a photo of`).
     """
 
     def __init__(
         self,
-        encoder: VisionEncoder,
+        encoder: VisionEncoder | FrontEnd,
         connector: QFormerConnector,
         llm: LanguageModel,
         prompt: str = "",
         max_tokens: int = 32,
     ) -> None:
         super().__init__()
-        self.frontend = FrontEnd(encoder)
+        self.frontend = FrontEnd.for_qformer(encoder)
         self.connector = connector
         self.llm = llm
         self.prompt = prompt

@@ -45,25 +45,28 @@ def cut(image: Tensor, plan: Plan) -> list[Tensor]:
     """The pixels of the tiles of one image: uint8[3, h, w] -> a list of uint8[3, tile height, tile width].
 
     Tiles that share content, canvas and offset are cropped from one resized image; where a canvas is larger than
-    its content it is black.
+    its content it has the colour `fill`, black by default. A crop that is `scaled` is resized once more.
     """
-    canvases: dict[tuple[tuple[int, int], ...], Tensor] = {}
+    canvases: dict[tuple[tuple[int, ...], ...], Tensor] = {}
     tiles = []
     for tile in plan.tiles:
-        key = (tile.content, tile.canvas, tile.offset)
+        key = (tile.content, tile.canvas, tile.offset, tile.fill)
         if key not in canvases:
             canvases[key] = _paste(resize(image, *tile.content), tile)
         left, top, right, bottom = tile.box
-        tiles.append(canvases[key][:, top:bottom, left:right].contiguous())
+        tiles.append(resize(canvases[key][:, top:bottom, left:right], *tile.size).contiguous())
     return tiles
 
 
 def _paste(content: Tensor, tile: Tile) -> Tensor:
+    import torch
+
     if tile.canvas == tile.content:
         return content
     width, height = tile.canvas
     x, y = tile.offset
-    canvas = content.new_zeros(3, height, width)
+    fill = torch.tensor(tile.fill, device=content.device)[:, None, None]
+    canvas = (fill / 255 if content.is_floating_point() else fill).to(content.dtype).repeat(1, height, width)
     canvas[:, y : y + content.shape[1], x : x + content.shape[2]] = content
     return canvas
 

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
     from qformer.data.base import Source
     from qformer.fields import Packing
-    from qformer.model.frontend import Encoded
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.gallery import Gallery
-    from qformer.types import Sample
+    from qformer.types import Sample, VisualTokens
 
 SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
 MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
@@ -141,15 +140,15 @@ class Reader:
             entry.embeds = rows[own].half().numpy()
         return found
 
-    def _pack(self, encoded: Encoded, packing: Packing) -> Iterator[np.ndarray]:
+    def _pack(self, encoded: VisualTokens, packing: Packing) -> Iterator[np.ndarray]:
         """The tokens of each tile as they are stored.
 
         Raises:
             UsageError: fp16 cannot hold them.
         """
-        for number, rows in enumerate(encoded.features):
+        for rows in encoded.rows:
             try:
-                yield pack(rows if encoded.mask is None else rows[encoded.mask[number]], packing).cpu().numpy()
+                yield pack(rows, packing).cpu().numpy()
             except OverflowError as error:
                 raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
 

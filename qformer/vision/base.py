@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,15 @@ class VisionEncoder(nn.Module, ABC):
         image_size: side for which the position table was made; other sizes resize the table.
         extra: tokens in front of the patch grid that are kept (1 for CLS).
         frozen: True after `freeze()`.
-        align_corners: how its position table is resized.
+        align_corners, interpolation: how its position table is resized.
+        per_patch: tokens of each patch (2: interleaved mixture).
+        floors: what is left of a tile to the right of and below the last whole patch is not read; else it is refused.
     """
 
     align_corners = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    per_patch = 1
+    floors = False
     mean: Tensor
     std: Tensor
 
@@ -55,21 +60,43 @@ class VisionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels float[N, 3, h, w] -> float[N, extra + rows * columns, D]."""
+        """Normalised pixels float[N, 3, h, w] -> float[N, extra + per_patch * rows * columns, D]."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels float[N, 3, h, w] in [0, 1] -> tokens float[N, S, D], row-major behind the `extra` tokens.
 
         Raises:
-            UsageError: a side is not a multiple of the patch size.
+            UsageError: a side is not a multiple of the patch size, or with `floors` is shorter than it.
         """
-        self.grid(pixels.shape[-1], pixels.shape[-2])
+        rows, columns = self.grid(pixels.shape[-1], pixels.shape[-2])
+        if self.floors:
+            pixels = pixels[..., : rows * self.patch_size, : columns * self.patch_size]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode((pixels - self.mean) / self.std)
 
+    def encode_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Tiles of any sizes, each float[3, h, w] in [0, 1] -> the tokens of each, float[S, D], in the same order.
+
+        Tiles of one size are encoded together; an encoder that packs unequal ones into one sequence overrides this.
+
+        Raises:
+            UsageError: as `forward`.
+        """
+        groups = by_size(pixels)
+        return in_order([self(torch.stack([pixels[i] for i in members])) for members in groups], groups)
+
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of patches of a tile of `width` x `height` pixels."""
-        if width % self.patch_size or height % self.patch_size:
+        """(rows, columns) of patches of a tile of `width` x `height` pixels.
+
+        Raises:
+            UsageError: a side is not a multiple of the patch size, or with `floors` is shorter than it.
+        """
+        if self.floors and min(width, height) < self.patch_size:
+            raise UsageError(
+                f"a tile of {width}x{height} pixels is smaller than a patch of {self.patch_size}; "
+                "use larger tiles in the resolution section"
+            )
+        if not self.floors and (width % self.patch_size or height % self.patch_size):
             raise UsageError(
                 f"a tile of {width}x{height} pixels does not divide into patches of {self.patch_size}; "
                 f"use multiples of {self.patch_size} in the resolution section"
@@ -97,17 +124,38 @@ class Absent(VisionEncoder):
         raise UsageError("the image encoder is not loaded, since training reads stored tokens; leave data.features out")
 
 
-def resize_positions(table: Tensor, extra: int, grid: tuple[int, int], align_corners: bool = False) -> Tensor:
+def by_size(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of the tensors of each shape, those of the first one's first."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.shape, []).append(index)
+    return list(groups.values())
+
+
+def in_order(stacks: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The rows of all stacks in the order of their numbers, which `by_size` gave."""
+    numbers = [index for members in groups for index in members]
+    rows = dict(zip(numbers, (row for stack in stacks for row in stack), strict=True))
+    return [rows[index] for index in range(len(rows))]
+
+
+def resize_positions(
+    table: Tensor,
+    extra: int,
+    grid: tuple[int, int],
+    align_corners: bool = False,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+) -> Tensor:
     """Resize a learned position table float[1, extra + side * side, D] to a (rows, columns) grid.
 
-    Plain bicubic, no antialiasing; the `extra` rows in front are kept. A table that already has the size is returned
-    as it is.
+    Plain interpolation, no antialiasing; the `extra` rows in front are kept. A table that already has the size is
+    returned as it is.
     """
     count, width = table.shape[1] - extra, table.shape[2]
     side = int(count**0.5)
     if (side, side) == grid:
         return table
     patches = table[:, extra:].float().view(1, side, side, width).permute(0, 3, 1, 2)  # (1, D, side, side)
-    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=align_corners)
+    patches = F.interpolate(patches, size=grid, mode=mode, align_corners=align_corners)
     patches = patches.flatten(2).transpose(1, 2)  # (1, rows * columns, D)
     return torch.cat([table[:, :extra], patches.to(table.dtype)], dim=1)

@@ -58,7 +58,9 @@ class ClipViT(VisionEncoder):
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
         grid = self.grid(pixels.shape[-1], pixels.shape[-2])
-        positions = resize_positions(self.positional_embedding[None], self.extra, grid, self.align_corners)
+        positions = resize_positions(
+            self.positional_embedding[None], self.extra, grid, self.align_corners, self.interpolation
+        )
         pixels, weight, _ = one_dtype(pixels, self.conv1.weight, None)
         patches = (
             F.conv2d(pixels, weight, stride=self.conv1.stride).flatten(2).transpose(1, 2)

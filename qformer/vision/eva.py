@@ -61,7 +61,8 @@ class EvaViT(VisionEncoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
-        positions = resize_positions(self.pos_embed, self.extra, self.grid(pixels.shape[-1], pixels.shape[-2]))
+        grid = self.grid(pixels.shape[-1], pixels.shape[-2])
+        positions = resize_positions(self.pos_embed, self.extra, grid, self.align_corners, self.interpolation)
         patches = self.patch_embed(pixels)
         cls = self.cls_token.expand(len(patches), -1, -1)
         x = torch.cat([cls, patches], dim=1) + positions  # (N, S, D); CLS and positions are fp32, so x is

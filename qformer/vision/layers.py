@@ -103,6 +103,10 @@ def _fit_positions(encoder: VisionEncoder, table: Tensor, dims: int) -> Tensor:
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
         return table
     resized = resize_positions(
-        table.float().view(1, *table.shape[-2:]), encoder.extra, (side, side), encoder.align_corners
+        table.float().view(1, *table.shape[-2:]),
+        encoder.extra,
+        (side, side),
+        encoder.align_corners,
+        encoder.interpolation,
     )
     return resized.view(*table.shape[:-2], *resized.shape[-2:])

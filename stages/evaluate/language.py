@@ -142,7 +142,8 @@ def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[li
 def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
     """What predictions depend on. Those of another weight, prompt or data are never mixed with them."""
     digest = hashlib.sha256()
-    states = (model.connector.state_dict(), model.frontend.norm.state_dict())
+    norm = model.frontend.norm
+    states = (model.connector.state_dict(), {} if norm is None else norm.state_dict())
     for name, tensor in [pair for state in states for pair in sorted(state.items())]:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

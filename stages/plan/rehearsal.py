@@ -18,13 +18,12 @@ import torch
 
 from qformer import compat, distributed, resolution
 from qformer.model import chunked, image_text
-from qformer.model.frontend import Encoded
 from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
 from qformer.stages.plan import hardware
 from qformer.stages.plan.ledger import AsOnGPU, Step, part_of, run_step
 from qformer.stages.plan.outline import outline, words
-from qformer.types import Batch, Tiles, Tokens
+from qformer.types import Batch, Tiles, Tokens, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -205,7 +204,7 @@ def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
             _set(module, values)
 
 
-def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
+def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, Tensor]:
     """As `exchange.fetch_images`, without asking who wants what: the others ask of rank 0 as many as it asks of them.
 
     Args:
@@ -217,10 +216,11 @@ def fetch_images(encoded: Encoded, wanted: Tensor) -> tuple[Encoded, Tensor]:
     drawn = wanted.tolist()
     taken = sorted({image for image in drawn if image >= count})
     given = encoded.select([image % count for image in taken])
-    features = distributed.exchange(given.features, [0, len(given.features)], [0, len(given.features)])
+    sent = sum(given.lengths)
+    packed = distributed.exchange(given.packed, [0, sent], [0, sent])
     place = {image: count + number for number, image in enumerate(taken)}
     places = torch.tensor([place.get(image, image % count) for image in drawn])
-    return Encoded(features, given.mask, given.counts), places
+    return given.repack(packed), places
 
 
 def _set(module: Any, values: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from qformer.data.loader import Batches, BatchRecord
 from qformer.data.texts import usable_captions
 from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
+from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
@@ -30,7 +31,7 @@ from qformer.stages.loop import fit
 from qformer.stages.towers.build import ContrastiveViT, TextModel, late_interaction
 from qformer.stages.towers.phrases import PhraseBatches, PhraseTask, Probes
 from qformer.stages.towers.stories import StoryBatches, StoryTask, StoryValidation
-from qformer.types import BadSample, Batch, Tiles, UsageError, same_image
+from qformer.types import BadSample, Batch, Tiles, UsageError
 
 if TYPE_CHECKING:
     from qformer.config import BackboneConfig, Choice

@@ -15,10 +15,9 @@ from PIL import Image
 
 from benchmarks import look as benchmark
 from qformer.checkpoints.loading import load_vision_language
-from qformer.demo import look as face
 from qformer.evaluation import attention as look
-from qformer.figures.heat import SIDE, QueryMaps
-from qformer.figures.tiles import TILE
+from qformer.figures.heat import SIDE, QueryMaps, overlay, sheet
+from qformer.figures.tiles import STRATEGIES, TILE, slices
 from qformer.llm import lora
 from qformer.model.connectors import QuestionConnector
 from qformer.model.vision_language import VisionLanguageModel
@@ -62,8 +61,7 @@ def test_weights_times_values_are_what_the_fused_attention_gives() -> None:
     model = tiny_model().eval()
     model.frontend.strategy = Views()
     visual = model.frontend(model.frontend.tiles([picture()]))
-    assert visual.mask is not None
-    assert not visual.mask.all()
+    assert len(set(visual.lengths)) > 1
     seen = []
 
     def compare(attention: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -73,7 +71,7 @@ def test_weights_times_values_are_what_the_fused_attention_gives() -> None:
         seen.append((attention.norm(hidden + attention.output(mixed)), output))
 
     model.qformer.layers[0].cross_attention.register_forward_hook(compare)
-    model.qformer.encode_image(visual.features, visual.mask)
+    model.qformer.encode_image(visual)
     assert len(seen) == 1
     for ours, theirs in seen:
         torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -87,7 +85,7 @@ def test_query_maps_are_the_mean_over_layers_and_heads_without_the_class_token(r
     visual = model.frontend(model.frontend.tiles([image]))
     assert visual.extra == 1
     with look.watch(model.connector.qformer) as weights:
-        model.connector.qformer.encode_image(visual.features, visual.mask)
+        model.connector.qformer.encode_image(visual)
     assert len(weights) == 2
     assert not torch.allclose(*weights, atol=1e-3)
     expected = (weights[0] + weights[1]).mean(dim=1)[0]  # (Q, S), twice the mean over the layers
@@ -118,7 +116,7 @@ def test_a_query_that_reads_one_patch_is_seen_there() -> None:
     with torch.no_grad():
         visual = first.frontend(first.frontend.tiles([changed]))
         attention = first.qformer.layers[0].cross_attention  # every query is turned to that patch, in every head
-        keys = attention.key(visual.features)[0]
+        keys = attention.key(visual.packed)
         attention.query.weight.zero_()
         attention.query.bias.copy_(40 * (keys[1 + 2 * 2 + 1] - keys.mean(dim=0)))
     maps = look.query_maps(first, changed).maps
@@ -135,7 +133,7 @@ def test_gains_add_up_to_what_the_picture_gives_over_a_blank_one(
     model = models[kind]
     visual, blank = look.see_with_blank(model, picture())
     words, gained = look.integrate(model, visual, blank, (*ASK, "it rains"))
-    ends = torch.stack([blank, visual.features])
+    ends = torch.stack([blank, visual.packed])
     ids, scores = look.score(model, visual, ends, *ASK, "it rains")
     total = scores.detach().sum(dim=1).diff()
     assert abs(float(total)) > 1e-3
@@ -152,7 +150,7 @@ def test_the_score_is_the_loss_of_the_answer(models: dict[str, VisionLanguageMod
     model = models[kind]
     tiles = model.frontend.tiles([picture()])
     visual, _ = look.see_with_blank(model, picture())
-    ids, scores = look.score(model, visual, visual.features[None], *ASK, None)
+    ids, scores = look.score(model, visual, visual.packed[None], *ASK, None)
     asked = {"opt": "Question: {} Answer:", "t5": "Question: {} Short answer:"}[kind].format(ASK[0])
     logits, targets = model.llm.predict(*model.prefix(tiles), [ASK[1]], [asked], 64)
     real = targets[0] != -100
@@ -263,7 +261,7 @@ def test_patches_of_tiles_lie_where_the_picture_has_them() -> None:
     scores[0, 1 + 1] = 1  # of the left tile the patch at the top right
     scores[1, 1 + 2] = 3  # of the right one that at the bottom left
     scores[:, 0] = 100  # the class token is nowhere
-    heat = look.on_picture(visual, scores)
+    heat = look.on_picture(visual, scores.flatten())
     expected = torch.tensor([[0.0, 0.25, 0.75, 0.0]])
     torch.testing.assert_close(heat, expected)
     box = look.query_maps(model, picture()).box
@@ -274,39 +272,39 @@ def test_overview_and_slices_share_one_grid() -> None:
     """A patch of the overview is shared among the finer cells that it covers, by area."""
     model = _with(tiny_model().eval(), Views())
     visual = model.frontend(model.frontend.tiles([picture()]))
-    scores = torch.zeros(3, 7)
-    scores[0, 1 + 3] = 6  # of 2 x 2, the bottom right
+    scores = torch.zeros(5 + 7 + 7)
+    scores[1 + 3] = 6  # of 2 x 2, the bottom right
     heat = look.on_picture(visual, scores)
     half, whole = 1 / 6, 1 / 3
     expected = torch.tensor([[0.0, 0, 0, 0], [0, 0, half, half], [0, 0, whole, whole]])
     torch.testing.assert_close(heat, expected)
-    assert torch.equal(look.on_picture(visual, torch.zeros(3, 7)), torch.full((3, 4), 1 / 12))
+    assert torch.equal(look.on_picture(visual, torch.zeros(19)), torch.full((3, 4), 1 / 12))
 
 
 def test_an_overlay_is_hot_where_the_heat_is_and_the_picture_elsewhere() -> None:
     image = Image.new("RGB", (100, 50), (20, 120, 220))
     heat = torch.zeros(2, 4)
     heat[0, 3] = 1
-    drawn = np.asarray(face.overlay(image, heat))
+    drawn = np.asarray(overlay(image, heat))
     assert drawn.shape[1] == SIDE
     assert drawn[250, 100].tolist() == [20, 120, 220]
     assert drawn[40, 600, 0] > 150
-    part = np.asarray(face.overlay(image, torch.ones(1, 1), box=(0.5, -0.5, 1.0, 0.5)))
+    part = np.asarray(overlay(image, torch.ones(1, 1), box=(0.5, -0.5, 1.0, 0.5)))
     assert part[100, 500, 0] > 150
     assert part[100, 100].tolist() == part[250, 500].tolist() == [20, 120, 220]
-    face.overlay(image.convert("LA"), torch.zeros(3, 3))  # nothing anywhere
+    overlay(image.convert("LA"), torch.zeros(3, 3))  # nothing anywhere
 
 
 def test_a_sheet_shows_all_queries_in_rows() -> None:
     maps = QueryMaps(torch.full((5, 2, 2), 0.25), (0, 0, 1, 1))
-    wide, narrow = face.sheet(picture(), maps), face.sheet(picture(), maps, columns=2)
+    wide, narrow = sheet(picture(), maps), sheet(picture(), maps, columns=2)
     assert wide.width > narrow.width
     assert narrow.height == 3 * (wide.height - 8) + 8
 
 
-@pytest.mark.parametrize("strategy", face.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
-    drawn, facts = face.slices(picture(300, 200), strategy)
+    drawn, facts = slices(picture(300, 200), strategy)
     assert drawn.width >= SIDE
     assert set(facts) == {"tiles", "grid", "tokens", "pixels", "cost"}
     assert facts["tiles"] >= 1
@@ -315,20 +313,20 @@ def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
 
 def test_the_cost_is_that_of_the_paper_s_encoder_and_grows_faster_than_pixels() -> None:
     """By hand for one tile of 28 x 28: 4 patches and a class token through 39 blocks of width 1408."""
-    facts = face.slices(picture(), "fixed", size=28)[1]
+    facts = slices(picture(), "fixed", size=28)[1]
     block = 5 * (4 * 1408**2 + 2 * 1408 * 6144) + 2 * 5 * 5 * 1408
     assert facts["cost"] == pytest.approx(2 * (39 * block + 4 * 588 * 1408) / 1e9)
     assert facts["tokens"] == 32
-    usual, large = (face.slices(picture(), "fixed", size=size)[1] for size in (224, 448))
+    usual, large = (slices(picture(), "fixed", size=size)[1] for size in (224, 448))
     assert large["pixels"] == 4 * usual["pixels"]
     assert large["cost"] > 4 * usual["cost"]
     with pytest.raises(UsageError, match="resolution"):
-        face.slices(picture(), "fixd")
+        slices(picture(), "fixd")
 
 
 def test_padding_is_hatched_and_tiles_are_outlined() -> None:
     image = Image.new("RGB", (80, 20), (200, 30, 30))
-    drawn, facts = face.slices(image, f"{__name__}:Padded")
+    drawn, facts = slices(image, f"{__name__}:Padded")
     assert facts["tiles"] == 2
     pixels = np.asarray(drawn)
     red = (pixels == (200, 30, 30)).all(axis=2)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qformer.model.connectors import QFormerConnector
-from qformer.model.frontend import FrontEnd, join_tiles
+from qformer.model.frontend import FrontEnd, TokenNorm, join_tiles
 from qformer.model.qformer import QFormer
 from qformer.resolution.base import ResolutionStrategy, cut_all
 from qformer.schema import QFormerConfig
@@ -49,7 +49,7 @@ class Views(ResolutionStrategy):
 @pytest.fixture
 def frontend():
     torch.manual_seed(0)
-    frontend = FrontEnd(Patches().freeze())
+    frontend = FrontEnd(Patches().freeze(), adapter=TokenNorm(WIDTH))
     nn.init.normal_(frontend.norm.weight)
     nn.init.normal_(frontend.norm.bias)
     return frontend
@@ -84,9 +84,9 @@ def test_norm_is_that_of_the_image_tokens_with_the_eps_of_the_original(frontend)
     tokens = frontend.encoder(torch.stack(tiles.pixels))
     centred = tokens - tokens.mean(-1, keepdim=True)
     expected = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * frontend.norm.weight
-    torch.testing.assert_close(visual.features, expected + frontend.norm.bias, **CLOSE)
-    assert visual.features.shape == (3, 1 + 6, WIDTH)
-    assert visual.mask is None
+    torch.testing.assert_close(visual.padded()[0], expected + frontend.norm.bias, **CLOSE)
+    assert visual.padded()[0].shape == (3, 1 + 6, WIDTH)
+    assert visual.padded()[1] is None
     assert visual.grids == [(3, 2)] * 3
     assert visual.extra == 1
     assert visual.counts == [1, 1, 1]
@@ -95,30 +95,31 @@ def test_norm_is_that_of_the_image_tokens_with_the_eps_of_the_original(frontend)
 
 def test_norm_is_computed_in_fp32(frontend):
     tiles = Tiles.from_pixels(torch.rand(2, 3, 28, 28))
-    exact = frontend(tiles).features
+    exact = frontend(tiles).padded()[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = frontend(tiles).features
+        features = frontend(tiles).padded()[0]
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, exact, atol=0.2, rtol=0)
 
 
 def test_bytes_and_fractions_are_the_same_pixels(frontend):
     pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
-    by_bytes = frontend(Tiles.from_pixels(pixels)).features
-    torch.testing.assert_close(by_bytes, frontend(Tiles.from_pixels(pixels.float() / 255)).features, **CLOSE)
+    by_bytes = frontend(Tiles.from_pixels(pixels)).padded()[0]
+    torch.testing.assert_close(by_bytes, frontend(Tiles.from_pixels(pixels.float() / 255)).padded()[0], **CLOSE)
 
 
 def test_tiles_of_all_sizes_come_out_in_their_order(frontend):
     tiles = uneven_images()
     visual = frontend(tiles)
     assert frontend.encoder.sizes == [(4, 28, 28), (4, 28, 42)]  # one call for each size
-    assert visual.features.shape == (8, 7, WIDTH)
+    padded, mask = visual.padded()
+    assert padded.shape == (8, 7, WIDTH)
     assert visual.counts == [2, 1, 3, 2]
     lengths = [5, 7, 5, 5, 7, 7, 5, 7]
-    assert visual.mask.tolist() == [[place < length for place in range(7)] for length in lengths]
+    assert mask.tolist() == [[place < length for place in range(7)] for length in lengths]
     assert visual.grids == [(3, 2) if length == 7 else (2, 2) for length in lengths]
     for index, tile in enumerate(tiles.pixels):
-        torch.testing.assert_close(visual.features[index, : lengths[index]], frontend.encode(tile[None])[0], **CLOSE)
+        torch.testing.assert_close(visual.rows[index], frontend.encode(tile[None])[0], **CLOSE)
 
 
 def test_a_larger_size_first_is_put_back_too(frontend):
@@ -126,9 +127,9 @@ def test_a_larger_size_first_is_put_back_too(frontend):
     pixels = [torch.rand(3, h, 28, generator=generator) for h in (42, 14, 28, 14, 42)]
     plan = Views().plan(28, 28)
     visual = frontend(Tiles(pixels, [plan] * 5))
-    assert visual.mask.sum(1).tolist() == [7, 3, 5, 3, 7]
+    assert visual.lengths == [7, 3, 5, 3, 7]
     for index, tile in enumerate(pixels):
-        torch.testing.assert_close(visual.features[index][visual.mask[index]], frontend.encode(tile[None])[0], **CLOSE)
+        torch.testing.assert_close(visual.rows[index], frontend.encode(tile[None])[0], **CLOSE)
 
 
 def test_a_tile_that_is_not_made_of_patches_is_refused(frontend):
@@ -162,11 +163,11 @@ def test_fractions_stay_between_0_and_1_when_they_are_resized(frontend):
     assert (tiles.pixels[0].min(), tiles.pixels[0].max()) == (0, 1)
     by_bytes = frontend.tiles([(edge * 255).byte()])
     torch.testing.assert_close(tiles.pixels[0] * 255, by_bytes.pixels[0].float(), atol=1.0, rtol=0)
-    assert frontend(tiles).features.isfinite().all()
+    assert frontend(tiles).padded()[0].isfinite().all()
 
 
 def test_norm_trains_although_the_encoder_is_frozen(frontend):
-    frontend(uneven_images()).features.sum().backward()
+    frontend(uneven_images()).padded()[0].sum().backward()
     assert frontend.norm.weight.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in frontend.encoder.parameters())
 

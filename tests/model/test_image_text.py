@@ -213,7 +213,7 @@ def test_frozen_encoder_stays_in_eval(make):
     assert model.qformer.training
     assert not any(part.training for part in model.frontend.encoder.modules())
     tiles = images(2)
-    assert model.frontend(tiles).features.equal(model.frontend(tiles).features)  # its dropout sleeps
+    assert model.frontend(tiles).padded()[0].equal(model.frontend(tiles).padded()[0])  # its dropout sleeps
 
 
 def test_itc_shares_its_pass_with_itg(make, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_row_without_a_legal_negative_is_left_out_of_the_mean(make):
     model, batch = make(), batches()["one tile"]
     tokens, legal = model.tokenize(batch.text), torch.tensor([True, False, True, True])
     image, (images_drawn, texts_drawn) = model.encode_images(batch.tiles), batch.negatives
-    got = model._matching(image, tokens, batch.negatives, legal)
+    got = model.matching_loss(image, tokens, batch.negatives, legal)
     terms = []
     for b in range(4):
         for i, t, label in ((b, b, 1), (images_drawn[b], b, 0), (b, texts_drawn[b], 0)):
@@ -273,8 +273,8 @@ def test_drawn_negatives_are_hard_and_never_the_same_image(make, monkeypatch):
     model = make(temperature=0.05)
     batch = Batch(images(6), CAPTIONS[:6], ["a", "b", "a", "c", "c", "d"])
     seen = []
-    inner = model._matching
-    monkeypatch.setattr(model, "_matching", lambda *args: seen.append(args[2]) or inner(*args))
+    inner = model.matching_loss
+    monkeypatch.setattr(model, "matching_loss", lambda *args: seen.append(args[2]) or inner(*args))
     drawn = torch.zeros(2, 6, 6)
     for _ in range(150):
         with torch.no_grad():
@@ -328,7 +328,7 @@ def test_images_that_are_alike_by_string_or_number(make):
 def plain_score(model, tiles, tokens, image, text):
     """One pair by itself: keys and values of its own, all rows of all layers, the text with the padding of others."""
     encoded = model.frontend.encode_tiles(tiles[image : image + 1])
-    rows, mask = model.frontend.normalise(encoded.features), encoded.mask
+    rows, mask = model.frontend.adapt(encoded).padded()
     rows, mask = join_tiles(rows, mask, encoded.counts)
     ids, exists = tokens.ids[text : text + 1], tokens.mask[text : text + 1]
     return model.itm_head(model.qformer.joint(rows, mask, ids, exists, "bidirectional")[0]).mean(dim=1)[0, 1]

@@ -58,7 +58,7 @@ def test_the_prefix_is_what_matching_makes_of_the_queries(model: VisionLanguageM
     bridge, tiles = connector(model), photos(model, root, 0, 5)
     tokens = bridge.tokenizer(ASKED, padding=True, return_tensors="pt")
     queries = bridge.qformer.match(
-        model.frontend(tiles).features, None, tokens["input_ids"], tokens["attention_mask"].bool()
+        model.frontend(tiles).padded()[0], None, tokens["input_ids"], tokens["attention_mask"].bool()
     )
     prefix, mask = model.prefix(tiles, ASKED)
     torch.testing.assert_close(prefix, bridge.projection(queries))
@@ -94,7 +94,7 @@ def test_a_padded_question_token_changes_nothing(model: VisionLanguageModel, roo
 def test_without_a_question_the_queries_are_alone(model: VisionLanguageModel, root: Path) -> None:
     """An empty question is none, also beside one that is not; captioning asks nothing."""
     tiles, bridge = photos(model, root, 0, 5), connector(model)
-    queries = bridge.qformer.encode_image(model.frontend(tiles).features)
+    queries = bridge.qformer.encode_image(model.frontend(tiles).padded()[0])
     expected = bridge.projection(queries)
     torch.testing.assert_close(model.prefix(tiles)[0], expected)
     torch.testing.assert_close(model.prefix(tiles, ["", ""])[0], expected)

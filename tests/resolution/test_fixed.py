@@ -186,3 +186,18 @@ def test_build_takes_a_strategy_from_outside(monkeypatch):
     monkeypatch.setitem(sys.modules, "outside", outside)
     strategy = resolution.build("outside:Half", side=14)
     assert [tuple(tile.shape) for tile in cut_all([noise(20, 20)], strategy).pixels] == [(3, 14, 7)]
+
+
+def test_a_canvas_is_filled_and_a_crop_is_scaled_at_last():
+    image = torch.full((3, 10, 20), 200, dtype=torch.uint8)
+    tile = Tile((20, 10), (20, 20), (0, 5), (0, 0, 20, 20), scaled=(8, 8), fill=(1, 2, 3))
+    (pixels,) = cut(image, plan_of(tile))
+    assert pixels.shape == (3, 8, 8)
+    assert pixels[:, 0, 0].tolist() == [1, 2, 3]
+    assert pixels[:, 4, 4].tolist() == [200] * 3
+    (fractions,) = cut(image / 255, plan_of(tile))
+    torch.testing.assert_close(fractions * 255, pixels.float(), atol=1.0, rtol=0)
+    plain, filled = cut(image, plan_of(Tile(*(getattr(tile, n) for n in ("content", "canvas", "offset", "box"))), tile))
+    assert plain.shape == (3, 20, 20)
+    assert not plain[:, 0].any()  # of another colour, although content, canvas and offset are the same
+    assert filled[:, 0, 0].tolist() == [1, 2, 3]
