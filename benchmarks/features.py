@@ -49,7 +49,7 @@ class Way:
         data = config.data.model_dump(exclude_unset=True) | chosen
         self.config = Config.model_validate(config.model_dump(exclude_unset=True) | {"data": data})
         source = sources.for_run(self.config.data.train, str(folder))
-        strategy = resolution.build(self.config.resolution.name, **self.config.resolution.options)
+        strategy = resolution.chosen(self.config.resolution)
         torch.manual_seed(0)
         encoder, start = build_encoder(self.config), time.process_time()
         store = None if dtype is None else features.fill(self.config, source, strategy, encoder)

@@ -1,10 +1,12 @@
-"""Devices by name: the one that is meant, or a sentence where this machine has none such."""
+"""Devices by name: the one that is meant, or a sentence where this machine has none such; and dtypes by name."""
 
 from __future__ import annotations
 
 import torch
 
 from qformer.types import UsageError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose(name: str | torch.device | None) -> torch.device:

@@ -29,7 +29,8 @@ from qformer.data import sources
 from qformer.data.features import MANIFEST, CropDataset, FeatureStore, ShardWriter
 from qformer.data.loader import read_ahead
 from qformer.files import soundness
-from qformer.files.records import replace_records
+from qformer.files.records import replace_records, replace_text
+from qformer.files.soundness import raw
 from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
 from qformer.progress import Bar, console
@@ -134,7 +135,7 @@ def hash_of(encoder: VisionEncoder) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
@@ -146,9 +147,7 @@ def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> Feat
             with FileLock(folder / "store.lock"):
                 if not (folder / MANIFEST).is_file():  # another process may have been quicker
                     about = soundness.seal({"made": made, **filler.sizes(made["data"]["samples"])})
-                    partial = folder / "store.partial"
-                    partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
-                    partial.replace(folder / MANIFEST)
+                    replace_text(folder / MANIFEST, json.dumps(about, indent=1))
                 (folder / "store.lock").unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(f"cannot write to '{folder}' ({error}); give data.features another folder") from error

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from qformer import vision
 from qformer.config import load_config
@@ -93,6 +93,17 @@ def test_a_model_without_weights_runs_no_code_either(evil: Path) -> None:
 def test_code_beside_a_model_that_transformers_knows_is_passed_over(evil: Path) -> None:
     assert load_language_model(model(evil, "opt", auto_map=CODE)).width
     assert not (evil / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", [AutoProcessor, AutoTokenizer, AutoModel])
+def test_what_transformers_raises_is_one_sentence(tmp_path: Path, kind: Any) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": "many"')
+    for path, where in ((tmp_path, f"the folder '{tmp_path}'"), ("no/such", "'no/such', which is no folder here")):
+        with pytest.raises(UsageError) as caught:
+            pretrained.read(kind, path, "no model in {where} ({reason}); give one")
+        assert str(caught.value).startswith(f"no model in {where}")
+        assert str(caught.value).endswith("); give one")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "sub/x.safetensors", "..", "", "C:x", "a\\b", "a\0b"])

@@ -21,11 +21,12 @@ import typer.main
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from qformer import cli, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.figures import curves as pictures
-from qformer.model import bert
+from qformer.files import pretrained
 from qformer.stages import features
 from tests.commands import outcome
 from tests.workspace import config, make_workspace
@@ -46,7 +47,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(features, "SHARD_SAMPLES", 2)
         patch.setattr(pictures, "curves", lambda *_: None)  # here and below what takes long each time, and is the same
         patch.setattr(cli, "app", typer.main.get_command(cli.app))
-        patch.setattr(bert, "_fetch", functools.cache(bert._fetch))
+        read, known = pretrained.read, functools.cache(pretrained.read)  # an image encoder uses up what it is given
+        patch.setattr(pretrained, "read", lambda kind, *a, **o: (read if kind is AutoModel else known)(kind, *a, **o))
         base = root / "base"
         data = {"batch": 8, "features": str(base / "store"), "validation": None}
         settings = config(

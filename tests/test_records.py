@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from qformer.files.records import Form, Metrics, Step, append_record, read_lines, read_object
+from qformer.files.records import (
+    Form,
+    Metrics,
+    Step,
+    append_record,
+    read_lines,
+    read_object,
+    replace_text,
+    replacing,
+)
 from qformer.types import UsageError
 
 GOOD = '{"kind": "train", "step": 1, "itc": 2.5, "itm": NaN}\n'
@@ -98,3 +107,41 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
             append_record(file, {"step": 2})
     append_record(file, {"step": 3})
     assert file.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_a_file_or_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    file, folder, link = tmp_path / "file.json", tmp_path / "folder", tmp_path / "link"
+    replace_text(file, "old")
+    (tmp_path / "file.json.partial").write_text("a kill left this")
+    link.symlink_to(file)
+    replace_text(link, "own")
+    assert (file.read_text(), link.read_text(), link.is_symlink()) == ("old", "own", False)
+    for name in ("first", "second"):
+        with replacing(folder) as partial:
+            partial.mkdir()
+            (partial / name).write_text(name)
+    assert [inside.name for inside in folder.iterdir()] == ["second"]
+
+    def fail(target: Path) -> None:
+        with replacing(target) as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    for target in (file, folder):
+        with pytest.raises(OSError, match="full"):
+            fail(target)
+    assert file.read_text() == "old"
+    assert (folder / "second").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"file.json", "folder", "link"}
+
+
+def test_a_folder_that_somebody_makes_meanwhile_stays(tmp_path: Path) -> None:
+    def make_both() -> None:
+        with replacing(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "theirs").write_text("")
+
+    with pytest.raises(OSError, match="not empty"):
+        make_both()
+    assert (tmp_path / "folder" / "theirs").is_file()

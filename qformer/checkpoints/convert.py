@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.hugging_face import write_transformers
 from qformer.checkpoints.lavis import write_lavis
-from qformer.checkpoints.loading import open_foreign, pushed
-from qformer.checkpoints.ours import open_ours, write_ours
+from qformer.checkpoints.loading import open_checkpoint
+from qformer.checkpoints.ours import take_apart, write_ours
 from qformer.checkpoints.parts import LoadOptions
 from qformer.files import pretrained
+from qformer.files.records import replacing
 from qformer.types import UsageError
 
 Form = Literal["qformer", "lavis", "transformers"]
@@ -29,21 +29,11 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
     """
     if target.exists():
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
-    found = str(pushed(source)) if checkpoint.is_foreign(source) else source
-    opened = open_foreign(found, given) if checkpoint.is_foreign(found) else open_ours(found, trust)
-    partial = target.with_name(f"{target.name}.partial")
-    _remove(partial)
+    sizes = {name: value for name, value in asdict(given).items() if value is not None}
+    opened = open_checkpoint(source, sizes, trust)
+    if opened.folder is not None:
+        take_apart(opened)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with pretrained.quiet():
-            {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
-        partial.rename(target)
-    finally:
-        _remove(partial)
+    with replacing(target) as partial, pretrained.quiet():
+        {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)
     return target
-
-
-def _remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ A checkpoint appears under its name only when it is complete, so an interrupted 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from qformer import lookup
 from qformer.config import dump_config, load_config
 from qformer.fields import read_from
 from qformer.files import soundness
-from qformer.files.records import Form, read_object
+from qformer.files.records import Form, flush, read_object, replacing
 from qformer.files.releases import RELEASES
 from qformer.schema import Config
 from qformer.types import UsageError
@@ -94,26 +93,19 @@ def save(
         OSError: it could not be written, as on a full disk; what was there before is as it was.
     """
     final = run / FOLDER / f"step-{step:07d}"
-    partial = final.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
-        (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
-        if trainer is not None:
-            torch.save(trainer, partial / TRAINER)
-        if extra is not None:
-            extra(partial)
-        write_meta(partial, {"step": step, **provenance(), **meta})
-        for file in partial.iterdir():
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _flush(final.parent)
+        with replacing(final) as partial:
+            partial.mkdir(parents=True)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
+            (partial / CONFIG).write_text(dump_config(config), encoding="utf-8")
+            if trainer is not None:
+                torch.save(trainer, partial / TRAINER)
+            if extra is not None:
+                extra(partial)
+            write_meta(partial, {"step": step, **provenance(), **meta})
+        flush(final.parent)
     except (SafetensorError, RuntimeError) as error:  # what safetensors and torch.save make of a full disk
         raise OSError(f"{error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     before = [folder for folder in complete(run) if _step(folder) <= step]  # later ones are of a run that went back
     for old in before[:-keep_last]:
         if not keep_every or _step(old) % keep_every:
@@ -314,15 +306,6 @@ def _is_step(folder: Path) -> bool:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _flush(path: Path) -> None:
-    """Push a file, or the names in a folder, to the disk, so that a crash cannot leave an empty one behind a rename."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def provenance() -> dict[str, str]:

@@ -16,7 +16,6 @@ from transformers import (
     BlipImageProcessor,
 )
 
-from qformer.checkpoints import hugging_face
 from qformer.checkpoints.names import Stage, bridge_rows
 from qformer.checkpoints.parts import (
     FAMILIES,
@@ -142,7 +141,7 @@ def open_transformers(path_or_id: str, given: LoadOptions) -> OpenCheckpoint:
                 f"'{path_or_id}' is no BLIP-2: {section}.{key} is {found}, not {value}; set it if it is wrong"
             )
     folder, kind = pretrained.local_folder(path_or_id), theirs.text_config.model_type
-    parts = hugging_face.from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
+    parts = from_transformers(read_tensors(folder), kind, theirs.qformer_config.num_attention_heads)
     parts.sizes = parts.sizes.model_copy(update={"layer_norm_eps": theirs.qformer_config.layer_norm_eps})
     eps = theirs.vision_config.layer_norm_eps  # they have one for all norms of the encoder and for the one behind it
     choice = tower_choice(parts, theirs.vision_config.num_attention_heads, given.patch_size) | {"norm_eps": eps}
@@ -234,7 +233,7 @@ def _their_model(opened: OpenCheckpoint) -> Any:
     kind = "" if opened.llm is None else opened.llm.model_type
     with torch.device("meta"):
         model: Any = (Blip2ForImageTextRetrieval if is_retrieval else Blip2ForConditionalGeneration)(config)
-    tensors = hugging_face.to_transformers(parts)
+    tensors = to_transformers(parts)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
         raise UsageError(f"BLIP-2 in transformers has no place for a model of these sizes: {listed(odd)}")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qformer.checkpoints import lavis
 from qformer.checkpoints.names import POSITION_IDS, REPEATED, SPARE, Stage, bridge_rows
 from qformer.checkpoints.parts import (
     FAMILIES,
@@ -147,10 +146,10 @@ def open_lavis(path: Path, given: LoadOptions) -> OpenCheckpoint:
     Raises:
         UsageError: no BLIP-2 is in it, or what it leaves open is not known.
     """
-    parts = lavis.from_lavis(read_tensors(path), given.heads)
+    parts = from_lavis(read_tensors(path), given.heads)
     source = str(path)
     if not parts.vision and given.vision is not None:
-        parts.vision = lavis.tower(read_tensors(releases.local(given.vision)))
+        parts.vision = tower(read_tensors(releases.local(given.vision)))
     if parts.vision:
         choice = tower_choice(parts, given.vision_heads, given.patch_size)
     elif (width := parts.sizes.encoder_width) in TOWERS:
@@ -182,4 +181,4 @@ def write_lavis(opened: OpenCheckpoint, path: Path) -> None:
         raise UsageError("BLIP-2 in LAVIS has an OPT or a T5, and this checkpoint another language model")
     if config.vision.name not in ("eva", "clip"):
         raise UsageError(f"BLIP-2 in LAVIS sees with EVA or CLIP, and this checkpoint with '{config.vision.name}'")
-    torch.save({"model": lavis.to_lavis(parts)}, path)
+    torch.save({"model": to_lavis(parts)}, path)

@@ -1,4 +1,9 @@
-"""`load`: a model from a path alone, be it a checkpoint of ours, a file of LAVIS or a folder of transformers."""
+"""`load`: a model from a path alone. `open_checkpoint` reads what is there, `build` makes the model of it.
+
+ours          a run or one of its checkpoints, or the hub id of what `qformer push` put there    `ours.py`
+LAVIS         a `.pth` file, or the name of a release                                            `lavis.py`
+transformers  a folder or hub id of BLIP-2                                                       `hugging_face.py`
+"""
 
 from __future__ import annotations
 
@@ -13,38 +18,23 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.fitting import refuse_unfit
 from qformer.checkpoints.hugging_face import open_transformers
 from qformer.checkpoints.lavis import open_lavis
+from qformer.checkpoints.ours import open_ours
 from qformer.checkpoints.parts import LoadOptions, OpenCheckpoint, build_tower, check_words
 from qformer.checkpoints.weights import load_tensors
 from qformer.files import pretrained, releases
 from qformer.llm.loading import DTYPES, language_model, quantize_held, wrap_language_model
 from qformer.llm.quantize import check
-from qformer.model.assembly import build_image_text, build_vision_language
+from qformer.model.assembly import assemble
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.schema import Config
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qformer.llm.base import LanguageModel
-
-
-def with_dtype(config: Config, dtype: str | None, quantize: str | None = None) -> Config:
-    """The configuration with the language model in this dtype and quantised like this, as far as that is given.
-
-    Raises:
-        UsageError: an unknown dtype or quantisation, one that is not possible here, or no language model to quantise.
-    """
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype is '{dtype}'; {lookup.nearest(dtype, DTYPES)}")
-    if quantize is not None:
-        check(quantize)
-    if config.llm is None:
-        if quantize in (None, "none"):
-            return config
-        raise UsageError(f"this checkpoint has no language model to quantise to {quantize}; leave quantize out")
-    given = {"dtype": dtype, "quantize": quantize}
-    llm = config.llm.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return config.model_copy(update={"llm": llm})
+    from qformer.model.assembly import Bridge
+    from qformer.schema import Config
 
 
 def load(
@@ -74,24 +64,7 @@ def load(
             is not possible here; or (`Untrusted`) it names code without `trust`.
     """
     device = devices.choose(device)
-    if checkpoint.is_foreign(path_or_id):
-        path_or_id = pushed(path_or_id)
-        if checkpoint.is_foreign(path_or_id):
-            given = lookup.build({"sizes": LoadOptions}, "sizes", sizes, "load")
-            return load_foreign(path_or_id, device, dtype, given, quantize)
-    if sizes:
-        raise UsageError(f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out")
-    saved = checkpoint.read(path_or_id, trust, verify)
-    config = saved.config
-    if config.stage not in ("stage1", "stage2"):
-        raise UsageError(f"'{path_or_id}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
-    model: ImageTextModel | VisionLanguageModel
-    if config.stage == "stage1":
-        model, _ = build_image_text(with_dtype(config, dtype, quantize), saved.path)
-    else:
-        model, _ = build_vision_language(with_dtype(config, dtype, quantize), device, tokenizer_of=saved.path)
-    load_tensors(model, saved.tensors, saved.path)
-    return model.to(device).eval()
+    return build(open_checkpoint(path_or_id, sizes, trust, verify), device, dtype, quantize)
 
 
 def load_vision_language(
@@ -104,67 +77,85 @@ def load_vision_language(
     return model
 
 
-def open_foreign(path_or_id: str | Path, given: LoadOptions) -> OpenCheckpoint:
-    """A file of LAVIS, the name of a release, or a folder or hub id of transformers' BLIP-2.
+def open_checkpoint(
+    path_or_id: str | Path, sizes: Mapping[str, Any], trust: bool = False, verify: bool = True
+) -> OpenCheckpoint:
+    """A checkpoint of any form, read but not built; for the arguments see `load`.
 
     Raises:
-        UsageError: none of them, damaged, something else than a BLIP-2, or weights that are NaN or infinite.
+        UsageError: no checkpoint there, a damaged one, or something else than a BLIP-2; weights that are NaN or
+            infinite; sizes for one of ours, which leaves nothing open; or (`Untrusted`) it names code without `trust`.
     """
-    if str(path_or_id) in releases.RELEASES:
-        path_or_id = releases.fetch(str(path_or_id))
-    is_file = Path(path_or_id).is_file()
-    opened = open_lavis(Path(path_or_id), given) if is_file else open_transformers(str(path_or_id), given)
+    path = _local(path_or_id)
+    if not checkpoint.is_foreign(path):
+        if sizes:
+            raise UsageError(
+                f"'{path_or_id}' is a checkpoint of qformer, which knows its sizes; leave {min(sizes)} out"
+            )
+        return open_ours(path, trust, verify)
+    given = lookup.build({"sizes": LoadOptions}, "sizes", dict(sizes), "load")
+    opened = open_lavis(Path(path), given) if Path(path).is_file() else open_transformers(str(path), given)
     refuse_unfit(opened.parts, opened.source)
     return opened
 
 
-def pushed(path_or_id: str | Path) -> str | Path:
-    """The folder that holds a checkpoint of ours which is on the hub; anything else as it is.
+def _local(path_or_id: str | Path) -> str | Path:
+    """The path of a checkpoint, once a release, or one of ours that is on the hub, is downloaded; others as they are.
 
     Raises:
         UsageError: it cannot be downloaded.
     """
-    if str(path_or_id) in releases.RELEASES or Path(path_or_id).exists():
+    name = str(path_or_id)
+    if not checkpoint.is_foreign(path_or_id):
+        return path_or_id
+    if name in releases.RELEASES:
+        return releases.fetch(name)
+    if Path(path_or_id).exists():
         return path_or_id
     try:
-        hf_hub_download(str(path_or_id), checkpoint.CONFIG)
+        hf_hub_download(name, checkpoint.CONFIG)
     except (OSError, ValueError):  # there is none, or no such repository, or no network: transformers' folders lack it
         return path_or_id
-    return pretrained.local_folder(str(path_or_id))
+    return pretrained.local_folder(name)
 
 
-def load_foreign(
-    path_or_id: str | Path,
-    device: torch.device | str,
-    dtype: str | None,
-    given: LoadOptions,
-    quantize: str | None = None,
-) -> ImageTextModel | VisionLanguageModel:
-    """The model in such a checkpoint, in eval mode.
+def build(
+    opened: OpenCheckpoint, device: torch.device | str, dtype: str | None = None, quantize: str | None = None
+) -> Bridge:
+    """The model of an open checkpoint, in eval mode; for the arguments see `load`.
 
-    Args:
-        dtype: of the language model: `fp32`, `fp16`, `bf16`; None or `auto` is fp32 on a CPU, as stored elsewhere.
-        quantize: the language model: `int8`, `nf4`; None is `none`.
+    Of a language model that the checkpoint itself holds, `dtype` None or `auto` is fp32 on a CPU, as stored elsewhere.
 
     Raises:
-        UsageError: see `open_foreign`; or a tower that it leaves out cannot be had.
+        UsageError: its tensors do not fit, a tower that it leaves out cannot be had, or what was asked for is not
+            possible here.
     """
-    opened = open_foreign(path_or_id, given)
-    parts, config = opened.parts, with_dtype(opened.config, dtype, quantize)
-    encoder = None
-    if parts.vision:
-        encoder = build_tower(config, parts.vision, opened.source).freeze()
-    model: ImageTextModel | VisionLanguageModel
-    if parts.stage == "stage1":
-        model, _ = build_image_text(config, opened.tokenizer, encoder)
-        check_words(opened, model.tokenizer)
-    else:
-        llm = _held_language_model(opened, config, device, dtype) if parts.llm else None
-        if llm is not None:
-            check_words(opened, llm.tokenizer)
-        model, _ = build_vision_language(config, device, encoder, llm)
-    load_tensors(model, parts.bridge, opened.source)
+    parts, config = opened.parts, _with_dtype(opened.config, dtype, quantize)
+    encoder = build_tower(config, parts.vision, opened.source).freeze() if parts.vision else None
+    llm = _held_language_model(opened, config, device, dtype) if parts.llm else None
+    model, _ = assemble(config, device, encoder, llm, opened.folder or opened.tokenizer)
+    check_words(opened, model.tokenizer if isinstance(model, ImageTextModel) else model.llm.tokenizer)
+    load_tensors(model, parts.bridge, opened.folder or opened.source)
     return model.to(device).eval()
+
+
+def _with_dtype(config: Config, dtype: str | None, quantize: str | None) -> Config:
+    """The configuration with the language model in this dtype and quantised like this, as far as that is given.
+
+    Raises:
+        UsageError: an unknown dtype or quantisation, one that is not possible here, or no language model to quantise.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype is '{dtype}'; {lookup.nearest(dtype, DTYPES)}")
+    if quantize is not None:
+        check(quantize)
+    if config.llm is None:
+        if quantize in (None, "none"):
+            return config
+        raise UsageError(f"this checkpoint has no language model to quantise to {quantize}; leave quantize out")
+    given = {"dtype": dtype, "quantize": quantize}
+    llm = config.llm.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return config.model_copy(update={"llm": llm})
 
 
 def _held_language_model(

@@ -1,4 +1,4 @@
-"""Folders of our own checkpoints, read with everything that they name and written from parts of any form."""
+"""Folders of our own checkpoints, opened, taken apart for other forms, and written from parts of any form."""
 
 from __future__ import annotations
 
@@ -32,50 +32,58 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_ours(path: str | Path, trust: bool = False) -> OpenCheckpoint:
-    """A checkpoint of ours taken apart, with the towers that it holds itself.
+def open_ours(path: str | Path, trust: bool = False, verify: bool = True) -> OpenCheckpoint:
+    """A checkpoint of ours; towers stay where its configuration names them. `trust`, `verify`: see `qformer.load`.
 
     Raises:
-        UsageError: none is there, or its towers or its text path have no place in other forms.
+        UsageError: none is there, or it is a run without a bridge.
     """
-    saved = checkpoint.read(path, trust)
+    saved = checkpoint.read(path, trust, verify)
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    parts = Parts(config.stage, saved.tensors, {}, {}, config.qformer)
+    tokenizer = str(saved.path) if config.llm is None else config.llm.path
+    return OpenCheckpoint(str(path), parts, config, tokenizer, folder=saved.path)
+
+
+def take_apart(opened: OpenCheckpoint) -> None:
+    """Move what a checkpoint of ours holds of its towers out of its bridge, and adapters into their language model.
+
+    Other forms have whole towers, and no place for parts of them.
+
+    Raises:
+        UsageError: its text path has no place in other forms.
+    """
+    config, parts, inside = opened.config, opened.parts, str(opened.folder)
     if config.question is not None:
         raise UsageError(
-            f"the Q-Former of '{path}' reads questions, for which stage two of BLIP-2 has no place in LAVIS or in "
-            "transformers; use the checkpoint as it is"
+            f"the Q-Former of '{opened.source}' reads questions, for which stage two of BLIP-2 has no place in LAVIS "
+            "or in transformers; use the checkpoint as it is"
         )
-    trained = {n.removeprefix(ENCODER): tensor for n, tensor in saved.tensors.items() if n.startswith(ENCODER)}
-    bridge = {name: tensor for name, tensor in saved.tensors.items() if not name.startswith((ENCODER, LLM))}
-    llm, family = None, None
-    parts = Parts(config.stage, bridge, trained, {}, config.qformer)
-    inside = str(saved.path)
-    if not trained and str(config.vision.options.get("weights", "")).startswith(inside):
+    parts.vision = {n.removeprefix(ENCODER): tensor for n, tensor in parts.bridge.items() if n.startswith(ENCODER)}
+    adapters = {n.removeprefix(LLM): tensor for n, tensor in parts.bridge.items() if n.startswith(LLM)}
+    parts.bridge = {name: tensor for name, tensor in parts.bridge.items() if not name.startswith((ENCODER, LLM))}
+    if not parts.vision and str(config.vision.options.get("weights", "")).startswith(inside):
         parts.vision = read_tensors(config.vision.options["weights"])
-    merged = ""
-    if config.llm is not None:
-        llm = configuration(config.llm.path)
-        family = next((known for known in FAMILIES if known == llm.model_type), None)
-        if config.llm.path.startswith(inside):
-            tensors = read_tensors(config.llm.path)
-            parts.llm = language_model(llm, tensors, config.llm.path).state_dict()
-        if config.llm.lora is not None:
-            parts.llm, merged = _merged(config.llm, saved), config.llm.path
-            config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
-    parts.family = family
-    tokenizer = str(saved.path) if config.llm is None else config.llm.path
-    return OpenCheckpoint(str(path), parts, config, tokenizer, llm, merged)
+    if config.llm is None:
+        return
+    opened.llm = configuration(config.llm.path)
+    parts.family = next((known for known in FAMILIES if known == opened.llm.model_type), None)
+    if config.llm.lora is not None:
+        parts.llm, opened.merged = _merged(config.llm, adapters, inside), config.llm.path
+        opened.config = config.model_copy(update={"llm": config.llm.model_copy(update={"lora": None})})
+    elif config.llm.path.startswith(inside):
+        tensors = read_tensors(config.llm.path)
+        parts.llm = language_model(opened.llm, tensors, config.llm.path).state_dict()
 
 
-def _merged(config: LLMConfig, saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+def _merged(config: LLMConfig, adapters: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The tensors of the language model with a checkpoint's adapters added to its weights."""
     assert config.lora is not None
     llm = load_language_model(config.path, dtype=None, tried=False)
     lora.add(llm, config.lora)
-    adapters = {n.removeprefix(LLM): tensor for n, tensor in saved.tensors.items() if n.startswith(LLM)}
-    load_trained(llm, adapters, saved.path)
+    load_trained(llm, adapters, source)
     lora.merge(llm)
     return llm.model.state_dict()
 
@@ -92,7 +100,7 @@ def write_ours(opened: OpenCheckpoint, folder: Path) -> None:
         config = config.model_copy(update=kept)
     if parts.llm:
         inside = folder / LLM_FOLDER.removeprefix(checkpoint.INSIDE)
-        tokenizer = pretrained.read(AutoTokenizer, pretrained.tower(opened.tokenizer))
+        tokenizer = pretrained.read(AutoTokenizer, opened.tokenizer)
         check_words(opened, tokenizer)
         language_model(opened.llm, parts.llm, opened.source).save_pretrained(inside)
         tokenizer.save_pretrained(inside)

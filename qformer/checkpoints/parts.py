@@ -29,8 +29,8 @@ from qformer.vision.options import ClipConfig, EvaConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    pass
     from qformer.vision.base import VisionEncoder
 
 
@@ -66,9 +66,11 @@ class OpenCheckpoint:
 
     Attributes:
         config: what our own would say; towers that `parts` hold are named as files of a checkpoint.
-        tokenizer: folder or hub id: of the texts in stage one, of the language model in stage two.
+        tokenizer: folder or hub id: of the texts in stage one, of the language model in stage two. That of a Q-Former
+            that reads questions is in `folder`.
         llm: the language model's configuration in transformers; None where `parts` do not hold its tensors.
         merged: the language model to whose weights adapters were added, if any were.
+        folder: of a checkpoint of ours; None for any other form.
     """
 
     source: str
@@ -77,6 +79,7 @@ class OpenCheckpoint:
     tokenizer: str
     llm: Any = None
     merged: str = ""
+    folder: Path | None = None
 
     def hold_towers(self) -> None:
         """Fetch the towers that the checkpoint leaves out.
@@ -177,7 +180,7 @@ def load_tokenizer(opened: OpenCheckpoint) -> Any:
     if opened.parts.stage == "stage1":
         return read_tokenizer(opened.tokenizer)
     side = "right" if opened.llm is None or opened.llm.is_encoder_decoder else "left"  # new tokens follow the prompt
-    tokenizer = pretrained.read(AutoTokenizer, pretrained.tower(opened.tokenizer), padding_side=side)
+    tokenizer = pretrained.read(AutoTokenizer, opened.tokenizer, padding_side=side)
     if tokenizer.pad_token is None:  # as of Llama and GPT-2; their processor refuses to pad a batch without one
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -25,6 +25,7 @@ from qformer.checkpoints.parts import LoadOptions
 from qformer.commands.card import card
 from qformer.config import dump_config
 from qformer.files import pretrained
+from qformer.files.records import replacing
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -107,12 +108,10 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
     Raises:
         UsageError: see `push`.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = None if checkpoint.is_foreign(source) else checkpoint.find(source)
     run = None if own is None or own.parent.name != checkpoint.FOLDER else own.parent.parent
-    try:
+    with replacing(folder) as partial:
         if form == "qformer" and own is not None:
             _copy(own, repo, partial)
         else:
@@ -123,9 +122,6 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if run is not None and (run / "curves.png").is_file() and not (run / "curves.png").is_symlink():
             shutil.copy2(run / "curves.png", partial / "curves.png")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copy(own: Path, repo: str, folder: Path) -> None:

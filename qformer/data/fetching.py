@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from qformer import trust
+from qformer.files.records import replacing
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -212,11 +213,9 @@ def _unpack(path: Path) -> None:
     opener = next((opener for magic, opener in STARTS.items() if start.startswith(magic)), None)
     if opener is None:
         return
-    plain = path.with_suffix(".plain")
-    with opener(path, "rb") as packed, plain.open("wb") as file:
+    with replacing(path) as plain, opener(path, "rb") as packed, plain.open("wb") as file:
         try:
             while block := packed.read1(1 << 16):  # `read` would lose what stands in front of the damage
                 file.write(block)
         except (OSError, EOFError, lzma.LZMAError, zlib.error):
             file.write(b"damaged")  # so that the index lists an end that cannot be read
-    plain.replace(path)

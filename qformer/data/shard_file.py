@@ -7,7 +7,6 @@ of an earlier version, is taken as it is. Whatever the lists say is held against
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 
 from qformer.fields import Count, Positive
 from qformer.files import soundness
-from qformer.files.records import Form
+from qformer.files.records import Form, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,17 +72,13 @@ def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
-    partial, told = path.with_suffix(".partial"), json.dumps(faults)
+    told = json.dumps(faults)
     try:
         sealed = tensors | {CHECKSUM: torch.tensor([int(soundness.checksum_of(tensors, told), 16)])}
-        save_file(sealed, partial, {FAULTS: told})
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(sealed, partial, {FAULTS: told})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dict[str, tuple[str, str]]]:

@@ -27,6 +27,7 @@ import numpy as np
 from filelock import FileLock
 
 from qformer.data.members import Member, sample_in, samples_of, split
+from qformer.files.records import replacing
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
@@ -121,10 +122,8 @@ class Shards:
             rows = index(self._path(shard))
         except OSError:
             rows = LOST
-        part = path.with_suffix(".counting")
-        with part.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.save(file, rows)
-        part.replace(path)
 
     def _open(self, shard: int) -> BinaryIO:
         if shard not in self._files:
@@ -146,9 +145,8 @@ class Shards:
         if not path.is_file():
             with FileLock(path.with_suffix(".fetch")):
                 if not path.is_file():
-                    part = path.with_suffix(".fetching")
-                    fetch(part)
-                    part.replace(path)
+                    with replacing(path) as partial:
+                        fetch(partial)
                     self._evict(path)
         return path
 

@@ -20,7 +20,7 @@ from qformer import distributed, losses
 from qformer.files.records import ORIGINAL
 from qformer.model.image_text import trim
 from qformer.progress import track
-from qformer.retrieval.reading import MAX_TOKENS
+from qformer.retrieval.reading import read_texts
 from qformer.types import Tokens
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Images:
             k: candidates; more than there are is all of them.
             show: draw a progress bar.
         """
-        tokens = self.model.tokenize(list(texts), max(MAX_TOKENS, self.model.max_tokens))
+        tokens = read_texts(self.model, texts)
         text_embeds = self._embed_texts(tokens)
         starts, count = self._starts()
         groups = [(start, group) for start, group in zip(starts, self._groups, strict=True) if group is not None]

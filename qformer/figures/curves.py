@@ -11,7 +11,7 @@ import matplotlib
 
 from qformer import distributed
 from qformer.figures import published
-from qformer.files.records import ORIGINAL, Metrics, read_lines
+from qformer.files.records import ORIGINAL, Metrics, read_lines, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,10 +127,8 @@ def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict
 
 def _save(figure: Any, path: Path, **options: Any) -> None:
     """Put a picture in the place of the one before, never into a file elsewhere that a link of this name points to."""
-    partial = path.with_suffix(".partial.png")
-    partial.unlink(missing_ok=True)
-    figure.savefig(partial, **options)
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", **options)
     plt.close(figure)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from qformer.files import pretrained
 from qformer.lookup import find
 from qformer.types import UsageError
 
@@ -24,20 +23,32 @@ if TYPE_CHECKING:
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
 OLDER = "*.bin"  # its weights where there are no safetensors
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
+UNREADABLE = "nothing can be loaded from {where} ({reason}); give a folder or hub id of transformers"
 
 
-def read(kind: Any, path: str | Path, **options: Any) -> Any:
-    """`kind.from_pretrained(path, **options)` of transformers.
+def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any) -> Any:
+    """`kind.from_pretrained(path, **options)` of transformers, with one error for its many.
 
     Args:
-        kind: a class of transformers. path: folder or hub id; transformers' own errors about it stay as they are.
+        kind: a class of transformers.
+        path: folder, hub id, or name of a shipped tower (`tower`).
+        sentence: of the error, saying what was expected and what to do; `{where}`, `{path}` and `{reason}` are filled
+            in.
 
     Raises:
-        UsageError: it needs code that comes with it, or an index in the folder names files elsewhere.
+        UsageError: it cannot be read, needs code that comes with it, or an index in the folder names files elsewhere.
     """
+    path = tower(str(path))
     check_indexes(Path(path))
-    with quiet():
-        return _read(kind, path, options)
+    try:
+        with quiet():
+            return _read(kind, path, options)
+    except UsageError:  # says what is wrong itself
+        raise
+    except Exception as error:  # damaged files make transformers raise nearly anything
+        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(sentence.format(where=where, path=path, reason=reason)) from error
 
 
 @contextmanager
@@ -68,11 +79,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
+def _read(kind: Any, path: str, options: dict[str, Any]) -> Any:
     if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
-        _check_words(str(path))
+        _check_words(path)
     try:
-        return kind.from_pretrained(str(path), trust_remote_code=False, **options)
+        return kind.from_pretrained(path, trust_remote_code=False, **options)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -204,13 +215,9 @@ def configuration(path_or_id: str) -> Any:
     Raises:
         UsageError: there is none.
     """
-    try:
-        return pretrained.read(AutoConfig, pretrained.tower(path_or_id))
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UsageError(
-            f"'{path_or_id}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); "
-            "give a run, a file of LAVIS, or a folder of transformers"
-        ) from error
+    return read(
+        AutoConfig,
+        path_or_id,
+        "'{path}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); give a run, a "
+        "file of LAVIS, or a folder of transformers",
+    )

@@ -1,12 +1,14 @@
 """JSON of ours: files of one object, and lines that a run appends to.
 
-Of lines, what a kill cut off is passed over, and a shorter list replaces a longer whole.
+Of lines, what a kill cut off is passed over, and a shorter list replaces a longer whole. `replacing` writes any file or
+folder so that it is there whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from textwrap import shorten
@@ -124,9 +126,51 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def replace_records(file: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write the file anew; a kill in the middle leaves it as it was."""
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(partial, file)
+    replace_text(file, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def replace_text(file: Path, text: str, shared: bool = False) -> None:
+    """Write a text in UTF-8 in the place of a file; see `replacing`."""
+    with replacing(file, shared) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(target: Path, shared: bool = False) -> Iterator[Path]:
+    """A path to write a file or folder to, which takes the place of `target` once it is whole and on the disk.
+
+    A kill or an error leaves what was there before; a link of that name is replaced, not followed.
+
+    Args:
+        shared: other processes may write the same file, each the whole of it.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial" if shared else f"{target.name}.partial")
+    replaces_folder = target.is_dir()  # one that is made meanwhile is somebody else's, and stays
+    _remove(partial)
+    try:
+        yield partial
+        for file in [partial, *partial.rglob("*")]:
+            if file.is_file():
+                flush(file)
+        if replaces_folder:
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Push a file, or the names in a folder, to the disk, so that a crash cannot leave an empty one after a rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

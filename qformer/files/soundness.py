@@ -55,12 +55,17 @@ def checksum(path: Path) -> str:
     return f"{found:08x}"
 
 
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, in the order of its numbers; digests of weights are made of them."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:
     """Of names, dtypes, shapes and bytes of tensors on the CPU, whatever their order, and of a text beside them."""
     found = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
-        found = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data, found)
+        found = zlib.crc32(raw(tensor), found)
     return f"{found:08x}"
 
 

@@ -16,8 +16,8 @@ from transformers import (
     AutoTokenizer,
 )
 
+from qformer.devices import DTYPES as NAMED
 from qformer.files import pretrained
-from qformer.files.pretrained import tower
 from qformer.files.tensors import refuse
 from qformer.llm import quantize as quantizing
 from qformer.llm.abilities import examine
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Dtype = torch.dtype | Literal["auto"] | None
 
 HINT = "give a folder or hub id of a causal or encoder-decoder language model, such as facebook/opt-2.7b"
+NO_MODEL = f"no language model can be loaded from {{where}} ({{reason}}); {HINT}"
 
 
 def load_language_model(
@@ -63,14 +64,14 @@ def load_language_model(
             tokens, or it cannot be quantised here.
     """
     quantizing.check(quantize)
-    config = _fetch(AutoConfig, path)
+    config = pretrained.read(AutoConfig, path, NO_MODEL)
     is_seq2seq = getattr(config, "is_encoder_decoder", False)
     # transformers gives encoders such as BERT a causal head without complaint.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
         raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
     auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     options = _options(config, device, dtype, quantize, str(path))
-    model, report = _fetch(auto, path, output_loading_info=True, **options)
+    model, report = pretrained.read(auto, path, NO_MODEL, output_loading_info=True, **options)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
@@ -122,7 +123,7 @@ def wrap_language_model(
     Raises:
         UsageError: there is no tokenizer, or the model cannot write after image tokens.
     """
-    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, tokenizer_of))
+    tokenizer = pretrained.as_words(pretrained.read(AutoTokenizer, tokenizer_of, NO_MODEL))
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
         raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
@@ -136,19 +137,6 @@ def wrap_language_model(
     return llm
 
 
-def _fetch(auto: Any, path: str | Path, **options: Any) -> Any:
-    """`auto.from_pretrained`, with one error for its many."""
-    path = tower(str(path))
-    try:
-        return pretrained.read(auto, path, **options)
-    except UsageError:
-        raise
-    except Exception as error:  # damaged files make transformers raise nearly anything
-        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UsageError(f"no language model can be loaded from {where} ({reason}); {HINT}") from error
-
-
 def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dtype) -> torch.dtype | str:
     """How the weights are stored; see `load_language_model`."""
     if dtype is None:
@@ -160,7 +148,7 @@ def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dt
     return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
-DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[str, Any] = {"auto": "auto", **NAMED}
 
 
 def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,13 +37,27 @@ def build_encoder(config: Config) -> VisionEncoder:
     return encoder.freeze() if config.freeze_vision else encoder.float()
 
 
+def assemble(
+    config: Config,
+    device: torch.device | str = "cpu",
+    encoder: VisionEncoder | None = None,
+    llm: LanguageModel | None = None,
+    tokenizer_of: Any = None,
+) -> tuple[Bridge, Config]:
+    """The model of the stage of a configuration, one or two; see the two functions below."""
+    if config.stage == "stage1":
+        return build_image_text(config, tokenizer_of, encoder)
+    return build_vision_language(config, device, encoder, llm, tokenizer_of)
+
+
 def build_image_text(
     config: Config, tokenizer_of: Path | str | None = None, encoder: VisionEncoder | None = None
 ) -> tuple[ImageTextModel, Config]:
     """Stage one's model and the configuration with every size filled in.
 
     Args:
-        tokenizer_of: where the tokenizer is, for a model whose tensors will be put in: BERT's weights are not needed.
+        tokenizer_of: where the tokenizer is, or the tokenizer itself, for a model whose tensors will be put in: BERT's
+            weights are not needed.
         encoder: in place of the one that the configuration names.
     """
     strategy = resolution.chosen(config.resolution)  # refused before anything is read
@@ -70,8 +84,8 @@ def build_vision_language(
 
     Args:
         encoder, llm: in place of those that the configuration names.
-        tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, for a model whose text path will be
-            put in. By default both are BERT's.
+        tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, or the tokenizer itself, for a model
+            whose text path will be put in. By default both are BERT's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.chosen(config.resolution)

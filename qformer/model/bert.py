@@ -207,6 +207,7 @@ BERT_SIZES = {
 
 
 DECODE = "[DEC]"
+NO_BERT = "no BERT can be loaded from {where} ({reason}); give text.bert a folder or hub id"
 
 
 def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerConfig, dict[str, Tensor]]:
@@ -218,11 +219,12 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
     Raises:
         UsageError: there is no BERT.
     """
-    theirs = _fetch(AutoConfig, path)
+    theirs = pretrained.read(AutoConfig, path, NO_BERT)
     if theirs.model_type != "bert":
         raise UsageError(f"'{path}' is a {theirs.model_type} model; text.bert needs a BERT, such as bert-base-uncased")
     words = max(theirs.vocab_size, len(read_tokenizer(path)))
-    model, report = _fetch(BertForMaskedLM, path, output_loading_info=True, dtype=torch.float32)
+    loading = {"output_loading_info": True, "dtype": torch.float32}
+    model, report = pretrained.read(BertForMaskedLM, path, NO_BERT, **loading)
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in report["missing_keys"]}
     return bert_sizes(theirs, words, config), state
 
@@ -234,24 +236,20 @@ def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> 
     return QFormerConfig(**(sizes | given))
 
 
-def read_tokenizer(path: str | Path) -> Any:
+def read_tokenizer(path: Any) -> Any:
     """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate.
 
     Special tokens in the texts that it is given are words (`pretrained.as_words`).
+
+    Args:
+        path: folder or hub id. A tokenizer itself is returned as it is.
+
+    Raises:
+        UsageError: there is none.
     """
-    tokenizer = pretrained.as_words(_fetch(AutoTokenizer, str(path)))
+    if not isinstance(path, str | Path):
+        return path
+    tokenizer = pretrained.as_words(pretrained.read(AutoTokenizer, path, NO_BERT))
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": DECODE})
     return tokenizer
-
-
-def _fetch(auto: Any, path: str, **options: Any) -> Any:
-    path = pretrained.tower(path)
-    try:
-        return pretrained.read(auto, path, **options)
-    except UsageError:
-        raise
-    except Exception as error:  # damaged files make transformers raise nearly anything
-        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UsageError(f"no BERT can be loaded from {where} ({reason}); give text.bert a folder or hub id") from error

@@ -17,10 +17,10 @@ from qformer.checkpoints.loading import load
 from qformer.files import pretrained, releases
 from qformer.files.pretrained import configuration
 from qformer.model.image_text import ImageTextModel
+from qformer.retrieval.reading import text_limit
 from qformer.types import UsageError
 
 STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
-ITC_TOKENS = 35  # as retrieval reads texts
 
 
 def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> Ranker:
@@ -76,7 +76,7 @@ class Contrastive(Ranker):
 
     def __init__(self, model: ImageTextModel) -> None:
         self.model, self.tokenizer = model, model.tokenizer
-        self.limit = max(ITC_TOKENS, model.max_tokens)
+        self.limit = text_limit(model)
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return self.model.embed_images(self.model.frontend.tiles(images))
@@ -130,13 +130,9 @@ def read_model(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> An
         UsageError: it cannot be read or has not the methods; or weights are missing, which transformers would fill with
             random numbers.
     """
-    try:
-        model, report = pretrained.read(auto, path, output_loading_info=True)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UsageError(f"'{path}' cannot be loaded ({reason}); {hint}") from error
+    model, report = pretrained.read(
+        auto, path, f"'{{path}}' cannot be loaded ({{reason}}); {hint}", output_loading_info=True
+    )
     if not all(hasattr(model, name) for name in needs):
         raise UsageError(f"'{path}' holds a {model.config.model_type} model; {hint}")
     if report["missing_keys"]:

@@ -7,7 +7,6 @@ once. Its `id` is the hash of these bytes, which is how a file that was moved is
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from qformer import lookup
 from qformer.data import sources
 from qformer.fields import Choice, Packing
+from qformer.files.records import replace_text
 from qformer.retrieval.entries import Entry, Place, Store
 from qformer.trust import CALLED, judge, reading
 from qformer.types import UsageError
@@ -105,12 +105,7 @@ class Gallery:
 
     def save(self) -> None:
         """Write `gallery.json`; a kill leaves the one before."""
-        partial = self.folder / f"{MANIFEST}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(self.about, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / MANIFEST)
+        replace_text(self.folder / MANIFEST, json.dumps(self.about, indent=1))
 
     def source(self, number: int) -> Source:
         """The source of that number, opened again.

@@ -26,6 +26,7 @@ import torch
 from lancedb.index import BTree, IvfRq, IvfSq
 from torch import Tensor
 
+from qformer.files.records import replace_text
 from qformer.retrieval import keys
 from qformer.retrieval.damage import told
 from qformer.retrieval.entries import Condition, Entry, EntrySummary
@@ -266,9 +267,7 @@ class LanceStore:
         table.create_index("vector", config=kind(distance_type="dot", num_partitions=partitions))
         built = time.perf_counter() - start
         index, recall = self._tune(Index(name, chosen, last, count, 4 * TOP, 1), partitions, probes)
-        unfinished = self._keys.with_suffix(".partial")
-        unfinished.write_text(json.dumps(vars(index)), encoding="utf-8")
-        unfinished.replace(self._keys)
+        replace_text(self._keys, json.dumps(vars(index)))
         for old in self._database.table_names(limit=1000):
             if old.startswith("keys_") and old != name:
                 self._database.drop_table(old)

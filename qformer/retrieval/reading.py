@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qformer.fields import Packing
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.gallery import Gallery
-    from qformer.types import Sample, VisualTokens
+    from qformer.types import Sample, Tokens, VisualTokens
 
 SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
 MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
@@ -153,12 +153,22 @@ class Reader:
                 raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
 
 
+def text_limit(model: ImageTextModel) -> int:
+    """Tokens at which retrieval cuts a text: more than training does, never fewer."""
+    return max(MAX_TOKENS, model.max_tokens)
+
+
+def read_texts(model: ImageTextModel, texts: Sequence[str]) -> Tokens:
+    """Texts as retrieval reads them, cut at `text_limit`."""
+    return model.tokenize(list(texts), text_limit(model))
+
+
 @torch.no_grad()
 def embed_captions(model: ImageTextModel, texts: Sequence[str]) -> np.ndarray:
     """float16[n, P], for texts of any length."""
     parts = [np.zeros((0, model.config.embed_width), np.float16)]
     for start in range(0, len(texts), TEXTS):
-        tokens = model.tokenize(list(texts[start : start + TEXTS]), max(MAX_TOKENS, model.max_tokens))
+        tokens = read_texts(model, texts[start : start + TEXTS])
         parts.append(model.embed_texts(tokens).float().cpu().half().numpy())
     return np.concatenate(parts)
 

@@ -20,7 +20,7 @@ from qformer.resolution.base import cut_all
 from qformer.retrieval.entries import conditions, is_utf8, maxsim
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.places import digest, find, plain_bytes, spelled
-from qformer.retrieval.reading import MAX_TOKENS, fingerprint
+from qformer.retrieval.reading import fingerprint, read_texts, text_limit
 from qformer.trust import Untrusted
 from qformer.types import BadSample, Tiles, UsageError
 
@@ -250,7 +250,7 @@ class Retriever:
     def words_read(self, text: str) -> int | None:
         """How many words of a text the model reads, None if it reads all of them."""
         words, cleaned = clean_caption(text).split(), len(text.split()) > MAX_WORDS
-        before, limit = len(words), max(MAX_TOKENS, self.model.max_tokens)
+        before, limit = len(words), text_limit(self.model)
         while len(words) > 1 and int(self.model.tokenize([" ".join(words)], limit + 1).mask.sum()) > limit:
             words.pop()
         return len(words) if cleaned or len(words) < before else None
@@ -262,8 +262,7 @@ class Retriever:
         return set(ids) <= {tokenizer.unk_token_id}
 
     def _embed_text(self, text: str) -> Tensor:
-        tokens = self.model.tokenize([text], max(MAX_TOKENS, self.model.max_tokens))
-        return self.model.embed_texts(tokens).float().cpu()  # (1, P)
+        return self.model.embed_texts(read_texts(self.model, [text])).float().cpu()  # (1, P)
 
     def _embed_image(self, image: ImageLike) -> Tensor:
         rows, valid = self.model.embed_images(cut_all([read_image(image)], self.model.frontend.strategy))
@@ -311,7 +310,7 @@ class Retriever:
 
     def _match(self, tiles: Tiles, texts: list[str], pairs: list[tuple[int, int]]) -> list[list[float]]:
         """ITM's two logits of each pair: no match, match."""
-        tokens = self.model.tokenize(texts, max(MAX_TOKENS, self.model.max_tokens))
+        tokens = read_texts(self.model, texts)
         logits = self.model.match_logits(self.model.encode_images(tiles), tokens, torch.tensor(pairs))
         return logits.float().tolist()
 

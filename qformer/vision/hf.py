@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
+from qformer.devices import DTYPES
 from qformer.files import pretrained
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
@@ -60,18 +61,22 @@ FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
 #: Parameters that are tokens in front of the patches.
 FRONT_TOKENS = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
 
+NO_ENCODER = (
+    "no image encoder can be loaded from {where} ({reason}); give vision.path a folder written by save_pretrained, or "
+    "the id of a model"
+)
 INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
     """See `HFVisionConfig.build`."""
     path = pretrained.tower(given)
-    config = _read(AutoConfig, path)
+    config = pretrained.read(AutoConfig, path, NO_ENCODER)
     vision = getattr(config, "vision_config", config)
     _check(vision)  # before the weights, which may have to be downloaded
     mean, std = _statistics(path, vision.model_type)
-    model, report = _read(AutoModel, path, dtype=DTYPES[precision], output_loading_info=True)
+    loading = {"dtype": DTYPES[precision], "output_loading_info": True}
+    model, report = pretrained.read(AutoModel, path, NO_ENCODER, **loading)
     encoder = HFVisionEncoder(model, layer, mean, std)
     missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
     missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
@@ -169,20 +174,6 @@ def _cut(tower: Any, layer: int) -> None:
     for module in tower.modules():
         if hasattr(module, "mask_token"):
             module.mask_token = None
-
-
-def _read(kind: Any, path: str, **options: Any) -> Any:
-    """`kind.from_pretrained(path)`, any failure as a UsageError."""
-    try:
-        return pretrained.read(kind, path, **options)
-    except UsageError:  # says what is wrong itself
-        raise
-    except Exception as error:  # bad JSON, bad pickles, no network, unknown architecture: there is no common type
-        fault = "cannot be read" if Path(path).is_dir() else "is no folder here, and not to be had from the hub"
-        cause = str(error).partition("\n")[0].rstrip(".")
-        raise UsageError(
-            f"vision.path '{path}' {fault} ({cause}); give a folder written by save_pretrained, or the id of a model"
-        ) from error
 
 
 def _check(config: Any) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from rich.table import Table
 
 from qformer.data.shards import add_member
-from qformer.files.records import Form, read_lines, read_object, replace_records, writing
+from qformer.files.records import Form, read_lines, read_object, replace_records, replace_text, replacing, writing
 from qformer.images import read_file, read_head, read_image
 from qformer.images.formats import FORMATS
 from qformer.progress import console
@@ -165,10 +165,9 @@ class Part:
         """Write the part as training reads it; `digest` is that of its records."""
         self.show(source, samples, least=1)
         skipped = list(self.skipped)
-        partial = self.file.with_suffix(".partial")
         kept = []
         write = self._write_tar if self.form == "webdataset" else self._write_lines
-        with writing(self.output):
+        with writing(self.output), replacing(self.file) as partial:
             for record, fault in write(partial, source, samples):
                 if fault is None:
                     kept.append(record)
@@ -182,8 +181,8 @@ class Part:
             stats = {"of": digest, "samples": len(samples), "images": len(kept), "skipped": skipped, "cut": cut}
             stats |= {origin: [len(scores), sum(scores)] for origin, scores in counts.items()}
             self.counted.unlink(missing_ok=True)  # it was of other records
-            os.replace(partial, self.file)
-            _replace(self.counted, json.dumps(stats))
+        with writing(self.output):
+            replace_text(self.counted, json.dumps(stats), shared=True)
 
     def remove(self) -> None:
         """Of data that have become shorter."""
@@ -278,7 +277,7 @@ def finish_all(output: Path, parts: list[Part]) -> None:
     }
     with writing(output):
         replace_records(output / "skipped.jsonl", skipped)
-        _replace(output / "summary.json", json.dumps(summary, indent=1))
+        replace_text(output / "summary.json", json.dumps(summary, indent=1), shared=True)
     table = Table("captions kept", "number", "mean similarity", title=f"{summary['images']} images in '{output}'")
     for origin, kept in cast("dict[str, dict[str, Any]]", summary["kept"]).items():
         table.add_row(origin, str(kept["captions"]), str(kept["mean score"] or ""))
@@ -317,12 +316,6 @@ def _encoded(image: bytes | Path | np.ndarray) -> tuple[bytes, str]:
         return stream.getvalue(), "png"
     data = image if isinstance(image, bytes) else read_file(image)
     return data, FORMATS[read_head(data)[0]][0][1:]
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def _sync(file: Any) -> None:

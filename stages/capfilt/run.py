@@ -34,7 +34,7 @@ from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.base import indices
 from qformer.data.texts import cleaned, without_mangled
-from qformer.files.records import Form, read_object, writing
+from qformer.files.records import Form, read_object, replace_text, writing
 from qformer.images import read_image
 from qformer.progress import Bar, console
 from qformer.retrieval.embedders import load_ranker
@@ -323,9 +323,7 @@ def _settle(settings: Settings, output: Path, source: Source) -> Settings:
     settings = replace(settings, form=form, captioner=models[0], ranker=models[1])
     if before is None:
         with writing(output):
-            partial = file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-            os.replace(partial, file)
+            replace_text(file, json.dumps(asdict(settings), indent=1), shared=True)
     elif other := [name for name, value in asdict(settings).items() if before.get(name) != value]:
         raise UsageError(
             f"'{output}' was begun with {other[0]} {before.get(other[0])!r}, not {getattr(settings, other[0])!r}; "

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.table import Table
 
 from qformer import distributed
@@ -25,6 +24,7 @@ from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, pred
 from qformer.evaluation.caption import require_scorers
 from qformer.evaluation.lemmas import load_lemmatizer
 from qformer.evaluation.predictions import Predictions
+from qformer.files.soundness import raw
 from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
 from qformer.progress import track
@@ -146,7 +146,7 @@ def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
     states = (model.connector.state_dict(), {} if norm is None else norm.state_dict())
     for name, tensor in [pair for state in states for pair in sorted(state.items())]:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(raw(tensor))
     first = next(model.llm.parameters()).detach().flatten()[:4096].float().cpu()
     digest.update(first.numpy().tobytes())
     digest.update(str(sum(parameter.numel() for parameter in model.parameters())).encode())

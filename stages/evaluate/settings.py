@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from qformer import distributed
+from qformer.devices import DTYPES
 from qformer.types import UsageError
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {precision: dtype for precision, dtype in DTYPES.items() if precision != "fp32"}
 
 
 @dataclass(frozen=True)

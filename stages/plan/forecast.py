@@ -21,6 +21,7 @@ from rich.table import Table
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
+from qformer.devices import DTYPES
 from qformer.progress import console
 from qformer.stages.checking import check
 from qformer.stages.inherit import inherit
@@ -42,7 +43,7 @@ MOST = 4096  # samples per process; no larger batch is looked for
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
 WORTH_A_WORD = 5_000_000  # bytes, of a part stored in a dtype
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "nf4"}
+STORED = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "int8", torch.uint8: "nf4"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _parameters(model: Bridge) -> dict[str, dict[str, int]]:
 def _weights(model: Bridge) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
     for name, parameter in model.named_parameters():
-        found.setdefault(part_of(name), Counter())[DTYPES[parameter.dtype]] += parameter.nbytes
+        found.setdefault(part_of(name), Counter())[STORED[parameter.dtype]] += parameter.nbytes
     return {part: dict(row) for part, row in found.items()}
 
 

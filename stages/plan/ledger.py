@@ -21,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from qformer import compat, distributed
+from qformer.devices import DTYPES
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.stages.optim import adamw
@@ -260,7 +261,7 @@ def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> St
 
 def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -> None:
     """The forward and backward passes of one batch, as `qformer.stages.loop` has them."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+    dtype = None if train.precision == "fp32" else DTYPES[train.precision]
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast("cpu", dtype) if dtype else nullcontext()

@@ -7,7 +7,6 @@ would compute and keep can be counted (`stages/plan/ledger.py`).
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from qformer import compat, vision
 from qformer.files import pretrained
-from qformer.llm import lora
 from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.llm.loading import DTYPES, choose_dtype
 from qformer.llm.quantize import targets
-from qformer.model.assembly import with_encoder_width
+from qformer.model.assembly import assemble
 from qformer.model.bert import bert_sizes
-from qformer.model.connectors import QFormerConnector, QuestionConnector
-from qformer.model.image_text import ImageTextModel
-from qformer.model.qformer import QFormer
-from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
@@ -44,7 +38,7 @@ WORD = "word"
 
 
 def outline(config: Config, device: str) -> tuple[Bridge, Any]:
-    """The model of stage one or two as `build_image_text` and `build_vision_language` make it, in training mode.
+    """The model of stage one or two (`qformer.model.assembly.assemble`), in training mode.
 
     Args:
         device: `cpu` or `cuda`, for which the dtype of a language model may differ. Its tensors are on no device.
@@ -56,17 +50,25 @@ def outline(config: Config, device: str) -> tuple[Bridge, Any]:
     Raises:
         UsageError: another stage, or a tower whose configuration is neither here nor known.
     """
-    model: Bridge
+    if config.stage not in ("stage1", "stage2"):
+        raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
     with torch.device("meta"):
-        if config.stage == "stage1":
-            model = _image_text(config)
-        elif config.stage == "stage2":
-            model = _vision_language(config, device)
-        else:
-            raise UsageError(f"a run of stage '{config.stage}' is small and is not planned; give stage1 or stage2")
+        encoder = outline_encoder(config)
+        llm = outline_language_model(config, device) if config.stage == "stage2" else None
+        model, _ = assemble(_with_text_sizes(config), device, encoder, llm, Words())
     mode = compat.fake_mode()
     _pretend(model, mode)
     return model.train(), mode
+
+
+def _with_text_sizes(config: Config) -> Config:
+    """The configuration with the sizes of BERT, from which a Q-Former that reads texts starts."""
+    if config.stage == "stage2" and config.question is None:
+        return config
+    theirs = read_sizes(config.text.bert, "text.bert")
+    if theirs.model_type != "bert":
+        raise UsageError(f"text.bert '{config.text.bert}' is a {theirs.model_type} model; give a BERT")
+    return config.model_copy(update={"qformer": bert_sizes(theirs, theirs.vocab_size + 1, config.qformer)})
 
 
 def _pretend(model: nn.Module, mode: Any) -> None:
@@ -86,31 +88,6 @@ def _pretend(model: nn.Module, mode: Any) -> None:
         buffers = module.named_buffers(recurse=False, remove_duplicate=False)
         for name, tensor in [*parameters, *buffers]:
             setattr(module, name, fake(tensor))
-
-
-def _image_text(config: Config) -> ImageTextModel:
-    encoder = outline_encoder(config)
-    theirs = read_sizes(config.text.bert, "text.bert")
-    if theirs.model_type != "bert":
-        raise UsageError(f"text.bert '{config.text.bert}' is a {theirs.model_type} model; give a BERT")
-    sizes = bert_sizes(theirs, theirs.vocab_size + 1, with_encoder_width(config.qformer, encoder.width))
-    tokenizer = SimpleNamespace(bos_token_id=sizes.vocab_size - 1)  # texts come as ids
-    return ImageTextModel(encoder, QFormer(sizes), tokenizer, config.loss, config.text.max_tokens)
-
-
-def _vision_language(config: Config, device: str) -> VisionLanguageModel:
-    encoder, llm = outline_encoder(config), outline_language_model(config, device)
-    assert config.llm is not None
-    sizes = with_encoder_width(config.qformer, encoder.width)
-    if config.question is None:
-        connector = QFormerConnector(QFormer(sizes).drop_text(), llm.width)
-    else:
-        theirs = read_sizes(config.text.bert, "text.bert")
-        sizes = bert_sizes(theirs, theirs.vocab_size + 1, sizes)
-        connector = QuestionConnector(QFormer(sizes).drop_captioning(), llm.width, Words(), config.question.max_tokens)
-    if config.llm.lora is not None:
-        lora.add(llm, config.llm.lora)
-    return VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
 
 
 def outline_encoder(config: Config) -> VisionEncoder:
@@ -166,16 +143,15 @@ def read_sizes(path: str, key: str) -> Any:
     Raises:
         UsageError: it is in none of them.
     """
+    unknown = (
+        f"the sizes of {key} '{{path}}' are not known here; give a folder with its config.json, "
+        f"or one of {', '.join(sorted(KNOWN))}"
+    )
     try:
-        return pretrained.read(AutoConfig, pretrained.tower(path), local_files_only=True)
+        return pretrained.read(AutoConfig, path, unknown, local_files_only=True)
     except UsageError:
-        raise
-    except (OSError, ValueError) as error:
         if path not in KNOWN:
-            raise UsageError(
-                f"the sizes of {key} '{path}' are not known here; give a folder with its config.json, "
-                f"or one of {', '.join(sorted(KNOWN))}"
-            ) from error
+            raise
     options = dict(KNOWN[path])
     return AutoConfig.for_model(options.pop("model_type"), **options)
 

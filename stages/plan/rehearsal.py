@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qformer import compat, distributed, resolution
+from qformer import compat, distributed
 from qformer.model import chunked, image_text
 from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
@@ -97,8 +97,7 @@ class Subject:
 
     def batch(self, count: int) -> Batch:
         """So many samples, of texts as long as may be."""
-        strategy = resolution.build(self.config.resolution.name, **self.config.resolution.options)
-        cut = cut_all([torch.zeros(PICTURE, dtype=torch.uint8)], strategy)
+        cut = cut_all([torch.zeros(PICTURE, dtype=torch.uint8)], self.model.frontend.strategy)
         pixels: list[Tensor] = [self.mode.from_tensor(tile) for tile in cut.pixels]
         tiles = Tiles(pixels * count, cut.plans * count)
         if self.config.llm is not None and self.config.stage == "stage2":

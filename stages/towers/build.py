@@ -355,15 +355,9 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
 
 
 def _read_text_tower(path: str) -> tuple[Any, Any]:
-    folder = pretrained.tower(path)
-    try:
-        model = pretrained.read(AutoModel, folder, dtype=torch.float32, add_pooling_layer=False)
-        return model, pretrained.read(AutoTokenizer, folder)
-    except UsageError:
-        raise
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UsageError(f"backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one") from error
+    sentence = "backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one"
+    model = pretrained.read(AutoModel, path, sentence, dtype=torch.float32, add_pooling_layer=False)
+    return model, pretrained.read(AutoTokenizer, path, sentence)
 
 
 def ship(kind: str, source: Path, target: Path) -> int:

@@ -447,7 +447,7 @@ def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypat
         stages.fill_features(settings)
     assert [file.name for file in tmp_path.glob("shard-*") if file.suffix != ".lock"] == ["shard-000000.safetensors"]
     stages.fill_features(settings)
-    assert [path.name for path in written] == [f"shard-00000{shard}.partial" for shard in (0, 1, 1, 2, 3)]
+    assert [path.name for path in written] == [f"shard-00000{shard}.safetensors.partial" for shard in (0, 1, 1, 2, 3)]
 
 
 def test_a_disk_that_is_too_small_is_said_before(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
