@@ -27,7 +27,7 @@ from qformer.model.assembly import build_image_text
 from qformer.schema import Config
 from qformer.stages import loop, resume, stage1
 from qformer.stages.optim import adamw
-from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
+from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights, check_finite, restore
 from qformer.types import UsageError
 from tests.workspace import config, make_workspace
 
@@ -304,7 +304,7 @@ def test_a_trainer_state_that_does_not_fit_is_named(
     trainer = checkpoint.read_trainer(found)
     damage(trainer)
     with pytest.raises(checkpoint.Damaged) as caught:
-        put_back(ready, trainer, found)
+        restore(ready, trainer, found)
     assert said in str(caught.value)
     assert f"remove '{found}' to go on from an earlier one" in str(caught.value)
     assert not ready.optimizer.state
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_logged_yet_is_looked_at_too(ready: Any, monkeypatch:
     losses = {"itc": torch.tensor(1.5), "itm": torch.tensor(torch.nan)}
     monkeypatch.setattr(ready, "pending", [(6, {"itc": torch.tensor(1.5)}), (7, losses)])
     with pytest.raises(NonFiniteLoss, match=r"the loss 'itm' is nan at step 7; .*'step-0000024' is the newest"):
-        refuse_not_finite(ready)
+        check_finite(ready)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(trained: Path) -> None:
