@@ -107,7 +107,7 @@ def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: 
     store = _open(Path(config.data.features.path), made, filler)
     if missing := store.missing():
         for damaged in filter(Path.exists, map(store.path, missing)):
-            console.print(f"'{damaged}' is truncated or is not a shard; it will be filled again", soft_wrap=True)
+            console.print(f"'{damaged}' is cut off or is not a shard; it will be filled again", soft_wrap=True)
         _announce(store, missing)
         filler.fill(store)
         _summarize(store)

@@ -443,7 +443,9 @@ def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypat
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "save_file", save_file)
-    with pytest.raises(OSError, match=r"could not be filled .*No space left.*: 1 of 4 shards are there and stay; make"):
+    with pytest.raises(
+        OSError, match=r"could not be filled .*No space left.*: 1 of 4 shards are complete and stay; free"
+    ):
         stages.fill_features(settings)
     assert [file.name for file in tmp_path.glob("shard-*") if file.suffix != ".lock"] == ["shard-000000.safetensors"]
     stages.fill_features(settings)
