@@ -1,6 +1,6 @@
-"""The three losses of stage one as functions of tensors (BLIP-2, section 3.2), and the mining of hard negatives.
+"""The three losses of stage one as functions of tensors (BLIP-2, section 3.2), and hard negative mining.
 
-They run on any device, at a batch of one, without a process group; gathering over processes is the caller's.
+They run on any device, with a batch of one, and without a process group; the caller gathers over processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IGNORE = -100
-FORBIDDEN = -10000.0  # added logit of an image that must not be drawn; exp of it is exactly 0 in fp32
+FORBIDDEN = -10000.0  # logit of an image that must not be drawn; its exp is exactly 0 in fp32
 
 
 def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
@@ -30,7 +30,7 @@ def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
 
 
 def similarity(image: Tensor, text: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Cosine of every text with its best matching row of every image, without temperature.
+    """Compute the cosine of every text with its best matching row of every image, without temperature.
 
     Args:
         image: float[I, Q, P], unit rows.
@@ -57,13 +57,13 @@ def contrastive(
     valid: Tensor | None = None,
     all_valid: Tensor | None = None,
 ) -> Tensor:
-    """ITC: the mean of image-to-text and text-to-image cross-entropy over the global batch.
+    """Compute ITC: the mean of image-to-text and text-to-image cross-entropy over the global batch.
 
     Args:
         image, text: float[B, Q, P] and float[B, P] of this process, unit rows.
-        all_image, all_text: float[B*W, Q, P] and float[B*W, P] of all processes, detached or not as the
-            gradient rule wants.
-        same: bool[B, B*W], True where a column shows the same image as the row; every row has one.
+        all_image, all_text: float[B*W, Q, P] and float[B*W, P] of all processes; the caller decides which of them pass
+            gradients.
+        same: bool[B, B*W], True where a column has the same image as the row; every row has one.
         temp: learned temperature; similarities are divided by it.
         smoothing: this share of the target is spread evenly over all columns.
         valid, all_valid: bool[B, Q] and bool[B*W, Q] where images have rows that are padding.
@@ -84,32 +84,32 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """For each row draw one column that is not the same image, the more similar the likelier.
+    """Draw one column with another image for each row, with a probability that grows with the similarity.
 
     Args:
         similarity: float[B, B*W], divided by the temperature.
         same: bool[B, B*W], columns that must not be drawn.
 
     Returns:
-        long[B] columns, and bool[B]: False where a row has no legal negative, its column then meaning nothing.
+        long[B] columns, and bool[B], False where a row has no negative and its column is meaningless.
     """
     weights = similarity.float().masked_fill(same, FORBIDDEN).softmax(dim=1)
     return torch.multinomial(weights, 1, generator=generator).squeeze(1), ~same.all(dim=1)
 
 
 def matching(logits: Tensor, labels: Tensor) -> Tensor:
-    """ITM: cross-entropy of float[n, 2] logits with labels long[n] (1 matched, 0 not, -100 left out)."""
+    """Compute ITM: cross-entropy of logits float[n, 2] with labels long[n] (1 matched, 0 not matched, -100 ignored)."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
 
 
 def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1, count: Tensor | None = None) -> Tensor:
-    """ITG: mean cross-entropy over the targets, labels already shifted.
+    """Compute ITG: mean cross-entropy over the targets; the labels are already shifted.
 
     Args:
         logits: float[..., V].
         labels: long[...], -100 where there is no target.
         smoothing: label smoothing over the vocabulary, averaged over valid targets only.
-        count: divide the sum by this instead of by the number of targets here, which are a part of all.
+        count: divisor of the sum, for a part of a larger batch; the default is the number of targets here.
     """
     loss = F.cross_entropy(
         logits.flatten(0, -2).float(),

@@ -1,4 +1,4 @@
-"""How to train and measure: one script per stage, one loop for all."""
+"""Training and evaluation: one script per stage, one loop for all of them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ STAGES = {
 
 
 def train(config: Config, trust: bool = False) -> Path:
-    """Train what `config.stage` says; the same call resumes. Returns the newest checkpoint, or the folder of a tower.
+    """Train the stage named by `config.stage`; calling it again resumes the run.
 
-    The seed covers what is drawn before the first step, too: the random weights of whatever starts untrained.
+    The seed is set before any model is built, so it also covers the weights of parts that start untrained.
 
     Args:
-        trust: stage two, which has its image encoder from `init`, may run the code that this names.
+        trust: allow stage two to run code that `init` names for its image encoder.
+
+    Returns:
+        The newest checkpoint, or the folder of a tower.
 
     Raises:
-        UsageError: what `qformer.stages.checking` refuses, or what cannot be trained.
+        UsageError: `qformer.stages.checking` rejects the configuration, or it cannot be trained.
     """
     from qformer.stages.checking import check
 
@@ -43,9 +46,10 @@ def train(config: Config, trust: bool = False) -> Path:
 
 
 def fill_features(config: Config, trust: bool = False) -> Path:
-    """Fill the store of `data.features` without training; the same call goes on. Returns its folder.
+    """Fill the store of `data.features` without training and return its folder; calling it again continues.
 
-    `trust` is as of `train`.
+    Args:
+        trust: see `train`.
     """
     from qformer.stages.checking import check
 

@@ -1,7 +1,7 @@
-"""What `qformer.config` leaves open: the options of what a configuration names, rates that rise, texts without words.
+"""Checks that `qformer.config` cannot make: options of the named parts, rates above their peak, lengths without room.
 
-Commands that are given a configuration check it here before they open weights or data. One that is read from a
-checkpoint is not checked: only what is built of it counts, and old ones load as they are.
+Commands check a user's configuration here before they open weights or data. The configuration of a checkpoint is not
+checked: only the parts built from it matter, and old checkpoints must keep loading.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.schema import Config, TrainConfig
 
-#: What a tower can be trained on beside the sources of all stages.
+#: Sources that only towers are trained on, in addition to those of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
     "vision": {"phrases": "qformer.scenes.phrases:Phrases"},
     "language": {"stories": "qformer.scenes.stories:Stories"},
 }
 
-SHORTEST = 3  # tokens of a text with a word
+SHORTEST = 3  # tokens: begin, one word, end
 
 
 def check(config: Config) -> Config:
-    """The configuration, if what it names takes the options that it gives.
+    """Check that the parts a configuration names take the options it gives them; returns the configuration.
 
     Raises:
-        UsageError: with the path of the first key that is wrong; or (`Untrusted`) naming what somebody else's file
-            would import or run.
+        UsageError: naming the first wrong key; or (`Untrusted`) the class that somebody else's file would import.
     """
-    if config.stage == "stage2" and config.init is not None:  # options that are left out are taken from there
+    if config.stage == "stage2" and config.init is not None:  # options that are left out come from init
         with config.vision.building():
             lookup.check(vision.ENCODERS, config.vision.name, config.vision.options, "vision", complete=False)
     else:
@@ -46,7 +45,8 @@ def check(config: Config) -> Config:
         probed = train.name == "phrases"  # a ViT is probed on scenes
         if probed and validation.name not in ("scenes", "phrases"):
             raise UsageError(
-                f"data.validation.name is '{validation.name}'; a ViT that learns phrases is probed on scenes"
+                f"data.validation.name is '{validation.name}', but a ViT that learns phrases is probed on drawn "
+                "scenes; use scenes"
             )
         name, known = ("scenes", sources.SOURCES) if probed else (validation.name, table)
         with validation.building():
@@ -57,7 +57,7 @@ def check(config: Config) -> Config:
 
 
 def _check_lengths(config: Config) -> None:
-    """A text of training has a word at least, and the token that ends it."""
+    """Require room for one word and the tokens around it in every training text."""
     for key, section in (("text", config.text), ("question", config.question), ("backbone", config.backbone)):
         if section is not None and section.max_tokens < SHORTEST:
             raise UsageError(
@@ -71,13 +71,13 @@ def _check_lengths(config: Config) -> None:
         )
     if config.llm is not None and config.llm.max_tokens < SHORTEST - 1:
         raise UsageError(
-            f"llm.max_tokens {config.llm.max_tokens} leaves no room for a word in front of the token that ends a text; "
+            f"llm.max_tokens {config.llm.max_tokens} leaves no room for a word before the token that ends a text; "
             f"give at least {SHORTEST - 1}"
         )
 
 
 def _check_rates(train: TrainConfig) -> None:
-    """The learning rate starts and ends below its peak: one that is lowered alone would be passed otherwise."""
+    """Require that the learning rate starts and ends below its peak, which a lowered `lr` can violate."""
     for key, rate in (("min_lr", train.min_lr), ("warmup_lr", train.warmup_lr if train.warmup else 0)):
         if rate > train.lr:
-            raise UsageError(f"train.{key} {rate:g} is above train.lr {train.lr:g}, its peak; lower train.{key}, too")
+            raise UsageError(f"train.{key} {rate:g} is above train.lr {train.lr:g}, its peak; lower train.{key} too")

@@ -1,8 +1,8 @@
-"""The store of `data.features`: made or checked, filled by as many processes as there are, and handed to training.
+"""The store of `data.features`: created or checked, filled by all running processes, and passed to training.
 
-Whoever comes first takes the next shard that nobody fills, by a lock that the system drops when its holder dies. So
-processes of `torchrun`, or on machines that share the folder, divide the work without knowing one another, and what is
-left of a killed one is filled by the others or by the next start. Finished shards stay.
+Each process locks the next missing shard and fills it; the system drops the lock if the process dies. So processes of
+`torchrun`, or on machines that share the folder, divide the work without knowing about each other, and the shard of a
+killed process is filled by another one or by the next start. Finished shards stay.
 """
 
 from __future__ import annotations
@@ -48,23 +48,28 @@ if TYPE_CHECKING:
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
-SHARD_BYTES, SHARD_SAMPLES = 128 << 20, 1000  # at most; so much is lost at a kill
-PROBES = 4  # samples from which the size of the store is estimated
-POLL = 0.5  # seconds between looks at what others fill
-PLACES = ("path", "weights")  # options of an encoder that say where its weights are: their hash says what they are
+SHARD_BYTES, SHARD_SAMPLES = 128 << 20, 1000  # at most; a kill loses one shard
+PROBES = 4  # samples that are encoded to estimate the size of the store
+POLL = 0.5  # seconds between checks of the shards that other processes fill
+PLACES = ("path", "weights")  # encoder options left out of the manifest: the hash identifies the weights
 
 
 def prepare(
     config: Config, source: Source, strategy: ResolutionStrategy, whole: bool
 ) -> tuple[VisionEncoder | None, FeatureStore | None]:
-    """The image encoder for the model of a run, None for the one of the configuration; and the store to train from.
+    """Prepare the image encoder and the feature store of a run.
 
-    With `data.features` the store is checked, and filled if it is not; the encoder is kept only if it is needed
-    `whole`, for validation.
+    With `data.features` the store is checked, and filled if shards are missing.
+
+    Args:
+        whole: keep the encoder with its weights, as validation needs it.
+
+    Returns:
+        The image encoder, None to build it from the configuration; and the store to train from, None if there is none.
 
     Raises:
-        UsageError: the store is of something else, does not fit on the disk, or the data cannot be stored.
-        OSError: it could not be written; what is filled stays.
+        UsageError: the store was made with other settings, does not fit on the disk, or the data cannot be stored.
+        OSError: a shard could not be written; the shards that are complete stay.
     """
     if config.data.features is None:
         return None, None
@@ -74,10 +79,13 @@ def prepare(
 
 
 def fill_alone(config: Config, trust: bool = False) -> Path:
-    """Fill the store of a configuration without training; returns its folder. `trust`: see `stages.train`.
+    """Fill the store of a configuration without training and return its folder.
+
+    Args:
+        trust: see `stages.train`.
 
     Raises:
-        UsageError: no `data.features`; else as `prepare`.
+        UsageError: `data.features` is not set; otherwise see `prepare`.
     """
     from qformer.stages.inherit import inherit
 
@@ -92,32 +100,32 @@ def fill_alone(config: Config, trust: bool = False) -> Path:
 
 @torch.no_grad()
 def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: VisionEncoder) -> FeatureStore:
-    """The store of `data.features`, whole. See `prepare` for what is raised."""
+    """Open the store of `data.features` and fill what is missing; raises like `prepare`."""
     assert config.data.features is not None
-    console.quiet = os.environ.get("RANK", "0") != "0"  # the processes have not met yet
-    made = what_it_is_made_of(config, len(source), strategy, encoder)
+    console.quiet = os.environ.get("RANK", "0") != "0"  # the process group does not exist yet
+    made = describe_contents(config, len(source), strategy, encoder)
     filler = Filler(config, CropDataset(source, strategy, config.data), FrontEnd(encoder))
     store = _open(Path(config.data.features.path), made, filler)
     if missing := store.missing():
         for damaged in filter(Path.exists, map(store.path, missing)):
-            console.print(f"'{damaged}' is cut off or no shard: it is filled again", soft_wrap=True)
+            console.print(f"'{damaged}' is cut off or is not a shard; it will be filled again", soft_wrap=True)
         _announce(store, missing)
         filler.fill(store)
-        _account(store)
+        _summarize(store)
     encoder.cpu()
     return store
 
 
-def what_it_is_made_of(
+def describe_contents(
     config: Config, samples: int, strategy: ResolutionStrategy, encoder: VisionEncoder
 ) -> dict[str, dict[str, Any]]:
-    """Everything that stored tokens depend on, by sections of the configuration."""
+    """Collect everything that the stored tokens depend on, by section of the configuration."""
     features, data = config.data.features, config.data
     assert features is not None
     options = vision.options_of(config.vision)
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
     made = {
-        "vision": {"name": config.vision.name, "hash of the weights": hash_of(encoder), **kept},
+        "vision": {"name": config.vision.name, "hash of the weights": hash_weights(encoder), **kept},
         "resolution": {"name": config.resolution.name, **vars(strategy)},
         "data": {
             "crop": data.crop,
@@ -127,11 +135,11 @@ def what_it_is_made_of(
             "samples": samples,
         },
     }
-    return json.loads(json.dumps(made, default=str))  # as it will be read: tuples are lists
+    return json.loads(json.dumps(made, default=str))  # in the form it is read back: tuples become lists
 
 
-def hash_of(encoder: VisionEncoder) -> str:
-    """Of the names, dtypes, shapes and bytes of all its tensors."""
+def hash_weights(encoder: VisionEncoder) -> str:
+    """Hash the names, dtypes, shapes and bytes of all tensors of an encoder."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -140,12 +148,12 @@ def hash_of(encoder: VisionEncoder) -> str:
 
 
 def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> FeatureStore:
-    """The store in a folder, begun if there is none."""
+    """Open the store in a folder, or create it."""
     if not (folder / MANIFEST).is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "store.lock"):
-                if not (folder / MANIFEST).is_file():  # another process may have been quicker
+                if not (folder / MANIFEST).is_file():  # another process may have created it
                     about = soundness.seal({"made": made, **filler.sizes(made["data"]["samples"])})
                     replace_text(folder / MANIFEST, json.dumps(about, indent=1))
                 (folder / "store.lock").unlink(missing_ok=True)
@@ -157,37 +165,37 @@ def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> Feat
 
 
 def _announce(store: FeatureStore, missing: list[int]) -> None:
-    """Say how much will be written; refuse what the disk cannot hold."""
+    """Print how much will be written; raise UsageError if the disk cannot hold it."""
     each = store.about["bytes_per_sample"]
     needed = each * sum(len(store.numbers(shard)) for shard in missing)
     free = shutil.disk_usage(store.folder).free
     crops = f" x {store.crops} crops" if store.crops > 1 else ""
-    told = f"{store.samples:,} images{crops} as {store.about['made']['data']['dtype']} take about"
-    told = f"{told} {decimal(each * store.samples)} in '{store.folder}'"
+    message = f"{store.samples:,} images{crops} as {store.about['made']['data']['dtype']} take about"
+    message = f"{message} {decimal(each * store.samples)} in '{store.folder}'"
     if needed > free:
         raise UsageError(
-            f"{told}, where {decimal(free)} are free; give data.features a folder on another disk, fewer crops or "
-            "dtype int8, or train without it"
+            f"{message}, but only {decimal(free)} are free; give data.features a folder on another disk, fewer crops "
+            "or dtype int8, or train without it"
         )
-    console.print(f"storing the image encoder's tokens: {told} ({decimal(free)} free)", soft_wrap=True)
+    console.print(f"storing the image encoder's tokens: {message} ({decimal(free)} free)", soft_wrap=True)
 
 
-def _account(store: FeatureStore) -> None:
-    """Say what the whole store takes, and list the samples that are not in it."""
+def _summarize(store: FeatureStore) -> None:
+    """Print the size of the complete store, and list the samples that it lacks."""
     faults = store.faults()
     used = sum(store.path(shard).stat().st_size for shard in range(len(store)))
-    told = f"'{store.folder}' holds {store.samples - len(faults):,} images in {decimal(used)}"
+    message = f"'{store.folder}' holds {store.samples - len(faults):,} images in {decimal(used)}"
     if faults:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(kind for _, kind, _ in faults).most_common())
         listed = store.folder / "skipped.jsonl"
         if not console.quiet:
             replace_records(listed, ({"index": n, "kind": kind, "detail": detail} for n, kind, detail in faults))
-        told = f"{told}; without a usable image: {kinds}, listed in {listed}"
-    console.print(told, soft_wrap=True)
+        message = f"{message}; without a usable image: {kinds}, listed in {listed}"
+    console.print(message, soft_wrap=True)
 
 
 class Claims:
-    """The samples of shards that are missing and that nobody else fills; each shard is locked when its turn comes."""
+    """Samples of the missing shards that no other process fills; each shard is locked when its turn comes."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
@@ -207,27 +215,27 @@ class Claims:
                 yield from self.store.numbers(shard)
 
     def release(self, shard: int) -> None:
-        """Of a shard that is whole, whose lock nobody needs again."""
+        """Release the lock of a complete shard and remove its file."""
         lock = self.locks.pop(shard)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
     def close(self) -> None:
-        """Leave what is not filled to others."""
+        """Release the remaining locks, so that other processes can fill these shards."""
         while self.locks:
             self.locks.popitem()[1].release()
 
 
 @dataclasses.dataclass
 class Filler:
-    """Encodes the crops of samples."""
+    """Encoder of the crops of samples."""
 
     config: Config
     crops: CropDataset
     frontend: FrontEnd
 
     def fill(self, store: FeatureStore) -> None:
-        """Fill what is missing, and wait for what others fill.
+        """Fill the missing shards, and wait for those that other processes fill.
 
         Raises:
             OSError: a shard could not be written.
@@ -255,8 +263,8 @@ class Filler:
         except OSError as error:
             there = len(store) - len(store.missing())
             raise OSError(
-                f"'{store.folder}' could not be filled ({error}): {there} of {len(store)} shards are there and stay; "
-                "make room and give the same command again"
+                f"'{store.folder}' could not be filled ({error}): {there} of {len(store)} shards are complete and "
+                "stay; free some disk space and run the same command again"
             ) from error
 
     def _encode_all(self, views: Iterator[StoredSample]) -> ShardWriter:
@@ -272,9 +280,9 @@ class Filler:
 
     @torch.no_grad()
     def _encode(self, tiles: Tiles) -> list[Tensor]:
-        """The tokens of each tile, float[S, D] on the CPU, computed in the encoder's own precision.
+        """Compute the tokens of each tile, float[S, D] on the CPU, in the encoder's own precision.
 
-        In that of training, tokens would depend on which run came first.
+        With the precision of the training run, tokens would depend on which run filled the store.
         """
         device = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
         self.frontend.to(device)
@@ -282,10 +290,10 @@ class Filler:
         return encoded.repack(encoded.packed.cpu()).rows
 
     def sizes(self, samples: int) -> dict[str, Any]:
-        """What `store.json` says beside what it is made of; some samples are encoded to know how large they are.
+        """Compute the remaining entries of `store.json`; a few samples are encoded to measure their size.
 
         Raises:
-            UsageError: none of them can be.
+            UsageError: none of these samples can be read.
         """
         tried = [self.crops[number] for number in sorted({samples * i // PROBES for i in range(PROBES)})]
         usable = [views for views in tried if views.fault is None]

@@ -1,4 +1,4 @@
-"""What stage two takes from the run that it starts from: its bridge, its encoder, its text path."""
+"""Settings that stage two inherits from the run it starts from: bridge, image encoder and text path."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
 
 
 def text_path(question: QuestionConfig, start: Checkpoint | None) -> Checkpoint | None:
-    """What a Q-Former that reads questions has its text path from: `start`, `question.init`, or BERT (None).
+    """Find the checkpoint that provides the text path of a question-reading Q-Former.
+
+    Returns:
+        `start`, or the checkpoint of `question.init`; None means that the text path starts from BERT.
 
     Raises:
-        UsageError: `question.init` is not stage one, or not needed.
+        UsageError: `question.init` is not a stage-one run, or `start` already has a text path.
     """
     whole = start is not None and (start.config.stage == "stage1" or start.config.question is not None)
     if question.init is None:
         return start if whole else None
     if whole:
-        raise UsageError("init has a text path already; leave question.init out")
+        raise UsageError("init already has a text path; leave question.init out")
     found = checkpoint.read(question.init)
     if found.config.stage != "stage1":
         raise UsageError(
             f"question.init '{question.init}' is a run of stage '{found.config.stage}', which has no text path; "
-            "give one of stage1"
+            "give a stage1 run"
         )
     return found
 
 
 def with_text_sizes(config: Config, theirs: Config) -> Config:
-    """The configuration with as many words and positions as the text path of another one has."""
+    """Copy the vocabulary size and the number of positions from the configuration of a text path."""
     sizes = {"vocab_size": theirs.qformer.vocab_size, "max_positions": theirs.qformer.max_positions}
     return config.model_copy(update={"qformer": config.qformer.model_copy(update=sizes)})
 
 
 def inherit(config: Config, start: Config) -> Config:
-    """The sections that describe the bridge come from the run it starts from.
+    """Take the sections that describe the bridge from the run that stage two starts from.
 
     Raises:
-        UsageError: it starts from a run without a bridge, or the configuration sets one of these sections differently.
+        UsageError: the starting run has no bridge, or the configuration contradicts one of its sections.
     """
     if start.stage not in ("stage1", "stage2"):
         raise UsageError(f"init '{config.init}' is a run of stage '{start.stage}'; stage two starts from a stage1 run")
     own_text = "text" in config.model_fields_set and start.stage == "stage2" and start.question is None
-    bridge = [name for name in BRIDGE if name != "text" or not own_text]  # its Q-Former has read none
+    bridge = [name for name in BRIDGE if name != "text" or not own_text]  # that Q-Former never read text
     taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}
     if "vision" in config.model_fields_set:
         changes = {key: value for key, value in config.vision.options.items() if key in ENCODER_CHANGES}
@@ -61,19 +64,19 @@ def inherit(config: Config, start: Config) -> Config:
     for name in bridge:
         if name in config.model_fields_set and not _agree(getattr(config, name), taken[name]):
             raise UsageError(
-                f"the section '{name}' differs from that of init '{config.init}'; leave it out, it is taken from there"
+                f"the section '{name}' differs from that of init '{config.init}'; leave it out to use that of init"
             )
     if "vision" in config.model_fields_set:
-        taken["vision"] = taken["vision"].read_from("")  # the user has named it, too
+        taken["vision"] = taken["vision"].read_from("")  # the user named this class too, so it is trusted
     if config.question is None and start.question is not None:
-        taken["question"] = start.question.model_copy(update={"init": None})  # it has its text path
+        taken["question"] = start.question.model_copy(update={"init": None})  # init already has a text path
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
     return config.model_copy(update=taken)
 
 
 def _agree(given: Any, taken: Any) -> bool:
-    """Whether a section says nothing else than the one that is taken; options of an encoder may be left out."""
+    """Return True if a section agrees with the inherited one; encoder options that it leaves out do not count."""
     if isinstance(given, Choice):
         return given.name == taken.name and given.options.items() <= taken.options.items()
     return bool(given == taken)

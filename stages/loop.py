@@ -1,11 +1,11 @@
-"""The one training loop. It knows nothing of what is trained: a model returns named losses and their sum, `loss`.
+"""The one training loop. It is independent of the model, which returns named losses and their sum, `loss`.
 
-W processes with batches of B train as one with batches of W * B: each reads its share of the global batch, gradients
-are averaged, and the models see to it that the mean over processes is the loss of the whole.
+W processes with batches of B train like one process with batches of W * B: each reads its share of the global batch,
+gradients are averaged, and the models make sure that the mean over processes is the loss of the global batch.
 
-Everything that a run writes stands in its folder: `config.yaml`, `metrics.jsonl`, `curves.png`, `skipped.jsonl`,
-TensorBoard events and `checkpoints/`. Running the same command again resumes: batches are a function of the step, the
-learning rate too, and checkpoints hold optimizer, scaler and random states.
+A run writes everything to its folder: `config.yaml`, `metrics.jsonl`, `curves.png`, `skipped.jsonl`, TensorBoard events
+and `checkpoints/`. Running the same command again resumes: batches and the learning rate are functions of the step, and
+checkpoints hold optimizer, scaler and random states.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qformer.model.recompute import recompute_layers
 from qformer.progress import Bar, console
 from qformer.schema import Config
 from qformer.stages.optim import adamw, learning_rate
-from qformer.stages.resume import Stop, claimed, end, resume, save, tell_skipped
+from qformer.stages.resume import Stop, claimed, end, print_skipped, resume, save
 from qformer.stages.run import Run, is_due, write_record
 from qformer.stages.trainer_state import NonFiniteLoss
 from qformer.types import UsageError
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
     from qformer.types import Batch
 
 ALONE_OR_TOGETHER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-PATIENCE = timedelta(hours=2)  # of processes that wait while rank 0 measures and saves
+PATIENCE = timedelta(hours=2)  # for which processes wait while rank 0 evaluates and saves
 ALONE = (
-    "a batch of one image has no other to be told from: the contrastive loss is 0, nothing is learned from it, and ITM "
-    "has no wrong pair; set data.batch to 2 or more (train.accumulate is no help)"
+    "data.batch is 1: with a single image the contrastive loss is always 0 and ITM has no negative pair, so neither "
+    "learns anything; set data.batch to 2 or more (train.accumulate does not help)"
 )
 PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Evaluate(Protocol):
-    """Measures a model on held-out data; it is called in eval mode, and its random draws do not reach the training."""
+    """Evaluates a model on held-out data, in eval mode; its random draws do not affect training."""
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]: ...
 
@@ -70,19 +70,19 @@ def fit(
     evaluate: Evaluate | None = None,
     extra: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Train `model` for `config.train.steps` steps, or what is left of them; returns the last checkpoint.
+    """Train `model` until `config.train.steps` steps are done and return the last checkpoint.
 
     Args:
         batches: dataset whose item i is the i-th batch of the run.
         evaluate: called every `validate_every` steps and at the end.
-        extra: writes further files into each checkpoint folder.
+        extra: writes additional files into each checkpoint folder.
 
     Raises:
-        NonFiniteLoss, NonFiniteWeights: and the last good checkpoint stays the newest.
-        SystemExit: code 0, after a signal that asks the run to end, when the step is done and saved.
+        NonFiniteLoss, NonFiniteWeights: the last good checkpoint stays the newest.
+        SystemExit: with code 0, after a signal asked the run to end and the current step was saved.
         OSError: the last checkpoint could not be written.
-        UsageError: the run folder belongs to another configuration or is in use, most of the data are bad, or there
-            are more or fewer of them than when the run began.
+        UsageError: the run folder belongs to another configuration or is in use, most of the data are bad, or the size
+            of the data has changed since the run began.
     """
     accelerator = _accelerator(config, Path(config.run))
     console.quiet = distributed.rank() > 0
@@ -114,9 +114,9 @@ def _fit(run: Run, batches: Dataset[BatchRecord], evaluate: Evaluate | None) -> 
                 if not saves:
                     save(run, must=True)
                 end(run, stop.asked)
-    distributed.barrier()  # the last vote may still be on its way to somebody
+    distributed.barrier()  # another process may not have received the last vote yet
     run.accelerator.end_training()
-    tell_skipped(run)
+    print_skipped(run)
     return checkpoint.find(run.folder)
 
 
@@ -126,7 +126,8 @@ def _start(
     folder = Path(config.run)
     if distributed.world() > 1 and not hasattr(model, "count_targets"):
         raise UsageError(
-            f"started as {distributed.world()} processes, but stage '{config.stage}' trains in one; use plain python"
+            f"stage '{config.stage}' trains in one process, but {distributed.world()} were started; run it without "
+            "torchrun"
         )
     set_seed(config.seed, device_specific=True)  # each process draws its own dropout and negatives
     describe(model)
@@ -140,7 +141,7 @@ def _start(
         model, optimizer = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)
     else:
         model, optimizer = accelerator.prepare(model, optimizer)
-        assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "nobody would average gradients"
+        assert distributed.world() == 1 or isinstance(model, DistributedDataParallel), "DDP must average the gradients"
     run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra, extent)
     resume(run)
     try:
@@ -153,19 +154,19 @@ def _start(
 
 
 def _contrasts(config: Config) -> bool:
-    """Whether the images of a batch are told from one another."""
+    """Return True if the loss contrasts the images of a batch with one another."""
     return config.stage == "stage1" or (config.stage == "vision" and config.data.train.name != "phrases")
 
 
 def shards(config: Config) -> bool:
-    """Whether frozen layers are spread over the processes."""
+    """Return True if frozen layers are sharded over the processes."""
     return config.train.fsdp and distributed.world() > 1
 
 
 def _accelerator(config: Config, folder: Path) -> Accelerator:
     compat.forget_precision()
     accelerator = Accelerator(
-        # Without a GPU accelerate takes processes of torchrun for strangers unless it is told so.
+        # Without a GPU, accelerate joins the processes of torchrun only if `cpu` is set.
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
         mixed_precision=PRECISION[config.train.precision],
         log_with="tensorboard",
@@ -173,9 +174,9 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE),
             DistributedDataParallelKwargs(
-                broadcast_buffers=False,  # they are constants
+                broadcast_buffers=False,  # all buffers are constants
                 gradient_as_bucket_view=True,
-                # Towers of others may have parts that no loss sees, and a batch of captions asks nothing.
+                # A tower may have parts that no loss uses, and a batch of captions skips the question reader.
                 find_unused_parameters=not config.freeze_vision or config.question is not None,
             ),
         ],
@@ -183,8 +184,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     distributed.check_launch()
     if accelerator.distributed_type not in ALONE_OR_TOGETHER:
         raise UsageError(
-            f"accelerate was set to {accelerator.distributed_type.value}; start the processes with torchrun or "
-            "accelerate's MULTI_GPU, and set train.fsdp=true to spread the frozen layers over them"
+            f"accelerate is configured for {accelerator.distributed_type.value}; start the processes with torchrun or "
+            "accelerate's MULTI_GPU, and set train.fsdp=true to shard the frozen layers"
         )
     return accelerator
 
@@ -223,7 +224,7 @@ def _train_step(run: Run, stream: Any) -> None:
 
 
 def _backward(run: Run, batch: Batch, last: bool) -> dict[str, Tensor]:
-    """The losses of a batch, its share of the gradients added up; with the `last` one they are averaged."""
+    """Run both passes of a batch and return its losses; the `last` batch of a step averages the gradients."""
     train, accelerator = run.config.train, run.accelerator
     if not train.chunk:
         with nullcontext() if last else accelerator.no_sync(run.model):
@@ -231,13 +232,13 @@ def _backward(run: Run, batch: Batch, last: bool) -> dict[str, Tensor]:
             accelerator.backward(losses["loss"] / train.accumulate)
     else:
         losses = chunked_step(run.inner, batch, train.chunk, _scale(run), accelerator.autocast)
-    if last and (train.chunk or shards(run.config)):  # else data-parallel training does it in its one backward pass
+    if last and (train.chunk or shards(run.config)):  # otherwise DDP averages them in its backward pass
         distributed.average_gradients(run.inner.parameters())
     return losses
 
 
 def _scale(run: Run) -> Callable[[Tensor], Tensor]:
-    """What `accelerator.backward` does to a loss, and its share in the step."""
+    """Return a function that scales a loss as `accelerator.backward` does, divided by the batches of a step."""
 
     def scale(loss: Tensor) -> Tensor:
         loss = loss / run.config.train.accumulate
@@ -251,12 +252,12 @@ def _take(run: Run, stream: Any) -> Batch:
     try:
         run.skipped.add(loaded)
     except OSError as error:
-        console.print(f"step {run.step}: what was skipped could not be written ({error})")
+        console.print(f"step {run.step}: could not write the list of skipped samples ({error})")
     return loaded.batch
 
 
 def _share_targets(run: Run, batches: list[Batch]) -> None:
-    """Let every token of the step weigh the same, in whatever batch and process it stands."""
+    """Give every token of the step the same weight, whatever batch and process it is in."""
     count = getattr(run.inner, "count_targets", None)
     if count is not None:
         own = torch.tensor(float(sum(count(batch) for batch in batches)), device=run.accelerator.device)
@@ -266,13 +267,13 @@ def _share_targets(run: Run, batches: list[Batch]) -> None:
 
 
 def _log(run: Run) -> str:
-    """Fetch the losses since the last call, once; check, write and show them."""
+    """Fetch the losses since the last call in one transfer; check, write and format them."""
     names = list(run.pending[0][1])
     own = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in run.pending])
     values = (distributed.total(own) / distributed.world()).cpu()
     for (step, _), row in zip(run.pending, values, strict=True):
         named = dict(zip(names, row.tolist(), strict=True))
-        for name, value in sorted(named.items(), key=lambda pair: pair[0] == "loss"):  # their sum after its terms
+        for name, value in sorted(named.items(), key=lambda pair: pair[0] == "loss"):  # name a term before the sum
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"the loss '{name}' is {value} at step {step}; lower train.lr, or use precision bf16 or fp32"
@@ -294,7 +295,7 @@ def _log(run: Run) -> str:
 
 
 def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
-    """Rank 0 measures and the others wait, or do the same where it lacks their layers."""
+    """Evaluate in rank 0 while the others wait; with sharded layers all processes take part."""
     model = run.inner
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     if distributed.rank() == 0 or shards(run.config):

@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and the learning rate of every step (BLIP-2, section 3.4)."""
+"""Parameter groups, AdamW and the learning rate schedule (BLIP-2, section 3.4)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from qformer.schema import TrainConfig
 
 ENCODER = "frontend.encoder."
-ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # of EVA, CLIP, transformers
+ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # EVA, CLIP, transformers
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained. Biases, LayerNorms and the temperature (fewer than two dimensions) do not decay.
+    """Build AdamW over the trained parameters.
 
-    Each group has a `scale` of the learning rate: 1, and less towards the front of a trained image encoder.
+    Parameters with fewer than two dimensions (biases, LayerNorms, the temperature) get no weight decay. Each group has
+    a `scale` for the learning rate: 1, or less toward the first layers of a trained image encoder.
     """
     scales = layer_scales(model, config.layer_decay)
     groups: dict[tuple[float, bool], list[Tensor]] = {}
@@ -38,10 +39,10 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """By how much the learning rate of each parameter of the image encoder is scaled, by name (BLIP-2, appendix).
+    """Compute the learning-rate scale of each image encoder parameter, by name (BLIP-2, appendix).
 
-    As in BEiT, the last block has `decay` and each one before it `decay` times that of its successor; what stands
-    before the first (patches, CLS, positions) counts as a block.
+    As in BEiT, the last block gets `decay`, and each earlier block gets `decay` times the scale of the next one. The
+    embeddings before the first block (patches, CLS, positions) count as one more block.
     """
     blocks = [name for name, _ in model.named_modules() if ENCODER_BLOCK.fullmatch(name)]
     scales = {}
@@ -53,7 +54,7 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Of the step numbered from 0: linear warm-up to `lr`, then a cosine to `min_lr` at the last step."""
+    """Compute the rate of a step (from 0): linear warm-up to `lr`, then a cosine to `min_lr` at the last step."""
     if step < config.warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup
     done = (step - config.warmup) / max(config.steps - 1 - config.warmup, 1)

@@ -1,8 +1,8 @@
-"""How a run is saved, ends early and goes on: `kill -9` at any moment, then the same command, gives the same bits.
+"""Saving, stopping and resuming a run: `kill -9` at any moment, then the same command, gives bit-identical results.
 
-Checkpoints hold the optimizer, the scaler, and of every process the random states and the losses that are not logged
-yet; batches and the learning rate are functions of the step. What a run has written past its newest checkpoint is
-forgotten when it resumes.
+Checkpoints hold the optimizer, the scaler, and for every process its random states and the losses not logged yet;
+batches and the learning rate are functions of the step. Records written after the newest checkpoint are dropped when
+the run resumes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qformer.data.loader import ENDING
 from qformer.figures import curves as pictures
 from qformer.files.records import Form, Metrics, Step, read_lines, replace_records
 from qformer.progress import console
-from qformer.stages.trainer_state import collect, put_back, refuse_not_finite
+from qformer.stages.trainer_state import check_finite, collect, restore
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from qformer.stages.run import Run
 
-#: What may differ between the configuration of a checkpoint and that of the command that resumes it.
+#: Keys that can differ between the configuration of a checkpoint and that of the command that resumes it.
 MAY_CHANGE = {
-    "": {"run"},  # a run folder may have been moved
+    "": {"run"},  # the run folder can be moved
     "data": {"workers", "max_bad"},
     "train": {"log_every", "validate_every", "save_every", "keep_last", "keep_every"},
 }
@@ -46,9 +46,9 @@ MOMENTS = 2.0  # seconds
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make the run folder and keep it from any other run meanwhile; however the process ends, that ends with it.
+    """Create the run folder and lock it until the process ends, however it ends.
 
-    What is started anew after `kill -9` of a launcher could else meet the processes that it had started.
+    Without the lock, a run restarted after `kill -9` of its launcher could collide with processes that still run.
 
     Raises:
         UsageError: the folder cannot be written, or another process trains in it.
@@ -59,7 +59,7 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            fault = f"another process trains in the run folder '{folder}'; wait until it ends, or stop it"
+            fault = f"another process is training in the run folder '{folder}'; wait until it ends, or stop it"
         except NotImplementedError:  # some network file systems have no locks
             pass
         except OSError as error:
@@ -74,19 +74,20 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 class Stop:
-    """Takes down what asks the run to end instead of obeying at once; what was ignored before stays so (`nohup`).
+    """A context that records the signals which ask the run to end, so that the current step can be saved first.
 
-    The same again, or Ctrl-C, does end the process; not within moments, in which it is the same request that comes by
-    two ways: from the terminal or its shell and from torchrun, or as SIGTERM and SIGHUP from systemd.
+    Signals that were ignored before stay ignored (`nohup`). The same signal again, or Ctrl-C, ends the process at once,
+    except within the first `MOMENTS`: one request can arrive twice, from the terminal or its shell and from torchrun,
+    or as SIGTERM and SIGHUP from systemd.
 
     Attributes:
-        asked: name of the signal, None while there was none.
+        asked: name of the first signal; None before it arrives.
     """
 
     asked: str | None = None
 
     def __enter__(self) -> Self:
-        here = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+        here = threading.current_thread() is threading.main_thread()  # only it can handle signals
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
         numbers = [n for n in ENDING if here and signal.getsignal(n) not in (signal.SIG_IGN, None)]
         self._before = {number: signal.signal(number, self._note) for number in numbers}
@@ -106,7 +107,7 @@ class Stop:
             raise KeyboardInterrupt
 
     def _leave_terminal(self) -> None:
-        """Let what would be written to a terminal that is gone, which fails, go nowhere."""
+        """Redirect output for a closed terminal to the null device, since writing to it would fail."""
         for number in self._terminals:
             if not os.isatty(number):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -115,53 +116,56 @@ class Stop:
 
 
 def end(run: Run, asked: str | None) -> NoReturn:
-    """Leave a run that has been asked to stop and is saved.
+    """End a run that was asked to stop, after its step was saved.
 
     Raises:
-        SystemExit: code 0.
+        SystemExit: with code 0.
     """
     distributed.barrier()
     run.accelerator.end_training()
     console.print(
-        f"stopped by {asked or 'another process'}: step {run.step} is saved; the same command goes on from here"
+        f"stopped by {asked or 'another process'}: step {run.step} is saved; run the same command to continue"
     )
     raise SystemExit(0)
 
 
 def save(run: Run, must: bool) -> None:
-    """Write a checkpoint of this step: rank 0 does, and the others wait.
+    """Write a checkpoint of this step in rank 0, while the other processes wait.
+
+    Args:
+        must: raise if the checkpoint cannot be written; otherwise print a message and go on training.
 
     Raises:
-        NonFiniteLoss, NonFiniteWeights: the step is not worth saving; the checkpoint before it stays the newest.
-        OSError: it cannot be written and it `must` be; else the run goes on and says so.
+        NonFiniteLoss, NonFiniteWeights: nothing is saved, and the previous checkpoint stays the newest.
+        OSError: the checkpoint cannot be written, and `must` is set.
     """
-    refuse_not_finite(run)
+    check_finite(run)
     trainer = collect(run)
     kinds = _skipped(run)
     fault = _write_checkpoint(run, trainer, kinds) if distributed.rank() == 0 else None
     fault = distributed.gather_objects(fault)[0]
     if fault is not None:
         before = checkpoint.newest(run.folder)
-        kept = "there is none before it" if before is None else f"'{before.name}' before it is whole"
-        told = f"the checkpoint of step {run.step} could not be written ({fault}); {kept}"
+        kept = "there is no earlier one" if before is None else f"the previous one, '{before.name}', is complete"
+        message = f"the checkpoint of step {run.step} could not be written ({fault}); {kept}"
         if must:
-            raise OSError(f"{told}; make room in '{run.folder}' and give the same command again")
-        console.print(f"{told}; training goes on", soft_wrap=True)
+            raise OSError(f"{message}; free some disk space in '{run.folder}' and run the same command again")
+        console.print(f"{message}; training continues", soft_wrap=True)
 
 
 def _skipped(run: Run) -> dict[str, int]:
     return dict(sum(distributed.gather_objects(run.skipped.kinds), Counter()).most_common())
 
 
-def tell_skipped(run: Run) -> None:
-    """Say what all processes have skipped, if anything."""
+def print_skipped(run: Run) -> None:
+    """Print how many samples all processes have skipped, by kind, if any."""
     if kinds := _skipped(run):
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        console.print(f"skipped: {told}; listed in {run.skipped.path}", soft_wrap=True)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        console.print(f"skipped: {counts}; listed in {run.skipped.path}", soft_wrap=True)
 
 
 def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]) -> str | None:
-    """What went wrong, if anything did."""
+    """Write the checkpoint and the curves; returns the reason if the checkpoint could not be written."""
     train, tensors = run.config.train, trained_tensors(run.inner)
     meta = {"parameters": sum(tensor.numel() for tensor in tensors.values()), "skipped": skipped}
     keep = train.keep_last, train.keep_every
@@ -172,39 +176,40 @@ def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]
     try:
         pictures.curves(run.folder, run.config)
     except (OSError, UsageError) as error:
-        console.print(f"the curves could not be drawn ({error})", soft_wrap=True)
+        console.print(f"could not draw the curves ({error})", soft_wrap=True)
     return None
 
 
 def resume(run: Run) -> None:
-    """Continue from the newest checkpoint of the run folder that is whole, if it has one.
+    """Continue from the newest undamaged checkpoint of the run folder, if there is one.
 
     Raises:
-        UsageError: all are damaged, it is of another configuration or number of processes, or not all processes see it.
+        UsageError: all checkpoints are damaged, the configuration or the number of processes differs, or not all
+            processes see the checkpoint.
     """
     found = _agree(run)
     if found is not None:
         _load(run, found)
-    _at_first(lambda: _forget_after(run.folder, run.step))
+    _in_rank_zero(lambda: _drop_after(run.folder, run.step))
     run.skipped.forget_from(run.step * run.config.train.accumulate * distributed.world())
     if found is not None:
         console.print(f"resuming {run.folder} at step {run.step}", soft_wrap=True)
 
 
 def _agree(run: Run) -> Path | None:
-    """The checkpoint from which all processes go on: rank 0 chooses, and the others see whether it is there."""
-    name = _at_first(lambda: _newest_whole(run.folder))
+    """Agree on the checkpoint to resume from: rank 0 chooses it, and the others check that they see it."""
+    name = _in_rank_zero(lambda: _newest_whole(run.folder))
     folder = None if name is None else run.folder / checkpoint.FOLDER / name
     if not all(distributed.gather_objects(folder is None or folder.is_dir())):
         raise UsageError(f"not all processes see the files in '{run.folder}'; set run to a folder that they share")
     return folder
 
 
-def _at_first(act: Callable[[], str | None]) -> str | None:
-    """What `act` returns in rank 0, where alone it is done.
+def _in_rank_zero(act: Callable[[], str | None]) -> str | None:
+    """Call `act` in rank 0 only and return its result in every process.
 
     Raises:
-        UsageError: it did there; then in every process.
+        UsageError: in every process, if `act` raised it.
     """
     done, fault = None, ""
     if distributed.rank() == 0:
@@ -229,24 +234,24 @@ def _newest_whole(run: Path) -> str | None:
         except checkpoint.Damaged as damage:
             if folder == found[0]:
                 raise
-            console.print(f"{damage}: trying the one before it", soft_wrap=True)
+            console.print(f"{damage}; trying the previous one", soft_wrap=True)
     return None
 
 
 def _load(run: Run, found: Path) -> None:
-    saved, trainer = checkpoint.read(found, verify=False), checkpoint.read_trainer(found, verify=False)  # rank 0 has
+    saved, trainer = checkpoint.read(found, verify=False), checkpoint.read_trainer(found, verify=False)  # rank 0 did
     if differs := _differences(saved.config.model_dump(), run.config.model_dump()):
         raise UsageError(
             f"the run '{run.folder}' was started with another configuration ({'; '.join(differs)}); "
             "set run to another folder, or remove this one"
         )
-    put_back(run, trainer, found)
+    restore(run, trainer, found)
     load_trained(run.inner, saved.tensors, found)
     run.step = saved.meta["step"]
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
-    """Keys whose values differ and may not, as `key was a, is b`."""
+    """List the keys that differ and must not, as `key was a, is b`."""
     found = []
     for key in sorted(saved.keys() | now.keys()):
         a, b = saved.get(key), now.get(key)
@@ -257,8 +262,8 @@ def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> 
     return found
 
 
-def _forget_after(folder: Path, step: int) -> None:
-    """Drop the records of steps that will be done again."""
+def _drop_after(folder: Path, step: int) -> None:
+    """Drop the records of steps that will be repeated."""
     kept = {
         folder / name: [record for record in read_lines(folder / name, form) if record["step"] <= step]
         for name, form in BY_STEP.items()

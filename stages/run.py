@@ -1,4 +1,4 @@
-"""A training run in progress: its parts, its clock, and the records that it writes."""
+"""A training run in progress: its parts, its clock, and its metric records."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ class Run:
     optimizer: Any
     skipped: Skipped
     extra: Callable[[Path], object] | None
-    extent: Any = None  # of the data, see `qformer.data.orders`
+    extent: Any = None  # size of the data, see `qformer.data.orders`
     step: int = 0
     pending: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
     clock: float = field(default_factory=time.perf_counter)
 
     @property
     def inner(self) -> Any:
-        """The model without what accelerate puts around it."""
+        """The model without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
 
 def write_record(run: Run, record: dict[str, float], kind: str) -> None:
+    """Write one record to `metrics.jsonl` and to TensorBoard; only rank 0 writes."""
     if distributed.rank() > 0:
         return
     try:
         append_record(run.folder / "metrics.jsonl", {"kind": kind, **record})
         named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
         run.accelerator.log(named, step=run.step)
-    except OSError as error:  # a full disk may have room again when the next checkpoint is due
-        console.print(f"step {run.step}: its losses could not be written ({error})")
+    except OSError as error:  # a full disk may have space again by the next checkpoint
+        console.print(f"step {run.step}: could not write its losses ({error})")
 
 
 def is_due(interval: int, step: int) -> bool:

@@ -1,6 +1,7 @@
-"""The sizes that a run will train with, as far as configurations tell them: without weights, and torch only for `init`.
+"""Sizes of the models of a run, read from configurations alone: no weights are opened, and only `init` imports torch.
 
-Those of a tower in a folder, in the local cache of the hub or among the well-known ones (`qformer.stages.plan.sizes`).
+A tower's configuration comes from its folder, from the local hub cache, or from the table of well-known towers
+(`qformer.stages.plan.sizes`).
 """
 
 from __future__ import annotations
@@ -21,28 +22,32 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.schema import Config
 
-WIDTHS = ("word_embed_proj_dim", "d_model", "hidden_size", "n_embd")  # of input embeddings; the first that is there
+WIDTHS = ("word_embed_proj_dim", "d_model", "hidden_size", "n_embd")  # names of the embedding width; the first counts
 
 
 def with_sizes(config: Config) -> tuple[Config, list[str]]:
-    """A configuration with the sizes of its Q-Former, and lines about towers: widths, or why they are not known."""
+    """Fill in the sizes of the Q-Former.
+
+    Returns:
+        The configuration with these sizes, and one line per tower: its width, or why the width is not known.
+    """
     if config.stage not in ("stage1", "stage2"):
         return config, []
     lines: list[str] = []
     try:
         config = _with_start(config)
     except UsageError as error:
-        return config, [f"sizes are those of init: {error}"]
+        return config, [f"the sizes come from init, which cannot be read: {error}"]
     sizes: dict[str, Any] = {}
     if config.stage == "stage1" or (config.init is None and config.question is not None):
         if (bert := described(config.text.bert)) is None:
-            lines.append(f"text.bert '{config.text.bert}' is not here: the Q-Former will have its sizes")
+            lines.append(f"text.bert '{config.text.bert}' is not downloaded yet: the Q-Former will take its sizes")
         else:
-            usual = QFormerConfig()  # BERT-base's, as the defaults of a BERT's configuration are
+            usual = QFormerConfig()  # sizes of BERT-base, which are also the defaults of BertConfig
             sizes = {ours: bert.get(theirs, getattr(usual, ours)) for ours, theirs in BERT_SIZES.items()}
             sizes["vocab_size"] = _words(config.text.bert, int(bert.get("vocab_size", usual.vocab_size - 1)))
     if (width := _encoder_width(config)) is None:
-        lines.append(f"the width of the image encoder '{config.vision.name}' is not known here")
+        lines.append(f"the width of the image encoder '{config.vision.name}' is not known yet")
     else:
         sizes["encoder_width"] = width
     if config.llm is not None:
@@ -56,7 +61,7 @@ def with_sizes(config: Config) -> tuple[Config, list[str]]:
 
 
 def _with_start(config: Config) -> Config:
-    """The configuration with what stage two takes from the run that it starts from."""
+    """Apply the settings that stage two inherits from the run it starts from."""
     if config.stage != "stage2" or config.init is None:
         return config
     from qformer.checkpoints import folder as checkpoint
@@ -66,7 +71,7 @@ def _with_start(config: Config) -> Config:
 
 
 def described(path: str) -> dict[str, Any] | None:
-    """The `config.json` of a tower; None where it is not here and the tower is not a well-known one."""
+    """Read the `config.json` of a tower; None if it is not on this machine and the tower is not a well-known one."""
     folder = Path(pretrained.tower(path))
     file: Any = folder / "config.json"
     if not folder.is_dir():
@@ -74,25 +79,25 @@ def described(path: str) -> dict[str, Any] | None:
 
         try:
             file = try_to_load_from_cache(path, "config.json")
-        except ValueError:  # no name of a repository
+        except ValueError:  # not a valid repository name
             return None
     try:
-        said = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str | Path) else KNOWN.get(path)
+        found = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str | Path) else KNOWN.get(path)
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _words(path: str, least: int) -> int:
-    """Words of a BERT's tokenizer with `[DEC]`, or of its table if that has more."""
+    """Count the words of a BERT tokenizer plus `[DEC]`, or the rows of its embedding table if there are more."""
     folder = Path(pretrained.tower(path))
     try:
-        said = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         known = {*words["model"]["vocab"], *(token["content"] for token in words["added_tokens"])}
     except (OSError, ValueError, KeyError, TypeError):
         return least + 1
-    return max(least, len(known) + (said.get("bos_token") is None))
+    return max(least, len(known) + (options.get("bos_token") is None))
 
 
 def _encoder_width(config: Config) -> int | None:
@@ -101,15 +106,15 @@ def _encoder_width(config: Config) -> int | None:
     except UsageError:
         return None
     width = getattr(options, "width", None)
-    if width is None and (said := described(str(getattr(options, "path", "")))) is not None:
-        width = (said.get("vision_config") or said).get("hidden_size")
+    if width is None and (found := described(str(getattr(options, "path", "")))) is not None:
+        width = (found.get("vision_config") or found).get("hidden_size")
     return width if isinstance(width, int) else None
 
 
 def _of_language_model(path: str) -> str:
-    said = described(path)
-    said = None if said is None else said.get("text_config") or said
-    width = None if said is None else next((said[name] for name in WIDTHS if said.get(name)), None)
-    if said is None or width is None:
-        return f"llm.path '{path}' is not here: the projection will have its width"
-    return f"llm.path '{path}': {said.get('model_type', 'a model')} that reads embeddings {width} wide"
+    found = described(path)
+    found = None if found is None else found.get("text_config") or found
+    width = None if found is None else next((found[name] for name in WIDTHS if found.get(name)), None)
+    if found is None or width is None:
+        return f"llm.path '{path}' is not downloaded yet: the projection will take its width"
+    return f"llm.path '{path}': {found.get('model_type', 'a model')} with embeddings of width {width}"

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def train(config: Config) -> Path:
-    """Run or resume stage one; returns the last checkpoint.
+    """Run or resume stage one and return the last checkpoint.
 
     Raises:
-        UsageError: data, towers or `init` that cannot be used.
+        UsageError: the data, the towers or `init` cannot be used.
     """
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.chosen(config.resolution)
@@ -40,8 +40,8 @@ def train(config: Config) -> Path:
     model, config = build_image_text(config, encoder=encoder)
     if config.text.max_tokens > config.qformer.max_positions:
         raise UsageError(
-            f"text.max_tokens is {config.text.max_tokens}, more than the {config.qformer.max_positions} positions of "
-            "the Q-Former; lower it"
+            f"text.max_tokens is {config.text.max_tokens}, but the Q-Former has only {config.qformer.max_positions} "
+            "positions; lower it"
         )
     if config.init is not None and checkpoint.newest(Path(config.run)) is None:
         start_from(model, checkpoint.read(config.init))
@@ -51,7 +51,7 @@ def train(config: Config) -> Path:
 
 
 def validation_data(config: Config) -> HeldOut | None:
-    """The first `validation_size` usable samples of `data.validation`, if there is one."""
+    """Load the first `validation_size` usable samples of `data.validation`; None if it is not set."""
     if config.data.validation is None:
         return None
     source = sources.for_run(config.data.validation, config.run)
@@ -60,7 +60,7 @@ def validation_data(config: Config) -> HeldOut | None:
 
 
 class Validation:
-    """Held-out losses (the first caption of each image) and retrieval (all captions)."""
+    """Held-out losses on the first caption of each image, and retrieval over all captions."""
 
     def __init__(self, held: HeldOut, k: int) -> None:
         self.held = held
@@ -77,9 +77,10 @@ class Validation:
 
 
 def mean_losses(model: nn.Module, held: HeldOut) -> dict[str, float]:
-    """Losses on held-out data, averaged over images. Batches are those of training, so that ITC is comparable.
+    """Compute the losses on held-out data, averaged over images.
 
-    Of a question the first answer is to be said.
+    Batches have the size of the training batches, so that ITC is comparable. The target of a question is its first
+    answer.
     """
     total: dict[str, float] = {}
     start = 0
@@ -87,7 +88,7 @@ def mean_losses(model: nn.Module, held: HeldOut) -> dict[str, float]:
         stop = start + len(tiles)
         texts = [captions[0] for captions in held.captions[start:stop]]
         ids = [sample.image_id for sample in held.samples[start:stop]]
-        cuts = [float(np.random.default_rng([0, number]).random()) for number in range(start, stop)]  # always the same
+        cuts = [float(np.random.default_rng([0, number]).random()) for number in range(start, stop)]  # same each time
         batch = Batch(tiles, texts, ids, cuts=cuts)
         if held.asks:
             batch.question = held.questions(start, stop)

@@ -1,4 +1,4 @@
-"""Stage two: the Q-Former of stage one and an FC projection learn to speak to a frozen LLM (BLIP-2, section 3.3)."""
+"""Stage two: train the Q-Former of stage one and an FC projection with a frozen LLM (BLIP-2, section 3.3)."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 SHOWN = 5
-PICTURE = (640, 480)  # whose visual tokens a text must find room behind
+PICTURE = (640, 480)  # image size for which a text must fit after the visual tokens
 
 
 def train(config: Config, trust: bool = False) -> Path:
-    """Run or resume stage two; returns the last checkpoint.
+    """Run or resume stage two and return the last checkpoint.
 
-    What the bridge was trained with (image encoder, Q-Former sizes, whether it reads questions) is taken from `init`;
-    the resolution too unless it is set. Of the image encoder `image_size` and `precision` may change. A `module:Class`
-    of `init` needs `trust`, unless the configuration names it, too.
+    The settings of the bridge (image encoder, Q-Former sizes, whether it reads questions) come from `init`, and so does
+    the resolution unless it is set. `image_size` and `precision` of the image encoder may change. A `module:Class` in
+    `init` needs `trust`, unless the configuration names it too.
 
     Raises:
-        UsageError: data, towers or `init` that cannot be used, a language model in front of which nothing can be
-            trained, or a quantised one that is to be spread.
+        UsageError: the data, the towers or `init` cannot be used, the language model passes no gradients to a bridge,
+            or it is quantized and `train.fsdp` is set.
     """
     if config.train.fsdp and config.llm is not None and config.llm.quantize != "none":
         raise UsageError(
-            f"train.fsdp cannot spread a language model in {config.llm.quantize}; leave train.fsdp or llm.quantize out"
+            f"train.fsdp cannot shard a language model in {config.llm.quantize}; leave train.fsdp or llm.quantize out"
         )
     start = None if config.init is None else checkpoint.read(config.init, trust)
     if start is not None:
@@ -60,8 +60,8 @@ def train(config: Config, trust: bool = False) -> Path:
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.chosen(config.resolution)
     held = validation_data(config)
-    here = torch.cuda.is_available() and not config.train.fsdp  # what is spread is moved there layer by layer
-    device = f"cuda:{distributed.local_rank()}" if here else "cpu"
+    on_gpu = torch.cuda.is_available() and not config.train.fsdp  # FSDP moves layers one by one
+    device = f"cuda:{distributed.local_rank()}" if on_gpu else "cpu"
     encoder, store = prepare(config, source, strategy, whole=held is not None)
     text = None if config.question is None else text_path(config.question, start)
     if text is not None:
@@ -81,10 +81,10 @@ def train(config: Config, trust: bool = False) -> Path:
 
 
 def require_room(model: VisionLanguageModel) -> None:
-    """Refuse `llm.max_tokens` with which a text has no word, or the longest one no place behind an image.
+    """Check that `llm.max_tokens` leaves room for a word, and that a text of this length fits after an image.
 
     Raises:
-        UsageError: it has.
+        UsageError: it is too small or too large.
     """
     llm, most = model.llm, model.max_tokens
     if most < (least := len(llm.start) + 2):
@@ -95,17 +95,17 @@ def require_room(model: VisionLanguageModel) -> None:
     limit = positions(llm.model)
     if limit is not None and most > (room := max(limit - visual, 0)):
         raise UsageError(
-            f"llm.max_tokens is {most}, but behind {visual} visual tokens this {llm.model.config.model_type} model has "
+            f"llm.max_tokens is {most}, but after {visual} visual tokens this {llm.model.config.model_type} model has "
             f"{room} of its {limit} positions left; lower llm.max_tokens"
-            + ("" if room >= least else ", or take fewer queries or tiles")
+            + ("" if room >= least else ", or use fewer queries or tiles")
         )
 
 
 def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None:
-    """Start from a run of either stage; where its bridge was trained for another language model, say so.
+    """Load the weights of a run of either stage; print a warning if its bridge was trained for another language model.
 
     Raises:
-        UsageError: its tensors do not fit, or its language model had adapters and that of the configuration has none.
+        UsageError: its tensors do not fit, or its language model has adapters and the configuration has none.
     """
     if start.config.stage == "stage1":
         load_stage_one(model, start)
@@ -115,28 +115,28 @@ def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None
     theirs, mine = start.config.llm.path, config.llm.path
     if start.config.llm.lora is not None and config.llm.lora is None:
         raise UsageError(
-            f"init '{config.init}' was trained with adapters of its language model (llm.lora of rank "
-            f"{start.config.llm.lora.rank}), and this configuration has none; add llm.lora as it was there, or convert "
-            "the run (qformer convert adds them to the weights) and set llm.path to the converted one's"
+            f"init '{config.init}' was trained with adapters in its language model (llm.lora of rank "
+            f"{start.config.llm.lora.rank}), but this configuration has none; copy llm.lora from there, or merge the "
+            "adapters with qformer convert and set llm.path to the converted language model"
         )
-    told = ""
+    warning = ""
     if theirs != mine and not (Path(theirs).exists() and Path(mine).exists() and Path(theirs).samefile(mine)):
         what = f"'{theirs}'"
         if merged := start.meta.get(checkpoint.MERGED):
-            what += f", which is '{merged}' with adapters added to its weights"
-        told = f"init '{config.init}' was trained with the language model {what}, and this run has '{mine}'"
+            what += f", which is '{merged}' with its adapters merged"
+        warning = f"init '{config.init}' was trained with the language model {what}, but this run uses '{mine}'"
         if distributed.rank() == 0:
-            console.print(f"{told}: where they differ its bridge learns anew", soft_wrap=True, markup=False)
+            console.print(f"{warning}; if they differ, the bridge must adapt", soft_wrap=True, markup=False)
     try:
         start_from(model, start)
     except UsageError as error:
-        raise UsageError(f"{error}; {told}" if told else str(error)) from error
+        raise UsageError(f"{error}; {warning}" if warning else str(error)) from error
 
 
 class Validation:
-    """Held-out loss, and captions or answers of the first images: `captions.jsonl` and `captions.png` of the run.
+    """Held-out loss; with questions also the accuracy of all answers (`qformer.evaluation.vqa.mean_accuracy`).
 
-    Of questions the accuracy of all answers, too (`qformer.evaluation.vqa.mean_accuracy`).
+    Captions or answers of the first images are written to `captions.jsonl` and `captions.png` of the run.
     """
 
     def __init__(self, held: HeldOut, folder: Path) -> None:
@@ -147,16 +147,16 @@ class Validation:
         bridge = cast("VisionLanguageModel", model)
         tiles, measured = self.held.groups[0][:SHOWN], {}
         if self.held.asks:
-            said = self._answers(bridge)
+            texts = self._answers(bridge)
             truth = [answers_of(sample) for sample in self.held.samples]
-            measured["accuracy"] = mean_accuracy(said, truth)
-            said = [" ".join(pair) for pair in zip(self.held.questions(0, SHOWN), said, strict=False)]
+            measured["accuracy"] = mean_accuracy(texts, truth)
+            texts = [" ".join(pair) for pair in zip(self.held.questions(0, SHOWN), texts, strict=False)]
         else:
-            said = bridge.generate(tiles)
+            texts = bridge.generate(tiles)
         shown = [
             {"step": step, "key": sample.key, "caption": caption, "truth": captions[0]}
             for sample, caption, captions in zip(
-                self.held.samples[: len(tiles)], said, self.held.captions, strict=False
+                self.held.samples[: len(tiles)], texts, self.held.captions, strict=False
             )
         ]
         if distributed.rank() == 0:
@@ -167,7 +167,7 @@ class Validation:
         return mean_losses(bridge, self.held) | measured
 
     def _answers(self, bridge: VisionLanguageModel) -> list[str]:
-        said: list[str] = []
+        answers: list[str] = []
         for tiles in self.held.groups:
-            said += bridge.answer(tiles, self.held.questions(len(said), len(said) + len(tiles)))
-        return said
+            answers += bridge.answer(tiles, self.held.questions(len(answers), len(answers) + len(tiles)))
+        return answers

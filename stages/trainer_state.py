@@ -1,7 +1,7 @@
-"""What resuming needs beside the weights, as it stands in `trainer.pt`: taken from a run, checked, and put back.
+"""The trainer state in `trainer.pt`, everything that resuming needs besides weights: collected, checked and restored.
 
-Whatever does not fit the run is named before anything of it is put in: PyTorch itself would take state of any shape and
-fail at the next step.
+State that does not fit the run is rejected before any of it is loaded: PyTorch itself accepts state of any shape and
+fails at the next step.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class NonFiniteLoss(RuntimeError):
 
 
 class NonFiniteWeights(RuntimeError):
-    """A weight, or what the optimizer keeps of it, is NaN or infinite; the message names the step and the weight."""
+    """A weight or its optimizer state is NaN or infinite; the message names the step and the weight."""
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Optimizer and scaler of this process; random states and losses that are not logged yet of all."""
+    """Collect the optimizer and scaler of this process, and the random states and unlogged losses of all processes."""
     scaler, device = run.accelerator.scaler, run.accelerator.device
     own = {
         "cpu": torch.get_rng_state(),
@@ -49,11 +49,12 @@ def collect(run: Run) -> dict[str, Any]:
     }
 
 
-def refuse_not_finite(run: Run) -> None:
-    """Let nothing be saved that could not be trained on; all processes call this.
+def check_finite(run: Run) -> None:
+    """Check that losses and weights are finite before they are saved; all processes must call this.
 
     Raises:
-        NonFiniteLoss: one that is not logged yet. NonFiniteWeights: what the last steps made.
+        NonFiniteLoss: a loss that is not logged yet is NaN or infinite.
+        NonFiniteWeights: a weight or its optimizer state is NaN or infinite.
     """
     fault = _loss_not_finite(run) or _weight_not_finite(run)
     fault = next(filter(None, distributed.gather_objects(fault)), None)
@@ -84,41 +85,42 @@ def _weight_not_finite(run: Run) -> tuple[type[RuntimeError], str] | None:
         if isinstance(value, Tensor)
     }
     if name := soundness.not_finite(kept):
-        return NonFiniteWeights, f"what the optimizer keeps of '{name}' is NaN or infinite after step {run.step}"
+        return NonFiniteWeights, f"the optimizer state of '{name}' is NaN or infinite after step {run.step}"
     return None
 
 
-def put_back(run: Run, trainer: dict[str, Any], found: Path) -> None:
-    """Go on with what `collect` gave, as it was read from the checkpoint `found`.
+def restore(run: Run, trainer: dict[str, Any], found: Path) -> None:
+    """Restore the state that `collect` returned.
+
+    Args:
+        trainer: the state, as read from the checkpoint `found`.
 
     Raises:
-        UsageError: it is of another number of processes, or of more or fewer data, or (`Damaged`) not as `collect`
-            gave it.
+        UsageError: the number of processes or the size of the data differs, or (`Damaged`) the state is malformed.
     """
     processes = trainer.get("processes")
-    if processes is None and "random" in trainer:  # from before there were several processes
+    if processes is None and "random" in trainer:  # written by a version that had one process only
         processes = [{"cpu": trainer["random"], "cuda": None, "pending": []}]
     if not isinstance(processes, list) or not processes:
         raise checkpoint.damaged_trainer(found, "it lacks the states of the processes")
     if len(processes) != distributed.world():
         raise UsageError(
             f"the run '{run.folder}' was trained by {len(processes)} processes, not {distributed.world()}; "
-            "start as many, or begin another run with init set to this one"
+            f"start {len(processes)} processes, or begin another run with init set to this one"
         )
-    before = trainer.get("extent")  # which checkpoints of earlier versions lack
+    before = trainer.get("extent")  # checkpoints of earlier versions lack it
     if before is not None and before != run.extent:
         raise UsageError(
-            f"data.train has {run.extent} samples or shards, and had {before} when the run '{run.folder}' began: it "
-            "would go on in another order; put the data back as they were, or begin another run with init set to this "
-            "one"
+            f"data.train has {run.extent} samples or shards, but had {before} when the run '{run.folder}' began, so "
+            "the order of the samples would change; restore the data, or begin another run with init set to this one"
         )
     own, scaler = processes[distributed.rank()], trainer.get("scaler")
     if fault := _process_fault(own) or _optimizer_fault(run, trainer.get("optimizer")) or _scaler_fault(scaler):
         raise checkpoint.damaged_trainer(found, fault)
     try:
         torch.set_rng_state(own["cpu"])
-    except RuntimeError as error:  # bytes that are no state of the generator
-        raise checkpoint.damaged_trainer(found, "its random state is none") from error
+    except RuntimeError as error:  # the bytes are not a generator state
+        raise checkpoint.damaged_trainer(found, "its random state is not valid") from error
     device = run.accelerator.device
     if device.type == "cuda" and own["cuda"] is not None:
         torch.cuda.set_rng_state(own["cuda"], device)
@@ -134,11 +136,11 @@ def _process_fault(own: Any) -> str | None:
     for name in ("cpu", "cuda"):
         is_state = isinstance(own[name], Tensor) and own[name].dtype == torch.uint8 and own[name].ndim == 1
         if not is_state and not (name == "cuda" and own[name] is None):
-            return f"the random state {name} is no tensor of bytes"
+            return f"the random state {name} is not a tensor of bytes"
     if len(own["cpu"]) != len(torch.get_rng_state()):
         return f"the random state cpu has {len(own['cpu'])} bytes"
     if not isinstance(own["pending"], list) or not all(map(_is_pending, own["pending"])):
-        return "pending is no list of steps with their losses"
+        return "pending is not a list of steps with their losses"
     return None
 
 
@@ -150,16 +152,16 @@ def _is_pending(pair: Any) -> bool:
 
 
 def _optimizer_fault(run: Run, saved: Any) -> str | None:
-    """What of the optimizer is not as this run would have saved it; of a group only the learning rate may differ."""
+    """Find how the optimizer state differs from what this run would save; only the learning rate can differ."""
     if not (isinstance(saved, dict) and isinstance(saved.get("state"), dict)):
         return "it lacks the state of the optimizer"
     mine, theirs = run.optimizer.state_dict()["param_groups"], saved.get("param_groups")
     if not (isinstance(theirs, list) and len(theirs) == len(mine)):
-        return f"the optimizer has not the {len(mine)} groups of this run"
+        return f"the optimizer does not have the {len(mine)} groups of this run"
     for number, (own, group) in enumerate(zip(mine, theirs, strict=True)):
         if not isinstance(group, dict) or "params" not in group:
             return f"group {number} of the optimizer has no params"
-        for key in own.keys() & group.keys() - {"lr"}:  # versions of PyTorch may add keys
+        for key in own.keys() & group.keys() - {"lr"}:  # newer versions of PyTorch add keys
             if group[key] != own[key] and _listed(group[key]) != _listed(own[key]):
                 return f"{key} of group {number} of the optimizer is {group[key]!r} instead of {own[key]!r}"
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
@@ -172,7 +174,7 @@ def _optimizer_fault(run: Run, saved: Any) -> str | None:
 
 
 def _listed(value: Any) -> Any:
-    """A tuple as a list, as some versions of PyTorch save it."""
+    """Turn a tuple into a list, since some versions of PyTorch save lists."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -180,7 +182,7 @@ def _state_fault(state: Any, parameter: Tensor) -> str | None:
     if not isinstance(state, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
         return "lacks step, exp_avg or exp_avg_sq"
     if not isinstance(state["step"], Tensor) or state["step"].numel() != 1:
-        return "has no number as step"
+        return "has a step that is not a number"
     for key in ("exp_avg", "exp_avg_sq"):
         value = state[key]
         if not (isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()):

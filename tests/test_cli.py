@@ -98,7 +98,7 @@ def test_config_is_printed_whole(run: Run) -> None:
     shown = yaml.safe_load(out)
     assert (shown["train"]["lr"], shown["data"]["batch"]) == (1e-4, 3)
     assert shown["qformer"]["queries"] == 32
-    assert "# text.bert 'no/bert' is not here: the Q-Former will have its sizes\n" in out
+    assert "# text.bert 'no/bert' is not downloaded yet: the Q-Former will take its sizes\n" in out
 
 
 def test_a_shipped_configuration_is_found_by_its_name(run: Run) -> None:

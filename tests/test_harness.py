@@ -241,13 +241,13 @@ def test_documents_without_an_image_are_answered_from_their_text(folder: Path) -
     whole = tested.generate_until(asking(docs))
     for doc, images in zip(docs[1:], ([], None, [None], [b"no image"]), strict=True):
         doc["images"] = images
-    with pytest.warns(UserWarning, match="4 had no image that can be read and were answered from their text alone"):
+    with pytest.warns(UserWarning, match="4 had no readable image and were answered from their text alone"):
         said = tested.generate_until(asking(docs))
     assert said == [whole[0], *(by_text(tested, doc["question"]) for doc in docs[1:])]
     assert said[1:] != whole[1:]
-    assert (tested.told.imageless, tested.ignored_images) == (4, 0)
+    assert (tested.shortfalls.imageless, tested.ignored_images) == (4, 0)
     broken = SimpleNamespace(args=(docs[1]["question"], SETTINGS, no_image, 1, "scenes", "test"))
-    with pytest.warns(UserWarning, match="5 had no image"):
+    with pytest.warns(UserWarning, match="5 had no readable image"):
         assert tested.generate_until([broken]) == said[1:2]
     empty = SimpleNamespace(args=("", SETTINGS, lambda doc: None, 1, "scenes", "test"))
     with pytest.warns(UserWarning, match="1 were not answered"):
@@ -263,7 +263,7 @@ def test_scores_of_documents_without_an_image(folder: Path) -> None:
     ]
     whole = tested.loglikelihood(requests)
     docs[1]["images"] = None
-    with pytest.warns(UserWarning, match="1 had no image"):
+    with pytest.warns(UserWarning, match="1 had no readable image"):
         scored = tested.loglikelihood(requests)
     for row in (0, 2):
         assert scored[row] == (pytest.approx(whole[row][0], abs=1e-4), whole[row][1])

@@ -1,8 +1,8 @@
-"""Captions against reference captions, as the COCO caption evaluation scores them (Chen et al. 2015, arXiv:1504.00325).
+"""Scores of captions against references, as in the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325).
 
-BLEU-1..4, ROUGE-L and CIDEr (clipped and with the length penalty, CIDEr-D, which is what is published as CIDEr of COCO)
-are computed by the scorers of `pycocoevalcap` on the tokens of `qformer.evaluation.ptb`, so none of them needs Java.
-METEOR and SPICE are Java programs: they run where Java and their files are, and are reported as missing elsewhere.
+BLEU-1..4, ROUGE-L and CIDEr (CIDEr-D with clipping and length penalty, which is published as CIDEr on COCO) are
+computed by the scorers of `pycocoevalcap` on the tokens of `qformer.evaluation.ptb`, so they do not need Java. METEOR
+and SPICE are Java programs: they run if Java and their files are installed, and are reported as missing otherwise.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 PACKAGE = "pycocoevalcap"
 INSTALL = "captions are scored by pycocoevalcap, which is not installed; run: pip install -e '.[metrics]'"
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE")
-PATIENCE = 3600  # seconds that a Java program may take
+PATIENCE = 3600  # seconds until a Java program is stopped
 CORENLP = "stanford-corenlp-3.6.0"
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """What the captions of a set of images earn.
+    """Scores of the captions of a set of images.
 
     Attributes:
-        total: of the set, by the names of `NAMES`; those that could be computed.
-        each: of every image, BLEU-4, ROUGE-L and CIDEr, in the order of the images.
-        missing: why the others could not be computed, by name.
+        total: scores of the set, by the names of `NAMES`, as far as they could be computed.
+        each: BLEU-4, ROUGE-L and CIDEr of every image, in the order of the images.
+        missing: the reason for each score that could not be computed, by name.
     """
 
     total: dict[str, float]
@@ -46,7 +46,7 @@ class CaptionScores:
 
 
 def require_scorers() -> None:
-    """Before hours of work, not behind them.
+    """Check that the scorers are installed, before hours of work.
 
     Raises:
         UsageError: `pycocoevalcap` is not installed.
@@ -55,25 +55,26 @@ def require_scorers() -> None:
         raise UsageError(INSTALL)
 
 
-def score_captions(said: Sequence[str], known: Sequence[Sequence[str]], java: bool = True) -> CaptionScores:
-    """One caption for each image against its reference captions.
+def score_captions(predictions: Sequence[str], known: Sequence[Sequence[str]], java: bool = True) -> CaptionScores:
+    """Score one caption for each image against its references.
 
-    BLEU compares counts of the whole set, and CIDEr weighs words by the references of the whole set: the scores of a
-    part are not those of its images in a larger set.
+    BLEU uses counts of the whole set, and CIDEr weights words by the references of the whole set, so the scores of a
+    subset differ from those of the same images in a larger set.
 
     Args:
-        said: a caption per image. known: its references, one or more, unprocessed like `said`.
-        java: try METEOR and SPICE as well.
+        predictions: one caption per image.
+        known: the references of each image, one or more, not preprocessed either.
+        java: also try METEOR and SPICE.
 
     Raises:
         UsageError: `pycocoevalcap` is not installed.
-        ValueError: no images, images without references, or another number of captions than of images.
+        ValueError: no images, images without references, or a number of captions that differs from that of images.
     """
     require_scorers()
-    if not said or not all(known):
+    if not predictions or not all(known):
         raise ValueError("nothing to score: give at least one image, and at least one reference for each")
     references = _tokens(known)
-    captions = {number: [text] for number, text in enumerate(tokenize(said))}
+    captions = {number: [text] for number, text in enumerate(tokenize(predictions))}
     if captions.keys() != references.keys():
         raise ValueError(f"got {len(captions)} captions for {len(references)} images; give one for each")
     total, each = _python_scores(references, captions)
@@ -90,7 +91,7 @@ Texts = dict[int, list[str]]
 
 
 class _Missing(Exception):
-    """Why a score cannot be had here."""
+    """A score cannot be computed on this machine; the message is the reason."""
 
 
 def _tokens(known: Sequence[Sequence[str]]) -> dict[int, list[str]]:
@@ -111,7 +112,7 @@ def _python_scores(references: Texts, captions: Texts) -> tuple[dict[str, float]
 
 
 def _meteor(references: Texts, captions: Texts) -> float:
-    """METEOR 1.5. Its program first counts what matches in each line and then combines the counts."""
+    """Compute METEOR 1.5; its program first counts the matches of each line and then combines the counts."""
     folder = _folder("meteor")
     for part in ("meteor-1.5.jar", "data/paraphrase-en.gz"):
         if not (folder / part).is_file():
@@ -132,19 +133,19 @@ def _meteor(references: Texts, captions: Texts) -> float:
 
 
 def _spice(references: Texts, captions: Texts) -> float:
-    """SPICE 1.0: the mean F-score of scene graphs. It never downloads; its models are fetched by hand."""
+    """Compute SPICE 1.0, the mean F-score of scene graphs; its models must have been downloaded by the user."""
     folder = _folder("spice")
     for part in (f"{CORENLP}.jar", f"{CORENLP}-models.jar"):
         if not (folder / "lib" / part).is_file():
             raise _Missing(
-                f"SPICE needs {part}, which pycocoevalcap does not bring; "
-                f"'python -m {PACKAGE}.spice.get_stanford_models' downloads it, then run the same command again"
+                f"SPICE needs {part}, which pycocoevalcap does not include; download it by "
+                f"'python -m {PACKAGE}.spice.get_stanford_models', then run the same command again"
             )
     with TemporaryDirectory() as scratch:
-        asked, found = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
+        given, found = Path(scratch) / "captions.json", Path(scratch) / "scores.json"
         rows = [{"image_id": n, "test": text, "refs": references[n]} for n, (text,) in captions.items()]
-        asked.write_text(json.dumps(rows), encoding="utf-8")
-        command = ["java", "-jar", "-Xmx8G", "spice-1.0.jar", str(asked), "-cache", scratch, "-out", str(found)]
+        given.write_text(json.dumps(rows), encoding="utf-8")
+        command = ["java", "-jar", "-Xmx8G", "spice-1.0.jar", str(given), "-cache", scratch, "-out", str(found)]
         _java([*command, "-silent"], folder, [])
         try:
             scores = [float(row["scores"]["All"]["f"]) for row in json.loads(found.read_text(encoding="utf-8"))]
@@ -161,13 +162,13 @@ def _folder(name: str) -> Path:
 
 
 def _java(command: list[str], folder: Path, lines: list[str]) -> list[str]:
-    """What a program prints when it has read the lines."""
+    """Run a program with the lines as its input and return the lines that it prints."""
     text = "".join(f"{line}\n" for line in lines)
     try:
         done = subprocess.run(command, cwd=folder, input=text.encode(), capture_output=True, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Missing(f"{command[3]} did not end ({error})") from error
+        raise _Missing(f"{command[3]} did not run to its end ({error})") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise _Missing(f"{command[3]} failed ({said[0][:200] if said else done.returncode})")
+        message = done.stderr.decode(errors="replace").strip().splitlines()
+        raise _Missing(f"{command[3]} failed ({message[0][:200] if message else done.returncode})")
     return done.stdout.decode(errors="replace").splitlines()

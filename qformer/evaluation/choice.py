@@ -1,4 +1,4 @@
-"""Which of several answers a language model finds likeliest, given an image and a prompt."""
+"""Likelihoods of given answers, for an image and a prompt, by the language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qformer.model.vision_language import VisionLanguageModel
 
-ROOM = 2048  # tokens; prompt and answer are never cut
+ROOM = 2048  # tokens; more than any prompt and answer have, so they are not cut
 ROWS = 32  # answers that the language model reads at a time
 
 
@@ -23,9 +23,9 @@ ROWS = 32  # answers that the language model reads at a time
 def choice_losses(
     model: VisionLanguageModel, prefix: Tensor, mask: Tensor, prompts: Sequence[str], choices: Sequence[Sequence[str]]
 ) -> list[tuple[list[float], list[int]]]:
-    """How unlikely each choice is behind its prompt: the sum of its token losses, and the number of its tokens.
+    """Compute the sum of the token losses of each choice after its prompt, and the number of its tokens.
 
-    What a choice is worth is the likelihood of the whole answer, the token that ends it included, as InstructBLIP
+    The sum is the negative log likelihood of the whole answer, including the token that ends it, by which InstructBLIP
     (arXiv:2305.06500) ranks candidates; nothing is generated.
 
     Args:
@@ -38,8 +38,8 @@ def choice_losses(
     for start in range(0, len(flat), ROWS):
         part = flat[start : start + ROWS]
         rows = torch.tensor([row for row, _, _ in part], device=prefix.device)
-        answers, asked = [text for _, _, text in part], [prompt for _, prompt, _ in part]
-        logits, targets = model.llm.predict(prefix[rows], mask[rows], answers, asked, ROOM)
+        answers, before = [text for _, _, text in part], [prompt for _, prompt, _ in part]
+        logits, targets = model.llm.predict(prefix[rows], mask[rows], answers, before, ROOM)
         losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
         sums += losses.sum(dim=1).tolist()
         counts += targets.ne(IGNORE).sum(dim=1).tolist()

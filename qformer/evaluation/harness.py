@@ -1,7 +1,7 @@
-"""A model for lmms-eval (`--model qformer`), which finds it through the entry point group `lmms_eval.models`.
+"""A model for lmms-eval (`--model qformer`), registered by the entry point group `lmms_eval.models`.
 
-Written to the interface of lmms-eval 0.7.3: `lmms_eval.api.model.lmms` and `lmms_eval.models.registry_v2`. It imports
-this module where both are installed; nothing of ours does.
+It implements the interface of lmms-eval 0.7.3: `lmms_eval.api.model.lmms` and `lmms_eval.models.registry_v2`. Only
+lmms-eval imports this module, if both are installed.
 
     lmms-eval --model qformer --model_args pretrained=runs/stage2,quantize=int8 --tasks TASK --batch_size 8
 """
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAME = "qformer"
-PLACE = "<image>"  # where a task puts its image, which is always in front here
-#: Settings of tasks that are ours by another name, or that mean nothing here.
+PLACE = "<image>"  # marks the image in the text of a task; here the image always comes first
+#: Settings of tasks that have another name here, or no meaning.
 RENAMED = {"max_gen_toks": "max_new_tokens"}
 WITHOUT_MEANING = ("until", "image_aspect_ratio", "image_sizes", "use_cache", "top_k")
-INSTRUCTION = "Answer the question using a single word or phrase."  # that most tasks end with, for chat models
+INSTRUCTION = "Answer the question using a single word or phrase."  # the end of most tasks, for chat models
 WORDINGS = ("paper", "plain", "caption")
-ROOM = 32  # tokens that an answer may have where the context would leave none
-Request = tuple[str, dict[str, Any], "Callable[[], Any]"]  # context, settings, what gives the images
+ROOM = 32  # tokens kept free for an answer; a longer context is cut
+Request = tuple[str, dict[str, Any], "Callable[[], Any]"]  # context, settings, a function that loads the images
 
 
 def manifest() -> Any:
-    """What the entry point gives lmms-eval."""
+    """Make the manifest that the entry point gives to lmms-eval."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id=NAME, simple_class_path=f"{__name__}.{Harness.__name__}")
@@ -54,12 +54,12 @@ def manifest() -> Any:
 
 @dataclass
 class Shortfalls:
-    """What of a task could not be done as asked, by how often.
+    """Numbers of requests that could not be handled as given.
 
     Attributes:
-        imageless: documents without an image, or whose first one cannot be read: answered from their text.
+        imageless: documents without an image, or with an unreadable first image, answered from their text.
         cut: contexts that lost words at their start, since they exceeded the positions of the language model.
-        unanswered: requests of which nothing fits, or in which nothing is said: an empty text, or a score of -inf.
+        unanswered: requests that are empty or do not fit at all; they get an empty text, or a score of -inf.
     """
 
     imageless: int = 0
@@ -70,9 +70,9 @@ class Shortfalls:
 class Harness(lmms):
     """A stage-two checkpoint, or a BLIP-2 of another form, under test.
 
-    What a task asks is worded as BLIP-2 is asked (`prompt=paper`), left as it is (`plain`), or ignored for the prompt
-    of the model's own captions (`caption`). Only the first image of a document is seen; `ignored_images` counts others.
-    No document ends a benchmark: what could not be done is counted in `told`, and a warning says so.
+    The text of a task is worded as in BLIP-2 (`prompt=paper`), used unchanged (`plain`), or replaced by the model's own
+    caption prompt (`caption`). Only the first image of a document is used; `ignored_images` counts the others. No
+    document stops a benchmark: problems are counted in `shortfalls` and reported in a warning.
     """
 
     def __init__(
@@ -85,66 +85,68 @@ class Harness(lmms):
         max_batch_size: int | None = None,
         trust: bool = False,
     ) -> None:
-        """`pretrained` and `trust` are as of `qformer.load`. `max_batch_size`, handed to every model, has no use here.
+        """Load a checkpoint; for `pretrained` and `trust` see `qformer.load`.
+
+        `max_batch_size`, which lmms-eval passes to every model, is ignored.
 
         Raises:
-            UsageError: no such checkpoint, one without a language model, or another prompt or batch size.
+            UsageError: the checkpoint does not exist or has no language model, or an unknown prompt or batch size.
         """
         super().__init__()
         if prompt not in WORDINGS:
             raise UsageError(f"prompt is '{prompt}'; {nearest(prompt, WORDINGS)}")
         if not str(batch_size).isdecimal() or not int(batch_size):
-            raise UsageError(f"batch_size is '{batch_size}'; give a number from 1 on")
+            raise UsageError(f"batch_size is '{batch_size}'; give a number of at least 1")
         self.model = load_vision_language(pretrained, device, quantize, trust)
         self.batch_size = int(batch_size)
         self.prompt = prompt
         self.ignored_images = 0
-        self.told, self._last_told = Shortfalls(), Shortfalls()
+        self.shortfalls, self._last_reported = Shortfalls(), Shortfalls()
 
     @property
     def device(self) -> torch.device:
         return self.model.frontend.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The continuation of each request, args (context, settings, doc_to_visual, doc_id, task, split)."""
-        asked = []
+        """Generate the continuation of each request; args are context, settings, doc_to_visual, doc_id, task, split."""
+        parsed = []
         for request in requests:
             context, settings, to_images, number, task, split = request.args
-            asked.append((context, settings, self._images_of(to_images, task, split, number)))
-        said = self._generate(asked)
-        self._tell()
-        return said
+            parsed.append((context, settings, self._images_of(to_images, task, split, number)))
+        texts = self._generate(parsed)
+        self._warn()
+        return texts
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[list[str]]:
-        """What was said in each round; args have doc_to_text, which makes the next round, in front of doc_id.
+        """Generate the output of each round; args also have doc_to_text, before doc_id, which makes the next round.
 
-        It is called with the document, `previous_output`, `round_idx` and `previous_round_info`, and returns images
-        (None: those of the round before), context, whether that is all, what was said so far, and what it wants to be
-        given next time.
+        It is called with the document, `previous_output`, `round_idx` and `previous_round_info`. It returns the images
+        (None: those of the previous round), the context, True after the last round, all outputs so far, and the
+        `previous_round_info` of the next call.
         """
         rounds = []
         for request in requests:
             context, settings, to_images, to_text, number, task, split = request.args
             document = self.task_dict[task][split][number]
-            said: list[str] = []
+            outputs: list[str] = []
             images, info = self._images_of(to_images, task, split, number)(), None
             while True:
-                said = [*said, self._generate([(context, settings, partial(_flat, images))])[0]]
-                newer, context, is_last, said, info = to_text(
-                    document, previous_output=said, round_idx=len(said), previous_round_info=info
+                outputs = [*outputs, self._generate([(context, settings, partial(_flat, images))])[0]]
+                newer, context, is_last, outputs, info = to_text(
+                    document, previous_output=outputs, round_idx=len(outputs), previous_round_info=info
                 )
                 images = images if newer is None else newer
                 if is_last:
                     break
-            rounds.append(list(said))
-        self._tell()
+            rounds.append(list(outputs))
+        self._warn()
         return rounds
 
     @torch.no_grad()
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Log probability of each continuation and whether greedy search would write it.
+        """Compute the log probability of each continuation, and True if greedy search would generate it.
 
-        Args are (context, continuation or doc_to_target, doc_to_visual, doc_id, task, split).
+        The args are context, continuation or doc_to_target, doc_to_visual, doc_id, task, split.
         """
         scored: list[tuple[float, bool]] = []
         for start in range(0, len(requests), self.batch_size):
@@ -157,20 +159,20 @@ class Harness(lmms):
                 )
                 images.append(self._images_of(to_images, task, split, number)())
             scored += self._score(self._visual(images, contexts), contexts, targets)
-        self._tell()
+        self._warn()
         return scored
 
     def _document(self, task: str, split: str, number: int) -> Any:
         return self.task_dict[task][split][number]
 
     def _images_of(self, to_images: Callable[[Any], Any], task: str, split: str, number: int) -> Callable[[], Any]:
-        """What reads the images of a document when they are wanted: all of a benchmark would fill the memory."""
+        """Make a function that loads the images of a document: all images of a benchmark do not fit in memory."""
 
         def read() -> Any:
             document = self._document(task, split, number)
             try:
                 return to_images(document)
-            except (AttributeError, IndexError, KeyError, OSError, TypeError):  # a task that takes each to have one
+            except (AttributeError, IndexError, KeyError, OSError, TypeError):  # a task that assumes an image
                 return None
 
         return read
@@ -178,7 +180,7 @@ class Harness(lmms):
     def _score(
         self, visual: tuple[Tensor, Tensor], contexts: list[str], targets: list[str]
     ) -> list[tuple[float, bool]]:
-        """Of each target, by itself where rows of different lengths do not fit together."""
+        """Score each target, one row at a time if the rows do not fit together."""
         llm, longest = self.model.llm, 1 << 30
         limit, prompts = positions(llm.model), []
         for context, target, tokens in zip(contexts, targets, self._counts(visual), strict=True):
@@ -195,7 +197,7 @@ class Harness(lmms):
                 [prompts[row] or "" for row in rows],
                 longest,
             )
-            # The end of the text, which is the last target of each row, is no part of the continuation.
+            # The last target of each row, the end of the text, is not part of the continuation.
             last = wanted.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
             wanted = wanted.scatter(1, last, IGNORE)
             losses = F.cross_entropy(
@@ -205,13 +207,13 @@ class Harness(lmms):
             sums: Tensor = -losses.view_as(wanted).sum(dim=1)
             for row, *score in zip(rows, sums.tolist(), greedy.all(dim=1).tolist(), strict=True):
                 scores[row] = score[0], score[1]
-        self.told.unanswered += prompts.count(None)
+        self.shortfalls.unanswered += prompts.count(None)
         return scores
 
     def _together(
         self, visual: tuple[Tensor, Tensor], prompts: list[str | None], targets: list[str]
     ) -> list[list[int]]:
-        """Rows that are scored at once: all that fit, each by itself where they do not fit side by side."""
+        """Group the rows that are scored at once: all rows, or each one alone if they do not fit together."""
         rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
         llm = self.model.llm
         room = llm.room(visual[0].shape[1], 2)
@@ -220,31 +222,31 @@ class Harness(lmms):
         return [rows] if rows and fits else [[row] for row in rows]
 
     @torch.no_grad()
-    def _generate(self, asked: list[Request]) -> list[str]:
-        """In batches of neighbours that ask for the same settings."""
-        said: list[str] = []
-        for _, group in groupby(asked, key=lambda request: repr(request[1])):
+    def _generate(self, requests: list[Request]) -> list[str]:
+        """Generate in batches of adjacent requests with the same settings."""
+        texts: list[str] = []
+        for _, group in groupby(requests, key=lambda request: repr(request[1])):
             same = list(group)
             options, stops = _options(same[0][1]), same[0][1].get("until")
             for start in range(0, len(same), self.batch_size):
                 batch = same[start : start + self.batch_size]
                 contexts = [context for context, _, _ in batch]
                 visual = self._visual([images() for _, _, images in batch], contexts)
-                said += [_until(text, stops) for text in self._write(visual, contexts, options)]
-        return said
+                texts += [_until(text, stops) for text in self._write(visual, contexts, options)]
+        return texts
 
     def _write(self, visual: tuple[Tensor, Tensor], contexts: list[str], options: dict[str, Any]) -> list[str]:
-        """A text for each row. Tasks ask for thousands of tokens; a row gets as many of them as fit behind it."""
-        llm, asked = self.model.llm, options.get("max_new_tokens", GenerateConfig.max_new_tokens)
+        """Generate a text for each row. Tasks allow thousands of tokens; a row gets as many of them as fit."""
+        llm, wanted = self.model.llm, options.get("max_new_tokens", GenerateConfig.max_new_tokens)
         texts, rows_of, prompts = [""] * len(contexts), dict[int, list[int]](), list[str]()
         for row, (context, tokens) in enumerate(zip(contexts, self._counts(visual), strict=True)):
-            prompt = self._fitting(context, llm.room(tokens, min(asked, ROOM)))
+            prompt = self._fitting(context, llm.room(tokens, min(wanted, ROOM)))
             prompts.append(prompt or "")
-            says_nothing = not tokens and not (prompt or "").strip()
-            if prompt is None or says_nothing:
-                self.told.unanswered += 1
+            is_empty = not tokens and not (prompt or "").strip()
+            if prompt is None or is_empty:
+                self.shortfalls.unanswered += 1
             else:
-                rows_of.setdefault(self._new_tokens(asked, tokens, prompt), []).append(row)
+                rows_of.setdefault(self._new_tokens(wanted, tokens, prompt), []).append(row)
         for new, rows in rows_of.items():
             own = [prompts[row] for row in rows]
             ids = llm.generate(visual[0][rows], visual[1][rows], own, **options | {"max_new_tokens": new})
@@ -252,33 +254,33 @@ class Harness(lmms):
                 texts[row] = text
         return texts
 
-    def _new_tokens(self, asked: int, visual: int, prompt: str) -> int:
-        """Of the tokens that are asked for, those for which there are positions."""
+    def _new_tokens(self, wanted: int, visual: int, prompt: str) -> int:
+        """Limit the number of new tokens to the positions that are left."""
         llm = self.model.llm
         limit = positions(llm.model)
         if limit is None:
-            return asked
-        # A decoder of its own has positions of its own.
-        return min(asked, limit - 1 if llm.family != "causal" else limit - visual - llm.count_tokens(prompt))
+            return wanted
+        # The decoder of an encoder-decoder has separate positions.
+        return min(wanted, limit - 1 if llm.family != "causal" else limit - visual - llm.count_tokens(prompt))
 
     def _fitting(self, context: str, room: int | None) -> str | None:
-        """The prompt of a context, which loses words at its start where it has more tokens than there is room for.
+        """Make the prompt of a context, which loses words at its start if it has more than `room` tokens.
 
-        None where not even its wording fits.
+        The result is None if not even the empty template fits.
         """
-        asked, count = self._question(context), self.model.llm.count_tokens
+        question, count = self._question(context), self.model.llm.count_tokens
         if room is None or count(self._worded(context)) <= room:
             return self._worded(context)
-        text = context.replace(PLACE, "").strip() if self.prompt == "plain" else asked
-        starts = [*(word.start() for word in re.finditer(r"\S{1,16}", text)), len(text)]  # long words in pieces
+        text = context.replace(PLACE, "").strip() if self.prompt == "plain" else question
+        starts = [*(word.start() for word in re.finditer(r"\S{1,16}", text)), len(text)]  # long words are split
         kept = bisect_left(starts, True, key=lambda start: count(self._worded(text[start:])) <= room)
         if kept == len(starts):
             return None
-        self.told.cut += 1
+        self.shortfalls.cut += 1
         return self._worded(text[starts[kept] :])
 
     def _visual(self, images: list[Any], contexts: list[str]) -> tuple[Tensor, Tensor]:
-        """The visual prefix of each document's first image: float[B, M, L] and bool[B, M], all False without one."""
+        """Compute the visual prefix of each document: float[B, M, L], and bool[B, M], all False if it has no image."""
         tiles: list[Tiles] = []
         rows = []
         for row, given in enumerate(images):
@@ -289,7 +291,7 @@ class Harness(lmms):
             except BadSample:
                 own = []
             rows += [row] if own else []
-        self.told.imageless += len(images) - len(rows)
+        self.shortfalls.imageless += len(images) - len(rows)
         if not rows:
             blank = torch.zeros(len(images), 0, self.model.llm.width, device=self.device)
             return blank, torch.zeros(len(images), 0, dtype=torch.bool, device=self.device)
@@ -302,24 +304,24 @@ class Harness(lmms):
     def _counts(self, visual: tuple[Tensor, Tensor]) -> list[int]:
         return visual[1].sum(dim=1).tolist()
 
-    def _tell(self) -> None:
-        """Warn of what could not be done as asked, if there is more of it than when it was told last."""
-        imageless, cut, unanswered = astuple(self.told)
+    def _warn(self) -> None:
+        """Warn about the shortfalls so far, if there are new ones since the last warning."""
+        imageless, cut, unanswered = astuple(self.shortfalls)
         parts = [
             f"{count} {what}"
             for count, what in (
-                (imageless, "had no image that can be read and were answered from their text alone"),
+                (imageless, "had no readable image and were answered from their text alone"),
                 (cut, "lost words at the start of their context, which exceeded the positions of the language model"),
-                (unanswered, "were not answered, since nothing was asked or nothing of it fits"),
+                (unanswered, "were not answered, since they are empty or do not fit"),
             )
             if count
         ]
-        if parts and self.told != self._last_told:
+        if parts and self.shortfalls != self._last_reported:
             warnings.warn(f"of the requests so far, {'; '.join(parts)}", stacklevel=3)
-            self._last_told = Shortfalls(imageless, cut, unanswered)
+            self._last_reported = Shortfalls(imageless, cut, unanswered)
 
     def _question(self, context: str) -> str:
-        """What a Q-Former that reads questions is given; others do not look at it."""
+        """Extract the question for a Q-Former that reads questions; others ignore it."""
         if self.prompt == "caption":
             return ""
         return context.replace(PLACE, "").strip().removesuffix(INSTRUCTION).strip()
@@ -334,17 +336,17 @@ class Harness(lmms):
 
 
 def _flat(images: Any) -> list[Any]:
-    """The images of a document, which may be None, a single one, or lists of lists with gaps."""
+    """Flatten the images of a document, which can be None, a single one, or nested lists with gaps."""
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flat(part)]
     return [] if images is None else [images]
 
 
 def _options(settings: dict[str, Any]) -> dict[str, Any]:
-    """A task's settings as ours; a temperature of 0 is greedy, and None is the default.
+    """Convert the settings of a task to our options; a temperature of 0 means greedy, None means the default.
 
     Raises:
-        UsageError: one that is not known.
+        UsageError: a setting is unknown.
     """
     given = {RENAMED.get(key, key): value for key, value in settings.items() if key not in WITHOUT_MEANING}
     given = {"num_beams": 1} | {key: value for key, value in given.items() if value is not None}
@@ -359,7 +361,7 @@ def _options(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _until(text: str, stops: str | list[str] | None) -> str:
-    """The text up to the first of the strings that end it."""
+    """Cut a text at the first of its stop strings."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:
             text = text.partition(stop)[0]

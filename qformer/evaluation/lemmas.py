@@ -1,6 +1,6 @@
-"""Nouns and verbs of answers to their lemmas (`two dogs running` to `two dog run`), as the original offers it.
+"""Lemmatization of nouns and verbs in answers (`two dogs running` becomes `two dog run`), as in the original.
 
-Language models answer in whole phrases where people gave one word; BLIP-2 (arXiv:2301.12597) was measured on OK-VQA so.
+Language models answer in phrases where people gave one word. BLIP-2 (arXiv:2301.12597) used this to evaluate OK-VQA.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODEL = "en_core_web_sm"
 
 @cache
 def load_lemmatizer() -> Any:
-    """spaCy's small English pipeline.
+    """Load spaCy's small English pipeline.
 
     Raises:
         UsageError: spaCy or the pipeline is not installed.
@@ -37,7 +37,7 @@ def load_lemmatizer() -> Any:
 
 
 def lemmatize(answers: Iterable[str]) -> list[str]:
-    """Each answer with its nouns and verbs as lemmas, everything else as it is."""
+    """Replace the nouns and verbs of each answer by their lemmas."""
     pipeline = load_lemmatizer()
     return [
         " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in text)

@@ -1,7 +1,7 @@
-"""What a model said, kept as JSON lines while it is measured, so that an interrupted measurement goes on.
+"""Predictions of a model, saved as JSON lines during an evaluation, so that an interrupted one can continue.
 
-The first line of a file says what the others belong to: checkpoint, data and settings. Every one of several processes
-appends to a file of its own; in the end the first puts all in one. A line that a kill cut off is dropped.
+The first line of a file identifies the checkpoint, the data and the settings of the others. Each of several processes
+appends to its own file; at the end the first one merges all of them. A line that was cut off by a kill is dropped.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ MADE_BY = "made_by"
 
 
 class Predictions:
-    """Records by their `id`, in a file or, without one, in memory alone.
+    """Records by their `id`, in a file or, without one, only in memory.
 
     Attributes:
-        known: what has been said so far, by id.
+        known: the records so far, by id.
     """
 
     def __init__(self, path: Path | None, made_by: dict[str, Any], rank: int = 0) -> None:
-        """Read what is there.
+        """Read the predictions that exist.
 
         Args:
-            made_by: what the predictions depend on. rank: number of the process, which names the file it appends to.
+            made_by: everything that the predictions depend on.
+            rank: number of the process, which selects the file it appends to.
 
         Raises:
-            UsageError: the file holds something else, or predictions of another checkpoint, data or settings.
+            UsageError: the file is not one of predictions, or they belong to another checkpoint, data or settings.
         """
         self.path = path
         self.made_by = json.loads(json.dumps(made_by))
@@ -47,17 +48,17 @@ class Predictions:
 
     def _read(self, file: Path) -> None:
         records = read_records(file)
-        if not records:  # nothing, or a head that was cut off
+        if not records:  # an empty file, or one whose first line was cut off
             return
         head = records[0].get(MADE_BY) if isinstance(records[0], dict) else None
         if not isinstance(head, dict):
-            raise UsageError(f"'{file}' is not a file of predictions; give another name to --predictions")
+            raise UsageError(f"'{file}' is not a file of predictions; give --predictions another name")
         changed = [key for key in {**head, **self.made_by} if head.get(key) != self.made_by.get(key)]
         if changed:
-            told = ", ".join(f"{key} was {head.get(key)!r}, is {self.made_by.get(key)!r}" for key in changed)
+            changes = ", ".join(f"{key} was {head.get(key)!r}, is {self.made_by.get(key)!r}" for key in changed)
             raise UsageError(
-                f"the predictions in '{file}' are not of this run ({told}); remove the file, or name another one by "
-                "--predictions"
+                f"the predictions in '{file}' belong to another run ({changes}); remove the file, or give "
+                "--predictions another name"
             )
         for record in records[1:]:
             if isinstance(record, dict) and isinstance(record.get("id"), str):
@@ -79,10 +80,10 @@ class Predictions:
             self._file.close()
 
     def keep(self, of: Mapping[str, str]) -> int:
-        """Forget what was said to something else than is asked now under the same id; returns how many these were.
+        """Drop the predictions whose input has changed under the same id; returns their number.
 
         Args:
-            of: digest of what is asked, by id.
+            of: digest of each input, by id.
         """
         changed = [id_ for id_, record in self.known.items() if record.get("of") != of.get(id_, record.get("of"))]
         for id_ in changed:
@@ -90,7 +91,7 @@ class Predictions:
         return len(changed)
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
-        """Keep these; they are on their way to the disk when this returns."""
+        """Add records, and flush them to the file."""
         for record in records:
             self.known[record["id"]] = record
             if self._file is not None:
@@ -99,12 +100,12 @@ class Predictions:
             self._file.flush()
 
     def finish(self, order: Sequence[str]) -> None:
-        """Write all in this order as one file; those of other data than were asked for stay behind them."""
+        """Write all records to one file in this order; records with other ids come last."""
         if self.path is None:
             return
-        asked = set(order)
+        wanted = set(order)
         ordered = [self.known[id_] for id_ in order if id_ in self.known]
-        others = [record for id_, record in self.known.items() if id_ not in asked]
+        others = [record for id_, record in self.known.items() if id_ not in wanted]
         replace_records(self.path, [{MADE_BY: self.made_by}, *ordered, *others])
         for part in _parts(self.path):
             part.unlink(missing_ok=True)
@@ -115,7 +116,7 @@ def _part(path: Path, rank: int) -> Path:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Files of the other processes, perhaps of an earlier run with more of them."""
+    """List the files of the other processes, which can be from an earlier run with more of them."""
     found = path.parent.glob(f"{path.name}.*") if path.parent.is_dir() else []
     return sorted(file for file in found if file.name.removeprefix(f"{path.name}.").isdecimal())
 

@@ -1,13 +1,14 @@
-"""The tokens that captions are compared by: what Stanford's PTBTokenizer makes of English text, without Java.
+"""Tokenizer of captions for scoring: the output of Stanford's PTBTokenizer on English text, without Java.
 
-COCO's evaluation (arXiv:1504.00325) tokenises with `-preserveLines -lowerCase` of CoreNLP 3.4.1 and drops punctuation.
-The rules here were found by asking that program about every character, every word of up to five letters and sentences
-made to be awkward, its quirks included: brackets become `-lrb-`, which is not dropped, and `!!` stays while `!` goes.
+COCO's evaluation (arXiv:1504.00325) tokenizes with `-preserveLines -lowerCase` of CoreNLP 3.4.1 and drops punctuation.
+The rules here were derived from the output of that program for every character, every word of up to five letters and
+deliberately awkward sentences. They include its quirks: brackets become `-lrb-`, which is not dropped, and `!!` is kept
+while `!` is dropped.
 
-At each place all rules are tried and the longest match wins, the first of equals. What a rule looks ahead at counts.
+At each place all rules are tried, and the longest match wins, the first one of several. Lookahead counts as a match.
 """
 
-# ruff: noqa: RUF001 - the signs are what this is about
+# ruff: noqa: RUF001 - this module is about these characters
 from __future__ import annotations
 
 import re
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Letters of any script; numerals that are no digits are none, marks that stand on letters are some.
+# Letters of any script. Numerals that are not digits do not count, marks on letters do.
 NUMERALS = "²³¹¼-¾⁰-₉⅐-↉①-⒛⓪-⓿❶-➓〇〡-〩〸-〺"
 MARKS = (
     "\u02c2-\u02c5\u02d2-\u02df\u02e5-\u02eb\u02ef-\u036f\u0483-\u0487\u0591-\u05bd"
@@ -30,22 +31,22 @@ A, AD = "[A-Za-z]", "[A-Za-z0-9]"
 Q = "['\u0092\u2019]"  # apostrophes
 SPACE, GAP = r"[ \t\xa0]", r"[ \t\xa0\u2000-\u200a\u3000\n]"
 
-# Abbreviations. What stands for a name or a title never ends a sentence ...
+# Abbreviations. Those before a name and titles never end a sentence ...
 TITLES = (
     "z cf dr ft lt mr ms mt ph st vs wm adj adm adv ave cie col cpl det drs ens gen gov hon jos maj mme mrs pfc pvt "
     "rep rev sen sfc sgt spc ste alex asst atty brig capt cmdr dept elec govs insp invt mlle msgr natl pres prof reps "
     "sens supt attys comdr lieut profs supts treas messrs"
 )
-# ... these do so in front of a capital letter, and then the point is a token of its own as well,
+# ... these do before a capital letter, and then the period is a separate token as well,
 ENDINGS = (
     "al co ct ga jr ky md mo rd rt sq sr va vt ala apr aug bhd cos dak dec esq est etc ext feb fla fri inc ind jan jul "
     "jun kan ltd mar mon neb nev nov oct plc sep seq sys tel thu tue wed wis wyo ariz assn bldg blvd bros colo conn "
     "corp intl kans mich minn mont okla penn sept tenn tues univ assoc calif thurs"
 )
-CAPITAL_ENDINGS = "az la pa ark del ill ore tex mass miss wash"  # words of their own in lower case
+CAPITAL_ENDINGS = "az la pa ark del ill ore tex mass miss wash"  # ordinary words in lower case
 SMALL_TITLES, SMALL_ENDINGS = "mfg mtg", "pte pty ppte ppty ptes ptys pptes pptys"  # never in capitals
 BEFORE_NUMBERS = "ca no op pp art fig nos figs prop"
-# What begins a sentence behind `U.S.`
+# Words that start a sentence after `U.S.`
 STARTS = (
     "a about according additionally after an as at but earlier he her here however if in it last many more now "
     "once one other our she since so some such that the their then there these they this we what when while yet you"
@@ -53,7 +54,7 @@ STARTS = (
 
 
 def _any(words: str, case: bool = False) -> str:
-    """One of these words, in small or capital letters; `case`: not all small."""
+    """Make a pattern for one of these words in any case; with `case`, not all in lower case."""
     listed = sorted(words.split(), key=len, reverse=True)
     if case:
         return "(?:" + "|".join(f"{word.title()}|{word.upper()}" for word in listed) + ")"
@@ -98,7 +99,7 @@ PHONE = (
 REDUCED = rf"{Q}(?:[msdMSD]|[rR][eE]|[vV][eE]|[lL][lL])"
 SMILEY = r"[<>]?[:;=][-o*']?[()DPdpO\\@|{\[\]]"
 QUOTED = "[`\x91-\x94\u2018-\u201f\u2039\u203a\xab\xbb]"
-KEPT = (  # single signs that are tokens; whatever else no rule knows, such as an emoji, is dropped
+KEPT = (  # single characters that are tokens; all others without a rule, such as emojis, are dropped
     "-,:;/%&=\\\\^|~<>+()\\[\\]{}`'\"!¡¥-©¬®-±´¶-¸¿×÷\u037e\u0387\u0589\u0e3f\u2016\u2017\u2020-\u2023\u2030-\u2038"
     "\u203b\u203e-\u2042\u207a-\u207e\u208a-\u208e\u2100\u2101\u2103-\u2106\u2108\u2109\u2114\u2116-\u2118"
     "\u211e-\u2123\u2125\u2127\u2129\u212e\u213a\u213b\u2140-\u2144\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012"
@@ -128,7 +129,7 @@ def _bracketed(text: str) -> str:
 
 
 def _point(text: str) -> str:
-    """Both the point of an abbreviation and that of the sentence."""
+    """Add the period of the sentence to that of an abbreviation."""
     return f"{text} ."
 
 
@@ -136,7 +137,7 @@ def _as(token: str) -> Callable[[str], str]:
     return lambda text: token
 
 
-# What a token is, what stands behind it, and how it is written.
+# Pattern of a token, pattern of the text after it, and how the token is written.
 RULES: list[tuple[str, str, Callable[[str], str]]] = [
     *((f"(?i:{first})", f"(?i:{rest})", _keep) for first, _, rest in (word.partition("|") for word in SPLIT.split())),
     (TAG, "", _solid),
@@ -196,23 +197,23 @@ RULES: list[tuple[str, str, Callable[[str], str]]] = [
     ("&gt;", "", _as(">")),
     (rf"[.$]|[{KEPT}]", "", _keep),
 ]
-COMPILED = [(re.compile(f"({token})(?:{behind})"), write) for token, behind, write in RULES]
+COMPILED = [(re.compile(f"({token})(?:{after})"), write) for token, after, write in RULES]
 SKIPPED = re.compile(r"[ \t\xa0\u2000-\u200a\u3000]+|&nbsp;")
 PLAIN = re.compile(r"(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b)[A-Za-z]+(?=[ \n]|\Z)")
 
 
 def tokenize(captions: Iterable[str]) -> list[str]:
-    """Each caption as its tokens in lower case, punctuation dropped, joined by spaces: what scorers compare.
+    """Tokenize captions for the scorers: tokens in lower case without punctuation, joined by spaces.
 
-    All are read as one text, a line each, as the original does: the first word of a line can decide what the last point
-    of the one before is. Line breaks of any kind inside a caption are spaces (the original loses count at some).
+    All captions are read as the lines of one text, as in the original: the first word of a line can affect the last
+    period of the line before. Line breaks inside a caption become spaces (the original miscounts lines at some).
     """
     lines = tokenize_lines(captions)
     return [" ".join(token for token in line if token not in DROPPED) for line in lines]
 
 
 def tokenize_lines(captions: Iterable[str]) -> list[list[str]]:
-    """All tokens of each caption, in lower case, punctuation included."""
+    """Split each caption into its tokens in lower case, including punctuation."""
     text = "\n".join(re.sub(r"[\r\n\v\f\x85\u2028\u2029]", " ", caption) for caption in captions)
     lines: list[list[str]] = [[]]
     for token in _scan(text):
@@ -242,7 +243,7 @@ def _scan(text: str) -> Iterator[str]:
 
 
 def _longest(text: str, place: int) -> tuple[str, int]:
-    """The token that begins here, if any, and how much of the text it takes."""
+    """Match the token that starts here, if any; also returns the length of the text that it covers."""
     reach, token, taken = 0, "", 1
     for rule, write in COMPILED:
         found = rule.match(text, place)

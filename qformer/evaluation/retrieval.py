@@ -1,8 +1,8 @@
-"""Image-text retrieval: ITC for a shortlist, ITM to re-rank it (BLIP-2, section 4.4).
+"""Image-text retrieval: ITC selects candidates, ITM re-ranks them (BLIP-2, section 4.4).
 
-Images are added group by group, as they are read. Their ITC rows stay in memory; what matching needs of them is kept
-in a file, or they are encoded again where none is given. Several processes share images and texts, and come to the same
-scores as one.
+Images are added group by group, as they are read. Their ITC rows stay in memory. The image tokens for matching are kept
+in a file; without one, images are encoded a second time. Several processes divide the images and texts, and get the
+same scores as one process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NO_CANDIDATE = -100.0
 CUTOFFS = (1, 5, 10)
-ROWS = 256  # of a table, or texts, that are worked on at once
+ROWS = 256  # rows of a table, or texts, that are processed at once
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Scores:
 
     Attributes:
         itc: float[I, T], cosines.
-        itm: float[I, T], logits of 'they match' of the candidates of either direction, else 0.
-        match: half[I, T], the probability that they match, likewise.
+        itm: float[I, T], the logit of a match for the candidates of either direction, else 0.
+        match: half[I, T], the probability of a match for the same pairs, else 0.
         of_image: bool[I, T], the candidates of each image. of_text: those of each text.
     """
 
@@ -54,12 +54,12 @@ class Scores:
 
     @property
     def image_to_text(self) -> Tensor:
-        """float[I, T]: logit + cosine of the candidates of each image; -100 elsewhere, as in the original."""
+        """Scores float[I, T]: logit + cosine for the candidates of each image; -100 elsewhere, as in the original."""
         return (self.itm + self.itc).masked_fill_(~self.of_image, NO_CANDIDATE)
 
     @property
     def text_to_image(self) -> Tensor:
-        """float[I, T]: the same of the candidates of each text."""
+        """Scores float[I, T], like `image_to_text`, for the candidates of each text."""
         return (self.itm + self.itc).masked_fill_(~self.of_text, NO_CANDIDATE)
 
 
@@ -73,7 +73,7 @@ class _Kept:
 
 @dataclass
 class _Group:
-    """Images that were encoded together: their ITC rows on the CPU, and what they are matched from."""
+    """Images that were encoded together: their ITC rows on the CPU, and the source of their tokens for matching."""
 
     rows: Tensor
     valid: Tensor
@@ -81,10 +81,10 @@ class _Group:
 
 
 class Images:
-    """The images of a benchmark. Of W processes, process r adds groups r, r + W, r + 2 W, ... of them.
+    """The images of a benchmark. With W processes, process r adds groups r, r + W, r + 2 W, ...
 
-    With a `file`, open for writing and reading, each image goes through the image encoder once: its tokens are kept
-    there, in the encoder's own dtype.
+    With a `file`, open for writing and reading, each image is encoded only once, and its tokens are kept there in the
+    encoder's own dtype.
     """
 
     def __init__(self, model: ImageTextModel, file: IO[bytes] | None = None) -> None:
@@ -94,7 +94,7 @@ class Images:
 
     @torch.no_grad()
     def add(self, tiles: Tiles | None) -> None:
-        """One group; None if no image of it can be used.
+        """Add one group; None if none of its images can be used.
 
         Raises:
             OSError: the file cannot be written.
@@ -109,10 +109,10 @@ class Images:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], k: int = 128, show: bool = False) -> Scores:
-        """ITC cosines of all pairs, and ITM logits for the k best candidates of each query in either direction.
+        """Compute the ITC cosines of all pairs, and the ITM logits of the k best candidates of each query.
 
         Args:
-            k: candidates; more than there are is all of them.
+            k: number of candidates, in either direction.
             show: draw a progress bar.
         """
         tokens = read_texts(self.model, texts)
@@ -122,7 +122,7 @@ class Images:
         itc = torch.zeros(count, len(texts))
         for start, group in groups:
             rows, valid = group.rows.to(text_embeds.device), group.valid.to(text_embeds.device)
-            with torch.autocast(rows.device.type, enabled=False):  # in half precision many would be equal
+            with torch.autocast(rows.device.type, enabled=False):  # half precision would produce ties
                 columns = [losses.similarity(rows, part, valid).T.cpu() for part in text_embeds.split(ROWS)]
             itc[start : start + len(rows)] = torch.cat(columns, dim=1)
         _sum(itc)
@@ -156,7 +156,7 @@ class Images:
         return self.model.encode_images(source.shape.repack(packed.to(self.model.device)))
 
     def _embed_texts(self, tokens: Tokens) -> Tensor:
-        """float[T, P] of unit length; each process embeds its share, those of one length side by side."""
+        """Embed the texts, float[T, P] with unit rows; each process embeds its share, sorted by length."""
         order = tokens.mask.sum(dim=1).argsort(stable=True)
         embeds = torch.zeros(len(tokens), self.model.config.embed_width)
         for texts in order.split(ROWS)[distributed.rank() % distributed.world() :: distributed.world()]:
@@ -165,7 +165,7 @@ class Images:
         return embeds.to(self.model.device)
 
     def _starts(self) -> tuple[list[int], int]:
-        """The number of the first image of each own group, and how many there are in all processes."""
+        """Compute the index of the first image of each own group, and the number of images in all processes."""
         counts = distributed.gather_objects([0 if group is None else len(group.rows) for group in self._groups])
         in_order = [count for turn in zip_longest(*counts, fillvalue=0) for count in turn]
         starts = list(accumulate(in_order, initial=0))
@@ -176,7 +176,7 @@ class Images:
 def score(
     model: ImageTextModel, groups: Sequence[Tiles], texts: Sequence[str], k: int = 128, show: bool = False
 ) -> Scores:
-    """`Images.score` of images that are in memory, as many in a group as are encoded at once."""
+    """Score images that are in memory, in groups that are encoded at once; see `Images.score`."""
     images = Images(model)
     for tiles in track(groups, "embedding images", disable=not show):
         images.add(tiles)
@@ -184,38 +184,39 @@ def score(
 
 
 def _sum(table: Tensor) -> None:
-    """Over processes, in place: each has filled in its own rows, and zeros stand in those of the others."""
+    """Sum a table over processes, in place; each has filled in its own rows and left zeros in the others."""
     if distributed.world() > 1:
         for part in table.split(ROWS):
             part.copy_(distributed.total(part.float()))
 
 
 def _top(scores: Tensor, k: int) -> Tensor:
-    """bool like `scores`: the k largest of each row."""
+    """Mark the k largest scores of each row, as bool of the same shape."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return chosen.scatter_(1, scores.topk(min(k, scores.shape[1]), dim=1).indices, True) if k else chosen
 
 
 def ranks(scores: Tensor, truth: Tensor) -> Tensor:
-    """The place of the best right column of each row, from 1: long[queries]. Ties and NaN count against the model.
+    """Compute the rank of the best right column of each row, from 1: long[queries].
 
-    So a right column that is no candidate stands behind all wrong ones.
+    Ties and NaN count against the model, so a right column that is not a candidate comes after all wrong ones.
 
     Args:
-        scores: float[queries, candidates]. truth: bool of the same shape, with at least one True in every row.
+        scores: float[queries, candidates].
+        truth: bool of the same shape, with at least one True in every row.
     """
     places = []
     for part, right in zip(scores.split(ROWS), truth.split(ROWS), strict=True):
-        part, right = part.contiguous(), right.contiguous()  # of a transposed table, which is slow to read
+        part, right = part.contiguous(), right.contiguous()  # transposed tables are slow to read
         best_right = part.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         places.append((~(part < best_right) & ~right).sum(dim=1) + 1)
     return torch.cat(places)
 
 
 def recalls(scores: Tensor, truth: Tensor) -> dict[int, float]:
-    """R@1, R@5, R@10: the share of rows with a right column among the best. Several may be right; the best counts.
+    """Compute R@1, R@5 and R@10: the share of rows with a right column among the best 1, 5 and 10.
 
-    Arguments as for `ranks`.
+    The arguments are those of `ranks`. If several columns are right, the best one counts.
     """
     places = ranks(scores, truth)
     return {cutoff: (places <= cutoff).double().mean().item() for cutoff in CUTOFFS}
@@ -224,9 +225,9 @@ def recalls(scores: Tensor, truth: Tensor) -> dict[int, float]:
 def measure(
     model: ImageTextModel, groups: Sequence[Tiles], captions: Sequence[Sequence[str]], k: int, show: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Recalls in both directions, `itc` and (with k > 0) `reranked`: keys `i2t_r1` ... `t2i_r10`, fractions.
+    """Measure the recalls in both directions, `itc` and (with k > 0) `reranked`: `i2t_r1` ... `t2i_r10`, fractions.
 
-    Where captions of several images are equal, also `itc_original` and `reranked_original`: see `rank_table`.
+    If captions of different images are equal, also `itc_original` and `reranked_original`: see `rank_table`.
 
     Args:
         captions: the captions of each image, any number.
@@ -240,38 +241,39 @@ def measure(
 
 
 def recall_table(scores: Scores, captions: Sequence[Sequence[str]], equal: bool = True) -> dict[str, dict[str, float]]:
-    """`itc` and `reranked` of `measure`, from scores that are there already. `equal`: see `true_pairs`."""
+    """Compute `itc` and `reranked` of `measure` from scores; for `equal` see `true_pairs`."""
     names = [f"{way}_r{cutoff}" for way in ("i2t", "t2i") for cutoff in CUTOFFS]
     table = full_table(rank_table(scores, captions, equal))
     return {kind: {name: table[kind][name] for name in names} for kind in ("itc", "reranked")}
 
 
 def true_pairs(captions: Sequence[Sequence[str]], equal: bool = True) -> Tensor:
-    """Which texts are true of which image, bool[I, T]: its own captions and, if `equal`, those of the same words."""
+    """Mark the texts that are right for each image, bool[I, T]: its captions and, if `equal`, identical texts."""
     owner = torch.tensor([image for image, own in enumerate(captions) for _ in own])
     if not equal:
         return owner[None, :] == torch.arange(len(captions))[:, None]
     numbers: dict[str, int] = {}
     words = torch.tensor([numbers.setdefault(text, len(numbers)) for own in captions for text in own])
-    told = torch.zeros(len(captions), len(numbers), dtype=torch.bool)
-    told[owner, words] = True
-    return told[:, words]
+    is_caption = torch.zeros(len(captions), len(numbers), dtype=torch.bool)
+    is_caption[owner, words] = True
+    return is_caption[:, words]
 
 
 def count_equal(captions: Sequence[Sequence[str]]) -> int:
-    """How many captions are word for word a caption of another image."""
+    """Count the captions that are identical to a caption of another image."""
     images = Counter(text for own in captions for text in set(own))
     return sum(images[text] > 1 for own in captions for text in own)
 
 
 def rank_table(scores: Scores, captions: Sequence[Sequence[str]], equal: bool = True) -> dict[str, dict[str, Tensor]]:
-    """`ranks` of the images among the texts, `i2t` long[I], and of the texts among the images, `t2i` long[T].
+    """Compute the `ranks` of the right texts for each image, `i2t` long[I], and vice versa, `t2i` long[T].
 
-    They stand under what is ranked by: `itc`, `itm` (logits alone) and `reranked` (logit + cosine, as in the original).
+    There is a pair of them for each kind of score: `itc`, `itm` (logits only) and `reranked` (logit + cosine, as in the
+    original).
 
     Args:
-        equal: whether a text that is word for word a caption of the image counts as its own. The original counts each
-            text as true of one image, so that equal ones tie and are never found.
+        equal: count a text that is identical to a caption of the image as right. In the original each text belongs to
+            one image, so identical ones tie and are never found.
     """
     truth = true_pairs(captions, equal)
     itm = scores.itm
@@ -286,10 +288,10 @@ def rank_table(scores: Scores, captions: Sequence[Sequence[str]], equal: bool = 
 
 
 def full_table(places: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:
-    """All numbers of the ranks of a `rank_table`, for each that is ranked by.
+    """Compute all measures of a `rank_table`, for each kind of score.
 
-    R@n as fractions (`i2t_r1` ... `t2i_r10`), their means `i2t_mean_recall`, `t2i_mean_recall` and, of all six,
-    `mean_recall`; the mean and the median rank: `i2t_mean_rank`, `i2t_median_rank` and likewise t2i.
+    They are R@n as fractions (`i2t_r1` ... `t2i_r10`); their means `i2t_mean_recall`, `t2i_mean_recall` and, over all
+    six, `mean_recall`; and the mean and median ranks `i2t_mean_rank`, `i2t_median_rank` and the same for t2i.
     """
     table = {}
     for kind, ways in places.items():

@@ -1,13 +1,13 @@
-"""Visual question answering: how answers are normalised and scored (VQAv2's own evaluation, Antol et al. 2015).
+"""Visual question answering: normalization and scoring of answers (VQAv2's own evaluation, Antol et al. 2015).
 
-People answered every question ten times. A model's answer counts min(1, matches / 3) against every choice of nine of
-them, and the mean of the ten is its accuracy. Before that its spelling is brought to the one of the annotations.
+People answered every question ten times. A model's answer scores min(1, matches / 3) against each subset of nine of
+these answers, and the mean of the ten scores is its accuracy. First its spelling is normalized to that of the
+annotations.
 
-What people said is compared by two rules (`Rule`). `vqav2`: that of `vqaEval.py` of GT-Vision-Lab/VQA as of 2017,
-which LAVIS has, and by which ten equal answers that need normalising ("Yes", "two") are matched by nothing.
-`normalised`: what people said is always normalised like the model's answer, as by TextVQA's
-`TextVQAAccuracyEvaluator` (facebookresearch/mmf). The script of 2021 normalises both sides where people differ, and
-neither where they agree.
+There are two rules for the answers of people (`Rule`). `vqav2` is the rule of `vqaEval.py` in GT-Vision-Lab/VQA as of
+2017, which LAVIS also uses; with it, ten equal answers that need normalization ("Yes", "two") cannot be matched.
+`normalised` always normalizes people's answers like the model's, as `TextVQAAccuracyEvaluator` does for TextVQA
+(facebookresearch/mmf). The script of 2021 normalizes both sides if people differ, and neither if they agree.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 Rule = Literal["normalised", "vqav2"]
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 THOUSANDS = re.compile(r"\d,\d")
-FULL_STOP = re.compile(r"\.(?!\d)")  # the point of a number stays
+FULL_STOP = re.compile(r"\.(?!\d)")  # decimal points stay
 DIGITS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(DIGITS.split())} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
-PEOPLE = 10  # who answered each question of VQAv2
-# Right spellings of which the evaluation also knows those with one apostrophe missing. What would be another word
-# without it (its, were, hell) is not among them.
+PEOPLE = 10  # number of people who answered each question of VQAv2
+# Correct spellings, which the evaluation also recognizes with one apostrophe missing. Those that would be another word
+# without it (its, were, hell) are not included.
 APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -42,16 +42,16 @@ CONTRACTIONS = {
     for word in APOSTROPHES.split()
     for place, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the wrong way round in the evaluation itself; every published number has it so
+} | {"somebody'd": "somebodyd"}  # reversed in the evaluation itself, and so in every published number
 
 
 def normalise_answer(answer: str) -> str:
-    """As a model's answer is compared: one line, no punctuation or articles, lower case, digits, apostrophes."""
+    """Normalize a model's answer: one line, no punctuation or articles, lower case, digits, apostrophes."""
     return _spell(without_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()))
 
 
 def without_punctuation(text: str) -> str:
-    """Signs beside a space vanish, signs inside a word become a space; a number with thousands loses all of them."""
+    """Remove punctuation beside a space, or all of it beside a number like 1,000; else it becomes a space."""
     clean = text
     for sign in PUNCTUATION:
         vanishes = f"{sign} " in text or f" {sign}" in text or THOUSANDS.search(text)
@@ -65,45 +65,45 @@ def _spell(text: str) -> str:
 
 
 def accuracy(answer: str, accepted: Sequence[str], rule: Rule = "normalised") -> float:
-    """The share in [0, 1] that an answer earns.
+    """Compute the accuracy of an answer, in [0, 1].
 
     Args:
-        answer: what the model said.
-        accepted: what people said, ten in VQAv2 and OK-VQA, repetitions included. Fewer than ten are answers of which
-            any is right, normalised like the model's by either rule: three in agreement cannot be asked of them.
-        rule: `vqav2` normalises only people's punctuation, and only where they differ.
+        answer: the answer of the model.
+        accepted: the answers of people, ten in VQAv2 and OK-VQA, with repetitions. If there are fewer than ten, any of
+            them is right, and both rules normalize them like the model's answer.
+        rule: `vqav2` normalizes only the punctuation of people's answers, and only if these differ.
 
     Raises:
-        ValueError: nothing is accepted.
+        ValueError: there are no accepted answers.
     """
     if not accepted:
         raise ValueError("no accepted answers; give at least one")
-    said = normalise_answer(answer)
+    prediction = normalise_answer(answer)
     if len(accepted) < PEOPLE:
-        return float(said in map(normalise_answer, accepted))
+        return float(prediction in map(normalise_answer, accepted))
     if rule == "normalised":
         truth = [normalise_answer(text) for text in accepted]
     else:
         truth = [without_punctuation(text) for text in accepted] if len(set(accepted)) > 1 else list(accepted)
-    matches = [text == said for text in truth]
+    matches = [text == prediction for text in truth]
     agreeing = sum(matches)
     return sum(min(1.0, (agreeing - own) / 3) for own in matches) / len(truth)
 
 
 def is_vqav2(facts: Sequence[Mapping[str, object]]) -> bool:
-    """Whether these are questions of VQA's own annotations, by what each record says: some ask for yes or a number.
+    """Return True for records from VQA's own annotations, in which some answers have the type yes/no or number.
 
-    OK-VQA has the same columns and one type of answer, VizWiz no types of questions.
+    OK-VQA has the same columns with only one type of answer; VizWiz has no question types.
     """
     types = {record["answer_type"] for record in facts if "question_type" in record and "answer_type" in record}
     return bool(types & {"yes/no", "number"})
 
 
 def mean_accuracy(answers: Iterable[str], accepted: Iterable[Sequence[str]]) -> float:
-    """Over all questions, by the rule `normalised`; published numbers are 100 times such a mean.
+    """Compute the mean accuracy over all questions by the rule `normalised`; published numbers are 100 times the mean.
 
     Raises:
-        ValueError: no questions, or another number of answers than of lists of accepted ones.
+        ValueError: there are no questions, or the two arguments differ in length.
     """
     scores = [accuracy(answer, known) for answer, known in zip(answers, accepted, strict=True)]
     if not scores:

@@ -1,1 +1,1 @@
-"""Frozen language models: what they read, how they write, and in how many bits."""
+"""Frozen language models: prompts, losses, generation, adapters and quantization."""

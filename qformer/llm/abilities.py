@@ -1,8 +1,8 @@
-"""What a language model can do after image tokens, found by trying it once when it is loaded.
+"""Abilities of a language model after image tokens, found by a trial when it is loaded.
 
-A few short rows go through the model, alone and padded in a batch, with its cache and without; and backward, before
-anything is trained in front of it. So a family that nobody has listed is refused, or treated as it needs, before hours
-of work and not in the middle. The model's name plays no part.
+A few short rows go through the model, alone and padded in a batch, with and without its cache; and backward, before a
+bridge is trained. So an unlisted family is rejected, or handled as it needs, at the start and not after hours of work.
+The name of the model plays no role.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
     from qformer.llm.base import LanguageModel
 
-PROMPTS = ["a b c", "a"]  # with fewer image tokens, so that the second row is the shorter one for any tokenizer
+PROMPTS = ["a b c", "a"]  # the second row also has fewer image tokens, so it is shorter with any tokenizer
 TEXTS = ["a b", "b"]
-VISUAL = torch.tensor([[1, 1, 1], [0, 1, 0]]).bool()  # of the three image tokens of each row, those that exist
-SWAP = torch.tensor([1, 0, 3, 2])  # two texts of each row change places
-EXACT, ROUGH = 1e-3, 0.15  # of the spread of the scores: of float32, and of 16 or 8 bits
+VISUAL = torch.tensor([[1, 1, 1], [0, 1, 0]]).bool()  # mask of the three image tokens of each row
+SWAP = torch.tensor([1, 0, 3, 2])  # the two texts of each row change places
+EXACT, ROUGH = 1e-3, 0.15  # tolerance, as a share of the spread of the scores: in float32, and in 16 or 8 bits
 
 
 def examine(llm: LanguageModel, source: str) -> Abilities:
-    """Try what writing with `llm` can rely on; on the meta device nothing is run and the defaults are assumed.
+    """Test the abilities of `llm` that generation can rely on; on the meta device the defaults are assumed.
 
     Args:
         source: where it was loaded from, for messages.
@@ -49,28 +49,29 @@ def examine(llm: LanguageModel, source: str) -> Abilities:
     if not found.caches:
         warnings.warn(
             f"{name} has no cache that beams can share, so every token re-reads its whole row; "
-            "texts are the same, but slower",
+            "generation gives the same texts, but is slower",
             stacklevel=3,
         )
     if not found.batches:
         warnings.warn(
-            f"{name} gives other scores for padded rows, so it writes one row at a time, which is slower", stacklevel=3
+            f"{name} gives other scores for padded rows, so it generates one row at a time, which is slower",
+            stacklevel=3,
         )
     return found
 
 
 def require_training(llm: LanguageModel) -> None:
-    """Refuse to train in front of a model through which nothing can be learned, or whose loss depends on padding.
+    """Check that a bridge can be trained with this model: gradients pass, and its loss does not depend on padding.
 
     Raises:
-        UsageError: with the reason.
+        UsageError: it cannot, with the reason.
     """
     if _is_meta(llm):
         return
     if reason := _Trial(llm).learn():
         hint = ", or leave llm.quantize out" if getattr(llm.model, "is_quantized", False) else ""
         raise UsageError(
-            f"nothing can be trained in front of this {llm.model.config.model_type} model ({reason}); "
+            f"no bridge can be trained with this {llm.model.config.model_type} model ({reason}); "
             f"use another language model{hint}"
         )
 
@@ -80,7 +81,7 @@ def _is_meta(llm: LanguageModel) -> bool:
 
 
 class _Trial:
-    """Rows that one model reads in several ways, and how far the scores differ."""
+    """A trial of one model, which reads rows in several ways and compares the scores."""
 
     def __init__(self, llm: LanguageModel) -> None:
         self.llm = llm
@@ -95,7 +96,7 @@ class _Trial:
         if alone is None:
             hint = ", or leave quantize out" if getattr(self.llm.model, "is_quantized", False) else ""
             raise UsageError(f"{name} cannot write after image tokens ({error}); use another language model{hint}")
-        if not self.exact:  # in 8 bits a row is rounded by what stands beside it: that much difference is noise
+        if not self.exact:  # in 8 bits, other rows of the batch affect rounding: differences of that size are noise
             beside, _ = self._attempt(lambda: self._scores(plain, [0, 0])[: len(alone[0])])
             self.tolerance = max(ROUGH, 0.0 if beside is None else 3 * _difference(beside, alone[0]))
         both = torch.cat(alone)
@@ -103,10 +104,10 @@ class _Trial:
             return usual
         batches = self._agree(lambda: self._scores(plain, [0, 1]), both)
         caches = usual.caches and self._agree(lambda: torch.cat([self._scores(usual, [row]) for row in (0, 1)]), both)
-        return Abilities(caches, batches and not caches)  # where both work apart, a padded batch breaks the cache
+        return Abilities(caches, batches and not caches)  # if both work only separately, padding breaks the cache
 
     def learn(self) -> str:
-        """Why nothing can be trained in front of this model; empty where it can."""
+        """Find the reason why no bridge can be trained with this model; empty if there is none."""
         prefix = self._image_tokens().detach().requires_grad_()
         for row in (None, 0):
             gradient, error = self._attempt(partial(self._gradient, prefix, row), grad=True)
@@ -119,13 +120,13 @@ class _Trial:
             return error
         if not all(map(math.isfinite, losses)):
             return "its loss is not a finite number"
-        # Elsewhere rounding differs as much as a wrong mask would.
+        # In lower precision, rounding errors are as large as the effect of a wrong mask.
         if self.exact and not math.isclose(losses[0], losses[1] + losses[2], rel_tol=EXACT):
             return "the loss of a row depends on its padding"
         return ""
 
     def _attempt(self, work: Callable[[], Any], grad: bool = False) -> tuple[Any, str]:
-        """What `work` returns in eval mode, or None and why not: models fail in their own ways."""
+        """Run `work` in eval mode; returns its result, or None and the reason, as models fail in many ways."""
         training = self.llm.training
         self.llm.train(False)
         try:
@@ -141,20 +142,20 @@ class _Trial:
             self.llm.train(training)
 
     def _agree(self, work: Callable[[], Tensor], expected: Tensor) -> bool:
-        """True where `work` gives these scores but for rounding."""
+        """Return True if `work` gives the expected scores up to rounding."""
         scores, _ = self._attempt(work)
         return scores is not None and _difference(scores, expected) <= self.tolerance
 
     def _image_tokens(self) -> Tensor:
-        """Vectors of the size of words, float[2, 3, L], the same each time."""
+        """Make vectors with the norms of word embeddings, float[2, 3, L], the same each time."""
         embed = self.llm.model.get_input_embeddings()
         words = torch.arange(1, 7, device=self.device) % embed.weight.shape[0]
         return embed(words).float().view(2, 3, -1)
 
     def _scores(self, abilities: Abilities, rows: list[int]) -> Tensor:
-        """Scores while two texts of each row grow and change places: float[2 * rows, 3, V].
+        """Compute scores while the two texts of each row grow and change places: float[2 * rows, 3, V].
 
-        A single row has no padding. One row twice stands beside itself in reverse.
+        A single row has no padding. If a row is given twice, its copy has the image tokens in reverse order.
         """
         prefix, mask = self._image_tokens()[rows], VISUAL[rows].to(self.device)
         if len(set(rows)) == 1:
@@ -177,11 +178,11 @@ class _Trial:
         return torch.stack(scores, dim=1)
 
     def _gradient(self, prefix: Tensor, row: int | None) -> Tensor:
-        """That of the image tokens alone: none is left in adapters, which would take a step by it."""
+        """Compute the gradient of the image tokens only; gradients left in adapters would enter the next update."""
         return torch.autograd.grad(self._loss(prefix, row), prefix)[0]
 
     def _loss(self, prefix: Tensor, row: int | None = None) -> Tensor:
-        """The summed loss of both rows, or of one without its padding."""
+        """Compute the summed loss of both rows, or of one row without its padding."""
         mask = VISUAL.to(self.device)
         if row is None:
             return self.llm.loss(prefix, mask, TEXTS, PROMPTS)[0]
@@ -190,7 +191,7 @@ class _Trial:
 
 
 def _difference(scores: Tensor, expected: Tensor) -> float:
-    """The largest difference of the scores float[..., V] that are finite, as a share of how far these spread."""
+    """Compute the largest difference between finite scores float[..., V], as a share of their spread."""
     known = expected.isfinite()
     if not bool(known.any()):
         return 0.0  # nothing to compare

@@ -1,9 +1,9 @@
-"""Frozen language models behind one interface: visual tokens in, a loss or a text out.
+"""Frozen language models with one interface: visual tokens in, a loss or a text out.
 
-Reads a visual prefix float[B, M, L] with its mask and texts as strings; returns the *sum* of the token losses with the
-number of targets, or generated ids. Visual tokens stand in front of the text embeddings as soft prompts (BLIP-2,
-arXiv:2301.12597, section 3.3): of the decoder itself for OPT, Llama, Qwen, Phi, GPT (`CausalLM`), of the encoder for
-T5, Flan-T5, UL2 (`Seq2SeqLM`). Rows of a batch may hold different numbers of visual tokens, anywhere in the mask.
+A model reads a visual prefix float[B, M, L] with its mask, and texts as strings; it returns the *sum* of the token
+losses with the number of targets, or generated ids. Visual tokens come before the text embeddings as soft prompts
+(BLIP-2, arXiv:2301.12597, section 3.3): in the decoder for OPT, Llama, Qwen, Phi, GPT (`CausalLM`), in the encoder for
+T5, Flan-T5, UL2 (`Seq2SeqLM`). Rows of a batch can have different numbers of visual tokens, anywhere in the mask.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100  # label of a position that is no target
-MAX_TOKENS = 32  # where training texts are cut, special tokens counted
+IGNORE = -100  # label of a position that is not a target
+MAX_TOKENS = 32  # length at which training texts are cut, including special tokens
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What writing with a model can rely on.
+    """Abilities of a model that generation can rely on.
 
     Attributes:
-        caches: its cache can be repeated and reordered; else every token reads the whole row again.
-        batches: a padded row of a batch is answered like the row alone; else rows are read one by one.
+        caches: its cache can be repeated and reordered; otherwise every token reads the whole row again.
+        batches: a padded row gets the same scores as the row alone; otherwise rows are read one by one.
     """
 
     caches: bool = True
@@ -50,24 +50,24 @@ class Abilities:
 
 
 class LanguageModel(nn.Module, ABC):
-    """A frozen language model and its tokenizer. Weights get no gradient; what flows into them does.
+    """A frozen language model and its tokenizer. Its weights get no gradient, but its inputs do.
 
-    It takes the given transformers model over: parameters frozen, generation settings cleared (special ids stay).
-    The model computes in its own dtype whatever autocast surrounds it: a bf16 T5 overflows under fp16 autocast.
+    The given transformers model is modified: parameters are frozen, generation settings cleared (special ids stay).
+    It computes in its own dtype even under autocast: a bf16 T5 overflows under fp16 autocast.
 
     Attributes:
-        autocast: follow the surrounding autocast all the same, which a small model does that is itself trained.
+        autocast: follow the surrounding autocast, for a small model that is itself trained.
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
-        abilities: what writing can rely on, see `qformer.llm.abilities`.
-        end: id of the token that ends a text. pad: id of what stands after it in a batch.
-        start: ids that begin every text; empty where the tokenizer uses no BOS.
-        template: how prompts may begin whose special tokens are meant, such as those of a chat; usually empty.
+        abilities: see `qformer.llm.abilities`.
+        end: id of the token that ends a text. pad: id of the padding after it in a batch.
+        start: ids that begin every text; empty if the tokenizer uses no BOS.
+        template: prefix of prompts in which special tokens are read as such, like those of a chat; usually empty.
     """
 
-    family: ClassVar[str]  # "causal" or "seq2seq": how prompts are worded depends on it
+    family: ClassVar[str]  # "causal" or "seq2seq"; the wording of prompts depends on it
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, end: int | None, dropout: bool) -> None:
-        """`dropout=True` leaves dropout active in training, as LAVIS does; else eval mode survives `train()`."""
+        """Wrap a model; with `dropout` its dropout is active in training, as in LAVIS, else it stays in eval mode."""
         super().__init__()
         if end is None:
             raise UsageError(
@@ -79,14 +79,14 @@ class LanguageModel(nn.Module, ABC):
         self.dropout = dropout
         self.autocast = False
         self.template = ""
-        self.adapters: list[nn.Module] = []  # parts that are in training mode whenever what is around the model is
+        self.adapters: list[nn.Module] = []  # parts that follow `train()` whatever `dropout` is
         self.end: int = end
         self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.abilities = Abilities(caches=cache_name(model) is not None)
         self.width: int = model.get_input_embeddings().weight.shape[1]
-        model.config.return_dict = True  # outputs are read by name, whatever a config.json says
-        # Special ids alone; an exported model takes these over.
+        model.config.return_dict = True  # outputs are read by name
+        # Special ids only; they are exported with the model.
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=end,
@@ -109,16 +109,16 @@ class LanguageModel(nn.Module, ABC):
         prompt: list[str] | None = None,
         max_tokens: int = MAX_TOKENS,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of `text` behind the visual prefix, without smoothing.
+        """Compute the cross-entropy of `text` after the visual prefix, without smoothing.
 
         Args:
             prefix: float[B, M, L] visual tokens. prefix_mask: bool[B, M], True where they exist.
             text: B target texts.
-            prompt: B texts that are read but not predicted; None is an empty one for each.
-            max_tokens: where texts are cut (training never reads more; generation reads all of its prompt).
+            prompt: B texts that are read but not predicted; None means empty ones.
+            max_tokens: length at which texts are cut (in training; `generate` never cuts prompts).
 
         Returns:
-            The sum of the token losses, float32[], and the number of targets, long[]: the caller divides, since across
+            The sum of the token losses, float32[], and the number of targets, long[]. The caller divides, because over
             processes the sums and the counts add up but the means do not.
         """
         logits, targets = self.predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens)
@@ -128,27 +128,30 @@ class LanguageModel(nn.Module, ABC):
     def predict(
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS
     ) -> tuple[Tensor, Tensor]:
-        """What `loss` compares: logits float[B, T, V] at the positions of the texts, and their targets long[B, T].
+        """Compute the logits float[B, T, V] at the positions of the texts, and their targets long[B, T].
 
-        A target is `IGNORE` where there is none. Arguments are those of `loss`.
+        `IGNORE` marks positions without a target. The arguments are those of `loss`.
         """
         with self._own_dtype(prefix.device):
             return self._predict(prefix, prefix_mask, text, prompt, max_tokens)
 
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
-        """Number of targets of a `loss` with at least one visual token in every row."""
+        """Count the targets of a `loss` with at least one visual token in every row."""
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
 
     @torch.no_grad()
     def generate(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], **options: Any) -> Tensor:
-        """Texts after [visual][prompt], as ids of the new tokens only: long[B * n, new], padded on the right.
+        """Generate texts after [visual][prompt].
 
         Args:
             prefix: float[B, M, L]. prefix_mask: bool[B, M]. prompts: B strings, possibly empty, never cut.
             options: fields of `GenerateConfig`.
 
+        Returns:
+            The ids of the new tokens, long[B * n, new], padded on the right.
+
         Raises:
-            UsageError: an unknown option, or a row longer than the positions of the model.
+            UsageError: an unknown option, or a row that exceeds the positions of the model.
         """
         config = GenerateConfig.of(options)
         config.check_draws(len(prompts) * config.num_return_sequences)
@@ -162,13 +165,13 @@ class LanguageModel(nn.Module, ABC):
         return pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
     def stream(self, prefix: Tensor, prefix_mask: Tensor, prompt: str, **options: Any) -> Iterator[int]:
-        """The ids that `generate` gives for one row with these options, as they come: greedy or drawn, one text.
+        """Yield the ids of one greedy or sampled text as they are generated; they equal those of `generate`.
 
         Args:
             prefix: float[1, M, L]. prefix_mask: bool[1, M].
         """
         config, tokens = GenerateConfig.of(options), None
-        while True:  # between two tokens the reader's own gradients and precision apply
+        while True:  # between two tokens, the caller's gradient mode and precision apply
             with torch.no_grad(), self._own_dtype(prefix.device):
                 if tokens is None:
                     step, start, _ = self.begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
@@ -185,34 +188,34 @@ class LanguageModel(nn.Module, ABC):
     def _predict(
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        """Logits float[B, T, V] at the text positions and their targets long[B, T], `IGNORE` where there is none."""
+        """Compute logits float[B, T, V] at the text positions and their targets long[B, T], `IGNORE` for none."""
 
     @abstractmethod
     def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
-        """The ids of the texts, rows of T, and which of them are targets: long[B, T], `IGNORE` where there is none."""
+        """Tokenize texts into rows of T ids, and their targets long[B, T], `IGNORE` for none."""
 
     @abstractmethod
     def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
-        """Start writing after rows [visual][prompt].
+        """Start generation after rows [visual][prompt].
 
         Args:
-            new: how many tokens may be added.
+            new: the maximal number of new tokens.
 
         Returns:
-            The step; what each text starts with, long[B, t]; and how many of the prompt's tokens, long[B], count beside
-            the new ones when beams are compared, as in the original.
+            The step; the start of each text, long[B, t]; and the number of prompt tokens, long[B], that count toward
+            the text length in beam search, as in the original.
         """
 
     def decode(self, ids: Tensor | list[list[int]]) -> list[str]:
-        """Ids long[B, T] as texts, without special tokens and outer white space (the newline that ends OPT's texts)."""
+        """Decode ids long[B, T] to texts, without special tokens and outer whitespace (OPT ends texts by a newline)."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text after `start`. The tokenizer adds nothing: its template may end prompts, or forget BOS."""
+        """Tokenize texts after `start`. The tokenizer adds nothing: some end prompts, and some omit BOS."""
         return [self.start + row for row in self._plain_text.ids(texts, self.template)]
 
     @cached_property
@@ -220,16 +223,16 @@ class LanguageModel(nn.Module, ABC):
         return PlainText(self.tokenizer)
 
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
-        """Ids of each text between `start` and `end`, the latter kept where a text is cut at `limit`."""
+        """Tokenize texts between `start` and `end`; a text that is cut at `limit` keeps its end."""
         cut = None if limit is None else limit - 1
         return [[*row[:cut], self.end] for row in self._ids(texts)]
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt, those that begin every text counted."""
+        """Count the tokens of a prompt, including `start`."""
         return len(self._ids([text])[0])
 
     def room(self, visual: int, new: int) -> int | None:
-        """Tokens of a prompt that fit behind so many visual ones, where `new` ones may follow; None for any number."""
+        """Return the number of prompt tokens that fit after `visual` and before `new` tokens; None for no limit."""
         limit = positions(self.model)
         return None if limit is None else limit - visual - (new if self.family == "causal" else 1)
 
@@ -237,11 +240,10 @@ class LanguageModel(nn.Module, ABC):
 class CausalLM(LanguageModel):
     """A decoder-only model: [visual][BOS prompt text end]. OPT ends its texts with a newline, others with their EOS.
 
-    Prompt, text and end are cut together, at their end. Only a prompt that takes more than half of the room, such as a
-    long question, loses its first tokens instead, so that an answer is not cut away. A newline within a text of OPT,
-    which would end it there, is read as a space. The tokens of a prompt, BOS included, are no targets; without a prompt
-    BOS is one. Rows are packed with the padding on the right, so that positions are those of the row alone in every
-    model.
+    Prompt, text and end are cut together, on the right. But a prompt that takes more than half of the room, such as a
+    long question, loses its first tokens instead, so that the answer is not cut off. A newline within a text for OPT,
+    which would end the text, is read as a space. The tokens of a prompt, including BOS, are not targets; without a
+    prompt BOS is one. Rows are packed with the padding on the right, so that positions equal those of the row alone.
     """
 
     family = "causal"
@@ -251,7 +253,7 @@ class CausalLM(LanguageModel):
         end = _newline(tokenizer) if is_opt else tokenizer.eos_token_id
         super().__init__(model, tokenizer, end=end, dropout=dropout)
         self.one_line = is_opt
-        if is_opt and tokenizer.bos_token_id is not None:  # trained with BOS in front, which some tokenizers forget
+        if is_opt and tokenizer.bos_token_id is not None:  # OPT was trained with BOS, which some tokenizers omit
             self.start = [tokenizer.bos_token_id]
 
     def _predict(
@@ -259,12 +261,12 @@ class CausalLM(LanguageModel):
     ) -> tuple[Tensor, Tensor]:
         row, targets = self._targets(text, prompt, max_tokens, prefix.device)
         visual = prefix_mask.sum(dim=1, keepdim=True)  # (B, 1)
-        # Text token t of a row sits in column `visual + t`, so the column before it predicts it.
+        # Text token t of a row is in column `visual + t`, so the column before it predicts it.
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
-        targets = targets.masked_fill(columns < 0, IGNORE)  # without an image nothing stands before the first token
+        targets = targets.masked_fill(columns < 0, IGNORE)  # no token precedes the first one if there is no image
 
         inputs = join(self.model, prefix, prefix_mask, row, "right")
-        # Only these columns meet the vocabulary: a prefix of many tiles would make thousands of useless logits.
+        # Compute logits of these columns only: a prefix of many tiles would produce thousands of unused ones.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
 
     def _targets(
@@ -282,7 +284,7 @@ class CausalLM(LanguageModel):
         return row, row.ids.masked_fill(~row.mask | in_prompt, IGNORE)
 
     def _cut(self, ids: list[int], given: int, max_tokens: int) -> tuple[list[int], int]:
-        """At most `max_tokens` of the ids of [BOS prompt text end], and how many of these are the prompt's."""
+        """Cut [BOS prompt text end] to `max_tokens` ids; also returns how many of them belong to the prompt."""
         front = len(self.start)
         spare = max(given - max(max_tokens // 2, front), 0)
         gone = min(max(len(ids) - max_tokens, 0), spare)
@@ -301,7 +303,7 @@ class CausalLM(LanguageModel):
 class Seq2SeqLM(LanguageModel):
     """An encoder-decoder model: the encoder reads [visual][prompt end], the decoder predicts [text end].
 
-    Prompt and text are cut separately and keep their end. `erf_gelu`: see `qformer.llm.loading`.
+    Prompt and text are cut separately and keep their end. For `erf_gelu` see `qformer.llm.loading`.
     """
 
     family = "seq2seq"
@@ -318,7 +320,7 @@ class Seq2SeqLM(LanguageModel):
                 "set it there (T5 uses its pad id, 0)"
             )
         super().__init__(model, tokenizer, end=tokenizer.eos_token_id, dropout=dropout)
-        self.first: int = first  # the token from which the decoder goes on
+        self.first: int = first  # the first input token of the decoder
         if erf_gelu and getattr(model.config, "dense_act_fn", None) == "gelu_new":
             for module in model.modules():
                 if hasattr(module, "act"):
@@ -350,7 +352,7 @@ class Seq2SeqLM(LanguageModel):
 
 
 def _shared(prompt: list[int], whole: list[int]) -> int:
-    """How many leading ids a row shares with its prompt tokenised alone.
+    """Count the leading ids that a row shares with its prompt tokenized alone.
 
     A token that merges the end of the prompt with the beginning of the text belongs to the text.
     """
@@ -364,12 +366,12 @@ def _newline(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer begins texts with its BOS by itself: many have one and never use it."""
+    """Return True if the tokenizer starts texts with its BOS; many have a BOS and never use it."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     return tokenizer("a")["input_ids"][: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
 
 
 def _spaced(prompt: str, text: str) -> str:
-    """Prompt and text with a space between them, unless one brings it or one is empty."""
+    """Join prompt and text with a space, unless there is one already or one of them is empty."""
     touching = prompt and text and not prompt[-1].isspace() and not text[0].isspace()
     return f"{prompt} {text}" if touching else prompt + text

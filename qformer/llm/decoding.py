@@ -1,16 +1,17 @@
-"""How text is written: beams, greedy and nucleus sampling, all over one `step(texts, rows) -> scores`.
+"""Decoding of text: beam search, greedy search and nucleus sampling, all over one `step(texts, rows) -> scores`.
 
-A step is given the texts so far, long[n, t], and for each of them which row of its last call it continues, long[n];
-at first these are rows of what the texts start with, and None means that every text continues its own row. It returns
-logits of the next token, float32[n, V]. Language models (`qformer.llm.steps`) and the Q-Former each bring a step.
+A step receives the texts so far, long[n, t], and for each of them the row of the previous call that it continues,
+long[n]. In the first call these are rows of the start of the texts; None means that every text continues its own row.
+A step returns the logits of the next token, float32[n, V]. Language models (`qformer.llm.steps`) and the Q-Former each
+provide a step.
 
-Beams follow the rule of transformers 4.26, with which the original (LAVIS) and its published numbers were made. What
-has changed since is how long a text is, by a power of which its score is divided: then the prompt and the new tokens,
-today the new tokens and the end. So today's search prefers other captions after a prompt, and much shorter answers
-where the length penalty is negative.
+Beam search follows transformers 4.26, which the original (LAVIS) and its published numbers used. Scores are divided by
+a power of the text length, and transformers has since changed this length: it was the prompt and the new tokens, and is
+now the new tokens and the end. So newer versions prefer other captions after a prompt, and much shorter answers if the
+length penalty is negative.
 
-Nucleus sampling can take its random numbers from outside: one for each token. A text then depends on its own numbers
-alone, whatever else is in its batch, and can be made again.
+Nucleus sampling can take its random numbers from outside, one for each token. A text then depends on its own numbers
+alone, whatever else is in its batch, and can be reproduced.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ if TYPE_CHECKING:
 
     Step = Callable[[Tensor, Tensor | None], Tensor]
 
-MOST = 1e6  # by which logits are multiplied or divided: more are no numbers any more
-STEEPEST = 50  # power of a length: of a length of a thousand, a higher one is beyond what a float holds
-NEVER = -1e9  # score of a beam that does not exist yet: all beams of a text begin alike, so only one may go on
+MOST = 1e6  # largest factor or divisor of logits; beyond it they overflow
+STEEPEST = 50  # largest power of a length; a length of 1000 to a higher power overflows a float
+NEVER = -1e9  # score of a beam that does not exist yet: the beams of a text start equal, so only one can continue
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How text is generated; the defaults are those of the paper's captioning (beam search).
+    """Options of generation; the defaults are those of captioning in the paper (beam search).
 
-    `max_new_tokens` and `min_new_tokens` count generated tokens only, the end among the former. `top_p` and
-    `temperature` act when `do_sample` is True, `length_penalty` when there are several beams (see the top of this
-    module for what counts). `repetition_penalty` lowers the scores of tokens that were generated already (those of the
-    prompt may come again), and no `no_repeat_ngram_size` generated tokens in a row come twice. `num_return_sequences`
-    texts are sampled of each row. `draws` are numbers in [0, 1) that are used in place of the global random state: for
-    each text as many as there may be new tokens.
+    `max_new_tokens` and `min_new_tokens` count generated tokens only; the end token counts toward `max_new_tokens`.
+    `top_p` and `temperature` apply if `do_sample` is True, `length_penalty` if there are several beams (see the top of
+    this module for the length). `repetition_penalty` lowers the scores of tokens that were already generated, but not
+    of those in the prompt; no sequence of `no_repeat_ngram_size` generated tokens occurs twice. `num_return_sequences`
+    texts are sampled for each row. `draws` are numbers in [0, 1) that replace the global random state: at least
+    `max_new_tokens` of them for each text.
     """
 
     num_beams: int = 5
@@ -87,25 +88,25 @@ class GenerateConfig:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Self:
-        """The defaults overridden by `options`; an unknown name is a UsageError that names the nearest."""
+        """Override the defaults by `options`; an unknown name is a UsageError that suggests the nearest name."""
         return build({"generate": cls}, "generate", options, "generate")
 
     @property
     def searches(self) -> bool:
-        """True where beams are compared. Sampling never does: its texts are independent of one another."""
+        """True for beam search. Sampling never compares beams: its texts are independent of one another."""
         return self.num_beams > 1 and not self.do_sample
 
     def check_draws(self, texts: int) -> None:
-        """Refuse `draws` of another number of texts.
+        """Check that `draws`, if given, has a row for each text.
 
         Raises:
-            UsageError: saying how many are needed.
+            UsageError: the number of rows differs.
         """
         if self.draws is not None and len(self.draws) != texts:
             raise UsageError(f"draws must hold a row of numbers for each of {texts} texts, but got {len(self.draws)}")
 
     def of_rows(self, rows: slice) -> Self:
-        """The same for these rows of a batch alone: the draws of their texts."""
+        """Select the options for some rows of a batch, that is the draws of their texts."""
         if self.draws is None:
             return self
         each = self.num_return_sequences
@@ -114,16 +115,16 @@ class GenerateConfig:
 
 @torch.no_grad()
 def write(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig, unseen: Tensor | int = 0) -> Tensor:
-    """The texts of B rows as `config` asks for them.
+    """Generate the texts of B rows with the options of `config`.
 
     Args:
         step: logits of the next token, see the top of this module.
-        start: long[B, t], what each text begins with.
-        end, pad: ids of the token that ends a text, and of what stands after it.
+        start: long[B, t], the start of each text.
+        end, pad: ids of the token that ends a text, and of the padding after it.
         unseen: see `beam_search`.
 
     Returns:
-        long[B * n, new], n texts of a row together, without the start, padded on the right.
+        long[B * n, new], the n texts of a row together, without the start, padded on the right.
     """
     if not config.searches:
         return torch.stack(list(write_tokens(step, start, end, pad, config)), dim=1)
@@ -145,9 +146,9 @@ def write(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig,
 
 
 def write_tokens(step: Step, start: Tensor, end: int, pad: int, config: GenerateConfig) -> Iterator[Tensor]:
-    """Tokens of texts as they come, greedy or drawn: long[B * n] at a time, until every text has ended.
+    """Yield the tokens of greedy or sampled texts as they are generated, long[B * n] at a time, until all texts end.
 
-    Arguments are those of `write`. Whoever stops reading stops the writing.
+    The arguments are those of `write`. Generation stops when the caller stops reading.
     """
     rows = torch.arange(len(start), device=start.device).repeat_interleave(config.num_return_sequences)
     config.check_draws(len(rows))
@@ -172,7 +173,7 @@ def write_tokens(step: Step, start: Tensor, end: int, pad: int, config: Generate
 
 
 class _Constraints:
-    """Adjusts scores by what was written so far: no early end, no repetition."""
+    """Adjustments of scores by the text so far: no early end, no repetition."""
 
     def __init__(self, config: GenerateConfig, end: int) -> None:
         self.least, self.end = config.min_new_tokens, end
@@ -191,10 +192,11 @@ class _Constraints:
 
 
 def nucleus(logits: Tensor, draws: Tensor, top_p: float = 0.9, temperature: float = 1.0) -> Tensor:
-    """A token of each row by nucleus sampling (Holtzman et al., arXiv:1904.09751): of the likeliest that hold `top_p`.
+    """Sample a token of each row from the nucleus, the likeliest tokens that hold `top_p` (arXiv:1904.09751).
 
     Args:
-        logits: float[n, V]. draws: float[n], from 0 to 1; the likeliest token is the one of the lowest numbers.
+        logits: float[n, V].
+        draws: float[n], from 0 to 1; the lowest numbers select the likeliest token.
 
     Returns:
         long[n].
@@ -204,7 +206,7 @@ def nucleus(logits: Tensor, draws: Tensor, top_p: float = 0.9, temperature: floa
     kept = (cumulative - probs < top_p).sum(dim=1, keepdim=True).clamp(min=1)  # (n, 1)
     held = cumulative.gather(1, kept - 1)
     place = (cumulative <= draws.float()[:, None] * held).sum(dim=1, keepdim=True)
-    return order.gather(1, torch.minimum(place, kept - 1)).squeeze(1)  # a draw next to 1 may have been rounded up
+    return order.gather(1, torch.minimum(place, kept - 1)).squeeze(1)  # a draw close to 1 can be rounded up
 
 
 @torch.no_grad()
@@ -220,22 +222,22 @@ def beam_search(
     length_penalty: float = 1.0,
     unseen: Tensor | int = 0,
 ) -> Tensor:
-    """The likeliest text of each row.
+    """Find the likeliest text of each row.
 
-    A text that ends is worth its summed log probability / length ** `length_penalty`, where what it starts with counts
-    and the end does not. A row is done when `beams` texts have ended and nothing that goes on is worth more than the
-    worst. One beam is greedy search.
+    The score of a finished text is its summed log probability / length ** `length_penalty`, where the length includes
+    the start but not the end. A row is done when `beams` texts have ended and no unfinished text scores higher than the
+    worst of them. One beam is greedy search.
 
     Args:
-        step: texts so far long[n, t] and the rows long[n] of the last call that they continue (at first: rows of
-            `start`) -> log probabilities of the next token, float32[n, V].
-        start: long[B, t], what each text begins with.
-        end, pad: ids of the token that ends a text, and of what stands after it.
-        max_length, min_length: in tokens, the start counted.
-        unseen: tokens in front of each `start`, long[B] or one number, that count for the length penalty alone.
+        step: texts so far long[n, t] and the rows long[n] of the previous call that they continue (in the first call:
+            rows of `start`) -> log probabilities of the next token, float32[n, V].
+        start: long[B, t], the start of each text.
+        end, pad: ids of the token that ends a text, and of the padding after it.
+        max_length, min_length: in tokens, including the start.
+        unseen: number of tokens before each `start`, long[B] or one number, that count only for the length penalty.
 
     Returns:
-        long[B, new], without the start; the end is there where there was room for it.
+        long[B, new], without the start; with the end if there was room for it.
     """
     batch, device = len(start), start.device
     rows = torch.arange(batch, device=device).repeat_interleave(beams)  # (B * beams)
@@ -253,7 +255,7 @@ def beam_search(
         best, origin, candidates = _grow(texts, totals, beams)
         ends = candidates[..., -1] == end
         closes = ends & ~done[:, None]
-        closes[:, beams:] = False  # an end that is not among the best `beams` is not worth keeping
+        closes[:, beams:] = False  # only ends among the best `beams` are kept
         worth = best / (unseen + length) ** length_penalty
         ended.add(candidates, worth.masked_fill(~closes, -torch.inf))
         done |= ended.worst() >= worth[:, 0]
@@ -269,13 +271,14 @@ def beam_search(
 
 
 def _grow(texts: Tensor, totals: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations of each row, twice as many as there are beams: even if half of them end, enough go on.
+    """Find the best 2 * beams continuations of each row: even if half of them end, enough remain.
 
     Args:
-        texts: long[B * beams, t]. totals: float[B, beams * V], scores of every next token behind each.
+        texts: long[B * beams, t].
+        totals: float[B, beams * V], the score of every next token after each text.
 
     Returns:
-        Their scores float[B, 2 * beams], the best first, the rows of `texts` that they continue, and the longer texts.
+        Their scores float[B, 2 * beams], the best first; the rows of `texts` that they continue; and the longer texts.
     """
     batch, vocabulary = len(totals), totals.shape[1] // beams
     best, index = totals.topk(min(2 * beams, totals.shape[1]), dim=1)
@@ -285,7 +288,7 @@ def _grow(texts: Tensor, totals: Tensor, beams: int) -> tuple[Tensor, Tensor, Te
 
 
 class _Ended:
-    """The `beams` best texts of each row that have come to an end, the best first."""
+    """The best `beams` finished texts of each row, the best first."""
 
     def __init__(self, batch: int, beams: int, max_length: int, pad: int, device: torch.device) -> None:
         self.pad = pad
@@ -294,7 +297,7 @@ class _Ended:
         self.lengths = torch.zeros(batch, beams, dtype=torch.long, device=device)
 
     def add(self, texts: Tensor, scores: Tensor) -> None:
-        """long[B, n, t] with float[B, n]; a score of -inf is no text."""
+        """Add texts long[B, n, t] with scores float[B, n]; a score of -inf means no text."""
         padded = torch.nn.functional.pad(texts, (0, self.texts.shape[2] - texts.shape[2]), value=self.pad)
         self.scores, place = torch.cat([self.scores, scores], dim=1).topk(self.scores.shape[1], dim=1)
         self.texts = torch.cat([self.texts, padded], dim=1).take_along_dim(place[..., None], dim=1)
@@ -302,9 +305,9 @@ class _Ended:
         self.lengths = torch.cat([self.lengths, lengths], dim=1).gather(1, place)
 
     def worst(self) -> Tensor:
-        """float[B]; -inf as long as there is room."""
+        """Return the lowest score of each row, float[B]; -inf while there is room."""
         return self.scores[:, -1]
 
     def best(self) -> Tensor:
-        """long[B, longest], padded on the right."""
+        """Return the best text of each row, long[B, longest], padded on the right."""
         return self.texts[:, 0, : int(self.lengths[:, 0].max())]

@@ -1,4 +1,4 @@
-"""Language models from folders, from the hub or from tensors: which kind it is, in which dtype, quantised or not."""
+"""Loading of language models from folders, from the hub or from tensors, with a choice of dtype and quantization."""
 
 from __future__ import annotations
 
@@ -47,21 +47,22 @@ def load_language_model(
     quantize: str = "none",
     tried: bool = True,
 ) -> LanguageModel:
-    """The language model in a folder or under a hub id, with its tokenizer; its configuration tells which kind it is.
+    """Load a causal or encoder-decoder language model and its tokenizer from a folder or hub id.
 
     Args:
-        dtype: None: as stored. "auto": float32 on the CPU, where 16 bits are slow; elsewhere as stored if that is 16
-            bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32) run as in the paper, and no
-            model runs in a float16 that it was not trained in. Of a quantised model: what is not quantised.
-        dropout: leave dropout active in training, as LAVIS does.
-        erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, though
+        dtype: None keeps the stored dtype. "auto" is float32 on the CPU, where 16 bits are slow; elsewhere it is the
+            stored dtype if that has 16 bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32)
+            run as in the paper, and no model runs in a float16 that it was not trained in. For a quantized model, this
+            is the dtype of the layers that are not quantized.
+        dropout: keep dropout active in training, as LAVIS does.
+        erf_gelu: compute T5's gated GELU with erf, as LAVIS does and as released BLIP-2 weights were trained, although
             T5 itself was trained with the tanh form (`gelu_new`).
-        quantize: `int8`, `nf4` or `none`; see `qformer.llm.quantize`. It stays on `device` for good.
+        quantize: `int8`, `nf4` or `none`; see `qformer.llm.quantize`. A quantized model cannot leave `device`.
         tried: see `wrap_language_model`.
 
     Raises:
-        UsageError: there is no such folder or id, or what is there is not a language model that can write after image
-            tokens, or it cannot be quantised here.
+        UsageError: the folder or id does not exist, its model cannot write after image tokens, or this machine cannot
+            quantize it.
     """
     quantizing.check(quantize)
     config = pretrained.read(AutoConfig, path, NO_MODEL)
@@ -79,10 +80,10 @@ def load_language_model(
 
 
 def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
-    """A transformers model that is already here, quantised; the given one is of no use afterwards.
+    """Quantize a transformers model that is already in memory; the given model must not be used afterward.
 
     Raises:
-        UsageError: it cannot be quantised here.
+        UsageError: this machine cannot quantize it.
     """
     options = _options(model.config, device, dtype, quantize, source)
     kind, tensors = type(model), model.state_dict()
@@ -92,15 +93,15 @@ def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, qu
 
 
 def _options(config: Any, device: torch.device | str, dtype: Dtype, quantize: str, source: str) -> dict[str, Any]:
-    """What `from_pretrained` is told of dtype, device and quantisation."""
+    """Make the options of `from_pretrained` for dtype, device and quantization."""
     kept = choose_dtype(config, device, dtype)
     has_own = getattr(config, "quantization_config", None) is not None
     if quantize == "none":
         return {"dtype": kept} | ({"device_map": {"": torch.device(device)}} if has_own else {})
     if has_own:
-        raise UsageError(f"the language model in '{source}' is quantised already; leave quantize out")
+        raise UsageError(f"the language model in '{source}' is already quantized; leave quantize out")
     compute = kept if isinstance(kept, torch.dtype) else config.dtype or torch.float32
-    placed = {"": torch.device(device)}  # at once: weights are quantised as they arrive
+    placed = {"": torch.device(device)}  # directly, as weights are quantized while they load
     return {"dtype": kept, "device_map": placed, "quantization_config": quantizing.settings(quantize, compute)}
 
 
@@ -114,19 +115,20 @@ def _placed(model: Any, options: dict[str, Any], device: torch.device | str) -> 
 def wrap_language_model(
     model: Any, tokenizer_of: str | Path, dropout: bool = False, erf_gelu: bool = True, tried: bool = True
 ) -> LanguageModel:
-    """A causal or encoder-decoder model of transformers and the tokenizer of a folder or hub id.
+    """Wrap a causal or encoder-decoder transformers model with the tokenizer of a folder or hub id.
 
     Args:
         dropout, erf_gelu: see `load_language_model`.
-        tried: find out by a few short rows what it can do (`qformer.llm.abilities`); weights alone need no trial.
+        tried: test the abilities of the model with a few short rows (`qformer.llm.abilities`); code that only needs the
+            weights can skip this.
 
     Raises:
         UsageError: there is no tokenizer, or the model cannot write after image tokens.
     """
     tokenizer = pretrained.as_words(pretrained.read(AutoTokenizer, tokenizer_of, NO_MODEL))
     letter = tokenizer("a", add_special_tokens=False)["input_ids"]
-    if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer where it finds no files
-        raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer beside it")
+    if not letter or tokenizer.unk_token_id in letter:  # transformers makes up a tokenizer if there are no files
+        raise UsageError(f"'{tokenizer_of}' holds a language model but no tokenizer; save its tokenizer there too")
     llm: LanguageModel
     if model.config.is_encoder_decoder:
         llm = Seq2SeqLM(model, tokenizer, dropout=dropout, erf_gelu=erf_gelu)
@@ -138,9 +140,9 @@ def wrap_language_model(
 
 
 def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dtype) -> torch.dtype | str:
-    """How the weights are stored; see `load_language_model`."""
+    """Choose the dtype of the weights; see `load_language_model`."""
     if dtype is None:
-        return "auto"  # transformers' word for "as stored"
+        return "auto"  # in transformers this means "as stored"
     if dtype != "auto":
         return dtype
     if torch.device(device).type == "cpu":
@@ -152,30 +154,30 @@ DTYPES: dict[str, Any] = {"auto": "auto", **NAMED}
 
 
 def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:
-    """The language model of a transformers configuration with these tensors; tied ones may be missing.
+    """Build the language model of a transformers configuration with these tensors; tied ones can be missing.
 
     Raises:
-        UsageError: others are missing or left over.
+        UsageError: other tensors are missing or left over.
     """
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with init_empty_weights(include_buffers=False):  # buffers are in no file: rotary frequencies
+    with init_empty_weights(include_buffers=False):  # files have no buffers, such as rotary frequencies
         try:
             model = auto.from_config(config, trust_remote_code=False)
-        except ValueError as error:  # heads that do not divide, say
-            raise UsageError(f"the configuration of the language model in '{source}' cannot be ({error})") from error
+        except ValueError as error:  # such as a width that the heads do not divide
+            raise UsageError(f"the configuration of the language model in '{source}' is not valid ({error})") from error
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if tensors.keys() - shapes.keys():
         tensors = _by_names_in_memory(type(model), config, tensors, source)
     if odd := [name for name in tensors if name in shapes and shapes[name] != tensors[name].shape]:
-        raise UsageError(f"the language model in '{source}' is of another size: {odd[0]}; give its own configuration")
+        raise UsageError(f"the language model in '{source}' has another size: {odd[0]}; give its own configuration")
     put_in(model, tensors, f"the language model in '{source}'")
     return model.eval()
 
 
 def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-    """Tensors by the names that a model has in memory: of some families (GPT-NeoX, Mixtral) files have others.
+    """Rename tensors to the names in memory, which for some families (GPT-NeoX, Mixtral) differ from those in files.
 
-    Those that transformers cannot place stay as they are, for a refusal to name.
+    If transformers cannot place all of them, the tensors are returned unchanged, for the error message to name.
     """
     with pretrained.quiet():
         try:
@@ -193,14 +195,14 @@ def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], s
 
 
 def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Tensors in the place of those of a model on the meta device; tied ones may be missing.
+    """Put tensors in place of those of a model on the meta device; tied ones can be missing.
 
     Raises:
-        UsageError: others are missing or left over.
+        UsageError: other tensors are missing or left over.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}  # made
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     wrong = model.load_state_dict(tensors, strict=False, assign=True)
-    with pretrained.quiet():  # it calls a T5 whose two tables differ, which stays untied, corrupted
+    with pretrained.quiet():  # it warns that a T5 with two different tables, which stays untied, is corrupted
         model.tie_weights(missing_keys=set(wrong.missing_keys))
     missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     refuse(missing, wrong.unexpected_keys, what)

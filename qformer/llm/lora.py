@@ -1,7 +1,7 @@
-"""Low-rank adapters of a frozen language model (LoRA; Hu et al., arXiv 2106.09685), through the package peft.
+"""Low-rank adapters for a frozen language model (LoRA; Hu et al., arXiv 2106.09685), with the package peft.
 
-Adapters stand inside the model's own layers, so that everything else calls it as before. They are kept in fp32,
-whatever the layers are stored in, and are all of the language model that is trained and saved.
+Adapters are inserted into the model's own layers, so callers do not change. They are kept in fp32 whatever the dtype of
+the layers, and they are the only part of the language model that is trained and saved.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def add(llm: LanguageModel, config: LoraConfig) -> None:
-    """Put adapters into the layers of a language model; they start as no change at all.
+    """Insert adapters into the layers of a language model; at first they do not change its output.
 
     Raises:
-        UsageError: peft is not installed, or the model has none of the layers that are asked for.
+        UsageError: peft is not installed, or the model has none of the target layers.
     """
     peft = _peft()
     options = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
@@ -32,7 +32,7 @@ def add(llm: LanguageModel, config: LoraConfig) -> None:
     except (ValueError, TypeError) as error:
         known = sorted({name.rpartition(".")[2] for name, part in llm.model.named_modules() if _is_linear(part)})
         raise UsageError(
-            f"llm.lora.targets {config.targets} are no layers of this {llm.model.config.model_type} model "
+            f"llm.lora.targets {config.targets} are not layers of this {llm.model.config.model_type} model "
             f"({' '.join(str(error).split())[:200]}); give some of {', '.join(known)}"
         ) from error
     for layer in _adapted(llm.model):
@@ -43,17 +43,16 @@ def add(llm: LanguageModel, config: LoraConfig) -> None:
 
 
 def merge(llm: LanguageModel) -> None:
-    """Add the adapters' products to the weights and remove them: the model is an ordinary one again.
+    """Merge the adapters into the weights and remove them, which leaves an ordinary model.
 
     Raises:
-        UsageError: an adapted weight is also that of another layer, such as an output embedding that is tied to the
-            input's, which would change with it.
+        UsageError: an adapted weight is shared with another layer, such as tied embeddings, which would change too.
     """
     for layer in _adapted(llm.model):
         if len(shared := _layers_of(llm.model, layer.get_base_layer().weight)) > 1:
             raise UsageError(
-                f"the adapters of {' and '.join(shared)} cannot be added to their weights, which are the same ones: "
-                "both layers would change; use the checkpoint as it is"
+                f"the adapters of {' and '.join(shared)} cannot be merged, because these layers share one weight and "
+                "would all change; use the checkpoint as it is"
             )
     for name, layer in [*llm.model.named_modules()]:
         if isinstance(layer, _peft().tuners.lora.LoraLayer):
@@ -68,7 +67,7 @@ def _adapted(model: nn.Module) -> list[Any]:
 
 
 def _layers_of(model: nn.Module, weight: nn.Parameter) -> list[str]:
-    """Names of all layers that compute with this weight."""
+    """List the names of all layers that use this weight."""
     found = [name for name, other in model.named_parameters(remove_duplicate=False) if other is weight]
     return [name.removesuffix(".weight").removesuffix(".base_layer") for name in found]
 

@@ -1,4 +1,4 @@
-"""Ids of texts that people write, for a language model: what looks like a special token in them is a word."""
+"""Tokenization of texts from people, for a language model: special tokens in them are read as plain words."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 class PlainText:
-    """A tokenizer that reads `</s>` letter by letter, so that no text ends in its middle.
+    """A tokenizer that reads `</s>` letter by letter, so that no text can end in its middle.
 
-    A Unigram tokenizer, such as T5's, finds special tokens whatever it is told; they are spelled afterwards.
+    A Unigram tokenizer, such as T5's, always finds special tokens; they are replaced by letters afterward.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
         letters: dict[int, Any] = {number: tokenizer.convert_tokens_to_ids(list(name)) for number, name in special}
-        letters.pop(tokenizer.unk_token_id, None)  # it stands for what is in a text
+        letters.pop(tokenizer.unk_token_id, None)  # it stands for unknown text
         self.letters = {number: [letter for letter in row if letter is not None] for number, row in letters.items()}
 
     def ids(self, texts: list[str], template: str = "") -> list[list[int]]:
-        """Ids of each text, to which the tokenizer adds nothing.
+        """Tokenize each text without adding special tokens.
 
         Args:
-            template: a beginning of texts in which special tokens are meant as such.
+            template: a prefix of texts in which special tokens are read as such.
 
         Raises:
-            UsageError: a text is not UTF-8.
+            UsageError: a text cannot be encoded in UTF-8.
         """
         if not texts:
             return []
@@ -38,7 +38,7 @@ class PlainText:
             "".join(texts).encode()
         except UnicodeError as error:
             raise UsageError(
-                f"a text holds half of a character ({error}); give text that can be written in UTF-8"
+                f"a text holds half of a character ({error}); give text that can be encoded in UTF-8"
             ) from error
         rests = [text.removeprefix(template) for text in texts]
         rows = self._read(rests, split=True)

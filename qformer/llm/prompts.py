@@ -1,8 +1,8 @@
-"""What a language model is asked about a picture, and in which words: one table, as data and pure functions.
+"""Prompts for each task about an image, with their decoding options: one table and pure functions on strings.
 
-Captions, visual questions and their decoding follow BLIP-2 (arXiv:2301.12597, sections 4.1 to 4.3), dialogue the
-original implementation, LAVIS. The paper shows the other tasks as examples only (figure 4): their words and decoding
-are ours. Strings in, strings out.
+Captions, visual questions and their decoding follow BLIP-2 (arXiv:2301.12597, sections 4.1 to 4.3); dialogue follows
+the original implementation, LAVIS. The paper shows the other tasks as examples only (figure 4): their prompts and
+decoding options are ours.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wording:
-    """How a task is put to one family of language models.
+    """The prompt of a task for one family of language models.
 
     Attributes:
-        template: the prompt; `{}` is the question, or what is to be done. Without `{}` there is nothing to fill in.
+        template: the prompt; `{}` stands for the question or the instruction, if the task takes one.
         generate: options of `LanguageModel.generate`.
-        context: how free text in front of it is written.
+        context: the template of free text before the prompt.
     """
 
     template: str
@@ -34,7 +34,7 @@ class Wording:
 
     @property
     def asks(self) -> bool:
-        """Whether there is a question to fill in."""
+        """True if the template has a place for a question."""
         return "{}" in self.template
 
 
@@ -72,7 +72,7 @@ TASKS: dict[str, dict[str, Wording]] = {
     "writing": _both("{}", LONG),
     "ask": _both("Ask a question about the picture. Question:", SENTENCE),
 }
-#: By preset: `paper`, and what LAVIS does differently.
+#: By preset: `paper`, and `lavis` for what LAVIS does differently.
 PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
     "paper": TASKS,
     "lavis": TASKS
@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
 
 
 def wording(task: str, preset: str, family: str) -> Wording:
-    """The row of the table for language models of `family` ("causal" or "seq2seq").
+    """Look up the row of the table for language models of `family` ("causal" or "seq2seq").
 
     Raises:
         UsageError: an unknown task, preset or family.
@@ -95,7 +95,7 @@ def wording(task: str, preset: str, family: str) -> Wording:
 
 
 def vqa_preset(preset: str, family: str) -> Wording:
-    """`wording` of visual question answering."""
+    """Look up the `wording` of visual question answering."""
     return wording("vqa", preset, family)
 
 
@@ -104,9 +104,9 @@ class Prompt:
     """A prompt in its parts, joined by spaces.
 
     Attributes:
-        context: free text in front; may be empty.
+        context: free text at the start, possibly empty.
         turns: earlier questions with their answers, the oldest first.
-        instruction: what is asked, or where the text goes on. It is never cut.
+        instruction: the question, or the words that the model continues. It is never cut.
     """
 
     context: str
@@ -118,15 +118,15 @@ class Prompt:
         return " ".join(part for part in (self.context, *self.turns, self.instruction) if part)
 
     def fit(self, count: Callable[[str], int], room: int) -> Prompt:
-        """The longest end of the prompt of at most `room` tokens that still holds the whole instruction.
+        """Cut the prompt from its start to at most `room` tokens, but never the instruction.
 
-        The context loses words from its start, then all of them; then the oldest turns go. Alone, the instruction may
-        be longer than `room`: whoever reads it must refuse it.
+        The context loses words from its start until none is left; then the oldest turns are dropped. The instruction
+        alone can still exceed `room`, which the caller must check.
 
         Args:
-            count: the number of tokens of a text.
+            count: a function that counts the tokens of a text.
         """
-        starts = [0, *(word.start() for word in re.finditer(r"\S{1,16}", self.context))][1:]  # long words in pieces
+        starts = [0, *(word.start() for word in re.finditer(r"\S{1,16}", self.context))][1:]  # long words are split
 
         def context_from(place: int) -> Prompt:
             return replace(self, context=self.context[starts[place] :])
@@ -151,14 +151,14 @@ def compose(
     context: str | None = None,
     history: Sequence[tuple[str, str]] | None = None,
 ) -> Prompt:
-    """The prompt of a task, in its parts: [context] [earlier turns] instruction.
+    """Compose the prompt of a task from its parts: [context] [earlier turns] instruction.
 
-    Behind earlier turns a visual question is worded like them, as a dialogue is in LAVIS.
+    After earlier turns a visual question is worded like them, as in the dialogues of LAVIS.
 
     Args:
-        question: as it is to be read (see `data.texts`), or what is to be done; not used where nothing is asked.
+        question: a cleaned question (see `data.texts`) or an instruction; ignored if the task takes none.
         task, preset, family: see `wording`.
-        context: free text in front, such as a fact or an OCR result.
+        context: free text at the start, such as a fact or an OCR result.
         history: earlier (question, answer) pairs, the oldest first.
 
     Raises:
@@ -166,11 +166,11 @@ def compose(
     """
     chosen = wording(task, preset, family)
     template = wording("dialogue", preset, family).template if history and task == "vqa" else chosen.template
-    told = (context or "").strip()
-    if told and chosen.context != "{}":
-        told = chosen.context.format(told.removeprefix("Context:").strip().rstrip("."))
+    front = (context or "").strip()
+    if front and chosen.context != "{}":
+        front = chosen.context.format(front.removeprefix("Context:").strip().rstrip("."))
     turns = tuple(TURN.format(q, a.strip().rstrip(".")) for q, a in history or ())
-    return Prompt(told, turns, template.format(question))
+    return Prompt(front, turns, template.format(question))
 
 
 def vqa_prompt(
@@ -180,5 +180,5 @@ def vqa_prompt(
     context: str | None = None,
     history: Sequence[tuple[str, str]] | None = None,
 ) -> str:
-    """`compose` of a visual question, as a string."""
+    """Compose the prompt of a visual question as a string; see `compose`."""
     return compose(question, "vqa", preset, family, context, history).text

@@ -1,9 +1,9 @@
-"""Language models in 8 or 4 bits, through bitsandbytes: what is quantised, with which settings, and what is missing.
+"""Language models in 8 or 4 bits with bitsandbytes: requirements, settings, and the layers that are quantized.
 
 `int8` is LLM.int8() (arXiv:2208.07339): rows of weights in 8 bits with a scale each; features above 6 stay in 16 bits.
 `nf4` is the 4-bit normal float of QLoRA (arXiv:2305.14314): blocks of 64 weights with a scale each, computed in the
-dtype of the model. Which layers are quantised is what transformers decides: every linear one but the output embedding,
-tied weights, the last layer, and those that a family keeps in fp32 (T5's `wo`, which overflows in less).
+dtype of the model. transformers chooses the layers to quantize: all linear layers except the output embedding, tied
+weights, the last layer, and those that a family keeps in fp32 (T5's `wo`, which overflows in fp16).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Quantization = Literal["none", "int8", "nf4"]
-NOISE = "inputs will be cast"  # said at every call of every layer of an int8 model that is not in fp16
+NOISE = "inputs will be cast"  # logged by every call of every int8 layer if the model is not in fp16
 
 
 def check(quantize: str) -> None:
-    """Make sure that a model can be quantised like this here.
+    """Check that this machine can quantize a model in this way.
 
     Raises:
         UsageError: an unknown kind, or bitsandbytes is missing, too old, or does not run on this machine.
@@ -48,23 +48,24 @@ def check(quantize: str) -> None:
 
         if not is_bitsandbytes_available():
             raise UsageError(
-                f"{quantize} needs bitsandbytes {BITSANDBYTES_MIN_VERSION} or newer, and {bitsandbytes.__version__} is "
+                f"{quantize} needs bitsandbytes {BITSANDBYTES_MIN_VERSION} or newer, but {bitsandbytes.__version__} is "
                 "installed; run: pip install -U bitsandbytes"
             )
         validate_bnb_backend_availability(raise_exception=True)
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise UsageError(
-            f"{quantize} needs bitsandbytes, which does not run here ({reason}); "
+            f"{quantize} needs bitsandbytes, which does not run on this machine ({reason}); "
             "run: pip install -U bitsandbytes, or leave quantize out"
         ) from error
 
 
 def settings(quantize: str, compute: torch.dtype) -> BitsAndBytesConfig:
-    """What `from_pretrained` of transformers takes.
+    """Make the `quantization_config` for `from_pretrained` of transformers.
 
     Args:
-        quantize: `int8` or `nf4`. compute: dtype in which 4-bit layers multiply.
+        quantize: `int8` or `nf4`.
+        compute: dtype in which 4-bit layers multiply.
 
     Raises:
         UsageError: see `check`.
@@ -83,12 +84,12 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep quantized layers as they were loaded, and what they return as tensors of its own.
+    """Keep quantized layers in their original layout, and let them return copies instead of views.
 
-    On a CPU with AVX512-BF16 the first call of a 4-bit layer without gradients would repack it for good, into a form
-    that lets no gradient through, as after the first validation of a run, and that takes no output width that 32 does
-    not divide. And some families (Gemma 3n, LED) change what a layer returned in place, which autograd refuses of the
-    views that bitsandbytes returns.
+    On a CPU with AVX512-BF16, the first call of a 4-bit layer without gradients (such as in the first validation of a
+    run) would repack it permanently into a layout without gradients and without support of output widths that are not
+    multiples of 32. And some families (Gemma 3n, LED) modify the output of a layer in place, which autograd forbids for
+    the views that bitsandbytes returns.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -98,7 +99,7 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a transformers model, not yet quantised, that would be."""
+    """Yield the layers of an unquantized transformers model that would be quantized."""
     kept = HfQuantizer.get_modules_to_not_convert(model, None, compat.kept_in_single(model))
     for name, module in model.named_modules():
         if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, kept):
@@ -106,13 +107,13 @@ def targets(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it is a layer whose weights are in 8 or 4 bits."""
+    """Return True for a layer with weights in 8 or 4 bits."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, nn.Parameter) and weight.dtype in (torch.int8, torch.uint8)
 
 
 def nbytes(model: nn.Module) -> int:
-    """Bytes of all weights of a model, scales of quantised ones and buffers included; shared ones count once."""
+    """Count the bytes of all weights and buffers of a model, including quantization scales; shared ones count once."""
     seen: dict[int, int] = {}
     for module in model.modules():
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -1,6 +1,6 @@
-"""Rows of what a language model reads: ids padded, visual and text embeddings joined, examples put in front.
+"""Input rows of a language model: ids are padded, and visual and text embeddings joined.
 
-A row is visual tokens and text in any order, in a tensor with a mask that may have holes; `pack` closes them.
+A row holds visual tokens and text in any order, in a tensor with a mask that can have gaps; `pack` closes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def pad(rows: Sequence[Sequence[int]], end: int, device: torch.device) -> Tokens:
-    """Rows of ids, padded on the right with `end`: any model can embed it, and a tokenizer may lack a pad token."""
+    """Pad rows of ids on the right with `end`: every model can embed it, and some tokenizers have no pad token."""
     ids = pad_sequence([torch.tensor(r, dtype=torch.long) for r in rows], batch_first=True, padding_value=end)
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
@@ -26,7 +26,7 @@ def pad(rows: Sequence[Sequence[int]], end: int, device: torch.device) -> Tokens
 
 
 def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather the valid tokens of each row, their order kept, with all the padding on one `side`.
+    """Gather the valid tokens of each row in their order, with all the padding on one `side`.
 
     Args:
         embeds: float[B, X, L]. mask: bool[B, X].
@@ -40,9 +40,9 @@ def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[
 
 
 def positions(model: Any) -> int | None:
-    """How many positions a model of transformers has; None where they are relative (T5) and rows may be of any length.
+    """Count the positions of a transformers model; None if they are relative (T5), so that rows can have any length.
 
-    Rotary positions are counted as what the configuration allows.
+    Rotary positions count as many as the configuration states.
     """
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -55,12 +55,12 @@ def join(
     side: Literal["left", "right"],
     new: int | None = None,
 ) -> dict[str, Tensor]:
-    """Inputs of a model of transformers: packed rows [visual][text], with the padding on one `side`.
+    """Build the inputs of a transformers model: packed rows [visual][text], with the padding on one `side`.
 
     Args:
         prefix: float[B, M, L]. prefix_mask: bool[B, M].
-        new: how many tokens are to be generated behind them: the columns are then as many as the longest row has. None:
-            M + T, whatever the masks say, so that nothing need be read from a GPU.
+        new: the number of tokens to generate after the rows, which are then cut to the longest of them. None keeps
+            all M + T columns, so that nothing has to be copied from a GPU.
 
     Raises:
         TooLong: more tokens than the model has positions.

@@ -1,9 +1,9 @@
-"""Steps of writing with a language model of transformers: what it has read, and the scores of the next token.
+"""Steps of generation with a transformers model: each reads the newest tokens and returns scores of the next one.
 
-A step calls the model's own public `forward` and nothing of its `generate`, with explicit positions and a cache that
-is made here and kept: what an output calls its cache changes from release to release. Image and prompt are read once
-for all beams or samples of a row. A model without a usable cache reads the whole row again for every token, which is
-slower and gives the same text.
+A step calls only the public `forward` of the model, never its `generate`, with explicit positions and a cache that is
+created here, since the name of the cache in outputs changes between releases. Image and prompt are read once for all
+beams or samples of a row. A model without a usable cache reads the whole row again for every token, which is slower and
+gives the same text.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from transformers import DynamicCache, EncoderDecoderCache
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # the argument of `forward`: from 5.24, up to 5.23, Mamba's
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # argument of `forward`: since 5.24, up to 5.23, in Mamba
 
 
 def cache_name(model: Any) -> str | None:
-    """What the `forward` of a model calls its cache; None where it takes none that we know."""
+    """Find the name of the cache argument of a model's `forward`; None if it has no known one."""
     return next((name for name in CACHE_NAMES if name in arguments(model)), None)
 
 
 def arguments(model: Any) -> Mapping[str, Any]:
-    """Names of the arguments of a model's `forward`."""
+    """Return the parameters of a model's `forward` by name."""
     return inspect.signature(model.forward).parameters
 
 
 class ModelStep(ABC):
-    """A step of `qformer.llm.decoding` over a model of transformers.
+    """A step of `qformer.llm.decoding` with a transformers model.
 
     Args:
-        cached: keep keys and values between the tokens.
+        cached: keep keys and values between tokens.
     """
 
     def __init__(self, model: Any, cached: bool) -> None:
@@ -47,10 +47,10 @@ class ModelStep(ABC):
         self.begun = False
 
     def __call__(self, texts: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits of the next token, float[n, V], for texts so far long[n, t], each of which continues a row.
+        """Compute logits of the next token, float[n, V], for texts so far long[n, t], each of which continues a row.
 
-        At first these are the B rows that are read, each once, however many texts begin with it (those of a row stand
-        together). Then they are rows of the last call: texts of the same B rows in the same order.
+        In the first call `rows` are the B input rows, which are read once each, however many texts start from one (its
+        texts are adjacent). Later they are rows of the previous call: texts of the same B rows in the same order.
         """
         if not self.begun:
             self.begun = True
@@ -76,7 +76,7 @@ class ModelStep(ABC):
         return logits[rows]
 
     def _forward(self, **inputs: Any) -> Tensor:
-        """Logits of the last position, float32[n, V]; what this model's `forward` does not take is left out."""
+        """Compute logits of the last position, float32[n, V], with only the arguments that this `forward` takes."""
         if self.cache_name is not None:
             inputs[self.cache_name] = self.cache
         usual = {"use_cache": self.cache_name is not None, "logits_to_keep": 1}
@@ -85,26 +85,26 @@ class ModelStep(ABC):
 
     @abstractmethod
     def _count(self) -> int:
-        """B, the number of rows that are read."""
+        """Return B, the number of input rows."""
 
     @abstractmethod
     def _new_cache(self) -> Any: ...
 
     @abstractmethod
     def _text_cache(self) -> Any:
-        """The part of the cache in which the texts of a row differ."""
+        """Return the part of the cache in which the texts of a row differ."""
 
     @abstractmethod
     def _repeat(self, rows: Tensor) -> None:
-        """Repeats what was read: one of the B rows for each text, long[n]."""
+        """Repeat the inputs: one of the B rows for each text, long[n]."""
 
     @abstractmethod
     def _read_whole(self, texts: Tensor) -> Tensor:
-        """Logits after the rows and all of their texts long[n, t]."""
+        """Compute logits after the rows and their whole texts long[n, t]."""
 
     @abstractmethod
     def _read_next(self, token: Tensor) -> Tensor:
-        """Logits after one more token of each text, long[n, 1]."""
+        """Compute logits after one more token of each text, long[n, 1]."""
 
 
 class CausalStep(ModelStep):
@@ -146,7 +146,7 @@ class CausalStep(ModelStep):
         return self._forward(input_ids=token, attention_mask=self.mask, **self._positions(places))
 
     def _positions(self, places: Tensor) -> dict[str, Tensor]:
-        """Places of tokens in their own row, padding not counted, where `forward` takes them."""
+        """Pass the positions of tokens in their row, not counting padding, if `forward` takes them."""
         return {"position_ids": places} if "position_ids" in self.arguments else {}
 
 
@@ -167,12 +167,12 @@ class Seq2SeqStep(ModelStep):
 
     def _new_cache(self) -> Any:
         config = self.model.config.get_text_config(decoder=True)
-        # T5's configuration counts the encoder's layers, too; a cache that is told nothing grows as it is used.
+        # T5's configuration counts the encoder's layers too; a cache without a configuration grows with use.
         own = DynamicCache(config=config) if getattr(config, "layer_types", None) else DynamicCache()
         return EncoderDecoderCache(own, DynamicCache())
 
     def _text_cache(self) -> Any:
-        return self.cache.self_attention_cache  # what the encoder read is the same for all texts of a row
+        return self.cache.self_attention_cache  # the encoder's part is the same for all texts of a row
 
     def _repeat(self, rows: Tensor) -> None:
         self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]  # (n, X, L)

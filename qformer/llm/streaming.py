@@ -1,7 +1,7 @@
-"""Texts piece by piece while they are written.
+"""Streaming of a text, piece by piece, while it is generated.
 
-A generator over the tokens of `LanguageModel.stream`: each piece is what no further token will change. Whoever stops
-reading stops the writing.
+A generator over the tokens of `LanguageModel.stream` yields each piece of text once later tokens can no longer change
+it. Generation stops when the caller stops reading.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ UNFINISHED = "\ufffd"  # stands for the first bytes of a character
 
 
 def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, options: dict[str, Any]) -> Iterator[str]:
-    """Pieces of the text after [visual][prompt], which together are what `generate` with these options gives.
+    """Generate the text after [visual][prompt] in pieces, which add up to the text of `generate`.
 
     Args:
         prefix: float[1, M, L]. mask: bool[1, M].
         options: fields of `GenerateConfig`; one beam is the default.
 
     Raises:
-        UsageError: several beams or texts, an unknown option, or a row longer than the positions of the model.
+        UsageError: several beams or texts, an unknown option, or a row that exceeds the positions of the model.
     """
     options = {"num_beams": 1, **options}
     config = GenerateConfig.of(options)
     if config.searches or config.num_return_sequences != 1:
         raise UsageError(
-            "only one greedy or sampled text can be streamed, because beams change their words until the end; "
+            "only one greedy or sampled text can be streamed, because beam search can change any word until the end; "
             "leave num_beams and num_return_sequences out, or use generate"
         )
     return _pieces(llm, prefix, mask, prompt, options)
@@ -55,8 +55,8 @@ def _pieces(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, optio
 
 
 def _settled(llm: LanguageModel, ids: list[int]) -> str:
-    """What no further token will change: whole characters, and spaces only in front of something."""
+    """Decode the part of a text that later tokens cannot change: complete characters, no trailing space."""
     text = llm.decode([ids])[0].rstrip(UNFINISHED).rstrip()
-    if getattr(llm.tokenizer, "clean_up_tokenization_spaces", False):  # `do n` may yet become `don't`
+    if getattr(llm.tokenizer, "clean_up_tokenization_spaces", False):  # `do n` can still become `don't`
         return text.rpartition(" ")[0]
     return text

@@ -1,8 +1,8 @@
-"""The parts of BERT that the Q-Former is made of: embeddings, attention, feed-forward, language-model head.
+"""The building blocks of the Q-Former, taken from BERT: embeddings, attention, feed-forward, language-model head.
 
-Post-norm transformer with erf GELU (Devlin et al. 2019); what differs from BERT is what BLIP-2 (section 3.1) needs:
-queries that skip the word embeddings, cross-attention to image tokens, and a second feed-forward for query rows.
-`bert_weights` maps the tensors of any BERT to these modules.
+They form a post-norm transformer with erf GELU (Devlin et al. 2019). The differences from BERT are those that BLIP-2
+(section 3.1) needs: queries that skip the word embeddings, cross-attention to image tokens, and a second feed-forward
+for query rows. `bert_weights` maps the tensors of any BERT to these modules.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Mode = Literal["unimodal", "bidirectional", "causal"]
 
 
 def attention_mask(queries: int, text: Tensor, mode: Mode) -> Tensor:
-    """Who sees whom in joint self-attention over [queries; text].
+    """Make the mask of joint self-attention over [queries; text].
 
-    unimodal (ITC): queries see queries, text sees text.
-    bidirectional (ITM): everyone sees everyone.
-    causal (ITG): queries see queries; text sees all queries and itself up to its own position.
-    Padded text is seen by nobody.
+    unimodal (ITC): queries attend to queries, text attends to text.
+    bidirectional (ITM): all rows attend to all rows.
+    causal (ITG): queries attend to queries; text attends to all queries and to text up to its own position.
+    No row attends to padding.
 
     Args:
         queries: Q.
         text: bool[B, T], True at real tokens.
 
     Returns:
-        bool[B, 1, Q + T, Q + T]; rows look, columns are looked at.
+        bool[B, 1, Q + T, Q + T], True where a row attends to a column.
     """
     batch, length = text.shape
     total = queries + length
@@ -54,7 +54,7 @@ def attention_mask(queries: int, text: Tensor, mode: Mode) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """[queries; words + positions], LayerNorm, dropout. Text positions start at 0, also behind queries."""
+    """Embeddings of [queries; words + positions], LayerNorm, dropout. Text positions start at 0, even after queries."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, queries: Tensor | None, ids: Tensor | None, start: int = 0) -> Tensor:
-        """float[B, Q, H] and long[B, T], either may be None -> float[B, Q + T, H]; the first word stands at `start`."""
+        """float[B, Q, H] and long[B, T], one of which can be None -> float[B, Q + T, H]; words start at `start`."""
         rows = [] if queries is None else [queries]
         if ids is not None:
             rows.append(self.words(ids) + self.positions.weight[start : start + ids.shape[1]])
@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear, dropout, residual, LayerNorm; query rows and text rows each have their own."""
+    """Feed-forward: linear, GELU, linear, dropout, residual, LayerNorm; query rows and text rows have separate ones."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class FeedForward(nn.Module):
 
 
 class LMHead(nn.Module):
-    """Linear, GELU, LayerNorm, then the word embeddings as decoder, with a bias of its own."""
+    """Language-model head: linear, GELU, LayerNorm, then the word embeddings as decoder, with a separate bias."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class LMHead(nn.Module):
 
 @dataclass(frozen=True)
 class BertNames:
-    """Where a part of a layer stands in a BERT state dict, and in ours (once or twice)."""
+    """Names of a part of a layer in a BERT state dict, and in ours (one or two)."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -155,17 +155,17 @@ HEAD_PARTS = {"predictions.transform.dense": "dense", "predictions.transform.Lay
 
 
 def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_types: bool = False) -> dict[str, Tensor]:
-    """Tensors of a BERT under the names of `QFormer`; what BERT does not have is absent and keeps its own init.
+    """Rename the tensors of a BERT to those of `QFormer`; tensors that BERT does not have keep their initial values.
 
-    The query feed-forward gets a copy of the text feed-forward. Only the first `config.layers` layers are taken.
-    Words past BERT's own vocabulary (`[DEC]`) are not in the result's embedding rows: the caller extends them.
+    The query feed-forward gets a copy of the text feed-forward. Only the first `config.layers` layers are used.
+    The word embeddings have BERT's own vocabulary without `[DEC]`, for which the caller adds a row.
 
     Args:
         bert: state dict of `BertModel` (with or without the `bert.` prefix) or `BertForMaskedLM`.
-        fold_token_types: add token-type row 0 to every word, which makes the text path equal BERT's.
+        fold_token_types: add token-type row 0 to every word, which makes the text path equal to BERT's.
 
     Raises:
-        UsageError: a tensor that is needed is not there, or has another shape than the configuration says.
+        UsageError: a required tensor is missing.
     """
     bert = {name.removeprefix("bert."): tensor for name, tensor in bert.items()}
 
@@ -195,7 +195,7 @@ def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_type
     return weights
 
 
-#: Sizes of a Q-Former that are those of the BERT it starts from, by their names in its configuration.
+#: Sizes that a Q-Former takes from the BERT it starts from, with their names in BERT's configuration.
 BERT_SIZES = {
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
@@ -211,10 +211,10 @@ NO_BERT = "no BERT can be loaded from {where} ({reason}); give text.bert a folde
 
 
 def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerConfig, dict[str, Tensor]]:
-    """Sizes and tensors of a BERT in a folder or under a hub id.
+    """Read the sizes and tensors of a BERT from a folder or hub id.
 
     Args:
-        config: sizes that were asked for; those not set in it are BERT's. One word, `[DEC]`, is added.
+        config: requested sizes; those that it does not set are BERT's. The vocabulary has one more word, `[DEC]`.
 
     Raises:
         UsageError: there is no BERT.
@@ -230,16 +230,16 @@ def read_bert(path: str, config: QFormerConfig | None = None) -> tuple[QFormerCo
 
 
 def bert_sizes(theirs: Any, words: int, config: QFormerConfig | None = None) -> QFormerConfig:
-    """Sizes of a Q-Former with so many words that starts from a BERT of this configuration; those asked for stay."""
+    """Choose the sizes of a Q-Former that starts from a BERT and has `words` words; those set in `config` stay."""
     sizes = {ours: getattr(theirs, name) for ours, name in BERT_SIZES.items()} | {"vocab_size": words}
     given = {name: getattr(config, name) for name in config.model_fields_set} if config is not None else {}
     return QFormerConfig(**(sizes | given))
 
 
 def read_tokenizer(path: Any) -> Any:
-    """A BERT tokeniser whose bos is `[DEC]`, the token that tells the Q-Former to generate.
+    """Load a BERT tokenizer and set its BOS to `[DEC]`, the token that starts generation by the Q-Former.
 
-    Special tokens in the texts that it is given are words (`pretrained.as_words`).
+    It reads special tokens in texts as plain words (`pretrained.as_words`).
 
     Args:
         path: folder or hub id. A tokenizer itself is returned as it is.

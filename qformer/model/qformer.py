@@ -1,11 +1,11 @@
 """The Q-Former (BLIP-2, section 3.1): learned queries that read image tokens, in one transformer with text.
 
-Every layer is: self-attention over [queries; text] together, cross-attention to the image for query rows only (in
-layers 0, n, 2n, ...), then one feed-forward for query rows and another for text rows. Three ways to use it:
+Every layer has self-attention over [queries; text], cross-attention to the image for query rows only (in layers 0, n,
+2n, ...), then one feed-forward for query rows and another for text rows. It is used in three ways:
 
-    encode_image / encode_text   each alone                               ITC
-    match                        queries and text see each other          ITM
-    decode                       text is causal and sees the queries      ITG
+    encode_image / encode_text   each alone                                    ITC
+    match                        queries and text attend to each other         ITM
+    decode                       text is causal and attends to the queries     ITG
 
 The image enters as `KeyValues`, computed once per image and shared by all passes, or as plain tokens: of equal length,
 or `VisualTokens`, of which it is here alone that the shorter rows are padded.
@@ -32,7 +32,7 @@ from qformer.types import UsageError, VisualTokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-BERT_WIDTH = 768  # of bert-base, for which its initial scale was chosen
+BERT_WIDTH = 768  # of BERT-base, for which the initial scale of 0.02 was chosen
 
 
 @dataclass
@@ -51,12 +51,12 @@ class KeyValues:
         return len(self.layers[0][0])
 
     def select(self, images: Tensor) -> KeyValues:
-        """Those of the images long[n], in that order; gradients flow back to each."""
+        """Select the images long[n], in that order; gradients flow back to each."""
         layers = [(keys[images], values[images]) for keys, values in self.layers]
         return KeyValues(layers, None if self.mask is None else self.mask[images])
 
     def join(self, other: KeyValues) -> KeyValues:
-        """These images and then those; the shorter ones are padded."""
+        """Concatenate these images and those of `other`; the shorter ones are padded."""
         own, others = (part.layers[0][0].shape[2] for part in (self, other))
         more = max(own, others)
 
@@ -84,7 +84,7 @@ Image = Tensor | VisualTokens | KeyValues
 
 @dataclass
 class TextCache:
-    """What has been read while a text is written token by token: self-attention's keys and values in every layer.
+    """A cache of the self-attention keys and values of every layer, for generation token by token.
 
     Attributes:
         layers: pairs of float[B, heads, Q + t, H / heads]: the queries, which never change, then t tokens of text.
@@ -95,7 +95,7 @@ class TextCache:
     length: int = 0
 
     def select(self, rows: Tensor) -> TextCache:
-        """Those of the rows long[n], in that order."""
+        """Select the rows long[n], in that order."""
         return TextCache([(keys[rows], values[rows]) for keys, values in self.layers], self.length)
 
 
@@ -118,7 +118,7 @@ class QFormerLayer(nn.Module):
     ) -> Tensor:
         """float[B, Q + T, H] -> the same shape; the first `queries` rows are queries.
 
-        With `rows` only so many in front are computed, float[B, rows, H]; they still see all the others.
+        With `rows` only the first `rows` rows are computed, float[B, rows, H]; they still attend to all the others.
         """
         hidden = self.attend(hidden, mask, rows)
         query_rows, text_rows = hidden[:, :queries], hidden[:, queries:]  # (B, Q, H), (B, T, H)
@@ -130,26 +130,27 @@ class QFormerLayer(nn.Module):
         return torch.cat(done, dim=1)
 
     def attend(self, hidden: Tensor, mask: Tensor | None, rows: int | None = None) -> Tensor:
-        """The first part, self-attention; `rows` as in `forward`."""
+        """Run the first part of the layer, self-attention; for `rows` see `forward`."""
         keys_values = self.attention.keys_values(hidden)
         if mask is not None and mask.shape[2] > 1:
             mask = mask[:, :, :rows]
         return self.attention(hidden[:, :rows], *keys_values, mask)
 
     def read_image(self, query_rows: Tensor, image: tuple[Tensor, Tensor] | None, image_mask: Tensor | None) -> Tensor:
-        """The rest for query rows, float[B, Q, H]: cross-attention, where there is one, and feed-forward."""
+        """Run the rest of the layer for query rows, float[B, Q, H]: cross-attention, if any, and feed-forward."""
         if self.cross_attention is not None and image is not None:
             query_rows = self.cross_attention(query_rows, *image, image_mask)
         return self.query_ffn(query_rows)
 
 
 class QFormer(nn.Module):
-    """See the module's docstring. `image` is float[B, S, D], or `VisualTokens`, or the `KeyValues` made from either.
+    """The Q-Former; see the top of this module.
 
-    Every tile of `VisualTokens` is an image by itself here; `join_keys_values` puts those of an image together.
+    An `image` is float[B, S, D], `VisualTokens`, or the `KeyValues` made from either. Each tile of `VisualTokens` is an
+    image by itself here; `join_keys_values` joins those of one image.
 
     Raises:
-        UsageError: text longer than `max_positions`.
+        UsageError: a text is longer than `max_positions`.
     """
 
     def __init__(self, config: QFormerConfig) -> None:
@@ -172,15 +173,15 @@ class QFormer(nn.Module):
         config: QFormerConfig | None = None,
         fold_token_types: bool = False,
     ) -> Self:
-        """A Q-Former that starts from BERT; queries, cross-attention and new words are random (BLIP-2, section 3.1).
+        """Build a Q-Former from BERT; queries, cross-attention and new words are random (BLIP-2, section 3.1).
 
         Args:
             bert: a state dict, or a folder or hub id of any BERT.
-            config: its sizes; None reads them from the folder (one word is added to the vocabulary).
+            config: the sizes; None reads them from the folder (one word is added to the vocabulary).
             fold_token_types: see `bert_weights`.
 
         Raises:
-            UsageError: no BERT there, or its sizes are not those of `config`.
+            UsageError: there is no BERT, or its sizes are not those of `config`.
         """
         tensors: Mapping[str, Tensor]
         if isinstance(bert, str | Path):
@@ -197,7 +198,7 @@ class QFormer(nn.Module):
 
     @torch.no_grad()
     def load_bert(self, bert: Mapping[str, Tensor], fold_token_types: bool = False) -> None:
-        """Copy BERT's tensors in; vocabulary rows past BERT's keep their own init.
+        """Copy BERT's tensors into this model; rows for new words and positions keep their initial values.
 
         Raises:
             UsageError: a tensor is missing or does not fit.
@@ -215,23 +216,23 @@ class QFormer(nn.Module):
             target[:rows].copy_(tensor[:rows])
 
     def drop_text(self) -> Self:
-        """Keep the query path only, as stage two does: no word or position embeddings, text feed-forward, LM head."""
+        """Remove the text path, as stage two does: word and position embeddings, text feed-forwards and LM head."""
         del self.embeddings.words, self.embeddings.positions, self.lm_head
         for layer in self.layers:
             del layer.text_ffn
         return self
 
     def drop_captioning(self) -> Self:
-        """Keep what `match` needs, as stage two does whose Q-Former reads questions.
+        """Keep only the parts that `match` needs, as stage two does for a Q-Former that reads questions.
 
-        There is no LM head, and no text feed-forward in the last layer, of which nobody reads the text rows.
+        The LM head is removed, and the text feed-forward of the last layer, whose text rows are not used.
         """
         last = cast("QFormerLayer", self.layers[-1])
         del self.lm_head, last.text_ffn
         return self
 
     def keys_values(self, image: Image, image_mask: Tensor | None = None) -> KeyValues:
-        """float[B, S, D] and bool[B, S] (None: all exist) -> what every later pass over these images shares."""
+        """float[B, S, D] and bool[B, S] (None: all exist) -> keys and values for all passes over these images."""
         if isinstance(image, KeyValues):
             return image
         if isinstance(image, VisualTokens):
@@ -239,10 +240,7 @@ class QFormer(nn.Module):
         return KeyValues(self._project(image), None if image_mask is None else image_mask[:, None, None, :])
 
     def join_keys_values(self, visual: VisualTokens) -> tuple[KeyValues, KeyValues]:
-        """Those of each of N tiles by itself, and of each of B images: its tiles one after the other.
-
-        The same object twice where every image is one tile.
-        """
+        """Compute keys and values of each of N tiles, and of the tiles of each of B images; equal objects if N = B."""
         layers = self._project(visual.packed[None])
         per_tile = self._regroup(layers, visual.lengths)
         if max(visual.counts, default=1) == 1:
@@ -268,38 +266,38 @@ class QFormer(nn.Module):
         )
 
     def encode_image(self, image: Image, image_mask: Tensor | None = None) -> Tensor:
-        """The queries after reading the image alone: float[B, Q, H]."""
+        """Compute the queries after reading the image without text: float[B, Q, H]."""
         return self._run(self.keys_values(image, image_mask), None, None)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """BERT: long[B, T], bool[B, T] -> float[B, T, H]."""
+        """Encode text without an image, as BERT does: long[B, T], bool[B, T] -> float[B, T, H]."""
         return self._run(None, ids, attention_mask(0, mask, "bidirectional"))
 
     def encode_cls(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The first row of `encode_text`, which is all that ITC needs of a text: float[B, H]."""
+        """Compute the first row of `encode_text`, the only one that ITC needs: float[B, H]."""
         return self._run(None, ids, attention_mask(0, mask, "bidirectional"), rows=1)[:, 0]
 
     def joint(
         self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor, mode: Mode
     ) -> tuple[Tensor, Tensor]:
-        """Queries and text in one pass -> float[B, Q, H] and float[B, T, H].
+        """Run queries and text in one pass -> float[B, Q, H] and float[B, T, H].
 
-        With mode `causal` the queries come out as from `encode_image`, since they do not see the text.
+        In mode `causal` the queries equal those of `encode_image`, since they do not attend to the text.
         """
         self_mask = attention_mask(self.config.queries, mask, mode)
         hidden = self._run(self.keys_values(image, image_mask), ids, self_mask)
         return hidden[:, : self.config.queries], hidden[:, self.config.queries :]
 
     def match(self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
-        """The queries after reading image and text: float[B, Q, H]."""
+        """Compute the queries after reading image and text: float[B, Q, H]."""
         count = self.config.queries
         self_mask = attention_mask(count, mask, "bidirectional")
         return self._run(self.keys_values(image, image_mask), ids, self_mask, rows=count)
 
     def match_pairs(self, image: KeyValues, ids: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
-        """`match` of the pairs long[n, 2] of (image, text): float[n, Q, H].
+        """Compute `match` for the pairs (image, text) long[n, 2]: float[n, Q, H].
 
-        What the first layer does before it looks at the image depends on the text alone: it is done once per text.
+        The self-attention of the first layer depends on the text only, so it is computed once per text.
         """
         count = self.config.queries
         self._check_length(ids.shape[1])
@@ -314,11 +312,11 @@ class QFormer(nn.Module):
         return self._through(hidden, 1, image, count, self_mask[texts], count)[:, :count]
 
     def decode(self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits of the next token at every position: float[B, T, V]."""
+        """Compute logits of the next token at every position: float[B, T, V]."""
         return self.logits(self.joint(image, image_mask, ids, mask, "causal")[1])
 
     def start_text(self, image: KeyValues) -> TextCache:
-        """The queries read the images; what `next_token` needs of them."""
+        """Let the queries read the images; returns the cache for `next_token`."""
         queries = self.queries.expand(len(image), -1, -1)  # (B, Q, H)
         hidden, cache, image_layers = self.embeddings(queries, None), TextCache([]), iter(image.layers)
         for layer in cast("Iterable[QFormerLayer]", self.layers):
@@ -328,13 +326,13 @@ class QFormer(nn.Module):
         return cache
 
     def next_token(self, ids: Tensor, cache: TextCache) -> tuple[Tensor, TextCache]:
-        """Read one more token of each text; equal to `decode` of the whole text, at the cost of one token.
+        """Read one more token of each text, with the result of `decode` for the whole text at the cost of one token.
 
         Args:
             ids: long[B], the newest tokens.
 
         Returns:
-            Logits of the tokens behind them, float[B, V], and the cache that has read them.
+            Logits of the next tokens, float[B, V], and the cache extended by the newest ones.
 
         Raises:
             UsageError: the text is longer than `max_positions`.
@@ -353,17 +351,17 @@ class QFormer(nn.Module):
         """float[..., H] -> float[..., V]; the decoder is tied to the word embeddings.
 
         Raises:
-            UsageError: the checkpoint came without a captioning head.
+            UsageError: the checkpoint has no captioning head.
         """
         if self.lm_head is None:
             raise UsageError(
-                "this Q-Former has no captioning head, for which transformers has no place; train it, "
-                "or take the file of LAVIS"
+                "this Q-Former has no captioning head, which files of transformers cannot store; train it, "
+                "or use the file of LAVIS"
             )
         return self.lm_head(hidden, self.embeddings.words.weight)
 
     def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None, rows: int | None = None) -> Tensor:
-        """Through all layers; of the last one only the first `rows` are computed, if a number is given."""
+        """Run all layers; in the last one only the first `rows` rows are computed, if given."""
         if ids is not None:
             self._check_length(ids.shape[1])
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
@@ -373,7 +371,7 @@ class QFormer(nn.Module):
     def _through(
         self, hidden: Tensor, start: int, image: KeyValues | None, queries: int, mask: Tensor | None, rows: int | None
     ) -> Tensor:
-        """Through the layers from number `start` on; the first `queries` rows of `hidden` are queries."""
+        """Run the layers from number `start`; the first `queries` rows of `hidden` are queries."""
         image_layers = iter(image.layers[-(-start // self.config.cross_attention_every) :] if image is not None else ())
         for number, layer in enumerate(self.layers[start:], start=start + 1):
             keys_values = next(image_layers, None) if layer.cross_attention is not None else None
@@ -385,14 +383,14 @@ class QFormer(nn.Module):
     def _check_length(self, length: int) -> None:
         if length > self.config.max_positions:
             raise UsageError(
-                f"a text of {length} tokens does not fit the {self.config.max_positions} positions; cut it"
+                f"a text of {length} tokens exceeds the {self.config.max_positions} positions of the Q-Former; cut it"
             )
 
 
 def _init(module: nn.Module, std: float) -> None:
-    """BERT's own, N(0, 0.02) for weights at its width and zero for biases.
+    """Initialize a module as BERT does: normal weights, N(0, 0.02) at BERT's width, and zero biases.
 
-    A narrower model starts in proportion: with 0.02 at width 128 every query would attend to all patches alike.
+    The scale grows for a narrower model: with 0.02 at width 128, every query would attend to all patches equally.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)

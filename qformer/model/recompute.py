@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers keep their inputs and compute the rest again on the way back (arXiv:1604.06174)."""
+"""Activation checkpointing: layers keep their inputs and recompute the rest in the backward pass (arXiv:1604.06174)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def recompute_layers(model: nn.Module, again: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-    """Let every transformer layer that gradients pass through do so: Q-Former, language model, a trained encoder.
+    """Enable recomputation in every transformer layer that passes gradients: Q-Former, LLM and a trained encoder.
 
-    Names and weights stay as they are, and so do the numbers: random states are put back for the second time.
+    Names, weights and results do not change: random states are restored for the recomputation.
 
     Args:
-        again: a context for the second time.
+        again: makes a context for the recomputation.
     """
     inside: set[nn.Module] = set()
     for module in model.modules():

@@ -16,19 +16,19 @@ STRATEGIES: dict[str, Any] = {
 
 
 def build(name: str, **options: Any) -> ResolutionStrategy:
-    """A strategy of the table, or `module:Class` of a dataclass of your own.
+    """Build a strategy of the table, or of your own dataclass, `module:Class`.
 
     Raises:
-        UsageError: unknown name or option, or a value of the wrong type.
+        UsageError: an unknown name or option, or a value of the wrong type.
     """
     return lookup.build(STRATEGIES, name, options, "resolution")
 
 
 def chosen(choice: Choice) -> ResolutionStrategy:
-    """The strategy that a configuration names.
+    """Build the strategy that a configuration names.
 
     Raises:
-        UsageError: as of `build`; or (`Untrusted`) a class that somebody else's file names.
+        UsageError: see `build`; or (`Untrusted`) somebody else's file names a class.
     """
     with choice.building():
         return build(choice.name, **choice.options)

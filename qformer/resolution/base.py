@@ -1,7 +1,7 @@
-"""Resolution strategies are geometry: how an image of a given size is cut into tiles. No pixels, no weights.
+"""Resolution strategies: pure geometry that divides an image of a given size into tiles, without pixels or weights.
 
-`ResolutionStrategy.plan` says which tiles; `cut` makes them from an image. A new strategy is a dataclass with a
-`plan` method, named in the table of `qformer.resolution`; nothing else changes.
+`ResolutionStrategy.plan` plans the tiles; `cut` cuts them from an image. A new strategy is a dataclass with a `plan`
+method and an entry in the table of `qformer.resolution`; nothing else changes.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class ResolutionStrategy(ABC):
-    """Cuts an image of any size into tiles. Subclasses are frozen dataclasses: their fields are the YAML options."""
+    """A rule that divides images of any size into tiles. Subclasses are frozen dataclasses; fields are YAML options."""
 
     @abstractmethod
     def plan(self, width: int, height: int) -> Plan:
-        """The tiles for an image of `width` x `height` pixels, in the order in which the LLM reads them."""
+        """Plan the tiles for an image of `width` x `height` pixels, in the order in which the LLM reads them."""
 
 
 def resize(image: Tensor, width: int, height: int) -> Tensor:
-    """Bicubic with antialiasing, as PIL does it: uint8[3, h, w] -> uint8[3, height, width].
+    """Resize bicubically with antialiasing, as PIL does: uint8[3, h, w] -> uint8[3, height, width].
 
-    Bytes in channels-last order take torch's vectorised path, which rounds to bytes between the two passes as PIL does.
-    Floats from 0 to 1 stay there: what bicubic overshoots is cut off, as it is of bytes.
+    Bytes in channels-last order take torch's vectorized path, which rounds to bytes between the two passes like PIL.
+    Floats from 0 to 1 are clamped to this range, as bytes are, since bicubic interpolation overshoots.
     """
-    import torch  # here alone: a strategy's options are checked without it
+    import torch  # imported here, so that the options of a strategy are checked without torch
     import torch.nn.functional as F
 
     if image.shape[-2:] == (height, width):
@@ -42,7 +42,7 @@ def resize(image: Tensor, width: int, height: int) -> Tensor:
 
 
 def cut(image: Tensor, plan: Plan) -> list[Tensor]:
-    """The pixels of the tiles of one image: uint8[3, h, w] -> a list of uint8[3, tile height, tile width].
+    """Cut the tiles of one image: uint8[3, h, w] -> a list of uint8[3, tile height, tile width].
 
     Tiles that share content, canvas and offset are cropped from one resized image; where a canvas is larger than
     its content it has the colour `fill`, black by default. A crop that is `scaled` is resized once more.

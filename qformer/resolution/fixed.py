@@ -1,4 +1,4 @@
-"""The strategy of BLIP-2 itself: the whole image squashed to one square, aspect ratio not kept."""
+"""The strategy of BLIP-2: the whole image resized to one square, without keeping the aspect ratio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qformer.types import Plan, Tile, UsageError
 class Fixed(ResolutionStrategy):
     """One tile of `size` x `size` pixels: 224 for pretraining, 364 for captions and retrieval, 490 for VQA.
 
-    BLIP-2 hands the LLM 32 query tokens whatever the size (paper, section 3.1).
+    BLIP-2 passes 32 query tokens to the LLM at any size (paper, section 3.1).
     """
 
     size: int = 224

@@ -18,28 +18,28 @@ ENCODERS: dict[str, Any] = {
 
 
 def check(name: str, **options: Any) -> Any:
-    """The options of an encoder, as the dataclass that they are of; no weights are read.
+    """Check the options of an encoder and return them as its dataclass; no weights are read.
 
     Raises:
-        UsageError: unknown name or option, or a value that cannot be.
+        UsageError: an unknown name or option, or a value that is not valid.
     """
     return lookup.build(ENCODERS, name, options, "vision")
 
 
 def build(name: str, **options: Any) -> VisionEncoder:
-    """An encoder of the table, or `module:Class` of a config dataclass of your own with a `build()` method.
+    """Build an encoder of the table, or of your own dataclass of options, `module:Class`, with a `build()` method.
 
     Raises:
-        UsageError: unknown name or option, a value of the wrong type, or weights that do not fit.
+        UsageError: an unknown name or option, a value of the wrong type, or weights that do not fit.
     """
     return lookup.build(ENCODERS, name, options, "vision").build()
 
 
 def options_of(choice: Choice) -> Any:
-    """The dataclass of options of the encoder that a configuration names.
+    """Make the dataclass of options of the encoder that a configuration names.
 
     Raises:
-        UsageError: as of `build`; or (`Untrusted`) a class that somebody else's file names.
+        UsageError: see `build`; or (`Untrusted`) somebody else's file names a class.
     """
     with choice.building():
         return lookup.build(ENCODERS, choice.name, choice.options, "vision")

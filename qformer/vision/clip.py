@@ -1,8 +1,8 @@
-"""CLIP ViT-L/14 as BLIP-2 reads it: the residual stream behind the block before the last, without a norm, CLS kept.
+"""CLIP ViT-L/14 as BLIP-2 uses it: the residual stream after the second-to-last block, without a norm, with CLS.
 
-Sources: CLIP (arXiv 2103.00020) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters are named as in the released
-`clip_vit_L.pth` and under `visual_encoder` in LAVIS's checkpoints. The rule of `store_fp16` leaves the joined queries,
-keys and values in fp32, as in the original. CLIPs of transformers are read by `qformer.vision.hf`.
+Sources: CLIP (arXiv 2103.00020) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters have the names of the released
+`clip_vit_L.pth` and of `visual_encoder` in LAVIS's checkpoints. `store_fp16` leaves the joint projection of queries,
+keys and values in fp32, as in the original. CLIP models of transformers are loaded by `qformer.vision.hf`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def build(config: ViTOptions) -> ClipViT:
-    """See `ClipConfig.build`."""
+    """Build the encoder; see `ClipConfig.build`."""
     if config.weights is None:
         return ClipViT(config)
     return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
 
 def build_from(config: ViTOptions, state: Mapping[str, Tensor], source: str) -> ClipViT:
-    """See `ClipConfig.build_from`."""
+    """Build the encoder from tensors; see `ClipConfig.build_from`."""
     with torch.device("meta"):
         encoder = ClipViT(config)
     unused = clip_unused(config.depth)
@@ -56,7 +56,7 @@ class ClipViT(VisionEncoder):
             store_fp16(self)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
+        """Normalized pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
         grid = self.grid(pixels.shape[-1], pixels.shape[-2])
         positions = resize_positions(
             self.positional_embedding[None], self.extra, grid, self.align_corners, self.interpolation
@@ -116,12 +116,12 @@ CLIP_RELEASED_DEPTH = 24
 
 
 def clip_names(depth: int) -> list[str]:
-    """Every tensor of CLIP's image encoder, by its name here and in LAVIS; transformers' BLIP-2 has no place for it."""
+    """List every tensor of CLIP's image encoder by its name here and in LAVIS; transformers' BLIP-2 has none for it."""
     return [*CLIP, *(name for block in range(depth) for name in _clip_block_names(block))]
 
 
 def clip_unused(depth: int) -> set[str]:
-    """Names of tensors in the released file that an encoder of this depth does not use."""
+    """List the tensors in the released file that an encoder of this depth does not use."""
     return {*CLIP_END, *(name for block in range(depth, CLIP_RELEASED_DEPTH) for name in _clip_block_names(block))}
 
 

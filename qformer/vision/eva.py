@@ -1,7 +1,7 @@
-"""EVA-CLIP ViT-g/14, the image encoder of BLIP-2: a plain pre-norm ViT that ends without a norm and keeps every token.
+"""EVA-CLIP ViT-g/14, the image encoder of BLIP-2: a plain pre-norm ViT without a final norm that keeps every token.
 
-Sources: EVA (arXiv 2211.07636) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters are named as under
-`visual_encoder` in LAVIS's checkpoints, so that those load by stripping the prefix.
+Sources: EVA (arXiv 2211.07636) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters have the names under
+`visual_encoder` in LAVIS's checkpoints, which therefore load once the prefix is stripped.
 
 BLIP-2 stores Linear and Conv weights in fp16 and the rest in fp32; `store_fp16` is that rule. The residual stream and
 the output are always fp32, inside and outside autocast.
@@ -30,14 +30,14 @@ class EvaOptions(ViTOptions, Protocol):
 
 
 def build(config: EvaOptions) -> EvaViT:
-    """See `EvaConfig.build`."""
+    """Build the encoder; see `EvaConfig.build`."""
     if config.weights is None:
         return EvaViT(config)
     return build_from(config, read_tensors(releases.local(config.weights)), config.weights)
 
 
 def build_from(config: EvaOptions, state: Mapping[str, Tensor], source: str) -> EvaViT:
-    """See `EvaConfig.build_from`."""
+    """Build the encoder from tensors; see `EvaConfig.build_from`."""
     with torch.device("meta"):  # ViT-g is a billion numbers: do not draw them only to overwrite them
         encoder = EvaViT(config)
     unused = eva_unused(config.depth)
@@ -72,7 +72,7 @@ class EvaViT(VisionEncoder):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Random weights: truncated normal of 0.02, and as in BEiT the outputs of block n are divided by sqrt(2n)."""
+        """Draw weights from a truncated normal of 0.02; as in BEiT, outputs of block n are divided by sqrt(2n)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -87,7 +87,7 @@ class EvaViT(VisionEncoder):
 
 
 class PatchEmbed(nn.Module):
-    """Square patches through one convolution: float[N, 3, h, w] -> [N, rows * columns, D]."""
+    """Patch embedding by one convolution: float[N, 3, h, w] -> [N, rows * columns, D]."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers around an exact (erf) GELU, [N, S, D] -> [N, S, D]."""
+    """Feed-forward of two layers with an exact (erf) GELU, [N, S, D] -> [N, S, D]."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -166,12 +166,12 @@ EVA_RELEASED_DEPTH = 40  # BLIP-2 reads the output of the block before the last
 
 
 def eva_rows(depth: int) -> list[tuple[str, str | None]]:
-    """Every tensor of EVA by its name here and in LAVIS, and in transformers; None for the biases, which it joins."""
+    """List every tensor of EVA with its name here and in LAVIS, and in transformers; None for biases merged there."""
     return [*EVA, *(row for block in range(depth) for row in _eva_block_rows(block))]
 
 
 def eva_unused(depth: int) -> set[str]:
-    """Names of tensors in the released file that an encoder of this depth does not use: of ViT-g the 40th block too."""
+    """List the tensors in the released file that an encoder of this depth does not use, such as the 40th block."""
     last = range(depth, EVA_RELEASED_DEPTH if depth == EVA_RELEASED_DEPTH - 1 else depth)
     return {*EVA_HEAD, *(ours for block in last for ours, _ in _eva_block_rows(block))}
 

@@ -1,14 +1,14 @@
-"""The vision transformers of `transformers` (CLIP, SigLIP, DINOv2, ViT and models built like them) as encoders.
+"""Encoders made from the vision transformers of `transformers`: CLIP, SigLIP, DINOv2, ViT and similar models.
 
-Of a model only the vision tower is kept, and of the tower only what the chosen layer needs: later blocks, the final
-norm where it does not apply, poolers, heads and mask tokens are removed, so that nothing is computed in vain and every
-parameter that is left gets a gradient.
+Only the vision tower of a model is kept, and only the parts that the chosen layer needs: later blocks, the final norm
+where it does not apply, poolers, heads and mask tokens are removed, so that no computation is wasted and every
+remaining parameter gets a gradient.
 
-Which tokens `layer` means, counted as `hidden_states` is in transformers (0 the embeddings, n the n-th block):
+`layer` is counted like `hidden_states` in transformers (0 are the embeddings, n is the n-th block):
 
-* the last layer (-1) is the `last_hidden_state` that the model itself returns: behind the final norm for SigLIP, DINOv2
-  and ViT, before it for CLIP, whose final norm was trained on the pooled CLS token alone;
-* any other layer is the residual stream behind that block, without a norm. LLaVA and BLIP-2 read CLIP at -2.
+* the last layer (-1) is the `last_hidden_state` that the model itself returns: after the final norm for SigLIP, DINOv2
+  and ViT, before it for CLIP, whose final norm was trained on the pooled CLS token only;
+* any other layer is the residual stream after that block, without a norm. LLaVA and BLIP-2 read CLIP at -2.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
 
 
 def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
-    """See `HFVisionConfig.build`."""
+    """Build the encoder; see `HFVisionConfig.build`."""
     path = pretrained.tower(given)
     config = pretrained.read(AutoConfig, path, NO_ENCODER)
     vision = getattr(config, "vision_config", config)
@@ -86,9 +86,9 @@ def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
 
 
 class HFVisionEncoder(VisionEncoder):
-    """The vision tower of a transformers model; CLS, distillation and register tokens stay in front as `extra`.
+    """The vision tower of a transformers model; CLS, distillation and register tokens come first, as `extra`.
 
-    Tiles of any size are encoded by resizing the position table as the model itself does it.
+    For tiles of any size, the position table is resized in the model's own way.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class HFVisionEncoder(VisionEncoder):
         self._arguments = {"interpolate_pos_encoding": True} if has_switch else {}
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels float[N, 3, h, w] -> float32[N, extra + rows * columns, D].
+        """Normalized pixels float[N, 3, h, w] -> float32[N, extra + rows * columns, D].
 
         Raises:
             UsageError: the model does not give one token for each patch.
@@ -146,14 +146,14 @@ class HFVisionEncoder(VisionEncoder):
         return tokens.float()
 
     def _own_precision(self, device: str) -> AbstractContextManager[Any]:
-        """Autocast is for weights in single; beside those stored in half it may fail on a mixture of the two halves."""
+        """Disable autocast for weights in half precision, where it can fail on a mixture of fp16 and bf16."""
         if self.tower.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device, enabled=False)
 
 
 def _cut(tower: Any, layer: int) -> None:
-    """Remove from the tower what its `last_hidden_state` at `layer` does not depend on."""
+    """Remove the parts of the tower that its `last_hidden_state` at `layer` does not depend on."""
     total = tower.config.num_hidden_layers
     if not -total - 1 <= layer <= total:
         raise UsageError(f"layer {layer} does not exist in a model of {total} blocks; use {-total - 1} to {total}")
@@ -177,13 +177,13 @@ def _cut(tower: Any, layer: int) -> None:
 
 
 def _check(config: Any) -> None:
-    """Refuse what is not a row of transformer blocks over image patches, judging by its configuration."""
+    """Check by its configuration that a model is a stack of transformer blocks over image patches."""
     if not all(hasattr(config, key) for key in ("image_size", "patch_size", "hidden_size", "num_hidden_layers")):
         raise UsageError(f"a '{config.model_type}' model is no vision transformer; {INSTEAD}")
 
 
 def _statistics(path: str, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Pixel mean and std of the preprocessor file at `path`, those of the family if there is none."""
+    """Read the pixel mean and std from the preprocessor file at `path`; those of the family if there is none."""
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except OSError as error:
@@ -198,7 +198,7 @@ def _statistics(path: str, model_type: str) -> tuple[Sequence[float], Sequence[f
 
 
 def _family(model_type: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Pixel mean and std that models of this type are trained with."""
+    """Look up the pixel mean and std that models of this type are trained with."""
     if model_type not in STATISTICS:
         raise UsageError(
             f"the pixel mean and std of a '{model_type}' model are not known; "
@@ -208,5 +208,5 @@ def _family(model_type: str) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _side(size: int | Sequence[int]) -> int:
-    """The side of a square that some configurations give as a pair."""
+    """Return the side of a square, which some configurations give as a pair."""
     return size if isinstance(size, int) else size[0]

@@ -1,4 +1,4 @@
-"""What the image encoders of BLIP-2 share: weights stored in half, and tensors of released files put in their place."""
+"""Code shared by the image encoders of BLIP-2: weights in half precision, and loading of released tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOW_IN_HALF = frozenset({"cpu"})
 
 
 class ViTOptions(Protocol):
-    """What an encoder is told by its options (`qformer.vision.options`)."""
+    """Options that the encoders read (`qformer.vision.options`)."""
 
     image_size: int
     patch_size: int
@@ -36,17 +36,17 @@ class ViTOptions(Protocol):
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` for an input of another precision than the stored weights."""
+    """A linear layer whose input can have another precision than the stored weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(*one_dtype(x, self.weight, self.bias))
 
 
 def one_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands of a layer in the dtype of its weights; where autocast is on, it converts by itself.
+    """Convert the operands of a layer to the dtype of its weights; under autocast, which converts them, do nothing.
 
-    A CPU has kernels for half, but slow ones (torch 2.13, layers of ViT-g: a linear takes 3 times and the patch
-    convolution 50 times as long as in single), so there weights stored in half are used in single.
+    On a CPU the kernels for half precision are slow (torch 2.13, layers of ViT-g: a linear layer takes 3 times and the
+    patch convolution 50 times as long as in single), so weights stored in half precision are used in single there.
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -56,7 +56,7 @@ def one_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 
 def store_fp16(module: nn.Module) -> None:
-    """Weights and biases of Linear and Conv layers become fp16; CLS, positions, q_bias, v_bias and norms stay fp32."""
+    """Convert Linear and Conv layers to fp16; CLS, positions, q_bias, v_bias and norms stay in fp32."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.half()
@@ -64,9 +64,9 @@ def store_fp16(module: nn.Module) -> None:
 
 @torch.no_grad()
 def assign(encoder: VisionEncoder, state: Mapping[str, Tensor], source: str, positions: str = "pos_embed") -> None:
-    """Put the tensors of a checkpoint in the place of the parameters, which may be on the meta device.
+    """Replace the parameters, which can be on the meta device, by the tensors of a checkpoint.
 
-    Every tensor takes the dtype that the parameter had; the table called `positions` is resized to the image size.
+    Every tensor takes the dtype of the parameter; the table named `positions` is resized to the image size.
 
     Raises:
         UsageError: names are left over or missing, or a shape differs.
@@ -97,7 +97,7 @@ def assign(encoder: VisionEncoder, state: Mapping[str, Tensor], source: str, pos
 
 
 def _fit_positions(encoder: VisionEncoder, table: Tensor, dims: int) -> Tensor:
-    """A table float[(1,) 1 + side * side, D] resized to the image size; anything else as it is, to be refused."""
+    """Resize a table float[(1,) 1 + side * side, D] to the image size; other shapes are returned, for the error."""
     side = encoder.image_size // encoder.patch_size
     patches = table.shape[-2] - encoder.extra if table.ndim == dims else 0
     if patches < 1 or math.isqrt(patches) ** 2 != patches:

@@ -1,4 +1,4 @@
-"""Options of the image encoders of the table, apart from the encoders: they are read and refused without torch."""
+"""Options of the built-in image encoders, separate from the encoders so that they are checked without torch."""
 
 from __future__ import annotations
 

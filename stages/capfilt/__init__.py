@@ -1,1 +1,1 @@
-"""CapFilt: captions of web images, written and filtered."""
+"""CapFilt: write captions for web images and filter them."""

@@ -1,11 +1,12 @@
-"""The files of `qformer capfilt`: parts that training reads, each with the journal it grows from, and the whole.
+"""The files of `qformer capfilt`: parts that training reads, their journals, and a summary.
 
-What was made is known by the record that it was made of, so data may change in between (`Part.is_of`, `recall`).
+Results are identified by the input record they were made from, so the data can change between runs (`Part.is_of`,
+`recall`).
 
 captions-00003.jsonl   or .tar: a part, with one line, or image and texts, for each image
-work/                  journals of what was made of each record, and what is counted of finished parts
+work/                  journals with the results for each record, and the counts of finished parts
 sheet.png              some images of the first part with all their captions
-skipped.jsonl, summary.json   of all parts, when the last one is done
+skipped.jsonl, summary.json   written for all parts when the last one is done
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SHOWN = 12  # images on the sheet
 
 
 class Ranked(Form):
-    """An image with all its captions, each with its score and where it comes from."""
+    """An image with all its captions, each with its score and its origin."""
 
     kept: list[list[str | float]]
     dropped: list[list[str | float]]
@@ -54,7 +55,7 @@ class Ranked(Form):
 
 
 class Faulty(Form):
-    """An image that has none, and why."""
+    """An image without captions, and the reason."""
 
     kind: str
     detail: str
@@ -68,7 +69,7 @@ class Block(Form):
 
 
 class Counts(Form):
-    """What is counted of a finished part; of either origin how many captions were kept, and the sum of their scores."""
+    """The counts of a finished part; for each origin the number of kept captions and the sum of their scores."""
 
     samples: int
     images: int
@@ -80,11 +81,11 @@ class Counts(Form):
 
 @dataclass
 class Part:
-    """A part of the result: a file of its own, and a journal of what was made.
+    """A part of the result: a file, and a journal of the results that go into it.
 
     Attributes:
-        records: what is in it so far, in the order of the samples; of each its `place` among them.
-        skipped: what is not.
+        records: results so far, in the order of the samples; `place` is the position among them.
+        skipped: samples without a result, with the reason.
     """
 
     output: Path
@@ -101,11 +102,11 @@ class Part:
         )
 
     def is_of(self, digest: str) -> bool:
-        """Whether the part is made, and of the records of this digest; those of older versions do not say."""
+        """Return True if the part is complete and was made from the records of this digest (old versions lack one)."""
         return self.is_made() and self.stats().get("of", digest) == digest
 
     def is_made(self) -> bool:
-        """Whether its file is there, of whatever records; one whose counts are damaged is made again."""
+        """Return True if the part is complete, from any records; a part with damaged counts is made again."""
         try:
             return self.file.exists() and bool(self.stats())
         except UsageError:
@@ -113,7 +114,7 @@ class Part:
 
     @contextmanager
     def claimed(self, digest: str) -> Iterator[bool]:
-        """Whether it is this process that makes the part: nobody has made it of these, and nobody else is at it."""
+        """Lock the part; yields True if this process must make it, as nobody has made it or is making it."""
         if self.is_of(digest):
             yield False
             return
@@ -125,15 +126,15 @@ class Part:
             return
         try:
             yield not self.is_of(digest)
-            self.lock.unlink(missing_ok=True)  # whoever takes it after this finds the part made
+            self.lock.unlink(missing_ok=True)  # the next process to take the lock finds the part complete
         finally:
             lock.release()
 
     def resume(self) -> dict[str, dict[str, Any]]:
-        """What the journal says was made, by the mark of the record; what a kill cut off is dropped from it.
+        """Read the results in the journal, by the mark of their record; a last line cut off by a kill is dropped.
 
         Raises:
-            UsageError: another line of it is damaged.
+            UsageError: another line is damaged.
         """
         if not self.journal.exists():
             return {}
@@ -143,12 +144,12 @@ class Part:
         return _by_mark(lines)
 
     def add(self, made: list[dict[str, Any]]) -> None:
-        """Note in the journal what was made of the records of a block."""
+        """Append the results for a block of records to the journal."""
         with writing(self.output), self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"records": made}) + "\n")
 
     def show(self, source: Source, samples: list[Any], least: int = SHOWN) -> None:
-        """Draw the sheet as soon as the first part has enough images for it."""
+        """Draw the sheet once the first part has enough images for it."""
         sheet, records = self.output / "sheet.png", self.records[:SHOWN]
         if self.number or sheet.exists() or len(records) < least:
             return
@@ -156,13 +157,13 @@ class Part:
 
         try:
             images = [read_image(source[samples[record["place"]]].image) for record in records]
-        except BadSample:  # gone since it was captioned, which the end of the part will count
+        except BadSample:  # lost since it was captioned; `finish` will count it
             return
         with writing(self.output):
             pictures.ranked_captions(sheet, images, records)
 
     def finish(self, source: Source, samples: list[Any], digest: str) -> None:
-        """Write the part as training reads it; `digest` is that of its records."""
+        """Write the part in the form that training reads; `digest` identifies its records."""
         self.show(source, samples, least=1)
         skipped = list(self.skipped)
         kept = []
@@ -185,7 +186,7 @@ class Part:
             replace_text(self.counted, json.dumps(stats), shared=True)
 
     def remove(self) -> None:
-        """Of data that have become shorter."""
+        """Delete the files of a part that the data no longer has."""
         for file in (self.file, self.counted, self.journal):
             file.unlink(missing_ok=True)
         shutil.rmtree(self._images, ignore_errors=True)
@@ -195,18 +196,22 @@ class Part:
         return self.output / "images" / f"{self.number:05d}"
 
     def stats(self) -> dict[str, Any]:
-        """Raises UsageError: nothing was counted yet, or it is damaged."""
+        """Read the counts of the finished part.
+
+        Raises:
+            UsageError: there are none yet, or they are damaged.
+        """
         return read_object(self.counted, Counts)
 
     def _write_lines(
         self, path: Path, source: Source, samples: list[Any]
     ) -> Iterator[tuple[dict[str, Any], BadSample | None]]:
-        """A line for each image; one that is no file becomes one."""
+        """Write a line for each image; an image that is not a file is saved as one."""
         with path.open("w", encoding="utf-8") as file:
             for record in self.records:
                 try:
                     image = source[samples[record["place"]]].image
-                except BadSample as bad:  # it could be read before
+                except BadSample as bad:  # it was readable before
                     yield record, bad
                     continue
                 if isinstance(image, bytes | np.ndarray):
@@ -224,7 +229,7 @@ class Part:
     def _write_tar(
         self, path: Path, source: Source, samples: list[Any]
     ) -> Iterator[tuple[dict[str, Any], BadSample | None]]:
-        """Each image as it was, with its captions as JSON and the best one as text."""
+        """Write each image unchanged, with its captions as JSON and the best one as text."""
         with path.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 for record in self.records:
@@ -242,7 +247,7 @@ class Part:
 
 
 def recall(output: Path) -> dict[str, dict[str, Any]]:
-    """What was made in all parts, by the mark of the record."""
+    """Read the results of all parts, by the mark of their record."""
     return {
         mark: made
         for journal in sorted((output / "work").glob("captions-*.jsonl"))
@@ -251,18 +256,18 @@ def recall(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def _by_mark(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Results by the mark of their record, which older versions did not write: theirs are made again."""
+    """Index results by the mark of their record; those of older versions have none and are made again."""
     return {made["mark"]: made for line in lines for made in line["records"] if "mark" in made}
 
 
 def beyond(output: Path, count: int, form: str) -> list[Part]:
-    """The parts of an output that number `count` or more."""
+    """List the parts of an output whose number is `count` or higher."""
     named = [file.stem.removeprefix("captions-") for file in (output / "work").glob("captions-*.json")]
     return [Part(output, int(number), form) for number in named if number.isdecimal() and int(number) >= count]
 
 
 def finish_all(output: Path, parts: list[Part]) -> None:
-    """Say of all parts together what was kept and what was skipped."""
+    """Write and print how many captions were kept and how many images skipped in all parts."""
     stats = [part.stats() for part in parts]
     skipped = [record for one in stats for record in one["skipped"]]
     totals = {origin: [sum(one[origin][i] for one in stats) for i in (0, 1)] for origin in ORIGINS}
@@ -283,7 +288,7 @@ def finish_all(output: Path, parts: list[Part]) -> None:
         table.add_row(origin, str(kept["captions"]), str(kept["mean score"] or ""))
     console.print(table)
     if cut := summary["captions cut by the ranker"]:
-        console.print(f"{cut} captions were longer than the ranker reads, and ranked by their beginning")
+        console.print(f"{cut} captions are longer than the ranker reads and were ranked by their beginning")
     if skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(r["kind"] for r in skipped).most_common())
         console.print(f"skipped {kinds}: see {output / 'skipped.jsonl'}", soft_wrap=True)
@@ -296,7 +301,7 @@ def finish_all(output: Path, parts: list[Part]) -> None:
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it is written: lists of captions, their scores, and where they come from."""
+    """Convert a record to its written form: lists of captions, scores and origins."""
     kept, dropped = (
         {name: [row[i] for row in record[kind]] for i, name in enumerate(("captions", "scores", "origins"))}
         for kind in ("kept", "dropped")
@@ -305,10 +310,10 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(image: bytes | Path | np.ndarray) -> tuple[bytes, str]:
-    """The bytes of an image as they were, or a PNG of pixels, and the ending of their name, told by the content.
+    """Get the unchanged bytes of an image, or encode pixels as PNG; also returns the file ending for the content.
 
     Raises:
-        BadSample: the file is gone, or is no image any more.
+        BadSample: the file is gone, or is not an image any more.
     """
     if isinstance(image, np.ndarray):
         stream = io.BytesIO()

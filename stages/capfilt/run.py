@@ -1,12 +1,12 @@
-"""`qformer capfilt`: captions of web images, written and filtered (BLIP, arXiv:2201.12086; BLIP-2, section 3.4).
+"""`qformer capfilt`: write captions for web images and filter them (BLIP, arXiv:2201.12086; BLIP-2, section 3.4).
 
 Every image is captioned several times by nucleus sampling. These own captions and the original ones are ranked by their
-similarity to the image, and the best few are kept, of which training draws one each time.
+similarity to the image, and the best few are kept; training draws one of them each time.
 
-The data are cut into parts (so many samples, or a tar), and those into blocks of images that go through the models
-together. A part is a function of seed and data, whichever process makes it: several write the files that one would. A
-journal has a line for each block: a `kill -9` costs one block (`capfilt.files`). What was made of a record stays its
-own when the data change before the run goes on: only records that are new are work.
+The data is split into parts (n samples, or a tar), and a part into blocks of images that go through the models
+together. A part is a function of seed and data alone, so several processes write the same files as one. A journal has a
+line for each block, so a `kill -9` costs one block (`capfilt.files`). If the data changes before the run is continued,
+results are kept with their records, and only new records are processed.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from qformer.stages.capfilt.models import Captioner
     from qformer.types import Sample
 
-LOOK = 100  # samples that may be bad before the first that can be used
+LOOK = 100  # samples to try until one can be used
 SETTINGS = "capfilt.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result depends on; a run goes on only with the same. For each see `qformer capfilt --help`."""
+    """Settings that determine the result; a run continues only with the same ones. See `qformer capfilt --help`."""
 
     data: list[str]
     captioner: str
@@ -78,12 +78,14 @@ class Settings:
 def capfilt(
     settings: Settings, output: Path, shard: str | None = None, device: str | None = None, trust: bool = False
 ) -> None:
-    """Caption and filter the data, or go on with it; `shard` is `i/n`, or what torchrun says.
+    """Caption and filter the data, or continue an interrupted run.
 
-    With `trust` both models may run the code that they name.
+    Args:
+        shard: `i/n`, the share of this process; None takes it from torchrun.
+        trust: allow both models to run the code that they name.
 
     Raises:
-        UsageError: data or models that cannot be used, a folder that was begun with other settings, or a full disk.
+        UsageError: data or models that cannot be used, a folder that was started with other settings, or a full disk.
     """
     number, of = _share(shard)
     with writing(output):
@@ -93,11 +95,11 @@ def capfilt(
     if device is None and torch.cuda.is_available() and of > 1 and shard is None:
         device = f"cuda:{distributed.local_rank()}"
     run = Run(settings, output, source, str(devices.choose(device)), trust)
-    show = shard is not None or number == 0  # of those that torchrun starts one speaks
+    show = shard is not None or number == 0  # with torchrun, only one process prints
     finished = []
     with Bar("{task.fields[speed]}", console=console, disable=not show) as progress:
         task = progress.add_task("captions", total=_total(source, settings.part, number, of), speed="")
-        run.tell = lambda count, speed: progress.update(task, advance=count, speed=speed)
+        run.report = lambda count, speed: progress.update(task, advance=count, speed=speed)
         for place, members, digest in parts(source, settings.part):
             part = Part(output, place, str(settings.form))
             if place % of == number:
@@ -107,7 +109,7 @@ def capfilt(
     if left:
         if show:
             done = len(finished) - len(left)
-            console.print(f"{done} of {len(finished)} parts are done; the others are left to other processes")
+            console.print(f"{done} of {len(finished)} parts are done; other processes make the rest")
         return
     with writing(output):
         for part in beyond(output, len(finished), str(settings.form)):
@@ -117,14 +119,14 @@ def capfilt(
 
 @dataclass
 class Run:
-    """The models at work; they are loaded when there is something to do."""
+    """A run in progress; its models are loaded when there is work for them."""
 
     settings: Settings
     output: Path
     source: Source
     device: str
     trust: bool = False
-    tell: Any = None
+    report: Any = None
     made: int = 0
     start: float = field(default_factory=time.perf_counter)
 
@@ -139,14 +141,14 @@ class Run:
 
     @cached_property
     def _made_before(self) -> dict[str, dict[str, Any]]:
-        """What was made in all parts when the data were others; read once they are known to have changed."""
+        """Results of all parts from before the data changed; read only if it did."""
         return recall(self.output)
 
     def make(self, part: Part, members: Iterator[Any], digest: str | None) -> None:
-        """Caption the samples with these indices, unless it is done or another process is at it.
+        """Caption the samples with these indices, unless the part is complete or another process makes it.
 
         Args:
-            digest: of the records, where it is known without reading them.
+            digest: the digest of the records, if it is known without reading them.
         """
         samples = list(members) if digest is None or not part.is_of(digest) else []
         marks = _apart([self._mark(index) for index in samples])
@@ -154,7 +156,7 @@ class Run:
         with part.claimed(digest) as mine:
             if not mine:
                 if part.is_made():
-                    self.tell(part.stats()["samples"], "")
+                    self.report(part.stats()["samples"], "")
                 return
             known = part.resume()
             if part.is_made() or known.keys() - {*marks} or "_made_before" in self.__dict__:
@@ -163,7 +165,7 @@ class Run:
             part.finish(self.source, samples, digest)
 
     def _fill(self, part: Part, samples: list[Any], marks: list[str], known: dict[str, dict[str, Any]]) -> None:
-        """Make what is not `known` yet, block by block."""
+        """Make the results that are not `known` yet, block by block."""
         size = self.settings.batch
         blocks = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
         todo = [[place for place in block if marks[place] not in known] for block in blocks]
@@ -183,10 +185,10 @@ class Run:
                 part.skipped += skipped
                 part.skipped += [_skipped(samples[one["place"]], one) for one in found if "kind" in one]
                 ahead.submit(part.show, self.source, samples).result()  # one thread reads the source, not two
-                self._told(len(block), len(read))
+                self._report_speed(len(block), len(read))
 
     def _mark(self, index: Any) -> str:
-        """Tells a record from all others by image (path, size and time, or bytes) and captions; or what is wrong."""
+        """Identify a record by its captions and its image (path, size and time, or bytes), or by its fault."""
         try:
             sample = self.source[index]
         except BadSample as bad:
@@ -198,7 +200,7 @@ class Run:
     def _read(
         self, samples: list[Any], block: list[int]
     ) -> tuple[list[tuple[int, Sample, Tensor]], list[dict[str, Any]]]:
-        """The samples at these places with their pixels, and what cannot be used."""
+        """Read the samples at these places with their pixels; also returns the records of those that are skipped."""
         read, skipped = [], []
         for place in block:
             try:
@@ -211,7 +213,7 @@ class Run:
     def _filter(
         self, read: list[tuple[int, Sample, Tensor]], samples: list[Any], marks: list[str]
     ) -> list[dict[str, Any]]:
-        """What the journal says of a block: each image with all its captions, the best first, or why it has none."""
+        """Make the journal entries of a block: each image with all its captions, the best first, or a reason."""
         settings, made = self.settings, []
         images = [image for _, _, image in read]
         draws = [row for place, _, _ in read for row in draw(settings.seed, samples[place], settings.captions)]
@@ -235,18 +237,18 @@ class Run:
             made.append(one | {"cut": self.ranker.too_long(list(captions))})
         return made
 
-    def _told(self, count: int, new: int) -> None:
+    def _report_speed(self, count: int, new: int) -> None:
         self.made += new
-        self.tell(count, f"{self.made / (time.perf_counter() - self.start):.1f} images/s")
+        self.report(count, f"{self.made / (time.perf_counter() - self.start):.1f} images/s")
 
 
 def candidates(original: list[str], own: list[str]) -> dict[str, str]:
-    """Every caption once, cleaned as for training, with where it comes from: the original ones first."""
+    """Map every caption, cleaned as for training, to its origin; a caption of both is an original one."""
     return dict.fromkeys(cleaned([*map(without_mangled, own)]), "own") | dict.fromkeys(cleaned(original), "original")
 
 
 def draw(seed: int, index: Any, captions: int) -> list[list[float]]:
-    """The numbers by which the captions of a sample are sampled: of its place in the data alone."""
+    """Draw the random numbers for sampling the captions of a sample; they depend on seed and index alone."""
     return np.random.default_rng([seed, *_flat(index)]).random((captions, NEW_TOKENS)).tolist()
 
 
@@ -259,7 +261,7 @@ def _skipped(index: Any, fault: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apart(marks: list[str]) -> list[str]:
-    """The marks of equal records made different, by a number."""
+    """Append a number to each mark, so that equal records have different marks."""
     seen: Counter[str] = Counter()
     found = []
     for mark in marks:
@@ -269,10 +271,10 @@ def _apart(marks: list[str]) -> list[str]:
 
 
 def _of_file(image: Path) -> str:
-    """Path, size and time, so that a picture that was replaced under its name is another one."""
+    """Identify a file by path, size and time, so that an image replaced under its name counts as new."""
     try:
         found = image.stat()
-    except OSError:  # which reading it will tell
+    except OSError:  # reading the image will report it
         return os.path.abspath(image)
     return f"{os.path.abspath(image)} {found.st_size} {found.st_mtime_ns}"
 
@@ -282,18 +284,18 @@ def _digest(words: list[str]) -> str:
 
 
 def parts(source: Source, size: int) -> Iterator[tuple[int, Iterator[Any], str | None]]:
-    """Number and indices of each part: `size` samples, or one tar; what is not asked for is not opened.
+    """Yield the number and the indices of each part, which is `size` samples or one tar; tars are opened lazily.
 
-    Of a tar also a digest of its name, size and time.
+    For a tar, the third value is a digest of its name, size and time; otherwise it is None.
     """
     inner = source.source if isinstance(source, sources.Prompted) else source
     shards = getattr(inner, "shards", None)
     if shards is not None:
         for shard, name in enumerate(shards.names):
             found = os.stat(name) if os.path.isfile(name) else None
-            told = [] if found is None else [str(found.st_size), str(found.st_mtime_ns)]
+            version = [] if found is None else [str(found.st_size), str(found.st_mtime_ns)]
             members = ((shard, place) for shard in [shard] for place in range(shards.count(shard)))
-            yield shard, members, _digest([name, *told])
+            yield shard, members, _digest([name, *version])
         return
     everything, number = indices(source), 0
     while chunk := list(islice(everything, size)):
@@ -302,7 +304,7 @@ def parts(source: Source, size: int) -> Iterator[tuple[int, Iterator[Any], str |
 
 
 def _total(source: Source, size: int, number: int, of: int) -> int | None:
-    """Samples of a shard; of tars that nobody has counted it is not known."""
+    """Count the samples of this process; None for tars, which are not counted in advance."""
     if getattr(getattr(source, "source", source), "shards", None) is not None:
         return None
     count = len(source)
@@ -310,7 +312,11 @@ def _total(source: Source, size: int, number: int, of: int) -> int | None:
 
 
 def _settle(settings: Settings, output: Path, source: Source) -> Settings:
-    """With the checkpoints that are meant now and the format; those of an earlier run of this folder, if they agree."""
+    """Fill in the checkpoints and the format, and compare them with an earlier run in this folder.
+
+    Raises:
+        UsageError: an unknown format, or a setting that differs from the earlier run.
+    """
     models = [
         path if checkpoint.is_foreign(path) else str(checkpoint.find(path))
         for path in (settings.captioner, settings.ranker)
@@ -319,29 +325,33 @@ def _settle(settings: Settings, output: Path, source: Source) -> Settings:
     before = _begun(file) if file.exists() else None
     form = settings.form or (before or {}).get("form") or _form(source)
     if form not in FORMS:
-        raise UsageError(f"the format is '{form}'; known are {', '.join(FORMS)}")
+        raise UsageError(f"the format is '{form}'; give one of {', '.join(FORMS)}")
     settings = replace(settings, form=form, captioner=models[0], ranker=models[1])
     if before is None:
         with writing(output):
             replace_text(file, json.dumps(asdict(settings), indent=1), shared=True)
     elif other := [name for name, value in asdict(settings).items() if before.get(name) != value]:
         raise UsageError(
-            f"'{output}' was begun with {other[0]} {before.get(other[0])!r}, not {getattr(settings, other[0])!r}; "
-            "give the same, or another folder"
+            f"'{output}' was started with {other[0]} {before.get(other[0])!r}, not {getattr(settings, other[0])!r}; "
+            "give the same value, or another folder"
         )
     return settings
 
 
 def _begun(file: Path) -> dict[str, Any]:
-    """Raises UsageError: the settings of an earlier run are damaged."""
+    """Read the settings of an earlier run.
+
+    Raises:
+        UsageError: they are damaged.
+    """
     try:
         return read_object(file, Form)
     except UsageError as error:
-        raise UsageError(f"{error}, so it is not known how this folder was begun; give another one with -o") from error
+        raise UsageError(f"{error}, so the settings of this folder are unknown; give another one with -o") from error
 
 
 def _form(source: Source) -> str:
-    """JSON lines where images are files, tars where they are in tars themselves, or drawn."""
+    """Choose the format: JSON lines if images are files, tars if they come from tars or are drawn."""
     for index in islice(indices(source), LOOK):
         try:
             return "jsonl" if isinstance(source[index].image, Path) else "webdataset"
@@ -351,10 +361,10 @@ def _form(source: Source) -> str:
 
 
 def _share(shard: str | None) -> tuple[int, int]:
-    """Number of this process, and of how many."""
+    """Return the number of this process and the number of processes."""
     if shard is None:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     number, slash, of = shard.partition("/")
     if not (slash and number.isdecimal() and of.isdecimal() and int(number) < int(of)):
-        raise UsageError(f"the shard is '{shard}'; write i/n with i from 0 to n - 1, such as 0/8")
+        raise UsageError(f"the shard is '{shard}'; give i/n with i from 0 to n - 1, such as 0/8")
     return int(number), int(of)

@@ -1,1 +1,1 @@
-"""Plans: will a run fit, how long will it take, how much traffic."""
+"""Forecasts of a run: memory, time and traffic."""

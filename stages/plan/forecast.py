@@ -1,8 +1,7 @@
-"""`qformer plan`: will it fit, how long, how much traffic - before anything is downloaded.
+"""`qformer plan`: a forecast of memory, time and traffic, before anything is downloaded.
 
-The real model of a configuration makes one step (`stages/plan/rehearsal.py`) of tensors without numbers
-(`outline.py` beside it), whose memory and FLOPs are counted (`ledger.py`). Texts are as long as they may be,
-pictures have 640 x 480 pixels.
+The real model of a configuration runs one step (`stages/plan/rehearsal.py`) on tensors without data (`outline.py`),
+while its memory and FLOPs are counted (`ledger.py`). Texts have the maximal length, and images have 640 x 480 pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from qformer.stages.plan.ledger import Step
 
 MOST_GPUS = 1_000_000
-MOST = 4096  # samples per process; no larger batch is looked for
+MOST = 4096  # samples per process; the search for the largest batch ends here
 MEMORY = ("weights", "gradients", "AdamW", "activations", "temporary")
 COLUMNS = {"weights": "weights", "gradients": "gradients", "AdamW": "AdamW", "forward": "activations"}
 WORTH_A_WORD = 5_000_000  # bytes, of a part stored in a dtype
@@ -48,25 +47,25 @@ STORED = {dtype: name for name, dtype in DTYPES.items()} | {torch.int8: "int8", 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run takes. Bytes, seconds and FLOPs; memory and traffic are those of one process.
+    """The resources that a run needs, in bytes, seconds and FLOPs; memory and traffic are per process.
 
     Attributes:
-        parameters: of each part, `{"trained": n, "frozen": n}`.
-        weights: bytes of each part by dtype.
-        memory: what is held when there is most: part -> `weights`, `gradients`, `AdamW`, `activations` (kept for the
-            backward pass) and `temporary`.
-        tensors: their sum.
-        peak: with what a process holds beside its tensors.
-        fits: whether `peak` is within `limit`.
-        largest_batch: per process; 0 where not even one sample fits.
-        instead: where the batch does not fit, settings that do and see as many samples in a step: `train.chunk`, or
+        parameters: part -> `{"trained": n, "frozen": n}`.
+        weights: part -> dtype -> bytes.
+        memory: bytes at the memory peak: part -> `weights`, `gradients`, `AdamW`, `activations` (kept for the backward
+            pass) and `temporary`.
+        tensors: the sum of `memory`.
+        peak: `tensors` plus the memory of the process outside its tensors.
+        fits: True if `peak` is within `limit`.
+        largest_batch: the largest batch per process that fits; 0 if not even one sample does.
+        instead: if the batch does not fit, settings that fit and keep the samples per step: `train.chunk`, or
             `data.batch` and `train.accumulate`.
-        flops: of one image: `forward` and `backward`, by part.
-        images_per_second, days: of all processes together, at `efficiency`; None without a peak of the device.
-        traffic: bytes that one process sends in a step, and receives.
-        store: bytes of the image encoder's tokens of one image, in all the crops of `data.features`.
-        images: how many there are, if they can be counted at once.
-        notes: what was assumed.
+        flops: FLOPs of one image: `forward` and `backward`, by part.
+        images_per_second, days: for all processes together, at `efficiency`; None if the device has no known peak.
+        traffic: bytes that one process sends, and also receives, in a step.
+        store: bytes of the stored tokens of one image, in all the crops of `data.features`.
+        images: the number of images; None if counting them takes a pass over the data.
+        notes: the assumptions.
     """
 
     stage: str
@@ -103,16 +102,16 @@ def plan(
     efficiency: float = 0.4,
     trust: bool = False,
 ) -> Forecast:
-    """What the training of a configuration takes, on so many processes with one GPU each.
+    """Forecast the training of a configuration on `gpus` processes with one GPU each.
 
     Args:
-        gpu: a name of `hardware.GPUS` or a part of one that tells it from all others, or `cpu`.
-        memory: of one of them, such as `80GB`; the GPU's own by default.
+        gpu: a name in `hardware.GPUS`, an unambiguous part of one, or `cpu`.
+        memory: memory of one GPU, such as `80GB`; the default is that of the table.
         efficiency: share of the peak FLOP/s that training reaches.
-        trust: run the code that `init` names for its image encoder.
+        trust: allow running the code that `init` names for its image encoder.
 
     Raises:
-        UsageError: a GPU, number, amount or tower that is not known, or a stage that is not planned.
+        UsageError: an unknown GPU or tower, a number or amount out of range, or a stage that has no forecast.
     """
     gpu = hardware.full_name(gpu)
     _check_amounts(gpus, efficiency)
@@ -165,13 +164,13 @@ def _check_amounts(gpus: int, efficiency: float) -> None:
 
 
 def _with_bridge(config: Config, trust: bool) -> tuple[Config, list[str]]:
-    """Stage two's bridge as its `init` has it, if that is here."""
+    """Apply the bridge settings of `init` in stage two, if it exists on this machine; returns notes as well."""
     if config.stage != "stage2" or config.init is None:
         return config, []
     try:
         start = checkpoint.read_config(config.init, trust)
     except UsageError:
-        return config, [f"init '{config.init}' is not here: the bridge is taken to be as this configuration says"]
+        return config, [f"init '{config.init}' is not on this machine: the bridge settings of this configuration apply"]
     return inherit(config, start), []
 
 
@@ -206,7 +205,7 @@ def _flops(step: Step, count: int) -> dict[str, dict[str, float]]:
 
 
 def _seconds(step: Step, count: int, device: hardware.Device, efficiency: float) -> float | None:
-    """Of one image on one device."""
+    """Compute the seconds per image on one device; None if its peak is unknown."""
     total = 0.0
     for (_, _, dtype), flops in step.flops.items():
         rate = device.rate(dtype)
@@ -217,7 +216,7 @@ def _seconds(step: Step, count: int, device: hardware.Device, efficiency: float)
 
 
 def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
-    """Bytes a process sends per step; a ring passes averaged gradients around twice, everything else travels once."""
+    """Compute the bytes that a process sends per step; a ring all-reduce of gradients sends them twice."""
     if subject.gpus == 1:
         return {}
     around = 2 * (subject.gpus - 1) * 4 * subject.trained // subject.gpus
@@ -226,14 +225,14 @@ def _traffic(subject: Subject, received: Counter[str]) -> dict[str, int]:
 
 
 def _store(subject: Subject) -> dict[str, int]:
-    """Tokens of all stored crops of an image in fp16, or in int8 with a scale in fp16 for each token."""
+    """Compute the bytes of all stored crops of an image in fp16, and in int8 with an fp16 scale per token."""
     features = subject.config.data.features
     tokens, width = subject.tokens() * (1 if features is None else features.crops), subject.encoder.width
     return {"fp16": 2 * tokens * width, "int8": tokens * (width + 2)}
 
 
 def _largest(subject: Subject, count: int, limit: int) -> int:
-    """The largest batch that fits: a polynomial through what is known says where it may be, until that is right."""
+    """Find the largest batch that fits: a polynomial through the known sizes gives each guess, until one is right."""
     known = {size: subject.peak(size) for size in {count, max(count // 2, 1)}}
     while True:
         fits = max([size for size, needed in known.items() if needed <= limit], default=0)
@@ -242,13 +241,13 @@ def _largest(subject: Subject, count: int, limit: int) -> int:
             return min(fits, MOST)
         near = sorted(known, key=lambda size: abs(known[size] - limit))[:3]
         guess = max(_last_below(near, [known[size] for size in near], limit, fits, over), 1)
-        if guess == fits:  # and the next one would not
+        if guess == fits:  # the next size would not fit
             return fits
         known[guess] = subject.peak(guess)
 
 
 def _last_below(sizes: list[int], needs: list[int], limit: int, fits: int, over: int) -> int:
-    """The last size from `fits` to before `over` for which the curve through these points stays within `limit`."""
+    """Find the last size from `fits` to before `over` where the curve through these points stays within `limit`."""
     while over - fits > 1:
         middle = (fits + over) // 2
         fits, over = (middle, over) if polynomial(sizes, needs, middle) <= limit else (fits, middle)
@@ -256,7 +255,7 @@ def _last_below(sizes: list[int], needs: list[int], limit: int, fits: int, over:
 
 
 def _instead(subject: Subject, limit: int, largest: int) -> dict[str, int]:
-    """What sees as many samples in a step and fits: stage one in chunks, else more and smaller batches."""
+    """Find settings that fit with the same samples per step: chunks in stage one, or more and smaller batches."""
     config = subject.config
     chunk = min(config.train.chunk or config.data.batch, max(largest, 1)) // 2 if config.stage == "stage1" else 0
     while chunk:
@@ -264,7 +263,7 @@ def _instead(subject: Subject, limit: int, largest: int) -> dict[str, int]:
         if subject.with_train(chunk=chunk).peak(config.data.batch) <= limit:
             return {"train.chunk": chunk}
         chunk //= 4
-    # From the second batch of a step on the gradients of the first are there.
+    # From the second batch of a step on, the gradients of the first one take memory.
     slower = subject.with_train(accumulate=2 * config.train.accumulate)
     size = _largest(slower, config.data.batch, limit) if largest else 0
     if not size:
@@ -274,15 +273,15 @@ def _instead(subject: Subject, limit: int, largest: int) -> dict[str, int]:
 
 
 def show(forecast: Forecast, as_json: bool = False) -> None:
-    """Print a forecast as tables that end with whether it fits, or as JSON."""
+    """Print a forecast as tables with the verdict at the end, or as JSON."""
     if as_json:
         print(json.dumps(asdict(forecast), indent=1))
         return
-    title = f"{forecast.stage}, batch {forecast.batch} per process: GB when most is held"
+    title = f"{forecast.stage}, batch {forecast.batch} per process: GB at the peak"
     memory = _table(title, "", *MEMORY, "sum")
     for part, row in forecast.memory.items():
         memory.add_row(part, *(_gb(row.get(column, 0)) for column in MEMORY), _gb(sum(row.values())))
-    memory.add_row("beside tensors", *[""] * len(MEMORY), _gb(forecast.peak - forecast.tensors))
+    memory.add_row("not tensors", *[""] * len(MEMORY), _gb(forecast.peak - forecast.tensors))
     console.print(memory)
     parts = _table("parameters, GB stored, GFLOP per image", "", "trained", "frozen", "stored", "forward", "backward")
     for part, count in forecast.parameters.items():
@@ -296,7 +295,7 @@ def show(forecast: Forecast, as_json: bool = False) -> None:
 
 
 def _table(title: str, first: str, *numbers: str) -> Table:
-    """Narrow enough for a terminal of 80 columns."""
+    """Make a table that is narrow enough for a terminal of 80 columns."""
     table = Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in numbers:
         table.add_column(name, justify="right")
@@ -304,7 +303,7 @@ def _table(title: str, first: str, *numbers: str) -> Table:
 
 
 def _lines(forecast: Forecast) -> Iterator[str]:
-    """What is said below the tables; the verdict comes last."""
+    """Write the lines below the tables; the verdict comes last."""
     if forecast.images_per_second is not None:
         yield (
             f"time: {forecast.images_per_second:,.0f} images/s on {forecast.gpus} x {forecast.gpu} in "
@@ -313,26 +312,26 @@ def _lines(forecast: Forecast) -> Iterator[str]:
         )
     if forecast.traffic:
         parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in forecast.traffic.items())
-        yield f"MB that a process sends in a step, and receives: {parts}"
+        yield f"MB that each process sends and receives in a step: {parts}"
     stored = f"stored tokens of the image encoder: {_of_images(forecast.store, 1)} per image"
     if forecast.images is not None:
         stored += f"; {_of_images(forecast.store, forecast.images)} for all {forecast.images:,}"
     yield stored
     for note in forecast.notes:
         yield f"note: {escape(note)}"
-    needed = f"{_gb(forecast.peak)} GB are needed, {_gb(forecast.limit)} are there"
+    needed = f"{_gb(forecast.peak)} GB needed, {_gb(forecast.limit)} GB available"
     if forecast.fits:
         largest = f"{MOST} or more" if forecast.largest_batch >= MOST else str(forecast.largest_batch)
         yield f"[bold green]fits[/]: {needed}; the largest data.batch that fits is {largest}"
     elif not forecast.largest_batch:
-        yield f"[bold red]does not fit[/]: {needed}, nor does a batch of one; take smaller towers or a larger GPU"
+        yield f"[bold red]does not fit[/]: {needed}, nor does a batch of one; use smaller towers or a larger GPU"
     else:
         yield f"[bold red]does not fit[/]: {needed}; the largest data.batch that fits is {forecast.largest_batch}"
     if forecast.instead:
         overrides = " ".join(f"{key}={value}" for key, value in forecast.instead.items())
         fewer = forecast.stage == "stage1" and "train.chunk" not in forecast.instead
-        yield f"what fits, with as many samples in a step: {overrides}" + (
-            "; ITC and hard negatives then see fewer at once" if fewer else ""
+        yield f"settings that fit, with the same samples per step: {overrides}" + (
+            "; ITC and hard negatives then see fewer samples at once" if fewer else ""
         )
 
 

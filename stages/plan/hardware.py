@@ -1,8 +1,8 @@
-"""What GPUs can do at best, and memory that is taken before the first tensor.
+"""Peak speed and memory of GPUs, and the memory that a process takes before its first tensor.
 
-Peaks are those of NVIDIA's data sheets: dense tensor cores with 32-bit sums for 16 bits, and no TF32 for single
-precision, which is how PyTorch computes unless it is told otherwise. GB are 10^9 bytes here. A card of "80 GB" has 80
-GiB, 7 % more; that is left for what the allocator loses between tensors.
+Peaks are from NVIDIA's data sheets: dense tensor cores with 32-bit accumulation for 16-bit types, and no TF32 for
+single precision, as is PyTorch's default. A GB is 10^9 bytes here. A card of "80 GB" has 80 GiB, 7% more; the
+difference is left for fragmentation in the allocator.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from qformer import lookup
 from qformer.types import UsageError
 
 CPU = "cpu"
-#: Context of CUDA, kernels and work space of cuBLAS. An assumption: 0.4 to 0.8 GB are usual.
+#: CUDA context, kernels and cuBLAS workspace. An assumption: 0.4 to 0.8 GB is common.
 CONTEXT = 600_000_000
-#: On a CPU: the program itself, with Python, PyTorch and transformers, before there is a model (measured 0.39 GB).
+#: On a CPU: Python, PyTorch and transformers, before a model is built (0.39 GB measured).
 PROGRAM = 400_000_000
-#: On a CPU: libraries that the first step loads, and the share of its tensors that glibc's heap holds in pieces between
-#: them (measured 10 to 24 % on models of 0.05 to 1.3 GB that are not among those of docs/plan.md).
+#: On a CPU: libraries that the first step loads, and the heap fragmentation of glibc as a share of the tensors (10% to
+#: 24% measured on models of 0.05 to 1.3 GB, other than those in docs/plan.md).
 LIBRARIES, PIECES = 70_000_000, 0.15
 
 
 @dataclass(frozen=True)
 class Device:
-    """Memory in GB; peak of 16 bits and of fp32 in TFLOP/s (None: not planned for); whether it computes in bf16."""
+    """A GPU or CPU: memory in GB, peak TFLOP/s in 16 bits and in fp32 (None: unknown), and support of bf16."""
 
     memory: float
     half: float | None
@@ -36,13 +36,13 @@ class Device:
     has_bf16: bool = True
 
     def rate(self, dtype: torch.dtype) -> float | None:
-        """FLOP/s at best.
+        """Return the peak FLOP/s in a dtype, None if it is unknown.
 
         Raises:
-            UsageError: it cannot compute in this dtype.
+            UsageError: the device does not support this dtype.
         """
         if dtype == torch.bfloat16 and not self.has_bf16:
-            raise UsageError("this GPU does not compute in bf16; use --precision fp16, and fp16 for llm.dtype")
+            raise UsageError("this GPU does not support bf16; use --precision fp16, and fp16 for llm.dtype")
         peak = self.single if dtype == torch.float32 else self.half
         return None if peak is None else peak * 1e12
 
@@ -68,44 +68,44 @@ GPUS = {
 }
 
 
-#: What stands in a GPU's full name and tells it from no other of the table.
+#: Words in the full names of GPUs that do not distinguish those of the table.
 MAKERS = {"nvidia", "geforce", "tesla", "quadro", "rtx", "gpu", "sxm", "sxm2", "sxm4", "sxm5", "hbm2", "hbm3", "hbm3e"}
 
 
 def full_name(name: str) -> str:
-    """The name in `GPUS` of a GPU as people write it (`a100 40gb`, `4090`, `NVIDIA H200`), or `cpu`.
+    """Find the name in `GPUS` for a name as people write it (`a100 40gb`, `4090`, `NVIDIA H200`); or `cpu`.
 
     Raises:
-        UsageError: none of the table is meant, or several may be.
+        UsageError: no GPU of the table matches, or several do.
     """
-    asked = _words(name)
-    whole = "".join(asked)
+    given = _words(name)
+    whole = "".join(given)
     exact = [known for known in (*GPUS, CPU) if whole == "".join(_words(known))]
-    words = set(asked) - MAKERS
+    words = set(given) - MAKERS
     found = exact or [known for known in GPUS if words and words <= _parts(known)]
     if len(found) > 1:
-        raise UsageError(f"GPU '{name}' may be {' or '.join(found)}; give one of them")
+        raise UsageError(f"GPU '{name}' can be {' or '.join(found)}; give one of them")
     if not found:
-        raise UsageError(f"unknown GPU '{name}': {lookup.nearest(name.upper(), GPUS)}; or 'cpu', which is this machine")
+        raise UsageError(f"unknown GPU '{name}': {lookup.nearest(name.upper(), GPUS)}; or 'cpu' for this machine")
     return found[0]
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in small letters: `A100-40GB` has a100 and 40gb."""
+    """Split a name into words in lower case: `A100-40GB` has a100 and 40gb."""
     return re.findall("[a-z0-9]+", name.lower())
 
 
 def _parts(name: str) -> set[str]:
-    """The words by which a GPU of the table may be called: `RTX4090` also 4090, 40GB also 40."""
+    """List the words that can name a GPU of the table: `RTX4090` also 4090, 40GB also 40."""
     words = _words(name)
     return {*words, *(word.removeprefix("rtx") for word in words), *(word.removesuffix("gb") for word in words)}
 
 
 def find(name: str) -> Device:
-    """A GPU by its name in `GPUS`, or `cpu`: this machine, with all its memory and no peak.
+    """Look up a GPU by its name in `GPUS`; `cpu` is this machine, with all its memory and no known peak.
 
     Raises:
-        UsageError: another name.
+        UsageError: the name is unknown.
     """
     if name == CPU:
         return Device(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, None, None)
@@ -113,15 +113,15 @@ def find(name: str) -> Device:
 
 
 def reserve(name: str, tensors: int) -> int:
-    """Bytes of a process beside so many of tensors, in the memory that `name` has."""
+    """Estimate the bytes that a process needs on a device in addition to those of its `tensors`."""
     return int(PROGRAM + LIBRARIES + PIECES * tensors) if name == CPU else CONTEXT
 
 
 def parse_memory(text: str) -> float:
-    """`80GB`, `80 GiB` or `80` (GB) as bytes.
+    """Parse `80GB`, `80 GiB` or `80` (GB) into bytes.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the text is not an amount of memory.
     """
     compact = text.replace(" ", "").lower()
     unit = next((unit for unit in ("gib", "gb", "g") if compact.endswith(unit)), "")
@@ -130,5 +130,5 @@ def parse_memory(text: str) -> float:
     except ValueError:
         amount = 0.0
     if not 0 < amount < 1e6:
-        raise UsageError(f"'{text}' is no amount of memory; write it in GB, such as 80GB")
+        raise UsageError(f"'{text}' is not an amount of memory; give it in GB, such as 80GB")
     return amount * (2**30 if unit == "gib" else 1e9)

@@ -1,8 +1,8 @@
-"""What a training step keeps and computes, counted while the real model runs on tensors without numbers.
+"""Memory and FLOPs of a training step, counted while the real model runs on tensors without data.
 
-`Ledger` sees every operation of PyTorch, forward and backward: it books each new storage until it is freed, and the
-FLOPs of matrix products, convolutions and attention (2 for a multiplication and an addition), the rest being next to
-nothing. So no formula can drift away from the code. `AsOnGPU` makes the operations those of a GPU.
+`Ledger` sees every PyTorch operation, forward and backward. It books each new storage until it is freed, and the FLOPs
+of matrix products, convolutions and attention (2 per multiply-add); all other operations are negligible. Counting the
+real code means that no formula can get out of date. `AsOnGPU` replaces operations by those that a GPU would run.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ PARTS = {
     "temp": "Q-Former",
 }
 OUTSIDE = "pairs and losses"
-#: Functions that CUDA's autocast computes in single precision and the CPU's does not.
+#: Functions that autocast computes in single precision on CUDA but not on the CPU.
 SINGLE = {torch.layer_norm, F.layer_norm, torch.softmax, F.softmax, torch.log_softmax, F.log_softmax, F.normalize}
 
 
 def part_of(name: str) -> str:
-    """The part of the model to which a module or parameter belongs."""
+    """Find the part of the model that a module or parameter belongs to."""
     return next((part for prefix, part in PARTS.items() if name == prefix or name.startswith(f"{prefix}.")), OUTSIDE)
 
 
 @dataclass
 class Step:
-    """One optimizer step of one process, after the first.
+    """Memory and FLOPs of an optimizer step of one process, not the first one.
 
     Attributes:
-        moments: what is held when there is most, weights included, in each section of the step: (kind, part) -> bytes.
-            A step has one section, in chunks each pass over them is one.
+        moments: the memory peak of each section of the step, weights included: (kind, part) -> bytes. A step is one
+            section; with chunks, each pass over them is a section.
         flops: (phase, part, dtype) -> FLOPs of one batch.
     """
 
@@ -71,7 +71,7 @@ class Step:
 
     @property
     def held(self) -> Counter[tuple[str, str]]:
-        """At the moment of the step when there is most."""
+        """The bytes that are held at the memory peak of the step."""
         return max(self.moments.values(), key=lambda held: sum(held.values()))
 
     @property
@@ -81,11 +81,13 @@ class Step:
 
 @dataclass
 class Ledger:
-    """Books of live bytes, and of FLOPs, by part of the model and phase of the step.
+    """Accounts of live bytes and of FLOPs, by part of the model and phase of the step.
 
     Attributes:
-        phase: outside of backward passes. moment: section of the step, of which each has a peak of its own.
-        parts: those whose modules are running. saved_by: that which made what the backward pass now reads.
+        phase: the current phase, outside of backward passes.
+        moment: the current section of the step; each section has its own peak.
+        parts: the parts whose modules are running, the innermost last.
+        saved_by: the part that saved the tensor which the backward pass reads now.
     """
 
     phase: str = "forward"
@@ -101,7 +103,7 @@ class Ledger:
     _formulas: dict[Any, Callable[..., int]] = field(default_factory=compat.flop_formulas)
 
     def see(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Enter an operation of PyTorch, as `compat.seeing_operations` tells it."""
+        """Record a PyTorch operation; called by `compat.seeing_operations`."""
         for tensor in _tensors(out):
             self.book(tensor)
         count = self._formulas.get(operator)
@@ -109,13 +111,13 @@ class Ledger:
             self.flops[*self.now(), next(_tensors(args)).dtype] += count(*args, **kwargs, out_val=out)
 
     def now(self) -> tuple[str, str]:
-        """Phase and part of what is computed at this moment."""
+        """Return the phase and the part that are running."""
         if compat.is_backward():
             return "backward", self.saved_by
         return self.phase, self.parts[-1]
 
     def begin(self, moment: str) -> None:
-        """The next section of the step; one of the same name goes on."""
+        """Start the next section of the step; a name that was used before continues that section."""
         self.moment = moment
         self._note_peak()
 
@@ -124,9 +126,9 @@ class Ledger:
             self.peaks[self.moment], self.moments[self.moment] = self.total, self.held.copy()
 
     def book(self, tensor: Tensor, kind: str | None = None, part: str | None = None) -> None:
-        """Enter the storage of a tensor, if it is new; with a `kind` and a `part`, move it there."""
+        """Book the storage of a tensor if it is new; with a `kind` and a `part`, move it to that account."""
         storage = tensor.untyped_storage()
-        key = id(storage)  # PyTorch keeps one object for a storage for as long as that lives
+        key = id(storage)  # PyTorch keeps the same object while the storage lives
         if key not in self._live:
             entry = self.now() if kind is None or part is None else (kind, part)
             self._live[key] = entry, storage.nbytes()
@@ -147,7 +149,7 @@ class Ledger:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Know which part runs: modules say so in the forward pass, the tensors they saved in the backward pass."""
+        """Track the running part: by its modules in the forward pass, by its saved tensors in the backward pass."""
 
         def pack(tensor: Tensor) -> tuple[str, Tensor]:
             return self.now()[1], tensor
@@ -175,7 +177,7 @@ class Ledger:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """Those among arguments or results of an operation, which may stand in lists."""
+    """Yield the tensors among the arguments or results of an operation, inside lists too."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
@@ -184,7 +186,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class AsOnGPU(TorchFunctionMode):
-    """What differs on a GPU: attention keeps no matrix, dropout keeps bytes, autocast leaves norms in single."""
+    """Operations as on a GPU: attention keeps no matrix, dropout keeps bytes, autocast leaves norms in single."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -207,7 +209,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The memory-efficient kernel of CUDA, float[B, heads, X, H / heads]; flash attention keeps as much."""
+    """Call CUDA's memory-efficient kernel, float[B, heads, X, H / heads]; flash attention keeps as much memory."""
     if enable_gqa:
         repeat = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -222,22 +224,22 @@ def _attention(
 
 
 def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> Step:
-    """Run the second optimizer step of a run, in which AdamW has its state, over up to two of its batches.
+    """Run the second optimizer step of a run, when AdamW already has its state, over at most two of its batches.
 
     Args:
-        model: an outline; it is in training mode.
+        model: an outline, in training mode.
         device: `cuda`, or `cpu` for the operations of this machine.
     """
     ledger = Ledger()
     model.zero_grad()
     optimizer = adamw(model, train)
     for group in optimizer.param_groups:
-        group["foreach"] = device == "cuda"  # PyTorch's choice there
+        group["foreach"] = device == "cuda"  # PyTorch's default on CUDA
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batches = min(train.accumulate, 2)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(0)  # an encoder-decoder's texts are split at random
+        torch.manual_seed(0)  # texts for an encoder-decoder are split at random
         stack.enter_context(ledger.watching(model))
         if device == "cuda":
             stack.enter_context(_halves_as_on_gpu())
@@ -260,7 +262,7 @@ def run_step(model: Bridge, batch: Batch, train: TrainConfig, device: str) -> St
 
 
 def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -> None:
-    """The forward and backward passes of one batch, as `qformer.stages.loop` has them."""
+    """Run the forward and backward passes of one batch, as `qformer.stages.loop` does."""
     dtype = None if train.precision == "fp32" else DTYPES[train.precision]
 
     def autocast() -> AbstractContextManager[Any]:
@@ -284,11 +286,11 @@ def _backward(model: Bridge, batch: Batch, train: TrainConfig, ledger: Ledger) -
 
 
 def _buckets(model: nn.Module, train: TrainConfig, ledger: Ledger) -> list[Tensor]:
-    """Of several processes: what data-parallel training holds all the time, and where its gradients are.
+    """Allocate the gradient buckets that DDP holds all the time when there are several processes.
 
-    Chunks go past it, and their gradients are beside the buckets.
+    Gradients are views of the buckets, except with chunks, which bypass DDP and have gradients of their own.
     """
-    if distributed.world() == 1 or train.fsdp:  # which averages gradients where they are
+    if distributed.world() == 1 or train.fsdp:  # FSDP averages gradients in place
         return []
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     buckets = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
@@ -300,7 +302,7 @@ def _buckets(model: nn.Module, train: TrainConfig, ledger: Ledger) -> list[Tenso
 
 
 def _first_update(model: nn.Module, optimizer: torch.optim.Optimizer, ledger: Ledger) -> None:
-    """Give AdamW its state."""
+    """Run one update, so that AdamW has its state."""
     ledger.phase = "update"
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
@@ -314,7 +316,7 @@ def _first_update(model: nn.Module, optimizer: torch.optim.Optimizer, ledger: Le
 
 @contextmanager
 def _halves_as_on_gpu() -> Iterator[None]:
-    """Layers stored in half compute in half, which they do not on a CPU."""
+    """Let layers stored in half precision compute in half precision, as on a GPU."""
     slow, layers.SLOW_IN_HALF = layers.SLOW_IN_HALF, frozenset()
     try:
         yield

@@ -1,9 +1,9 @@
-"""Steps of an outlined model, as rank 0 of so many processes would make them: memory, FLOPs, bytes received.
+"""Training steps of an outlined model, as rank 0 of n processes would run them: memory, FLOPs, bytes received.
 
-The real step runs, with the real exchange between processes; only what the others send is made up, of the right size
-and without numbers: a hundred thousand processes cost no more than two.
-Of a large batch in chunks only smaller ones are run: what is held in each of its passes is a polynomial of the batch
-(similarities grow with its square), of which three batches are enough.
+The real step runs, with the real exchange between processes. Only the tensors of the other processes are made up, with
+the right size and no data, so a hundred thousand processes cost no more than two.
+A large batch in chunks is extrapolated from smaller ones: the memory of each pass is a polynomial in the batch size
+(similarities grow with its square), which three batch sizes determine.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from qformer.vision.base import VisionEncoder
 
 PICTURE = (3, 480, 640)
-CHUNKS = (2, 3, 4)  # of batches that are run
+CHUNKS = (2, 3, 4)  # chunks in the batches that are run
 
 
 @dataclass
 class Rehearsed(Step):
-    """A step, and the bytes that the process receives in one of its batches, by what they are."""
+    """A step with the bytes that the process receives in one of its batches, by their content."""
 
     received: Counter[str]
 
 
 @dataclass
 class Subject:
-    """An outlined model, and what is asked of it."""
+    """An outlined model on a device, and the questions that a forecast asks about it."""
 
     config: Config
     model: Bridge
@@ -58,7 +58,7 @@ class Subject:
 
     @classmethod
     def of(cls, config: Config, device: str, gpus: int) -> Subject:
-        """The outlined model of a configuration, prepared as for training."""
+        """Outline the model of a configuration and prepare it as for training."""
         model, mode = outline(config, device)
         if config.train.gradient_checkpointing:
             recompute_layers(model, AsOnGPU if device == "cuda" else nullcontext)
@@ -70,28 +70,28 @@ class Subject:
 
     @property
     def trained(self) -> int:
-        """Parameters that learn."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def with_train(self, **changes: int) -> Subject:
-        """The same model, trained in another way."""
+        """Copy the subject with other training options."""
         train = self.config.train.model_copy(update=changes)
         return replace(self, config=self.config.model_copy(update={"train": train}))
 
     def step(self, count: int) -> Rehearsed:
-        """One step of `count` samples."""
+        """Run one step of `count` samples."""
         chunk = self.config.train.chunk
         if not chunk or count <= max(CHUNKS) * chunk:
             return self._run(count)
         return _extend({number * chunk: self._run(number * chunk) for number in CHUNKS}, count)
 
     def peak(self, count: int) -> int:
-        """Bytes of a process, all counted."""
+        """Compute the peak memory of a process in bytes, tensors and everything else."""
         tensors = self.step(count).peak
         return tensors + hardware.reserve(self.device, tensors)
 
     def tokens(self) -> int:
-        """Tokens that the image encoder makes of one image."""
+        """Count the tokens that the image encoder produces for one image."""
         tiles = self.batch(1).tiles.pixels
         return sum(self.encoder.extra + math.prod(self.encoder.grid(tile.shape[2], tile.shape[1])) for tile in tiles)
 
@@ -125,10 +125,11 @@ class Subject:
         return self._known[count]
 
     def _spread(self, step: Step) -> int:
-        """Leave a process its share of the frozen layers, and two whole ones: that which computes and the next.
+        """Reduce the frozen layers to the share of one process, plus two whole layers: the running one and the next.
 
         Returns:
-            Bytes that it receives: layers of a frozen image encoder once, of a language model also on the way back.
+            The bytes that the process receives: layers of a frozen image encoder once, of a language model twice, as
+            the backward pass needs them too.
         """
         sizes: dict[str, list[int]] = {}
         for name, layer in distributed.frozen_layers(self.model):
@@ -145,10 +146,10 @@ class Subject:
 
 
 def negatives(count: int, world: int, chunk: int) -> Tensor:
-    """Hard negatives of rank 0 as if drawn evenly from the global batch: numbers in it, long[B].
+    """Choose hard negatives for rank 0 as if they were drawn uniformly from the global batch: its indices, long[B].
 
-    From every process come B / W, of which as many are different as there are on average among B even draws. Those of
-    the own process are never of the same chunk.
+    Every process provides B / W of them. The number of different ones is the average for B uniform draws. Negatives
+    from rank 0 itself are never in the same chunk.
     """
     others = max(world * count - 1, 1)
     different = max(round(count * (1 - (1 - 1 / others) ** count)), 1)
@@ -160,9 +161,9 @@ def negatives(count: int, world: int, chunk: int) -> Tensor:
 
 @contextmanager
 def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
-    """Be rank 0 of so many processes, of which all do the same; adds up the bytes it receives. Nothing is sent.
+    """Act as rank 0 of `world` processes that all do the same, and add up the bytes it receives; nothing is sent.
 
-    What comes from the others has a shape and no numbers (`mode`), so that their number costs nothing.
+    Tensors of the other processes have a shape but no data (`mode`), so the number of processes costs nothing.
     """
     if world == 1:
         yield
@@ -172,7 +173,7 @@ def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
     def gather(rows: Tensor) -> Tensor:
         what = "embeddings" if rows.is_floating_point() else "texts and ids"
         received[what] += (world - 1) * rows.nbytes
-        found = blank.new_empty((world, *rows.shape), dtype=rows.dtype)  # of each its own, and then all in one
+        found = blank.new_empty((world, *rows.shape), dtype=rows.dtype)  # one per process, and then all in one
         return found.clone().flatten(0, 1)
 
     def exchange(rows: Tensor, _send: list[int], receive: list[int]) -> Tensor:
@@ -191,7 +192,7 @@ def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
             "largest": lambda *numbers, **_: list(numbers),
         },
         image_text: {"fetch_images": fetch_images},
-        chunked: {"fetch_images": fetch_images, "trim": lambda tokens: tokens},  # all are as long as may be
+        chunked: {"fetch_images": fetch_images, "trim": lambda tokens: tokens},  # all have the maximal length
     }
     real = {module: {name: getattr(module, name) for name in names} for module, names in pretended.items()}
     try:
@@ -207,7 +208,8 @@ def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, T
     """As `exchange.fetch_images`, without asking who wants what: the others ask of rank 0 as many as it asks of them.
 
     Args:
-        encoded: the B images of rank 0; the others' have as many tiles. wanted: long[B], numbers in the global batch.
+        encoded: the B images of rank 0; those of the others have as many tiles.
+        wanted: long[B], indices in the global batch.
     """
     count = len(encoded)
     distributed.gather(wanted)
@@ -228,7 +230,7 @@ def _set(module: Any, values: dict[str, Any]) -> None:
 
 
 def _extend(known: dict[int, Rehearsed], count: int) -> Rehearsed:
-    """A step of `count` samples from those of three smaller batches."""
+    """Extrapolate a step of `count` samples from those of three smaller batches."""
     counts, steps = list(known), list(known.values())
 
     def at(values: Sequence[Counter[Any]]) -> Counter[Any]:
@@ -240,7 +242,7 @@ def _extend(known: dict[int, Rehearsed], count: int) -> Rehearsed:
 
 
 def polynomial(places: list[int], values: list[int], place: int) -> float:
-    """The one through these points (Lagrange), at another place."""
+    """Evaluate the polynomial through these points (Lagrange) at another place."""
     total = 0.0
     for a, value in zip(places, values, strict=True):
         total += value * math.prod((place - b) / (a - b) for b in places if b != a)

@@ -1,7 +1,7 @@
 """Sizes of well-known towers by hub id, so that a model can be outlined without a network.
 
-Source: the `config.json` of each on the Hugging Face hub; what a table leaves out has the default of its class in
-transformers. A hub id that is already in the local cache, or a folder, is read instead.
+Source: the `config.json` of each model on the Hugging Face hub. Values that a table omits are the defaults of the
+configuration class in transformers. Folders, and hub ids in the local cache, are read instead of these tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T5 = {
     "3b": (1024, 128, 16384, 24, 32),
     "11b": (1024, 128, 65536, 24, 128),
 }
-#: T5 1.1, of which Flan-T5 is made: the same columns; gated GELU, a vocabulary of its own for the output.
+#: T5 1.1, the base of Flan-T5, in the same columns: gated GELU, untied output embeddings.
 T5_GATED = {
     "small": (512, 64, 1024, 8, 6),
     "base": (768, 64, 2048, 12, 12),

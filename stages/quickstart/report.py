@@ -1,4 +1,4 @@
-"""`report.html` of the quickstart: one file with everything to look at, pictures included."""
+"""The quickstart's `report.html`: one file with all results, images included."""
 
 from __future__ import annotations
 
@@ -47,28 +47,29 @@ def write(
     """Write `report.html` into `folder`.
 
     Args:
-        results: what `results.json` holds.
-        held: the scenes of the retrieval, one caption each. scores: of these images and captions.
-        candidates: how many of them ITM re-ranked.
+        results: the contents of `results.json`.
+        held: the scenes for retrieval, one caption each.
+        scores: the retrieval scores of these images and captions.
+        candidates: the number of candidates that ITM re-ranked.
     """
     parts = [
         "<h1>BLIP-2, from an untrained bridge</h1>",
         f"<p class=soft>Both stages on drawn scenes in {results['seconds']:.0f} s and "
-        f"{results['peak_memory_gb']:.1f} GB. No picture below was trained on; those of new "
-        "combinations hold shapes in a colour, or in an order, that no picture of training showed.</p>",
+        f"{results['peak_memory_gb']:.1f} GB. No image below was used in training; those of new "
+        "combinations show shapes in a color, or in an order, that no training image shows.</p>",
         _tables(results, len(held)),
-        "<h2>Learning</h2>",
+        "<h2>Training</h2>",
         _curves(folder / "stage1" / "curves.png", "stage one"),
         "<div class=side>",
         *[_curves(folder / name / "curves.png", f"stage two, {name.upper()}") for name in seen.replies],
         "</div>",
-        "<h2>Retrieval: a caption looks for its picture</h2>",
-        f"<p>The {BEST} best of {len(held)}, by ITC, then with {candidates} candidates re-ranked by ITM. The right one "
-        "is outlined.</p>",
+        "<h2>Retrieval: captions to images</h2>",
+        f"<p>The {BEST} best of {len(held)} images, by ITC, then with {candidates} candidates re-ranked by ITM. The "
+        "right one is outlined.</p>",
         *[_query(number, held, scores) for number in _telling(scores)],
         "<h2>Captions of one object</h2>",
         f"<div class=cards>{''.join(_captioned(seen, number) for number in range(SHOWN // 2))}</div>",
-        "<h2>Questions, never seen in stage two</h2>",
+        "<h2>Questions, which stage two never saw</h2>",
         f"<div class=cards>{''.join(_answered(seen, number) for number in range(SHOWN))}</div>",
         "<h2>Prompts</h2>",
         _prompts(seen),
@@ -95,7 +96,7 @@ def _tables(results: dict[str, Any], scenes: int) -> str:
     kinds = list(next(iter(results["vqa"].values()))["by_kind"])
     by_kind = [[n.upper(), *(_percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
     return (
-        "<h2>What was learned, in %</h2>"
+        "<h2>Results, in %</h2>"
         + table(
             [
                 f"{scenes} scenes, new combinations",
@@ -106,8 +107,8 @@ def _tables(results: dict[str, Any], scenes: int) -> str:
         + table(
             [
                 "zero-shot",
-                *("answers right", "blind", "commonest answer", "of new combinations"),
-                *("captions name colour and shape", "of new combinations"),
+                *("right answers", "blind", "most common answer", "new combinations"),
+                *("captions with color and shape", "new combinations"),
             ],
             answers,
         )
@@ -126,7 +127,7 @@ def _curves(path: Path, name: str) -> str:
 
 
 def _telling(scores: Scores) -> list[int]:
-    """Queries to show: half where re-ranking changed the first place, half as they come."""
+    """Choose the queries to show: half where re-ranking changed the first place, half in order."""
     before, after = scores.itc.argmax(dim=0), scores.text_to_image.argmax(dim=0)
     changed = (before != after).nonzero().flatten().tolist()[: QUERIES // 2]
     others = [number for number in range(scores.itc.shape[1]) if number not in changed]
@@ -134,7 +135,7 @@ def _telling(scores: Scores) -> list[int]:
 
 
 def _query(number: int, held: HeldOut, scores: Scores) -> str:
-    """One caption with its five best pictures before and after re-ranking."""
+    """Write one caption with its five best images before and after re-ranking."""
     text = held.captions[number][0]
     rows = []
     for label, column in (("ITC", scores.itc[:, number]), ("re-ranked", scores.text_to_image[:, number])):
@@ -153,20 +154,20 @@ def _held_pixels(held: HeldOut, image: int) -> Tensor:
 
 
 def _picture(pixels: Tensor, kind: str = "") -> str:
-    """uint8[3, h, w] as an HTML image."""
+    """Encode uint8[3, h, w] as an HTML image."""
     return picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), kind, "scene", "PNG")
 
 
 def _captioned(seen: ExamResults, number: int) -> str:
-    told_by = {name: told[UNSEEN] for name, told in seen.told.items()}
-    first = next(iter(told_by.values()))[number]
+    by_model = {name: by_split[UNSEEN] for name, by_split in seen.captioned.items()}
+    first = next(iter(by_model.values()))[number]
     pixels = _drawn(first.scene)
-    said = "".join(
-        f"<p><b>{name.upper()}</b> <span class={'right' if told[number].named else 'wrong'}>"
-        f"{escape(told[number].caption)}</span></p>"
-        for name, told in told_by.items()
+    captions = "".join(
+        f"<p><b>{name.upper()}</b> <span class={'right' if captioned[number].named else 'wrong'}>"
+        f"{escape(captioned[number].caption)}</span></p>"
+        for name, captioned in by_model.items()
     )
-    return f"<div class=card>{_picture(pixels)}{said}</div>"
+    return f"<div class=card>{_picture(pixels)}{captions}</div>"
 
 
 def _drawn(scene: Scene) -> Tensor:
@@ -176,16 +177,16 @@ def _drawn(scene: Scene) -> Tensor:
 def _answered(seen: ExamResults, number: int) -> str:
     replies_by = {name: replies[UNSEEN] for name, replies in seen.replies.items()}
     answered = next(iter(replies_by.values()))
-    asked = answered[number]
+    shown = answered[number]
     source = Scenes(UNSEEN, size=SIZE, count=len(answered), questions=True)
-    lines = [f"<p>{escape(asked.question)}</p>"]
+    lines = [f"<p>{escape(shown.question)}</p>"]
     for name, replies in replies_by.items():
         reply, blind = replies[number], seen.blind[name][number]
         lines.append(
-            f"<p><b>{name.upper()}</b> <span class={'right' if reply.right else 'wrong'}>{escape(reply.said)}</span> "
-            f"<span class=soft>blind: {escape(blind.said)}</span></p>"
+            f"<p><b>{name.upper()}</b> <span class={'right' if reply.right else 'wrong'}>{escape(reply.text)}</span> "
+            f"<span class=soft>blind: {escape(blind.text)}</span></p>"
         )
-    lines.append(f"<p class=soft>right: {escape(asked.answer)}</p>")
+    lines.append(f"<p class=soft>right: {escape(shown.answer)}</p>")
     return f"<div class=card>{_picture(_drawn(source.scene(number)))}{''.join(lines)}</div>"
 
 
@@ -195,6 +196,6 @@ def _prompts(seen: ExamResults) -> str:
         for name, (caption, question) in seen.prompts.items()
     ]
     return (
-        "<p>What stands behind the picture, and the model goes on from:</p>"
+        "<p>The text after the image, which the model continues:</p>"
         f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
     )

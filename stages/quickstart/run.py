@@ -1,8 +1,8 @@
-"""`qformer quickstart`: both stages on drawn scenes with the shipped mini towers, measured, offline, in minutes.
+"""`qformer quickstart`: train and evaluate both stages on drawn scenes with the mini towers, offline, in minutes.
 
 Stage one starts from an untrained bridge. Stage two sees captions only, so every answer is zero-shot. The blind models
-are trained alike behind one grey picture: what they answer right needs no eyes. Models as small as these gain little
-from a second core, so two processes share the four trainings of stage two.
+are trained the same way with one gray image, so their right answers need no vision. Models this small gain little from
+a second core, so two processes share the four trainings of stage two.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 CANDIDATES = 16
 LOG = "beside.log"
 QUESTIONS, CAPTIONS = 490, 100
-#: Who does what: this process, and the one beside it. The T5's seeing run is the longest.
+#: The tasks of this process and of the second one. Training the seeing T5 takes longest.
 HERE, BESIDE = (("see", "t5"), ("guess", "opt")), (("see", "opt"), ("guess", "t5"))
 
 
 @dataclass
 class Clock:
-    """Seconds of each phase beside its budget."""
+    """A clock that prints the seconds of each phase with its budget."""
 
     start: float = field(default_factory=time.perf_counter)
     phases: dict[str, float] = field(default_factory=dict)
@@ -66,13 +66,13 @@ class Clock:
 
 
 def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train and measure everything in `folder`; the same command again resumes. Returns what `results.json` holds.
+    """Train and evaluate everything in `folder`; the same command resumes. Returns the contents of `results.json`.
 
     Args:
-        overrides: `stage1.KEY=VALUE` or `stage2.KEY=VALUE` over the configurations of `configs/quickstart`.
+        overrides: `stage1.KEY=VALUE` or `stage2.KEY=VALUE`, applied to the configurations of `configs/quickstart`.
 
     Raises:
-        UsageError: an override of neither stage, or one that is refused.
+        UsageError: an override that names neither stage, or that is not valid.
     """
     clock = Clock()
     changes = by_prefix(overrides, ("stage1", "stage2"))
@@ -108,9 +108,9 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def bridge(folder: Path) -> Path:
-    """The OPT bridge of a quickstart in `folder` and stage one below it, trained if it is not there. Returns its run.
+    """Train stage one and the OPT bridge of a quickstart in `folder`, unless they exist; returns the run of the bridge.
 
-    It is that of `run`, which measures it too.
+    The runs are those of `run`, which also evaluates them.
     """
     stages.train(load_config(shipped()["quickstart/stage1.yaml"], [f"run={folder / 'stage1'}"]))
     stages.train(
@@ -122,14 +122,14 @@ def bridge(folder: Path) -> Path:
 
 
 def _before_training(config: Config, held: HeldOut) -> dict[str, float]:
-    """Retrieval of the bridge that `stages.train` will start from."""
+    """Measure the retrieval of the bridge that `stages.train` will start from."""
     torch.manual_seed(config.seed)
     model, _ = build_image_text(config)
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
 
 
 def _both(exam: Exam) -> tuple[ExamResults, float]:
-    """All tasks, in two processes with half of the threads each; what they saw, and the GB that both took."""
+    """Run all tasks in two processes with half of the threads each; returns the results and the peak memory in GB."""
     threads = torch.get_num_threads()
     half = max(threads // 2, 1)
     context = multiprocessing.get_context("spawn")
@@ -143,9 +143,9 @@ def _both(exam: Exam) -> tuple[ExamResults, float]:
         with console.status("waiting for the other two models"):
             theirs, their_peak = receive.recv()
     except EOFError as error:
-        raise RuntimeError(f"the process beside this one has failed; see {exam.folder / LOG}") from error
+        raise RuntimeError(f"the second process failed; see {exam.folder / LOG}") from error
     except BaseException:
-        other.terminate()  # it saves what it is at, like this one
+        other.terminate()  # it saves its current step, as this process does
         raise
     finally:
         other.join()
@@ -154,14 +154,14 @@ def _both(exam: Exam) -> tuple[ExamResults, float]:
 
 
 def _beside(exam: Exam, threads: int, send: Connection) -> None:
-    """What the second process does; what it has to say stands in a file."""
+    """Run the tasks of the second process, with its output in a log file."""
     torch.set_num_threads(threads)
     with (exam.folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         send.send((exam.take(BESIDE), _peak_memory()))
 
 
 def _peak_memory() -> float:
-    """Of this process, in GB: what the system counts as resident at its highest."""
+    """Return the peak resident memory of this process in GB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
@@ -171,14 +171,14 @@ def _show(results: dict[str, Any], scenes: int, folder: Path) -> None:
     for name, values in results["retrieval"].items():
         table.add_row(name, *(f"{100 * values[key]:.1f}" for key in ("i2t_r1", "t2i_r1")))
     console.print(table)
-    table = Table("zero-shot answers, %", "seeing", "blind", "commonest", "seeing, new combinations", title="questions")
+    table = Table("zero-shot answers, %", "seeing", "blind", "most common", "new combinations", title="questions")
     for name, values in results["vqa"].items():
         shares = [values[key] for key in ("accuracy", "blind", "majority", "new_combinations")]
         table.add_row(name, *(f"{100 * share:.1f}" for share in shares))
     console.print(table)
-    table = Table("colour and shape named, %", "unseen scenes", "new combinations", title="captions of one object")
+    table = Table("color and shape named, %", "unseen scenes", "new combinations", title="captions of one object")
     for name, share in results["captions"]["by_model"].items():
         table.add_row(name, f"{100 * share:.1f}", f"{100 * results['captions']['new_combinations'][name]:.1f}")
     console.print(table)
-    console.print(f"{results['seconds']:.0f} s, {results['peak_memory_gb']:.1f} GB; look at {folder / 'report.html'}")
+    console.print(f"{results['seconds']:.0f} s, {results['peak_memory_gb']:.1f} GB; open {folder / 'report.html'}")
     console.print(f"next: qformer demo {folder / 'opt'}, or qformer caption {folder / 'opt'} IMAGE")

@@ -1,1 +1,1 @@
-"""The mini towers: trained from scratch, halved, and shipped."""
+"""The mini towers: trained from scratch, converted to fp16, and shipped."""

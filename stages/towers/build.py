@@ -1,6 +1,6 @@
-"""Small towers made from configuration classes: a ViT, a BERT, an OPT and a T5 of few million weights; tokenisers.
+"""Small towers built from configuration classes: a ViT, a BERT, an OPT and a T5 of a few million weights; tokenizers.
 
-They are ordinary transformers models, saved as ordinary folders, so that everything that reads a real tower reads them.
+They are ordinary transformers models in ordinary folders, so that any code for real towers can load them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
 
 IGNORE = -100
-MATCH_WIDTH = 128  # of the space in which a ViT and its text tower meet
-#: First ids of each tokeniser; the first is the padding.
+MATCH_WIDTH = 128  # of the embeddings that a ViT and its text tower share
+#: First ids of each tokenizer; the very first is the padding.
 SPECIAL = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "opt": ["<pad>", "<unk>", "</s>"],
@@ -48,10 +48,10 @@ SPECIAL = {
 
 
 class ContrastiveViT(nn.Module):
-    """A ViT trained from scratch to agree with a text tower about which caption belongs to which image.
+    """A ViT trained from scratch to match images and captions together with a text tower.
 
-    Late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word looks for its best patch, so that patches
-    learn what stands at their own place. The text tower is a BERT; only the ViT is kept afterwards.
+    Scores use late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word is compared with its best patch,
+    so that patches learn what is at their own place. The text tower is a BERT; only the ViT is kept afterward.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -75,11 +75,11 @@ class ContrastiveViT(nn.Module):
         return F.normalize(self.image_proj(self.tokens(pixels)), dim=-1)
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, h, w] in [0, 1] -> float[B, 1 + patches, width]: what the ViT gives, CLS first."""
+        """float[B, 3, h, w] in [0, 1] -> float[B, 1 + patches, width], the output of the ViT, CLS first."""
         return self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
 
     def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> float[B, T, 128] and bool[B, T]: which of the tokens are text."""
+        """B captions -> float[B, T, 128] and bool[B, T], True for tokens that are not padding."""
         length = {"truncation": True, "max_length": self.max_tokens}
         tokens = self.tokenizer(text, padding=True, split_special_tokens=True, return_tensors="pt", **length)
         tokens = tokens.to(self.scale.device)
@@ -87,23 +87,23 @@ class ContrastiveViT(nn.Module):
         return rows, tokens["attention_mask"].bool()
 
     def forward(self, pixels: Tensor, text: list[str], same: Tensor) -> Tensor:
-        """Symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
+        """Compute the symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
         logits = late_interaction(self.embed_images(pixels), *self.embed_texts(text)) * self.scale.clamp(max=4.6).exp()
         targets = same / same.sum(dim=1, keepdim=True)
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
     def grounded(self, pixels: Tensor, regions: Tensor, text: list[str], true: Tensor) -> Tensor:
-        """Loss of phrases that look for the regions they are true of, as in RegionCLIP (Zhong et al. 2022).
+        """Compute the loss of matching phrases with the regions they describe, as in RegionCLIP (Zhong et al. 2022).
 
-        A region is the mean of its tokens, so that tokens learn what stands at their own place without having to
-        discover first where that is. Cross-entropy over the regions of all images of the batch, less its floor, the
-        entropy of a target that several regions share.
+        A region is the mean of its tokens, so that tokens learn what is at their own place without having to find that
+        place first. The loss is the cross-entropy over the regions of all images of the batch, minus its minimum, the
+        entropy of targets that several regions share.
 
         Args:
             pixels: float[B, 3, h, w] in [0, 1].
-            regions: bool[R, B, patches], the patches of each region, all of one image.
+            regions: bool[R, B, patches], the patches of each region, all in one image.
             text: T phrases.
-            true: float[R, T], 1 where a phrase is true of a region; of one at least for each phrase.
+            true: float[R, T], 1 where a phrase describes a region; each phrase describes at least one.
         """
         tokens = self.tokens(pixels)[:, 1:].flatten(0, 1)  # (B * patches, H)
         weights = regions.flatten(1).to(tokens.dtype)  # (R, B * patches)
@@ -116,10 +116,12 @@ class ContrastiveViT(nn.Module):
 
 
 def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the words of a text of the cosine with their best patch: float[I, B].
+    """Compute the mean over the words of a text of the cosine with their best patch: float[I, B].
 
     Args:
-        image: float[I, S, P] of unit length. text: float[B, T, P] of any length. mask: bool[B, T], which are words.
+        image: float[I, S, P], unit rows.
+        text: float[B, T, P], rows of any length.
+        mask: bool[B, T], True for words.
     """
     best = torch.einsum("isp,btp->ibts", image, F.normalize(text, dim=-1)).amax(dim=3)  # (I, B, T)
     return (best * mask).sum(dim=2) / mask.sum(dim=1)
@@ -138,7 +140,7 @@ class TextModel(nn.Module):
         self.model = build_language_model(config, self.tokenizer)
 
     def forward(self, text: list[str]) -> Tensor:
-        """Mean cross-entropy over the target tokens of B texts."""
+        """Compute the mean cross-entropy over the target tokens of B texts."""
         if self.config.kind == "bert":
             tokens = self._tokenize(text)
             tokens["input_ids"], labels = _mask_words(tokens["input_ids"], self.tokenizer)
@@ -171,9 +173,9 @@ class TextModel(nn.Module):
 
 
 def _mask_words(ids: Tensor, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """BERT's task: of 15 % of the words 8 in 10 become `[MASK]`, one a random word, one stays; at least one per row."""
+    """Mask words as BERT does: of 15% of them (at least one per row), 80% become `[MASK]`, 10% random words."""
     chance = torch.rand(ids.shape, device=ids.device)
-    chance = chance.masked_fill(ids < len(SPECIAL["bert"]), 2.0)  # special tokens stand first and are never chosen
+    chance = chance.masked_fill(ids < len(SPECIAL["bert"]), 2.0)  # special tokens come first and are never chosen
     chosen = (chance < 0.15) | ((chance == chance.amin(dim=1, keepdim=True)) & (chance < 2))
     what = torch.rand(ids.shape, device=ids.device)
     random = torch.randint_like(ids, len(SPECIAL["bert"]), len(tokenizer))
@@ -182,17 +184,18 @@ def _mask_words(ids: Tensor, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Cut at a random word boundary; the first part may be empty, the second is not."""
+    """Cut a text at a random word boundary; only the first part can be empty."""
     words = text.split(" ")
     at = int(torch.randint(len(words), ()))
     return " ".join(words[:at]), " ".join(words[at:])
 
 
 def build_vit(config: BackboneConfig) -> ViTModel:
-    """A ViT with random weights and no pooler.
+    """Build a ViT with random weights and no pooler.
 
-    The usual start, positions of scale 0.02, hides where a patch is for many steps, and with it every shape that is
-    larger than a patch. Here positions start as sines, which stay trainable, and patches with a plain linear scale.
+    The usual initialization, positions with a scale of 0.02, hides the place of a patch for many steps, and so every
+    shape larger than a patch. Here positions start as sines, which stay trainable, and the patch projection with
+    Xavier weights.
     """
     sizes = ViTConfig(
         hidden_size=config.width,
@@ -212,18 +215,18 @@ def build_vit(config: BackboneConfig) -> ViTModel:
 
 
 def sine_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of column and row, wavelengths from 2 to 4 * side patches: float[side * side, width]."""
+    """Compute sines and cosines of column and row, wavelengths 2 to 4 * side patches: float[side * side, width]."""
     waves = math.pi * (2 * side) ** -torch.linspace(0, 1, width // 4)  # radians per patch
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [place.flatten()[:, None] * waves for place in (column, row)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
 
 
-UNSEEN = -6.0  # bias of what a head at first does not look at; attention can still overcome it
+UNSEEN = -6.0  # bias for the side that a head ignores at first; training can overcome it
 
 
 def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A BERT, an OPT or a gated-GELU T5 with random weights for the tokeniser's vocabulary."""
+    """Build a BERT, an OPT or a gated-GELU T5 with random weights for the tokenizer's vocabulary."""
     if config.kind == "bert":
         return BertForMaskedLM(
             BertConfig(
@@ -242,10 +245,11 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
 
 
 def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """T5 learns what distance means from nothing, by a learning rate a step: a small one stays blind to order.
+    """Build a T5 whose encoder starts with position biases.
 
-    Here its encoder starts with slopes (as ALiBi, Press et al. 2022): of four heads one sees all alike, the others fall
-    off with distance and look back, ahead, or to both sides, the later heads steeper.
+    T5's relative biases start without any meaning and change by at most a learning rate per step, so a small T5 stays
+    blind to word order. Here its encoder starts with slopes (as in ALiBi, Press et al. 2022): of each four heads one
+    attends uniformly, and the others decay with distance and look back, ahead, or both ways; later heads are steeper.
     """
     sizes = T5Config(
         vocab_size=len(tokenizer),
@@ -260,7 +264,7 @@ def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any
         eos_token_id=tokenizer.eos_token_id,
     )
     sizes.decoder_start_token_id = tokenizer.pad_token_id
-    sizes.dense_act_fn = "gelu"  # the erf form, which stage two uses for every gated T5, as the original does
+    sizes.dense_act_fn = "gelu"  # the erf form, as stage two and the original use for every gated T5
     model: Any = T5ForConditionalGeneration(sizes)
     with torch.no_grad():
         model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(_slopes(config.heads, sizes))
@@ -268,7 +272,7 @@ def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any
 
 
 def _slopes(heads: int, sizes: T5Config) -> Tensor:
-    """Biases of T5's buckets of distance, float[buckets, heads]: what stands before (and 0), then what follows."""
+    """Compute the biases of T5's distance buckets, float[buckets, heads]: tokens before (and 0), then tokens after."""
     half = sizes.relative_attention_num_buckets // 2
     near = half // 2  # exact distances; the others grow by a constant factor
     factor = (sizes.relative_attention_max_distance / near) ** (1 / (half - near))
@@ -284,10 +288,11 @@ def _slopes(heads: int, sizes: T5Config) -> Tensor:
 
 
 def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OPTForCausalLM:
-    """OPT starts at a scale of 0.02, which suits widths of a thousand: a narrow one learns three times slower with it.
+    """Build an OPT that is initialized for a small width.
 
-    Here rows have unit length, positions start as sines, and what is added to the residual stream shrinks
-    with the number of layers (Radford et al. 2019, GPT-2, section 2.3).
+    OPT's own scale of 0.02 suits widths of about 1000; a narrow model learns three times slower with it. Here rows have
+    unit length, positions start as sines, and projections into the residual stream shrink with the number of layers
+    (Radford et al. 2019, GPT-2, section 2.3).
     """
     sizes = OPTConfig(
         vocab_size=len(tokenizer),
@@ -316,10 +321,10 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokeniser with the special tokens of its kind.
+    """Train a tokenizer with the special tokens of its kind.
 
-    BERT: lower-cased WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: BPE of words with their
-    space in front, `</s>` last; T5's own unigrams fall to letters where few different words are seen.
+    BERT: lower-case WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: BPE of words with a leading
+    space, `</s>` last; the unigram model of T5 falls back to letters if there are few different words.
     """
     special = SPECIAL[kind]
     trainer: Any
@@ -361,7 +366,7 @@ def _read_text_tower(path: str) -> tuple[Any, Any]:
 
 
 def ship(kind: str, source: Path, target: Path) -> int:
-    """Copy a tower with its weights in fp16, for the mini towers that come with the package; returns its bytes."""
+    """Copy a tower with fp16 weights, for the mini towers of the package; returns its size in bytes."""
     if kind == "vit":
         model: Any = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
     else:

@@ -1,4 +1,4 @@
-"""A ViT from scratch on phrases about drawn scenes, and what a linear probe reads from its tokens."""
+"""Training of a ViT from scratch on phrases about drawn scenes, and linear probes on its tokens."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from qformer.scenes.text import Scene
     from qformer.stages.towers.build import ContrastiveViT
 
-FITTED = 3000  # scenes that a probe is fitted on
-GROUP = 100  # pictures that pass the ViT at a time
+FITTED = 3000  # scenes for fitting a probe
+GROUP = 100  # images that pass through the ViT at a time
 
 Picture = tuple["Scene", list[Properties]]
 
 
 class PhraseTask(nn.Module):
-    """A ViT and its text tower, told by phrases what stands where in each picture."""
+    """A ViT and its text tower, trained on phrases that say what each image shows at each place."""
 
     def __init__(self, tower: ContrastiveViT, side: int) -> None:
-        """`side` is that of the ViT's grid of patches."""
+        """Store the tower, and the `side` of its grid of patches."""
         super().__init__()
         self.tower = tower
         self.side = side
@@ -44,14 +44,14 @@ class PhraseTask(nn.Module):
         device = self.tower.scale.device
         pixels = torch.stack(batch.tiles.pixels).to(device).float() / 255
         regions = cells([scene for scene, _ in pictures], self.side).to(device)
-        told = [one for _, phrases in pictures for one in phrases]
-        true = torch.from_numpy(matches([item for scene, _ in pictures for item in scene.objects], told)).to(device)
-        loss = self.tower.grounded(pixels, regions, [phrase(one) for one in told], true.float())
+        wanted = [one for _, phrases in pictures for one in phrases]
+        true = torch.from_numpy(matches([item for scene, _ in pictures for item in scene.objects], wanted)).to(device)
+        loss = self.tower.grounded(pixels, regions, [phrase(one) for one in wanted], true.float())
         return {"loss": loss, "contrastive": loss}
 
 
 def cells(scenes: Sequence[Scene], side: int) -> Tensor:
-    """The patches of the cell of the 3 x 3 grid that each object stands in: bool[R, B, side * side]; 3 divides side."""
+    """Mark the patches in the cell of each object in its 3 x 3 grid: bool[R, B, side * side]; 3 must divide side."""
     found = torch.zeros(sum(len(scene.objects) for scene in scenes), len(scenes), side, side, dtype=torch.bool)
     step, number = side // 3, 0
     for image, scene in enumerate(scenes):
@@ -64,7 +64,7 @@ def cells(scenes: Sequence[Scene], side: int) -> Tensor:
 
 @dataclass
 class PhraseBatches(Dataset[BatchRecord]):
-    """Batch i of scenes in order, which are endless and already random, drawn; `text` holds scenes and phrases."""
+    """Batches of drawn scenes, in order, since they are endless and already random; `text` holds scenes and phrases."""
 
     phrases: Phrases
     batch: int
@@ -80,21 +80,25 @@ class PhraseBatches(Dataset[BatchRecord]):
 
 
 class Probes:
-    """Accuracy of linear probes on a ViT's tokens, for scenes of another split than the probes were fitted on."""
+    """Accuracy of linear probes on a ViT's tokens, on scenes of a split that the probes were not fitted on."""
 
     def __init__(self, split: Any, size: int, count: int) -> None:
         self.fitted = Scenes("train", size=size, seed=5, count=FITTED)
-        self.asked = Scenes(split, size=size, seed=5, count=count)
+        self.unseen = Scenes(split, size=size, seed=5, count=count)
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         tower = cast("PhraseTask", model).tower
         with torch.autocast(tower.scale.device.type, enabled=False):
-            known, asked = probe_features(tower, self.fitted), probe_features(tower, self.asked)
-        return {f"probe_{key}": linear_probe(*known[key], *asked[key]) for key in VALUES}
+            known, unseen = probe_features(tower, self.fitted), probe_features(tower, self.unseen)
+        return {f"probe_{key}": linear_probe(*known[key], *unseen[key]) for key in VALUES}
 
 
 def probe_features(tower: ContrastiveViT, source: Scenes) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each property: float[N, 4 * H], the four tokens nearest to the centre of each object that has it; long[N]."""
+    """Extract features and labels for each property, from the objects that have it.
+
+    Returns:
+        By property: float[N, 4 * H], the four tokens nearest to the center of each object; and long[N], its value.
+    """
     rows: dict[str, list[Tensor]] = {key: [] for key in VALUES}
     labels: dict[str, list[int]] = {key: [] for key in VALUES}
     for start in range(0, len(source), GROUP):
@@ -114,10 +118,10 @@ def probe_features(tower: ContrastiveViT, source: Scenes) -> dict[str, tuple[Ten
     return {key: (torch.stack(rows[key]), torch.tensor(labels[key])) for key in VALUES}
 
 
-def linear_probe(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) -> float:
-    """Accuracy on `asked`, float[M, H], of a logistic regression fitted to `known`, float[N, H], and its labels."""
+def linear_probe(known: Tensor, labels: Tensor, unseen: Tensor, truth: Tensor) -> float:
+    """Fit a logistic regression to `known`, float[N, H], and return its accuracy on `unseen`, float[M, H]."""
     mean, deviation = known.mean(dim=0), known.std(dim=0) + 1e-6
-    known, asked = (known - mean) / deviation, (asked - mean) / deviation
+    known, unseen = (known - mean) / deviation, (unseen - mean) / deviation
     with torch.enable_grad():
         weight = torch.zeros(known.shape[1], int(labels.max()) + 1, requires_grad=True)
         bias = torch.zeros(weight.shape[1], requires_grad=True)
@@ -130,4 +134,4 @@ def linear_probe(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor) ->
             return loss
 
         optimizer.step(closure)
-    return (asked @ weight + bias).argmax(dim=1).eq(truth).float().mean().item()
+    return (unseen @ weight + bias).argmax(dim=1).eq(truth).float().mean().item()

@@ -1,7 +1,7 @@
-"""`qformer backbones`: the mini towers, trained from scratch one after the other, halved, weighed and described.
+"""`qformer backbones`: train the mini towers one after the other, convert them to fp16 and write their model card.
 
-Four runs in one folder (BERT, the ViT that learns against it, OPT, T5), each resumed by the same command; then
-`towers/`, what the package ships as `mini:bert`, `mini:vit`, `mini:opt` and `mini:t5`, with a card.
+Four runs in one folder (BERT, the ViT that is trained with it, OPT, T5), each resumed by the same command; then
+`towers/`, which the package ships as `mini:bert`, `mini:vit`, `mini:opt` and `mini:t5`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from qformer.types import UsageError
 
 KINDS = ("bert", "vit", "opt", "t5")  # the ViT needs the BERT
 LIMIT = 8_000_000  # bytes of all towers together
-#: What the card asks of each tower, the least share of right answers on unseen scenes.
+#: Measures that the card requires of the towers, on unseen scenes, with their minimum.
 MINIMA = {"probe_colour": 0.95, "probe_shape": 0.95, "probe_position": 0.95, "probe_word": 0.80, "right": 0.95}
 
 
 def make(folder: Path, overrides: list[str]) -> Path:
-    """Train all four and assemble them; returns the folder of the towers.
+    """Train and assemble all four towers; returns their folder.
 
     Args:
-        folder: of the runs.
-        overrides: `KIND.key=value`, such as `opt.train.steps=100`, over `configs/mini/KIND.yaml`.
+        folder: the folder of the runs.
+        overrides: `KIND.key=value`, such as `opt.train.steps=100`, applied to `configs/mini/KIND.yaml`.
 
     Raises:
-        UsageError: an override of no tower, or towers that weigh more than may be shipped.
+        UsageError: an override that names no tower, or towers that are too large to ship.
     """
     chosen = by_prefix(overrides, KINDS)
     records: dict[str, dict[str, Any]] = {}
@@ -52,7 +52,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
         records[kind]["bytes"] = mini.ship(kind, folder / kind / TOWER, target / kind)
     weight = sum(record["bytes"] for record in records.values())
     if weight > LIMIT:
-        raise UsageError(f"the towers weigh {weight:,} bytes together, more than {LIMIT:,}; make them smaller")
+        raise UsageError(f"the towers have {weight:,} bytes together, more than {LIMIT:,}; make them smaller")
     command = shlex.join(["qformer", "backbones", *overrides])
     (target / "card.json").write_text(json.dumps({"command": command, "towers": records}, indent=1), encoding="utf-8")
     (target / "README.md").write_text(card(command, records), encoding="utf-8")
@@ -60,7 +60,7 @@ def make(folder: Path, overrides: list[str]) -> Path:
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """What the card says of one run: configuration, commit, steps, last held-out measures."""
+    """Collect the facts of a run for the card: configuration, commit, steps and the last held-out measures."""
     saved = checkpoint.read(run)
     held_out = [line for line in read_lines(run / "metrics.jsonl", Metrics) if line["kind"] == "validation"]
     measured = {key: value for key, value in held_out[-1].items() if key not in ("kind", "step")} if held_out else {}
@@ -81,14 +81,14 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def card(command: str, records: dict[str, dict[str, Any]]) -> str:
-    """The model card, as Markdown."""
+    """Write the model card as Markdown."""
     lines = [
         "# Mini towers",
         "",
-        "A BERT, a ViT, an OPT and a T5 of a few million weights together, for trying the bridge on drawn scenes",
-        "without a network or a GPU. They know scenes and nothing else. OPT and T5 have read of every combination of",
-        "shape, colour and place; of those that are kept for tests, no picture was ever shown. Trained from scratch,",
-        "stored in fp16, by",
+        "A BERT, a ViT, an OPT and a T5 with a few million weights together, for trying the bridge on drawn scenes",
+        "without a network or a GPU. They know scenes and nothing else. OPT and T5 have read about every combination",
+        "of shape, color and place; no tower has seen images of the combinations that are kept for tests. Trained",
+        "from scratch and stored in fp16 by",
         "",
         f"    {command}",
         "",
@@ -104,7 +104,7 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
         "",
         "Measured on scenes that training never shows:",
         "",
-        "| tower | measure | value | least |",
+        "| tower | measure | value | minimum |",
         "|---|---|---|---|",
     ]
     for kind, record in records.items():

@@ -1,7 +1,7 @@
-"""Language models from scratch on stories: text about scenes whose description stands where a picture will stand.
+"""Training of language models from scratch on stories: text about scenes, with a description in place of an image.
 
-They are trained through the same `LanguageModel.loss` that stage two uses, so that what surrounds a reply (the begin
-token, the prompt, the end) is the same in both.
+They are trained through the `LanguageModel.loss` that stage two uses, so that the begin token, the prompt and the end
+token are the same in both.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
     from qformer.scenes.stories import Stories, Story
 
-LONG = ("describe", "self-ask")  # kinds whose replies are sentences, of which several would be right
+LONG = ("describe", "self-ask")  # kinds whose replies are sentences, with more than one right wording
 BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")
 SAMPLE_FOR_TOKENIZER = 4000
-DOUBLED = 0.5  # share of unordered stories, and then of their objects, that are given twice
+DOUBLED = 0.5  # share of unordered stories with repeated objects, and of the objects that they repeat
 
 
 class StoryTask(nn.Module):
     """A small OPT or T5 that reads a description and a prompt and writes the reply.
 
-    The words about each object of an unordered story are added up to one vector, and in training some stand there
-    twice. A visual token tells several things at once and has no place in a sentence, and two may tell of one object;
-    text alone teaches the model to read such.
+    In an unordered story the words about each object are summed into one vector, and in training some vectors are
+    repeated. So the model learns from text alone to read vectors that are like visual tokens: each holds several facts,
+    has no position in a sentence, and can describe the same object as another one.
     """
 
     def __init__(self, config: BackboneConfig, stories: Stories) -> None:
@@ -53,7 +53,7 @@ class StoryTask(nn.Module):
         for key in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
             if hasattr(model.config, key):
                 setattr(model.config, key, 0.0)
-        model.set_attn_implementation("eager")  # on a CPU in bf16 the gradient of fused attention takes twice as long
+        model.set_attn_implementation("eager")  # in bf16 on a CPU, fused attention takes twice as long backward
         kind = CausalLM if config.kind == "opt" else Seq2SeqLM
         self.llm: LanguageModel = kind(model, tokenizer)
         self.llm.model.requires_grad_(True)
@@ -64,35 +64,35 @@ class StoryTask(nn.Module):
                     parametrize.register_parametrization(module.q, "weight", Scaled(module.key_value_proj_dim**-0.5))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`lm`: the cross-entropy per token of answers plus that of descriptions.
+        """Compute `lm`, the cross-entropy per token of answers plus that of descriptions.
 
-        Were all tokens equal, descriptions of thirty words would leave next to nothing to answers of one.
+        With one mean over all tokens, descriptions of thirty words would outweigh answers of one word.
         """
         stories = cast("list[Story]", batch.text)
         losses = []
         for long in (False, True):
             some = [story for story in stories if (story.kind in LONG) == long]
             if some:
-                asked = [self._asked(story) for story in some]
-                prompts, replies = [prompt for prompt, _ in asked], [reply for _, reply in asked]
+                pairs = [self._pair(story) for story in some]
+                prompts, replies = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
                 total, count = self.llm.loss(*self.read(some), replies, prompts, self.max_tokens)
                 losses.append(total / count)
         loss = torch.stack(losses).sum()
         return {"loss": loss, "lm": loss}
 
-    def _asked(self, story: Story) -> tuple[str, str]:
-        """Prompt and reply. In training an encoder-decoder often reads the first words of a caption, as later."""
+    def _pair(self, story: Story) -> tuple[str, str]:
+        """Get prompt and reply; in training an encoder-decoder often continues a caption, as it will in stage two."""
         is_split = self.training and story.kind == "describe" and self.llm.family == "seq2seq"
         if is_split and torch.rand(()) < 0.7:
             return split_caption(story.reply, torch.rand(()).item())
         return story.prompt, story.reply
 
     def read(self, stories: Sequence[Story]) -> tuple[Tensor, Tensor]:
-        """Descriptions as a prefix of the model: float[B, M, L] and bool[B, M]."""
+        """Embed the descriptions as a prefix of the model: float[B, M, L] and bool[B, M]."""
         parts = [_parts(story, self.training) for story in stories]
         ids = iter(self.llm.tokenizer([p for own in parts for p in own], add_special_tokens=False)["input_ids"])
         words: list[int] = []
-        place: list[int] = []  # of each word in the prefixes of all rows, one after the other
+        place: list[int] = []  # position of each word in the concatenated prefixes of all rows
         lengths: list[int] = []
         for story, own in zip(stories, parts, strict=True):
             start = sum(lengths)
@@ -117,10 +117,10 @@ class StoryTask(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A weight that is learned `1 / factor` times as large as it is used.
+    """A parametrization in which the learned weight is `1 / factor` times the one that is used.
 
-    T5 does not divide attention by the root of the head's width but keeps that in small queries, which Adam's steps of
-    one size for all weights would throw about (T5 itself was trained with Adafactor, whose steps follow the weights).
+    T5 does not scale attention scores and has small query weights instead. Adam's steps have the same size for all
+    weights and would be too large for these (T5 was trained with Adafactor, whose steps scale with the weights).
     """
 
     def __init__(self, factor: float) -> None:
@@ -136,7 +136,7 @@ class Scaled(nn.Module):
 
 @dataclass
 class StoryBatches(Dataset[BatchRecord]):
-    """Batch i of the stories, in order: they are endless and already random."""
+    """Batches of stories, in order, since they are endless and already random."""
 
     stories: Stories
     batch: int
@@ -148,7 +148,7 @@ class StoryBatches(Dataset[BatchRecord]):
 
 
 class StoryValidation:
-    """The share of held-out replies that the model writes exactly, in all, of each kind, and read without order."""
+    """The share of held-out replies that the model writes exactly: overall, by kind, and for unordered stories."""
 
     def __init__(self, stories: Sequence[Story], batch: int) -> None:
         self.stories = stories
@@ -164,7 +164,7 @@ class StoryValidation:
 
 
 def answered(task: StoryTask, stories: Sequence[Story], batch: int) -> dict[str, float]:
-    """Share of replies written exactly: `right` over all that have one right reply, and `right_KIND` for each kind."""
+    """Compute the share of exact replies, among stories with one right reply: `right`, and `right_KIND` by kind."""
     right: dict[str, list[bool]] = {}
     single = [story for story in stories if story.kind not in LONG]
     for start in range(0, len(single), batch):
@@ -179,7 +179,7 @@ def answered(task: StoryTask, stories: Sequence[Story], batch: int) -> dict[str,
 
 
 def _parts(story: Story, training: bool) -> list[str]:
-    """The description whole, or the phrases about each object in any order, in training some of them twice."""
+    """Split an unordered description into the phrases about each object, shuffled, in training some of them twice."""
     if not story.unordered:
         return [story.description]
     phrases = BETWEEN_OBJECTS.split(story.description)

@@ -1,6 +1,7 @@
-"""Towers from scratch: a ViT against captions, a BERT, an OPT or a T5 on their text; saved as transformers folders.
+"""Training of towers from scratch: a ViT on captioned images; a BERT, an OPT or a T5 on text.
 
-For users without a hub, and for experiments that want small towers of their own. The result stands in `RUN/tower`.
+They serve users without access to the hub, and experiments with small towers. The result is a transformers folder,
+`RUN/tower`.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ TOWER = "tower"
 
 
 def train_vision(config: Config) -> Path:
-    """Train a ViT contrastively with captions; returns the folder of the ViT. Its text tower is discarded.
+    """Train a ViT contrastively with captions and return its folder; the text tower is discarded.
 
     Raises:
-        UsageError: data or text tower that cannot be used.
+        UsageError: the data or the text tower cannot be used.
     """
     backbone = cast("BackboneConfig", config.backbone)
     model = _fit_phrases(config, backbone) if config.data.train.name == "phrases" else _fit_captions(config, backbone)
@@ -80,7 +81,7 @@ def _fit_phrases(config: Config, backbone: BackboneConfig) -> ContrastiveViT:
     if side % 3:
         raise UsageError(
             f"a grid of {side} x {side} patches does not divide into the 3 x 3 cells of a scene; give a "
-            "backbone.patch_size that leaves a multiple of 3"
+            "backbone.patch_size for which the number of patches per side is a multiple of 3"
         )
     model = PhraseTask(ContrastiveViT(backbone), side)
     fit(model, PhraseBatches(phrases, config.data.batch), config, evaluate)
@@ -88,7 +89,7 @@ def _fit_phrases(config: Config, backbone: BackboneConfig) -> ContrastiveViT:
 
 
 class ContrastiveTask(nn.Module):
-    """A ViT and its text tower as the loop wants them."""
+    """A ViT and its text tower as a model for the training loop."""
 
     def __init__(self, tower: ContrastiveViT) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class ContrastiveTask(nn.Module):
 
 
 class ContrastiveValidation:
-    """Retrieval by the two towers, all captions of each held-out image."""
+    """Retrieval recalls of the two towers, over all captions of the held-out images."""
 
     def __init__(self, held: HeldOut) -> None:
         self.held = held
@@ -122,12 +123,12 @@ class ContrastiveValidation:
 
 
 def _pixels(tiles: Tiles, device: torch.device) -> Tensor:
-    """Tiles of one size -> float[B, 3, h, w] in [0, 1]."""
+    """Stack tiles of one size: float[B, 3, h, w] in [0, 1]."""
     return torch.stack(tiles.pixels).to(device).float() / 255
 
 
 def train_language(config: Config) -> Path:
-    """Train a BERT, an OPT or a T5 and its tokeniser on the captions of a source, or on stories; returns its folder.
+    """Train a BERT, an OPT or a T5 and its tokenizer on captions or on stories; returns its folder.
 
     Raises:
         UsageError: the source has no captions.
@@ -165,7 +166,7 @@ def _stories(choice: Choice) -> Stories:
 
 
 def all_captions(source: Source) -> list[str]:
-    """Every cleaned caption of a source; records without one, or that cannot be read, are passed over."""
+    """Collect every cleaned caption of a source; records without one, or that cannot be read, are skipped."""
     texts = []
     for index in indices(source):
         try:
@@ -179,7 +180,7 @@ def all_captions(source: Source) -> list[str]:
 
 @dataclass
 class TextBatches(Dataset[BatchRecord]):
-    """Batch i of the endless shuffled stream of texts, a function of the seed and i."""
+    """Batches from the endless shuffled stream of texts; batch i is a function of the seed and i."""
 
     texts: list[str]
     batch: int
@@ -199,7 +200,7 @@ class TextBatches(Dataset[BatchRecord]):
 
 
 class TextTask(nn.Module):
-    """A text model as the loop wants it."""
+    """A text tower as a model for the training loop."""
 
     def __init__(self, tower: TextModel) -> None:
         super().__init__()
@@ -211,7 +212,7 @@ class TextTask(nn.Module):
 
 
 class TextValidation:
-    """Mean held-out loss."""
+    """The mean held-out loss."""
 
     def __init__(self, texts: list[str], batch: int) -> None:
         self.parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]

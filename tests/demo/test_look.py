@@ -217,7 +217,7 @@ def test_relevance_through_adapters_of_the_language_model(root: Path) -> None:
 
 
 def test_what_cannot_be_looked_at_is_said(models: dict[str, VisionLanguageModel]) -> None:
-    with pytest.raises(UsageError, match="no answer to look for"):
+    with pytest.raises(UsageError, match="the answer is empty"):
         look.answer_relevance(models["opt"], picture(), "what?", "  ")
     with pytest.raises(UsageError, match="token is 99"):
         look.answer_relevance(models["opt"], picture(), *ASK, token=99)

@@ -55,7 +55,7 @@ def test_a_java_program_that_fails_costs_its_score_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(caption.shutil, "which", lambda name: "/bin/java")
     monkeypatch.setattr(caption.subprocess, "run", run)
     scores = score_captions(["a cat"], [["a cat"]])
-    assert ("did not end" if fault == "hangs" else "Could not reserve") in scores.missing["METEOR"]
+    assert ("did not run to its end" if fault == "hangs" else "Could not reserve") in scores.missing["METEOR"]
     assert "get_stanford_models" in scores.missing["SPICE"]
     assert "CIDEr" in scores.total
 

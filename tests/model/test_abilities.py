@@ -75,7 +75,9 @@ def test_a_mask_that_is_ignored_lets_rows_be_written_one_by_one() -> None:
     )
     alone = [texts(llm, slice(row, row + 1), num_beams=1)[0] for row in range(3)]
     assert texts(llm, num_beams=1) != alone
-    with pytest.warns(UserWarning, match="'here' gives other scores for padded rows, so it writes one row at a time"):
+    with pytest.warns(
+        UserWarning, match="'here' gives other scores for padded rows, so it generates one row at a time"
+    ):
         llm.abilities = examine(llm, "here")
     assert llm.abilities == Abilities(batches=False)
     assert texts(llm, num_beams=1) == alone
@@ -139,7 +141,7 @@ def test_a_model_through_which_nothing_can_be_learned_is_refused_in_training() -
         ),
     )
     assert examine(llm, "here") == Abilities()
-    with pytest.raises(UsageError, match=r"front of this gpt2 model \(\w+: .*\); use another language model$"):
+    with pytest.raises(UsageError, match=r"with this gpt2 model \(\w+: .*\); use another language model$"):
         require_training(llm)
 
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_known_is_asked_for(tmp_path: Path) -> None:
     refused("qformer.hidden_size 32 does not divide into 5 heads", whole, **(said | {"heads": 5}))
     refused("load.head is not an option of 'sizes': did you mean 'heads'?", whole, head=3)
     OPTConfig(**(golden.about["llm"] | {"ffn_dim": 37})).save_pretrained(said["llm"])
-    refused("is of another size: model.decoder.layers.0.fc1.", whole, **said)
+    refused("has another size: model.decoder.layers.0.fc1.", whole, **said)
     OPTConfig(**(golden.about["llm"] | {"num_hidden_layers": 3})).save_pretrained(said["llm"])
     refused("does not fit BLIP-2: missing model.decoder.layers.2.", whole, **said)
 

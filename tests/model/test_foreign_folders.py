@@ -80,7 +80,7 @@ def test_what_is_missing_left_over_and_misshapen(theirs: Path, tmp_path: Path) -
     refused("does not fit BLIP-2: connector.qformer.embeddings.norm.weight is [16] instead of [18]", path)
     name = "language_model.model.decoder.layers.0.fc1.bias"
     refused(
-        "is of another size: model.decoder.layers.0.fc1.bias",
+        "has another size: model.decoder.layers.0.fc1.bias",
         changed(theirs / "opt", tmp_path / "fc1", {name: torch.ones(3)}),
     )
     path = changed(theirs / "opt", tmp_path / "lm", {name: None, "language_model.model.extra": torch.ones(1)})

@@ -198,7 +198,7 @@ def test_refusals(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     load_language_model(tiny / "opt", quantize="int8").model.save_pretrained(tmp_path / "done")
     load_language_model(tiny / "opt").tokenizer.save_pretrained(tmp_path / "done")
     assert any(is_quantized(module) for module in load_language_model(tmp_path / "done").modules())
-    with pytest.raises(UsageError, match="is quantised already; leave quantize out"):
+    with pytest.raises(UsageError, match="is already quantized; leave quantize out"):
         load_language_model(tmp_path / "done", quantize="nf4")
 
 
@@ -219,15 +219,15 @@ def test_a_broken_or_old_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patched:
         patched.setattr(builtins, "__import__", broken)
-        with pytest.raises(UsageError, match=r"does not run here \(libcudart.so.13: cannot open"):
+        with pytest.raises(UsageError, match=r"does not run on this machine \(libcudart.so.13: cannot open"):
             quantizing.check("nf4")
     with monkeypatch.context() as patched:
         patched.setattr(bitsandbytes, "supported_torch_devices", {"npu"})
-        with pytest.raises(UsageError, match=r"does not run here .*leave quantize out"):
+        with pytest.raises(UsageError, match=r"does not run on this machine .*leave quantize out"):
             quantizing.check("nf4")
     monkeypatch.setattr(import_utils, "is_bitsandbytes_available", lambda: False)
     monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
-    with pytest.raises(UsageError, match=r"needs bitsandbytes [\d.]+ or newer, and .* is installed"):
+    with pytest.raises(UsageError, match=r"needs bitsandbytes [\d.]+ or newer, but .* is installed"):
         quantizing.check("nf4")
 
 

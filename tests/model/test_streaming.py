@@ -80,7 +80,7 @@ def test_what_goes_wrong_is_raised_where_the_pieces_are_read() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"num_beams": 3}, "beams change their words"),
+        ({"num_beams": 3}, "beam search can change any word"),
         ({"num_return_sequences": 2, "do_sample": True}, "only one greedy or sampled text"),
         ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
     ],

@@ -443,7 +443,7 @@ def test_what_cannot_be_meant_is_refused(models: Models, photos: Path, tmp_path:
     with pytest.raises(UsageError, match="none of the first 100 samples can be used"):
         capfilt(settings(bad), tmp_path / "bad")
     capfilt(settings(photos), tmp_path / "out")
-    with pytest.raises(UsageError, match="was begun with captions 6, not 7; give the same"):
+    with pytest.raises(UsageError, match="was started with captions 6, not 7; give the same value"):
         capfilt(settings(photos, captions=7), tmp_path / "out")
 
 

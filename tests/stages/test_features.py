@@ -317,10 +317,10 @@ def test_a_store_of_another_tower_is_refused(space: Path, tmp_path: Path) -> Non
     settings = config(space, "stage1", data={"features": str(tmp_path)}).model_copy(update=TILES)
     fill(settings)
     other = build_encoder(settings)
-    before = features.hash_of(other)
+    before = features.hash_weights(other)
     with torch.no_grad():
         other.project.weight[0, 0] += 1e-3  # type: ignore[union-attr,index]
-    assert features.hash_of(other) != before
+    assert features.hash_weights(other) != before
     source = sources.for_run(settings.data.train, settings.run)
     with pytest.raises(UsageError, match="hash of the weights was"):
         features.fill(settings, source, resolution.build("tests.tiny_stage1:Views"), other)
@@ -443,7 +443,9 @@ def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypat
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "save_file", save_file)
-    with pytest.raises(OSError, match=r"could not be filled .*No space left.*: 1 of 4 shards are there and stay; make"):
+    with pytest.raises(
+        OSError, match=r"could not be filled .*No space left.*: 1 of 4 shards are complete and stay; free"
+    ):
         stages.fill_features(settings)
     assert [file.name for file in tmp_path.glob("shard-*") if file.suffix != ".lock"] == ["shard-000000.safetensors"]
     stages.fill_features(settings)

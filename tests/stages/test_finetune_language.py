@@ -229,7 +229,7 @@ def test_adapters_resume_and_go_on_with_dropout(space: Path, tmp_path: Path) -> 
 
 def test_missing_peft_and_wrong_targets_are_told(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {"path": str(space / "opt"), "lora": {"targets": ["query"]}}
-    with pytest.raises(UsageError, match=r"llm.lora.targets \['query'\] are no layers of this opt model.*q_proj"):
+    with pytest.raises(UsageError, match=r"llm.lora.targets \['query'\] are not layers of this opt model.*q_proj"):
         build_vision_language(asking(space, "wrong", question=None, llm=wrong))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match="peft, which is not installed; run: pip install"):
@@ -348,7 +348,7 @@ def test_converting_merges_adapters_and_refuses_a_q_former_that_reads_questions(
 
     tied = {"path": str(space / "opt"), "lora": LORA | {"targets": ["lm_head"]}}
     run = stages.train(asking(space, "tied", question=None, llm=tied, train=BRIEF))
-    with pytest.raises(UsageError, match=r"adapters of model.decoder.embed_tokens and lm_head cannot be added"):
+    with pytest.raises(UsageError, match=r"adapters of model.decoder.embed_tokens and lm_head cannot be merged"):
         convert_checkpoint(str(run), tmp_path / "tied", "qformer", LoadOptions())
 
     reads = stages.train(asking(space, "reads", train=BRIEF))

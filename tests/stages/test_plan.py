@@ -294,7 +294,7 @@ def test_store_and_number_of_images(space: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_bridge_of_stage_two_is_that_of_its_start(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_largest", lambda *_: 1)
     before = plan(config(space, "stage2", vision={"name": "hf", "path": str(space / "vit")}), "cpu")
-    assert any("is not here" in note for note in before.notes)
+    assert any("is not on this machine" in note for note in before.notes)
     stages.train(config(space, "stage1"))
     after = plan(config(space, "stage2"), "cpu")
     assert after.notes == []
@@ -333,8 +333,8 @@ def test_the_papers_own_cost(
     ("arguments", "message"),
     [
         ({"gpu": "A100-40G"}, "unknown GPU 'A100-40G': did you mean 'A100-40GB'"),
-        ({"memory": "much"}, "'much' is no amount of memory; write it in GB, such as 80GB"),
-        ({"memory": "-3GB"}, "'-3GB' is no amount of memory"),
+        ({"memory": "much"}, "'much' is not an amount of memory; give it in GB, such as 80GB"),
+        ({"memory": "-3GB"}, "'-3GB' is not an amount of memory"),
     ],
 )
 def test_what_cannot_be_planned_for(space: Path, arguments: dict[str, Any], message: str) -> None:
@@ -343,7 +343,7 @@ def test_what_cannot_be_planned_for(space: Path, arguments: dict[str, Any], mess
 
 
 def test_a_gpu_without_bf16(space: Path) -> None:
-    with pytest.raises(UsageError, match="does not compute in bf16; use --precision fp16"):
+    with pytest.raises(UsageError, match="does not support bf16; use --precision fp16"):
         plan(small(space, train={"precision": "bf16"}), "V100")
 
 

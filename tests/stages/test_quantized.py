@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted(space: Path) -> None:
 
 
 def test_it_is_not_spread(space: Path) -> None:
-    with pytest.raises(UsageError, match="cannot spread a language model in int8"):
+    with pytest.raises(UsageError, match="cannot shard a language model in int8"):
         stages.train(settings(space, "spread", "opt", "int8", fsdp=True))
 
 

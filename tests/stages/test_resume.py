@@ -27,7 +27,7 @@ from qformer.model.assembly import build_image_text
 from qformer.schema import Config
 from qformer.stages import loop, resume, stage1
 from qformer.stages.optim import adamw
-from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights, put_back, refuse_not_finite
+from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights, check_finite, restore
 from qformer.types import UsageError
 from tests.workspace import config, make_workspace
 
@@ -241,7 +241,7 @@ def test_a_half_written_checkpoint_is_passed_over_and_said(
     stages.train(config(trained, "stage1", run=str(run), train=STEPS))
     said = " ".join(capsys.readouterr().out.split())
     assert "step-0000024' is damaged" in said
-    assert "trying the one before it" in said
+    assert "trying the previous one" in said
     assert "at step 22" in said
     assert_same(run, trained / "whole")
 
@@ -268,15 +268,15 @@ def _first_state(trainer: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda t: t.pop("processes"), "it lacks the states of the processes"),
         (lambda t: t.update(processes=[7]), "the state of a process lacks cpu, cuda or pending"),
-        (lambda t: t["processes"][0].update(cpu=torch.zeros(5056)), "the random state cpu is no tensor of bytes"),
+        (lambda t: t["processes"][0].update(cpu=torch.zeros(5056)), "the random state cpu is not a tensor of bytes"),
         (lambda t: t["processes"][0].update(cpu=torch.zeros(7, dtype=torch.uint8)), "the random state cpu has 7 bytes"),
-        (lambda t: t["processes"][0]["cpu"].zero_(), "its random state is none"),
+        (lambda t: t["processes"][0]["cpu"].zero_(), "its random state is not valid"),
         (
             lambda t: t["processes"][0].update(pending=[(1, {"itc": 2})]),
-            "pending is no list of steps",
+            "pending is not a list of steps",
         ),
         (lambda t: t.pop("optimizer"), "it lacks the state of the optimizer"),
-        (lambda t: t["optimizer"]["param_groups"].pop(), "the optimizer has not the 2 groups of this run"),
+        (lambda t: t["optimizer"]["param_groups"].pop(), "the optimizer does not have the 2 groups of this run"),
         (
             lambda t: t["optimizer"]["param_groups"][0].update(betas=(2, 0.5)),
             "betas of group 0 of",
@@ -291,7 +291,7 @@ def _first_state(trainer: dict[str, Any]) -> dict[str, Any]:
             lambda t: _first_state(t).update(exp_avg=torch.zeros(1)),
             "has an exp_avg that does not fit its weight",
         ),
-        (lambda t: _first_state(t).update(step=7), "the optimizer's state 0 has no number as step"),
+        (lambda t: _first_state(t).update(step=7), "the optimizer's state 0 has a step that is not a number"),
         (lambda t: _first_state(t)["exp_avg_sq"].fill_(torch.nan), "state 0 has a exp_avg_sq that is NaN or infinite"),
         (lambda t: t.update(scaler={"scale": "x"}), "scale of the scaler is 'x'"),
     ],
@@ -304,7 +304,7 @@ def test_a_trainer_state_that_does_not_fit_is_named(
     trainer = checkpoint.read_trainer(found)
     damage(trainer)
     with pytest.raises(checkpoint.Damaged) as caught:
-        put_back(ready, trainer, found)
+        restore(ready, trainer, found)
     assert said in str(caught.value)
     assert f"remove '{found}' to go on from an earlier one" in str(caught.value)
     assert not ready.optimizer.state
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_logged_yet_is_looked_at_too(ready: Any, monkeypatch:
     losses = {"itc": torch.tensor(1.5), "itm": torch.tensor(torch.nan)}
     monkeypatch.setattr(ready, "pending", [(6, {"itc": torch.tensor(1.5)}), (7, losses)])
     with pytest.raises(NonFiniteLoss, match=r"the loss 'itm' is nan at step 7; .*'step-0000024' is the newest"):
-        refuse_not_finite(ready)
+        check_finite(ready)
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(trained: Path) -> None:
@@ -385,12 +385,12 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 
     monkeypatch.setattr(checkpoint, "save_file", save_file)
     with pytest.raises(
-        OSError, match=r"step 24 could not be written .*No space left.*'step-0000010' before it is whole"
+        OSError, match=r"step 24 could not be written .*No space left.*the previous one, 'step-0000010', is complete"
     ):
         stages.train(settings)
     said = " ".join(capsys.readouterr().out.split())
     assert "the checkpoint of step 20 could not be written" in said
-    assert "training goes on" in said
+    assert "training continues" in said
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-0000010"]
     monkeypatch.setattr(checkpoint, "save_file", real)
     stages.train(settings)
@@ -433,7 +433,7 @@ def test_data_that_grew_are_refused_before_they_are_read_in_another_order(traine
     stages.train(settings)
     (trained / "grown" / "checkpoints" / "step-0000002" / "model.safetensors").unlink()
     file.write_text("\n".join([*lines, lines[0]]))
-    with pytest.raises(UsageError, match=r"has 13 samples or shards, and had 12 when the run .* began"):
+    with pytest.raises(UsageError, match=r"has 13 samples or shards, but had 12 when the run .* began"):
         stages.train(settings)
     file.write_text("\n".join(lines))
     stages.train(settings)
@@ -444,7 +444,7 @@ def test_a_batch_of_one_is_told(trained: Path, capsys: pytest.CaptureFixture[str
     for batch in (1, 2):
         settings = {"run": str(trained / f"batch-{batch}"), "data": {"batch": batch, "validation": None}}
         stages.train(config(trained, "stage1", **settings, train={"steps": 1, "warmup": 0}))
-        told = "a batch of one image has no other to be told from" in " ".join(capsys.readouterr().out.split())
+        told = "data.batch is 1: with a single image" in " ".join(capsys.readouterr().out.split())
         assert told == (batch == 1)
     assert [record["itc"] for record in records(trained / "batch-1")] == [0.0]
 
@@ -461,7 +461,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(trained: Path) -> N
     second = start(trained, run)
     said, _ = second.communicate(timeout=300)
     assert second.returncode == 2, said
-    assert f"another process trains in the run folder '{run}'" in " ".join(said.split())
+    assert f"another process is training in the run folder '{run}'" in " ".join(said.split())
     os.kill(first.pid, signal.SIGCONT)
     assert first.wait(timeout=300) == 0
     assert_same(run, trained / "whole")

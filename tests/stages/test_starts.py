@@ -41,7 +41,9 @@ def test_the_language_model_of_init_is_another(space: Path, capsys: pytest.Captu
     start(space, "same", begun, space / "images" / ".." / "opt")
     assert "was trained with" not in capsys.readouterr().out
     start(space, "another", begun, space / "other")
-    told = f"init '{begun}' was trained with the language model '{space / 'opt'}', and this run has '{space / 'other'}'"
+    told = (
+        f"init '{begun}' was trained with the language model '{space / 'opt'}', but this run uses '{space / 'other'}'"
+    )
     assert told in capsys.readouterr().out
     save_tiny_llm(space / "wide", "opt-projected")
     with pytest.raises(UsageError, match=r"projection.weight .* instead of .*; init '.*' was trained with the"):
@@ -49,13 +51,13 @@ def test_the_language_model_of_init_is_another(space: Path, capsys: pytest.Captu
 
 
 def test_adapters_of_init_are_not_lost_unsaid(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"was trained with adapters of its language model \(llm.lora of rank 2\)"):
+    with pytest.raises(UsageError, match=r"was trained with adapters in its language model \(llm.lora of rank 2\)"):
         start(space, "none", space / "lora", space / "opt")
     merged = convert_checkpoint(str(space / "lora"), space / "merged", "qformer", LoadOptions())
     start(space, "on", merged, merged / "llm")
     assert "was trained with" not in capsys.readouterr().out
     start(space, "back", merged, space / "opt")
-    assert f"which is '{space / 'opt'}' with adapters added to its weights, and" in capsys.readouterr().out
+    assert f"which is '{space / 'opt'}' with its adapters merged, but" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,11 @@ def test_adapters_of_init_are_not_lost_unsaid(space: Path, capsys: pytest.Captur
         (
             "stage2",
             {"llm": {"max_tokens": 126}},
-            "llm.max_tokens is 126, but behind 3 visual tokens this opt model",
+            "llm.max_tokens is 126, but after 3 visual tokens this opt model",
         ),
         ("stage2", {"llm": {"max_tokens": 2}}, "llm.max_tokens 2 leaves no room for a word of this language model"),
-        ("stage2", {"llm": {"max_tokens": 1}}, "llm.max_tokens 1 leaves no room for a word in front"),
-        ("stage1", {"text": {"max_tokens": 41}}, "text.max_tokens is 41, more than the 40 positions of the Q-Former"),
+        ("stage2", {"llm": {"max_tokens": 1}}, "llm.max_tokens 1 leaves no room for a word before"),
+        ("stage1", {"text": {"max_tokens": 41}}, "text.max_tokens is 41, but the Q-Former has only 40 positions"),
     ],
 )
 def test_texts_without_room_are_refused(space: Path, stage: str, changes: dict[str, Any], expected: str) -> None:
@@ -92,13 +94,13 @@ def test_sizes_are_those_that_are_trained(space: Path) -> None:
     shown, told = with_sizes(config(space, "stage2"))
     trained = load_config(space / "runs" / "stage2" / "checkpoints" / "step-0000001" / "config.yaml")
     assert shown.qformer == trained.qformer
-    assert told == [f"llm.path '{space / 'opt'}': opt that reads embeddings 16 wide"]
+    assert told == [f"llm.path '{space / 'opt'}': opt with embeddings of width 16"]
     for path, expected in (("stage1_vitg", (768, 12, 32, 1408, 30523)), ("quickstart/stage1", (128, 2, 8, 160, 209))):
         sizes = with_sizes(load_config(f"configs/{path}.yaml"))[0].qformer
         found = (sizes.hidden_size, sizes.layers, sizes.queries, sizes.encoder_width, sizes.vocab_size)
         assert found == expected
     _, told = with_sizes(load_config("configs/quickstart/stage2.yaml", ["init=none", "llm.path=no/model"]))
     assert told == [
-        "sizes are those of init: no checkpoint at 'none'; give a run folder or one of its checkpoints, a "
-        "folder with model.safetensors"
+        "the sizes come from init, which cannot be read: no checkpoint at 'none'; give a run folder or one of its "
+        "checkpoints, a folder with model.safetensors"
     ]
