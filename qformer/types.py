@@ -59,6 +59,7 @@ class Plan:
         overview: index in `tiles` of the tile that shows the whole image, None if there is none.
         tokens: visual tokens of the system's own published connector, its newline, begin and end
             embeddings counted, text separators not.
+        parts: plans of the pictures, where one row shows several; `tiles` and `tokens` are theirs together.
     """
 
     image: tuple[int, int]
@@ -66,6 +67,7 @@ class Plan:
     grid: tuple[int, int]
     overview: int | None
     tokens: int
+    parts: tuple[Plan, ...] = ()
 
 
 @dataclass
@@ -133,6 +135,7 @@ class VisualTokens:
         grids: N pairs (rows, columns) of the patch grid of each tile.
         extra: number of tokens in front of the patch grid (1 where the encoder keeps its CLS token).
         plans: the B plans of the images.
+        per_patch: tokens per patch (2: interleaved mixture); S = extra + per_patch * rows * columns.
     """
 
     features: Tensor
@@ -140,6 +143,14 @@ class VisualTokens:
     grids: list[tuple[int, int]]
     extra: int
     plans: list[Plan]
+    per_patch: int = 1
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The tokens of each tile without padding: N of float[S_i, D]."""
+        if self.mask is None:
+            return list(self.features)
+        return [row[mask] for row, mask in zip(self.features, self.mask, strict=True)]
 
     @property
     def counts(self) -> list[int]:

@@ -175,8 +175,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,  # they are constants
                 gradient_as_bucket_view=True,
-                # Towers of others may have parts that no loss sees, and a batch of captions asks nothing.
-                find_unused_parameters=not config.freeze_vision or config.question is not None,
+                # Towers and connectors of others may have parts that no loss sees; a batch of captions asks nothing.
+                find_unused_parameters=not (config.freeze_vision and config.question is None and config.has_qformer),
             ),
         ],
     )

@@ -42,6 +42,11 @@ def open_ours(path: str | Path, trust: bool = False) -> OpenCheckpoint:
     config = saved.config
     if config.stage not in ("stage1", "stage2"):
         raise UsageError(f"'{path}' is a run of stage '{config.stage}'; give one of stage1 or stage2")
+    if not config.has_qformer:
+        raise UsageError(
+            f"the connector of '{path}' is '{config.connector.name}', for which LAVIS and transformers have no place; "
+            "use the checkpoint as it is"
+        )
     if config.question is not None:
         raise UsageError(
             f"the Q-Former of '{path}' reads questions, for which stage two of BLIP-2 has no place in LAVIS or in "

@@ -42,7 +42,7 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
     given none. Attention says where a query reads, not what it takes from there.
 
     Raises:
-        UsageError: the picture cannot be read.
+        UsageError: the picture cannot be read, or the connector has no Q-Former.
     """
     with _at_rest(model):
         visual = _see(model, image)
@@ -50,7 +50,9 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
         number = plan.overview or 0
         one = slice(number, number + 1)
         mask = None if visual.mask is None else visual.mask[one]
-        qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.qformer
+        qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.reader
+        if qformer is None:
+            raise UsageError("the connector of this model has no queries, whose attention could be shown")
         with watch(qformer) as weights:
             qformer.encode_image(visual.features[one], mask)
     mean = torch.stack(weights).float().mean(dim=(0, 2))[0]  # (layers, 1, heads, Q, S) -> (Q, S)
@@ -145,7 +147,7 @@ def score(
     llm, rows = model.llm, len(features)
     mask = None if visual.mask is None else visual.mask.repeat(rows, 1)
     images = VisualTokens(features.flatten(0, 1), mask, visual.grids * rows, visual.extra, visual.plans * rows)
-    prefix, exists = model.connector(images, [[question]] * rows)
+    prefix, exists = model.prefix_of(images, [[question]] * rows)
     prompt = compose(question, family=llm.family, context=context) if question else Prompt("", (), model.prompt)
     length = llm.count_tokens(answer) + 1  # and the one that ends it
     room = llm.room(prefix.shape[1], length)

@@ -103,7 +103,7 @@ class Harness(lmms):
 
     @property
     def device(self) -> torch.device:
-        return self.model.frontend.norm.weight.device
+        return next(self.model.connector.parameters()).device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The continuation of each request, args (context, settings, doc_to_visual, doc_id, task, split)."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qformer import resolution, vision
 from qformer.llm import lora
 from qformer.llm.loading import DTYPES, load_language_model
+from qformer.model import connectors
 from qformer.model.bert import read_tokenizer
-from qformer.model.connectors import QFormerConnector, QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
 from qformer.model.vision_language import VisionLanguageModel
@@ -20,6 +21,7 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
+    from qformer.model.connectors import Connector
     from qformer.vision.base import VisionEncoder
 
 
@@ -65,6 +67,7 @@ def build_vision_language(
     encoder: VisionEncoder | None = None,
     llm: LanguageModel | None = None,
     tokenizer_of: Path | str | None = None,
+    tokenizer: Any = None,
 ) -> tuple[VisionLanguageModel, Config]:
     """Stage two's model and the configuration with every size filled in.
 
@@ -72,6 +75,11 @@ def build_vision_language(
         encoder, llm: in place of those that the configuration names.
         tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, for a model whose text path will be
             put in. By default both are BERT's.
+        tokenizer: in place of the one that is read there.
+
+    Raises:
+        UsageError: options that do not fit, a missing folder, or a connector that reckons with other patches than the
+            image encoder's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.chosen(config.resolution)
@@ -88,14 +96,37 @@ def build_vision_language(
     if config.llm.lora is not None:
         lora.add(llm, config.llm.lora)
     encoder = encoder or build_encoder(config)
-    connector = _build_connector(config, encoder.width, llm.width, tokenizer_of)
+    connector, sized = _build_connector(config, encoder, llm, tokenizer_of, tokenizer)
     model = VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
     model.frontend.strategy = strategy
-    model.frontend.norm.eps = config.vision_norm_eps
-    return model, config.model_copy(update={"qformer": connector.qformer.config})
+    if connector.normalized:
+        model.frontend.norm.eps = config.vision_norm_eps
+    return model, sized
 
 
-def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: Path | str | None) -> QFormerConnector:
+def _build_connector(
+    config: Config, encoder: VisionEncoder, llm: LanguageModel, tokenizer_of: Path | str | None, tokenizer: Any
+) -> tuple[Connector, Config]:
+    """The connector that a configuration names, and the configuration with the sizes of its Q-Former filled in.
+
+    Raises:
+        UsageError: see `build_vision_language`.
+    """
+    if config.has_qformer:
+        bridge = _build_bridge(config, encoder.width, llm.width, tokenizer_of, tokenizer)
+        return bridge, config.model_copy(update={"qformer": bridge.qformer.config})
+    connector = connectors.chosen(config.connector, encoder.width, llm.width)
+    if connector.patch not in (None, encoder.patch_size):
+        raise UsageError(
+            f"the connector '{config.connector.name}' reckons with patches of {connector.patch} pixels, but those of "
+            f"this image encoder are {encoder.patch_size} wide; set connector.patch to {encoder.patch_size}"
+        )
+    return connector, config
+
+
+def _build_bridge(
+    config: Config, width: int, llm_width: int, tokenizer_of: Path | str | None, tokenizer: Any
+) -> QFormerConnector:
     """The Q-Former of stage two and its projection; one that reads questions starts from BERT unless it will be put in.
 
     Args:
@@ -105,13 +136,15 @@ def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: P
     sizes, scale = with_encoder_width(config.qformer, width), config.llm.visual_scale
     if config.question is None:
         return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale)
-    if tokenizer_of is None:
+    if tokenizer is not None:
+        qformer = QFormer(sizes)
+    elif tokenizer_of is None:
         given = sizes.model_dump(include=sizes.model_fields_set - {"vocab_size", "max_positions"})  # which are BERT's
         tokenizer = read_tokenizer(config.text.bert)
         qformer = QFormer.from_bert(config.text.bert, QFormerConfig(**given), config.text.fold_token_types)
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
-    return QuestionConnector(qformer.drop_captioning(), llm_width, tokenizer, config.question.max_tokens, scale)
+    return QFormerConnector(qformer.drop_captioning(), llm_width, scale, tokenizer, config.question.max_tokens)
 
 
 def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:

@@ -70,15 +70,16 @@ class Encoded:
 class FrontEnd(nn.Module):
     """Groups tiles of equal size, encodes each group, scatters into one padded tensor.
 
-    `norm` is BLIP-2's `ln_vision` (eps 1e-5, computed in fp32): it is trained although the encoder is frozen.
+    `norm` is BLIP-2's `ln_vision` (eps 1e-5, computed in fp32): it is trained although the encoder is frozen. It stands
+    before a Q-Former only: without `normalized` tokens come as they are.
     `strategy` is how `tiles` cuts images; at first the whole image at the encoder's own size.
     """
 
-    def __init__(self, encoder: VisionEncoder) -> None:
+    def __init__(self, encoder: VisionEncoder, normalized: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.strategy: ResolutionStrategy = Fixed(encoder.image_size)
-        self.norm = nn.LayerNorm(encoder.width, eps=1e-5)
+        self.norm: nn.LayerNorm | nn.Identity = nn.LayerNorm(encoder.width, eps=1e-5) if normalized else nn.Identity()
 
     def tiles(self, images: Sequence[ImageLike]) -> Tiles:
         """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3], tensors) -> tiles cut by `strategy`.
@@ -110,7 +111,7 @@ class FrontEnd(nn.Module):
         groups: dict[torch.Size, list[int]] = {}
         for index, tile in enumerate(given):
             groups.setdefault(tile.shape, []).append(index)
-        device = self.norm.weight.device
+        device = self.encoder.mean.device
         with _as_they_are(torch.device("cpu")):
             stacks = [torch.stack([given[i] for i in members]).to(device) for members in groups.values()]
         encoded = [unpack(rows) if tiles.tokens is not None else self.encoder(_unit(rows)) for rows in stacks]
@@ -128,6 +129,8 @@ class FrontEnd(nn.Module):
 
     def normalise(self, tokens: Tensor) -> Tensor:
         """`norm` of float[..., D], computed in fp32."""
+        if isinstance(self.norm, nn.Identity):
+            return tokens
         return F.layer_norm(tokens.float(), self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
 
 

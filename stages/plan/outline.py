@@ -18,16 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from qformer import compat, vision
 from qformer.files import pretrained
-from qformer.llm import lora
 from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.llm.loading import DTYPES, choose_dtype
 from qformer.llm.quantize import targets
-from qformer.model.assembly import with_encoder_width
+from qformer.model.assembly import build_vision_language, with_encoder_width
 from qformer.model.bert import bert_sizes
-from qformer.model.connectors import QFormerConnector, QuestionConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
-from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
@@ -37,7 +34,8 @@ from qformer.vision.options import HFVisionConfig
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
     from qformer.model.assembly import Bridge
-    from qformer.schema import Config
+    from qformer.model.vision_language import VisionLanguageModel
+    from qformer.schema import Config, QFormerConfig
     from qformer.vision.base import VisionEncoder
 
 WORD = "word"
@@ -90,27 +88,28 @@ def _pretend(model: nn.Module, mode: Any) -> None:
 
 def _image_text(config: Config) -> ImageTextModel:
     encoder = outline_encoder(config)
-    theirs = read_sizes(config.text.bert, "text.bert")
-    if theirs.model_type != "bert":
-        raise UsageError(f"text.bert '{config.text.bert}' is a {theirs.model_type} model; give a BERT")
-    sizes = bert_sizes(theirs, theirs.vocab_size + 1, with_encoder_width(config.qformer, encoder.width))
+    sizes = _sizes_of_bert(config, encoder)
     tokenizer = SimpleNamespace(bos_token_id=sizes.vocab_size - 1)  # texts come as ids
     return ImageTextModel(encoder, QFormer(sizes), tokenizer, config.loss, config.text.max_tokens)
 
 
 def _vision_language(config: Config, device: str) -> VisionLanguageModel:
     encoder, llm = outline_encoder(config), outline_language_model(config, device)
-    assert config.llm is not None
-    sizes = with_encoder_width(config.qformer, encoder.width)
-    if config.question is None:
-        connector = QFormerConnector(QFormer(sizes).drop_text(), llm.width)
-    else:
-        theirs = read_sizes(config.text.bert, "text.bert")
-        sizes = bert_sizes(theirs, theirs.vocab_size + 1, sizes)
-        connector = QuestionConnector(QFormer(sizes).drop_captioning(), llm.width, Words(), config.question.max_tokens)
-    if config.llm.lora is not None:
-        lora.add(llm, config.llm.lora)
-    return VisionLanguageModel(encoder, connector, llm, config.llm.prompt, config.llm.max_tokens)
+    if config.question is not None:
+        config = config.model_copy(update={"qformer": _sizes_of_bert(config, encoder)})
+    return build_vision_language(config, device, encoder, llm, tokenizer=Words())[0]
+
+
+def _sizes_of_bert(config: Config, encoder: VisionEncoder) -> QFormerConfig:
+    """The sizes of a Q-Former with a text path, which starts from BERT.
+
+    Raises:
+        UsageError: they are not to be had, or it is another model.
+    """
+    theirs = read_sizes(config.text.bert, "text.bert")
+    if theirs.model_type != "bert":
+        raise UsageError(f"text.bert '{config.text.bert}' is a {theirs.model_type} model; give a BERT")
+    return bert_sizes(theirs, theirs.vocab_size + 1, with_encoder_width(config.qformer, encoder.width))
 
 
 def outline_encoder(config: Config) -> VisionEncoder:
