@@ -148,9 +148,8 @@ class VisualTokens:
     @property
     def rows(self) -> list[Tensor]:
         """The tokens of each tile without padding: N of float[S_i, D]."""
-        if self.mask is None:
-            return list(self.features)
-        return [row[mask] for row, mask in zip(self.features, self.mask, strict=True)]
+        lengths = (self.extra + self.per_patch * rows * columns for rows, columns in self.grids)
+        return [row[:length] for row, length in zip(self.features, lengths, strict=True)]
 
     @property
     def counts(self) -> list[int]:
