@@ -186,8 +186,15 @@ def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[st
 
 
 def dump_config(config: Config) -> str:
-    """The whole resolved configuration as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    """The whole resolved configuration as YAML, defaults included.
+
+    The connector is written only where it is not that of the Q-Former, so that what versions without a choice of
+    connectors have written is written again as it was, and they can read it.
+    """
+    values = config.model_dump(mode="json", exclude_none=True)
+    if config.has_qformer:
+        del values["connector"]
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def anchor(config: Config) -> Config:

@@ -39,6 +39,9 @@ class FeaturesConfig(Section):
 class QuestionConfig(Section):
     """The Q-Former of stage two reads the question beside its queries (BLIP-2, section 4.3 and appendix).
 
+    It is the option `question` of the connector `qformer`: `connector: {name: qformer, question: {max_tokens: 48}}`.
+    Written by itself, as a section of the configuration, it means the same, and so it is saved.
+
     Attributes:
         init: run or checkpoint of stage one that the text path (word and position embeddings, text feed-forward) is
             taken from, where the `init` of the run has none: stage two keeps the query path only. By default BERT's.
@@ -291,6 +294,9 @@ class TrainConfig(Section):
         return self
 
 
+QFORMER = "qformer"  # the connector of BLIP-2 and of stage one
+
+
 class Config(Section):
     """A whole run. See the sections for what each key means.
 
@@ -299,7 +305,10 @@ class Config(Section):
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
         vision_norm_eps: of the LayerNorm behind the encoder; BLIP-2 of transformers has 1e-6.
-        question: of stage two: the Q-Former reads the question, too; by default the language model alone does.
+        connector: of stage two: what turns image tokens into embeddings of the language model. Those that are no
+            `qformer` have options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
+        question: option of the connector `qformer`: it reads the question, too; by default the language model alone
+            does.
     """
 
     stage: Literal["vision", "language", "stage1", "stage2"]
@@ -312,12 +321,50 @@ class Config(Section):
     resolution: Choice = Choice(name="fixed")
     text: TextConfig = TextConfig()
     qformer: QFormerConfig = QFormerConfig()
+    connector: Choice = Choice(name=QFORMER)
     question: QuestionConfig | None = None
     loss: LossConfig = LossConfig()
     llm: LLMConfig | None = None
     backbone: BackboneConfig | None = None
     data: DataConfig
     train: TrainConfig
+
+    @property
+    def has_qformer(self) -> bool:
+        """Whether the connector is BLIP-2's, as in stage one."""
+        return self.connector.name == QFORMER
+
+    @model_validator(mode="before")
+    @classmethod
+    def _question_by_itself(cls, given: Any) -> Any:
+        """Take `question` out of the options of the connector `qformer`."""
+        connector = given.get("connector") if isinstance(given, dict) else None
+        if not isinstance(connector, dict) or connector.get("name") != QFORMER or "question" not in connector:
+            return given
+        if given.get("question") is not None:
+            raise ValueError("question is given twice, by itself and as connector.question; leave one of them out")
+        connector = dict(connector)
+        return {**given, "question": connector.pop("question"), "connector": connector}
+
+    @model_validator(mode="after")
+    def _connector_fits(self) -> Self:
+        name = self.connector.name
+        if self.has_qformer:
+            for key in self.connector.options:
+                raise ValueError(f"connector.{key} is not an option of 'qformer': known are question")
+            return self
+        if self.stage != "stage2":
+            why = "trains a Q-Former" if self.stage == "stage1" else "has no connector"
+            raise ValueError(
+                f"connector.name is '{name}', but '{self.stage}' {why}; give it to stage2, or leave it out"
+            )
+        if self.question is not None:
+            raise ValueError(f"question is an option of the connector 'qformer', and this is '{name}'; leave it out")
+        if self.llm is not None and self.llm.visual_scale != 1:
+            raise ValueError(
+                f"llm.visual_scale is for the projection of the connector 'qformer', and this is '{name}'; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sections_fit_the_stage(self) -> Self:

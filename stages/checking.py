@@ -37,6 +37,11 @@ def check(config: Config) -> Config:
     else:
         vision.options_of(config.vision)
     resolution.chosen(config.resolution)
+    if not config.has_qformer:  # whose options are sections of the configuration
+        from qformer.model import connectors  # here alone: torch comes along
+
+        with config.connector.building():
+            connectors.check(config.connector.name, config.connector.options)
     own, train, validation = OF_TOWERS.get(config.stage, {}), config.data.train, config.data.validation
     table = own if train.name in own else sources.SOURCES
     with train.building():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 ENCODER_CHANGES = ("image_size", "precision")
-BRIDGE = ("vision", "vision_norm_eps", "text", "qformer")
+BRIDGE = ("vision", "vision_norm_eps", "text", "qformer", "connector")
 
 
 def text_path(question: QuestionConfig, start: Checkpoint | None) -> Checkpoint | None:
@@ -55,6 +55,17 @@ def inherit(config: Config, start: Config) -> Config:
     """
     if start.stage not in ("stage1", "stage2"):
         raise UsageError(f"init '{config.init}' is a run of stage '{start.stage}'; stage two starts from a stage1 run")
+    theirs = start.connector.name
+    if start.stage == "stage1" and config.connector.name != theirs:
+        raise UsageError(
+            f"init '{config.init}' is a run of stage1, whose Q-Former the connector '{config.connector.name}' has no "
+            "use for; leave init out"
+        )
+    if config.question is not None and not start.has_qformer:
+        raise UsageError(
+            f"question is an option of the connector 'qformer', and that of init '{config.init}' is '{theirs}'; leave "
+            "it out"
+        )
     own_text = "text" in config.model_fields_set and start.stage == "stage2" and start.question is None
     bridge = [name for name in BRIDGE if name != "text" or not own_text]  # that Q-Former never read text
     taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}
@@ -66,8 +77,8 @@ def inherit(config: Config, start: Config) -> Config:
             raise UsageError(
                 f"the section '{name}' differs from that of init '{config.init}'; leave it out to use that of init"
             )
-    if "vision" in config.model_fields_set:
-        taken["vision"] = taken["vision"].read_from("")  # the user named this class too, so it is trusted
+    for name in config.model_fields_set & {"vision", "connector"}:
+        taken[name] = taken[name].read_from("")  # the user named this class too, so it is trusted
     if config.question is None and start.question is not None:
         taken["question"] = start.question.model_copy(update={"init": None})  # init already has a text path
     if "resolution" not in config.model_fields_set:

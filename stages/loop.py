@@ -176,8 +176,9 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
             DistributedDataParallelKwargs(
                 broadcast_buffers=False,  # all buffers are constants
                 gradient_as_bucket_view=True,
-                # A tower may have parts that no loss uses, and a batch of captions skips the question reader.
-                find_unused_parameters=not config.freeze_vision or config.question is not None,
+                # Towers and connectors of others may have parts that no loss uses, and a batch of captions skips the
+                # question reader.
+                find_unused_parameters=not (config.freeze_vision and config.question is None and config.has_qformer),
             ),
         ],
     )

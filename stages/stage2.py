@@ -20,7 +20,6 @@ from qformer.figures import curves as pictures
 from qformer.llm.abilities import require_training
 from qformer.llm.rows import positions
 from qformer.model.assembly import build_vision_language
-from qformer.model.connectors import QuestionConnector
 from qformer.progress import console
 from qformer.stages.features import prepare
 from qformer.stages.inherit import inherit, text_path, with_text_sizes
@@ -76,8 +75,8 @@ def train(config: Config, trust: bool = False) -> Path:
             load_text_path(model, text)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run))
-    reader = model.connector if isinstance(model.connector, QuestionConnector) else None
-    return fit(model, batches, config, evaluate, None if reader is None else reader.tokenizer.save_pretrained)
+    words = model.connector.tokenizer
+    return fit(model, batches, config, evaluate, None if words is None else words.save_pretrained)
 
 
 def require_room(model: VisionLanguageModel) -> None:

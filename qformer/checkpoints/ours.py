@@ -56,6 +56,11 @@ def take_apart(opened: OpenCheckpoint) -> None:
         UsageError: its text path has no place in other forms.
     """
     config, parts, inside = opened.config, opened.parts, str(opened.folder)
+    if not config.has_qformer:
+        raise UsageError(
+            f"the connector of '{opened.source}' is '{config.connector.name}', for which LAVIS and transformers have no "
+            "place; use the checkpoint as it is"
+        )
     if config.question is not None:
         raise UsageError(
             f"the Q-Former of '{opened.source}' reads questions, for which stage two of BLIP-2 has no place in LAVIS "

@@ -95,7 +95,7 @@ def _training(config: Config, meta: dict[str, Any]) -> str:
     train = config.train
     rows = {
         "towers": "; ".join(f"{part}: {name}" for part, name in _towers(config).items()),
-        "queries": f"{config.qformer.queries} of {config.qformer.hidden_size}, {config.qformer.layers} layers",
+        **_connector(config),
         "resolution": f"{config.resolution.name} {config.resolution.options.get('size', '')}".strip(),
         "data": config.data.train.name,
         "steps x samples": f"{meta.get('step', train.steps)} x {config.data.batch * train.accumulate} per process",
@@ -109,6 +109,13 @@ def _training(config: Config, meta: dict[str, Any]) -> str:
     if versions:
         rows["versions"] = ", ".join(f"{key} {value}" for key, value in versions.items())
     return f"## Training\n\n{_table(('', ''), rows.items())}\n\nEvery setting is in `config.yaml` of the run."
+
+
+def _connector(config: Config) -> dict[str, str]:
+    if not config.has_qformer:
+        return {"connector": config.connector.name}
+    sizes = config.qformer
+    return {"queries": f"{sizes.queries} of {sizes.hidden_size}, {sizes.layers} layers"}
 
 
 def _measured(run: Path) -> list[str]:

@@ -42,13 +42,15 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
     questions gets none. Attention shows the places that a query reads, not the information it takes from them.
 
     Raises:
-        UsageError: the image cannot be read.
+        UsageError: the image cannot be read, or the connector has no Q-Former.
     """
     with _at_rest(model):
         visual = _see(model, image)
         plan = visual.plans[0]
         number = plan.overview or 0
-        qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.qformer
+        qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.reader
+        if qformer is None:
+            raise UsageError("the connector of this model has no queries, so there is no attention of theirs to show")
         with watch(qformer) as weights:
             qformer.encode_image(visual.rows[number][None])
     mean = torch.stack(weights).float().mean(dim=(0, 2))[0]  # (layers, 1, heads, Q, S) -> (Q, S)
@@ -141,7 +143,7 @@ def score(
     """
     llm, rows = model.llm, len(features)
     images = VisualTokens.join([visual] * rows).repack(features.flatten(0, 1))
-    prefix, exists = model.connector(images, [[question]] * rows)
+    prefix, exists = model.prefix_of(images, [[question]] * rows)
     prompt = compose(question, family=llm.family, context=context) if question else Prompt("", (), model.prompt)
     length = llm.count_tokens(answer) + 1  # with the end
     room = llm.room(prefix.shape[1], length)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qformer.data.base import Source
-    from qformer.model.vision_language import AnsweredExample, VisionLanguageModel
+    from qformer.model.answers import AnsweredExample
+    from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample
 
 SHOTS = (0, 1, 2, 4)

@@ -10,8 +10,9 @@ import torch
 from qformer import resolution, vision
 from qformer.llm import lora
 from qformer.llm.loading import DTYPES, load_language_model
+from qformer.model import connectors
 from qformer.model.bert import read_tokenizer
-from qformer.model.connectors import QFormerConnector, QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.frontend import FrontEnd
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
@@ -21,6 +22,7 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
+    from qformer.model.connectors import Connector
     from qformer.vision.base import VisionEncoder
 
 
@@ -78,7 +80,7 @@ def build_vision_language(
     device: torch.device | str = "cpu",
     encoder: VisionEncoder | None = None,
     llm: LanguageModel | None = None,
-    tokenizer_of: Path | str | None = None,
+    tokenizer_of: Any = None,
 ) -> tuple[VisionLanguageModel, Config]:
     """Stage two's model and the configuration with every size filled in.
 
@@ -86,6 +88,10 @@ def build_vision_language(
         encoder, llm: in place of those that the configuration names.
         tokenizer_of: of a Q-Former that reads questions: where their tokenizer is, or the tokenizer itself, for a model
             whose text path will be put in. By default both are BERT's.
+
+    Raises:
+        UsageError: options that do not fit, a missing folder, or a connector for other patches than the image
+            encoder's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
     strategy = resolution.chosen(config.resolution)
@@ -102,13 +108,35 @@ def build_vision_language(
     if config.llm.lora is not None:
         lora.add(llm, config.llm.lora)
     encoder = encoder or build_encoder(config)
-    connector = _build_connector(config, encoder.width, llm.width, tokenizer_of)
-    frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
-    model = VisionLanguageModel(frontend, connector, llm, config.llm.prompt, config.llm.max_tokens)
-    return model, config.model_copy(update={"qformer": connector.qformer.config})
+    connector, sized = _build_connector(config, encoder, llm, tokenizer_of)
+    if connector.normalized:
+        frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
+    else:
+        frontend = FrontEnd(encoder, strategy)
+    return VisionLanguageModel(frontend, connector, llm, config.llm.prompt, config.llm.max_tokens), sized
 
 
-def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: Path | str | None) -> QFormerConnector:
+def _build_connector(
+    config: Config, encoder: VisionEncoder, llm: LanguageModel, tokenizer_of: Any
+) -> tuple[Connector, Config]:
+    """The connector that a configuration names, and the configuration with the sizes of its Q-Former filled in.
+
+    Raises:
+        UsageError: see `build_vision_language`.
+    """
+    if config.has_qformer:
+        bridge = _build_bridge(config, encoder.width, llm.width, tokenizer_of)
+        return bridge, config.model_copy(update={"qformer": bridge.qformer.config})
+    connector = connectors.chosen(config.connector, encoder.width, llm.width)
+    if connector.patch not in (None, encoder.patch_size):
+        raise UsageError(
+            f"the connector '{config.connector.name}' reckons with patches of {connector.patch} pixels, but those of "
+            f"this image encoder are {encoder.patch_size} wide; set connector.patch to {encoder.patch_size}"
+        )
+    return connector, config
+
+
+def _build_bridge(config: Config, width: int, llm_width: int, tokenizer_of: Any) -> QFormerConnector:
     """The Q-Former of stage two and its projection; one that reads questions starts from BERT unless it will be put in.
 
     Args:
@@ -124,7 +152,7 @@ def _build_connector(config: Config, width: int, llm_width: int, tokenizer_of: P
         qformer = QFormer.from_bert(config.text.bert, QFormerConfig(**given), config.text.fold_token_types)
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
-    return QuestionConnector(qformer.drop_captioning(), llm_width, tokenizer, config.question.max_tokens, scale)
+    return QFormerConnector(qformer.drop_captioning(), llm_width, scale, tokenizer, config.question.max_tokens)
 
 
 def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -11,28 +10,22 @@ from torch import Tensor, nn
 from qformer import distributed
 from qformer.llm.base import LanguageModel, Seq2SeqLM
 from qformer.llm.decoding import GenerateConfig
-from qformer.llm.prompts import Prompt, compose, vqa_prompt, wording
+from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
+from qformer.model import answers
 from qformer.model.frontend import FrontEnd
-from qformer.model.interleave import interleave, put_in_front
-from qformer.types import Batch, Plan, Tiles, Tokens, UsageError
+from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qformer.model.connectors import QFormerConnector
+    from qformer.model.answers import AnsweredExample, Example, Turn
+    from qformer.model.connectors.base import Connector, Prefix
     from qformer.vision.base import VisionEncoder
-
-    Turn = tuple[str, str]  # a question and its answer
-    Example = tuple[Tiles, str]  # one image, and the text that belongs to it
-    AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
-
-
-ROWS = 64  # questions that are answered at once
 
 
 class VisionLanguageModel(nn.Module):
-    """Frozen encoder, connector, frozen LLM. Only the front end's LayerNorm and the connector are trained.
+    """Frozen encoder, connector, frozen LLM. Only the connector and, before a Q-Former, a LayerNorm are trained.
 
     An encoder alone sees whole images, as BLIP-2 does; a `FrontEnd` may cut them, or go without the LayerNorm. `prompt`
     is put in front of every caption in training and when captioning (`a photo of`).
@@ -41,13 +34,14 @@ class VisionLanguageModel(nn.Module):
     def __init__(
         self,
         encoder: VisionEncoder | FrontEnd,
-        connector: QFormerConnector,
+        connector: Connector,
         llm: LanguageModel,
         prompt: str = "",
         max_tokens: int = 32,
     ) -> None:
         super().__init__()
-        self.frontend = FrontEnd.for_qformer(encoder)
+        whole = FrontEnd.for_qformer if connector.normalized else FrontEnd
+        self.frontend = encoder if isinstance(encoder, FrontEnd) else whole(encoder)
         self.connector = connector
         self.llm = llm
         self.prompt = prompt
@@ -79,16 +73,18 @@ class VisionLanguageModel(nn.Module):
         prompts, targets = self._prompts_and_targets(batch)
         return self.llm.count_targets(targets, prompts, self.max_tokens)
 
-    def prefix(
-        self, tiles: Tiles, questions: Sequence[str] | Sequence[Sequence[str]] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def prefix(self, tiles: Tiles, questions: Sequence[str] | Sequence[Sequence[str]] | None = None) -> Prefix:
         """The visual prefix of B images: float[B, M, L] and bool[B, M].
 
         With `questions` (one string per image, or a list of strings per image) there is a row for each of them, in
         their order. A Q-Former that reads questions makes each its own; the image is encoded once all the same.
         """
-        asked = None if questions is None else [[q] if isinstance(q, str) else list(q) for q in questions]
-        return self.connector(self.frontend(tiles), asked)
+        return self.prefix_of(self.frontend(tiles), None if questions is None else answers.nest(questions))
+
+    def prefix_of(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
+        """`prefix` of what the front end has made of B images, each with its list of questions."""
+        prefix: Prefix = self.connector(visual, questions)
+        return prefix
 
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix that an image of this plan really produces."""
@@ -120,7 +116,7 @@ class VisionLanguageModel(nn.Module):
         prompts = [prompt] * len(tiles) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
-        ids = self.llm.generate(*self._read(tiles, None, _unasked(examples)), prompts, **options)
+        ids = self.llm.generate(*self._see(tiles, None, answers.without_questions(examples)), prompts, **options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
@@ -140,7 +136,7 @@ class VisionLanguageModel(nn.Module):
         """
         if len(tiles) != 1:
             raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
-        prefix, mask = self._read(tiles, None, _unasked(examples))
+        prefix, mask = self._see(tiles, None, answers.without_questions(examples))
         return stream(self.llm, prefix, mask, self.prompt if prompt is None else prompt, options)
 
     @overload
@@ -182,10 +178,10 @@ class VisionLanguageModel(nn.Module):
             UsageError: numbers of images, questions, contexts, histories or examples that differ, an unknown preset,
                 task or option, or a question that does not fit by itself.
         """
-        nested = [[q] if isinstance(q, str) else list(q) for q in questions]
-        parts = self._compose(nested, len(tiles), context, history, preset, task)
-        settings = wording(task, preset, self.llm.family).generate | options
-        grouped = self._reply(self._read(tiles, nested, self._worded(examples, preset, task)), parts, settings)
+        nested, key = answers.nest(questions), (task, preset, self.llm.family)
+        prompts = answers.prompts_of_images(nested, len(tiles), context, history, key)
+        visual = self._see(tiles, nested, answers.worded(examples, key))
+        grouped = answers.reply(self.llm, visual, prompts, wording(*key).generate | options)
         flat = all(isinstance(question, str) for question in questions)
         return [group[0] for group in grouped] if flat else grouped
 
@@ -206,7 +202,7 @@ class VisionLanguageModel(nn.Module):
         """
         config = GenerateConfig.of(wording(task, preset, self.llm.family).generate | options)
         prompt = compose(question, task, preset, self.llm.family, context, history)
-        return self._fit([prompt], [self.count_tokens(plan)], config.max_new_tokens)[0]
+        return answers.fit(self.llm, [prompt], [self.count_tokens(plan)], config.max_new_tokens)[0]
 
     @torch.no_grad()
     def stream_answer(
@@ -241,93 +237,18 @@ class VisionLanguageModel(nn.Module):
         seen = self.frontend(tiles)
 
         def say(task: str, asked: list[str], **given: Any) -> list[str]:
-            nested = [[one] for one in asked]
-            parts = self._compose(nested, len(tiles), context, None, preset, task)
-            settings = wording(task, preset, self.llm.family).generate | given
-            return [text for (text,) in self._reply(self.connector(seen, nested), parts, settings)]
+            nested, key = [[one] for one in asked], (task, preset, self.llm.family)
+            prompts = answers.prompts_of_images(nested, len(tiles), context, None, key)
+            visual = self.prefix_of(seen, nested)
+            return [text for (text,) in answers.reply(self.llm, visual, prompts, wording(*key).generate | given)]
 
-        texts = say("ask", [""] * len(tiles), **options)
-        questions = [text[: text.find("?") + 1] or text for text in texts]  # what follows is no question
+        questions = list(map(answers.first_question, say("ask", [""] * len(tiles), **options)))
         return list(zip(questions, say("vqa", questions), strict=True))
 
-    def _reply(
-        self, visual: tuple[Tensor, Tensor], parts: list[list[Prompt]], settings: dict[str, Any]
-    ) -> list[list[str]]:
-        """A text for each of the prompts of each image; the visual prefix has a row for each of them."""
-        config = GenerateConfig.of(settings)
-        if config.num_return_sequences != 1:
-            raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
-        prefix, mask = visual
-        flat = [prompt for asked in parts for prompt in asked]
-        config.check_draws(len(flat))
-        prompts = self._fit(flat, mask.sum(dim=1).tolist(), config.max_new_tokens)
-        texts: list[str] = []
-        for start in range(0, len(prompts), ROWS):
-            rows = slice(start, start + ROWS)
-            own = settings if config.draws is None else settings | {"draws": config.of_rows(rows).draws}
-            texts += self.llm.decode(self.llm.generate(prefix[rows], mask[rows], prompts[rows], **own))
-        answers = iter(texts)
-        return [[next(answers) for _ in asked] for asked in parts]
-
-    def _read(
-        self,
-        tiles: Tiles,
-        questions: list[list[str]] | None,
-        examples: Sequence[Sequence[AnsweredExample]] | None,
+    def _see(
+        self, tiles: Tiles, questions: list[list[str]] | None, examples: Sequence[Sequence[AnsweredExample]] | None
     ) -> tuple[Tensor, Tensor]:
-        """`prefix` of B images, or of each question of each, behind the image's examples: image, question, text."""
-        if examples is None or not any(examples):
-            return self.prefix(tiles, questions)
-        images, asked, rows = put_in_front(tiles, questions or [[""]] * len(tiles), examples)
-        return interleave(self.llm, *self.prefix(images, asked), rows)
-
-    def _worded(
-        self, examples: Sequence[Sequence[AnsweredExample]] | None, preset: str, task: str
-    ) -> list[list[AnsweredExample]] | None:
-        """Examples as image, question, and the text that is read: worded like what is asked, the answer behind."""
-        if examples is None:
-            return None
-        return [
-            [(image, one, f"{compose(one, task, preset, self.llm.family).text} {said}") for image, one, said in shown]
-            for shown in examples
-        ]
-
-    def _compose(
-        self,
-        nested: list[list[str]],
-        images: int,
-        context: Sequence[str | None] | str | None,
-        history: Sequence[Sequence[Turn]] | None,
-        preset: str,
-        task: str,
-    ) -> list[list[Prompt]]:
-        """The prompts of each image."""
-        contexts = [context] * images if context is None or isinstance(context, str) else list(context)
-        histories = [()] * images if history is None else list(history)
-        for name, given in (("questions", nested), ("contexts", contexts), ("histories", histories)):
-            if len(given) != images:
-                raise UsageError(f"got {len(given)} {name} for {images} images; give one for each image")
-        return [
-            [compose(one, task, preset, self.llm.family, told, turns) for one in asked]
-            for asked, told, turns in zip(nested, contexts, histories, strict=True)
-        ]
-
-    def _fit(self, prompts: list[Prompt], visual: list[int], new: int) -> list[str]:
-        """The prompts as texts that fit behind so many visual tokens each and in front of `new` tokens."""
-        fitting, signs, turns = [], 0, 0
-        for prompt, tokens in zip(prompts, visual, strict=True):
-            room = self.llm.room(tokens, new)
-            kept = prompt if room is None else prompt.fit(self.llm.count_tokens, room)
-            signs += len(prompt.context) - len(kept.context)
-            turns += len(prompt.turns) - len(kept.turns)
-            fitting.append(kept.text)
-        if signs or turns:
-            warnings.warn(
-                f"{signs} characters from the start of the context and {turns} of the oldest turns were left out: "
-                f"image, prompt and answer must fit the positions of this {self.llm.model.config.model_type} model",
-                stacklevel=5,
-            )
-        return fitting
+        return answers.see(self.llm, self.prefix, tiles, questions, examples)
 
     def _prompts_and_targets(self, batch: Batch) -> tuple[list[str], list[str]]:
         if isinstance(batch.text, Tokens):
@@ -335,8 +256,8 @@ class VisionLanguageModel(nn.Module):
                 "stage two takes captions as strings: they are tokenised for the language model, not for BERT"
             )
         if batch.question is not None:
-            answers = batch.answer or [accepted[0] for accepted in batch.answers or []]
-            return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], answers
+            targets = batch.answer or [accepted[0] for accepted in batch.answers or []]
+            return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], targets
         if isinstance(self.llm, Seq2SeqLM):
             cuts = self._cuts(batch)
             halves = [split_caption(*both) for both in zip(batch.text, cuts, strict=True)]
@@ -350,11 +271,6 @@ class VisionLanguageModel(nn.Module):
         # Held-out losses are compared over time, so theirs are always the same.
         generator = None if self.training else torch.Generator().manual_seed(0)
         return torch.rand(len(batch), generator=generator).tolist()
-
-
-def _unasked(examples: Sequence[Sequence[Example]] | None) -> list[list[AnsweredExample]] | None:
-    """Examples without a question for the Q-Former."""
-    return None if examples is None else [[(image, "", text) for image, text in shown] for shown in examples]
 
 
 def _spaced(prompt: str) -> str:

@@ -63,7 +63,7 @@ def outline(config: Config, device: str) -> tuple[Bridge, Any]:
 
 def _with_text_sizes(config: Config) -> Config:
     """The configuration with the sizes of BERT, from which a Q-Former that reads texts starts."""
-    if config.stage == "stage2" and config.question is None:
+    if config.stage == "stage2" and config.question is None:  # or another connector than the Q-Former's
         return config
     theirs = read_sizes(config.text.bert, "text.bert")
     if theirs.model_type != "bert":

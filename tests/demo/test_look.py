@@ -19,7 +19,7 @@ from qformer.evaluation import attention as look
 from qformer.figures.heat import SIDE, QueryMaps, overlay, sheet
 from qformer.figures.tiles import STRATEGIES, TILE, slices
 from qformer.llm import lora
-from qformer.model.connectors import QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.scenes.scenes import Scenes
@@ -189,7 +189,8 @@ def test_relevance_leaves_the_model_as_it_was(models: dict[str, VisionLanguageMo
 
 def test_relevance_depends_on_question_context_and_token(models: dict[str, VisionLanguageModel]) -> None:
     model = models["reads the question"]
-    assert isinstance(model.connector, QuestionConnector)
+    assert isinstance(model.connector, QFormerConnector)
+    assert model.connector.tokenizer is not None
 
     def gains(question: str, context: str | None = None, token: int | None = None) -> torch.Tensor:
         visual, blank = look.see_with_blank(model, picture())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qformer.model.assembly import build_vision_language
-from qformer.model.connectors import QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Batch, Tiles, UsageError
 from tests.model.test_vision_language import TwoTiles
@@ -49,8 +49,9 @@ def photos(model: VisionLanguageModel, root: Path, *numbers: int) -> Tiles:
     return model.frontend.tiles([root / "images" / f"{number}.png" for number in numbers])
 
 
-def connector(model: VisionLanguageModel) -> QuestionConnector:
-    assert isinstance(model.connector, QuestionConnector)
+def connector(model: VisionLanguageModel) -> QFormerConnector:
+    assert isinstance(model.connector, QFormerConnector)
+    assert model.connector.tokenizer is not None
     return model.connector
 
 

@@ -11,7 +11,7 @@ from qformer.data.texts import cleaned
 from qformer.llm.loading import load_language_model
 from qformer.model.assembly import build_image_text, build_vision_language
 from qformer.model.bert import read_tokenizer
-from qformer.model.connectors import QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.qformer import QFormer
 from tests.tiny import save_tiny_llm
 from tests.workspace import config, make_workspace, save_tiny_bert
@@ -66,7 +66,9 @@ def test_a_newline_ends_no_text_of_opt_within(tmp_path: Path) -> None:
 def test_the_q_former_reads_them_as_words(tmp_path: Path) -> None:
     root = make_workspace(tmp_path)
     model, settings = build_image_text(config(root, "stage1", text={"bert": str(root / "bert"), "max_tokens": 40}))
-    connector = QuestionConnector(QFormer(settings.qformer), 8, read_tokenizer(str(root / "bert")), 40)
+    connector = QFormerConnector(
+        QFormer(settings.qformer), 8, tokenizer=read_tokenizer(str(root / "bert")), max_tokens=40
+    )
     bert = model.tokenizer
     special = {bert.cls_token_id, bert.sep_token_id, bert.pad_token_id, bert.mask_token_id, bert.bos_token_id}
     for text in ("a [SEP] cat [MASK] dog [PAD]", "a [CLS] [DEC] dog"):

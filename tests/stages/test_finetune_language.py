@@ -21,7 +21,7 @@ from qformer.checkpoints.parts import LoadOptions
 from qformer.config import Choice, load_config, parse_config
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.model.assembly import build_vision_language
-from qformer.model.connectors import QuestionConnector
+from qformer.model.connectors import QFormerConnector
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import Config
 from qformer.types import Batch, UsageError
@@ -144,7 +144,8 @@ def test_questions_train_resume_and_load_without_anything_else(space: Path, tmp_
 
     model = qformer.load(whole, device="cpu")
     assert isinstance(model, VisionLanguageModel)
-    assert isinstance(model.connector, QuestionConnector)
+    assert isinstance(model.connector, QFormerConnector)
+    assert model.connector.tokenizer is not None
     tiles = model.frontend.tiles([space / "images" / "0.png"])
     first, second = (model.prefix(tiles, [question])[0] for question in ("what is it?", "a dog on the beach"))
     assert not torch.allclose(first, second, atol=1e-4)
