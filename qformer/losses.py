@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+IGNORE = -100  # label of what is no target
 FORBIDDEN = -10000.0  # added logit of an image that must not be drawn; exp of it is exactly 0 in fp32
 
 
@@ -82,7 +82,7 @@ def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator 
 
 
 def matching(logits: Tensor, labels: Tensor) -> Tensor:
-    """ITM: cross-entropy of float[n, 2] logits with labels long[n] (1 matched, 0 not, -100 left out)."""
+    """ITM: cross-entropy of float[n, 2] logits with labels long[n] (1 matched, 0 not, `IGNORE` left out)."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
 
 
@@ -91,7 +91,7 @@ def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1, count: Te
 
     Args:
         logits: float[..., V].
-        labels: long[...], -100 where there is no target.
+        labels: long[...], `IGNORE` where there is no target.
         smoothing: label smoothing over the vocabulary, averaged over valid targets only.
         count: divide the sum by this instead of by the number of targets here, which are a part of all.
     """

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from qformer.files import pretrained
+from qformer.losses import IGNORE
 from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from qformer.config import BackboneConfig
 
-IGNORE = -100
 MATCH_WIDTH = 128  # of the space in which a ViT and its text tower meet
 #: First ids of each tokeniser; the first is the padding.
 SPECIAL = {
