@@ -31,7 +31,7 @@ from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
 from qformer.retrieval.places import in_words
 from qformer.retrieval.reading import fingerprint, probes
-from qformer.retrieval.search import Hit, Retriever
+from qformer.retrieval.search import SHORTLIST, Hit, Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
 
@@ -48,10 +48,11 @@ def index(
     path: str,
     data: list[str],
     folder: Path,
-    store: str | None,
-    features: str | None,
-    batch: int,
-    device: str | None,
+    *,
+    store: str | None = None,
+    features: str | None = None,
+    batch: int = 64,
+    device: str | None = None,
     trust: bool = False,
     remove: bool = False,
 ) -> None:
@@ -254,15 +255,16 @@ def _tell_kept(tally: Tally) -> None:
 def search(
     path: str,
     folder: Path,
-    text: str | None,
-    image: Path | None,
-    k: int,
-    shortlist: int,
-    where: list[str],
-    exact: bool,
-    html: Path | None,
-    as_json: bool,
-    device: str | None,
+    text: str | None = None,
+    image: Path | None = None,
+    *,
+    k: int = 10,
+    shortlist: int = SHORTLIST,
+    where: Sequence[str] = (),
+    exact: bool = False,
+    html: Path | None = None,
+    as_json: bool = False,
+    device: str | None = None,
     trust: bool = False,
 ) -> None:
     """Search a gallery and show what was found, as a table, as JSON, or also as a sheet of thumbnails.

@@ -76,7 +76,7 @@ class Settings:
 
 
 def capfilt(
-    settings: Settings, output: Path, shard: str | None = None, device: str | None = None, trust: bool = False
+    settings: Settings, output: Path, *, shard: str | None = None, device: str | None = None, trust: bool = False
 ) -> None:
     """Caption and filter the data, or go on with it; `shard` is `i/n`, or what torchrun says.
 
