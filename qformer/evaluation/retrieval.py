@@ -24,7 +24,7 @@ from qformer.files.records import ORIGINAL
 from qformer.model.frontend import Encoded
 from qformer.model.image_text import trim
 from qformer.progress import track
-from qformer.retrieval.reading import MAX_TOKENS
+from qformer.retrieval.embedders import MAX_TOKENS
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
