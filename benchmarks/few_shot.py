@@ -13,13 +13,13 @@ import argparse
 from typing import Any
 
 import numpy as np
+from few_shot_trial import SHOTS, few_shot
 from rich.console import Console
 from rich.table import Table
 
 import qformer
 from qformer.data import base, sources
 from qformer.data.arguments import pairs
-from qformer.evaluation.few_shot import SHOTS, few_shot
 from qformer.evaluation.zero_shot import SIZE
 
 

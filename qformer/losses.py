@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-IGNORE = -100
+IGNORE = -100  # label of a position that is not a target
 FORBIDDEN = -10000.0  # logit of an image that must not be drawn; its exp is exactly 0 in fp32
 
 
@@ -98,7 +98,7 @@ def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator 
 
 
 def matching(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute ITM: cross-entropy of logits float[n, 2] with labels long[n] (1 matched, 0 not matched, -100 ignored)."""
+    """Compute ITM: cross-entropy of logits float[n, 2] with labels long[n] (1 matched, 0 not, `IGNORE` left out)."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
 
 
@@ -107,7 +107,7 @@ def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1, count: Te
 
     Args:
         logits: float[..., V].
-        labels: long[...], -100 where there is no target.
+        labels: long[...], `IGNORE` where there is no target.
         smoothing: label smoothing over the vocabulary, averaged over valid targets only.
         count: divisor of the sum, for a part of a larger batch; the default is the number of targets here.
     """

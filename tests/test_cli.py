@@ -220,7 +220,10 @@ def test_training_that_cannot_start(run: Run, changes: dict[str, Any], expected:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["eval", "none", "--bench", "retrievl", "--data", "path=a.jsonl"], "unknown benchmark 'retrievl'; known are"),
+        (
+            ["eval", "none", "--bench", "retrievl", "--data", "path=a.jsonl"],
+            "did you mean 'retrieval'?",
+        ),
         (["eval", "none", "--bench", "retrieval", "--data", "path"], "write key=value"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=none.jsonl"], "no file at 'none.jsonl'"),
         (["eval", "none", "--bench", "retrieval", "--data", "path=a.jsonl"], "no checkpoint at 'none'"),

@@ -20,7 +20,7 @@ from qformer.files.pretrained import tower
 from qformer.files.tensors import read_tensors
 from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_bert, read_tokenizer
-from qformer.retrieval.embedders import load_ranker
+from qformer.retrieval.embedders import load_embedder
 from qformer.stages.plan.outline import outline_language_model
 from qformer.types import UsageError
 
@@ -54,7 +54,7 @@ def model(place: Path, shipped: str, file: str = "config.json", **changes: Any) 
         (load_language_model, "opt", {"model_type": "evil", "auto_map": CODE}),
         (lambda path: vision.build("hf", path=str(path)), "vit", {"model_type": "evil", "auto_map": CODE}),
         (lambda path: read_bert(str(path)), "bert", {"model_type": "evil", "auto_map": CODE}),
-        (lambda path: load_ranker(str(path), "cpu"), "vit", {"model_type": "evil", "auto_map": CODE}),
+        (lambda path: load_embedder(str(path), "cpu"), "vit", {"model_type": "evil", "auto_map": CODE}),
         (
             read_tokenizer,  # of a model that has none in transformers
             "vit",

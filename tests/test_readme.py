@@ -39,7 +39,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_workspace(tmp_path / "space")
     stages.train(config(tmp_path / "space", "stage1", run="runs/quickstart/stage1"))
     stages.train(config(tmp_path / "space", "stage2", run="runs/quickstart/opt", init="runs/quickstart/stage1"))
-    index("runs/quickstart/stage1", ["space/images"], Path("gallery"), None, None, 64, "cpu")
+    index("runs/quickstart/stage1", ["space/images"], Path("gallery"), device="cpu")
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
         Image.new("RGB", (40, 30), "red").save(name)
     names: dict[str, object] = {}

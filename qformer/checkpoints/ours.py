@@ -58,8 +58,8 @@ def take_apart(opened: OpenCheckpoint) -> None:
     config, parts, inside = opened.config, opened.parts, str(opened.folder)
     if not config.has_qformer:
         raise UsageError(
-            f"the connector of '{opened.source}' is '{config.connector.name}', for which LAVIS and transformers have no "
-            "place; use the checkpoint as it is"
+            f"LAVIS and transformers have no place for the connector of '{opened.source}', '{config.connector.name}'; "
+            "use the checkpoint as it is"
         )
     if config.question is not None:
         raise UsageError(

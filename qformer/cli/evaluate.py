@@ -28,16 +28,20 @@ Checkpoint = Annotated[
     ),
 ]
 
+Bench = Annotated[
+    str,
+    typer.Option(
+        help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement (stage two); or your own "
+        "as module:Class"
+    ),
+]
+Data = Annotated[list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")]
+
 
 def evaluate(
     path: Checkpoint,
-    bench: Annotated[
-        str,
-        typer.Option(help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement (stage two)"),
-    ],
-    data: Annotated[
-        list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")
-    ],
+    bench: Bench,
+    data: Data,
     k: Annotated[int, typer.Option("--k", "-k", help="retrieval: ITC candidates that ITM re-ranks", min=0)] = 128,
     prompt: Annotated[
         str | None, typer.Option(help="what captions go on from; for questions the whole prompt, {} in their place")
@@ -66,15 +70,28 @@ def evaluate(
     _verify: NoVerify = False,
 ) -> None:
     """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
-    from qformer.evaluation.benchmarks import BENCHMARKS
-    from qformer.stages.evaluate.language import evaluate_language
-    from qformer.stages.evaluate.retrieval import evaluate_retrieval
+    from qformer.stages.evaluate import run
     from qformer.stages.evaluate.settings import Settings
 
-    chosen = (path, bench, data, k, limit, batch, precision.value, output, html, device)
-    worded = (preset, prompt, predictions, submission, by, lemmatize, quantize and quantize.value, beams)
-    settings = Settings(*chosen, *worded, trust)
-    if bench in BENCHMARKS:
-        evaluate_language(settings)
-    else:
-        evaluate_retrieval(settings)
+    settings = Settings(
+        checkpoint=path,
+        bench=bench,
+        data=data,
+        k=k,
+        limit=limit,
+        batch=batch,
+        precision=precision.value,
+        output=output,
+        html=html,
+        device=device,
+        preset=preset,
+        prompt=prompt,
+        predictions=predictions,
+        submission=submission,
+        by=by,
+        lemmatize=lemmatize,
+        quantize=quantize and quantize.value,
+        beams=beams,
+        trust=trust,
+    )
+    run.evaluate(settings)

@@ -53,7 +53,8 @@ def index(
     """
     from qformer.commands.searching import index as run
 
-    run(path, data, output, store, None if features is None else features.value, batch, device, trust, remove)
+    kept = None if features is None else features.value
+    run(path, data, output, store=store, features=kept, batch=batch, device=device, trust=trust, remove=remove)
 
 
 def search(
@@ -77,4 +78,17 @@ def search(
     """Find images of a gallery by text, by image, or by both."""
     from qformer.commands.searching import search as run
 
-    run(path, folder, text, image, k, shortlist, where or [], exact, html, as_json, device, trust)
+    run(
+        path,
+        folder,
+        text,
+        image,
+        k=k,
+        shortlist=shortlist,
+        where=where or [],
+        exact=exact,
+        html=html,
+        as_json=as_json,
+        device=device,
+        trust=trust,
+    )

@@ -31,4 +31,4 @@ def push(
     """Put a checkpoint on the Hugging Face hub, with a card written from its run. `qformer.load` takes REPO."""
     from qformer.commands.pushing import push as run
 
-    print(run(source, repo, to.value, private, dry_run, output, trust))
+    print(run(source, repo, to.value, private=private, dry_run=dry_run, to=output, trust=trust))

@@ -34,6 +34,18 @@ Batch = Annotated[int, typer.Option(help="texts written at once", min=1)]
 Quantize = Annotated[
     Quantization | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
 ]
+ImagesAndQuestion = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGE... [QUESTION]", help="image files, and in quotes a question, or - to read one on each line"
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        help="what is asked: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="with --sample: the same one draws the same", min=0)]
 
 
@@ -74,26 +86,27 @@ def caption(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    asking.caption(path, images, prompt, decoding, batch, seed, as_json, device, quantize and quantize.value, trust)
+    asking.caption(
+        path,
+        images,
+        prompt=prompt,
+        decoding=decoding,
+        batch=batch,
+        seed=seed,
+        as_json=as_json,
+        device=device,
+        quantize=quantize and quantize.value,
+        trust=trust,
+    )
 
 
 def ask(
     path: Checkpoint,
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGE... [QUESTION]", help="image files, and in quotes a question, or - to read one on each line"
-        ),
-    ],
+    words: ImagesAndQuestion,
     question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeat it")] = None,
     context: Annotated[str | None, typer.Option(help="text put in front of the question")] = None,
     preset: Annotated[str, typer.Option(help="prompt and decoding: paper or lavis")] = "paper",
-    task: Annotated[
-        str,
-        typer.Option(
-            help="what is asked: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
-        ),
-    ] = "vqa",
+    task: Task = "vqa",
     self_ask: Annotated[
         bool, typer.Option("--self-ask", help="let the model ask itself a question, and answer it")
     ] = False,
@@ -127,5 +140,18 @@ def ask(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json)
-    asking.ask(path, words, question or [], how, decoding, batch, seed, device, quantize and quantize.value, trust)
+    how = asking.Asking(
+        context=context, preset=preset, task=task, self_ask=self_ask, show_prompt=show_prompt, as_json=as_json
+    )
+    asking.ask(
+        path,
+        words,
+        question or [],
+        how,
+        decoding=decoding,
+        batch=batch,
+        seed=seed,
+        device=device,
+        quantize=quantize and quantize.value,
+        trust=trust,
+    )

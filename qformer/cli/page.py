@@ -151,6 +151,6 @@ def _default() -> tuple[str, Path | None]:
         from qformer.commands.searching import index
 
         print(f"qformer: {EXAMPLES} drawn scenes are indexed, to search")
-        index(start, ["name=scenes", "split=test", f"count={EXAMPLES}"], gallery, None, None, 64, None)
+        index(start, ["name=scenes", "split=test", f"count={EXAMPLES}"], gallery)
         (gallery / "ready").touch()
     return str(run), gallery

@@ -133,8 +133,21 @@ def capfilt(
     from qformer.stages.capfilt.run import Settings
     from qformer.stages.capfilt.run import capfilt as run
 
-    wanted = Settings(data, captioner, ranker, captions, keep, top_p, prompt, seed, batch, part, form, precision.value)
-    run(wanted, output, shard, device, trust)
+    wanted = Settings(
+        data=data,
+        captioner=captioner,
+        ranker=ranker,
+        captions=captions,
+        keep=keep,
+        top_p=top_p,
+        prompt=prompt,
+        seed=seed,
+        batch=batch,
+        part=part,
+        form=form,
+        precision=precision.value,
+    )
+    run(wanted, output, shard=shard, device=device, trust=trust)
 
 
 def convert(

@@ -59,6 +59,7 @@ def options(sample: bool, captions: int = 1, **given: Any) -> dict[str, Any]:
 def caption(
     path: str,
     given: list[str],
+    *,
     prompt: str | None,
     decoding: dict[str, Any],
     batch: int,
@@ -114,6 +115,7 @@ def ask(
     words: list[str],
     questions: list[str],
     asking: Asking,
+    *,
     decoding: dict[str, Any],
     batch: int,
     seed: int | None,

@@ -38,6 +38,7 @@ def push(
     source: str,
     repo: str,
     form: Form,
+    *,
     private: bool = False,
     dry_run: bool = False,
     to: Path | None = None,

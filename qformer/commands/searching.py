@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qformer import distributed, load, lookup
+from qformer import devices, distributed, load, lookup
 from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.figures import page as sheet
@@ -27,11 +27,12 @@ from qformer.images import read_image
 from qformer.images import shown as shortened
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import Bar, console
+from qformer.retrieval.embedders import ClipEmbedder, Embedder, as_embedder, model_type_of
 from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import SKIPPED, update
 from qformer.retrieval.places import in_words
-from qformer.retrieval.reading import fingerprint, probes
-from qformer.retrieval.search import Hit, Retriever
+from qformer.retrieval.reading import probes
+from qformer.retrieval.search import SHORTLIST, Hit, Retriever
 from qformer.trust import Untrusted
 from qformer.types import BadSample, UsageError
 
@@ -48,10 +49,11 @@ def index(
     path: str,
     data: list[str],
     folder: Path,
-    store: str | None,
-    features: str | None,
-    batch: int,
-    device: str | None,
+    *,
+    store: str | None = None,
+    features: str | None = None,
+    batch: int = 64,
+    device: str | None = None,
     trust: bool = False,
     remove: bool = False,
 ) -> None:
@@ -67,6 +69,8 @@ def index(
     with ExitStack() as stack:
         stack.enter_context(distributed.joined())
         model = _load(path, device, trust)
+        if features and model.matcher is None:
+            raise UsageError(f"'{path}' has no ITM, which alone reads --features; leave it out")
         choice = _absolute(choose_data(data).model_dump())
         source, closed = _open(choice)
         gallery, number, fault = None, -1, ""
@@ -138,7 +142,7 @@ def _claim(
     store: str | None,
     features: str | None,
     path: str,
-    model: ImageTextModel,
+    model: Embedder,
     trust: bool,
 ) -> Gallery:
     """Open or make the gallery, and keep others from indexing into it meanwhile."""
@@ -156,7 +160,7 @@ def _claim(
         pass
     except OSError as error:
         raise UsageError(f"'{folder}' cannot be written ({error.strerror}); give another folder with -o") from error
-    made = fingerprint(model)
+    made = model.fingerprint()
     if (folder / MANIFEST).exists():
         gallery = Gallery.open(folder, trust, store)
         gallery.check(made, path)
@@ -169,19 +173,21 @@ def _claim(
                     f"'{folder}' was made with {name} {held or 'none'}, not {given}; leave it out, or give a new folder"
                 )
         return gallery
-    sizes = {"queries": model.qformer.config.queries, "width": model.config.embed_width}
+    sizes = {"queries": model.rows, "width": model.width}
     local = Path(path).exists()
     checkpoint = str(Path(path).resolve()) if local else path
     return Gallery.create(folder, store or "lance", fingerprint=made, checkpoint=checkpoint, features=features, **sizes)
 
 
-def _load(path: str, device: str | None, trust: bool) -> ImageTextModel:
+def _load(path: str, device: str | None, trust: bool) -> Embedder:
     if device is None and torch.cuda.is_available() and distributed.world() > 1:
         device = f"cuda:{distributed.local_rank()}"
+    if Path(path).is_dir() and model_type_of(path) not in (None, "blip-2"):
+        return ClipEmbedder(path, devices.choose(device))
     model = load(path, device, trust=trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{path}' is a checkpoint of stage two; a gallery needs one of stage one")
-    return model.eval()
+    return as_embedder(model.eval())
 
 
 def _absolute(choice: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +202,7 @@ def _absolute(choice: dict[str, Any]) -> dict[str, Any]:
     return {key: place(value) if key in LOCAL else value for key, value in choice.items()}
 
 
-def _report(gallery: Gallery, model: ImageTextModel, tally: Tally) -> None:
+def _report(gallery: Gallery, model: Embedder, tally: Tally) -> None:
     copies = f"; {tally.copies:,} further files are copies of these" if tally.copies else ""
     console.print(
         f"{gallery.folder}: {len(gallery.store):,} images ({tally.added:,} embedded now, {tally.changed:,} changed, "
@@ -254,15 +260,16 @@ def _tell_kept(tally: Tally) -> None:
 def search(
     path: str,
     folder: Path,
-    text: str | None,
-    image: Path | None,
-    k: int,
-    shortlist: int,
-    where: list[str],
-    exact: bool,
-    html: Path | None,
-    as_json: bool,
-    device: str | None,
+    text: str | None = None,
+    image: Path | None = None,
+    *,
+    k: int = 10,
+    shortlist: int = SHORTLIST,
+    where: Sequence[str] = (),
+    exact: bool = False,
+    html: Path | None = None,
+    as_json: bool = False,
+    device: str | None = None,
     trust: bool = False,
 ) -> None:
     """Search a gallery and show what was found, as a table, as JSON, or also as a sheet of thumbnails.
@@ -293,6 +300,8 @@ def search(
             html.write_text(_sheet(retriever, text, shown, hits), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"'{html}' cannot be written ({error.strerror}); give another file with --html") from error
+    if retriever.model is None and text is not None and shortlist > 0:
+        print(f"qformer: '{path}' has no ITM to re-rank with, so cosines alone order the images", file=sys.stderr)
     _notes(retriever, text, k, where, hits)
     if as_json:
         print(to_json([asdict(hit) for hit in hits], indent=1))

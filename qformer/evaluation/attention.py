@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from qformer.evaluation.choice import answer_losses
 from qformer.figures.heat import QueryMaps
-from qformer.llm.base import IGNORE
 from qformer.llm.prompts import Prompt, compose
+from qformer.losses import IGNORE
 from qformer.model.image_text import ImageTextModel
 from qformer.types import BadSample, UsageError, VisualTokens
 
@@ -149,13 +150,12 @@ def score(
     room = llm.room(prefix.shape[1], length)
     text = prompt.text if room is None else prompt.fit(llm.count_tokens, room).text
     most = llm.count_tokens(text) + length + 1
-    logits, targets = llm.predict(prefix, exists, [answer] * rows, [text] * rows, most)
-    places = targets[0].ne(IGNORE).nonzero()[:-1, 0]  # (n)
-    if targets[0, places[: len(llm.start)]].tolist() == llm.start:  # predicted too if there is no prompt
+    found = answer_losses(llm, prefix, exists, [answer] * rows, [text] * rows, most).without_end()
+    ids = found.targets[0]
+    places = ids.ne(IGNORE).nonzero()[:, 0]  # (n)
+    if ids[places[: len(llm.start)]].tolist() == llm.start:  # which is predicted, too, where there is no prompt
         places = places[len(llm.start) :]
-    ids = targets[0, places]
-    every = logits[:, places].float().log_softmax(dim=2)  # (R, n, V)
-    return ids.tolist(), every.gather(2, ids.expand(rows, -1)[..., None])[..., 0]
+    return ids[places].tolist(), -found.losses[:, places]
 
 
 @torch.no_grad()

@@ -1,22 +1,58 @@
-"""Likelihoods of given answers, for an image and a prompt, by the language model."""
+"""Losses of given answers after an image and a prompt, and which of several a language model finds likeliest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qformer.llm.base import IGNORE
+from qformer.losses import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.llm.base import LanguageModel
     from qformer.model.vision_language import VisionLanguageModel
 
 ROOM = 2048  # tokens; more than any prompt and answer have, so they are not cut
 ROWS = 32  # answers that the language model reads at a time
+
+
+@dataclass(frozen=True)
+class AnswerLosses:
+    """What each token of B given answers costs.
+
+    Attributes:
+        targets: long[B, T], the ids of the tokens, `IGNORE` where there is none. The last of each row ends the text.
+        losses: float[B, T], the negative log-likelihoods of the targets, 0 where there is none.
+        greedy: bool[B, T], whether the target is the likeliest of all tokens; True where there is none.
+    """
+
+    targets: Tensor
+    losses: Tensor
+    greedy: Tensor
+
+    def without_end(self) -> AnswerLosses:
+        """The same answers without the token that ends each."""
+        last = self.targets.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
+        targets = self.targets.scatter(1, last, IGNORE)
+        return AnswerLosses(targets, self.losses.scatter(1, last, 0), self.greedy.scatter(1, last, True))
+
+
+def answer_losses(
+    llm: LanguageModel, prefix: Tensor, mask: Tensor, answers: list[str], prompts: list[str], max_tokens: int
+) -> AnswerLosses:
+    """The token losses of given answers, each after its visual prefix and its prompt; arguments as of `llm.predict`.
+
+    Args:
+        prefix: float[B, M, L]. mask: bool[B, M].
+    """
+    logits, targets = llm.predict(prefix, mask, answers, prompts, max_tokens)
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
+    return AnswerLosses(targets, losses, (logits.argmax(dim=2) == targets) | targets.eq(IGNORE))
 
 
 @torch.no_grad()
@@ -38,14 +74,13 @@ def choice_losses(
     for start in range(0, len(flat), ROWS):
         part = flat[start : start + ROWS]
         rows = torch.tensor([row for row, _, _ in part], device=prefix.device)
-        answers, before = [text for _, _, text in part], [prompt for _, prompt, _ in part]
-        logits, targets = model.llm.predict(prefix[rows], mask[rows], answers, before, ROOM)
-        losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
-        sums += losses.sum(dim=1).tolist()
-        counts += targets.ne(IGNORE).sum(dim=1).tolist()
+        answers, asked = [text for _, _, text in part], [prompt for _, prompt, _ in part]
+        found = answer_losses(model.llm, prefix[rows], mask[rows], answers, asked, ROOM)
+        sums += found.losses.sum(dim=1).tolist()
+        counts += found.targets.ne(IGNORE).sum(dim=1).tolist()
     values = iter(zip(sums, counts, strict=True))
-    found = []
+    by_row = []
     for texts in choices:
         own = [next(values) for _ in texts]
-        found.append(([loss for loss, _ in own], [count for _, count in own]))
-    return found
+        by_row.append(([loss for loss, _ in own], [count for _, count in own]))
+    return by_row

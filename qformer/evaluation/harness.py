@@ -18,11 +18,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from lmms_eval.api.model import lmms
 
 from qformer.checkpoints.loading import load_vision_language
-from qformer.llm.base import IGNORE
+from qformer.evaluation.choice import answer_losses
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import vqa_preset
 from qformer.llm.rows import positions
@@ -190,22 +189,11 @@ class Harness(lmms):
             prompts.append(None if is_too_long else self._fitting(context, room))
         scores = [(-math.inf, False)] * len(targets)
         for rows in self._together(visual, prompts, targets):
-            logits, wanted = llm.predict(
-                visual[0][rows],
-                visual[1][rows],
-                [targets[row] for row in rows],
-                [prompts[row] or "" for row in rows],
-                longest,
-            )
-            # The last target of each row, the end of the text, is not part of the continuation.
-            last = wanted.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
-            wanted = wanted.scatter(1, last, IGNORE)
-            losses = F.cross_entropy(
-                logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="none"
-            )
-            greedy = (logits.argmax(dim=2) == wanted) | wanted.eq(IGNORE)  # (B, T)
-            sums: Tensor = -losses.view_as(wanted).sum(dim=1)
-            for row, *score in zip(rows, sums.tolist(), greedy.all(dim=1).tolist(), strict=True):
+            answers, before = [targets[row] for row in rows], [prompts[row] or "" for row in rows]
+            found = answer_losses(llm, visual[0][rows], visual[1][rows], answers, before, longest)
+            found = found.without_end()  # which is no part of the continuation
+            sums: Tensor = -found.losses.sum(dim=1)
+            for row, *score in zip(rows, sums.tolist(), found.greedy.all(dim=1).tolist(), strict=True):
                 scores[row] = score[0], score[1]
         self.shortfalls.unanswered += prompts.count(None)
         return scores

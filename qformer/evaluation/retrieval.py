@@ -17,18 +17,23 @@ import torch
 from torch import Tensor
 
 from qformer import distributed, losses
+from qformer.data.held_out import list_images
+from qformer.data.texts import usable_captions
+from qformer.evaluation.benchmarks import Benchmark, ImageItems, Item, Measured, Record, new_item
 from qformer.files.records import ORIGINAL
 from qformer.model.image_text import trim
 from qformer.progress import track
-from qformer.retrieval.reading import read_texts
-from qformer.types import Tokens
+from qformer.retrieval.embedders import read_texts
+from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from qformer.data.base import Source
+    from qformer.evaluation.benchmarks import AskOptions
     from qformer.model.image_text import ImageTextModel
     from qformer.model.qformer import KeyValues
-    from qformer.types import Tiles, VisualTokens
+    from qformer.types import Sample, Tiles, VisualTokens
 
 NO_CANDIDATE = -100.0
 CUTOFFS = (1, 5, 10)
@@ -171,6 +176,78 @@ class Images:
         starts = list(accumulate(in_order, initial=0))
         own = starts[distributed.rank() % distributed.world() :: distributed.world()]
         return own[: len(self._groups)], starts[-1]
+
+
+class Retrieval(Benchmark):
+    """Texts that look for their image, and images that look for their texts.
+
+    All images are compared with all texts, so what was made of them waits in `images`, and records are empty.
+
+    Attributes:
+        k: candidates by ITC that ITM re-ranks. scores: what `compare` found.
+    """
+
+    stage = "stage1"
+    merges = True
+    writes = False
+    truth = "captions"
+
+    def __init__(self) -> None:
+        self.k = 128
+        self.images: Images | None = None
+        self.scores: Scores | None = None
+
+    def item(self, sample: Sample, place: int) -> Item:
+        """An image with its captions. Raises BadSample: it has none."""
+        item = new_item(sample, place)
+        item.accepted = usable_captions(sample)
+        return item
+
+    def items(self, source: Source, limit: int | None = None) -> tuple[list[ImageItems], list[Record]]:
+        """As of any benchmark, but what stands behind `limit` images is not read."""
+        listed, skipped = list_images(source, limit)
+        return [ImageItems(one, [Item(str(n), n, accepted=one.captions)]) for n, one in enumerate(listed)], skipped
+
+    def begin(self, model: ImageTextModel, file: IO[bytes] | None = None) -> None:
+        """Forget all images; see `Images`."""
+        self.images, self.scores = Images(model, file), None
+
+    def predict(
+        self, model: ImageTextModel, tiles: Tiles | None, items: Sequence[Sequence[Item]], ask: AskOptions | None = None
+    ) -> list[Record]:
+        """Add a group of images, None if none of it can be used.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self.images is None:
+            self.begin(model)
+        assert self.images is not None
+        self.images.add(tiles)
+        return [{} for group in items for _ in group]
+
+    def compare(self, items: Sequence[Item], show: bool = False) -> Scores:
+        """Scores of the images that were added with the captions of all, which several processes make together."""
+        assert self.images is not None, "nothing was added"
+        self.scores = self.images.score([text for item in items for text in item.accepted], self.k, show)
+        return self.scores
+
+    def score(
+        self, items: Sequence[Item], records: Sequence[Record], by: str | None = None, lemmas: bool = False
+    ) -> Measured:
+        """The one group `ranked by`: `full_table`, where captions are equal also `_original`; see `rank_table`."""
+        scores = self.scores or self.compare(items)
+        captions = [item.accepted for item in items]
+        table = full_table(rank_table(scores, captions))
+        if count_equal(captions):
+            strict = full_table(rank_table(scores, captions, equal=False))
+            table |= {f"{kind}{ORIGINAL}": values for kind, values in strict.items()}
+        kinds = {kind: values for kind, values in table.items() if self.k or kind.startswith("itc")}
+        return Measured({}, [], {"ranked by": kinds})
+
+    def submit(self, items: Sequence[Item], records: Mapping[str, Record]) -> list[Record] | Record:
+        """Raises UsageError: no server takes rankings."""
+        raise UsageError("no server takes the ranks of retrieval; leave --submission out")
 
 
 def score(

@@ -24,6 +24,7 @@ from qformer.llm.decoding import GenerateConfig, write, write_tokens
 from qformer.llm.plain_text import PlainText
 from qformer.llm.rows import join, pad, positions
 from qformer.llm.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
+from qformer.losses import IGNORE
 from qformer.types import Tokens, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-IGNORE = -100  # label of a position that is not a target
 MAX_TOKENS = 32  # length at which training texts are cut, including special tokens
 
 

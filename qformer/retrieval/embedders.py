@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
 
 from qformer.checkpoints import folder as checkpoint
@@ -17,13 +18,14 @@ from qformer.checkpoints.loading import load
 from qformer.files import pretrained, releases
 from qformer.files.pretrained import configuration
 from qformer.model.image_text import ImageTextModel
-from qformer.retrieval.reading import text_limit
-from qformer.types import UsageError
+from qformer.types import Tokens, UsageError
 
 STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
+MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
+SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
 
 
-def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> Ranker:
+def load_embedder(path: str, device: str | torch.device, trust: bool = False) -> Embedder:
     """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, AltCLIP.
 
     For `trust` see `qformer.load`.
@@ -33,20 +35,29 @@ def load_ranker(path: str, device: str | torch.device, trust: bool = False) -> R
     """
     kind = model_type_of(path)
     if kind not in (None, "blip-2"):
-        return ClipLike(path, device)
+        return ClipEmbedder(path, device)
     model = load(path, device, trust=trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(
             f"'{path}' is a checkpoint of stage two; a ranker is one of stage one, or a CLIP of transformers"
         )
-    return Contrastive(model)
+    return StageOneEmbedder(model)
 
 
-class Ranker(ABC):
-    """Similarity of images and texts. A text of more than `limit` tokens is cut there, as CLIP does."""
+class Embedder(ABC):
+    """Images and texts in one space, where the similarity is the largest cosine over the rows of an image.
+
+    Attributes:
+        rows: of an image, or of each of its tiles. width: P, of a row.
+        limit: tokens of a text; more are cut off, as CLIP does.
+        matcher: the model whose ITM can re-rank what the cosines find; None where there is none.
+    """
 
     tokenizer: Any
+    rows: int
+    width: int
     limit: int
+    matcher: ImageTextModel | None = None
 
     @abstractmethod
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -55,6 +66,14 @@ class Ranker(ABC):
     @abstractmethod
     def embed_texts(self, texts: list[str]) -> Tensor:
         """float[n, P] of unit length."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What differs once weights, or the way in which images are read, are others; not once the dtype is."""
+
+    def count(self, text: str) -> int:
+        """The tokens of a text, uncut."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor], texts: Sequence[list[str]]) -> list[list[float]]:
@@ -71,11 +90,13 @@ class Ranker(ABC):
         return sum(len(ids) > self.limit for ids in self.tokenizer(texts, verbose=False)["input_ids"])
 
 
-class Contrastive(Ranker):
+class StageOneEmbedder(Embedder):
     """The ITC of a stage-one model."""
 
     def __init__(self, model: ImageTextModel) -> None:
         self.model, self.tokenizer = model, model.tokenizer
+        self.matcher = model
+        self.rows, self.width = model.qformer.config.queries, model.config.embed_width
         self.limit = text_limit(model)
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -84,15 +105,20 @@ class Contrastive(Ranker):
     def embed_texts(self, texts: list[str]) -> Tensor:
         return self.model.embed_texts(self.model.tokenize(texts, self.limit))
 
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
 
-class ClipLike(Ranker):
+
+class ClipEmbedder(Embedder):
     """A model of transformers with `get_image_features` and `get_text_features`."""
+
+    rows = 1
 
     def __init__(self, path: str, device: str | torch.device) -> None:
         self.model = read_model(
             AutoModel,
             path,
-            "a ranker is a CLIP-like model or a checkpoint of stage one",
+            "give a CLIP-like model or a checkpoint of stage one",
             needs=("get_image_features", "get_text_features"),
         )
         self.model.to(device).eval()
@@ -101,12 +127,15 @@ class ClipLike(Ranker):
         text = getattr(self.model.config, "text_config", self.model.config)
         self.is_siglip = self.model.config.model_type.startswith("siglip")
         self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
+        self.width = self.embed_texts(["a cat"]).shape[1]  # the families call it by different names
 
+    @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         pixels = pixels_of(self.processor, images).to(self.model.device)
         features = _unit(self.model.get_image_features(pixel_values=pixels))[:, None]  # (B, 1, P)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
+    @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> Tensor:
         padding = "max_length" if self.is_siglip else "longest"
         tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=self.limit, return_tensors="pt")
@@ -114,6 +143,31 @@ class ClipLike(Ranker):
             tokens = {"input_ids": tokens["input_ids"]}
         inputs = {name: rows.to(self.model.device) for name, rows in tokens.items()}
         return _unit(self.model.get_text_features(**inputs))
+
+    def fingerprint(self) -> str:
+        sizes = [getattr(self.processor, name, None) for name in ("size", "crop_size", "image_mean", "image_std")]
+        return _digest(self.model, f"{self.model.config.model_type} {sizes}")
+
+
+def as_embedder(model: Embedder | ImageTextModel) -> Embedder:
+    """The embedder, or that of a stage-one model."""
+    return model if isinstance(model, Embedder) else StageOneEmbedder(model)
+
+
+def fingerprint(model: ImageTextModel) -> str:
+    """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
+    return _digest(model, repr(model.frontend.strategy))
+
+
+def _digest(model: nn.Module, about: str) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(about.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        count = min(SAMPLED, len(flat))  # whole numbers: a float32 cannot tell the last of 2**24 numbers from none
+        some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)]
+        digest.update(f"{name}{list(tensor.shape)}".encode() + some.half().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def model_type_of(path: str) -> str | None:
@@ -158,3 +212,13 @@ def _middle(image: Tensor) -> Tensor:
 def _unit(output: Any) -> Tensor:
     """Projected features, which some models wrap, at unit length."""
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=-1)
+
+
+def text_limit(model: ImageTextModel) -> int:
+    """Tokens at which retrieval cuts a text: more than training does, never fewer."""
+    return max(MAX_TOKENS, model.max_tokens)
+
+
+def read_texts(model: ImageTextModel, texts: Sequence[str]) -> Tokens:
+    """Texts as retrieval reads them, cut at `text_limit`."""
+    return model.tokenize(list(texts), text_limit(model))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qformer.data.base import Source
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.absence import Why
+    from qformer.retrieval.embedders import Embedder
     from qformer.retrieval.entries import Entry, Store
     from qformer.retrieval.gallery import Gallery
     from qformer.retrieval.reading import ReadSample
@@ -226,7 +227,7 @@ class Updater:
 
 def update(
     gallery: Gallery,
-    model: ImageTextModel,
+    model: Embedder | ImageTextModel,
     source: Source,
     number: int,
     batch: int = 64,

@@ -6,7 +6,6 @@ contents that nobody has embedded yet.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +20,7 @@ from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
+from qformer.retrieval.embedders import Embedder, as_embedder, fingerprint
 from qformer.retrieval.entries import Entry, Place, is_utf8
 from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time
 from qformer.types import BadSample, UsageError
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from qformer.fields import Packing
     from qformer.model.image_text import ImageTextModel
     from qformer.retrieval.gallery import Gallery
-    from qformer.types import Sample, Tokens, VisualTokens
+    from qformer.types import Sample, VisualTokens
 
-SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
-MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
+__all__ = ["ReadSample", "Reader", "Round", "embed_captions", "fingerprint", "probes"]
+
 TEXTS = 256  # embedded at once
 THINGS = ("a dog", "a man", "two women", "children", "a red car", "a bird", "food", "a sign", "a building", "flowers")
 PLACES = ("on a beach", "in the snow", "on a street", "in a room", "at night", "in the grass", "near water", "close up")
@@ -79,13 +79,19 @@ class Reader:
 
     def __init__(
         self,
-        model: ImageTextModel,
+        model: Embedder | ImageTextModel,
         number: int,
         known: dict[str, tuple[str, Place]],
         ids: Iterable[str],
         features: Packing | None,
     ) -> None:
-        self.model, self.number, self.known, self.ids, self.features = model, number, known, set(ids), features
+        self.embedder, self.number, self.known, self.ids, self.features = (
+            as_embedder(model),
+            number,
+            known,
+            set(ids),
+            features,
+        )
 
     def look(self, source: Source, members: Sequence[Any]) -> Round:
         """Read what stands at these indices, as far as it has to be read; decode what is new."""
@@ -130,12 +136,15 @@ class Reader:
             return found
         entries, images = zip(*found.images, strict=True)
         found.images = []
-        encoded = self.model.frontend.encode_tiles(cut_all(images, self.model.frontend.strategy))
-        if self.features is not None:
+        model = self.embedder.matcher
+        if self.features is None or model is None:
+            embeds, valid = self.embedder.embed_images(images)
+        else:
+            encoded = model.frontend.encode_tiles(cut_all(images, model.frontend.strategy))
+            embeds, valid = model.embed_images(encoded)
             parts = self._pack(encoded, self.features)
             for entry, count in zip(entries, encoded.counts, strict=True):
                 entry.features = list(islice(parts, count))
-        embeds, valid = self.model.embed_images(encoded)
         for entry, rows, own in zip(entries, embeds.float().cpu(), valid.cpu(), strict=True):
             entry.embeds = rows[own].half().numpy()
         return found
@@ -153,42 +162,20 @@ class Reader:
                 raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
 
 
-def text_limit(model: ImageTextModel) -> int:
-    """Tokens at which retrieval cuts a text: more than training does, never fewer."""
-    return max(MAX_TOKENS, model.max_tokens)
-
-
-def read_texts(model: ImageTextModel, texts: Sequence[str]) -> Tokens:
-    """Texts as retrieval reads them, cut at `text_limit`."""
-    return model.tokenize(list(texts), text_limit(model))
-
-
 @torch.no_grad()
-def embed_captions(model: ImageTextModel, texts: Sequence[str]) -> np.ndarray:
+def embed_captions(model: Embedder | ImageTextModel, texts: Sequence[str]) -> np.ndarray:
     """float16[n, P], for texts of any length."""
-    parts = [np.zeros((0, model.config.embed_width), np.float16)]
+    embedder = as_embedder(model)
+    parts = [np.zeros((0, embedder.width), np.float16)]
     for start in range(0, len(texts), TEXTS):
-        tokens = read_texts(model, texts[start : start + TEXTS])
-        parts.append(model.embed_texts(tokens).float().cpu().half().numpy())
+        parts.append(embedder.embed_texts(list(texts[start : start + TEXTS])).float().cpu().half().numpy())
     return np.concatenate(parts)
 
 
-def probes(gallery: Gallery, model: ImageTextModel) -> Tensor:
+def probes(gallery: Gallery, model: Embedder | ImageTextModel) -> Tensor:
     """Embeddings of texts like those that will be asked, float[n, P]: captions of the gallery, and plain phrases."""
     phrases = [f"{thing} {place}" for thing in THINGS for place in PLACES]
     told = [known.id for known in gallery.store.known() if known.captions]
     some = gallery.store.get(told[:: max(1, len(told) // len(phrases))])
     rows = [entry.caption_embeds[:1] for entry in some.values()]
     return torch.from_numpy(np.concatenate([embed_captions(model, phrases), *rows]).astype(np.float32))
-
-
-def fingerprint(model: ImageTextModel) -> str:
-    """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(model.frontend.strategy).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        count = min(SAMPLED, len(flat))  # whole numbers: a float32 cannot tell the last of 2**24 numbers from none
-        some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)]
-        digest.update(f"{name}{list(tensor.shape)}".encode() + some.half().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -17,10 +17,10 @@ import torch
 from qformer.data.texts import MAX_WORDS, clean_caption
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
+from qformer.retrieval.embedders import Embedder, as_embedder, read_texts
 from qformer.retrieval.entries import conditions, is_utf8, maxsim
 from qformer.retrieval.gallery import Gallery
 from qformer.retrieval.places import digest, find, plain_bytes, spelled
-from qformer.retrieval.reading import fingerprint, read_texts, text_limit
 from qformer.trust import Untrusted
 from qformer.types import BadSample, Tiles, UsageError
 
@@ -67,13 +67,21 @@ class Hit:
 class Retriever:
     """Searches a gallery with the model that made it.
 
+    A CLIP-like model (`qformer.retrieval.embedders.ClipEmbedder`) has no ITM: then nothing is re-ranked, whatever the
+    `shortlist`.
+
     Attributes:
+        embedder: what images and texts are embedded by. model: the stage-one model that re-ranks, None without.
         unread: paths of the last search whose images could not be read again, or are others by now, so that they were
             not re-ranked.
     """
 
     def __init__(
-        self, gallery: Gallery | str | Path, model: ImageTextModel, name: str = "the model", trust: bool = False
+        self,
+        gallery: Gallery | str | Path,
+        model: Embedder | ImageTextModel,
+        name: str = "the model",
+        trust: bool = False,
     ) -> None:
         """Open the gallery, where it is not open yet; for `trust` see `Gallery.open`.
 
@@ -81,9 +89,10 @@ class Retriever:
             UsageError: there is none, or another model made it.
         """
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery, trust)
-        sizes = {"queries": model.qformer.config.queries, "width": model.config.embed_width}
-        self.gallery.check(fingerprint(model), name, sizes)
-        self.model = model.eval()
+        self.embedder = as_embedder(model)
+        self.model = self.embedder.matcher and self.embedder.matcher.eval()
+        sizes = {"queries": self.embedder.rows, "width": self.embedder.width}
+        self.gallery.check(self.embedder.fingerprint(), name, sizes)
         self.unread: list[str] = []
         self._found: dict[str, tuple[str, str]] = {}  # places and faults of the entries that the last search looked for
         self._sources: dict[int, Any] = {}
@@ -149,7 +158,7 @@ class Retriever:
             for id_, entry in entries.items()
         ]
         hits = _balanced(hits) if by_text and by_image else _ranked(hits)
-        if texts is not None and shortlist > 0:
+        if texts is not None and shortlist > 0 and self.model is not None:
             hits = self._rerank(hits, entries, texts, shortlist)
         return self._placed((_balanced(hits) if by_text and by_image else hits)[:k], entries)
 
@@ -188,7 +197,7 @@ class Retriever:
             for id_, number, cosine in found
             if id_ in entries
         ]
-        if shortlist > 0 and hits:
+        if shortlist > 0 and hits and self.model is not None:
             tiles = cut_all([pixels], self.model.frontend.strategy)
             first = hits[:shortlist]
             logits = self._match(tiles, [hit.caption or "" for hit in first], [(0, n) for n in range(len(first))])
@@ -250,22 +259,22 @@ class Retriever:
     def words_read(self, text: str) -> int | None:
         """How many words of a text the model reads, None if it reads all of them."""
         words, cleaned = clean_caption(text).split(), len(text.split()) > MAX_WORDS
-        before, limit = len(words), text_limit(self.model)
-        while len(words) > 1 and int(self.model.tokenize([" ".join(words)], limit + 1).mask.sum()) > limit:
+        before = len(words)
+        while len(words) > 1 and self.embedder.count(" ".join(words)) > self.embedder.limit:
             words.pop()
         return len(words) if cleaned or len(words) < before else None
 
     def is_unknown(self, text: str) -> bool:
         """Whether the model knows no letter of a text, so that what it finds for it means nothing."""
-        tokenizer: Any = self.model.tokenizer
+        tokenizer: Any = self.embedder.tokenizer
         ids = tokenizer(clean_caption(text), add_special_tokens=False)["input_ids"]
         return set(ids) <= {tokenizer.unk_token_id}
 
     def _embed_text(self, text: str) -> Tensor:
-        return self.model.embed_texts(read_texts(self.model, [text])).float().cpu()  # (1, P)
+        return self.embedder.embed_texts([text]).float().cpu()  # (1, P)
 
     def _embed_image(self, image: ImageLike) -> Tensor:
-        rows, valid = self.model.embed_images(cut_all([read_image(image)], self.model.frontend.strategy))
+        rows, valid = self.embedder.embed_images([read_image(image)])
         return rows[0][valid[0]].float().cpu()  # (V, P)
 
     def _cosines(self, entries: dict[str, Entry], query: Tensor | None) -> dict[str, float]:
@@ -303,6 +312,7 @@ class Retriever:
         path, fault = self._find(entry)
         if fault and (entry.features is None or fault == "changed"):
             raise BadSample(fault, path)
+        assert self.model is not None
         if entry.features is None:
             return cut_all([self._open(entry)], self.model.frontend.strategy)
         plan = self.model.frontend.strategy.plan(entry.width, entry.height)
@@ -310,6 +320,7 @@ class Retriever:
 
     def _match(self, tiles: Tiles, texts: list[str], pairs: list[tuple[int, int]]) -> list[list[float]]:
         """ITM's two logits of each pair: no match, match."""
+        assert self.model is not None
         tokens = read_texts(self.model, texts)
         logits = self.model.match_logits(self.model.encode_images(tiles), tokens, torch.tensor(pairs))
         return logits.float().tolist()

@@ -37,7 +37,7 @@ from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object, replace_text, writing
 from qformer.images import read_image
 from qformer.progress import Bar, console
-from qformer.retrieval.embedders import load_ranker
+from qformer.retrieval.embedders import load_embedder
 from qformer.stages.capfilt.files import FORMS, Part, beyond, finish_all, recall
 from qformer.stages.capfilt.models import NEW_TOKENS, load_captioner
 from qformer.stages.evaluate.settings import AUTOCAST
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from qformer.data.base import Source
-    from qformer.retrieval.embedders import Ranker
+    from qformer.retrieval.embedders import Embedder
     from qformer.stages.capfilt.models import Captioner
     from qformer.types import Sample
 
@@ -76,7 +76,7 @@ class Settings:
 
 
 def capfilt(
-    settings: Settings, output: Path, shard: str | None = None, device: str | None = None, trust: bool = False
+    settings: Settings, output: Path, *, shard: str | None = None, device: str | None = None, trust: bool = False
 ) -> None:
     """Caption and filter the data, or continue an interrupted run.
 
@@ -136,8 +136,8 @@ class Run:
         return load_captioner(settings.captioner, self.device, settings.prompt, settings.top_p, self.trust)
 
     @cached_property
-    def ranker(self) -> Ranker:
-        return load_ranker(self.settings.ranker, self.device, self.trust)
+    def ranker(self) -> Embedder:
+        return load_embedder(self.settings.ranker, self.device, self.trust)
 
     @cached_property
     def _made_before(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`qformer eval` of what a model says: captions, answers, choices, statements (`qformer.evaluation.benchmarks`).
+"""`qformer eval` of what a model makes of single images: captions, answers, choices, statements, or one's own.
 
 Each image is read and encoded once for all its questions. What is said is kept as it comes, so the same command goes on
 after an interruption; processes started by torchrun share the images and give the numbers of one.
@@ -9,62 +9,55 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from qformer import distributed
-from qformer.checkpoints.loading import load_vision_language
+from qformer.checkpoints.loading import load, load_vision_language
 from qformer.data import sources
 from qformer.data.arguments import pairs
-from qformer.data.base import indices
-from qformer.data.held_out import ImageRecord, read_groups
-from qformer.evaluation.benchmarks import Item, Measured, item_of, measure, predict, submission
-from qformer.evaluation.caption import require_scorers
+from qformer.data.held_out import read_groups
+from qformer.evaluation.benchmarks import AskOptions, ImageItems, Measured, choose, predict
 from qformer.evaluation.lemmas import load_lemmatizer
 from qformer.evaluation.predictions import Predictions
 from qformer.files.soundness import raw
 from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
+from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
+from qformer.retrieval.reading import fingerprint
 from qformer.stages.evaluate import answers
 from qformer.stages.evaluate.retrieval import print_skipped
 from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
 from qformer.stages.loop import console
-from qformer.types import BadSample, TooLong, UsageError
+from qformer.types import TooLong, UsageError
 
 if TYPE_CHECKING:
     from qformer.data.base import Source
+    from qformer.evaluation.benchmarks import Benchmark, Item
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Tiles
 
 ROWS = 40  # of a table on the terminal; a file has all
 
 
-@dataclass
-class ImageItems:
-    """An image with what is asked about it."""
-
-    image: ImageRecord
-    items: list[Item] = field(default_factory=list)
-
-
-def evaluate_language(settings: Settings) -> None:
-    """Let a stage-two model speak, score what it said, write what was asked for.
+def evaluate_language(settings: Settings, bench: Benchmark | None = None) -> None:
+    """Ask a model what the benchmark asks, score what it said, write what was asked for.
 
     Raises:
-        UsageError: an option or data that cannot be used, a checkpoint that is not of stage two, or predictions of
-            something else in the file that this run would go on from.
+        UsageError: an option or data that cannot be used, a checkpoint of the other stage, or predictions of something
+            else in the file that this run would go on from.
     """
+    bench = bench or choose(settings.bench)
     options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0
         source = sources.build(str(options.pop("name", "jsonl")), **options)
-        _check(settings)
-        listed, skipped = list_items(source, settings.bench, settings.limit)
+        _check(settings, bench)
+        listed, skipped = bench.items(source, settings.limit)
         _check_column(settings.by, listed)
-        model = load_vision_language(settings.checkpoint, own_device(settings), settings.quantize, settings.trust)
+        model = _load(settings, bench)
         kept = settings.predictions
         if kept is None and settings.output is not None:
             kept = settings.output.with_suffix(".predictions.jsonl")
@@ -74,27 +67,41 @@ def evaluate_language(settings: Settings) -> None:
             told = f"{renewed} answers in '{kept}' are to pictures, questions or choices that have changed"
             console.print(f"{told}: asking again", soft_wrap=True)
         resumed, start = len(asked.keys() & store.known), time.perf_counter()
-        unreadable = _predict_all(settings, model, source, listed, store)
+        unreadable = _predict_all(settings, bench, model, source, listed, store)
         if distributed.rank() == 0:
             numbers = {"resumed": resumed, "seconds": time.perf_counter() - start, "predictions": kept and str(kept)}
-            _report(settings, source, listed, [*skipped, *unreadable], store, numbers)
+            _report(settings, bench, source, listed, [*skipped, *unreadable], store, numbers)
         distributed.barrier()
 
 
-def _check(settings: Settings) -> None:
-    """Before hours of work, not behind them."""
+def _load(settings: Settings, bench: Benchmark) -> VisionLanguageModel | ImageTextModel:
+    device = own_device(settings)
+    if bench.stage == "stage2":
+        return load_vision_language(settings.checkpoint, device, settings.quantize, settings.trust)
+    model = load(settings.checkpoint, device, trust=settings.trust)
+    if not isinstance(model, ImageTextModel):
+        raise UsageError(
+            f"'{settings.checkpoint}' is a checkpoint of stage two; {settings.bench} needs one of stage one"
+        )
+    return model
+
+
+def _check(settings: Settings, bench: Benchmark) -> None:
+    """Before hours of work, not after them."""
     writable(settings.output, settings.html, settings.submission, settings.predictions)
     find(PRESETS, settings.preset, "preset")
-    if settings.bench == "caption":
-        require_scorers()
-    elif settings.prompt is not None and "{}" not in settings.prompt:
-        raise UsageError(f"--prompt is '{settings.prompt}'; write {{}} where the question belongs")
-    if settings.beams is not None and settings.bench in ("choice", "statement"):
+    bench.check(_ask(settings))
+    if settings.beams is not None and not bench.writes:
         raise UsageError(f"{settings.bench} compares given answers and writes none; leave --beams out")
     if settings.lemmatize:
-        if settings.bench not in ("vqa", "gqa"):
+        if not bench.lemmatizes:
             raise UsageError(f"--lemmatize is of vqa and gqa; leave it out of {settings.bench}")
         load_lemmatizer()
+
+
+def _ask(settings: Settings) -> AskOptions:
+    decoding = {} if settings.beams is None else {"num_beams": settings.beams}
+    return AskOptions(settings.preset, settings.prompt, decoding)
 
 
 def _check_column(name: str | None, listed: list[ImageItems]) -> None:
@@ -104,43 +111,15 @@ def _check_column(name: str | None, listed: list[ImageItems]) -> None:
         raise UsageError(f"--by is '{name}', but no record has it; they have {', '.join(columns) or 'none'}")
 
 
-def list_items(source: Source, bench: str, limit: int | None = None) -> tuple[list[ImageItems], list[dict[str, Any]]]:
-    """The first `limit` images with all that is asked about them, and the records that cannot be used.
-
-    Records of one image stand together; captions of one image, on however many lines, are references of one item.
-
-    Raises:
-        UsageError: no record can be used.
-    """
-    listed: dict[Any, ImageItems] = {}
-    skipped: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for place, index in enumerate(indices(source)):
-        try:
-            sample = source[index]
-            item = item_of(bench, sample, place)
-        except BadSample as bad:
-            skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
-            continue
-        if sample.image_id not in listed:
-            if len(listed) == limit:
-                continue
-            listed[sample.image_id] = ImageItems(ImageRecord(index, sample.key, []))
-        asked = listed[sample.image_id]
-        if bench == "caption" and asked.items:
-            asked.items[0].accepted += item.accepted
-            continue
-        while item.id in taken:  # two records of one id: both are asked, under two names
-            item.id += "'"
-        taken.add(item.id)
-        asked.items.append(item)
-    if not listed:
-        raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")
-    return list(listed.values()), skipped
-
-
-def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
+def made_by(settings: Settings, model: VisionLanguageModel | ImageTextModel) -> dict[str, Any]:
     """What predictions depend on. Those of another weight, prompt or data are never mixed with them."""
+    weights = fingerprint(model)[:16] if isinstance(model, ImageTextModel) else _weights(model)
+    asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
+    asked |= {name: value for name in ("quantize", "beams") if (value := getattr(settings, name)) is not None}
+    return asked | {"preset": settings.preset, "precision": settings.precision, "weights": weights}
+
+
+def _weights(model: VisionLanguageModel) -> str:
     digest = hashlib.sha256()
     norm = model.frontend.norm
     states = (model.connector.state_dict(), {} if norm is None else norm.state_dict())
@@ -150,13 +129,11 @@ def made_by(settings: Settings, model: VisionLanguageModel) -> dict[str, Any]:
     first = next(model.llm.parameters()).detach().flatten()[:4096].float().cpu()
     digest.update(first.numpy().tobytes())
     digest.update(str(sum(parameter.numel() for parameter in model.parameters())).encode())
-    asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
-    asked |= {name: value for name in ("quantize", "beams") if (value := getattr(settings, name)) is not None}
-    return asked | {"preset": settings.preset, "precision": settings.precision, "weights": digest.hexdigest()[:16]}
+    return digest.hexdigest()[:16]
 
 
 def _predict_all(
-    settings: Settings, model: VisionLanguageModel, source: Source, listed: list[ImageItems], store: Predictions
+    settings: Settings, bench: Benchmark, model: Any, source: Source, listed: list[ImageItems], store: Predictions
 ) -> list[dict[str, Any]]:
     """Ask what has not been answered yet; returns what could not be read or asked, on the first process."""
     done = distributed.gather_objects(set(store.known))[0]  # all share the same work, whatever each has read
@@ -176,7 +153,7 @@ def _predict_all(
             unreadable |= {(record["index"], ""): record for record in group.skipped}
             if group.tiles is not None:
                 items = [portions[number].items for number in group.numbers]
-                records, long = _predict(settings, model, group.tiles, items)
+                records, long = _predict(bench, model, group.tiles, items, _ask(settings))
                 for row, item, reason in long:
                     index = str(images[group.numbers[row]].index)
                     told = {"index": index, "kind": "too long", "detail": f"{item.id}: {reason}"}
@@ -191,19 +168,18 @@ def _predict_all(
 
 
 def _predict(
-    settings: Settings, model: VisionLanguageModel, tiles: Tiles, items: list[list[Item]]
+    bench: Benchmark, model: Any, tiles: Tiles, items: list[list[Item]], ask: AskOptions
 ) -> tuple[list[dict[str, Any]], list[tuple[int, Item, str]]]:
     """What is said of some images; and the image's row, the item and the reason where a question is too long."""
-    given = settings.preset, settings.prompt, {} if settings.beams is None else {"num_beams": settings.beams}
     try:
-        return predict(settings.bench, model, tiles, items, *given), []
+        return predict(bench, model, tiles, items, ask), []
     except TooLong:
         pass  # some are: one by one shows which
     records: list[dict[str, Any]] = []
     long = []
     for row, item in [(row, item) for row, group in enumerate(items) for item in group]:
         try:
-            records += predict(settings.bench, model, tiles[row : row + 1], [[item]], *given)
+            records += predict(bench, model, tiles[row : row + 1], [[item]], ask)
         except TooLong as error:
             long.append((row, item, str(error)))
     return records, long
@@ -222,6 +198,7 @@ def _groups(portions: list[ImageItems], batch: int) -> list[range]:
 
 def _report(
     settings: Settings,
+    bench: Benchmark,
     source: Source,
     listed: list[ImageItems],
     skipped: list[dict[str, Any]],
@@ -233,18 +210,16 @@ def _report(
     scored = [item for item in items if item.known and item.id in store.known]
     measured = Measured({}, [])
     if scored:
-        measured = measure(
-            settings.bench, scored, [store.known[item.id] for item in scored], settings.by, settings.lemmatize
-        )
+        measured = bench.score(scored, [store.known[item.id] for item in scored], settings.by, settings.lemmatize)
     title = f"{settings.bench}: {len(listed)} images, {len(items)} asked, {len(scored)} scored, {settings.precision}, "
     title += f"{numbers['seconds']:.0f} s"
     head, rows = lines(measured, len(scored))
-    _show(title, head, rows, measured, skipped, any(item.known for item in items))
+    lacking = "" if any(item.known for item in items) else bench.truth
+    _show(title, head, rows, measured, skipped, lacking)
     if settings.submission is not None:
         if placed := sum(not item.has_id for item in items):
             console.print(f"{placed} of {len(items)} records have no id: the submission has their place in the data")
-        sent = submission(settings.bench, items, store.known)
-        settings.submission.write_text(json.dumps(sent), encoding="utf-8")
+        settings.submission.write_text(json.dumps(bench.submit(items, store.known)), encoding="utf-8")
     if settings.output is not None:
         result = {"bench": settings.bench, "checkpoint": settings.checkpoint, "made_by": store.made_by}
         result |= {"images": len(listed), "asked": len(items), "scored": len(scored), "skipped": skipped, **numbers}
@@ -259,7 +234,7 @@ def _report(
 
 
 def _show(
-    title: str, head: list[str], rows: list[list[str]], measured: Measured, skipped: list[dict[str, Any]], known: bool
+    title: str, head: list[str], rows: list[list[str]], measured: Measured, skipped: list[dict[str, Any]], lacking: str
 ) -> None:
     if measured.total:
         table = Table(*head, title=title)
@@ -269,8 +244,7 @@ def _show(
         if len(rows) > ROWS:
             console.print(f"and {len(rows) - ROWS} rows more; -o writes all of them")
     else:
-        lacking = "captions" if title.startswith("caption:") else "answers"
-        why = "none could be asked" if known else f"the data have no {lacking}; --submission writes what was said"
+        why = f"the data have no {lacking}; --submission writes what was said" if lacking else "none could be asked"
         console.print(f"{title}: nothing is scored, since {why}")
     for name, reason in measured.missing.items():
         console.print(f"{name} is not available: {reason}")

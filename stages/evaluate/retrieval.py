@@ -18,9 +18,9 @@ from rich.table import Table
 from qformer import distributed, load
 from qformer.data import sources
 from qformer.data.arguments import pairs
-from qformer.data.held_out import ImageRecord, list_images, read_groups
+from qformer.data.held_out import ImageRecord, read_groups
 from qformer.evaluation import retrieval
-from qformer.evaluation.benchmarks import BENCHMARKS
+from qformer.evaluation.benchmarks import ImageItems, Measured
 from qformer.files import records
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
@@ -39,15 +39,14 @@ MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k
 QUERIES = {"i2t": "image", "t2i": "text"}
 
 
-def evaluate_retrieval(settings: Settings) -> None:
+def evaluate_retrieval(settings: Settings, bench: retrieval.Retrieval | None = None) -> None:
     """Image-text retrieval in both directions: by ITC, by ITM, and by their sum as in the original.
 
     Raises:
-        UsageError: another benchmark, data that cannot be used, a checkpoint that is not of stage one, or no room.
+        UsageError: data that cannot be used, a checkpoint that is not of stage one, or no room.
     """
-    if settings.bench != "retrieval":
-        known = ", ".join(("retrieval", *BENCHMARKS))
-        raise UsageError(f"unknown benchmark '{settings.bench}'; known are {known}")
+    bench = bench or retrieval.Retrieval()
+    bench.k = settings.k
     for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams"):
         if getattr(settings, option):
             raise UsageError(f"--{option} is for benchmarks in which the model writes; leave it out for retrieval")
@@ -57,13 +56,14 @@ def evaluate_retrieval(settings: Settings) -> None:
         source = sources.build(str(options.pop("name", "jsonl")), **options)
         writable(settings.output, settings.html)
         model = _load(settings)
-        listed, skipped = list_images(source, settings.limit)
+        listed, skipped = bench.items(source, settings.limit)
         start = time.perf_counter()
-        readable, unreadable, scores = _score(settings, model, source, listed)
+        readable, unreadable, scores = _score(settings, bench, model, source, listed)
         seconds = time.perf_counter() - start
         if distributed.rank() == 0:
-            images = [listed[number] for number in readable]
-            _report(settings, source, images, [*skipped, *unreadable], scores, seconds)
+            measured = bench.score([item for one in readable for item in one.items], [])
+            images = [one.image for one in readable]
+            _report(settings, source, images, [*skipped, *unreadable], scores, measured, seconds)
         distributed.barrier()
 
 
@@ -75,20 +75,20 @@ def _load(settings: Settings) -> ImageTextModel:
 
 
 def _score(
-    settings: Settings, model: ImageTextModel, source: Source, listed: list[ImageRecord]
-) -> tuple[list[int], list[dict[str, Any]], retrieval.Scores]:
-    """Numbers of the images that could be read, records of the others, and scores of those with their captions."""
+    settings: Settings, bench: retrieval.Retrieval, model: ImageTextModel, source: Source, listed: list[ImageItems]
+) -> tuple[list[ImageItems], list[dict[str, Any]], retrieval.Scores]:
+    """The images that could be read, records of the others, and scores of those with their captions."""
     show, world = distributed.rank() == 0, distributed.world()
     groups = [range(start, min(start + settings.batch, len(listed))) for start in range(0, len(listed), settings.batch)]
     own = groups[distributed.rank() :: world]
     readable: list[int] = []
     unreadable: list[dict[str, Any]] = []
     with TemporaryFile() as file, autocast(model, settings.precision):  # it goes with the process, even a killed one
-        images = retrieval.Images(model, file if settings.k else None)
-        reading = read_groups(source, listed, model.frontend.strategy, own)
+        bench.begin(model, file if settings.k else None)
+        reading = read_groups(source, [one.image for one in listed], model.frontend.strategy, own)
         for group in track(reading, "embedding images", len(own), disable=not show):
             try:
-                images.add(group.tiles)
+                bench.predict(model, group.tiles, [listed[number].items for number in group.numbers])
             except OSError as error:
                 raise UsageError(f"no room in '{gettempdir()}' ({error.strerror}); {MORE_ROOM}") from error
             if group.tiles is not None and not readable:
@@ -97,12 +97,12 @@ def _score(
             unreadable += group.skipped
         readable = sorted(number for part in distributed.gather_objects(readable) for number in part)
         unreadable = [record for part in distributed.gather_objects(unreadable) for record in part]
-        places = {str(image.index): number for number, image in enumerate(listed)}
+        places = {str(one.image.index): number for number, one in enumerate(listed)}
         unreadable.sort(key=lambda record: places[record["index"]])
         if not readable:
             raise UsageError(f"none of the {len(listed)} images could be read ({unreadable[:3]}); check --data")
-        texts = [caption for number in readable for caption in listed[number].captions]
-        return readable, unreadable, images.score(texts, settings.k, show)
+        used = [listed[number] for number in readable]
+        return used, unreadable, bench.compare([item for one in used for item in one.items], show)
 
 
 def _check_room(needed: float) -> None:
@@ -121,19 +121,14 @@ def _report(
     images: list[ImageRecord],
     skipped: list[dict[str, Any]],
     scores: retrieval.Scores,
+    measured: Measured,
     seconds: float,
 ) -> None:
     captions = [image.captions for image in images]
-    places, equal = retrieval.rank_table(scores, captions), retrieval.count_equal(captions)
-    measured = retrieval.full_table(places)
-    if equal:
-        strict = retrieval.full_table(retrieval.rank_table(scores, captions, equal=False))
-        measured |= {f"{kind}{records.ORIGINAL}": values for kind, values in strict.items()}
-    if not settings.k:
-        measured = {kind: values for kind, values in measured.items() if kind.startswith("itc")}
+    equal, kinds = retrieval.count_equal(captions), measured.groups["ranked by"]
     texts = sum(map(len, captions))
     title = f"{len(images)} images, {texts} texts, k = {settings.k}, {settings.precision}, {seconds:.0f} s"
-    head, rows = lines(measured)
+    head, rows = lines(kinds)
     table = Table(*head, title=title)
     for row in rows:
         table.add_row(*row)
@@ -147,9 +142,10 @@ def _report(
         result |= {"equal_captions": equal}
         result |= {"precision": settings.precision, "processes": distributed.world(), "seconds": seconds}
         pairs_scored = int((scores.of_image | scores.of_text).sum())
-        result |= {"pairs": pairs_scored, "skipped": skipped, **measured}
+        result |= {"pairs": pairs_scored, "skipped": skipped, **kinds}
         settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if settings.html is not None:
+        places = retrieval.rank_table(scores, captions)
         page = hits.page(settings.checkpoint, title, (head, rows), source, images, scores, places)
         settings.html.write_text(page, encoding="utf-8")
 

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from qformer.files import pretrained
+from qformer.losses import IGNORE
 from qformer.schema import POSITIONS
 from qformer.types import UsageError
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from qformer.config import BackboneConfig
 
-IGNORE = -100
 MATCH_WIDTH = 128  # of the embeddings that a ViT and its text tower share
 #: First ids of each tokenizer; the very first is the padding.
 SPECIAL = {

@@ -17,7 +17,7 @@ import yaml
 
 from qformer.data import sources
 from qformer.data.base import indices
-from qformer.evaluation.benchmarks import item_of
+from qformer.evaluation.benchmarks import choose
 from qformer.types import BadSample, UsageError
 from tests.data.making import encoded, number_of, photo, shard
 
@@ -330,7 +330,7 @@ def test_a_form_is_read_by_the_options_of_its_row(name: str, tmp_path: Path, mon
         try:
             sample = source[index]
             assert number_of(sample) == 7
-            item = item_of(bench, sample, place)
+            item = choose(bench).item(sample, place)
             found.append((item.number, item.question, item.accepted, item.choices, item.right))
         except BadSample as bad:
             found.append(bad.kind)

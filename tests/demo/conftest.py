@@ -58,7 +58,7 @@ def model(trained: Path) -> VisionLanguageModel:
 def models(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> backend.Models:
     """All that a page may have: both stages, and a gallery of six scenes."""
     folder = tmp_path_factory.mktemp("gallery") / "index"
-    index(str(trained.parent / "stage1"), ["name=scenes", "count=6", "size=64"], folder, None, None, 6, "cpu")
+    index(str(trained.parent / "stage1"), ["name=scenes", "count=6", "size=64"], folder, batch=6, device="cpu")
     return backend.load_models(str(trained), index=folder, device="cpu")
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration,
 from qformer import load, stages
 from qformer.evaluation import retrieval
 from qformer.llm.decoding import GenerateConfig, nucleus
-from qformer.retrieval.embedders import load_ranker
+from qformer.retrieval.embedders import load_embedder
 from qformer.stages.capfilt.models import NEW_TOKENS, load_captioner
 from qformer.types import UsageError
 from tests.tiny_clip import save_tiny_blip, save_tiny_clip, save_tiny_siglip
@@ -112,7 +112,7 @@ def test_blip_goes_on_from_its_prompt_token_by_token(space: Path, prompt: str | 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_similarity_is_that_of_transformers(space: Path, kind: str) -> None:
     """Cosines: what the model itself divides by its temperature, for texts that are cut, too."""
-    ranker, photos = load_ranker(str(space / kind), "cpu"), images()
+    ranker, photos = load_embedder(str(space / kind), "cpu"), images()
     found = ranker(photos, TEXTS)
     model, processor = (auto.from_pretrained(space / kind) for auto in (AutoModel, AutoProcessor))
     flat = [text for own in TEXTS for text in own]
@@ -136,14 +136,14 @@ def test_stage_one_ranks_as_in_retrieval(space: Path) -> None:
     with torch.no_grad():
         itc = retrieval.score(model, [model.frontend.tiles(photos)], flat, 0).itc
     of = [number for number, own in enumerate(TEXTS) for _ in own]
-    found = torch.tensor([score for own in load_ranker(str(space / "one"), "cpu")(photos, TEXTS) for score in own])
+    found = torch.tensor([score for own in load_embedder(str(space / "one"), "cpu")(photos, TEXTS) for score in own])
     torch.testing.assert_close(found, itc[of, range(len(flat))], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "one"])
 def test_images_of_any_shape_are_ranked(space: Path, kind: str) -> None:
     odd = images(((1, 1), (3, 5), (3000, 1), (2, 2500)))
-    scores = load_ranker(str(space / kind), "cpu")(odd, [["a cat"], [], ["a dog", "rain"], ["a bus"]])
+    scores = load_embedder(str(space / kind), "cpu")(odd, [["a cat"], [], ["a dog", "rain"], ["a bus"]])
     assert list(map(len, scores)) == [1, 0, 2, 1]
     assert np.isfinite([score for own in scores for score in own]).all()
 
@@ -160,7 +160,7 @@ def test_what_cannot_caption_or_rank_is_said(space: Path, tmp_path: Path) -> Non
         load_captioner(str(space / "one"), "cpu", prompt="a")
     for path, expected in (("two", "of stage two; a ranker"), ("vit", "holds a vit model"), ("bert", "holds a bert")):
         with pytest.raises(UsageError, match=expected):
-            load_ranker(str(space / path), "cpu")
+            load_embedder(str(space / path), "cpu")
     model = BlipForConditionalGeneration.from_pretrained(space / "blip")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if "crossattention" not in name}
     model.save_pretrained(tmp_path, state_dict=tensors)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, CLIPVisionConfig, GenerationConfig, T5EncoderModel
 
-from qformer.llm.base import IGNORE, CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
+from qformer import losses
+from qformer.llm.base import CausalLM, GenerateConfig, LanguageModel, Seq2SeqLM
 from qformer.llm.loading import load_language_model as load
 from qformer.llm.rows import pack
 from qformer.model.vision_language import split_caption
@@ -179,7 +180,7 @@ def test_a_long_question_gives_way_to_its_answer(causal: LanguageModel) -> None:
     row, targets = causal._targets([answer], [question], room, torch.device("cpu"))
     assert row.ids.tolist() == [[*causal.start, *asked[-rest:], *new]]
     assert targets[0, -len(new) :].tolist() == new
-    assert (targets[0, : -len(new)] == IGNORE).all()
+    assert (targets[0, : -len(new)] == losses.IGNORE).all()
     assert causal.loss(*one, [answer], [question], room)[1] == len(new)
     assert causal.loss(*one, ["dogs " * 30], [question], room)[1] == room // 2
 

@@ -89,11 +89,11 @@ def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def index(into: str) -> None:
-    stage.index("model", ["photos"], Path(into), None, None, 4, "cpu")
+    stage.index("model", ["photos"], Path(into), batch=4, device="cpu")
 
 
 def search(within: str) -> None:
-    stage.search("model", Path(within), "a cat", None, 3, 2, [], False, None, True, "cpu")
+    stage.search("model", Path(within), "a cat", k=3, shortlist=2, as_json=True, device="cpu")
 
 
 def refusal(run: Callable[[str], None], name: str) -> str:

@@ -106,13 +106,13 @@ def test_python_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     before = list(Gallery.open("gallery").store.known())
     assert len(before) == 5
     assert {len(known.places) for known in before} == {1}
-    index("runs/stage1", ["photos"], Path("gallery"), None, None, 64, "cpu")
+    index("runs/stage1", ["photos"], Path("gallery"), device="cpu")
     told = " ".join(capsys.readouterr().out.split())
     assert "5 images (0 embedded now, 2 changed, 0 removed; 1 further files are copies of these)" in told
     gallery = Gallery.open("gallery")
     assert len(gallery.about["sources"]) == 1
     fresh = Path("fresh")
-    index("runs/stage1", ["photos"], fresh, None, None, 64, "cpu")
+    index("runs/stage1", ["photos"], fresh, device="cpu")
     direct = Gallery.open(fresh).store
     for one in direct.known():
         mine, theirs = gallery.store.get([one.id])[one.id], direct.get([one.id])[one.id]
@@ -138,7 +138,7 @@ def test_a_gallery_on_qdrant_is_updated_and_searched_like_one_in_a_folder(
     for _ in range(2):
         found = []
         for name, store in (("in-folder", None), ("on-server", "qdrant://localhost:6333")):
-            index("runs/stage1", ["photos"], Path(name), store, None, 2, "cpu")
+            index("runs/stage1", ["photos"], Path(name), store=store, batch=2, device="cpu")
             retriever = Retriever(name, model, trust=store is not None)
             hits = retriever.text_to_image("a cat", k=3, shortlist=4, where=["path~PHOTOS/"])
             hits += retriever.search("a dog", "bicycle.jpg") + retriever.image_to_text("bicycle.jpg")

@@ -92,7 +92,7 @@ def work(root: Path, out: Path) -> list[Any]:
 
     def run(checkpoint: str, data: str, gallery: str, batch: int = 2) -> None:
         try:
-            index(str(root / checkpoint), [str(out / data)], out / gallery, None, None, batch, "cpu")
+            index(str(root / checkpoint), [str(out / data)], out / gallery, batch=batch, device="cpu")
         except UsageError as error:
             told.append(str(error).replace(str(out), "OUT").replace(str(root), "ROOT"))
         distributed.barrier()

@@ -17,11 +17,12 @@ from PIL import Image
 
 from qformer import stages
 from qformer.evaluation import caption
+from qformer.evaluation.benchmarks import Benchmark, Item, Measured, choose, mean_scores, new_item
 from qformer.llm.base import LanguageModel
 from qformer.stages.evaluate import language as benchmarks
 from qformer.stages.evaluate.language import evaluate_language
 from qformer.stages.evaluate.settings import Settings
-from qformer.types import UsageError
+from qformer.types import Sample, UsageError
 from tests.processes import together
 from tests.workspace import config, make_workspace
 
@@ -204,7 +205,7 @@ def test_an_interrupted_run_goes_on(root: Path, run: Run, monkeypatch: pytest.Mo
     asked: list[str] = []
     real = benchmarks.predict
 
-    def counted(bench: str, model: Any, tiles: Any, items: Any, *rest: Any) -> Any:
+    def counted(bench: Any, model: Any, tiles: Any, items: Any, *rest: Any) -> Any:
         asked.extend(item.id for group in items for item in group)
         return real(bench, model, tiles, items, *rest)
 
@@ -338,7 +339,70 @@ def test_two_records_of_one_id_are_both_asked(root: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     from qformer.data import sources
 
-    listed, _ = benchmarks.list_items(sources.build("jsonl", path=str(file)), "vqa")
+    listed, _ = choose("vqa").items(sources.build("jsonl", path=str(file)))
     assert [item.id for item in listed[0].items] == ["x", "x'"]
     with pytest.raises(UsageError, match="none of the 2 records"):
-        benchmarks.list_items(sources.build("jsonl", path=str(file)), "statement")
+        choose("statement").items(sources.build("jsonl", path=str(file)))
+
+
+class Loudness(Benchmark):
+    """A benchmark of somebody else's, whole: does the model say more than nothing?"""
+
+    def item(self, sample: Sample, place: int) -> Item:
+        item = new_item(sample, place)
+        item.question, item.accepted = f"how loud is picture {place}?", ["loud"]
+        return item
+
+    def predict(self, model: Any, tiles: Any, items: Any, ask: Any) -> list[dict[str, Any]]:
+        texts = model.generate(tiles, "a photo of", **ask.decoding)
+        return [{"said": text, "place": item.number} for text, own in zip(texts, items, strict=True) for item in own]
+
+    def score(self, items: Any, records: Any, by: str | None, lemmas: bool) -> Measured:
+        return mean_scores(items, {"even places": [float(record["place"] % 2 == 0) for record in records]}, by)
+
+
+class Redness(Loudness):
+    """One that needs a model of stage one, and compares what is given."""
+
+    stage, writes = "stage1", False
+
+    def predict(self, model: Any, tiles: Any, items: Any, ask: Any) -> list[dict[str, Any]]:
+        rows, _ = model.embed_images(tiles)
+        said = [str(len(own)) for own in rows]  # as many as there are queries
+        return [{"said": text, "place": item.number} for text, own in zip(said, items, strict=True) for item in own]
+
+
+def test_a_benchmark_of_ones_own_is_one_class(root: Path, run: Run) -> None:
+    """By its name on the command line alone: table, JSON, page, submission, and kept predictions."""
+    rows = [{"id": 70 + n, "image": f"{root}/images/{n}.png", "caption": "a cat", "level": n // 2} for n in range(4)]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = f"{__name__}:Loudness"
+    command = [*words(root, name, "path=own.jsonl"), "-o", "a.json", "--submission", "s.json", "--html", "a.html"]
+    code, out, err = run(*command, "--beams", "2", "--by", "level", "--limit", "3")
+    assert code == 0, err
+    result = json.loads(Path("a.json").read_text())
+    assert (result["bench"], result["scored"]) == (name, 3)
+    assert result["scores"] == {"even places": pytest.approx(2 / 3)}
+    assert result["groups"]["level"]["1"] == {"count": 1, "even places": 1.0}
+    assert "66.67" in out
+    kept = [json.loads(line) for line in Path("a.predictions.jsonl").read_text().splitlines()]
+    assert [record["place"] for record in kept[1:]] == [0, 1, 2]
+    assert [record["question_id"] for record in json.loads(Path("s.json").read_text())] == [0, 1, 2]
+    assert "how loud is picture 1?" in Path("a.html").read_text()
+    code, _, err = run(*command, "--beams", "2", "--lemmatize")
+    assert (code, f"leave it out of {name}" in err) == (2, True)
+
+
+def test_a_benchmark_says_whose_model_it_needs(root: Path, run: Run) -> None:
+    Path("own.jsonl").write_text(json.dumps({"image": f"{root}/images/0.png", "caption": "a cat"}) + "\n")
+    command = words(root, f"{__name__}:Redness", "path=own.jsonl")
+    code, _, err = run(*command)
+    assert (code, "Redness needs one of stage one" in err) == (2, True)
+    command[1] = str(root / "runs" / "stage1")
+    code, _, err = run(*command, "-o", "a.json", "--predictions", "p.jsonl")
+    assert code == 0, err
+    made_by = json.loads(Path("a.json").read_text())["made_by"]
+    assert len(made_by["weights"]) == 16
+    assert json.loads(Path("p.jsonl").read_text().splitlines()[1])["said"].isdecimal()
+    code, _, err = run(*command, "--beams", "2")
+    assert (code, "leave --beams out" in err) == (2, True)

@@ -69,7 +69,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     rank = lambda *given: made.rank(*given)  # noqa: E731
     rank.too_long = lambda texts: sum("train" in text for text in texts)  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "load_captioner", lambda *_: made.caption)
-    monkeypatch.setattr(module, "load_ranker", lambda *_: rank)
+    monkeypatch.setattr(module, "load_embedder", lambda *_: rank)
     monkeypatch.setattr(module.checkpoint, "is_foreign", lambda _: True)
     return made
 

@@ -99,7 +99,7 @@ def test_scores_are_those_of_everything_in_memory(root: Path, monkeypatch: pytes
     kept: list[Any] = []
     monkeypatch.setattr(evaluate, "_report", lambda *given: kept.append(given))
     evaluate_retrieval(settings(root))
-    _, _, images, _, scores, _ = kept[0]
+    _, _, images, _, scores, *_ = kept[0]
     bridge = evaluate._load(settings(root))
     photos = [root / "images" / f"{number}.png" for number in range(PHOTOS)]
     texts = [text for image in images for text in image.captions]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qformer.evaluation.few_shot import few_shot
+from benchmarks.few_shot_trial import few_shot
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import Sample, UsageError
 from tests.model.test_vision_language import _images, _model

@@ -1,0 +1,26 @@
+"""`qformer eval`: a checkpoint on the benchmark of a name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qformer.evaluation.benchmarks import choose
+from qformer.evaluation.retrieval import Retrieval
+from qformer.stages.evaluate.language import evaluate_language
+from qformer.stages.evaluate.retrieval import evaluate_retrieval
+
+if TYPE_CHECKING:
+    from qformer.stages.evaluate.settings import Settings
+
+
+def evaluate(settings: Settings) -> None:
+    """Measure, print, and write what was asked for.
+
+    Raises:
+        UsageError: an unknown benchmark; see `evaluate_retrieval` and `evaluate_language`.
+    """
+    bench = choose(settings.bench)
+    if isinstance(bench, Retrieval):  # compares all images with all texts; the others look at one image at a time
+        evaluate_retrieval(settings, bench)
+    else:
+        evaluate_language(settings, bench)
