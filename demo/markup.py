@@ -64,7 +64,8 @@ BARS = ENVIRONMENT.from_string("""\
   <li><p>{{ text }}</p>
   {% for name, share, shown in bars %}
     <div class="bar {{ "second" if loop.index > 1 }}"><span>{{ name }}</span>
-    <i aria-hidden="true"><b style="width: {{ "%.1f" | format(100 * share) }}%"></b></i><output>{{ shown }}</output></div>
+    <i aria-hidden="true"><b style="width: {{ "%.1f" | format(100 * share) }}%"></b></i>
+    <output>{{ shown }}</output></div>
   {% endfor %}
   </li>
 {% endfor %}

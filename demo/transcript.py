@@ -26,7 +26,8 @@ small, summary { opacity: .7 } pre { white-space: pre-wrap; overflow-wrap: anywh
 {% if picture %}<img src="{{ picture }}" alt="the picture of the conversation">{% endif %}
 <dl>
 {% for turn in turns %}
-<dt>{{ turn.question or "A caption" }}{% if turn.notes %}<br><small>{{ turn.notes | join("; ") }}</small>{% endif %}</dt>
+<dt>{{ turn.question or "A caption" }}
+{% if turn.notes %}<br><small>{{ turn.notes | join("; ") }}</small>{% endif %}</dt>
 <dd>{{ turn.answer }}<details><summary>prompt</summary><pre>{{ turn.prompt }}</pre></details></dd>
 {% endfor %}
 </dl></body></html>

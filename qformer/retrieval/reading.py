@@ -1,7 +1,7 @@
-"""What a model makes of a gallery: of images their ITC rows and, if asked, stored tokens; of texts their embeddings.
+"""Reading and embedding for a gallery: ITC rows and optional stored tokens of images, embeddings of texts.
 
-A process reads samples a round at a time: it passes over files whose size and time are those it knows, and embeds the
-contents that nobody has embedded yet.
+A process reads samples in rounds: it skips files whose size and time are known, and embeds the contents that no process
+has embedded yet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qformer.files.packing import pack
 from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
 from qformer.retrieval.entries import Entry, Place, is_utf8
-from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time
+from qformer.retrieval.places import digest, find_spelling, plain_bytes, status, tar_time, to_nfc
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from qformer.retrieval.gallery import Gallery
     from qformer.types import Sample
 
-SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
-MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
+SAMPLED = 64  # numbers of each tensor in the fingerprint of a model
+MAX_TOKENS = 35  # the original reads longer texts here than in training (32); fewer would drop their ends
 TEXTS = 256  # embedded at once
 THINGS = ("a dog", "a man", "two women", "children", "a red car", "a bird", "food", "a sign", "a building", "flowers")
 PLACES = ("on a beach", "in the snow", "on a street", "in a room", "at night", "in the grass", "near water", "close up")
@@ -49,9 +49,9 @@ class ReadSample:
     """A sample that was read: a known place, a known content in a new place, or a new content.
 
     Attributes:
-        index: of the sample in its source. place: where it stands.
-        id: of its content; None where the place is known and its file was not touched.
-        captions: cleaned. entry: of a content that this process does not know.
+        index: position of the sample in its source. place: its file or record.
+        id: hash of its content; None if the place is known and its file has not changed.
+        captions: its captions, cleaned. entry: a new entry, if this process does not know the content.
     """
 
     index: Any
@@ -63,7 +63,7 @@ class ReadSample:
 
 @dataclass
 class Round:
-    """What a process has read: the samples, what could not be read, and images that are still to be embedded."""
+    """Samples that a process has read, faults of those it could not read, and images still to embed."""
 
     seen: list[ReadSample] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -71,11 +71,11 @@ class Round:
 
 
 class Reader:
-    """Reads samples for one process and embeds what is not known.
+    """Reader of samples for one process, which embeds new contents.
 
     Attributes:
-        known: id and place of every name in this source. ids: the contents of the gallery.
-        features: how the tokens of the image encoder are stored for re-ranking: fp16, int8, or None for not at all.
+        known: id and place of every name in this source. ids: contents of the gallery.
+        features: packing of the image encoder's tokens for re-ranking: fp16, int8, or None to store none.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class Reader:
         self.model, self.number, self.known, self.ids, self.features = model, number, known, set(ids), features
 
     def look(self, source: Source, members: Sequence[Any]) -> Round:
-        """Read what stands at these indices, as far as it has to be read; decode what is new."""
+        """Read the samples at these indices, skipping unchanged files, and decode new contents."""
         found = Round()
         for index in members:
             name = ""
             try:
                 sample = source[index]
-                name = spelled(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
+                name = find_spelling(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
                 self._look(sample, name, index, number_of(source, index), found)
             except BadSample as bad:
                 path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]
@@ -105,7 +105,7 @@ class Reader:
     def _look(self, sample: Sample, name: str, index: Any, number: int, found: Round) -> None:
         if not is_utf8(name):
             raise BadSample("not utf-8", ascii(name))
-        captions = [composed(" ".join(text.split())) for text in cleaned(sample.captions)]  # each is kept as one line
+        captions = [to_nfc(" ".join(text.split())) for text in cleaned(sample.captions)]  # one line each
         place, data = Place(self.number, name, number, -1, tar_time(name)), sample.image
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))
@@ -142,7 +142,7 @@ class Reader:
         return found
 
     def _pack(self, encoded: Encoded, packing: Packing) -> Iterator[np.ndarray]:
-        """The tokens of each tile as they are stored.
+        """Tokens of each tile in the stored form.
 
         Raises:
             UsageError: fp16 cannot hold them.
@@ -151,12 +151,12 @@ class Reader:
             try:
                 yield pack(rows if encoded.mask is None else rows[encoded.mask[number]], packing).cpu().numpy()
             except OverflowError as error:
-                raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
+                raise UsageError(f"{error}; index into a new folder with --features int8, or none") from error
 
 
 @torch.no_grad()
 def embed_captions(model: ImageTextModel, texts: Sequence[str]) -> np.ndarray:
-    """float16[n, P], for texts of any length."""
+    """Embed texts, float16[n, P]; there can be any number of them."""
     parts = [np.zeros((0, model.config.embed_width), np.float16)]
     for start in range(0, len(texts), TEXTS):
         tokens = model.tokenize(list(texts[start : start + TEXTS]), max(MAX_TOKENS, model.max_tokens))
@@ -165,21 +165,21 @@ def embed_captions(model: ImageTextModel, texts: Sequence[str]) -> np.ndarray:
 
 
 def probes(gallery: Gallery, model: ImageTextModel) -> Tensor:
-    """Embeddings of texts like those that will be asked, float[n, P]: captions of the gallery, and plain phrases."""
+    """Embeddings of typical queries, float[n, P]: captions of the gallery, and plain phrases."""
     phrases = [f"{thing} {place}" for thing in THINGS for place in PLACES]
-    told = [known.id for known in gallery.store.known() if known.captions]
-    some = gallery.store.get(told[:: max(1, len(told) // len(phrases))])
+    captioned = [known.id for known in gallery.store.known() if known.captions]
+    some = gallery.store.get(captioned[:: max(1, len(captioned) // len(phrases))])
     rows = [entry.caption_embeds[:1] for entry in some.values()]
     return torch.from_numpy(np.concatenate([embed_captions(model, phrases), *rows]).astype(np.float32))
 
 
 def fingerprint(model: ImageTextModel) -> str:
-    """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
+    """Hash the shapes of all tensors and some of their numbers as fp16, so that it does not depend on the dtype."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(model.frontend.strategy).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
-        count = min(SAMPLED, len(flat))  # whole numbers: a float32 cannot tell the last of 2**24 numbers from none
+        count = min(SAMPLED, len(flat))  # integer arithmetic: float32 cannot index past 2**24
         some = flat[torch.arange(count, device=flat.device) * (len(flat) - 1) // max(count - 1, 1)]
         digest.update(f"{name}{list(tensor.shape)}".encode() + some.half().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -31,8 +31,8 @@ FATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Found": lambda before, after: (before == 1) & (after == 1),
 }
 LEGEND = (
-    f"Recalls in %. Each query below is shown with its {BEST} best results, the right ones outlined: ITC is the cosine, "
-    "ITM the probability that they match, score the logit of ITM + ITC."
+    f"Recalls in %. Each query below is shown with its {BEST} best results, the right ones outlined: ITC is the "
+    "cosine, ITM the probability that they match, score the logit of ITM + ITC."
 )
 DIRECTIONS = {"t2i": "A text looks for its image", "i2t": "An image looks for its texts"}
 

@@ -316,7 +316,7 @@ def test_a_page_on_other_addresses(tmp_path: Path) -> None:
         with serve(hosts=Hosts(bind="::1")) as (url, _):
             assert url.startswith("http://[::1]:")
             assert Visitor(url).health()["status"] == "ok"
-    with pytest.raises(UsageError, match=r"--host '192\.0\.2\.1' is no address of this machine"):
+    with pytest.raises(UsageError, match=r"--host '192\.0\.2\.1' is not an address of this machine"):
         server.check_bind(Hosts(bind="192.0.2.1"))
     server.check_bind(Hosts(bind="::"))
 
