@@ -90,7 +90,7 @@ def _no_picture(why: str) -> UsageError:
     return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP or GIF")
 
 
-def checked_text(name: str, value: Any, limit: int) -> str:
+def check_text(name: str, value: Any, limit: int) -> str:
     """Check a text of at most `limit` characters; None becomes empty, and line ends become those of Unix.
 
     Raises:
@@ -111,7 +111,7 @@ def checked_text(name: str, value: Any, limit: int) -> str:
     return text
 
 
-def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
     """Check a finite number from `low` to `high`, both included.
 
     Args:
@@ -128,7 +128,7 @@ def checked_number(name: str, value: Any, low: float, high: float, whole: bool =
     return float(value)
 
 
-def checked_request(body: bytes) -> dict[str, Any]:
+def check_request(body: bytes) -> dict[str, Any]:
     """Parse the JSON object of a request: finite numbers, no control or half characters, at most `MAX_DEPTH` deep.
 
     Raises:
@@ -144,7 +144,7 @@ def checked_request(body: bytes) -> dict[str, Any]:
         raise UsageError(f"the request must be a JSON object, but got {kind(value)}")
     for part in parts(value):
         if isinstance(part, str):
-            checked_text("request", part, len(body))
+            check_text("request", part, len(body))
     return value
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class HitSheet:
         self.true = retrieval.true_pairs([image.captions for image in self.images])
         self.pixels = lru_cache(maxsize=256)(self._pixels)
 
-    def search(self, way: str, query: int, before: int, after: int) -> str:
+    def search(self, way: str, query: int, before: int, after: int) -> Markup:
         """The best by ITC, and re-ranked, of a text (`t2i`) or an image (`i2t`); places of the right one in both."""
         scores = self.scores
         if way == "t2i":
