@@ -16,8 +16,8 @@ from PIL import Image
 from benchmarks import look as benchmark
 from qformer.checkpoints.loading import load_vision_language
 from qformer.evaluation import attention as look
-from qformer.figures.heat import SIDE, QueryMaps
-from qformer.figures.tiles import TILE
+from qformer.figures.heat import SIDE, QueryMaps, overlay, sheet
+from qformer.figures.tiles import STRATEGIES, TILE, slices
 from qformer.llm import lora
 from qformer.model.connectors import QuestionConnector
 from qformer.model.vision_language import VisionLanguageModel
@@ -286,26 +286,26 @@ def test_an_overlay_is_hot_where_the_heat_is_and_the_picture_elsewhere() -> None
     image = Image.new("RGB", (100, 50), (20, 120, 220))
     heat = torch.zeros(2, 4)
     heat[0, 3] = 1
-    drawn = np.asarray(look.overlay(image, heat))
+    drawn = np.asarray(overlay(image, heat))
     assert drawn.shape[1] == SIDE
     assert drawn[250, 100].tolist() == [20, 120, 220]
     assert drawn[40, 600, 0] > 150
-    part = np.asarray(look.overlay(image, torch.ones(1, 1), box=(0.5, -0.5, 1.0, 0.5)))
+    part = np.asarray(overlay(image, torch.ones(1, 1), box=(0.5, -0.5, 1.0, 0.5)))
     assert part[100, 500, 0] > 150
     assert part[100, 100].tolist() == part[250, 500].tolist() == [20, 120, 220]
-    look.overlay(image.convert("LA"), torch.zeros(3, 3))  # nothing anywhere
+    overlay(image.convert("LA"), torch.zeros(3, 3))  # nothing anywhere
 
 
 def test_a_sheet_shows_all_queries_in_rows() -> None:
     maps = QueryMaps(torch.full((5, 2, 2), 0.25), (0, 0, 1, 1))
-    wide, narrow = look.sheet(picture(), maps), look.sheet(picture(), maps, columns=2)
+    wide, narrow = sheet(picture(), maps), sheet(picture(), maps, columns=2)
     assert wide.width > narrow.width
     assert narrow.height == 3 * (wide.height - 8) + 8
 
 
-@pytest.mark.parametrize("strategy", look.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
-    drawn, facts = look.slices(picture(300, 200), strategy)
+    drawn, facts = slices(picture(300, 200), strategy)
     assert drawn.width >= SIDE
     assert set(facts) == {"tiles", "grid", "tokens", "pixels", "cost"}
     assert facts["tiles"] >= 1
@@ -314,20 +314,20 @@ def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
 
 def test_the_cost_is_that_of_the_paper_s_encoder_and_grows_faster_than_pixels() -> None:
     """By hand for one tile of 28 x 28: 4 patches and a class token through 39 blocks of width 1408."""
-    facts = look.slices(picture(), "fixed", size=28)[1]
+    facts = slices(picture(), "fixed", size=28)[1]
     block = 5 * (4 * 1408**2 + 2 * 1408 * 6144) + 2 * 5 * 5 * 1408
     assert facts["cost"] == pytest.approx(2 * (39 * block + 4 * 588 * 1408) / 1e9)
     assert facts["tokens"] == 32
-    usual, large = (look.slices(picture(), "fixed", size=size)[1] for size in (224, 448))
+    usual, large = (slices(picture(), "fixed", size=size)[1] for size in (224, 448))
     assert large["pixels"] == 4 * usual["pixels"]
     assert large["cost"] > 4 * usual["cost"]
     with pytest.raises(UsageError, match="resolution"):
-        look.slices(picture(), "fixd")
+        slices(picture(), "fixd")
 
 
 def test_padding_is_hatched_and_tiles_are_outlined() -> None:
     image = Image.new("RGB", (80, 20), (200, 30, 30))
-    drawn, facts = look.slices(image, f"{__name__}:Padded")
+    drawn, facts = slices(image, f"{__name__}:Padded")
     assert facts["tiles"] == 2
     pixels = np.asarray(drawn)
     red = (pixels == (200, 30, 30)).all(axis=2)
