@@ -1,6 +1,6 @@
-"""Our tokens and caption scores beside those of `pycocoevalcap` with its Java tokeniser, on captions of your own.
+"""Our tokens and caption scores compared with `pycocoevalcap` and its Java tokenizer, on your own captions.
 
-    python benchmarks/captions.py captions.jsonl       # lines with `captions`: the first is scored against the others
+    python benchmarks/captions.py captions.jsonl       # lines with `captions`; the first is scored against the others
 
 Needs java and `pip install -e '.[metrics]'`.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     pairs = list(zip(tokenize(said), (texts[0] for texts in theirs_said.values()), strict=True))
     flat = [text for texts in theirs_known.values() for text in texts]
     pairs += zip(tokenize(text for texts in known for text in texts), flat, strict=True)
-    print(f"tokens of {len(pairs)} captions, of {sum(a != b for a, b in pairs)} they differ")
+    print(f"tokens of {len(pairs)} captions; those of {sum(a != b for a, b in pairs)} differ")
     bleu, _ = Bleu(4).compute_score(theirs_known, theirs_said, verbose=0)
     theirs = {f"BLEU-{n}": value for n, value in enumerate(bleu, 1)}
     for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr", Cider()), ("METEOR", Meteor())):

@@ -2,9 +2,9 @@
 
     python benchmarks/chunked.py [--batches 64 1680] [--chunk 64] [--plain 64]
 
-Every line is a process of its own: the peak of its resident memory less what it had when the model and the pixels of
-the batch were there. Printed beside it is what a batch has to keep: input pixels (uint8), encoder tokens, embeddings.
-glibc is told to give back what was freed (MALLOC_MMAP_THRESHOLD_): else it keeps pieces of many sizes, some 70 % more.
+Each line is measured in its own process: peak resident memory minus that after loading the model and the pixels of the
+batch. The table also shows what a batch must keep: input pixels (uint8), encoder tokens, embeddings. glibc is set to
+return freed memory (MALLOC_MMAP_THRESHOLD_); otherwise it keeps fragments, about 70 % more.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CONFIG = "configs/quickstart/stage1.yaml"
 
 
 def resident() -> int:
-    """Bytes that this process has in memory now; `ru_maxrss` is the peak, in KiB."""
+    """Resident memory of this process now, in bytes; `ru_maxrss` is the peak, in KiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def measure(count: int, chunk: int) -> dict[str, float]:
-    """One step with dropout on; a batch of two before it loads what is loaded at first use."""
+    """Measure one step with dropout, after a batch of two that loads everything loaded at first use."""
     config = load_config(CONFIG, ["qformer.dropout=0.1"])
     model, config = build_image_text(config)
     model.train()
@@ -45,7 +45,7 @@ def measure(count: int, chunk: int) -> dict[str, float]:
     side = int(config.resolution.options["size"])
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    texts = [source[i % 64].captions[0] for i in range(count)]  # the longest text counts, so it is the same one
+    texts = [source[i % 64].captions[0] for i in range(count)]  # equal texts, since the longest one decides
 
     def step(count: int, chunk: int) -> None:
         batch = Batch(Tiles.from_pixels(pixels[:count]), texts[:count])

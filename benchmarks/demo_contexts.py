@@ -1,10 +1,10 @@
-"""What the page answers about unseen scenes: alone, told what is so, and told what is not.
+"""Answers of the page about unseen scenes: without a context, with a true one, and with a false one.
 
     python benchmarks/demo_contexts.py runs/quickstart/opt [--scenes 100] [--seed 11] [--quick]
 
-Each scene goes the way of a visitor's picture: a file, and `qformer.demo.backend` with the page's own defaults. Its
-question is about one property (colour, shape, count, position, word), of which a context can claim something. A wrong
-claim is always another value than the right one, so an answer that follows it has left the picture for the context.
+Each scene takes the path of a visitor's picture: a file, and `qformer.demo.backend` with the page's defaults. Its
+question is about one property (color, shape, count, position, word) that a context can state. A false statement always
+has another value than the true one, so an answer that follows it ignores the picture.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PLAIN, TRUE, FALSE = "no context", "context that is right", "context that mislea
 
 
 def asked(count: int, seed: int, kinds: tuple[str, ...]) -> Iterator[tuple[Image.Image, str, str, str, str]]:
-    """So many unseen scenes with a question of one of `kinds`, its answer, the true statement, and a wrong value."""
+    """Draw `count` unseen scenes, with a question of one of `kinds`, its answer, the truth, and a wrong value."""
     source = Scenes(UNSEEN, SIZE, seed=seed, count=100 * count, questions=True)
     for place in range(len(source)):
         sample = source[place]
@@ -53,7 +53,7 @@ def asked(count: int, seed: int, kinds: tuple[str, ...]) -> Iterator[tuple[Image
 
 
 def contexts(model: VisionLanguageModel, count: int, seed: int) -> dict[str, float]:
-    """Shares of answers to as many scenes that are what was to be said."""
+    """Shares of expected answers over `count` scenes."""
     hits: dict[str, list[bool]] = {PLAIN: [], TRUE: [], FALSE: []}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "scene.png")
@@ -72,13 +72,17 @@ def contexts(model: VisionLanguageModel, count: int, seed: int) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="of stage two, trained on drawn scenes: RUNS/opt of `qformer quickstart`")
+    parser.add_argument(
+        "checkpoint", help="checkpoint of stage two trained on drawn scenes: RUNS/opt of `qformer quickstart`"
+    )
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--quick", action="store_true", help="10 scenes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="10 scenes, to check that it runs")
     given = parser.parse_args()
     count = 10 if given.quick else given.scenes
-    table = Table("told", "answers as wanted, %", title=f"{given.checkpoint}: {count} unseen scenes, seed {given.seed}")
+    table = Table(
+        "context", "expected answers, %", title=f"{given.checkpoint}: {count} unseen scenes, seed {given.seed}"
+    )
     for name, share in contexts(load_vision_language(given.checkpoint, "cpu"), count, given.seed).items():
         table.add_row(name, f"{100 * share:.0f}")
     Console().print(table)

@@ -1,13 +1,13 @@
-"""Many visitors of one page at once: every one gets answers, each its own, and the server's memory stays flat.
+"""Load test of the page: many visitors at once all get their own answers, and the server's memory stays flat.
 
     python benchmarks/demo_load.py [runs/quickstart/opt] [--clients 200] [--seconds 120] [--quick]
 
-The page runs in a process of its own. Each client has a drawn scene of its own and asks about it again and again, as a
-browser does: every second one a question, in a lasting session with a heartbeat, the others in requests that stand
-alone for a caption word by word, whose 16 tokens are hardly alike for two scenes, so that crossed answers would show.
-A full queue is a proper reply: it is counted, and the client tries again after a pause that doubles. In the end the
-model is asked alone about each scene in this process, and every answer must be equal to that. It ends with 1 where one
-is not, where a client got none, at any HTTP 500, or where memory grows by more than `GROWTH` after the first quarter.
+The page runs in its own process. Each client has its own drawn scene and asks about it again and again, as a browser
+does: every second one sends a question, in a lasting session with a heartbeat; the others request a caption word by
+word in single requests, whose 16 tokens differ between almost any two scenes, so that swapped answers would show. A
+full queue is a valid reply: it is counted, and the client retries after a pause that doubles. At the end, this process
+runs the model alone on each scene, and every answer must be equal to that. The exit code is 1 if one differs, if a
+client got none, at any HTTP 500, or if memory grows by more than `GROWTH` after the first quarter.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from qformer.scenes.scenes import Scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 API = "/gradio_api"
-GROWTH = 0.05  # of the server's memory
+GROWTH = 0.05  # largest growth of the server's memory
 CAPTION = {"method": "greedy", "max_new_tokens": 16}
-PAUSE = (0.25, 8.0)  # seconds before the first further try, and at most
+PAUSE = (0.25, 8.0)  # seconds before the first retry, and at most
 
 
 @dataclass
 class Client:
-    """One visitor with a picture and a question of its own."""
+    """A visitor with its own picture and question."""
 
     number: int
     picture: bytes
-    question: str  # none: a caption
+    question: str  # empty for a caption
     answers: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -62,17 +62,17 @@ class Client:
 
 @dataclass
 class Tally:
-    """What all clients met."""
+    """Results of all clients."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     full: int = 0
     failed: list[str] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)  # seconds, MB
-    health: list[float] = field(default_factory=list)  # seconds until it answered
+    health: list[float] = field(default_factory=list)  # seconds until /health replied
 
 
 def scenes(count: int) -> list[Client]:
-    """Clients whose scenes all differ."""
+    """Make clients whose scenes all differ."""
     source = Scenes("test", size=240, seed=23, count=count, questions=True)
     clients = []
     for number in range(count):
@@ -84,7 +84,7 @@ def scenes(count: int) -> list[Client]:
 
 
 async def visit(client: Client, http: httpx.AsyncClient, tally: Tally, end: float) -> None:
-    """Upload once, then ask until the time is over; what was asked by then is waited for."""
+    """Upload once, then ask until the time is over, and wait for the last answer."""
     lasting = client.number % 2 == 0
     session = f"visitor{client.number:05d}" if lasting else None
     alive = asyncio.create_task(_heartbeat(http, session)) if session else None
@@ -144,7 +144,7 @@ async def _heartbeat(http: httpx.AsyncClient, session: str) -> None:
 
 
 async def measure(process: int, http: httpx.AsyncClient, tally: Tally, start: float) -> None:
-    """The server's resident memory every few seconds, and that `/health` answers meanwhile."""
+    """Measure the server's resident memory every few seconds, and the response time of `/health`."""
     while True:
         tally.memory.append((time.monotonic() - start, resident(process)))
         asked = time.monotonic()
@@ -154,7 +154,7 @@ async def measure(process: int, http: httpx.AsyncClient, tally: Tally, start: fl
 
 
 def resident(process: int) -> float:
-    """Megabytes of a process that are in memory."""
+    """Resident memory of a process, in megabytes."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmRSS"))
 
@@ -164,7 +164,7 @@ async def load(address: str, process: int, clients: list[Client], seconds: float
     start = time.monotonic()
 
     def own() -> httpx.AsyncClient:
-        """A client with connections of its own, as a browser has; kept for less long than the server keeps them."""
+        """Make a client with its own connections, like a browser; it closes them before the server does."""
         limits = httpx.Limits(keepalive_expiry=2)
         return httpx.AsyncClient(base_url=address, timeout=300, limits=limits, trust_env=False, verify=False)
 
@@ -181,7 +181,7 @@ async def load(address: str, process: int, clients: list[Client], seconds: float
 
 
 def started(checkpoint: str, log: Any) -> tuple[subprocess.Popen[bytes], str]:
-    """A page in a process of its own, when it answers."""
+    """Start a page in its own process, and wait until it responds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -201,7 +201,7 @@ def started(checkpoint: str, log: Any) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def report(clients: list[Client], tally: Tally, took: float, wrong: list[str], code: int) -> bool:
-    """Print what was found; whether all of it is as it should be."""
+    """Print the results; returns whether all of them are as expected."""
     waits = np.array([wait for client in clients for wait in client.seconds])
     none = [client.number for client in clients if not client.answers]
     quarter = [(at, size) for at, size in tally.memory if at >= tally.memory[-1][0] / 4]
@@ -215,17 +215,17 @@ def report(clients: list[Client], tally: Tally, took: float, wrong: list[str], c
         "fewest, most answers of a client": f"{min(len(c.answers) for c in clients)}, "
         f"{max(len(c.answers) for c in clients)}",
         "clients without an answer": str(len(none)),
-        "answers that are not the model's own": str(len(wrong)),
+        "answers that differ from the model's own": str(len(wrong)),
         "different answers": str(len({answer for client in clients for answer in client.answers})),
-        "queue full, tried again": str(tally.full),
-        "other replies of 500 and more": str(errors),
+        "queue full, retried": str(tally.full),
+        "other replies with status 500 or more": str(errors),
         "failures": str(len(tally.failed)),
-        "seconds to an answer, tries included: p50, p95, most": ", ".join(
+        "seconds to an answer, retries included: p50, p95, most": ", ".join(
             f"{value:.1f}" for value in (*np.percentile(waits, [50, 95]), waits.max())
         )
         if len(waits)
         else "-",
-        "seconds until /health answered: p50, most": f"{np.median(tally.health):.3f}, {max(tally.health):.3f}",
+        "seconds until /health replied: p50, most": f"{np.median(tally.health):.3f}, {max(tally.health):.3f}",
         "memory of the server, MB: start, after a quarter, most, end": f"{tally.memory[0][1]:.0f}, "
         f"{quarter[0][1]:.0f}, {max(size for _, size in tally.memory):.0f}, {quarter[-1][1]:.0f} "
         f"({growth:+.1%} since a quarter)",

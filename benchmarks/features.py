@@ -1,13 +1,13 @@
-"""Training from stored image tokens against the direct path: steps per second, and how far the losses are apart.
+"""Training from stored image tokens compared with the direct path: steps per second, and differences of the losses.
 
     python benchmarks/features.py [--steps 5] [--batch 16] [--images 32] [--width 384] [--depth 12] [--init RUN]
 
-Speed: stage one of the quickstart behind a ViT-S/14 of random weights (65 tokens), which is large compared with the
-bridge. Steps of both ways alternate in one process and see the same images; each reads its batch, goes forward and
-backward, and lets AdamW step. Counted are seconds of CPU, so that others on the machine do not matter, with one thread.
+Speed: stage one of the quickstart after a ViT-S/14 with random weights (65 tokens), which is large compared with the
+bridge. Steps of both paths alternate in one process on the same images; each reads its batch, runs forward and
+backward, and takes a step of AdamW. CPU seconds of one thread are counted, so that other processes do not matter.
 
-Losses: the shipped towers, whole images, the same batches both ways, no training; `--init` is a run of the quickstart's
-stage one, whose bridge has learned to look. `--steps 0` leaves speed out.
+Losses: the shipped towers, whole images, the same batches on both paths, no training; `--init` is a run of the
+quickstart's stage one, whose bridge is trained. `--steps 0` skips speed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS = ("direct", "fp16", "int8")
 
 
 class Way:
-    """A way to train: its batches, and what it has cost."""
+    """A path of training: its batches, and its cost."""
 
     def __init__(self, config: Config, folder: Path, dtype: str | None) -> None:
         chosen = {} if dtype is None else {"features": {"path": str(folder / dtype), "dtype": dtype}}
@@ -67,7 +67,7 @@ class Way:
         self.model(self.batches[number].batch)["loss"].backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if number:  # the first loads what is loaded at first use
+        if number:  # the first one loads everything loaded at first use
             self.seconds += time.process_time() - start
 
     @torch.no_grad()

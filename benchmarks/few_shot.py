@@ -1,10 +1,10 @@
-"""Answers behind 0, 1, 2 and 4 examples in the prompt: does a stage-two model learn from them?
+"""Few-shot answers: does a stage-two model learn from 0, 1, 2 and 4 examples in the prompt?
 
     python benchmarks/few_shot.py runs/quickstart/opt [--shots 0 1 2 4] [--count 210] [--seeds 3]
     python benchmarks/few_shot.py CKPT --asked name=jsonl path=val.jsonl --shown name=jsonl path=train.jsonl
 
-By default questions about drawn scenes: those asked of the validation split, the examples of the training split, in
-which nothing was asked. `--words TASK` takes another row of the table of prompts.
+By default, questions are about drawn scenes of the validation split, and examples about those of the training split,
+which has no questions. `--words TASK` selects another row of the table of prompts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
-    parser.add_argument("--count", type=int, default=210, help="questions, of drawn scenes")
-    parser.add_argument("--seeds", type=int, default=3, help="how often examples are drawn anew")
+    parser.add_argument("--count", type=int, default=210, help="number of questions about drawn scenes")
+    parser.add_argument("--seeds", type=int, default=3, help="number of draws of examples")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--asked", nargs="+", metavar="KEY=VALUE", help="data that is asked about")
-    parser.add_argument("--shown", nargs="+", metavar="KEY=VALUE", help="data that examples are drawn from")
+    parser.add_argument("--asked", nargs="+", metavar="KEY=VALUE", help="data for the questions")
+    parser.add_argument("--shown", nargs="+", metavar="KEY=VALUE", help="data for the examples")
     parser.add_argument("--words", default="vqa", metavar="TASK")
     options = parser.parse_args()
     model = qformer.load(options.checkpoint)

@@ -1,17 +1,18 @@
-"""How a gallery grows: time to build, disk, memory, and what the index of a large one finds of what is there.
+"""Scaling of a gallery: build time, disk, memory, and recall of the index of a large one.
 
     python benchmarks/gallery.py CKPT DATA.jsonl [--images 100000] [--queries 200] [--folder DIR]
     python benchmarks/gallery.py CKPT DATA.jsonl --quick
 
-So many photos are not at hand, so embeddings are resampled from those of a trained model and its images, not drawn from
-clusters, which any index finds: a smoothed bootstrap (Silverman, Density Estimation, section 6.4). A resampled image is
-mean + (a - mean + h (b - c) / sqrt(2)) / sqrt(1 + h^2), rows of unit length, where a, b and c are all rows of three
-random real images and h = 0.5. It keeps the mean and the covariance of the real ones, over all rows of an image
-together, so rows of one image stay as close to each other as they are. Each line of the first table says how alike the
-scores of real and resampled images are: what makes a search hard is how many lie just below the best.
+Without that many photos, embeddings are resampled from those of a trained model and its images (and not drawn from
+clusters, which any index finds) by a smoothed bootstrap (Silverman, Density Estimation, section 6.4). A resampled image
+is mean + (a - mean + h (b - c) / sqrt(2)) / sqrt(1 + h^2), rows of unit length, where a, b and c are all rows of three
+random real images and h = 0.5. It keeps the mean and the covariance of the real images, over all rows of an image
+together, so rows of one image stay as close to each other as before. The first table compares the scores of real and
+resampled images: a search is hard if many images score just below the best.
 
-Queries are embeddings of real captions that the index was not tuned on. The first process writes and indexes; a second
-one, fresh, searches, and its memory is that of a search. ITC stage: from the embedding of a text to the 100 best.
+Queries are embeddings of real captions that were not used to tune the index. The first process writes and indexes; a
+second, fresh one searches, so that its memory is that of a search. ITC stage: from the embedding of a text to the 100
+best.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ BEST = 100
 
 
 def embed(checkpoint: str, data: str) -> dict[str, Tensor]:
-    """float16[n, V, P] of the images of a file of JSON lines, and float32[n, P] of a caption of each."""
+    """Embed the images of a file of JSON lines, float16[n, V, P], and a caption of each, float32[n, P]."""
     model = load(checkpoint).eval()
     held = held_out(sources.build("jsonl", path=data), model.frontend.strategy, None, 64)
     with torch.no_grad():
@@ -63,7 +64,7 @@ def embed(checkpoint: str, data: str) -> dict[str, Tensor]:
 
 
 def resampled(real: Tensor, count: int) -> Iterator[Tensor]:
-    """`count` images like these, float16[CHUNK, V, P] at a time."""
+    """Resample `count` images from real ones, float16[CHUNK, V, P] at a time."""
     draws = torch.Generator().manual_seed(0)
     real = real.float()
     mean = real.mean(dim=0)
@@ -122,7 +123,7 @@ def search(folder: Path, known: dict[str, Tensor], queries: int) -> dict[str, An
 
 
 def likeness(known: dict[str, Tensor]) -> Table:
-    """Scores of real images and of as many resampled ones with the same texts."""
+    """Compare scores of real images, and of the same number of resampled ones, with the same texts."""
     real, texts = known["images"], known["texts"][1::2][:200]
     ours = torch.cat(list(resampled(real, len(real))))
     table = Table(
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--folder", type=Path, help="for the gallery; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="folder of the gallery; by default a temporary one")
     parser.add_argument("--quick", action="store_true", help="6,000 images, 20 queries")
     parser.add_argument("--phase", choices=("build", "search"), help=argparse.SUPPRESS)
     options = parser.parse_args()

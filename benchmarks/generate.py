@@ -1,12 +1,12 @@
-"""One text, and ten answers about one image, against BLIP-2 of transformers with the same weights.
+"""Speed of one text, and of ten answers about one image, compared with BLIP-2 of transformers with the same weights.
 
     python benchmarks/generate.py [--kind opt|t5] [--rounds 5] [--threads 2] [--quick]
 
 Both sides read one folder: random weights in the proportions of ViT-g, the Q-Former of the paper and OPT-2.7B or
-Flan-T5-XL, about a thirtieth of their weights. Both do the whole of it, from a picture and strings to strings:
-resizing, tokenising, encoding, generating as many tokens each, decoding. Rounds of both alternate, in fp32.
-transformers answers ten questions as its documentation shows, one call each, and once more in one batch of ten.
-`--quick` shows in a minute that it works.
+Flan-T5-XL, with about a thirtieth of their parameters. Both run end to end, from a picture and strings to strings:
+resizing, tokenizing, encoding, generating the same number of tokens, decoding. Rounds of both alternate, in fp32.
+transformers answers ten questions as its documentation shows, one call each, and again in one batch of ten. `--quick`
+checks in a minute that it works.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ QUESTIONS = [f"Question: what colour is the {name}? Answer:" for name in OBJECTS
 
 
 def write_model(folder: Path, kind: str, sizes: dict[str, tuple[int, int]]) -> None:
-    """A folder of transformers with its processor; as many words as OPT or T5 has, most of them made up."""
+    """Write a folder of transformers with its processor; the vocabulary is as large as OPT's or T5's."""
     tokenizer = tiny_tokenizer(kind)
     words = {"opt": 50272, "t5": 32128}[kind]
     tokenizer.add_tokens([f"w{number}" for number in range(words - len(tokenizer) - 1)])
@@ -92,7 +92,7 @@ def write_model(folder: Path, kind: str, sizes: dict[str, tuple[int, int]]) -> N
 
 
 class Theirs:
-    """Asked as the documentation of transformers does."""
+    """BLIP-2 of transformers, called as in its documentation."""
 
     def __init__(self, folder: Path, end: int) -> None:
         self.model = Blip2ForConditionalGeneration.from_pretrained(folder).eval()
@@ -121,13 +121,13 @@ class Ours:
         return self.model.generate(self.model.frontend.tiles([image]), prompts[0], **options)
 
     def answers(self, image: np.ndarray, prompts: list[str], options: dict[str, Any]) -> list[str]:
-        """The template of OPT's questions is that of `prompts`."""
+        """Answer questions; OPT's template for them is that of `prompts`."""
         asked = [prompt.removeprefix("Question: ").removesuffix(" Answer:") for prompt in prompts]
         return self.model.answer(self.model.frontend.tiles([image]), [asked], **options)[0]
 
 
 def timed(call: Callable[[], list[str]]) -> tuple[float, float, list[str]]:
-    """Seconds by the clock and of this process, and what came out."""
+    """Wall seconds, CPU seconds of this process, and the result of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     said = call()
     return time.perf_counter() - wall, time.process_time() - cpu, said
@@ -136,7 +136,7 @@ def timed(call: Callable[[], list[str]]) -> tuple[float, float, list[str]]:
 def race(
     sides: dict[str, Callable[[], list[str]]], rounds: int
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[str]]]:
-    """All sides after one another, in each round in another order; the first round, which warms up, is not counted."""
+    """Run all sides in turn, in another order each round; the first round is a warm-up and not counted."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     said: dict[str, list[str]] = {}
     names = list(sides)

@@ -1,12 +1,12 @@
-"""Ten times `kill -9` on a run of two processes, two or more of them inside a save; it must end with the same bits.
+"""Ten times `kill -9` on a run of two processes, at least twice during a save; it must end with the same bits.
 
     python benchmarks/kill.py [--kills 10] [--steps 60] [--folder runs/kill]
 
 Stage one on the mini towers and drawn scenes, two processes over gloo on the CPU, a checkpoint every second step, with
-dropout, random crops, mirrors and a worker. One run is left alone; of the other the launcher and all its processes are
-killed: in turn when a checkpoint is half written, and at a moment drawn uniformly from its start (also before it
-trains) to half of the training. The same command goes on each time. A kill counts as inside a save if it left a
-folder `step-N.partial`. At the end the logged losses and the weights of both runs are compared for equality.
+dropout, random crops, mirrors and a worker. One run is undisturbed; of the other, the launcher and all its processes
+are killed, alternately while a checkpoint is half written, and at a uniformly drawn moment between its start (even
+before training) and half of the training. The same command resumes each time. A kill counts as inside a save if it
+left a folder `step-N.partial`. At the end, the logged losses and the weights of both runs must be equal.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def start(run: Path, steps: int) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes], run: Path, inside: bool, after: float) -> str | None:
-    """Kill at a half-written checkpoint, or after so many seconds; what it caught, None if the run had ended."""
+    """Kill at a half-written checkpoint, or `after` seconds; returns what it interrupted, None if the run had ended."""
     begun, since, first = time.monotonic(), time.time(), checkpoint.newest(run)
     while process.poll() is None:
         moved = checkpoint.newest(run) != first
-        half = moved and any((run / checkpoint.FOLDER).glob("*.partial"))  # not what an earlier kill left
+        half = moved and any((run / checkpoint.FOLDER).glob("*.partial"))  # not one left by an earlier kill
         if half if inside else time.monotonic() - begun > after:
-            launcher = psutil.Process(process.pid)  # whose processes have groups of their own
+            launcher = psutil.Process(process.pid)  # its processes have their own groups
             for one in [launcher, *launcher.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
@@ -81,7 +81,7 @@ def main() -> None:
         time.sleep(0.05)
     starting = time.monotonic() - begun
     if alone.wait():
-        sys.exit(f"the run that nobody kills failed; see {options.folder / 'whole.log'}")
+        sys.exit(f"the undisturbed run failed; see {options.folder / 'whole.log'}")
     training = time.monotonic() - begun - starting
     print(f"undisturbed: {options.steps} steps in {training:.0f} s, {starting:.0f} s to start", flush=True)
 
@@ -94,7 +94,7 @@ def main() -> None:
         inside += "inside" in found
         print(f"kill {number + 1}: {found}", flush=True)
     if start(killed, options.steps).wait():
-        sys.exit(f"it does not go on after {options.kills} kills; see {options.folder / 'killed.log'}")
+        sys.exit(f"it does not resume after {options.kills} kills; see {options.folder / 'killed.log'}")
     mine, theirs = checkpoint.read(killed).tensors, checkpoint.read(whole).tensors
     weights = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
     logged = losses(killed) == losses(whole)

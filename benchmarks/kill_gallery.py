@@ -1,15 +1,15 @@
-"""Twenty times `kill -9` while a gallery is made and brought up to date; nothing may be lost, nothing stand twice.
+"""Twenty times `kill -9` while a gallery is created and updated; nothing may be lost or duplicated.
 
     python benchmarks/kill_gallery.py [--kills 20] [--images 240] [--folder runs/kill_gallery]
 
-Drawn photos with captions, the mini towers with random weights, and an index that is built from 50 images on. A process
-indexes and is killed: in turn inside a commit, inside the tidying up (compaction, building the index), and at a moment
-drawn from the whole. The same command goes on. Whenever it ends alive, photos are added, changed, deleted, renamed and
-captioned anew, and it starts over; so about half of the kills hit an update. After each kill the store must hold what
-was last acknowledged, or that and the whole commit in which it was killed; no id, place or `seq` may stand twice; and a
-search must give its hits, with the index and without. At the end the gallery must be the one made in one go.
+It uses drawn photos with captions, the mini towers with random weights, and an index from 50 images on. A process
+indexes and is killed: alternately during a commit, during cleanup (compaction, building the index), and at a random
+moment. The same command resumes. Whenever it finishes, photos are added, changed, deleted, renamed and captioned anew,
+and it starts over, so that about half of the kills hit an update. After each kill, the store must hold the state last
+acknowledged, with or without the complete interrupted commit; no id, place or `seq` may be duplicated; and a search
+must return its hits, with and without the index. At the end, the gallery must equal one made without kills.
 
-Each process is forked from one that has imported what does not start threads, and is killed by SIGKILL.
+Each process is forked from one that has imported modules that start no threads, and is killed by SIGKILL.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def photo(path: Path, seed: int) -> None:
 
 
 def alter(photos: Path, draw: random.Random, share: float = 0.3) -> None:
-    """Add, change, delete, rename, copy and caption anew about this share of the photos."""
+    """Add, change, delete, rename, copy and recaption about this share of the photos."""
     files = sorted(photos.glob("*.png"))
     some = draw.sample(files, int(share * len(files)))
     for number, file in enumerate(some):
@@ -77,7 +77,7 @@ def alter(photos: Path, draw: random.Random, share: float = 0.3) -> None:
 
 
 def forked(work: Callable[[], Any]) -> int:
-    """Start a process that does this; it ends with 0, or with 1 and a traceback."""
+    """Fork a process that does this work; it exits with 0, or with 1 and a traceback."""
     sys.stdout.flush()
     if process := os.fork():
         return process
@@ -97,12 +97,16 @@ def finished(process: int) -> bool:
 
 
 def state(store: Any) -> dict[str, Any]:
-    """What stands in a store, by id: places and captions. Raises AssertionError: something stands twice."""
+    """Contents of a store by id: places and captions.
+
+    Raises:
+        AssertionError: something is duplicated.
+    """
     known = list(store.known())
     places = [(place.source, place.name) for one in known for place in one.places]
-    assert len(known) == len({one.id for one in known}) == len(store), "an id stands twice"
-    assert len(places) == len(set(places)), "a place stands twice"
-    assert len(known) == len({one.seq for one in known}), "a seq stands twice"
+    assert len(known) == len({one.id for one in known}) == len(store), "an id is duplicated"
+    assert len(places) == len(set(places)), "a place is duplicated"
+    assert len(known) == len({one.seq for one in known}), "a seq is duplicated"
     return {one.id: _about(one) for one in known}
 
 
@@ -111,7 +115,7 @@ def _about(entry: Any) -> list[Any]:
 
 
 def index(model: ImageTextModel, photos: Path, folder: Path, notes: Path) -> None:
-    """What `qformer index` does; `notes` says what it is doing, what is acknowledged and what is being written."""
+    """Index as `qformer index` does; `notes` gets its activity, and acknowledged and pending entries."""
     from qformer.data import sources
     from qformer.retrieval import lance
     from qformer.retrieval.gallery import MANIFEST, Gallery
@@ -164,7 +168,7 @@ def index(model: ImageTextModel, photos: Path, folder: Path, notes: Path) -> Non
 
 
 def check(model: ImageTextModel, folder: Path, notes: Path) -> None:
-    """After a kill: what was acknowledged is there, nothing stands twice, and searches work."""
+    """Check after a kill that acknowledged entries exist, nothing is duplicated, and searches work."""
     from qformer.retrieval.gallery import MANIFEST
     from qformer.retrieval.search import Retriever
 
@@ -174,17 +178,22 @@ def check(model: ImageTextModel, folder: Path, notes: Path) -> None:
     retriever = Retriever(folder, model)
     found = state(retriever.gallery.store)
     if not (notes / "acknowledged").exists():
-        assert not found, "entries that nobody wrote"
+        assert not found, "entries that were never written"
         return
-    told, pending = (json.loads((notes / name).read_text()) for name in ("acknowledged", "pending"))
-    assert found in (told, pending), f"{len(found)} entries, acknowledged {len(told)}, being written {len(pending)}"
+    acknowledged, pending = (json.loads((notes / name).read_text()) for name in ("acknowledged", "pending"))
+    counts = f"{len(found)} entries, acknowledged {len(acknowledged)}, being written {len(pending)}"
+    assert found in (acknowledged, pending), counts
     for exact in (False, True):
         hits = retriever.text_to_image("a dog on the beach", k=10, shortlist=4, exact=exact)
         assert len({hit.id for hit in hits}) == len(hits) == min(10, len(found)), f"{len(hits)} hits"
 
 
 def compare(mine: Path, theirs: Path) -> None:
-    """Both galleries hold the same; raises AssertionError where not."""
+    """Check that both galleries hold the same.
+
+    Raises:
+        AssertionError: they differ.
+    """
     from qformer.retrieval.gallery import Gallery
 
     stores = [Gallery.open(folder).store for folder in (mine, theirs)]
@@ -202,14 +211,14 @@ def compare(mine: Path, theirs: Path) -> None:
                 most = max(most, float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max()))
     assert most < 2e-3, f"embeddings differ by {most}"
     print(
-        f"the gallery equals one made in one go: {len(first)} entries, places and captions; of their embeddings ",
+        f"the gallery equals one made without kills: {len(first)} entries, places and captions; of their embeddings ",
         end="",
     )
     print("all have equal bits" if not bits else f"{bits} differ, by at most {most:.1e}", flush=True)
 
 
 def kill(process: int, notes: Path, kind: str, after: float) -> str | None:
-    """Kill a process at its `after`-th part of this kind; what it was doing, None if it had ended."""
+    """Kill a process at its `after`-th part of this kind; returns its activity, None if it had ended."""
     begun, met = None, 0
     last = ""
     while True:
@@ -249,7 +258,7 @@ def main() -> None:
 
     begun = time.monotonic()
     if not finished(forked(lambda: index(model, photos, options.folder / "first", notes / "whole"))):
-        sys.exit("the index that nobody kills failed")
+        sys.exit("the undisturbed index failed")
     whole = time.monotonic() - begun
     print(f"undisturbed: {options.images} images in {whole:.1f} s", flush=True)
     draw, caught, updates, kills = random.Random(0), dict.fromkeys(("commit", "refresh"), 0), 0, 0
@@ -260,25 +269,25 @@ def main() -> None:
         doing = kill(process, notes, KINDS[kills % 3], after)
         if doing is None:
             if (notes / "doing").read_text().strip() != "end":
-                sys.exit(f"it does not go on after {kills} kills")
+                sys.exit(f"it does not resume after {kills} kills")
             alter(photos, draw)
             updates += 1
             continue
         kills += 1
         if not finished(forked(lambda: check(model, killed, notes))):
-            sys.exit(f"kill {kills}, during '{doing}', has done harm")
+            sys.exit(f"kill {kills}, during '{doing}', did damage")
         if doing in caught:
             caught[doing] += 1
         print(f"kill {kills}: {doing}, {'first index' if not updates else f'update {updates}'}; all there", flush=True)
-        if kills >= options.kills / 2 and not updates and kills % 3 == 0:  # on to updates, in any case
+        if kills >= options.kills / 2 and not updates and kills % 3 == 0:  # continue with updates in any case
             finished(forked(lambda: index(model, photos, killed, notes)))
             alter(photos, draw)
             updates += 1
     ended = finished(forked(lambda: index(model, photos, killed, notes)))
     ended = ended and finished(forked(lambda: index(model, photos, options.folder / "again", notes / "whole")))
     if not ended or not finished(forked(lambda: compare(killed, options.folder / "again"))):
-        sys.exit("the gallery is not as if nobody had killed it")
-    print(f"{kills} kills, {caught['commit']} in a commit, {caught['refresh']} while tidying up, {updates} updates")
+        sys.exit("the gallery differs from one made without kills")
+    print(f"{kills} kills, {caught['commit']} in a commit, {caught['refresh']} during cleanup, {updates} updates")
 
 
 if __name__ == "__main__":

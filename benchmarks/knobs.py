@@ -1,11 +1,11 @@
-"""What each way of trading time for memory is worth: one step of each stage, with and without it.
+"""Trade-offs of time and memory: one step of each stage, with and without each option.
 
     python benchmarks/knobs.py [--steps 3] [--batch 8]
 
-Stage one at the paper's size of the Q-Former (12 layers of 768, 32 queries) over the 257 tokens of an image; they are
-random, as the frozen encoder has no part in what is compared. Stage two is the same with a random OPT of 125 million
-weights behind it. Every line is a process of its own: median seconds of a step (forward, backward, AdamW), and the peak
-of its memory above what it had before the first step. Ratios are to the plain line.
+Stage one has the Q-Former of the paper (12 layers of width 768, 32 queries) over 257 image tokens, which are random,
+since the frozen encoder does not affect the comparison. Stage two adds a random OPT with 125 million parameters. Each
+line is measured in its own process: median seconds of a step (forward, backward, AdamW), and peak memory above that
+before the first step. Ratios are relative to the plain line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CAPTION = "a red square above a small blue circle and the word tree"
 
 
 class Given(VisionEncoder):
-    """257 random tokens for each image."""
+    """Encoder that returns 257 random tokens for each image."""
 
     def __init__(self) -> None:
         super().__init__(width=1408, patch_size=14, image_size=224, extra=1)

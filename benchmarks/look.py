@@ -1,13 +1,13 @@
-"""Is what the page shows as relevant really what the question asks about? Measured on drawn scenes.
+"""Relevance of the page against the objects that a question asks about, measured on drawn scenes.
 
     python benchmarks/look.py runs/quickstart/opt [--scenes 100] [--seed 5] [--compare] [--quick]
 
-The model answers a question about a scene it never saw; `answer_relevance` says which places its answer
-came from. The generator knows the box of the object asked about (of both in a relation, of all that are counted).
-*Inside* is the share of the relevance in that box, divided by the box's share of the picture: 1 is chance. Controls:
-the box of another object of the same scene, drawn at random, and the asked box on the relevance of the scene before.
-*Hit* is how often a quarter of the most relevant patch, or more, lies in the box. Questions about what is not there are
-left out. `--compare` measures other methods beside it. Fails where *inside* is below 2, the goal.
+The model answers a question about an unseen scene; `answer_relevance` shows where its answer comes from. The generator
+knows the box of the object in question (of both in a relation, of all in a count). *Inside* is the share of the
+relevance in that box, divided by the box's share of the picture: 1 is chance. Controls: the box of another, random
+object of the same scene, and the same box on the relevance of the previous scene. *Hit* is the share of answers for
+which at least a quarter of the most relevant patch is in the box. Questions about absent objects are skipped.
+`--compare` also measures other methods. Fails if *inside* is below 2, the goal.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ FINE = 240  # pixels a side on which boxes are compared with patches
 
 
 def asked(scene: Scene, question: str) -> list[SceneObject]:
-    """The objects that a question of `qformer.scenes.text` names; none where it asks about what is not there."""
+    """Objects that a question of `qformer.scenes.text` names; none if it asks about absent ones."""
     return [item for item in scene.objects if re.search(rf"\b({_names(item)})(?! left| right)\b", question)]
 
 
 def _names(item: SceneObject) -> str:
-    """How questions name an object or the group it is in, as alternatives of a regular expression."""
+    """Names of an object or of its group in questions, as alternatives of a regular expression."""
     singular = rf"the ({item.colour} {item.shape}|{item.colour} object|{item.shape})"
     there = rf"is there an? {item.colour} {item.shape}"
     plural = rf"how many ({item.colour} )?({item.shape}e?s|{item.colour} objects|objects)"
@@ -60,7 +60,7 @@ def _names(item: SceneObject) -> str:
 
 
 def covered(boxes: list[Box], height: int, width: int) -> tuple[Tensor, float]:
-    """Which share of each patch the boxes cover together, float[h, w], and which of the whole picture."""
+    """Share of each patch that the boxes cover together, float[h, w], and share of the whole picture."""
     places = (torch.arange(FINE) + 0.5) / FINE
     inside = torch.zeros(FINE, FINE, dtype=torch.bool)
     for left, top, right, bottom in boxes:
@@ -71,7 +71,7 @@ def covered(boxes: list[Box], height: int, width: int) -> tuple[Tensor, float]:
 
 @dataclass
 class Found:
-    """What one method found: ratios by kind of question, controls, hits."""
+    """Results of one method: ratios by kind of question, controls, hits."""
 
     inside: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     other: list[float] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Found:
 
 
 def attention(model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]) -> Tensor:
-    """Where the queries look, whatever is answered."""
+    """Attention of the queries, independent of the answer."""
     with torch.no_grad(), look.watch(model.connector.qformer) as weights:
         model.connector(visual, [[text[0]]])
     return _of_tokens(visual, sum(one.mean(dim=1).sum(dim=1) for one in weights))
@@ -113,7 +113,7 @@ def gradient_times_input(
 def gradient_times_attention(
     model: VisionLanguageModel, visual: VisualTokens, _: Tensor, text: tuple[str, str, None]
 ) -> Tensor:
-    """The cross-attention step of Chefer et al., arXiv:2103.15679, summed over queries and layers."""
+    """Cross-attention step of Chefer et al., arXiv:2103.15679, summed over queries and layers."""
     weights: list[Tensor] = []
 
     def attend(attention: Any, inputs: tuple[Any, ...], _: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _of_tokens(visual: VisualTokens, padded: Any) -> Tensor:
 
 @torch.no_grad()
 def occlusion(model: VisionLanguageModel, visual: VisualTokens, blank: Tensor, text: tuple[str, str, None]) -> Tensor:
-    """What the log-probability loses when one image token is that of the blank picture; one tile."""
+    """Compute the loss of log-probability when an image token is replaced by that of a blank picture (one tile only)."""
     whole = visual.packed[None]
     hidden = torch.eye(whole.shape[1], dtype=torch.bool)[:, :, None]  # (S, S, 1)
     scores = look.score(model, visual, torch.where(hidden, blank, whole), *text)[1].sum(dim=1)
@@ -160,7 +160,7 @@ METHODS: dict[str, Method] = {
 
 
 def examples(model: VisionLanguageModel, count: int, seed: int) -> Iterator[tuple[str, Any, str, str, Scene]]:
-    """Kind, picture, question and the model's own answer of so many unseen scenes with something to find."""
+    """Kind, picture, question and the model's own answer, for `count` unseen scenes with something to find."""
     source = Scenes(UNSEEN, SIZE, seed=seed, count=100 * count, questions=True)
     for place in range(len(source)):
         sample, scene = source[place], source.scene(place)
@@ -176,7 +176,7 @@ def examples(model: VisionLanguageModel, count: int, seed: int) -> Iterator[tupl
 
 
 def measure(model: VisionLanguageModel, given: argparse.Namespace) -> dict[str, Found]:
-    """The page's own method first, and with `--compare` the others."""
+    """Measure the page's own method, and with `--compare` the others."""
     generator = random.Random(given.seed)
     found: dict[str, Found] = {"answer_relevance": Found()}
     for kind, picture, question, said, scene in examples(model, given.scenes, given.seed):
@@ -195,7 +195,7 @@ def measure(model: VisionLanguageModel, given: argparse.Namespace) -> dict[str, 
 
 
 def show(found: dict[str, Found]) -> None:
-    """A row for each method, and the first by kind of question."""
+    """Print a row for each method, and the first method by kind of question."""
     columns = "method", "inside", "its standard error", "another object", "scene before", "hit, %"
     table = Table(*columns, *KINDS)
     for name, one in found.items():
@@ -209,11 +209,13 @@ def show(found: dict[str, Found]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="of stage two, trained on drawn scenes: RUNS/opt of `qformer quickstart`")
+    parser.add_argument(
+        "checkpoint", help="checkpoint of stage two trained on drawn scenes: RUNS/opt of `qformer quickstart`"
+    )
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--compare", action="store_true", help="other methods, too")
-    parser.add_argument("--quick", action="store_true", help="14 scenes, to see that it runs; nothing fails")
+    parser.add_argument("--compare", action="store_true", help="also measure other methods")
+    parser.add_argument("--quick", action="store_true", help="14 scenes, to check that it runs; never fails")
     given = parser.parse_args()
     if given.quick:
         given.scenes = 14

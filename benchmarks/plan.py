@@ -1,9 +1,9 @@
-"""How far `qformer plan` is from what training takes: memory of real runs on a CPU beside the plan's.
+"""Accuracy of `qformer plan`: memory of real runs on a CPU compared with the plan.
 
     python benchmarks/plan.py CONFIG.yaml... [-o results.json]
 
 Each file holds a configuration of stage one or two whose towers are given as sizes (see benchmarks/plan/*.yaml); they
-are made at random in a temporary folder. A run of three steps in a process of its own gives the growth of its memory
+are created at random in a temporary folder. A run of three steps in its own process measures the growth of its memory
 after the imports (peak resident set from the first step on); another, under torch.profiler, that of tensors alone.
 """
 
@@ -23,11 +23,11 @@ import yaml
 
 STEPS = 3
 PHOTOS = 8
-CAPTION = " ".join(["a red square above a small blue circle"] * 6)  # longer than any text is read
+CAPTION = " ".join(["a red square above a small blue circle"] * 6)  # longer than the model reads
 
 
 def make_towers(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Replace sizes in the place of paths (`text.bert`, `llm.path`, `vision.path`) by folders with random weights."""
+    """Replace sizes given for paths (`text.bert`, `llm.path`, `vision.path`) by folders with random weights."""
     import torch
     from torch import nn
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -67,14 +67,14 @@ def make_data(folder: Path) -> Path:
 
 
 def mapped() -> int:
-    """Bytes of weights that are mapped from files, as transformers loads them: the profiler does not see those."""
+    """Bytes of weights mapped from files, as transformers loads them; the profiler does not count those."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".safetensors")]
     ends = [[int(end, 16) for end in line[0].split("-")] for line in lines]
     return sum(stop - start for start, stop in ends)
 
 
 def train(path: str, profiled: bool) -> dict[str, int]:
-    """Train as `qformer train` does; bytes at the peak of the steps, above those after the imports."""
+    """Train as `qformer train` does; returns peak bytes of the steps above those after the imports."""
     import matplotlib.pyplot  # noqa: F401
     import psutil
     import torch
@@ -111,7 +111,7 @@ def train(path: str, profiled: bool) -> dict[str, int]:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """The plan of one file, and what two runs of it took."""
+    """Plan one file, and measure two runs of it."""
     from qformer.config import load_config
     from qformer.stages.plan import hardware
     from qformer.stages.plan.outline import outline

@@ -1,11 +1,11 @@
-"""Do quantised language models answer what full ones answer, and how much memory do they take?
+"""Quantized language models compared with full precision: answers and memory.
 
     python benchmarks/quantized.py [--quick] [--runs runs/quickstart] [--questions 245]
 
-The shipped OPT and T5 in fp32, int8 and nf4 on the CPU. Text: scenes are described in words where a picture would
-stand. Pictures: behind the bridges of `qformer quickstart` (RUNS/opt and RUNS/t5; those that are not there are left
-out), questions about and captions of scenes they never saw. `same` is the share of texts equal to those of fp32,
-`right` that of right answers, of captions that name colour and shape. Memory is that of the weights, scales included.
+The shipped OPT and T5 run in fp32, int8 and nf4 on the CPU. Text: scenes are described in words in place of a picture.
+Pictures: questions about and captions of unseen scenes, with the bridges of `qformer quickstart` (RUNS/opt and RUNS/t5;
+missing ones are skipped). `same` is the share of texts equal to those of fp32, `right` that of right answers, or of
+captions that name color and shape. Memory is that of the weights, scales included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH = 64
 
 
 def from_text(llm: LanguageModel, count: int) -> tuple[list[str], list[bool]]:
-    """Answers to questions about described scenes, and which are right."""
+    """Answers to questions about described scenes, and a mask of right ones."""
     stories = Stories("test", count=count)
     asked = [story for story in (stories[i] for i in range(count)) if story.kind not in LONG]
     table, said = llm.model.get_input_embeddings(), []
@@ -53,17 +53,17 @@ def from_text(llm: LanguageModel, count: int) -> tuple[list[str], list[bool]]:
 
 
 def from_pictures(model: Any, count: int) -> dict[str, tuple[list[str], list[bool]]]:
-    """Answers and captions of a bridge, and which are right."""
+    """Answers and captions of a bridge, and masks of right ones."""
     replies = zero_shot.answer_all(model, Scenes("val", zero_shot.SIZE, count=count, questions=True))
-    told = zero_shot.caption_all(model, Scenes("val", zero_shot.SIZE, count=count, objects=(1, 1), seed=1))
+    captioned = zero_shot.caption_all(model, Scenes("val", zero_shot.SIZE, count=count, objects=(1, 1), seed=1))
     return {
         "answers": ([reply.said for reply in replies], [reply.right for reply in replies]),
-        "captions": ([one.caption for one in told], [one.named for one in told]),
+        "captions": ([one.caption for one in captioned], [one.named for one in captioned]),
     }
 
 
 def measure(kind: str, run: Path, count: int) -> list[dict[str, Any]]:
-    """All modes of one language model."""
+    """Measure all modes of one language model."""
     rows: list[dict[str, Any]] = []
     full: dict[str, list[str]] = {}
     for mode in MODES:
@@ -95,7 +95,7 @@ def measure(kind: str, run: Path, count: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="text only, 60 questions")
-    parser.add_argument("--runs", type=Path, default=Path("runs/quickstart"), help="of `qformer quickstart`")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quickstart"), help="folder of `qformer quickstart`")
     parser.add_argument("--questions", type=int, default=245)
     parser.add_argument("--output", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> None:
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if not all(row["ok"] for row in rows):
-        raise SystemExit("fewer texts are those of full precision than there should be")
+        raise SystemExit("too few texts are equal to those of full precision")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Retrieval with re-ranking against LAVIS's `compute_sim_matrix`: same weights, images, texts and candidates.
+"""Speed of retrieval with re-ranking compared with LAVIS's `compute_sim_matrix`, on equal weights and candidates.
 
     python benchmarks/rerank.py --lavis-python .venv/lavis/bin/python [--images 12] [--texts 60] [-k 6] [--rounds 3]
 
-The environment of LAVIS is made as `tests/golden/make_golden.py` says. Both sides do the whole of it, from pixels and
+Create the environment of LAVIS as `tests/golden/make_golden.py` says. Both sides run end to end, from pixels and
 strings to two score matrices: an EVA ViT of depth 4 and width 352 (224 pixels, 257 tokens), and the Q-Former of the
 paper, 12 layers of width 768, with random weights that LAVIS draws and `qformer.load` reads. Rounds of both alternate
-on the same number of threads, in fp32; the other side sleeps meanwhile. `--quick` shows in a minute that it works.
+on the same number of threads, in fp32, while the other side sleeps. `--quick` checks in a minute that it works.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Lavis:
-    """The other process."""
+    """Process that runs LAVIS."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         sizes = [str(number) for number in (options.images, options.texts, options.k, options.threads)]
@@ -80,7 +80,7 @@ def our_round(
 
 
 def compare(scores: retrieval.Scores, folder: Path) -> str:
-    """How far the scores of pairs that both scored are apart, and how many pairs only one of them took."""
+    """Describe the differences of scores of common pairs, and the number of pairs that only one side scored."""
     apart, alone, spread = 0.0, 0, 0.0
     ours = scores.image_to_text, scores.text_to_image.T
     for own, theirs in zip(ours, torch.load(folder / "scores.pt"), strict=True):
@@ -94,7 +94,7 @@ def compare(scores: retrieval.Scores, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lavis-python", required=True, help="of the environment of LAVIS")
+    parser.add_argument("--lavis-python", required=True, help="Python of the environment of LAVIS")
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--texts", type=int, default=60)
     parser.add_argument("-k", type=int, default=6, help="candidates of each query")
@@ -110,17 +110,17 @@ def main() -> None:
         folder = Path(name)
         lavis = Lavis(options, folder)
         model, pixels, captions = our_model(folder), torch.load(folder / "pixels.pt"), texts(options.texts)
-        our_round(model, pixels[:2], captions[:4], 1)  # loads what is loaded at first use
+        our_round(model, pixels[:2], captions[:4], 1)  # loads everything loaded at first use
         rounds = []
         for number in range(options.rounds):
             theirs = lavis.round()
             ours, scores = our_round(model, pixels, captions, options.k)
             rounds.append((theirs, ours))
-            told = [
+            times = [
                 f"{who} {used['wall']:.1f} s ({used['cpu']:.1f} of CPU)"
                 for who, used in zip(SIDES, rounds[-1], strict=True)
             ]
-            console.print(f"round {number + 1}: {', '.join(told)}")
+            console.print(f"round {number + 1}: {', '.join(times)}")
         lavis.process.terminate()
         agreement = compare(scores, folder)
     asked = (options.images + options.texts) * options.k

@@ -1,7 +1,7 @@
-"""The side of LAVIS in `benchmarks/rerank.py`, which starts it with the Python of LAVIS's own environment.
+"""LAVIS's side of `benchmarks/rerank.py`, which starts it with the Python of LAVIS's own environment.
 
-It makes a model of random weights, writes it and the pixels into the folder, and then scores the gallery with LAVIS's
-`compute_sim_matrix` each time it is asked to by a line on its standard input; the scores go into the folder, too.
+It creates a model with random weights, writes it and the pixels into the folder, and scores the gallery with LAVIS's
+`compute_sim_matrix` for each line on its standard input; the scores are also written into the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = (
 
 
 def texts(count: int) -> list[str]:
-    """Captions of 5 to 16 words, one token each."""
+    """Make captions of 5 to 16 words, one token each."""
     words = WORDS.split()
     return [" ".join(words[(i * 13 + place * 5) % len(words)] for place in range(5 + i * 7 % 12)) for i in range(count)]
 
@@ -31,7 +31,7 @@ def texts(count: int) -> list[str]:
 def main() -> None:
     folder, images, captions, k, threads = Path(sys.argv[1]), *map(int, sys.argv[2:])
     golden = Path(__file__).resolve().parent.parent / "tests" / "golden"
-    sys.path.insert(0, str(golden))  # not the repository: the wheel of LAVIS installs a package called `tests`, too
+    sys.path.insert(0, str(golden))  # not the repository, since the wheel of LAVIS also installs a package `tests`
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # LAVIS prints its progress
 
@@ -46,7 +46,7 @@ def main() -> None:
     original.set_vision(lavis, VISION)
     original.set_bert(lavis, BERT, vocabulary.bert("race"))
     model = lavis.stage1.Blip2Qformer(img_size=VISION["image_size"], vit_precision="fp32").eval()
-    original.fill(model, seed=1, gain=1.3)  # more makes rounding grow from layer to layer
+    original.fill(model, seed=1, gain=1.3)  # with more, rounding errors grow from layer to layer
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(images, 3, VISION["image_size"], VISION["image_size"], generator=generator)
     torch.save({"model": model.state_dict()}, folder / "lavis.pth")

@@ -1,12 +1,12 @@
-"""Bytes that one process of stage one receives per step for its losses, beside those of gathering everything.
+"""Bytes that one process of stage one receives per step for its losses, compared with gathering everything.
 
     python benchmarks/traffic.py [--batch 105] [--image-size 224]
 
-Sizes are the paper's (ViT-g, 32 queries, P = 256); 105 pairs per process are its batch of 1,680 on 16 GPUs. Two
-processes are run over gloo and counted: the collectives of `qformer.model.exchange` themselves, fed with random tensors
-of the real shapes and negatives drawn evenly. For more processes the same is computed. *Everything* is what the
-original does: the tokens of all images go to all processes, and their gradients back, though the encoder is frozen. The
-gradients of the weights, which are averaged in both, are not counted: 747 MB of fp32, about twice that on the wire.
+Sizes are the paper's (ViT-g, 32 queries, P = 256); 105 pairs per process are its batch of 1,680 on 16 GPUs. For two
+processes over gloo the bytes are counted in the collectives of `qformer.model.exchange`, on random tensors of the real
+shapes and uniformly drawn negatives; for more processes they are computed. *Everything* is the original's way: the
+tokens of all images go to all processes, and their gradients back, though the encoder is frozen. Gradients of the
+weights, averaged in both cases, are not counted: 747 MB of fp32, about twice that on the wire.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ HALF, LONG = 2, 8  # bytes: embeddings under autocast and features are fp16, ids
 
 
 def computed(world: int, batch: int, tokens: int) -> dict[str, float]:
-    """Bytes received by one process, on average over evenly drawn negatives."""
+    """Compute the bytes that one process receives, averaged over uniformly drawn negatives."""
     others = (world - 1) * batch
     image = tokens * WIDTH * HALF
-    drawn = others * (1 - (1 - 1 / (world * batch - 1)) ** batch)  # different images of others among B draws
+    drawn = others * (1 - (1 - 1 / (world * batch - 1)) ** batch)  # distinct images of other processes in B draws
     return {
         "embeddings": others * (QUERIES + 1) * EMBED * HALF,
         "ids": others * (TEXT * (LONG + 1) + LONG + 2 * LONG),  # text and its mask, image id; draws and tile lengths
@@ -40,7 +40,7 @@ def computed(world: int, batch: int, tokens: int) -> dict[str, float]:
 
 
 def counted(batch: int, tokens: int, world: int = 2) -> dict[str, float]:
-    """The same by running `world` processes; the mean over them."""
+    """Count the same by running `world` processes; returns the mean over them."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_run, (world, batch, tokens, folder), world, start_method="spawn")
         parts = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
@@ -89,7 +89,7 @@ def _run(rank: int, world: int, batch: int, tokens: int, folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=105, help="pairs per process")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels of a side")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels per side")
     options = parser.parse_args()
     tokens = (options.image_size // 14) ** 2 + 1
     columns = ("embeddings", "ids", "images", "in all", "everything", "share")

@@ -1,9 +1,9 @@
-"""What the first users of BLIP-2 tried, as a hundred trials each on drawn scenes, where the right answer is known.
+"""Trials like those of BLIP-2's first users, a hundred of each on drawn scenes, where the right answer is known.
 
-Identify and ask on; give a context that corrects, and one that misleads; yes or no about a number that was read; read
-a word; let the model ask itself. A wrong answer is of one of four kinds (the paper, section 5 and figure 7, names
-their like): another object's property (*wrong link*), something that the picture does not show (*wrong ground*), what
-the picture shows although the context says otherwise (*stale knowledge*), or no answer to such a question.
+Identify an object and ask on; give a context that corrects, and one that misleads; ask yes or no about a number that
+was read; read a word; let the model ask itself. A wrong answer has one of four kinds (similar to the paper, section 5
+and figure 7): another object's property (*wrong link*), something that the picture does not show (*wrong ground*), what
+the picture shows although the context contradicts it (*stale knowledge*), or no answer to such a question.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 FAILURES = ("wrong link", "wrong ground", "stale knowledge", "no answer")
 GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
 GROUP = 50  # scenes encoded at a time
-LIMIT = 40  # pictures looked at for each one that a trial can use
-#: What can be said to a question of each kind.
+LIMIT = 40  # pictures drawn per usable one
+#: Possible answers to a question of each kind.
 ANSWERS: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
     "shape": SHAPES,
@@ -58,8 +58,8 @@ class TrialCase:
     """One trial.
 
     Attributes:
-        expected: what is right, or, where the context misleads, what follows it.
-        seen: what the picture says, where that is something else.
+        expected: right answer or, if the context misleads, the one that follows it.
+        seen: answer by the picture, if that differs.
     """
 
     scene: Scene
@@ -75,7 +75,7 @@ class TrialCase:
 
     @property
     def failure(self) -> str | None:
-        """One of `FAILURES`, or None where it is right."""
+        """One of `FAILURES`, or None if the answer is right."""
         if self.right:
             return None
         if self.said not in ANSWERS[self.kind]:
@@ -88,7 +88,7 @@ class TrialCase:
 
 @dataclass
 class Trial:
-    """The trials of one name, and a sentence about what counts as right."""
+    """All trials of one name, with a phrase about what counts as right."""
 
     name: str
     counts: str
@@ -99,20 +99,20 @@ class Trial:
         return sum(one.right for one in self.asked)
 
     def failures(self) -> Counter[str]:
-        """How many there are of each kind."""
+        """Count the failures of each kind."""
         return Counter(one.failure for one in self.asked if one.failure is not None)
 
 
 def run(model: VisionLanguageModel, count: int = 100, seed: int = 0) -> list[Trial]:
-    """All trials, of `count` scenes each that training never shows (fewer where too few pictures allow one)."""
+    """Run all trials, each on `count` scenes that training never shows (fewer if too few pictures allow one)."""
     trials = [
-        Trial("identify", "the shape or colour that is asked for"),
-        Trial("follow-up", "its other property, asked of what was just named"),
-        Trial("context corrects", "the truth, told in front of a question that was answered wrong before"),
-        Trial("context misleads", "the untruth, told in front of a question that was answered right before"),
-        Trial("logic on a number", "yes or no to a number, behind the model's own count"),
+        Trial("identify", "the shape or color in question"),
+        Trial("follow-up", "the other property of the object just named"),
+        Trial("context corrects", "the true context, given with a question that was answered wrong before"),
+        Trial("context misleads", "the false context, given with a question that was answered right before"),
+        Trial("logic on a number", "yes or no to a number, after the model's own count"),
         Trial("read a word", "the word on the object"),
-        Trial("asks itself", "its own question fits the picture, and so does its answer"),
+        Trial("asks itself", "a question of its own that fits the picture, with the right answer"),
     ]
     for trial, tries in zip(trials, TRIES, strict=True):
         for scenes, tiles, rng in _pictures(model, seed, count):
@@ -139,7 +139,7 @@ def _of_kinds(scene: Scene, rng: np.random.Generator, kinds: tuple[str, ...]) ->
 
 
 def _chosen(scenes: list[Scene], tiles: Tiles, choose: Callable[[Scene], Any]) -> tuple[list[Scene], Tiles, list[Any]]:
-    """The scenes for which `choose` finds something, with their pictures and what it found."""
+    """Select the scenes for which `choose` returns something, with their pictures and its results."""
     found = [(place, some) for place, scene in enumerate(scenes) if (some := choose(scene)) is not None]
     places = [place for place, _ in found]
     return [scenes[place] for place in places], _some(tiles, places), [some for _, some in found]
@@ -175,7 +175,7 @@ def _plain(scene: Scene, question: Question, said: str) -> TrialCase:
 def follow_up(
     model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
 ) -> list[TrialCase]:
-    """The shape at a place first, then the colour of that shape: right only if both were read of the same object."""
+    """Ask for the shape at a place, then for the color of that shape: right only if both are of the same object."""
 
     def alone(scene: Scene) -> Any:
         shapes = Counter(item.shape for item in scene.objects)
@@ -208,7 +208,7 @@ def misleads(
 def _told(
     model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator, misleads: bool
 ) -> list[TrialCase]:
-    """Asked without a context, and again with one where the first answer was right (or wrong)."""
+    """Ask without a context, and again with one if the first answer was right (or wrong)."""
     kinds = tuple(kind for kind in STATEMENTS if kind != "count")
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, kinds))
     first = _ask(model, tiles, [one.question for one in asked])
@@ -229,7 +229,7 @@ def _told(
 
 
 def logic(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator) -> list[TrialCase]:
-    """How many there are, then whether there are so many (or another number): what was read is in the dialogue."""
+    """Ask for a count, then whether there are that many (or another number); the count is in the dialogue."""
     scenes, tiles, asked = _chosen(scenes, tiles, lambda scene: _of_kinds(scene, rng, ("count",)))
     read = _ask(model, tiles, [one.question for one in asked])
     turns = [[(one.question, said)] for one, said in zip(asked, read, strict=True)]
@@ -254,7 +254,7 @@ def logic(model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np
 def asks_itself(
     model: VisionLanguageModel, scenes: list[Scene], tiles: Tiles, rng: np.random.Generator
 ) -> list[TrialCase]:
-    """Right where the question can be asked of the picture and has that answer."""
+    """Let the model ask itself: right if the question fits the picture and has that answer."""
     found = []
     for scene, (question, said) in zip(scenes, model.self_ask(tiles, **GREEDY), strict=True):
         known = {one.question: one for _ in range(60) for one in questions(scene, rng)}

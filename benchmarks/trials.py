@@ -1,8 +1,8 @@
-"""What the first users of BLIP-2 tried, on drawn scenes: identify, ask on, correct and mislead, logic, read, self-ask.
+"""Trials like those of BLIP-2's first users, on drawn scenes: identify, follow up, correct, mislead, read and others.
 
     python benchmarks/trials.py runs/quickstart/opt [--scenes 100] [--seed 0] [-o trials.json]
 
-A checkpoint of stage two that knows scenes, such as those of `qformer quickstart`. `--scenes 5` shows that it works.
+The checkpoint is one of stage two trained on scenes, as by `qformer quickstart`. `--scenes 5` checks that it works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qformer.model.vision_language import VisionLanguageModel
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--scenes", type=int, default=100, help="of each trial")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes per trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="write every trial as JSON")
     options = parser.parse_args()
@@ -43,14 +43,14 @@ def main() -> None:
         for one in trial.asked[:3]:
             console.print(f"{trial.name}: {one.prompt} [b]{one.said}[/b] ({one.failure or 'right'})")
     if options.output is not None:
-        told = {
+        record = {
             trial.name: [
                 {"prompt": one.prompt, "said": one.said, "expected": one.expected, "failure": one.failure}
                 for one in trial.asked
             ]
             for trial in found
         }
-        options.output.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        options.output.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

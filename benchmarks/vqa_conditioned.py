@@ -1,13 +1,13 @@
-"""Does a Q-Former that reads the question answer better (BLIP-2, section 4.3)? Fine-tuned both ways on drawn scenes.
+"""Q-Former with and without the question (BLIP-2, section 4.3), fine-tuned both ways on drawn scenes.
 
     python benchmarks/vqa_conditioned.py --folder runs/vqa_conditioned [--stage1 RUN] [--queries 1] [--steps 2000]
 
-Stage one is that of `qformer quickstart`, and may be given. Its 8 queries carry most of what a drawn scene holds, and
-no question has to choose. So the first one alone is kept, and stage two learns captions with it: the start of all runs.
-From there the bridge learns to answer, once with the question for the language model alone and once with the question
-in the Q-Former too, whose text path is stage one's: the same steps, data, learning rate and frozen towers, for each of
-three seeds, which order the data. The pictures of training are encoded once. Answers are greedy, to questions about
-scenes that training never shows. What is done is kept: the same command goes on.
+Stage one is that of `qformer quickstart`, or a given run. Its 8 queries carry most of a drawn scene, so that no
+question would have to select anything. So only the first query is kept, and stage two learns captions with it: the
+start of all runs. From there the bridge learns to answer, once with the question for the language model alone and once
+also for the Q-Former, whose text path is stage one's: the same steps, data, learning rate and frozen towers, for each
+of three seeds, which order the data. Training pictures are encoded once. Answers are greedy, about scenes that training
+never shows. Finished parts are kept: the same command resumes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from qformer.scenes.scenes import Scenes
 
 SEEDS = (0, 1, 2)
 WAYS = {"language model alone": False, "Q-Former too": True}
-#: Steps of the three trainings, scenes to learn from and questions asked; the quick ones show only that it runs.
+#: Steps of the three trainings, training scenes and test questions; the quick ones only check that it runs.
 FULL, QUICK = (1080, 400, 2000, 16000, 980), (60, 20, 20, 100, 70)
 
 
 def prepare(given: argparse.Namespace) -> Path:
-    """Stage one, unless it is given, and stage two on captions: the start of all runs. Returns stage one."""
+    """Train stage one, unless it is given, and stage two on captions, where all runs start; returns stage one."""
     first, second, *_ = QUICK if given.quick else FULL
     whole = given.stage1 or given.folder / "whole"
     if given.stage1 is None:
@@ -61,7 +61,7 @@ def narrow(source: Path, target: Path, queries: int) -> None:
 
 
 def measure(given: argparse.Namespace, stage1: Path, way: str, seed: int) -> dict[str, Any]:
-    """Fine-tune one way with one seed and ask; or what was found before."""
+    """Fine-tune one way with one seed and measure it, or return earlier results."""
     run = given.folder / f"{'with' if WAYS[way] else 'without'}-{seed}"
     found = run / "answers.json"
     if found.is_file():
@@ -96,10 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/vqa_conditioned"))
     parser.add_argument("--stage1", type=Path, help="a run of configs/quickstart/stage1.yaml, such as quickstart's")
-    parser.add_argument("--queries", type=int, default=1, help="so many of stage one's are kept")
+    parser.add_argument("--queries", type=int, default=1, help="queries of stage one to keep")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--steps", type=int, help=f"of fine-tuning, {FULL[2]} by default")
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--steps", type=int, help=f"steps of fine-tuning, by default {FULL[2]}")
+    parser.add_argument("--quick", action="store_true", help="a few steps, to check that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
     stage1 = prepare(given)
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def show(results: dict[int, dict[str, dict[str, Any]]]) -> None:
-    """Accuracies in percent as Markdown: by seed with the difference, then by kind of question."""
+    """Print accuracies in percent as Markdown: by seed with the difference, then by kind of question."""
     plain, reads = WAYS
     print(f"\n| % right | {plain} | {reads} | difference |\n|---|---|---|---|")
     gains = []

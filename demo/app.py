@@ -1,11 +1,11 @@
-"""The page of `qformer demo`: its tabs, its API, and how it is started."""
+"""The page of `qformer demo`: its tabs, its API, and its start."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import
 
 import gradio as gr
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from qformer.demo.backend import Models
 
-# Fonts of the system: the usual themes fetch theirs from the network.
+# System fonts: the usual themes fetch theirs from the network.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 LOOKS: dict[str, Any] = {"theme": THEME, "css": CSS}
 
 
 def build(models: Models, gate: server.Gate, examples: list[list[str]]) -> gr.Blocks:
-    """The page for the models that there are; to be built and served inside a `server.workplace`.
+    """Build the page for the given models; build and serve it inside a `server.workplace`.
 
     Args:
-        gate: through which all calls of a model go.
-        examples: rows of (image file, question, context) to try; may be empty.
+        gate: the gate for all calls of a model.
+        examples: rows of (image file, question, context) to try; can be empty.
     """
     page = Page(models, gate)
     for model in filter(None, (models.asking, models.matching)):
@@ -79,7 +79,7 @@ def serve(
         port, queue, share, auth: see `server.launch`. host, root_path, allow_hosts: see `hosts.Hosts`.
 
     Raises:
-        UsageError: something that cannot be loaded, an address where nothing can be served, or a port that is taken.
+        UsageError: something that cannot be loaded, an address that cannot be served, or a port that is taken.
     """
     hosts = Hosts(allow_hosts, root_path, host)
     server.check_bind(hosts)

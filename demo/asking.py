@@ -1,4 +1,4 @@
-"""The tab Ask: a conversation about a picture, in Gradio. What it does stands in `qformer.demo.backend`."""
+"""The tab Ask in Gradio: a conversation about a picture. Its logic is in `qformer.demo.backend`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gradio as gr
 
 from qformer.demo import backend
 from qformer.demo.backend import METHODS, PRESETS, Decoding
-from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
 from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import wording
@@ -21,13 +21,13 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
-ENTER = "Enter asks, Shift+Enter breaks the line; empty: a caption"
-TOLD = "What the model is told before the question, be it true or not"
-REMEMBERED = 3600  # seconds that a conversation is kept after its last turn
+ENTER = "Enter asks, Shift+Enter starts a new line; empty: a caption"
+CONTEXT = "Text before the question, true or not"
+REMEMBERED = 3600  # seconds for which a conversation is kept after its last turn
 DECODING = {
-    "Beam search: the likeliest text, as in the paper; it comes at once": "beams",
+    "Beam search: the likeliest text, as in the paper; it appears all at once": "beams",
     "Greedy: the likeliest word each time, word by word": "greedy",
-    "Nucleus sampling: drawn, another text each time, word by word": "nucleus",
+    "Nucleus sampling: a random text each time, word by word": "nucleus",
 }
 assert set(DECODING.values()) == set(METHODS)
 OPTIONS = (
@@ -40,7 +40,7 @@ OPTIONS = (
     "length_penalty",
     "repetition_penalty",
 )
-#: Puts a text that the server made into a file of the visitor's: nothing is written on the server.
+#: Saves a text from the server as a file of the visitor; nothing is written on the server.
 SAVE = """(made) => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([made.text], {type: made.type}));
@@ -48,7 +48,7 @@ SAVE = """(made) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
-#: Gradio shows examples, whenever it draws them, without alternative texts; what is asked about them is one.
+#: Gradio draws examples without alternative texts; their questions serve as such.
 NAME_EXAMPLES = """() => {
   const name = () => document.querySelectorAll("#examples img[alt='']").forEach((image) => {
     image.alt = "example: " + image.closest("tr").textContent.trim();
@@ -60,31 +60,31 @@ NAME_EXAMPLES = """() => {
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said about one picture, a file."""
+    """Turns of a conversation about one picture file."""
 
     picture: str | None = None
     turns: tuple[Turn, ...] = ()
 
     def about(self, picture: str | None) -> Conversation:
-        """This one, or a new one if the picture is another."""
+        """Continue the conversation, or begin a new one if the picture is another."""
         return self if picture == self.picture else Conversation(picture)
 
     def and_then(self, turn: Turn) -> Conversation:
         return replace(self, turns=(*self.turns, turn))
 
     def messages(self) -> list[dict[str, str]]:
-        """As the chatbot shows it: what it is given it reads as HTML."""
+        """Messages for the chatbot, escaped because it reads them as HTML."""
         shown = []
         for turn in self.turns:
             question = turn.question or "(a caption)"
-            told = f"{question}\n(told: {turn.context})" if turn.context else question
-            shown.append({"role": "user", "content": escape(told, quote=False)})
+            text = f"{question}\n(context: {turn.context})" if turn.context else question
+            shown.append({"role": "user", "content": escape(text, quote=False)})
             shown.append({"role": "assistant", "content": escape(turn.answer or "…", quote=False)})
         return shown
 
 
 def ask_tab(page: Page, examples: list[list[str]]) -> None:
-    """The tab, and its events; inside a `gr.Blocks`."""
+    """Build the tab and its events, inside a `gr.Blocks`."""
     model = page.models.asking
     if model is None:
         page.lacking(backend.NO_ASKING)
@@ -94,7 +94,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
             question = _line("question", "Question", "what color is the star?", ENTER)
-            context = _line("context", "Context (optional)", "the star is red.", TOLD)
+            context = _line("context", "Context (optional)", "the star is red.", CONTEXT)
             if examples:
                 _examples(examples, [picture, question, context])
         with gr.Column(scale=5, min_width=300):
@@ -105,7 +105,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                 render_markdown=False,
                 feedback_options=None,
                 buttons=["copy", "copy_all"],
-                placeholder="Choose a picture, and ask about it. A new picture begins a new conversation.",
+                placeholder="Choose a picture and ask about it. A new picture begins a new conversation.",
             )
             question.render()
             with gr.Row():
@@ -114,7 +114,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                 suggest = gr.Button("Suggest a question", elem_id="suggest", min_width=200)
             context.render()
             preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
-            decoding = _decoding(model)
+            decoding = _decoding_boxes(model)
             with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
                 prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
             with gr.Row():
@@ -125,22 +125,22 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
     inputs = [picture, question, context, preset, *decoding, talk]
     outputs = [chat, question, talk, prompt]
     events = [
-        page.on([ask.click, question.submit, context.submit], _asking(page, model), inputs, outputs, chat),
-        page.on([suggest.click], _suggesting(page, model), [picture, context, talk], outputs, chat),
+        page.on([ask.click, question.submit, context.submit], _make_ask(page, model), inputs, outputs, chat),
+        page.on([suggest.click], _make_suggest(page, model), [picture, context, talk], outputs, chat),
     ]
-    stop.click(_ended, [talk], [chat, talk], cancels=events, **CONFIRM)
-    gr.on([clear.click, chat.clear, picture.clear], _forgotten, None, [chat, talk, prompt], cancels=events, **CONFIRM)
-    # Who asks at once has begun the conversation about the new picture before this comes: it must not cancel.
-    picture.change(_turned_to, [picture, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
-    preset.change(lambda task: _usual(model, task), [preset], decoding[1:], **CONFIRM)
+    stop.click(_keep, [talk], [chat, talk], cancels=events, **CONFIRM)
+    gr.on([clear.click, chat.clear, picture.clear], _clear, None, [chat, talk, prompt], cancels=events, **CONFIRM)
+    # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
+    picture.change(_change_picture, [picture, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
+    preset.change(lambda task: _default_options(model, task), [preset], decoding[1:], **CONFIRM)
     for button, kind in ((save_json, "json"), (save_html, "html")):
-        button.click(_saving(page, kind), [talk], [made], preprocess=False, **CONFIRM).success(
+        button.click(_make_save(page, kind), [talk], [made], preprocess=False, **CONFIRM).success(
             None, [made], None, js=SAVE, **CONFIRM
         )
 
 
 def _examples(rows: list[list[str]], boxes: list[Any]) -> None:
-    gr.Examples(rows, boxes, label="Scenes that no training has shown", elem_id="examples", api_visibility="private")
+    gr.Examples(rows, boxes, label="Scenes outside the training data", elem_id="examples", api_visibility="private")
     gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
 
 
@@ -148,35 +148,35 @@ def _line(name: str, label: str, placeholder: str, info: str) -> gr.Textbox:
     return gr.Textbox(label=label, placeholder=placeholder, info=info, lines=1, max_lines=6, elem_id=name, render=False)
 
 
-def _decoding(model: VisionLanguageModel) -> list[Any]:
-    """Components of `OPTIONS`, folded away; they show what a short answer is written with."""
-    beams, top_p, temperature, longest, shortest, length, repetition = _usual(model, "vqa")
+def _decoding_boxes(model: VisionLanguageModel) -> list[Any]:
+    """Folded components for `OPTIONS`, with the defaults of a short answer."""
+    beams, top_p, temperature, longest, shortest, length, repetition = _default_options(model, "vqa")
     with gr.Accordion("Decoding", open=False, elem_id="decoding"):
-        method = gr.Radio(list(DECODING.items()), value="beams", label="How words are chosen", elem_id="method")
+        method = gr.Radio(list(DECODING.items()), value="beams", label="Choice of words", elem_id="method")
         with gr.Row():
             made = [
-                gr.Slider(1, 10, beams, step=1, label="Beams", info="of the search", min_width=220),
-                gr.Slider(0.05, 1, top_p, step=0.05, label="Top p", info="of the nucleus", min_width=220),
-                gr.Slider(0.1, 2, temperature, step=0.1, label="Temperature", info="of the nucleus", min_width=220),
+                gr.Slider(1, 10, beams, step=1, label="Beams", info="of beam search", min_width=220),
+                gr.Slider(0.05, 1, top_p, step=0.05, label="Top p", info="of the sampling", min_width=220),
+                gr.Slider(0.1, 2, temperature, step=0.1, label="Temperature", info="of the sampling", min_width=220),
                 gr.Slider(1, 256, longest, step=1, label="Longest", info="tokens of an answer", min_width=220),
                 gr.Slider(0, 64, shortest, step=1, label="Shortest", info="tokens of an answer", min_width=220),
-                gr.Slider(-2, 2, length, step=0.5, label="Length", info="penalty, of beams", min_width=220),
+                gr.Slider(-2, 2, length, step=0.5, label="Length", info="penalty with beams", min_width=220),
                 gr.Slider(1, 3, repetition, step=0.1, label="Repetition", info="penalty", min_width=220),
             ]
     return [method, *made]
 
 
-def _usual(model: VisionLanguageModel, task: str) -> list[float]:
-    """Values of `OPTIONS` but the method, as a task has them."""
+def _default_options(model: VisionLanguageModel, task: str) -> list[float]:
+    """Default values of a task for `OPTIONS`, except the method."""
     usual = GenerateConfig.of(wording(task, "paper", model.llm.family).generate)
     names = ("num_beams", "top_p", "temperature", "max_new_tokens", "min_new_tokens")
     return [getattr(usual, name) for name in (*names, "length_penalty", "repetition_penalty")]
 
 
-def _asking(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
+def _make_ask(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
     def ask(request: gr.Request, picture: Any, question: Any, context: Any, task: Any, *rest: Any) -> Iterator[Any]:
         *values, talk = rest
-        with told():
+        with show_errors():
             path = path_of(picture)
             decoding = Decoding.of(dict(zip(OPTIONS, values, strict=True)))
             before = talk.about(path)
@@ -184,7 +184,7 @@ def _asking(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[An
             asked = backend.prepare(model, path, question, context, history, task, decoding)
             turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options, stopped=True)
             if asked.cut:
-                gr.Info("The beginning of the context, or of the conversation, was left out: it is longer than fits.")
+                gr.Info("The beginning of the context or of the conversation was left out, because it is too long.")
             yield before.and_then(turn).messages(), "", before, asked.prompt
             with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
                 for text in texts:
@@ -197,9 +197,9 @@ def _asking(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[An
     return ask
 
 
-def _suggesting(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
+def _make_suggest(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
     def suggest(request: gr.Request, picture: Any, context: Any, talk: Conversation) -> Iterator[Any]:
-        with told():
+        with show_errors():
             path = path_of(picture)
             before = talk.about(path)
             yield before.messages(), gr.skip(), before, gr.skip()
@@ -212,26 +212,26 @@ def _suggesting(page: Page, model: VisionLanguageModel) -> Callable[..., Iterato
     return suggest
 
 
-def _ended(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
+def _keep(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
     return talk.messages(), talk
 
 
-def _forgotten() -> tuple[list[Any], Conversation, str]:
+def _clear() -> tuple[list[Any], Conversation, str]:
     return [], Conversation(), ""
 
 
-def _turned_to(picture: Any, talk: Conversation) -> tuple[Any, ...]:
-    """A new picture begins a new conversation."""
-    with told():
+def _change_picture(picture: Any, talk: Conversation) -> tuple[Any, ...]:
+    """Begin a new conversation for a new picture."""
+    with show_errors():
         known = talk.picture is not None and talk.picture == path_of(picture)
-        return (gr.skip(), gr.skip(), gr.skip()) if known else _forgotten()
+        return (gr.skip(), gr.skip(), gr.skip()) if known else _clear()
 
 
-def _saving(page: Page, kind: str) -> Callable[..., dict[str, str]]:
-    """The transcript as text, with the name of a file and what it is."""
+def _make_save(page: Page, kind: str) -> Callable[..., dict[str, str]]:
+    """Make the function that returns the transcript as text, with its file name and MIME type."""
 
     def save(talk: Conversation) -> dict[str, str]:
-        with told():
+        with show_errors():
             if not talk.turns:
                 raise UsageError("there is no conversation to save yet; ask something first")
             shown = backend.picture_of(talk.picture)

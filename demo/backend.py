@@ -1,7 +1,7 @@
-"""What the page does, as plain functions that know nothing of Gradio.
+"""Logic of the page as plain functions, independent of Gradio.
 
-Pictures come as files that a visitor sent, texts and numbers as whatever arrived: everything is checked here, by
-`qformer.demo.limits`, and what cannot be used is a `UsageError` of one sentence.
+Pictures arrive as files that a visitor sent, texts and numbers as arbitrary values: everything is checked here, by
+`qformer.demo.limits`, and unusable input raises a `UsageError` of one sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text, open_picture
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, open_picture
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.lookup import find
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 4
 EXAMPLE_SIZE = 240  # pixels
-MOST_TURNS = 50  # that are read; what does not fit the model is left out of them
-#: Presets of the page: what each is called there, and its row of `qformer.llm.prompts.TASKS`.
+MOST_TURNS = 50  # turns that are read; of these, the ones that do not fit the model are dropped
+#: Presets of the page: label, and row of `qformer.llm.prompts.TASKS`.
 PRESETS = {
     "Short answer": "vqa",
     "Whole sentences": "dialogue",
@@ -44,7 +44,7 @@ PRESETS = {
     "Reasoning, step by step": "reasoning",
     "Long text": "writing",
 }
-#: Tasks whose questions are cleaned like those that models were trained on; others keep their stops and capitals.
+#: Tasks whose questions are cleaned as in training; others keep their punctuation and capitals.
 CLEANED = ("vqa", "dialogue")
 METHODS = ("beams", "greedy", "nucleus")
 NO_ASKING = (
@@ -52,7 +52,7 @@ NO_ASKING = (
     "'qformer demo runs/quickstart/opt', to ask questions and to write captions."
 )
 NO_MATCHING = (
-    "Matching needs the heads of stage one, which a checkpoint of stage two does not hold; start the page with "
+    "Matching needs the heads of stage one, which a checkpoint of stage two does not contain; start the page with "
     "--stage1 and the run that it was trained from."
 )
 NO_GALLERY = (
@@ -63,10 +63,10 @@ NO_GALLERY = (
 
 @dataclass
 class Models:
-    """What a page has: a model of each stage, as far as there is one, and a gallery.
+    """Models of a page: one of each stage, if available, and a gallery.
 
     Attributes:
-        name: of the checkpoint, to show.
+        name: displayed name of the checkpoint.
     """
 
     name: str
@@ -76,9 +76,9 @@ class Models:
 
     @property
     def looking(self) -> VisionLanguageModel | ImageTextModel:
-        """Whose queries are looked at: of stage two, where it is there."""
+        """Model whose queries the tab Look shows: that of stage two, if there is one."""
         found = self.asking or self.matching
-        assert found is not None, "a page has one model at least"
+        assert found is not None, "a page has at least one model"
         return found
 
 
@@ -90,22 +90,22 @@ def load_models(
     quantize: str | None = None,
     trust: bool = False,
 ) -> Models:
-    """The models of a page.
+    """Load the models of a page.
 
     Args:
-        path: what `qformer.load` takes, of either stage.
-        stage1: the other one beside a checkpoint of stage two; by default the run that its configuration names as
-            `init`, if it is there.
-        trust: let checkpoints and gallery run the code, and call the addresses, that they name.
+        path: checkpoint of either stage, as `qformer.load` takes it.
+        stage1: checkpoint of stage one to use with one of stage two; by default the run that its configuration names
+            as `init`, if that exists.
+        trust: let checkpoints and the gallery run the code, and call the addresses, that they name.
 
     Raises:
-        UsageError: something that cannot be loaded, of the wrong stage, or a gallery of another model.
+        UsageError: a checkpoint that cannot be loaded or is of the wrong stage, or a gallery of another model.
     """
-    name = "/".join(Path(path).parts[-2:]) if Path(path).exists() else path  # visitors need not know where it lies
+    name = "/".join(Path(path).parts[-2:]) if Path(path).exists() else path  # visitors need not know the full path
     first = load(path, device, quantize=quantize, trust=trust)
     if isinstance(first, ImageTextModel):
         if stage1 is not None:
-            raise UsageError(f"'{path}' is of stage one itself; leave --stage1 out, or give a checkpoint of stage two")
+            raise UsageError(f"'{path}' is a checkpoint of stage one; omit --stage1, or give a checkpoint of stage two")
         models, source = Models(name, matching=first), path
     else:
         source = stage1 or _started_from(path) or ""
@@ -120,12 +120,12 @@ def load_models(
             raise UsageError(f"the gallery '{index}' needs the model of stage one that made it; give it with --stage1")
         models.retriever = Retriever(index, models.matching, source, trust)
         if not len(models.retriever.gallery.store):
-            raise UsageError(f"the gallery '{index}' holds no image; index some with 'qformer index'")
+            raise UsageError(f"the gallery '{index}' has no images; add some with 'qformer index'")
     return models
 
 
 def _started_from(path: str) -> str | None:
-    """The stage-one run from which a checkpoint of ours was trained, if it is still there."""
+    """Stage-one run from which a checkpoint of ours was trained, if it still exists."""
     if checkpoint.is_foreign(path):
         return None
     start = checkpoint.read(path).config.init
@@ -136,11 +136,11 @@ def _started_from(path: str) -> str | None:
 
 
 def of_scenes(path: str) -> bool:
-    """Whether a checkpoint was trained on drawn scenes, so that these are good examples to try it."""
+    """Check whether a checkpoint was trained on drawn scenes, so that these are good examples for it."""
     return not checkpoint.is_foreign(path) and checkpoint.read(path).config.data.train.name == "scenes"
 
 
-#: Of each option of `Decoding`: the smallest and the largest value, and whether it is a whole number.
+#: Smallest and largest value of each option of `Decoding`, and whether it is a whole number.
 LIMITS = {
     "beams": (1, 10, True),
     "top_p": (0.01, 1, False),
@@ -154,7 +154,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is written: None is what its task has (`qformer.llm.prompts`)."""
+    """Decoding options of a text; None stands for the default of its task (`qformer.llm.prompts`)."""
 
     method: str = "beams"
     beams: int | None = None
@@ -167,10 +167,10 @@ class Decoding:
 
     @classmethod
     def of(cls, given: Any) -> Decoding:
-        """From a mapping whose values anybody may have sent.
+        """Read a mapping from an untrusted visitor.
 
         Raises:
-            UsageError: an unknown name, or a value that cannot be.
+            UsageError: an unknown name, or an invalid value.
         """
         if given is None:
             return cls()
@@ -185,7 +185,7 @@ class Decoding:
                 continue
             low, high, whole = find(LIMITS, str(name)[:40], "option of decoding")
             if value is not None:
-                number = checked_number(str(name), value, low, high, whole)
+                number = check_number(str(name), value, low, high, whole)
                 values[name] = int(number) if whole else float(number)
         return cls(**values)
 
@@ -193,7 +193,7 @@ class Decoding:
         """Fields of `GenerateConfig` for `model.answer`.
 
         Raises:
-            UsageError: a shortest text that is longer than the longest.
+            UsageError: the shortest length exceeds the longest.
         """
         usual = wording(task, "paper", family).generate
         sizes = {"max_new_tokens": self.max_new_tokens, "min_new_tokens": self.min_new_tokens}
@@ -211,11 +211,11 @@ class Decoding:
 
 @dataclass(frozen=True)
 class PreparedQuestion:
-    """One question, checked and ready to be answered.
+    """A question that is checked and ready to be answered.
 
     Attributes:
-        question: as the model reads it. prompt: exactly what stands behind the image. cut: whether something of the
-            context or of the earlier turns was left out of it, to fit.
+        question: text as the model reads it. prompt: exact text after the image.
+        cut: whether part of the context or of the earlier turns was dropped to fit.
     """
 
     picture: Image.Image
@@ -237,27 +237,27 @@ def prepare(
     task: Any = "vqa",
     decoding: Decoding | None = None,
 ) -> PreparedQuestion:
-    """Check what a visitor sent, and word it.
+    """Check the input of a visitor, and compose the prompt.
 
     Args:
-        image: a file. question: as a person types it; empty for a caption. context: text in front of the question.
+        image: path of a file. question: as a person types it; empty for a caption. context: text before the question.
         history: earlier (question, answer) pairs about this image. task: one of the values of `PRESETS`.
 
     Raises:
-        UsageError: no image, or anything else that cannot be used.
+        UsageError: no image, or other unusable input.
     """
     picture = picture_of(image)
     if task not in PRESETS.values():
         raise UsageError(f"the task is {task!r:.40}; give one of {', '.join(PRESETS.values())}")
-    asked = checked_text("question", question, MAX_QUESTION)
+    asked = check_text("question", question, MAX_QUESTION)
     asked = clean_question(" ".join(asked.split())) if task in CLEANED else asked.strip()
-    told = checked_text("context", context, MAX_CONTEXT).strip() or None
+    told = check_text("context", context, MAX_CONTEXT).strip() or None
     turns = _turns(history)
     if not asked:
         options = (decoding or Decoding()).options("caption", model.llm.family)
         return PreparedQuestion(picture, "", None, (), "caption", options, model.prompt)
     if told and task == "vqa":
-        task = "context"  # which words it as a fact, and answers as shortly
+        task = "context"  # states it as a fact, and answers as briefly
     options = (decoding or Decoding()).options(task, model.llm.family)
     plan = model.frontend.strategy.plan(*picture.size)
     prompt = model.prompt_for(plan, asked, told, turns, task=task, **options)
@@ -266,28 +266,28 @@ def prepare(
 
 
 def _turns(history: Any) -> tuple[Turn, ...]:
-    """Earlier turns that anybody may have sent.
+    """Check earlier turns from an untrusted visitor.
 
     Raises:
-        UsageError: something else.
+        UsageError: not a list of pairs of texts.
     """
     if history in (None, "", []):
         return ()
     if not isinstance(history, list | tuple) or not all(isinstance(t, list | tuple) and len(t) == 2 for t in history):
-        raise UsageError("the history is no list of [question, answer] pairs; give such a list, or leave it out")
+        raise UsageError("the history is not a list of [question, answer] pairs; give such a list, or omit it")
     return tuple(
         (
-            checked_text("question of the history", q, MAX_QUESTION),
-            checked_text("answer of the history", a, MAX_CONTEXT),
+            check_text("question of the history", q, MAX_QUESTION),
+            check_text("answer of the history", a, MAX_CONTEXT),
         )
         for q, a in history[-MOST_TURNS:]
     )
 
 
 def answer(model: VisionLanguageModel, asked: PreparedQuestion) -> Generator[str, None, None]:
-    """The answer so far, again and again until it is whole; with several beams at once. Without a question a caption.
+    """Yield the growing answer until it is complete (at once with several beams); without a question, a caption.
 
-    Whoever stops reading stops the model.
+    Closing the generator stops the model.
     """
     tiles = model.frontend.tiles([asked.picture])
     streamed = asked.options.get("num_beams") == 1
@@ -304,27 +304,27 @@ def answer(model: VisionLanguageModel, asked: PreparedQuestion) -> Generator[str
     for piece in pieces:
         text += piece
         yield text
-    if not text:  # the model ended at once
+    if not text:  # the first token was the end
         yield ""
 
 
 def answer_to(model: VisionLanguageModel, image: str | None, question: Any, *args: Any, **options: Any) -> str:
-    """The whole answer to what `prepare` takes."""
+    """Complete answer; takes the arguments of `prepare`."""
     return [*answer(model, prepare(model, image, question, *args, **options))][-1]
 
 
 def suggest(model: VisionLanguageModel, image: str | None, context: Any = "") -> Turn:
-    """A question that the model asks itself about the picture, drawn anew each time, and its own answer."""
-    told = checked_text("context", context, MAX_CONTEXT).strip() or None
+    """Draw a question of the model's own about the picture, and its own answer."""
+    told = check_text("context", context, MAX_CONTEXT).strip() or None
     tiles = model.frontend.tiles([picture_of(image)])
     return model.self_ask(tiles, told, num_beams=1, do_sample=True, top_p=0.9)[0]
 
 
 def picture_of(image: Any) -> Image.Image:
-    """The picture in a file that a visitor sent.
+    """Open the picture file that a visitor sent.
 
     Raises:
-        UsageError: no file, or one that is no picture or too large.
+        UsageError: no file, or one that is not a picture or too large.
     """
     if image is None:
         raise UsageError("there is no picture yet; choose, drop or paste one")
@@ -334,13 +334,13 @@ def picture_of(image: Any) -> Image.Image:
 
 
 def draw_examples(folder: Path) -> list[list[str]]:
-    """Scenes that no training shows, drawn into `folder`: rows of (file, question, context); the last is misled."""
+    """Draw scenes that training never shows into `folder`: rows (file, question, context), the last one misleading."""
     source = Scenes("val", size=EXAMPLE_SIZE, seed=785, count=EXAMPLES, questions=True)
     samples = [source[place] for place in range(EXAMPLES)]
     rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
     for sample, (file, *_) in zip(samples, rows, strict=True):
         Image.fromarray(np.asarray(sample.image)).save(file)
-    first = samples[0]  # its question asks for a colour
+    first = samples[0]  # its question asks for a color
     wrong = next(colour for colour in COLOURS if colour not in first.answers)
     claim = statement(Question("colour", first.question or "", ""), wrong)
     return [*rows, [rows[0][0], rows[0][1], f"{claim}."]]

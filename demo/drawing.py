@@ -1,4 +1,4 @@
-"""Drawing of slices, by the name under which it is known."""
+"""Drawing of slices, under its documented name."""
 
 from __future__ import annotations
 

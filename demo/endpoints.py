@@ -1,6 +1,6 @@
-"""The API of the page: what its tabs do under stable names, for `gradio_client` (docs/demo.md).
+"""The API of the page: the functions of its tabs under stable names, for `gradio_client` (docs/demo.md).
 
-/ask /suggest /caption /match /search /look /slices. They keep nothing: whoever wants a conversation sends it along.
+/ask /suggest /caption /match /search /look /slices. They keep no state: a client sends the conversation with each call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import gradio as gr
 
 from qformer.demo import backend, finding
 from qformer.demo.backend import Decoding
-from qformer.demo.tabs import Page, path_of, told
+from qformer.demo.tabs import Page, path_of, show_errors
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def endpoints(page: Page) -> None:
-    """Register what the models of the page can do; what they cannot answers with the sentence of its tab."""
+    """Register the functions; those without a model reply with the message of their tab."""
     _endpoint(
         "ask",
         _ask(page),
@@ -60,7 +60,7 @@ def endpoints(page: Page) -> None:
 
 
 def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
-    """One function; its parameters are named like those of `function`, and its values reach it unread."""
+    """Register one function under its parameter names; values reach it unprocessed."""
     gr.Button(visible=False).click(
         function, inputs, outputs, preprocess=False, api_name=name, api_description=function.__doc__
     )
@@ -98,8 +98,8 @@ def _ask(page: Page) -> Callable[..., Any]:
         history: Any = None,
         decoding: Any = None,
     ) -> Iterator[str]:
-        """The answer so far, until it is whole; history: [question, answer] pairs; decoding: see docs/demo.md."""
-        with told():
+        """Yield the growing answer; history: [question, answer] pairs; decoding: see docs/demo.md."""
+        with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
             asked = backend.prepare(model, path_of(image), question, context, history, task, Decoding.of(decoding))
             with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
@@ -110,8 +110,8 @@ def _ask(page: Page) -> Callable[..., Any]:
 
 def _suggest(page: Page) -> Callable[..., Any]:
     def suggest(request: gr.Request, image: Any, context: Any = "") -> dict[str, str]:
-        """A question that the model asks itself, and its answer."""
-        with told():
+        """Draw a question of the model's own, and its answer."""
+        with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
             question, answer = page.gate.run(backend.suggest, model, path_of(image), context, request=request)
             return {"question": question, "answer": answer}
@@ -123,8 +123,8 @@ def _caption(page: Page) -> Callable[..., Any]:
     def caption(
         request: gr.Request, image: Any, count: Any = 5, prompt: Any = "", top_p: Any = 0.9, temperature: Any = 1
     ) -> list[dict[str, Any]]:
-        """Captions, the likeliest first, each with the mean log-likelihood of its tokens."""
-        with told():
+        """Write captions, the likeliest first, each with the mean log-likelihood of its tokens."""
+        with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
             values = (path_of(image), count, prompt, top_p, temperature)
             return [asdict(one) for one in page.gate.run(finding.captions, model, *values, request=request)]
@@ -134,8 +134,8 @@ def _caption(page: Page) -> Callable[..., Any]:
 
 def _match(page: Page) -> Callable[..., Any]:
     def match(request: gr.Request, image: Any, texts: Any) -> list[dict[str, Any]]:
-        """Texts (a list), the best first, each with the cosine of ITC and the probability of ITM."""
-        with told():
+        """Rank texts (a list), the best first, each with the cosine of ITC and the probability of ITM."""
+        with show_errors():
             model = _needed(page.models.matching, backend.NO_MATCHING)
             return [asdict(one) for one in page.gate.run(finding.match, model, path_of(image), texts, request=request)]
 
@@ -146,8 +146,8 @@ def _search(page: Page) -> Callable[..., Any]:
     def search(
         request: gr.Request, text: Any = "", image: Any = None, k: Any = 8, shortlist: Any = 64
     ) -> dict[str, list[dict[str, Any]]]:
-        """Hits by ITC, and re-ranked by ITM."""
-        with told():
+        """Find hits by ITC, and re-ranked by ITM."""
+        with show_errors():
             retriever = _needed(page.models.retriever, backend.NO_GALLERY)
             values = (text, path_of(image), k, shortlist)
             lists = page.gate.run(finding.search, retriever, *values, request=request)
@@ -164,8 +164,8 @@ def _look(page: Page) -> Callable[..., Any]:
     def look(
         request: gr.Request, image: Any, question: Any = "", answer: Any = "", token: Any = None
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Where each query looks and, with a question, what the answer (or its token of that number) rests on."""
-        with told():
+        """Draw the attention of each query and, with a question, the relevance for the answer (or one token of it)."""
+        with show_errors():
             path = path_of(image)
             sheet = page.gate.run(finding.queries, page.models.looking, path, request=request)
             if not question:
@@ -179,8 +179,8 @@ def _look(page: Page) -> Callable[..., Any]:
 
 def _slices(page: Page) -> Callable[..., Any]:
     def slices(request: gr.Request, image: Any) -> tuple[list[Any], list[dict[str, Any]]]:
-        """How each strategy cuts the picture: the tiles drawn on it, and its numbers."""
-        with told():
+        """Draw the tiles of each strategy on the picture, with its numbers."""
+        with show_errors():
             found = page.gate.run(finding.slices, page.models.looking, path_of(image), request=request)
             pictures = [(drawn, name) for drawn, name, _ in found]
             return pictures, [{"strategy": name, **numbers} for _, name, numbers in found]

@@ -1,4 +1,4 @@
-"""One request and its answer, as they pass between a visitor and Gradio: read, checked, held back, refused."""
+"""A request and its response between a visitor and Gradio: reading, checking, holding back, refusing."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 MAX_JSON = 1_000_000  # bytes: a long context and a conversation
 MAX_DRAINED = 200_000_000  # bytes
 MAX_HEADER = 8_192  # bytes of one header of a part
-FIELD = "an upload's pictures come in fields named 'files', each with the name of its file"
+FIELD = "an upload must hold its pictures in fields named 'files', each with a file name"
 BROKEN = "the upload broke off"
 
 
 class Refused(Exception):
-    """A request that goes no further.
+    """Refusal of a request.
 
     Args:
-        headers: of the answer, beside the sentence.
+        headers: additional headers of the response.
     """
 
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
@@ -40,10 +40,10 @@ class Refused(Exception):
 
 
 class Form:
-    """The parts of an upload, looked at as they come in.
+    """Parts of an upload, checked as they arrive.
 
-    Gradio takes fields of other names and files of other kinds of form, too, and then leaves what it wrote of them on
-    the disk. It removes all of it for a `MultiPartException` in the middle of its reading, so that is what is raised.
+    Gradio also accepts fields of other names and files in other kinds of forms, and leaves what it wrote of them on
+    disk. It removes everything if a `MultiPartException` interrupts its reading, so that is what is raised.
     """
 
     def __init__(self, boundary: bytes) -> None:
@@ -62,17 +62,17 @@ class Form:
         )
 
     def feed(self, body: bytes, more: bool) -> None:
-        """Look at the next bytes.
+        """Check the next bytes.
 
         Raises:
-            MultiPartException: they are no form of files, or the last of them leave it open.
+            MultiPartException: they are not a form of files, or the form ends early.
         """
         try:
             self._parser.write(body)
         except MultipartParseError as error:
-            raise MultiPartException(f"the upload is no form of files ({str(error)[:200]})") from error
+            raise MultiPartException(f"the upload is not a form of files ({str(error)[:200]})") from error
         if not (more or self._is_whole):
-            raise MultiPartException("the upload's form has no end; send it whole")
+            raise MultiPartException("the upload's form is incomplete; send all of it")
 
     def _begin(self) -> None:
         self._name, self._value, self._disposition = b"", b"", b""
@@ -106,10 +106,10 @@ class Form:
 
 
 class Exchange:
-    """The two directions of one request: what was read may be read again, what is sent may be held back.
+    """Both directions of one request: its body can be read again, and its response held back.
 
     Args:
-        path: within the page.
+        path: path within the page.
     """
 
     def __init__(self, receive: Any, send: Any, path: str, api: str) -> None:
@@ -118,9 +118,9 @@ class Exchange:
         self.is_upload = path == f"{api}/upload"
         self.at_once = path == f"{api}/run/predict"
         self.status = 0
-        self.left = False  # the other end is gone before all was sent
+        self.left = False  # the client disconnected before everything was sent
         self.held = b""
-        self.when_ok: list[tuple[bytes, bytes]] = []  # more headers of an answer 200
+        self.when_ok: list[tuple[bytes, bytes]] = []  # additional headers of a response 200
         self._form: Form | None = None
         self._again: Message | None = None
         self._start: Message | None = None
@@ -128,17 +128,17 @@ class Exchange:
 
     @property
     def has_begun(self) -> bool:
-        """Whether part of an answer is on its way."""
+        """Check whether part of a response has been sent."""
         return bool(self.status) and not self._holds
 
     def replay(self, body: bytes) -> None:
         self._again = {"type": "http.request", "body": body, "more_body": False}
 
     def hold(self, content_type: str) -> None:
-        """Keep the answer back, and look at the form that comes in."""
+        """Hold the response back, and check the incoming form."""
         self._holds = True
         boundary = parse_options_header(content_type)[1].get(b"boundary")
-        self._form = Form(boundary) if boundary else None  # without one Gradio refuses before it reads
+        self._form = Form(boundary) if boundary else None  # without a boundary Gradio refuses before reading
 
     async def receive(self) -> Message:
         if self._again is not None:
@@ -155,10 +155,10 @@ class Exchange:
         return message
 
     async def body(self, limit: int) -> bytes:
-        """All that is sent, at most `limit` bytes.
+        """Read the whole body, at most `limit` bytes.
 
         Raises:
-            Refused: more, or it breaks off.
+            Refused: it is longer, or breaks off.
         """
         body = bytearray()
         more = True
@@ -174,18 +174,18 @@ class Exchange:
         return bytes(body)
 
     async def json(self) -> dict[str, Any]:
-        """The body, where it is an object of finite numbers, whole characters and no great size or depth.
+        """Read the body as a JSON object with finite numbers, whole characters, and limited size and depth.
 
         Raises:
-            Refused: it is none.
+            Refused: the body is something else.
         """
         try:
-            return limits.checked_request(await self.body(MAX_JSON))
+            return limits.check_request(await self.body(MAX_JSON))
         except UsageError as error:
             raise Refused(400, str(error)) from error
 
     async def drain(self) -> None:
-        """Read what is still coming, up to a limit: who is cut off in the middle of sending reads no answer."""
+        """Read the rest of the body, up to a limit: a client that is cut off while sending reads no response."""
         size, more = 0, not self._read
         while more and size < MAX_DRAINED:
             message = await self._receive()
@@ -194,11 +194,11 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if self.at_once and message["status"] == 500:  # a refusal by the function itself, told in its body
+            if self.at_once and message["status"] == 500:  # refused by the function; the body says why
                 message["status"] = 400
             self.status = message["status"]
             more = self.when_ok if self.status == 200 else []
-            if self.is_file:  # what a visitor uploaded is a picture to look at, never a page of ours
+            if self.is_file:  # an uploaded file is shown as a picture, never as a page of ours
                 more = [
                     (b"x-content-type-options", b"nosniff"),
                     (b"content-security-policy", b"default-src 'none'; sandbox"),
@@ -218,10 +218,10 @@ class Exchange:
             await self._send({"type": "http.response.body", "body": self.held})
 
     async def refuse(self, scope: Message, refused: Refused) -> None:
-        """Answer with the sentence, where no answer has begun."""
+        """Respond with the message, unless a response has begun."""
         if self.has_begun:
             return
-        kind = PlainTextResponse if self.is_upload else None  # Gradio's page shows its body as it is
-        told, status, headers = str(refused), refused.status, refused.headers
-        response = kind(told, status, headers) if kind else JSONResponse({"detail": told}, status, headers)
+        kind = PlainTextResponse if self.is_upload else None  # Gradio's page shows the plain body
+        message, status, headers = str(refused), refused.status, refused.headers
+        response = kind(message, status, headers) if kind else JSONResponse({"detail": message}, status, headers)
         await response(scope, self._receive, self._send)

@@ -1,6 +1,6 @@
-"""What the page finds, as plain functions like `demo/backend.py`: captions, matches, hits of a gallery, a look inside.
+"""Captions, matches, hits of a gallery and the tab Look, as plain functions like those of `demo/backend.py`.
 
-Everything a visitor sent is checked; what cannot be used is a `UsageError` of one sentence.
+All input of a visitor is checked; unusable input raises a `UsageError` of one sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qformer import resolution
 from qformer.data.texts import clean_caption
 from qformer.demo import look
 from qformer.demo.backend import answer, picture_of, prepare
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, checked_number, checked_text
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text
 from qformer.evaluation.choice import choice_losses
 from qformer.lookup import find
 from qformer.types import BadSample, UsageError
@@ -32,7 +32,7 @@ MOST_CAPTIONS, MOST_TEXTS, MOST_HITS = 10, 32, 24
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and the mean log-likelihood of its tokens, the end counted, behind the image and the prompt."""
+    """A caption, and the mean log-likelihood of its tokens with the end token, after the image and the prompt."""
 
     text: str
     score: float
@@ -47,20 +47,20 @@ def captions(
     top_p: Any = 0.9,
     temperature: Any = 1.0,
 ) -> list[Caption]:
-    """Different captions, the likeliest first: that of beam search, and others that are drawn (nucleus sampling).
+    """Write distinct captions, the likeliest first: one by beam search, the others by nucleus sampling.
 
     Args:
-        count: at most so many; what is drawn twice stands once.
-        prompt: every caption goes on from here; None and empty: the prompt of training.
+        count: largest number of captions; duplicates count once.
+        prompt: start of every caption; None or empty for the prompt of training.
     """
     picture = picture_of(image)
-    wanted = int(checked_number("number of captions", count, 1, MOST_CAPTIONS, whole=True))
-    start = checked_text("beginning", prompt, MAX_QUESTION).strip() or model.prompt
+    wanted = int(check_number("number of captions", count, 1, MOST_CAPTIONS, whole=True))
+    start = check_text("beginning", prompt, MAX_QUESTION).strip() or model.prompt
     drawn: dict[str, Any] = {
         "do_sample": True,
         "num_beams": 1,
-        "top_p": checked_number("top_p", top_p, 0.01, 1),
-        "temperature": checked_number("temperature", temperature, 0.05, 5),
+        "top_p": check_number("top_p", top_p, 0.01, 1),
+        "temperature": check_number("temperature", temperature, 0.05, 5),
     }
     tiles = model.frontend.tiles([picture])
     prefix, mask = model.prefix(tiles)
@@ -77,7 +77,7 @@ def captions(
 
 @dataclass(frozen=True)
 class Match:
-    """How a text fits the picture: the cosine of ITC, and the probability of a match by ITM."""
+    """A text with its cosine of ITC, and its probability of a match by ITM."""
 
     text: str
     itc: float
@@ -86,22 +86,22 @@ class Match:
 
 @torch.no_grad()
 def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
-    """Texts by how well they fit the picture, the best (by ITM) first.
+    """Rank texts by how well they fit the picture, the best by ITM first.
 
     Args:
-        texts: one on each line, or a list of them.
+        texts: a string with one text per line, or a list.
 
     Raises:
         UsageError: no text, or more than `MOST_TEXTS`.
     """
     picture = picture_of(image)
-    lines = texts if isinstance(texts, list) else checked_text("list of texts", texts, MAX_CONTEXT).splitlines()
-    given = [checked_text("text", line, MAX_QUESTION).strip() for line in lines]
+    lines = texts if isinstance(texts, list) else check_text("list of texts", texts, MAX_CONTEXT).splitlines()
+    given = [check_text("text", line, MAX_QUESTION).strip() for line in lines]
     given = list(dict.fromkeys(line for line in given if any(map(str.isalnum, line))))
     if not given:
-        raise UsageError("there is no text to match; write one on each line")
+        raise UsageError("there is no text to match; write one per line")
     if len(given) > MOST_TEXTS:
-        raise UsageError(f"got {len(given)} texts; give at most {MOST_TEXTS}, one on each line")
+        raise UsageError(f"got {len(given)} texts; give at most {MOST_TEXTS}, one per line")
     seen = model.frontend.encode_tiles(model.frontend.tiles([picture]))
     cleaned = model.tokenize([clean_caption(line) for line in given])
     rows, valid = model.embed_images(seen)
@@ -113,12 +113,12 @@ def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
 
 @dataclass(frozen=True)
 class ShownHit:
-    """A hit to show.
+    """A hit as the page shows it.
 
     Attributes:
-        itc, itm: cosine, and the probability of a match where ITM looked.
-        moved: places that re-ranking moved it up. fresh: it did not stand among those shown before.
-        fault: why there is no picture, such as `missing` or `changed`; empty where there is one.
+        itc, itm: cosine, and the probability of a match if it was re-ranked.
+        moved: places by which re-ranking moved it up. fresh: it was not among the hits shown before re-ranking.
+        fault: reason why there is no picture, such as `missing` or `changed`; empty if there is one.
     """
 
     name: str
@@ -134,19 +134,19 @@ class ShownHit:
 def search(
     retriever: Retriever, text: Any = "", image: str | None = None, k: Any = 8, shortlist: Any = 64
 ) -> tuple[list[ShownHit], list[ShownHit]]:
-    """The images of a gallery that fit a text, an image, or both: by ITC alone, and re-ranked by ITM.
+    """Search a gallery by a text, an image, or both: hits by ITC alone, and re-ranked by ITM.
 
-    Without a text there is nothing to re-rank by, and the second list is empty.
+    Without a text nothing is re-ranked, and the second list is empty.
 
     Raises:
-        UsageError: neither text nor image, or numbers that cannot be.
+        UsageError: neither text nor image, or invalid numbers.
     """
-    words = checked_text("text", text, MAX_QUESTION).strip() or None
+    words = check_text("text", text, MAX_QUESTION).strip() or None
     picture = None if image is None else picture_of(image)
     if words is None and picture is None:
         raise UsageError("there is nothing to search for; write a text, choose a picture, or both")
-    shown = int(checked_number("number of hits", k, 1, MOST_HITS, whole=True))
-    candidates = int(checked_number("number of candidates", shortlist, 1, 256, whole=True))
+    shown = int(check_number("number of hits", k, 1, MOST_HITS, whole=True))
+    candidates = int(check_number("number of candidates", shortlist, 1, 256, whole=True))
     before = retriever.search(words, picture, shown, 0)
     after = [] if words is None else retriever.search(words, picture, shown, max(candidates, shown))
     pictures = {hit.id: _thumbnail(retriever, hit) for hit in {hit.id: hit for hit in [*before, *after]}.values()}
@@ -165,7 +165,7 @@ def _found(hit: Hit, pictures: dict[str, tuple[Image.Image | None, str]]) -> Sho
 
 
 def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]:
-    """The picture of a hit, or why there is none."""
+    """Thumbnail of a hit, or the reason why there is none."""
     try:
         picture = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
     except BadSample as bad:
@@ -175,14 +175,14 @@ def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]
 
 
 def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> Image.Image:
-    """Where each query looks, as one sheet of small pictures."""
+    """Draw the attention of each query, as one sheet of small pictures."""
     picture = picture_of(image)
     return look.sheet(picture, look.query_maps(model, picture))
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """What an answer rests on: the answer, its tokens as text, and the picture with the relevance over it."""
+    """An answer, its tokens as text, and the picture with the relevance for the answer drawn over it."""
 
     answer: str
     tokens: list[str]
@@ -190,23 +190,23 @@ class Relevance:
 
 
 def relevance(
-    model: VisionLanguageModel, image: str | None, question: Any, said: Any = "", token: Any = None
+    model: VisionLanguageModel, image: str | None, question: Any, explained: Any = "", token: Any = None
 ) -> Relevance:
-    """Which parts of the picture an answer, or one token of it, rests on (`look.answer_relevance`).
+    """Draw which parts of the picture an answer, or one token of it, is based on (`look.answer_relevance`).
 
     Args:
-        said: the answer to explain; empty for the one that the model gives. token: its number; None for all of them.
+        explained: answer to explain; empty for the model's own. token: index of a token; None for all of them.
 
     Raises:
         UsageError: no question, or a token that the answer does not have.
     """
     asked = prepare(model, image, question)
     if not asked.question:
-        raise UsageError("there is no question; write one, whose answer is to be explained")
-    answered = checked_text("answer", said, MAX_QUESTION).strip() or [*answer(model, asked)][-1]
+        raise UsageError("there is no question; write one to explain its answer")
+    answered = check_text("answer", explained, MAX_QUESTION).strip() or [*answer(model, asked)][-1]
     if not answered:
-        raise UsageError("the model says nothing to this question; write the answer that is to be explained")
-    chosen = None if token is None else int(checked_number("number of the token", token, 0, 1000, whole=True))
+        raise UsageError("the model gives no answer to this question; write the answer to explain")
+    chosen = None if token is None else int(check_number("number of the token", token, 0, 1000, whole=True))
     tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen)
     return Relevance(answered, tokens, look.overlay(asked.picture, heat))
 
@@ -214,7 +214,7 @@ def relevance(
 def slices(
     model: VisionLanguageModel | ImageTextModel, image: str | None
 ) -> list[tuple[Image.Image, str, dict[str, Any]]]:
-    """How each strategy cuts the picture: the tiles drawn on it, the strategy's name, and its numbers."""
+    """Draw the tiles of each strategy on the picture, with the strategy's name and its numbers."""
     picture = picture_of(image)
     own = model.frontend.strategy
     found = []

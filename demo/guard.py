@@ -1,9 +1,9 @@
-"""What stands in front of Gradio: which requests reach it at all, and what it forgets.
+"""The guard in front of Gradio: a filter of requests, and the deletion of old files and sessions.
 
 Gradio serves more than this page needs: it downloads pictures from addresses, proxies, records and shares. `Guard` lets
-through only what the page uses, from its own pages (`qformer.demo.hosts`) and from those who know the password
-(`qformer.demo.password`), and reads each request before Gradio does: what is refused costs no download, no decoding and
-no place in the queue, and is told in a sentence.
+through only what the page uses, from its own pages (`qformer.demo.hosts`) and from visitors who know the password
+(`qformer.demo.password`), and reads each request before Gradio does: a refused request costs no download, no decoding
+and no place in the queue, and gets a reason in one sentence.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     Message = MutableMapping[str, Any]
 
 API = "/gradio_api"
-READ = re.compile(  # what the page and the clients of its API fetch
+READ = re.compile(  # paths that the page and the clients of its API fetch
     r"/|/health|/config|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/logout|/(assets|static|svelte)/.+"
     rf"|{API}/(info|openapi\.json|app_id|token|user|login_check|theme\.css|startup-events|upload_progress)/?"
     rf"|{API}/queue/(data|status)|{API}/call/[^/]+/[^/]+|{API}/heartbeat/[^/]+|{API}/file=.+",
     re.DOTALL,
 )
 WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
-MAX_STORED = 2_000_000_000  # bytes of pictures that are kept at once
-OF_FORM = 100_000  # bytes around the files of an upload
+MAX_STORED = 2_000_000_000  # bytes of pictures kept at once
+OF_FORM = 100_000  # bytes of an upload besides its files
 MAX_LOGIN = 10_000  # bytes
-START = f"{API}/startup-events"  # asked for by Gradio itself, once
+START = f"{API}/startup-events"  # requested once by Gradio itself
 KEEP_FILES = 3600.0  # seconds
-KEEP_SESSION = 600.0  # seconds without a connection: who closes the laptop for a moment finds the conversation again
-KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # of a request
-NO_PATH = "a picture is given as an object with the 'path' that its upload returned"
-CLOSED = "the page is being stopped and takes no new requests; try again later"
-FULL = "{} requests are waiting and no more are taken; try again in a moment"
+KEEP_SESSION = 600.0  # seconds without a connection; a laptop closed briefly keeps its conversation
+KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
+NO_PATH = "a picture must be an object with the 'path' that its upload returned"
+CLOSED = "the page is shutting down and accepts no new requests; try again later"
+FULL = "{} requests are waiting, which is the limit; try again in a moment"
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
-    "integer": (int, float),  # a browser's 3.0 may be meant
+    "integer": (int, float),  # a browser may send 3.0
     "boolean": (bool,),
     "array": (list, tuple),
     "object": (dict,),
@@ -66,15 +66,15 @@ WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean
 
 
 class Visits:
-    """Who is connected, and what is kept of those who are not."""
+    """Connected visitors, and uploads and sessions kept for those who have left."""
 
     def __init__(self, page: Any, uploads: Path) -> None:
         self.page = page
         self.queue = compat.page_queue(page)
         self.uploads = uploads
-        self.own = set(uploads.rglob("*"))  # of the page: its examples
-        self.has_started = False  # whether the server stands, and Gradio itself asks no more
-        self.answering = 0  # open requests, but for those that only tell that someone is there
+        self.own = set(uploads.rglob("*"))  # examples of the page
+        self.has_started = False  # whether the server runs, and Gradio itself sends no more requests
+        self.answering = 0  # open requests, except heartbeats
         self.open: Counter[str] = Counter()
         self.last: dict[str, float] = {}
 
@@ -86,7 +86,7 @@ class Visits:
         return (file for file in self.uploads.rglob("*") if file not in self.own and file.is_file())
 
     def tidy(self) -> None:
-        """Remove uploads that are old, and the state of sessions that are gone."""
+        """Remove old uploads, and the state of sessions that have ended."""
         now = time.time()
         for file in list(self._uploaded()):
             if now - file.stat().st_mtime > KEEP_FILES:
@@ -112,11 +112,11 @@ class Visits:
 
 
 class Guard:
-    """An ASGI application around Gradio's.
+    """ASGI application around Gradio's.
 
     Args:
-        hosts: under which names and where the page is served, see `qformer.demo.hosts`.
-        has_password: Gradio asks for one; until it has been given, nothing of Gradio's is reached but its log-in.
+        hosts: names and path of the page, see `qformer.demo.hosts`.
+        has_password: Gradio asks for a password; without it, only Gradio's login can be reached.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1008})  # the page opens none
+            return await send({"type": "websocket.close", "code": 1008})  # the page uses none
         path = self.hosts.path(scope["path"])
         exchange = Exchange(receive, send, path, API)
         kept_open = path.startswith(f"{API}/heartbeat/") or path == "/health"
@@ -151,12 +151,14 @@ class Guard:
             await exchange.refuse(scope, refused)
         except Exception:
             logging.getLogger(__name__).exception("%s %s", scope["method"], path)
-            await exchange.refuse(scope, Refused(500, "something went wrong here; it was noted, and the page goes on"))
+            await exchange.refuse(
+                scope, Refused(500, "something went wrong here; it was logged, and the page keeps running")
+            )
         finally:
             self.visits.answering -= not kept_open
 
     async def _lets_in(self, scope: Message, path: str, exchange: Exchange, tries: Tries) -> bool:
-        """Whether a request comes from somebody who has logged in; whatever else there is to answer is answered."""
+        """Check that a request comes from a visitor who has logged in; otherwise respond to it, or refuse it."""
         method = scope["method"]
         response: Response | None = None
         if (method == "GET" and path == START and not self.visits.has_started) or await self._knows(scope):
@@ -174,7 +176,7 @@ class Guard:
         return False
 
     async def _knows(self, scope: Message) -> bool:
-        """Ask Gradio, which keeps who has logged in."""
+        """Ask Gradio whether the visitor has logged in."""
         status = 0
 
         async def nothing() -> Message:
@@ -189,14 +191,12 @@ class Guard:
         return status == 200
 
     async def _log_in(self, scope: Message, exchange: Exchange, tries: Tries) -> None:
-        """Each try counts as wrong until it has proved right, so that many at once are not more than one by one."""
+        """Check a password; each try counts as wrong until it succeeds, so that parallel tries gain nothing."""
         exchange.replay(await exchange.body(MAX_LOGIN))
         address = scope["client"][0] if scope.get("client") else ""
         client = tries.client(address, HTTPConnection(scope).cookies.get(DEVICE))
         if wait := math.ceil(tries.take(client)):
-            raise Refused(
-                429, f"too many wrong passwords were given; try again in {wait} seconds", {"Retry-After": str(wait)}
-            )
+            raise Refused(429, f"too many wrong passwords; try again in {wait} seconds", {"Retry-After": str(wait)})
         cookie = f"{DEVICE}={tries.cookie()}; Max-Age=31536000; Path=/; HttpOnly; SameSite=Lax"
         exchange.when_ok = [(b"set-cookie", cookie.encode())]
         await self.app(scope, exchange.receive, exchange.send)
@@ -212,7 +212,7 @@ class Guard:
             raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if "deep_link" in query:
-            raise Refused(400, "this page keeps no links to its states; open it without one")
+            raise Refused(400, "this page does not support links to its state; open it without one")
         if exchange.is_file:
             self._check_file(path.removeprefix(f"{API}/file="))
         session = _session(path, query)
@@ -230,13 +230,13 @@ class Guard:
         return await self._stream(scope, exchange, session, path)
 
     async def _stream(self, scope: Message, exchange: Exchange, session: str, path: str) -> None:
-        """What is open for as long as someone is there; when its other end goes away, so does the call."""
+        """Pass on a stream, which is open while the visitor is there; when it closes, the call is cancelled."""
         queue, request = self.visits.queue, session
-        if path.startswith(f"{API}/call/"):  # named by the request, whose session may be another
+        if path.startswith(f"{API}/call/"):  # names the request, whose session may be another
             owners = (owner for owner, events in queue.pending_event_ids_session.items() if request in events)
             session = next(owners, request)
         if not path.startswith(f"{API}/heartbeat/") and session not in queue.pending_messages_per_session:
-            raise Refused(404, "no request of this session waits for an answer; ask first")
+            raise Refused(404, "no request of this session is waiting for a response; send one first")
         self.visits.open[session] += 1
         try:
             await self.app(scope, exchange.receive, exchange.send)
@@ -246,22 +246,22 @@ class Guard:
             if exchange.left and not path.startswith(f"{API}/heartbeat/"):
                 self.gate.cancel(session)
             if path.startswith(f"{API}/call/") and session == request:
-                self.visits.last[session] = -math.inf  # a session of one request, which has been answered
+                self.visits.last[session] = -math.inf  # a session of one request, which is complete
 
     async def _upload(self, scope: Message, exchange: Exchange) -> None:
-        """Files come in only as pictures: what is none is removed at once."""
+        """Accept uploads; files that are not pictures are removed at once."""
         headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
         length = headers.get(b"content-length", "")
         if self.gate.stopping:
             raise Refused(503, CLOSED)
         if not length.isdigit():
-            raise Refused(411, "an upload must tell its length (Content-Length)")
+            raise Refused(411, "an upload must have a length (Content-Length)")
         if int(length) > limits.MAX_BYTES + OF_FORM:
             raise Refused(
-                413, f"the upload has {int(length) / 1e6:.1f} MB; at most {limits.MAX_BYTES / 1e6:.0f} are taken"
+                413, f"the upload has {int(length) / 1e6:.1f} MB; the limit is {limits.MAX_BYTES / 1e6:.0f} MB"
             )
         if await run_sync(self.visits.stored) > MAX_STORED:
-            raise Refused(503, "too many pictures are being kept; try again in some minutes")
+            raise Refused(503, "too many pictures are stored; try again in a few minutes")
         exchange.hold(headers.get(b"content-type", ""))
         await self.app(scope, exchange.receive, exchange.send)
         if exchange.status == 200:
@@ -277,7 +277,7 @@ class Guard:
         await exchange.release()
 
     def _check_file(self, name: str) -> str:
-        """The path of a file that is ours."""
+        """Check that a file belongs to the page; returns its path."""
         if "://" in name or name.startswith("data:"):
             raise Refused(403, "addresses are not fetched here; upload the picture itself")
         try:
@@ -285,14 +285,14 @@ class Guard:
         except (OSError, ValueError):
             real = ""
         if not real.startswith(f"{self.uploads}/") or not os.path.isfile(real):
-            raise Refused(403, "this file is not one of the page's own; upload the picture itself")
+            raise Refused(403, "this file does not belong to the page; upload the picture itself")
         return real
 
     async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """A call of one of the page's functions, of which only what Gradio needs is left."""
+        """Check a call of one of the page's functions; returns it with only the keys that Gradio needs."""
         if self.gate.stopping:
             raise Refused(503, CLOSED)
-        at_once = name == f"{API}/run/predict"  # by the page, what is quick and does not wait in the queue
+        at_once = name == f"{API}/run/predict"  # quick calls of the page, which do not wait in the queue
         if not at_once and len(self.visits.queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
@@ -314,7 +314,7 @@ class Guard:
         return kept
 
     async def _check_inputs(self, function: Any, data: Any) -> None:
-        """Values of the kinds that the components of the function show, pictures that are there, no addresses."""
+        """Check that values have the types of the function's components, and that pictures are existing files."""
         inputs = function.inputs
         if isinstance(data, list) and len(data) != len(inputs):
             inputs = [block for block in inputs if not block.skip_api]
@@ -339,8 +339,8 @@ class Guard:
             raise Refused(400, 'a picture needs "meta": {"_type": "gradio.FileData"} beside its path')
         if not isinstance(part.get("orig_name") or "", str):
             raise Refused(400, "the 'orig_name' of a picture must be text")
-        for told in ("url", "size", "mime_type", "is_stream"):  # what the file itself says better
-            part.pop(told, None)
+        for key in ("url", "size", "mime_type", "is_stream"):  # the file itself is more reliable
+            part.pop(key, None)
         try:
             await run_sync(limits.check_picture, name)
         except UsageError as error:
@@ -369,7 +369,7 @@ def _check_kind(block: Any, value: Any) -> None:
 
 
 def _session(path: str, query: dict[str, list[str]]) -> str | None:
-    """Whose stream a request opens."""
+    """Session whose stream a request opens."""
     if path == f"{API}/queue/data":
         return query.get("session_hash", [""])[0]
     if path.startswith((f"{API}/heartbeat/", f"{API}/call/")) and path.count("/") == (3 if "heartbeat" in path else 4):

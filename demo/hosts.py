@@ -1,9 +1,9 @@
-"""Whose requests the page answers: the names under which it may be asked, and the sites whose scripts may send to it.
+"""Checks of the Host and Origin of requests: names under which the page is served, and sites that can send to it.
 
-A browser tells two things that the site it shows cannot change: the name by which it found this machine (Host), and the
-site whose script sends (Origin). A foreign name means that somebody else's DNS points here (rebinding), which would let
-that site read all that the page answers; a foreign origin means that a site uses its visitors' browsers to get in.
-Starlette's TrustedHostMiddleware knows names alone, neither addresses nor origins, so it is not used.
+A browser sends two headers that a site cannot change: the name by which it found this machine (Host), and the site
+whose script sends (Origin). A foreign name means that somebody else's DNS points here (rebinding), which would let that
+site read all responses of the page; a foreign origin means that a site uses its visitors' browsers to get in.
+Starlette's TrustedHostMiddleware checks names only, neither addresses nor origins, so it is not used.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SAFE = ("GET", "HEAD")
 
 
 class Address(NamedTuple):
-    """A name or IP address in its one spelling (lower case, no brackets, no trailing dot), and the port if given."""
+    """A name or IP address in normal form (lower case, no brackets, no trailing dot), and the port if given."""
 
     name: str
     port: int | None = None
 
 
 def parse_host(text: str) -> Address | None:
-    """Parse what a Host header holds; None where it is no host, as with `user@`, a path, or several hosts."""
+    """Parse a Host header; None if it is not a host, as with `user@`, a path, or several hosts."""
     found = AUTHORITY.fullmatch(text.lower())
     if found is None:
         return None
@@ -44,9 +44,9 @@ def parse_host(text: str) -> Address | None:
 
 
 def parse_origin(text: str) -> tuple[str, Address] | None:
-    """Parse what an Origin header holds into its scheme and address, whose port is the scheme's where none is given.
+    """Parse an Origin header into its scheme and address, with the scheme's port if none is given.
 
-    None for anything but http and https: `null`, which sandboxed frames and files on disk send, and extensions.
+    Returns None for anything but http and https: `null`, which sandboxed frames and local files send, and extensions.
     """
     scheme, colon, rest = text.lower().partition("://")
     address = parse_host(rest) if colon and scheme in PORTS else None
@@ -54,14 +54,14 @@ def parse_origin(text: str) -> tuple[str, Address] | None:
 
 
 def is_loopback(name: str) -> bool:
-    """Tell a name of the machine that the browser itself runs on; resolvers never ask the network for these."""
+    """Check for a name of the browser's own machine; resolvers never ask the network for these."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return _ip(name) is not None and ipaddress.ip_address(name).is_loopback
 
 
 def _ip(text: str) -> str | None:
-    """The one spelling of an IP address; an IPv4 address within IPv6 is the IPv4 address."""
+    """Normal form of an IP address; an IPv4 address within IPv6 becomes the IPv4 address."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -70,24 +70,24 @@ def _ip(text: str) -> str | None:
 
 
 class Hosts:
-    """The names and the place under which a page is served.
+    """Names and path under which a page is served.
 
-    A request must be sent to localhost, to an IP address (which no DNS can point elsewhere) or to one of `names`. Where
-    a proxy tells what name its visitor used (X-Forwarded-Host, the first if there are several), that name must be ours,
-    too; it never excuses a foreign Host.
+    A request must be sent to localhost, to an IP address (which DNS cannot redirect) or to one of `names`. If a proxy
+    forwards the name that its visitor used (X-Forwarded-Host, the first if there are several), that name must be ours
+    as well; it never excuses a foreign Host.
 
     Args:
-        allow: more names under which visitors reach the page.
-        root_path: where a proxy serves the page: a path, such as `/demo`, or a whole address, whose name is ours then.
-        bind: name or address at which the server listens; a name is ours.
+        allow: additional names under which visitors reach the page.
+        root_path: path, such as `/demo`, or whole address at which a proxy serves the page; the address adds its name.
+        bind: name or address at which the server listens; adds the name.
 
     Raises:
-        UsageError: something else was given.
+        UsageError: an invalid name or path.
     """
 
     def __init__(self, allow: Iterable[str] = (), root_path: str = "", bind: str = "127.0.0.1") -> None:
-        self.names = {_checked_name("--allow-host", name) for name in allow}
-        self.bind = _checked_name("--host", bind)
+        self.names = {_check_name("--allow-host", name) for name in allow}
+        self.bind = _check_name("--host", bind)
         if _ip(self.bind) is None:
             self.names.add(self.bind)
         self.root_path = self.prefix = root_path.rstrip("/")
@@ -99,12 +99,12 @@ class Hosts:
             known = self.add_address(f"{scheme}://{authority}")
         if not (known and PREFIX.fullmatch(self.prefix)):
             raise UsageError(
-                f"--root-path is a path such as /demo, or the whole address such as https://demo.example.org/demo, "
+                f"--root-path takes a path such as /demo, or a whole address such as https://demo.example.org/demo, "
                 f"but got '{root_path}'"
             )
 
     def add_address(self, url: str) -> bool:
-        """Count the name in an address as ours, such as that of Gradio's share; False where there is none."""
+        """Add the name in an address to ours, such as that of Gradio's share; returns False if there is none."""
         found = parse_origin("/".join(url.split("/", 3)[:3]))
         self.names |= {found[1].name} if found else set()
         return found is not None
@@ -113,14 +113,14 @@ class Hosts:
         return name in self.names or is_loopback(name) or _ip(name) is not None
 
     def path(self, path: str) -> str:
-        """The part of a path below the root path, which proxies may strip or not; empty for the root path itself."""
+        """Part of a path below the root path, which proxies may or may not strip; empty for the root path itself."""
         return path.removeprefix(self.prefix) if f"{path}/".startswith(f"{self.prefix}/") else path
 
     def refusal(self, method: str, path: str, headers: Headers) -> str | None:
-        """The sentence that refuses a request, or None where it is sent to one of our names, and by no other site.
+        """Reason to refuse a request, or None if it is sent to one of our names, and not by another site.
 
         Args:
-            path: below the root path. A link of any site may open the page, at `/`, and nothing else.
+            path: path below the root path. A link on any site can open the page, at `/`, and nothing else.
         """
         found = _values(headers, b"host", b"x-forwarded-host", b"origin", b"sec-fetch-site")
         known: list[Address] = []
@@ -128,11 +128,11 @@ class Hosts:
         for text in found[b"host"] + forwarded:
             address = parse_host(text)
             if address is None:
-                return f"'{text[:100]}' is not the name of a host; ask for one such as localhost:7860"
+                return f"'{text[:100]}' is not the name of a host; use one such as localhost:7860"
             if not self.is_own(address.name):
                 return (
                     f"this page is not served under the name '{address.name[:100]}'; "
-                    "if that name is its own, start it with --allow-host and that name"
+                    "if that is its name, start it with --allow-host and that name"
                 )
             known.append(address)
         if len(found[b"host"]) != 1:
@@ -140,17 +140,17 @@ class Hosts:
         origins = found[b"origin"]
         if len(origins) > 1 or not all(self._is_own_origin(origin, known) for origin in origins):
             return (
-                f"what the page of another site sends is not taken (Origin: {origins[0][:100]}); "
+                f"requests from pages of other sites are refused (Origin: {origins[0][:100]}); "
                 "if that site is this page behind a proxy, start it with --allow-host and the name of the proxy"
             )
         if "cross-site" in found[b"sec-fetch-site"] and (method not in SAFE or path != "/"):
-            return "what the page of another site asks for is not given; open this page itself"
+            return "requests from pages of other sites are refused; open this page itself"
         return None
 
     def _is_own_origin(self, text: str, known: list[Address]) -> bool:
-        """Tell an origin that is the address asked for, or one of our names at any port, as a proxy may have.
+        """Check for an origin that is the requested address, or one of our names at any port, as a proxy may have.
 
-        Of this machine another port will do as well: so a proxy looks here that hands on its own Host.
+        For this machine, another port is accepted too: this is how a proxy appears that forwards its own Host.
         """
         parsed = parse_origin(text)
         if parsed is None:
@@ -161,10 +161,10 @@ class Hosts:
         return any(name == own.name and port in ((own.port,) if own.port else PORTS.values()) for own in known)
 
     def rewritten(self, scope: MutableMapping[str, Any], path: str) -> MutableMapping[str, Any]:
-        """The scope of a request as Gradio is to see it: below the root path, at the address that the browser shows.
+        """Rewrite the scope of a request for Gradio: below the root path, at the address that the browser shows.
 
-        Gradio puts that address before the files of its answers. It takes it from these headers, of which the origin
-        is what a browser itself says; X-Gradio-Server is for a server of its own that we do not use.
+        Gradio prepends that address to the files of its responses. It reads it from these headers, of which the browser
+        itself sets the origin; X-Gradio-Server is for a server of Gradio's that we do not use.
         """
         headers = [(key, value) for key, value in scope["headers"] if key != b"x-gradio-server"]
         if origin := next((parse_origin(value.decode("latin-1")) for key, value in headers if key == b"origin"), None):
@@ -176,8 +176,8 @@ class Hosts:
         return {**scope, "headers": headers, "root_path": self.prefix, "path": self.prefix + path}
 
 
-def _checked_name(option: str, text: str) -> str:
-    """A name without scheme, port or path, in its one spelling; other alphabets as DNS has them."""
+def _check_name(option: str, text: str) -> str:
+    """Check a name without scheme, port or path; returns its normal form, in other alphabets as DNS encodes it."""
     try:
         address = Address(_ip(text) or "") if _ip(text) else parse_host(text.encode("idna").decode())
     except UnicodeError:

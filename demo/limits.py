@@ -1,4 +1,4 @@
-"""How much the page takes: pictures, texts and numbers, checked before the model sees them. Knows nothing of Gradio."""
+"""Limits of the page: pictures, texts and numbers are checked before the model reads them. Independent of Gradio."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
-MAX_RATIO = 200  # of the longer side to the shorter: beyond it a picture is a line
+MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
-MAX_DEPTH = 50  # of a request's JSON
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # what visitors have; Pillow before 13 has holes in others (docs/security.md)
+MAX_DEPTH = 50  # nesting of a request's JSON
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # common formats; Pillow before 13 has holes in others (docs/security.md)
 
-LINES = "\n\t"  # the control characters of a text
+LINES = "\n\t"  # control characters that a text can contain
 
 
 def check_picture(path: str | Path) -> bytes:
-    """The bytes of a file whose head says that it is a picture of a fair size; nothing is decoded.
+    """Read a file and check by its header that it is a picture within the limits; nothing is decoded.
 
-    The format is told by the content, whatever the name.
+    The content decides the format, whatever the name.
 
     Raises:
-        UsageError: no such file, too many bytes or pixels, or no picture.
+        UsageError: no such file, too many bytes or pixels, or not a picture.
     """
     try:
         size = Path(path).stat().st_size if Path(path).is_file() else 0
         if size > MAX_BYTES:
             raise UsageError(
-                f"the picture has {size / 1e6:.1f} MB; at most {MAX_BYTES / 1e6:.0f} are taken, so make it smaller"
+                f"the picture has {size / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.0f}, so make it smaller"
             )
         data = read_file(Path(path))
     except BadSample as bad:
-        raise UsageError("the picture is not there any more; choose it again") from bad
+        raise UsageError("the picture is no longer there; choose it again") from bad
     width, height = _size(data)
     if width * height > MAX_PIXELS:
         raise UsageError(
-            f"the picture has {width} x {height} pixels; at most {MAX_PIXELS / 1e6:.0f} million are taken, "
+            f"the picture has {width} x {height} pixels; the limit is {MAX_PIXELS / 1e6:.0f} million, "
             "so make it smaller"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise UsageError(
-            f"the picture has {width} x {height} pixels; one side may be {MAX_RATIO} times the other, so crop it"
+            f"the picture has {width} x {height} pixels; one side can be {MAX_RATIO} times the other, so crop it"
         )
     return data
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture as RGB, upright, alpha on white, 16 bits as 8, the first frame of several (`qformer.images`).
+    """Open a picture as RGB, upright, alpha on white, 16 bits as 8, the first frame of several (`qformer.images`).
 
     Raises:
-        UsageError: what `check_picture` refuses, before anything is decoded, or a damaged file.
+        UsageError: a file that `check_picture` refuses, before anything is decoded, or a damaged one.
     """
     data = check_picture(path)
     try:
@@ -76,13 +76,11 @@ def open_picture(path: str | Path) -> Image.Image:
 def _size(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # what is too large is refused by the caller
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller refuses one that is too large
             _, *size = read_head(data, FORMATS)
     except BadSample as bad:
         if isinstance(bad.__cause__, Image.DecompressionBombError):
-            most = f"at most {MAX_PIXELS / 1e6:.0f} million are taken, so make it smaller"
+            most = f"the limit is {MAX_PIXELS / 1e6:.0f} million, so make it smaller"
             raise UsageError(f"the picture has far too many pixels; {most}") from bad
         raise _no_picture(bad.detail) from bad
     return size[0], size[1]
@@ -92,11 +90,11 @@ def _no_picture(why: str) -> UsageError:
     return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP or GIF")
 
 
-def checked_text(name: str, value: Any, limit: int) -> str:
-    """A text of at most `limit` characters; None is the empty one, and lines end as on Unix.
+def check_text(name: str, value: Any, limit: int) -> str:
+    """Check a text of at most `limit` characters; None becomes empty, and line ends become those of Unix.
 
     Raises:
-        UsageError: no text, too long, or with control characters or halves of characters.
+        UsageError: not a text, too long, or with control characters or halves of characters.
     """
     if value is None:
         return ""
@@ -104,23 +102,23 @@ def checked_text(name: str, value: Any, limit: int) -> str:
         raise UsageError(f"the {name} must be text, but got {kind(value)}; write it as words")
     text = value.replace("\r\n", "\n").replace("\r", "\n")
     if len(text) > limit:
-        raise UsageError(f"the {name} has {len(text):,} characters; at most {limit:,} are taken, so shorten it")
+        raise UsageError(f"the {name} has {len(text):,} characters; the limit is {limit:,}, so shorten it")
     for place, sign in enumerate(text):
         if unicodedata.category(sign) in ("Cc", "Cs") and sign not in LINES:
             raise UsageError(
-                f"the {name} holds a control character (U+{ord(sign):04X}, at place {place + 1}); take it out"
+                f"the {name} contains a control character (U+{ord(sign):04X}, at position {place + 1}); remove it"
             )
     return text
 
 
-def checked_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
-    """A finite number from `low` to `high`, both included.
+def check_number(name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
+    """Check a finite number from `low` to `high`, both included.
 
     Args:
-        whole: without a fraction.
+        whole: require a whole number.
 
     Raises:
-        UsageError: anything else, truth values and digits in a text among it.
+        UsageError: anything else, including booleans and digits in a text.
     """
     wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -130,8 +128,8 @@ def checked_number(name: str, value: Any, low: float, high: float, whole: bool =
     return float(value)
 
 
-def checked_request(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request: numbers finite, characters whole and none for control, nested `MAX_DEPTH` deep.
+def check_request(body: bytes) -> dict[str, Any]:
+    """Parse the JSON object of a request: finite numbers, no control or half characters, at most `MAX_DEPTH` deep.
 
     Raises:
         UsageError: anything else.
@@ -146,12 +144,12 @@ def checked_request(body: bytes) -> dict[str, Any]:
         raise UsageError(f"the request must be a JSON object, but got {kind(value)}")
     for part in parts(value):
         if isinstance(part, str):
-            checked_text("request", part, len(body))
+            check_text("request", part, len(body))
     return value
 
 
 def parts(value: Any) -> Iterator[Any]:
-    """A JSON value and all that is in it, the keys of objects too.
+    """Yield a JSON value and all values in it, including the keys of objects.
 
     Raises:
         UsageError: nested deeper than `MAX_DEPTH`.
@@ -175,6 +173,6 @@ def _finite(text: str) -> float:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """Describe the type of a value in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)

@@ -1,4 +1,4 @@
-"""What the tab Look shows, under one name: where a bridge looks, drawn, and how strategies slice."""
+"""Functions of the tab Look in one module: attention of the queries, relevance for an answer, and slices."""
 
 from __future__ import annotations
 

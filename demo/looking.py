@@ -1,4 +1,4 @@
-"""The tab Look in Gradio: where queries look, what an answer rests on, how strategies slice (`demo/look.py`)."""
+"""The tab Look in Gradio: attention of the queries, relevance for an answer, and slices (`demo/look.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gradio as gr
 
 from qformer.demo import finding, markup
 from qformer.demo.limits import MAX_QUESTION
-from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, told
+from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
 from qformer.types import UsageError
 
 ALL = "the whole answer"
@@ -19,12 +19,12 @@ METHOD = (
 
 
 def look_tab(page: Page) -> None:
-    """The tab, and its events."""
+    """Build the tab and its events."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             picture = picture_box("look-picture")
         with gr.Column(scale=3, min_width=300):
-            status = gr.Markdown("Choose a picture, then what to look at.", elem_id="look-status")
+            status = gr.Markdown("Choose a picture, then a view.", elem_id="look-status")
             queries = gr.Button("Show where each query looks", variant="primary", elem_id="look-queries")
             cut = gr.Button("Show how strategies slice it", elem_id="look-slices")
             asking = [] if page.models.asking is None else _asking_boxes()
@@ -52,40 +52,40 @@ def _asking_boxes() -> list[Any]:
         ),
         gr.Textbox(
             label="Answer to explain (optional)",
-            info="Empty: the one that the model gives",
+            info="Empty: the model's own answer",
             max_length=MAX_QUESTION,
             elem_id="look-answer",
         ),
-        gr.Button("Show what the answer rests on", elem_id="look-explain"),
+        gr.Button("Show what the answer is based on", elem_id="look-explain"),
     ]
 
 
 def _explaining(
     page: Page, picture: gr.Image, asking: list[Any], status: gr.Markdown, relevance: gr.HTML, token: gr.Radio
 ) -> None:
-    """The events that explain an answer."""
+    """Add the events that explain an answer."""
     model = page.models.asking
     assert model is not None
     question, answer, button = asking
 
     def explain(request: gr.Request, picture: Any, question: Any, answer: Any) -> tuple[Any, Any, Any]:
-        with told():
+        with show_errors():
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, request=request)
             choices = [(text.strip() or "(space)", str(number)) for number, text in enumerate(found.tokens)]
             return (
-                markup.figure(found.picture, f"What the answer “{found.answer}” rests on"),
+                markup.figure(found.picture, f"What the answer “{found.answer}” is based on"),
                 gr.update(choices=[ALL, *choices], value=ALL, visible=True),
                 found.answer,
             )
 
     def of_token(request: gr.Request, picture: Any, question: Any, answer: Any, token: Any) -> Any:
-        with told():
+        with show_errors():
             if token != ALL and not (isinstance(token, str) and token.isdecimal() and len(token) < 5):
-                raise UsageError("the token is none of the answer; choose one of those shown")
+                raise UsageError("the token is not part of the answer; choose one of those shown")
             chosen = None if token == ALL else int(token)
             found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, chosen, request=request)
             part = "answer" if chosen is None else f"token “{found.tokens[chosen].strip()}” of the answer"
-            return markup.figure(found.picture, f"What the {part} “{found.answer}” rests on".replace("  ", " "))
+            return markup.figure(found.picture, f"What the {part} “{found.answer}” is based on".replace("  ", " "))
 
     inputs = [picture, question, answer]
     explained = gr.State("")
@@ -95,7 +95,7 @@ def _explaining(
 
 def _queries(page: Page) -> Any:
     def show(request: gr.Request, picture: Any) -> Any:
-        with told():
+        with show_errors():
             sheet = page.gate.run(finding.queries, page.models.looking, path_of(picture), request=request)
             return markup.figure(
                 sheet, "Where each query looks: cross-attention, averaged over heads and layers", wide=True
@@ -106,7 +106,7 @@ def _queries(page: Page) -> Any:
 
 def _slices(page: Page) -> Any:
     def show(request: gr.Request, picture: Any) -> Any:
-        with told():
+        with show_errors():
             found = page.gate.run(finding.slices, page.models.looking, path_of(picture), request=request)
             return markup.slice_cards(found)
 

@@ -1,12 +1,13 @@
-"""What the page shows beside Gradio's own components, as escaped HTML that follows its light and dark colours."""
+"""HTML beside Gradio's own components, which follows their light and dark colors."""
 
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING, Any
 
-from qformer.demo.transcript import data_uri
+from markupsafe import Markup
+
+from qformer.figures.page import ENVIRONMENT, data_uri
 from qformer.retrieval.places import in_words
 
 if TYPE_CHECKING:
@@ -57,67 +58,75 @@ ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
 """
 
 
+BARS = ENVIRONMENT.from_string("""\
+<ol class="bars" aria-label="{{ label }}">
+{% for text, bars in rows %}
+  <li><p>{{ text }}</p>
+  {% for name, share, shown in bars %}
+    <div class="bar {{ "second" if loop.index > 1 }}"><span>{{ name }}</span>
+    <i aria-hidden="true"><b style="width: {{ "%.1f" | format(100 * share) }}%"></b></i>
+    <output>{{ shown }}</output></div>
+  {% endfor %}
+  </li>
+{% endfor %}
+</ol>""")
+
+FIGURE = Markup('<figure class="{}"><div><img src="{}" alt="{}"></div><figcaption>{}</figcaption></figure>')
+
+HITS = ENVIRONMENT.from_string("""\
+<ol class="hits" aria-label="{{ label }}">
+{% for hit in hits %}
+  {% set title = hit.caption or hit.name %}
+  <li>{% if hit.picture %}<img src="{{ data_uri(hit.picture, side) }}" alt="{{ title }}">
+  {% else %}<span class="gone">{{ in_words(hit.fault) }}</span>{% endif %}
+  <div class="numbers"><span>{{ loop.index }}
+  {% if hit.moved %}
+    {% set way = "up" if hit.moved > 0 else "down" %}
+    <span class="{{ way }}" title="{{ hit.moved | abs }} places {{ way }} by re-ranking">
+    {{- "▲" if hit.moved > 0 else "▼" }}{{ hit.moved | abs }}</span>
+  {% elif hit.fresh %}
+    <span class="up" title="not among the first by cosine">new</span>
+  {% endif %}
+  </span><span>{{ "%.3f" | format(hit.itc) if hit.itm is none else "%.1f%%" | format(100 * hit.itm) }}</span></div>
+  <div class="told" title="{{ title }}">{{ title }}</div>
+  <div><small>{{ hit.name if hit.caption }}</small></div></li>
+{% endfor %}
+</ol>""")
+
+
 def caption_bars(captions: Sequence[Caption]) -> str:
     """Captions with the mean likelihood of a token as bars."""
-    rows = [
-        f"<li><p>{escape(one.text)}</p>{_bar('score', math.exp(one.score), f'{one.score:.2f}')}</li>"
-        for one in captions
-    ]
-    return f'<ol class="bars" aria-label="captions, the likeliest first">{"".join(rows)}</ol>'
+    rows = [(one.text, [_bar("score", math.exp(one.score), f"{one.score:.2f}")]) for one in captions]
+    return BARS.render(label="captions, the likeliest first", rows=rows)
 
 
 def match_bars(matches: Sequence[Match]) -> str:
     """Texts, the best first, each with the probability of ITM and the cosine of ITC."""
     rows = [
-        f"<li><p>{escape(one.text)}</p>{_bar('ITM', one.itm, f'{one.itm:.1%}')}"
-        f"{_bar('ITC', one.itc, f'{one.itc:.3f}', 'second')}</li>"
-        for one in matches
+        (one.text, [_bar("ITM", one.itm, f"{one.itm:.1%}"), _bar("ITC", one.itc, f"{one.itc:.3f}")]) for one in matches
     ]
-    return f'<ol class="bars" aria-label="texts, the best match first">{"".join(rows)}</ol>'
+    return BARS.render(label="texts, the best match first", rows=rows)
 
 
-def _bar(name: str, share: float, shown: str, kind: str = "") -> str:
-    width = 100 * min(max(share, 0.0), 1.0)
-    return (
-        f'<div class="bar {kind}"><span>{name}</span><i aria-hidden="true"><b style="width: {width:.1f}%"></b></i>'
-        f"<output>{shown}</output></div>"
-    )
+def _bar(name: str, share: float, shown: str) -> tuple[str, float, str]:
+    return name, min(max(share, 0.0), 1.0), shown
 
 
-def figure(picture: Image.Image, told: str, wide: bool = False) -> str:
-    """A picture with what it shows below; a wide one is scrolled sideways by itself where the screen is narrow."""
-    kind = "seen wide" if wide else "seen"
-    shown = f'<img src="{data_uri(picture, 2000)}" alt="{escape(told)}">'
-    return f'<figure class="{kind}"><div>{shown}</div><figcaption>{escape(told)}</figcaption></figure>'
+def figure(picture: Image.Image, caption: str, wide: bool = False) -> Markup:
+    """A picture with its caption below; on a narrow screen a wide one scrolls sideways by itself."""
+    return FIGURE.format("seen wide" if wide else "seen", data_uri(picture, 2000), caption, caption)
 
 
 def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str:
-    """What strategies make of a picture, side by side, with their tiles, visual tokens and cost."""
+    """Slices of a picture by several strategies, side by side, with their tiles, visual tokens and cost."""
     cards = []
     for picture, name, numbers in drawn:
         tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
-        told = f"{name}: {tiles}, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
-        cards.append(f"<li>{figure(picture, told)}</li>")
+        caption = f"{name}: {tiles}, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
+        cards.append(Markup("<li>{}</li>").format(figure(picture, caption)))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 
 
-def hit_cards(found: Sequence[ShownHit], what: str) -> str:
+def hit_cards(hits: Sequence[ShownHit], label: str) -> str:
     """Hits as cards: thumbnail, place, scores, name and caption."""
-    return f'<ol class="hits" aria-label="{escape(what)}">{"".join(map(_card, found, range(1, len(found) + 1)))}</ol>'
-
-
-def _card(one: ShownHit, place: int) -> str:
-    told = one.caption or one.name
-    picture = f'<span class="gone">{escape(in_words(one.fault))}</span>'
-    if one.picture is not None:
-        picture = f'<img src="{data_uri(one.picture, CARD)}" alt="{escape(told)}">'
-    score = f"{one.itc:.3f}" if one.itm is None else f"{one.itm:.1%}"
-    move = ' <span class="up" title="not among the first by cosine">new</span>' if one.fresh else ""
-    if one.moved:
-        way, sign = ("up", "▲") if one.moved > 0 else ("down", "▼")
-        move = f' <span class="{way}" title="{abs(one.moved)} places {way} by re-ranking">{sign}{abs(one.moved)}</span>'
-    return (
-        f'<li>{picture}<div class="numbers"><span>{place}{move}</span><span>{score}</span></div>'
-        f'<div class="told" title="{escape(told)}">{escape(told)}</div>'
-        f"<div><small>{escape(one.name) if one.caption else ''}</small></div></li>"
-    )
+    return HITS.render(hits=hits, label=label, side=CARD, data_uri=data_uri, in_words=in_words)

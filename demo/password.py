@@ -1,4 +1,4 @@
-"""Who is let in: one name and password, how often wrong ones may be tried, and the form that asks for them."""
+"""Login of the page: one name and password, limits on wrong tries, and the login form."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EACH = (5, 15.0)  # tries that one client has at once, and seconds until it has another
-ALL = (30, 2.0)  # the same of all clients together
+EACH = (5, 15.0)  # tries of one client, and seconds until it gets another
+ALL = (30, 2.0)  # the same for all clients together
 DEVICE = "qformer-device"  # cookie of a browser that has logged in before
 
 
 class Password:
-    """A name and a password; called with what a visitor gave, tells whether both are right.
+    """A name and a password; a call checks those that a visitor gave.
 
-    The time it takes does not depend on where they differ, nor on whether the name alone is right.
+    Its duration depends neither on where they differ, nor on whether the name alone is right.
     """
 
     def __init__(self, user: str, password: str) -> None:
@@ -37,20 +37,20 @@ def _digest(text: str) -> bytes:
 
 
 class Tries:
-    """Slows the guessing of passwords: for each client by itself, and for all of them together.
+    """Limits on password guessing, for each client and for all clients together.
 
-    A client is a browser that has logged in before, known by a cookie that cannot be made up, or else an address. Those
-    known browsers do not count among all together, so that whoever guesses from many addresses cannot lock them out; a
-    single address has used up its own tries long before those of all. A right password gives the tries back.
+    A client is a browser that has logged in before, recognized by a cookie that cannot be forged, or else an address.
+    Known browsers do not count toward the common limit, so that guessing from many addresses cannot lock them out; a
+    single address uses up its own tries long before the common ones. A correct password gives the tries back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._paid: dict[str, float] = {}  # when all tries of a client will have been paid for
+        self._paid: dict[str, float] = {}  # time at which a client will have all its tries again
         self._key = secrets.token_bytes(32)
 
     def take(self, client: str) -> float:
-        """Take one of a client's tries; the seconds to wait instead where none is left, else 0."""
+        """Take one of a client's tries; returns 0, or the seconds to wait if none is left."""
         now = self._clock()
         self._paid = {name: paid for name, paid in self._paid.items() if paid > now}
         counts = self._counts(client)
@@ -62,13 +62,13 @@ class Tries:
         return 0.0
 
     def give_back(self, client: str) -> None:
-        """Give back a client's tries, of which the last one was right."""
+        """Give back a client's tries after a correct password."""
         self._paid.pop(client, None)
         if "" in self._counts(client):
             self._paid[""] = self._paid.get("", 0.0) - ALL[1]
 
     def client(self, address: str, cookie: str | None) -> str:
-        """Whose tries count, by the address of a request and its cookie `DEVICE`."""
+        """Identify a client by the address of a request and its cookie `DEVICE`."""
         nonce, _, signature = (cookie or "").partition(".")
         if nonce and hmac.compare_digest(signature.encode(), self._sign(nonce).encode()):
             return f"{DEVICE} {nonce}"
@@ -76,12 +76,12 @@ class Tries:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return f"address {address}"
-        if ip.version == 6:  # a household has 2**64 of them
+        if ip.version == 6:  # a household has 2**64 addresses
             return f"address {ipaddress.ip_network((ip, 64), strict=False)}"
         return f"address {ip}"
 
     def cookie(self) -> str:
-        """A new value of the cookie `DEVICE`."""
+        """Make a new value of the cookie `DEVICE`."""
         nonce = secrets.token_urlsafe(16)
         return f"{nonce}.{self._sign(nonce)}"
 
@@ -92,7 +92,7 @@ class Tries:
         return {client: EACH} if client.startswith(DEVICE) else {client: EACH, "": ALL}
 
 
-# It stands in front of Gradio's own form, which comes with the names of all functions.
+# Replaces Gradio's own form, which comes with the names of all functions.
 FORM = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>qformer: log in</title><link rel="icon" href="data:,">
@@ -112,12 +112,12 @@ output { min-height: 3em }
 <script>
 document.querySelector("form").onsubmit = async (event) => {
   event.preventDefault();
-  const form = event.target, told = form.querySelector("output");
+  const form = event.target, message = form.querySelector("output");
   try {
     const answer = await fetch("login", { method: "POST", body: new URLSearchParams(new FormData(form)) });
     if (answer.ok) return location.reload();
-    told.value = answer.status === 400 ? "The name or the password is wrong." : (await answer.json()).detail;
-  } catch { told.value = "The page did not answer; try again."; }
+    message.value = answer.status === 400 ? "The name or the password is wrong." : (await answer.json()).detail;
+  } catch { message.value = "The page did not respond; try again."; }
 };
 </script></body></html>
 """

@@ -1,8 +1,8 @@
-"""How the page is served and left running: one call at a time into one model, a bounded queue, an orderly end.
+"""The server of the page: one call of the model at a time, a bounded queue, and an orderly shutdown.
 
-Gradio has the queue and tells each visitor the place in it. `Gate` stands in front of the model: it stops a call whose
-visitor left, cancelled or has waited too long, and refuses new ones at the end. `qformer.demo.guard` stands in front of
-Gradio.
+Gradio keeps the queue and shows each visitor the position in it. `Gate` is in front of the model: it stops a call whose
+visitor left or cancelled or which takes too long, and refuses new ones during shutdown. `qformer.demo.guard` is in
+front of Gradio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it on import
 
 from gradio.context import LocalContext
 from starlette.middleware import Middleware
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 UPLOADS = "uploads"
-PLACE = "qformer-demo-"  # how the names of temporary folders begin
-LOCK = "lock"  # a file in each of them, locked while its page stands
+PLACE = "qformer-demo-"  # prefix of the names of temporary folders
+LOCK = "lock"  # a file in each of them, locked while its page runs
 TIDY_EVERY = 30.0  # seconds
 OFF = dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa", "inline"), False)
-DELIVERY = 5.0  # seconds that the last answers have to reach their visitors
+DELIVERY = 5.0  # seconds for the last responses to reach their visitors
 
 
 class Stopped(UsageError):
-    """A call into the model was ended from outside."""
+    """Error for a call of the model that was stopped from outside."""
 
 
 class Call:
-    """One visitor's call into the model."""
+    """One visitor's call of the model."""
 
     def __init__(self, session: str | None, timeout: float) -> None:
         self.session = session
         self.timeout = timeout
-        self.deadline = float("inf")  # counts from the moment when the model is free
+        self.deadline = float("inf")  # set when the model is free
         self.cancelled = False
 
     def check(self) -> None:
-        """Raises `Stopped` where the call was cancelled or has taken too long; for loops that do not run the model."""
+        """Raise `Stopped` if the call was cancelled or takes too long; for loops that do not run the model."""
         if self.cancelled:
             raise Stopped("the request was cancelled")
         if time.monotonic() > self.deadline:
@@ -69,23 +69,23 @@ class Call:
 
 
 class Gate:
-    """One model, many visitors: one call at a time, each of which can be stopped between two layers of the model.
+    """One model for many visitors: one call at a time, which can be stopped between two layers of the model.
 
     Args:
-        timeout: seconds that a call may take, not counting its wait.
+        timeout: longest duration of a call in seconds, not counting its wait.
     """
 
     def __init__(self, timeout: float = 120) -> None:
         self.timeout = timeout
         self.name = ""
         self.stopping = False
-        self._model = threading.Lock()  # held during a call; a streaming one is released by another thread
+        self._model = threading.Lock()  # held during a call; another thread releases that of a streaming one
         self._calls: list[Call] = []
         self._current: Call | None = None
         self._changed = threading.Condition()
 
     def watch(self, model: nn.Module, name: str) -> None:
-        """Make calls into `model` stoppable; `name` is what `/health` tells."""
+        """Make calls of `model` stoppable; `/health` reports its `name`."""
         self.name = name
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         for layer in (layer for stack in stacks for layer in stack):
@@ -97,20 +97,20 @@ class Gate:
 
     @property
     def count(self) -> int:
-        """Calls that are in the model or in front of it."""
+        """Number of calls that run or wait for the model."""
         return len(self._calls)
 
     @contextmanager
     def running(self, request: Any = None) -> Iterator[Call]:
-        """The model for oneself, until the end of the block; it may be left in another thread.
+        """Reserve the model until the end of the block, which can be left in another thread.
 
         Args:
-            request: Gradio's, by whose session the call is stopped when its visitor leaves. Inside a function of a page
-                it need not be given.
+            request: Gradio's request; when its visitor leaves, the call of that session is stopped. Not needed inside
+                a function of a page.
 
         Raises:
-            Stopped: the page is being stopped. In the block the model raises it where the call is cancelled or has
-                taken too long.
+            Stopped: the page is shutting down. In the block, the model raises it if the call is cancelled or takes too
+                long.
         """
         request = LocalContext.request.get(None) if request is None else request
         call = Call(getattr(request, "session_hash", None), self.timeout)
@@ -135,7 +135,7 @@ class Gate:
                 self._changed.notify_all()
 
     def run(self, function: Callable[..., Any], *args: Any, request: Any = None, **options: Any) -> Any:
-        """`function(*args, **options)` with the model for itself; raises what `running` does."""
+        """Call `function(*args, **options)` with the model reserved; raises the errors of `running`."""
         with self.running(request):
             return function(*args, **options)
 
@@ -146,7 +146,7 @@ class Gate:
                 call.cancelled |= session is None or call.session == session
 
     def stop(self, wait: float) -> bool:
-        """Take no new calls, and let those in the model finish; whether they did so within `wait` seconds."""
+        """Accept no new calls, and let running ones finish; returns whether they did within `wait` seconds."""
         self.stopping = True
         with self._changed:
             return self._changed.wait_for(lambda: not self._calls, wait)
@@ -154,10 +154,10 @@ class Gate:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder that goes with all in it, the only one where Gradio keeps files while it stands.
+    """Create a temporary folder, the only one where Gradio keeps files; it is deleted in the end.
 
-    A page is to be built and served inside: Gradio's components note the folder when they are made. What pages left
-    that were killed is removed first.
+    Build and serve a page inside: Gradio's components read the folder when they are created. Folders left by killed
+    pages are removed first.
     """
     names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
     before = {name: os.environ.get(name) for name in names}
@@ -167,7 +167,7 @@ def workplace() -> Iterator[Path]:
         (Path(made) / "new").open("w") as lock,
     ):
         _lock(lock)
-        Path(lock.name).rename(Path(made) / LOCK)  # locked from the moment when it has the name
+        Path(lock.name).rename(Path(made) / LOCK)  # locked before it gets the name
         folder = Path(made).resolve()
         (folder / UPLOADS).mkdir()
         os.environ.update(dict.fromkeys(names, str(folder / UPLOADS)))
@@ -179,9 +179,9 @@ def workplace() -> Iterator[Path]:
 
 
 def _remove_left_over(temporary: Path) -> None:
-    """Remove the folders of our own pages that ended without a chance to do so; nobody else's, and none that stands."""
+    """Remove folders of our own pages that were killed; never those of running pages or of anybody else."""
     for folder in temporary.glob(f"{PLACE}*"):
-        with suppress(OSError):  # gone meanwhile, another user's, or still locked
+        with suppress(OSError):  # already gone, another user's, or still locked
             if folder.lstat().st_uid == os.getuid():
                 with (folder / LOCK).open("r+") as lock:
                     _lock(lock)
@@ -189,18 +189,18 @@ def _remove_left_over(temporary: Path) -> None:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file for as long as it is open here; the kernel unlocks it when the process ends, however it does.
+    """Lock a file while it is open here; the kernel unlocks it when the process ends, in any way.
 
     Raises:
-        OSError: another process has it.
+        OSError: another process holds the lock.
     """
-    import fcntl  # of Unix alone, as the signals here
+    import fcntl  # Unix only, like the signals here
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_bind(hosts: Hosts) -> None:
-    """Try to listen where the page is to be served, before anything is loaded.
+    """Try to listen at the address of the page, before anything is loaded.
 
     Raises:
         UsageError: this machine has no such address.
@@ -211,7 +211,7 @@ def check_bind(hosts: Hosts) -> None:
             tried.bind(place)
     except OSError as error:
         raise UsageError(
-            f"--host '{hosts.bind}' is no address of this machine ({error.strerror}); "
+            f"--host '{hosts.bind}' is not an address of this machine ({error.strerror}); "
             "give 127.0.0.1 for this machine alone, 0.0.0.0 for all its addresses, or one of them"
         ) from error
 
@@ -229,29 +229,30 @@ def launch(
     block: bool = True,
     **looks: Any,
 ) -> Any:
-    """Serve a page on this machine, of whose files only those in `folder` are read or served.
+    """Serve a page on this machine; only files in `folder` are read or served.
 
     Args:
-        page: Gradio's Blocks, built inside the `workplace` that `folder` is.
-        gate: through which the page's functions reach the model.
-        port: None: the first free one from 7860 on.
-        queue: how many requests may wait; one more is refused with a sentence.
-        share: also by a public address of Gradio's makers, through their machines.
-        auth: name and password, without which nothing is answered but the form that asks for them.
-        hosts: where to listen, under which names and below which path; by default on 127.0.0.1, at `/`.
-        block: until SIGTERM or SIGINT: what runs then finishes, what waits is told; a second signal ends what runs too.
+        page: Gradio's Blocks, built inside the `workplace` in `folder`.
+        gate: the gate through which the page's functions reach the model.
+        port: port to listen at; None for the first free one from 7860 on.
+        queue: largest number of waiting requests; further ones are refused with a message.
+        share: also serve at a public address, through servers of Gradio.
+        auth: name and password; without them, only the login form can be reached.
+        hosts: address to listen at, names and root path; by default 127.0.0.1, at `/`.
+        block: run until SIGTERM or SIGINT; then running calls finish and waiting ones are refused. A second signal
+            also stops running calls.
         looks: `theme`, `css`, `head` and the like of Gradio's own `launch`.
 
     Returns:
-        Gradio's (app, address, public address); end it with `close`.
+        Gradio's (app, address, public address); shut it down with `close`.
 
     Raises:
         OSError: the port is taken.
     """
     uploads = folder / UPLOADS
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
-        raise ValueError(f"'{folder}' is not the workplace in which the page was built; see `workplace`")
-    _one_queue(page, queue)
+        raise ValueError(f"'{folder}' is not the `workplace` in which the page was built; serve it from there")
+    _use_one_queue(page, queue)
     hosts = hosts or Hosts()
     page.visits = Visits(page, uploads)
     started = page.launch(
@@ -261,7 +262,7 @@ def launch(
         auth=None if auth is None else Password(*auth),
         root_path=hosts.root_path,
         max_file_size=limits.MAX_BYTES,
-        app_kwargs=_around(page, gate, hosts, auth is not None, queue),
+        app_kwargs=_middleware(page, gate, hosts, auth is not None, queue),
         state_session_capacity=2000,
         prevent_thread_lock=True,
         quiet=True,
@@ -273,34 +274,34 @@ def launch(
         hosts.add_address(started[2])
     if block:
         print(f"The page is at {started[1]}" + (f" and {started[2]}" if share else "") + "; Ctrl-C ends it", flush=True)
-        _until_signal(gate)
+        _wait_for_signal(gate)
         close(page, gate)
     return started
 
 
-def _around(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:
-    """What Starlette has beside Gradio's own: the guard before everything, `/health`, and tidying."""
+def _middleware(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:
+    """Options for Starlette beside Gradio's own: the guard in front, `/health`, and the removal of old files."""
     known = {"page": page, "gate": gate, "visits": page.visits, "hosts": hosts}
     guard = Middleware(Guard, **known, has_password=has_password, queue=queue)
     health = Route("/health", _health(page, gate))
-    return {"routes": [health], "middleware": [guard], "lifespan": _tidying(page.visits)}
+    return {"routes": [health], "middleware": [guard], "lifespan": _make_lifespan(page.visits)}
 
 
 def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
-    """End a page in order: no new requests, running ones finish, waiting ones are told, then the server goes.
+    """Shut a page down: refuse new and waiting requests, let running ones finish, then stop the server.
 
     Args:
-        wait: seconds for all of them, by default what one call may take; what runs then is stopped.
+        wait: seconds for all of them, by default the longest duration of one call; then running calls are stopped.
 
     Returns:
-        Whether all ended by themselves.
+        True if all calls finished by themselves.
     """
     end = time.monotonic() + (gate.timeout if wait is None else wait)
     calm = gate.stop(end - time.monotonic())
     if not calm:
         gate.cancel()
     until = max(end, time.monotonic() + DELIVERY)
-    while (len(page.visits.queue) or gate.count) and time.monotonic() < until:  # each that waits is refused in its turn
+    while (len(page.visits.queue) or gate.count) and time.monotonic() < until:  # waiting ones are refused in turn
         time.sleep(0.02)
     until = time.monotonic() + DELIVERY
     while page.visits.answering and time.monotonic() < until:
@@ -309,12 +310,12 @@ def close(page: Any, gate: Gate, wait: float | None = None) -> bool:
     return calm
 
 
-def _one_queue(page: Any, size: int) -> None:
-    # Gradio counts the last 10,000 requests in a table that it makes anew for each.
+def _use_one_queue(page: Any, size: int) -> None:
+    # Gradio rebuilds a table of the last 10,000 requests for each new one.
     os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="100", GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
     page.queue(max_size=size, api_open=False, default_concurrency_limit=1)
     for function in page.fns.values():
-        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue: a place in it is the real one
+        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue, so that positions in it are true
 
 
 def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:
@@ -328,8 +329,8 @@ def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:
     return health
 
 
-def _until_signal(gate: Gate) -> None:
-    asked: list[int] = []  # no lock: the handler runs within whatever this thread is doing
+def _wait_for_signal(gate: Gate) -> None:
+    asked: list[int] = []  # no lock: the handler interrupts this thread anywhere
 
     def ask(number: int, _frame: Any) -> None:
         if asked:
@@ -338,11 +339,11 @@ def _until_signal(gate: Gate) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
-    while not asked:  # looked at again and again: a signal that another thread took would not end a wait of this one
+    while not asked:  # polled, since a signal that another thread takes would not end a wait
         time.sleep(0.1)
 
 
-def _tidying(visits: Visits) -> Callable[[Any], Any]:
+def _make_lifespan(visits: Visits) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         async def tidy() -> None:

@@ -1,7 +1,7 @@
-"""The tabs Caption, Match and Search in Gradio, and what all tabs share. What they do stands in `qformer.demo.finding`.
+"""The tabs Caption, Match and Search in Gradio, and parts that all tabs share. The logic is in `qformer.demo.finding`.
 
-Everything that reaches a model goes through the gate, one at a time; the queue in front of it is Gradio's, and visitors
-see their place in it.
+Every call of a model goes through the gate, one at a time; the queue in front of it is Gradio's, and visitors see their
+position in it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from qformer.demo.server import Gate
     from qformer.retrieval.search import Retriever
 
-#: Events that need no model: they wait for nobody, and are no part of the API.
+#: Options of events that need no model: they do not wait, and are not part of the API.
 CONFIRM: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass
 class Page:
-    """What the tabs share: the models, and the gate in front of them."""
+    """Shared state of the tabs: the models, and the gate in front of them."""
 
     models: Models
     gate: Gate
 
     def on(self, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any, wait: Any) -> Any:
-        """An event that reaches a model; how far it is shows on the component `wait`.
+        """Register an event that calls a model; the component `wait` shows its progress.
 
-        Values arrive as they were sent, unread: `qformer.demo.backend` checks them.
+        Values arrive unprocessed: `qformer.demo.backend` checks them.
         """
         return gr.on(
             triggers,
@@ -48,18 +48,18 @@ class Page:
             preprocess=False,
             show_progress="full",
             show_progress_on=wait,
-            api_name=f"page_{function.__name__}",  # or it would take the name from the endpoint that is called so
+            api_name=f"page_{function.__name__}",  # else it would take the name of an endpoint
             api_visibility="private",
         )
 
     def lacking(self, sentence: str) -> None:
-        """What a tab shows in place of itself."""
+        """Show a message in place of a tab."""
         gr.Markdown(sentence, elem_classes="lacking")
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Whatever goes wrong as one sentence in the page; what should not happen also in the server's log."""
+def show_errors() -> Iterator[None]:
+    """Show errors in the page as one sentence; unexpected ones are also logged on the server."""
     try:
         yield
     except (UsageError, BadSample) as error:
@@ -68,12 +68,12 @@ def told() -> Iterator[None]:
         raise
     except Exception as error:
         traceback.print_exc()
-        message = f"something went wrong here ({type(error).__name__}), which the server's log tells; try again"
+        message = f"something went wrong here ({type(error).__name__}, see the server's log); try again"
         raise gr.Error(message, duration=None, print_exception=False) from error
 
 
 def picture_box(name: str, label: str = "Picture") -> gr.Image:
-    """Where a visitor puts a picture."""
+    """Make the component for a visitor's picture."""
     return gr.Image(
         type="filepath",
         image_mode=None,
@@ -82,21 +82,21 @@ def picture_box(name: str, label: str = "Picture") -> gr.Image:
         height=340,
         sources=["upload", "clipboard", "webcam"],
         buttons=["fullscreen"],
-        alt_text=f"{label}: what you chose",
+        alt_text=f"{label}: your choice",
     )
 
 
 def path_of(picture: Any) -> str | None:
-    """The file of what an image component holds: Gradio has checked that it was sent here.
+    """Path of the file in an image component; Gradio has checked that it was uploaded here.
 
     Raises:
-        UsageError: something else than a file, such as an address.
+        UsageError: anything but a file, such as an address.
     """
     if picture is None:
         return None
     path = picture.get("path") if isinstance(picture, dict) else None
     if not isinstance(path, str) or not path:
-        raise UsageError("the picture is no file that was sent to this page; upload one")
+        raise UsageError("the picture is not a file that was uploaded to this page; upload one")
     return path
 
 
@@ -112,7 +112,7 @@ def caption_tab(page: Page) -> None:
             count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
             prompt = gr.Textbox(
                 label="Beginning (optional)",
-                info="Every caption goes on from here",
+                info="Start of every caption",
                 placeholder=model.prompt or "a photo of",
                 max_length=MAX_QUESTION,
                 elem_id="caption-prompt",
@@ -122,13 +122,13 @@ def caption_tab(page: Page) -> None:
                 temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Nucleus: temperature")
             button = gr.Button("Write captions", variant="primary", elem_id="caption-go")
             gr.Markdown(
-                "The caption of beam search and others that are drawn. Score: the mean log-likelihood of a token; the "
+                "One caption by beam search, the others by sampling. Score: the mean log-likelihood of a token; the "
                 "bar is its exponential."
             )
             said = gr.HTML(elem_id="captions", min_height=120)
 
     def write(request: gr.Request, picture: Any, count: Any, prompt: Any, top_p: Any, temperature: Any) -> str:
-        with told():
+        with show_errors():
             found = page.gate.run(
                 finding.captions, model, path_of(picture), count, prompt, top_p, temperature, request=request
             )
@@ -147,7 +147,7 @@ def match_tab(page: Page) -> None:
             picture = picture_box("match-picture")
         with gr.Column(min_width=300):
             texts = gr.Textbox(
-                label="Texts, one on each line",
+                label="Texts, one per line",
                 placeholder="a red square left of a blue circle\na green star\ntwo yellow triangles",
                 lines=5,
                 max_lines=12,
@@ -156,11 +156,11 @@ def match_tab(page: Page) -> None:
                 elem_id="match-texts",
             )
             button = gr.Button("Compare", variant="primary", elem_id="match-go")
-            gr.Markdown("ITM: the probability that text and picture belong together. ITC: the cosine of both.")
+            gr.Markdown("ITM: the probability that text and picture match. ITC: the cosine of both.")
             said = gr.HTML(elem_id="matches", min_height=120)
 
     def compare(request: gr.Request, picture: Any, texts: Any) -> str:
-        with told():
+        with show_errors():
             return markup.match_bars(page.gate.run(finding.match, model, path_of(picture), texts, request=request))
 
     page.on([button.click, texts.submit], compare, [picture, texts], [said], said)
@@ -191,26 +191,26 @@ def search_tab(page: Page) -> None:
             gr.Markdown("### By ITC\nThe cosine, from the index")
             before = gr.HTML(elem_id="hits-itc", min_height=120)
         with gr.Column(min_width=300):
-            gr.Markdown("### Re-ranked by ITM\nBy its logit + cosine; shown: probability, places gained or lost")
+            gr.Markdown("### Re-ranked by ITM\nBy logit + cosine; shown: probability, places gained or lost")
             after = gr.HTML(elem_id="hits-itm", min_height=120)
 
     def find(request: gr.Request, text: Any, picture: Any, k: Any, shortlist: Any) -> tuple[str, str, Any]:
-        with told():
+        with show_errors():
             first, second = page.gate.run(
                 finding.search, retriever, text, path_of(picture), k, shortlist, request=request
             )
             again = markup.hit_cards(second, "hits, re-ranked") if second else "<p>Re-ranking needs a text.</p>"
-            unknown = "<p>The model knows no letter of this text: what it found means nothing.</p>"
+            unknown = "<p>The model knows no letter of this text, so these hits mean nothing.</p>"
             note = unknown if second and retriever.is_unknown(text) else ""
             return note + markup.hit_cards(first, "hits by cosine"), note + again, gr.update(label=_among(retriever))
 
     def count() -> Any:
-        with told():
+        with show_errors():
             return gr.update(label=_among(retriever))
 
     page.on([button.click, text.submit], find, [text, picture, k, shortlist], [before, after, text], [before, after])
-    gr.on(None, count, None, [text], **CONFIRM)  # whenever the page is opened: the gallery may have grown
+    gr.on(None, count, None, [text], **CONFIRM)  # at each opening of the page: the gallery may have grown
 
 
 def _among(retriever: Retriever) -> str:
-    return f"Look for, among {len(retriever.gallery.store):,} images"
+    return f"Search among {len(retriever.gallery.store):,} images"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from qformer.figures.page import ENVIRONMENT, data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,13 +14,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 640  # pixels of the picture in a transcript, at most
-STYLE = """
+PAGE = ENVIRONMENT.from_string("""\
+<!doctype html><html lang="en"><head><meta charset="utf-8"><title>qformer: a conversation about a picture</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem }
 img { max-width: 100%; border-radius: .5rem }
 dt { font-weight: 600; margin-top: 1.2rem } dd { margin: .2rem 0 0 }
 small, summary { opacity: .7 } pre { white-space: pre-wrap; overflow-wrap: anywhere }
-"""
+</style></head><body><h1>About a picture</h1><p><small>{{ model }}</small></p>
+{% if picture %}<img src="{{ picture }}" alt="the picture of the conversation">{% endif %}
+<dl>
+{% for turn in turns %}
+<dt>{{ turn.question or "A caption" }}
+{% if turn.notes %}<br><small>{{ turn.notes | join("; ") }}</small>{% endif %}</dt>
+<dd>{{ turn.answer }}<details><summary>prompt</summary><pre>{{ turn.prompt }}</pre></details></dd>
+{% endfor %}
+</dl></body></html>
+""")
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,8 @@ class Turn:
     """A question with its answer.
 
     Attributes:
-        prompt: exactly what stood behind the image. options: how it was decoded. suggested: the model asked itself.
-        stopped: the answer was not waited for.
+        prompt: exact text after the image. options: of the decoding. suggested: the model asked the question itself.
+        stopped: the visitor stopped the answer.
     """
 
     question: str
@@ -42,6 +52,12 @@ class Turn:
     suggested: bool = False
     stopped: bool = False
 
+    @property
+    def notes(self) -> list[str]:
+        """Remarks below the question."""
+        context = [f"context: {self.context}"] if self.context else []
+        return context + ["asked by the model itself"] * self.suggested + ["stopped"] * self.stopped
+
 
 def as_json(model: str, turns: Sequence[Turn], picture: Image.Image | None = None) -> str:
     """The conversation, the model's name, and the picture as a data URI."""
@@ -51,29 +67,6 @@ def as_json(model: str, turns: Sequence[Turn], picture: Image.Image | None = Non
 
 
 def as_html(model: str, turns: Sequence[Turn], picture: Image.Image | None = None) -> str:
-    """One file in which every text is escaped; the picture is inside."""
-    parts = [f'<img src="{data_uri(picture, SIDE)}" alt="the picture that was asked about">'] if picture else []
-    for turn in turns:
-        notes = [f"context: {turn.context}"] if turn.context else []
-        notes += ["asked by the model itself"] if turn.suggested else []
-        notes += ["stopped"] if turn.stopped else []
-        note = f"<br><small>{escape('; '.join(notes))}</small>" if notes else ""
-        parts.append(
-            f"<dt>{escape(turn.question) or 'A caption'}{note}</dt><dd>{escape(turn.answer)}"
-            f"<details><summary>prompt</summary><pre>{escape(turn.prompt)}</pre></details></dd>"
-        )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>qformer: a conversation about a picture'
-        '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>About a picture</h1><p><small>{escape(model)}</small></p>"
-        f"{''.join(parts[:1] if picture else [])}<dl>{''.join(parts[1:] if picture else parts)}</dl></body></html>"
-    )
-
-
-def data_uri(picture: Image.Image, side: int) -> str:
-    """The picture as JPEG, at most `side` pixels wide and high, inside an address."""
-    small = picture.convert("RGB")
-    small.thumbnail((side, side))
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+    """The conversation as one HTML file with the picture inside."""
+    shown = None if picture is None else data_uri(picture, SIDE)
+    return PAGE.render(model=model, turns=turns, picture=shown)

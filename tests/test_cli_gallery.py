@@ -136,7 +136,7 @@ def test_notes(run: Run, indexed: str) -> None:
         (["other", "gallery", "cat"], "was embedded by another model ('one')"),
         (["one", "gallery", "--image", "none.png"], "'none.png' cannot be read as an image (missing"),
         (["one", "gallery", "--image", "photos/0.txt"], "cannot be read as an image (undecodable"),
-        (["one", "gallery", "cat", "--where", "size=3"], "'size=3' is no condition"),
+        (["one", "gallery", "cat", "--where", "size=3"], "'size=3' is not a condition"),
         (["one", "gallery", "cat", "--html", "no/folder/sheet.html"], "no/folder"),
         (["one", "broken", "cat"], "is damaged"),
     ],

@@ -391,7 +391,7 @@ def test_a_store_whose_data_lie_elsewhere_is_refused(tmp_path: Path) -> None:
     message = b"\x08\x05" + b"\x92\x01" + bytes([len(base)]) + base
     data = len(message).to_bytes(4, "little") + message + (0).to_bytes(8, "little") + b"\0\0\0\0LANC"
     (tmp_path / "lance" / "images.lance" / "_versions" / "9.manifest").write_bytes(data)
-    with pytest.raises(UsageError, match="has its data at 's3://bucket/other'"):
+    with pytest.raises(UsageError, match="has data at 's3://bucket/other'"):
         LanceStore(tmp_path, 4, 8)
 
 

@@ -1,4 +1,4 @@
-"""The command line. Every command imports what it needs itself, so that `--help` is quick and needs no torch.
+"""The command line. Commands import what they need when they run, so that `--help` is quick and needs no torch.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Errors are one sentence; `--debug` shows the traceback.
 """
@@ -16,7 +16,7 @@ import typer
 
 from qformer.cli import evaluate, gallery, hub, language, page, train
 
-INTERRUPTED = 130  # what typer exits with on Ctrl-C
+INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
 app = typer.Typer(
     help="BLIP-2's Q-Former bridge: train both stages, retrieve, caption, ask.",
@@ -42,25 +42,25 @@ app.command()(page.demo)
 
 
 def main() -> None:
-    """The `qformer` command."""
+    """Run the `qformer` command."""
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is no UTF-8 is printed as the disk has it
+        sys.stdout.reconfigure(errors="surrogateescape")  # print names that are not UTF-8 as bytes
     failed: list[int] = []
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        atexit.register(_end, failed)  # before all others, so that it is called after them
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it reports every tensor of a tower that is cut
+        atexit.register(_exit_if_failed, failed)  # registered first, so that it runs last
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it reports every unused tensor of a truncated tower
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         from qformer.types import LeftOut
 
         with warnings.catch_warnings():
             warnings.simplefilter("default", LeftOut)
-            warnings.showwarning = _tell
+            warnings.showwarning = _show_warning
             app(arguments)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print("qformer: interrupted; what can be resumed goes on by the same command", file=sys.stderr)
+            print("qformer: interrupted; run the same command again to resume what can be resumed", file=sys.stderr)
         raise
     except Exception as error:
         if debug:
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(failed[0])
 
 
-def _tell(
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -82,15 +82,15 @@ def _tell(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """What the data have that is left out, as one line, of several processes by the first; other warnings as ever."""
+    """Print data that are left out as one line, in the first of several processes; other warnings as usual."""
     if category.__name__ != "LeftOut":
         (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
     elif os.environ.get("RANK", "0") == "0":
         print(f"qformer: {message}", file=sys.stderr)
 
 
-def _end(failed: list[int]) -> None:
-    """Of several processes, one that failed ends here: gloo's threads abort later on when a peer has died."""
+def _exit_if_failed(failed: list[int]) -> None:
+    """Exit at once in a failed one of several processes, since gloo's threads abort later when a peer has died."""
     if failed:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The command that measures: `qformer eval`. Imports stand inside."""
+"""The command `qformer eval`, with its imports inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qformer.cli.options import NoVerify, Trust
 
 
 class Precision(Enum):
-    """Of autocast."""
+    """Dtype of autocast."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -44,32 +44,35 @@ def evaluate(
     data: Data,
     k: Annotated[int, typer.Option("--k", "-k", help="retrieval: ITC candidates that ITM re-ranks", min=0)] = 128,
     prompt: Annotated[
-        str | None, typer.Option(help="what captions go on from; for questions the whole prompt, {} in their place")
+        str | None, typer.Option(help="start of each caption; for questions the whole prompt, with {} for the question")
     ] = None,
     preset: Annotated[str, typer.Option(help="prompt and decoding of answers: paper or lavis")] = "paper",
     beams: Annotated[
         int | None,
-        typer.Option(help="caption, vqa, gqa: number of beams (1 is greedy); the task's own by default", min=1),
+        typer.Option(help="caption, vqa, gqa: number of beams (1 is greedy); by default that of the task", min=1),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="use the first so many images", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="images (of questions: questions) at once", min=1)] = 64,
-    precision: Annotated[Precision, typer.Option(help="of the model; scores are compared in fp32")] = Precision.fp32,
-    by: Annotated[str | None, typer.Option(help="column of the data by which results are told apart as well")] = None,
-    lemmatize: Annotated[bool, typer.Option("--lemmatize", help="vqa, gqa: nouns and verbs to lemmas (spaCy)")] = False,
+    limit: Annotated[int | None, typer.Option(help="use the first N images", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="images (or questions) at once", min=1)] = 64,
+    precision: Annotated[
+        Precision, typer.Option(help="dtype of the model; scores are compared in fp32")
+    ] = Precision.fp32,
+    by: Annotated[str | None, typer.Option(help="column of the data by which results are also grouped")] = None,
+    lemmatize: Annotated[bool, typer.Option("--lemmatize", help="vqa, gqa: lemmatize nouns and verbs (spaCy)")] = False,
     predictions: Annotated[
-        Path | None, typer.Option(help="keep what is said here, and go on from it; OUTPUT.predictions.jsonl by default")
+        Path | None,
+        typer.Option(help="keep predictions here and resume from them; OUTPUT.predictions.jsonl by default"),
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="write the answers as the benchmark's server takes them")
+        Path | None, typer.Option(help="write the answers in the form of the benchmark's server")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
-    html: Annotated[Path | None, typer.Option(help="write a page of samples with pictures")] = None,
+    html: Annotated[Path | None, typer.Option(help="write an HTML page of samples with pictures")] = None,
     quantize: Quantize = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")] = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Measure a checkpoint on held-out data. The same command goes on; processes of torchrun share the work."""
+    """Measure a checkpoint on held-out data. The same command again resumes; processes of torchrun share the work."""
     from qformer.stages.evaluate import run
     from qformer.stages.evaluate.settings import Settings
 

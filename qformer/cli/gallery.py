@@ -1,4 +1,4 @@
-"""The commands of a gallery: `qformer index` and `qformer search`. Imports stand inside."""
+"""The commands of a gallery, `qformer index` and `qformer search`, with their imports inside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qformer.cli.options import Device, NoVerify, Trust
 
 
 class Packing(Enum):
-    """How the tokens of the image encoder are kept."""
+    """Stored form of the image encoder's tokens."""
 
     fp16 = "fp16"
     int8 = "int8"
@@ -34,7 +34,7 @@ def index(
         str | None, typer.Option(help="lance (in that folder; the default), or qdrant://host:port for a server")
     ] = None,
     features: Annotated[
-        Packing | None, typer.Option(help="keep the image encoder's tokens, so that re-ranking need not read images")
+        Packing | None, typer.Option(help="store the image encoder's tokens, so that re-ranking does not read images")
     ] = None,
     batch: Annotated[int, typer.Option(help="images embedded and committed at once", min=1)] = 64,
     device: Device = None,
@@ -42,12 +42,12 @@ def index(
     remove: Annotated[
         bool,
         typer.Option(
-            "--remove", help="take out images that are not there, though too many at once or on a disk not mounted"
+            "--remove", help="remove every absent image, even too many at once or those of a disk not mounted"
         ),
     ] = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Embed images into a gallery to search. Again: what is new, changed, moved or deleted since is brought up to date.
+    """Embed images into a gallery to search. The same command again updates it: new, changed, moved, deleted images.
 
     Several processes share the work: `torchrun --nproc-per-node N -m qformer index ...`.
     """
@@ -61,21 +61,21 @@ def search(
     path: Checkpoint,
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="folder that `qformer index` wrote")],
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="what to look for, in quotes")] = None,
-    image: Annotated[Path | None, typer.Option(help="look for images like this one; with TEXT, for both")] = None,
+    image: Annotated[Path | None, typer.Option(help="search for images like this one; with TEXT, by both")] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="hits to show", min=1)] = 10,
     shortlist: Annotated[int, typer.Option(help="candidates by cosine that ITM re-ranks; 0 for none", min=0)] = 64,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="only images for which this holds, such as width>1000 or path~holiday; repeat it"),
+        typer.Option(help="only images that meet a condition, such as width>1000 or path~holiday; repeatable"),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="read every image's embeddings, not the index")] = False,
-    html: Annotated[Path | None, typer.Option(help="write a sheet of thumbnails to look at")] = None,
+    html: Annotated[Path | None, typer.Option(help="write an HTML page of thumbnails")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the hits as JSON")] = False,
     device: Device = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Find images of a gallery by text, by image, or by both."""
+    """Search a gallery by text, by image, or by both."""
     from qformer.commands.searching import search as run
 
     run(

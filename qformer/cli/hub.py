@@ -1,4 +1,4 @@
-"""`qformer push`. Imports stand inside."""
+"""The command `qformer push`, with its imports inside."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from qformer.cli.options import NoVerify, Trust
 
 
 class Target(Enum):
-    """Whose form is pushed."""
+    """Form of the uploaded files."""
 
     qformer = "qformer"
     transformers = "transformers"
 
 
 def push(
-    source: Annotated[str, typer.Argument(metavar="CKPT", help="run, checkpoint, or whatever `qformer convert` takes")],
+    source: Annotated[str, typer.Argument(metavar="CKPT", help="run, checkpoint, or anything `qformer convert` takes")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="user/name on the hub")],
-    to: Annotated[Target, typer.Option(help="form; that of transformers holds the towers, too")] = Target.qformer,
-    private: Annotated[bool, typer.Option("--private", help="of a repository that is made now")] = False,
+    to: Annotated[
+        Target, typer.Option(help="form to upload; that of transformers includes the towers")
+    ] = Target.qformer,
+    private: Annotated[
+        bool, typer.Option("--private", help="create the repository, if it is new, as a private one")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only write the folder; needs -o")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the folder here; must not exist")] = None,
     trust: Trust = False,

@@ -1,4 +1,4 @@
-"""The commands of a stage-two model: `qformer caption` and `qformer ask`. Imports stand inside."""
+"""The commands of a stage-two model, `qformer caption` and `qformer ask`, with their imports inside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qformer.cli.options import Device, NoVerify, Trust
 
 
 class Quantization(Enum):
-    """How a language model is kept."""
+    """Quantization of a language model's weights."""
 
     none = "none"
     int8 = "int8"
@@ -22,40 +22,40 @@ Checkpoint = Annotated[
     str, typer.Argument(metavar="CKPT", help="stage-two checkpoint: run, .pth, release, folder or hub id")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, one object on each line")]
-Beams = Annotated[int | None, typer.Option(help="beams of the search; 1 is greedy", min=1)]
-MostTokens = Annotated[int | None, typer.Option(help="longest text, in tokens, its end counted", min=1)]
-LeastTokens = Annotated[int | None, typer.Option(help="shortest text, in tokens", min=0)]
-Sample = Annotated[bool, typer.Option("--sample", help="draw words (nucleus sampling) instead of searching")]
-TopP = Annotated[float | None, typer.Option(help="with --sample: draw of the likeliest that make up so much")]
-Temperature = Annotated[float | None, typer.Option(help="with --sample: below 1 bolder words are rarer")]
-Repetition = Annotated[float | None, typer.Option(help="above 1, what was said already is said less")]
-Length = Annotated[float | None, typer.Option(help="of beams: below 0 short texts win, above 0 long ones")]
+Beams = Annotated[int | None, typer.Option(help="number of beams; 1 is greedy", min=1)]
+MostTokens = Annotated[int | None, typer.Option(help="longest text in tokens, including the end token", min=1)]
+LeastTokens = Annotated[int | None, typer.Option(help="shortest text in tokens", min=0)]
+Sample = Annotated[bool, typer.Option("--sample", help="sample words (nucleus sampling) instead of beam search")]
+TopP = Annotated[
+    float | None, typer.Option(help="with --sample: draw from the likeliest tokens with this total probability")
+]
+Temperature = Annotated[float | None, typer.Option(help="with --sample: below 1, unlikely words are rarer")]
+Repetition = Annotated[float | None, typer.Option(help="above 1, words already written become less likely")]
+Length = Annotated[float | None, typer.Option(help="with beams: below 0 favors short texts, above 0 long ones")]
 Batch = Annotated[int, typer.Option(help="texts written at once", min=1)]
 Quantize = Annotated[
-    Quantization | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
+    Quantization | None, typer.Option(help="load the language model in 8 or 4 bits; by default as it was trained")
 ]
 ImagesAndQuestion = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGE... [QUESTION]", help="image files, and in quotes a question, or - to read one on each line"
+        metavar="IMAGE... [QUESTION]", help="image files, and a question in quotes, or - to read one per line"
     ),
 ]
 Task = Annotated[
     str,
     typer.Option(
-        help="what is asked: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
+        help="kind of prompt: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="with --sample: the same one draws the same", min=0)]
+Seed = Annotated[int | None, typer.Option(help="with --sample: equal seeds give equal texts", min=0)]
 
 
 def caption(
     path: Checkpoint,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files, and folders of them")],
-    prompt: Annotated[
-        str | None, typer.Option(help="the caption goes on from here; the one of training by default")
-    ] = None,
-    captions: Annotated[int, typer.Option(help="captions of each image, with --sample", min=1)] = 1,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files or folders")],
+    prompt: Annotated[str | None, typer.Option(help="start of the caption; by default the prompt of training")] = None,
+    captions: Annotated[int, typer.Option(help="with --sample: captions per image", min=1)] = 1,
     beams: Beams = None,
     max_new_tokens: MostTokens = None,
     min_new_tokens: LeastTokens = None,
@@ -72,7 +72,7 @@ def caption(
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Say what is in each image, with a stage-two checkpoint. Files that are no images are skipped and named."""
+    """Describe each image with a stage-two checkpoint. Files that are not images are skipped and reported."""
     from qformer.commands import asking
 
     decoding = asking.options(
@@ -103,14 +103,14 @@ def caption(
 def ask(
     path: Checkpoint,
     words: ImagesAndQuestion,
-    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeat it")] = None,
-    context: Annotated[str | None, typer.Option(help="text put in front of the question")] = None,
+    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="a question; repeatable")] = None,
+    context: Annotated[str | None, typer.Option(help="text before the question")] = None,
     preset: Annotated[str, typer.Option(help="prompt and decoding: paper or lavis")] = "paper",
     task: Task = "vqa",
     self_ask: Annotated[
-        bool, typer.Option("--self-ask", help="let the model ask itself a question, and answer it")
+        bool, typer.Option("--self-ask", help="let the model ask itself a question and answer it")
     ] = False,
-    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="print what the model reads, too")] = False,
+    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="also print the exact prompt")] = False,
     beams: Beams = None,
     max_new_tokens: MostTokens = None,
     min_new_tokens: LeastTokens = None,
@@ -127,7 +127,7 @@ def ask(
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Ask questions about images, with a stage-two checkpoint. In a terminal, without a QUESTION: ask one by one."""
+    """Ask a stage-two checkpoint about images. In a terminal, without a QUESTION, it asks for one after another."""
     from qformer.commands import asking
 
     decoding = asking.options(

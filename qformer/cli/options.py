@@ -10,21 +10,21 @@ import typer
 
 
 def _take_unchecked(context: typer.Context, given: bool) -> None:
-    """For as long as the command runs."""
+    """Skip the checks for as long as the command runs."""
     if given:
         from qformer.files.soundness import unchecked
 
         context.with_resource(unchecked())
 
 
-#: Not handed to the command, whose parameter of this kind keeps its default.
+#: Not passed to the command, whose parameter keeps its default.
 NoVerify = Annotated[
     bool,
     typer.Option(
         "--no-verify",
         callback=_take_unchecked,
         expose_value=False,
-        help="do not compare files of ours with their checksums, nor refuse weights that are not finite",
+        help="skip the checksums of our files, and accept weights that are not finite",
     ),
 ]
 
@@ -33,12 +33,13 @@ Trust = Annotated[
     typer.Option(
         "--trust",
         help="run the classes and commands, and call the addresses, that a checkpoint or gallery names: only if you "
-        "trust whoever made it, who can then do on this machine what you can",
+        "trust its author, who can then do on this machine what you can",
     ),
 ]
 
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped one, such as quickstart/stage1.yaml")
+    Path,
+    typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped one, such as quickstart/stage1.yaml"),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
 Checkpoint = Annotated[
@@ -51,7 +52,7 @@ Checkpoint = Annotated[
 
 
 class Form(Enum):
-    """Whose checkpoints look how."""
+    """Form of a checkpoint."""
 
     qformer = "qformer"
     lavis = "lavis"
@@ -59,11 +60,11 @@ class Form(Enum):
 
 
 class Precision(Enum):
-    """Of autocast."""
+    """Dtype of autocast."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
 
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")]

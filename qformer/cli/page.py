@@ -1,4 +1,4 @@
-"""The command of the page: `qformer demo`. Imports stand inside."""
+"""The command `qformer demo`, with its imports inside."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ import typer
 from qformer.cli.options import NoVerify, Trust
 
 RUN = Path("runs/quickstart/opt")
-EXAMPLES = 120  # drawn scenes in the gallery that a page without a checkpoint has
+EXAMPLES = 120  # drawn scenes in the gallery of a page without a checkpoint
 PASSWORD = "QFORMER_PASSWORD"
 
 Port: TypeAlias = Annotated[
-    int | None, typer.Option(help="the first free one from 7860 on by default", min=1, max=65535)
+    int | None, typer.Option(help="by default the first free one from 7860 on", min=1, max=65535)
 ]
 Host: TypeAlias = Annotated[
-    str, typer.Option(help="address or name at which to listen; 0.0.0.0 for all addresses of this machine")
+    str, typer.Option(help="address or name to listen at; 0.0.0.0 for all addresses of this machine")
 ]
 RootPath: TypeAlias = Annotated[
     str, typer.Option(help="where a proxy serves the page: a path (/demo), or the whole address (https://.../demo)")
 ]
 AllowHost: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="a name under which visitors reach the page; may be given again"),
+    typer.Option(metavar="NAME", help="a name under which visitors reach the page; repeatable"),
 ]
-Share: TypeAlias = Annotated[
-    bool, typer.Option("--share", help="a public address too, through machines of Gradio's makers")
-]
+Share: TypeAlias = Annotated[bool, typer.Option("--share", help="also a public address, through servers of Gradio")]
 Auth: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="USER[:PASS]",
-        help=f"let in only who knows both; PASS is better left out here and set as ${PASSWORD}",
+        help=f"require this name and password; better omit PASS here and set ${PASSWORD}",
     ),
 ]
 
 
 class Bits(Enum):
-    """How the language model is kept."""
+    """Quantization of the language model's weights."""
 
     int8 = "int8"
     nf4 = "nf4"
@@ -52,39 +50,39 @@ def demo(
         str | None,
         typer.Argument(
             metavar="[CKPT]",
-            help=f"of either stage, whatever the other commands take; {RUN} by default, or else the same bridge, "
+            help=f"checkpoint of either stage, as other commands take it; by default {RUN}, or else the same bridge, "
             "trained in minutes and kept",
         ),
     ] = None,
     stage1: Annotated[
         str | None,
-        typer.Option(help="stage-one checkpoint, to match and to search; the one that CKPT started from by default"),
+        typer.Option(help="stage-one checkpoint to match and search with; by default the one that CKPT started from"),
     ] = None,
-    index: Annotated[Path | None, typer.Option(help="gallery to search, a folder that `qformer index` wrote")] = None,
+    index: Annotated[Path | None, typer.Option(help="gallery to search, a folder written by `qformer index`")] = None,
     port: Port = None,
     host: Host = "127.0.0.1",
     root_path: RootPath = "",
     allow_host: AllowHost = None,
     share: Share = False,
     auth: Auth = None,
-    queue: Annotated[int, typer.Option(help="requests that may wait; more are told to come again", min=1)] = 64,
+    queue: Annotated[int, typer.Option(help="requests that can wait; more are asked to try again", min=1)] = 64,
     quantize: Annotated[
-        Bits | None, typer.Option(help="keep the language model in 8 or 4 bits; as it was trained by default")
+        Bits | None, typer.Option(help="load the language model in 8 or 4 bits; by default as it was trained")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the GPU where there is one by default")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")] = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """A page in the browser: ask pictures, caption, match, search, look inside. Ctrl-C ends it."""
+    """Serve a page in the browser: ask about pictures, caption, match, search, look inside. Ctrl-C ends it."""
     from importlib.util import find_spec
 
     from qformer.types import UsageError
 
     if find_spec("gradio") is None:
         raise UsageError("the page needs gradio, which is not installed; run: pip install -e '.[demo]'")
-    known = None if auth is None else _known(auth)
+    credentials = None if auth is None else _parse_auth(auth)
     if path is None:
-        path, drawn = _default()
+        path, drawn = _find_default()
         index = index or drawn
     from qformer.demo.app import serve
 
@@ -97,7 +95,7 @@ def demo(
         port=port,
         queue=queue,
         share=share,
-        auth=known,
+        auth=credentials,
         host=host,
         root_path=root_path,
         allow_hosts=allow_host or [],
@@ -105,7 +103,7 @@ def demo(
     )
 
 
-def _known(auth: str) -> tuple[str, str]:
+def _parse_auth(auth: str) -> tuple[str, str]:
     """Name and password of `--auth`."""
     from qformer.types import UsageError
 
@@ -120,10 +118,10 @@ def _known(auth: str) -> tuple[str, str]:
     return user, password
 
 
-def _default() -> tuple[str, Path | None]:
-    """The quickstart's bridge: of the working folder, or else the user's own, trained if it is not there yet.
+def _find_default() -> tuple[str, Path | None]:
+    """Find the quickstart's bridge in the working folder, or in the user's cache, training it if there is none yet.
 
-    With it a gallery of drawn scenes, where there is a store to keep it.
+    It comes with a gallery of drawn scenes, if LanceDB is installed.
     """
     from importlib.util import find_spec
 
@@ -138,7 +136,7 @@ def _default() -> tuple[str, Path | None]:
         from qformer.stages.quickstart.run import bridge
 
         if not (cache / "ready").exists():
-            print(f"qformer: there is no checkpoint yet; one is trained on drawn scenes, once, in '{cache}'")
+            print(f"qformer: there is no checkpoint yet; training one on drawn scenes, once, in '{cache}'")
             bridge(cache)
             (cache / "ready").touch()
         run = cache / "opt"
@@ -146,11 +144,11 @@ def _default() -> tuple[str, Path | None]:
     if find_spec("lancedb") is None or start is None:
         return str(run), None
     made = (checkpoint.find(start) / checkpoint.WEIGHTS).stat().st_mtime_ns
-    gallery = cache / f"gallery-{made:x}"  # of this training: another one would be refused
+    gallery = cache / f"gallery-{made:x}"  # named by the training: a gallery of another one would be refused
     if not (gallery / "ready").exists():
         from qformer.commands.searching import index
 
-        print(f"qformer: {EXAMPLES} drawn scenes are indexed, to search")
+        print(f"qformer: indexing {EXAMPLES} drawn scenes to search")
         index(start, ["name=scenes", "split=test", f"count={EXAMPLES}"], gallery)
         (gallery / "ready").touch()
     return str(run), gallery

@@ -1,4 +1,4 @@
-"""The commands that train, plan and convert. They import what they need themselves, so that `--help` is quick."""
+"""The commands that train, plan and convert, with their imports inside, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qformer.cli.options import ConfigFile, Device, Form, NoVerify, Overrides, P
 
 
 def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
-    """Train what the configuration's `stage` says. The same command again resumes an interrupted run.
+    """Train the `stage` of a configuration. The same command again resumes an interrupted run.
 
     Several processes: `torchrun --nproc-per-node N -m qformer train CONFIG`, or `accelerate launch -m qformer train`.
     """
@@ -20,12 +20,12 @@ def train(config: ConfigFile, overrides: Overrides = None, trust: Trust = False,
     from qformer.config import load_config
 
     trained = stages.train(load_config(config, overrides), trust)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+    if os.environ.get("RANK", "0") == "0":  # only one of several processes prints
         print(trained)
 
 
 def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = False, _verify: NoVerify = False) -> None:
-    """Fill the store of `data.features` before training. The same command goes on; several processes share the work."""
+    """Fill the store of `data.features` before training. The same command resumes; several processes share the work."""
     from qformer import stages
     from qformer.config import load_config
 
@@ -37,15 +37,15 @@ def features(config: ConfigFile, overrides: Overrides = None, trust: Trust = Fal
 def show_config(
     config: ConfigFile,
     overrides: Overrides = None,
-    data: Annotated[bool, typer.Option("--data", help="open the data too, and say what the first samples are")] = False,
+    data: Annotated[bool, typer.Option("--data", help="also open the data, and print the first samples")] = False,
 ) -> None:
-    """Check a configuration and print it whole: defaults, and the sizes that will be trained, included."""
+    """Check a configuration and print all of it, including defaults and the sizes that will be trained."""
     from qformer.config import dump_config, load_config
     from qformer.stages.checking import check
     from qformer.stages.sizes import with_sizes
 
-    checked, told = with_sizes(check(load_config(config, overrides)))
-    lines = [f"# {line}\n" for line in told]
+    checked, notes = with_sizes(check(load_config(config, overrides)))
+    lines = [f"# {line}\n" for line in notes]
     if data:
         from qformer.data import sources
         from qformer.data.preview import preview
@@ -59,15 +59,15 @@ def show_config(
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option(help="such as A100-40GB, h200, 4090; cpu is this machine")] = "A100-80GB",
+    gpu: Annotated[str, typer.Option(help="such as A100-40GB, h200, 4090; cpu for this machine")] = "A100-80GB",
     gpus: Annotated[int, typer.Option(help="processes, one GPU each", min=1, max=1_000_000)] = 1,
-    memory: Annotated[str | None, typer.Option(help="of one GPU, such as 80GB; its own by default")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="that of the configuration by default")] = None,
+    memory: Annotated[str | None, typer.Option(help="memory of one GPU, such as 80GB; by default its own")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="by default that of the configuration")] = None,
     efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
     trust: Trust = False,
 ) -> None:
-    """Will it fit, how long will it take, what will it send: before anything is downloaded, without weights."""
+    """Estimate memory, time and traffic of a training, without weights and before anything is downloaded."""
     from qformer.config import load_config
     from qformer.stages.plan.forecast import plan as forecast
     from qformer.stages.plan.forecast import show
@@ -85,7 +85,7 @@ def quickstart(
         list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="such as stage1.train.steps=100")
     ] = None,
 ) -> None:
-    """Both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
+    """Train both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
     from qformer.stages.quickstart.run import run
 
     run(output, overrides or [])
@@ -112,24 +112,26 @@ def capfilt(
     ],
     captioner: Annotated[str, typer.Option(help="checkpoint of either stage, BLIP-2, or a BLIP of transformers")],
     ranker: Annotated[str, typer.Option(help="a CLIP-like model of transformers, or a checkpoint of stage one")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write; the same command again goes on")],
-    captions: Annotated[int, typer.Option(help="captions written of each image", min=1)] = 10,
-    keep: Annotated[int, typer.Option(help="captions kept of them and the original ones", min=1)] = 2,
-    top_p: Annotated[float, typer.Option(help="of nucleus sampling", min=0.01, max=1)] = 0.9,
-    prompt: Annotated[str | None, typer.Option(help="captions go on from here; that of training by default")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write; the same command again resumes")],
+    captions: Annotated[int, typer.Option(help="captions written for each image", min=1)] = 10,
+    keep: Annotated[int, typer.Option(help="captions kept, of these and the original ones", min=1)] = 2,
+    top_p: Annotated[float, typer.Option(help="total probability for nucleus sampling", min=0.01, max=1)] = 0.9,
+    prompt: Annotated[str | None, typer.Option(help="start of each caption; by default the prompt of training")] = None,
     batch: Annotated[int, typer.Option(help="images captioned at once", min=1)] = 16,
-    part: Annotated[int, typer.Option(help="images in a file of the result; tars stay as they are", min=1)] = 1000,
+    part: Annotated[int, typer.Option(help="images per file of the result; tars keep theirs", min=1)] = 1000,
     form: Annotated[
-        str | None, typer.Option("--format", help="jsonl or webdataset; by default the first if the images are files")
+        str | None, typer.Option("--format", help="jsonl or webdataset; by default jsonl if the images are files")
     ] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: this is process i, from 0, of n; as torchrun says")] = None,
-    precision: Annotated[Precision, typer.Option(help="of the models")] = Precision.fp32,
-    seed: Annotated[int, typer.Option(help="another one gives other captions", min=0)] = 0,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: this is process i, from 0, of n; by default from torchrun")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="dtype of the models")] = Precision.fp32,
+    seed: Annotated[int, typer.Option(help="other seeds give other captions", min=0)] = 0,
     device: Device = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Caption web images, rank own and original captions by similarity, keep the best: data to train on."""
+    """Caption web images, rank new and original captions by similarity, and keep the best as training data."""
     from qformer.stages.capfilt.run import Settings
     from qformer.stages.capfilt.run import capfilt as run
 
@@ -157,19 +159,17 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="file (lavis) or folder to write; must not exist")],
     to: Annotated[Form, typer.Option(help="form to write")] = Form.qformer,
-    heads: Annotated[int | None, typer.Option(help="of the Q-Former; width / 64 by default", min=1)] = None,
+    heads: Annotated[int | None, typer.Option(help="heads of the Q-Former; by default width / 64", min=1)] = None,
     vision_heads: Annotated[
-        int | None, typer.Option(help="of the image encoder; width / 88 (EVA) or 64 (CLIP) by default", min=1)
+        int | None, typer.Option(help="heads of the image encoder; by default width / 88 (EVA) or 64 (CLIP)", min=1)
     ] = None,
-    vision: Annotated[
-        str | None, typer.Option(help="file or release of the image encoder, where SRC leaves it out")
-    ] = None,
-    llm: Annotated[str | None, typer.Option(help="folder or hub id of the language model, likewise")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id, where SRC has none")] = None,
+    vision: Annotated[str | None, typer.Option(help="file or release of the image encoder, if SRC lacks it")] = None,
+    llm: Annotated[str | None, typer.Option(help="folder or hub id of the language model, if SRC lacks it")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder or hub id of the tokenizer, if SRC lacks it")] = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
-    """Rewrite a checkpoint of qformer, LAVIS or transformers in the form of another; tensors keep their bits."""
+    """Rewrite a checkpoint of qformer, LAVIS or transformers in another form; tensors keep their bits."""
     from qformer.checkpoints.convert import convert_checkpoint
     from qformer.checkpoints.parts import LoadOptions
 

@@ -1,4 +1,4 @@
-"""The card of a pushed checkpoint, written from its run: how to load it, how it was trained, what was measured."""
+"""Model card of a pushed checkpoint, written from its run: loading, training, and measured results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PROGRESS = ("kind", "step", "lr", "images_per_second")
 USES = {
-    "stage1": "It compares images and texts (ITC), tells whether they match (ITM) and writes captions (ITG).",
+    "stage1": "It compares images and texts (ITC), decides whether they match (ITM) and writes captions (ITG).",
     "stage2": "It describes images and answers questions about them.",
 }
 CODE = {
@@ -37,18 +37,18 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
 model = Blip2ForConditionalGeneration.from_pretrained("{repo}")
 processor = AutoProcessor.from_pretrained("{repo}")
-given = processor(images=Image.open("photo.jpg").convert("RGB"), text={prompt!r}, return_tensors="pt")
-ids = model.generate(**given, max_new_tokens=30)
+inputs = processor(images=Image.open("photo.jpg").convert("RGB"), text={prompt!r}, return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=30)
 print(processor.batch_decode(ids, skip_special_tokens=True))""",
 }
 
 
 def card(repo: str, form: str, stage: str, config: Config | None, meta: dict[str, Any], run: Path | None) -> str:
-    """Markdown with the hub's front matter.
+    """Write the card as Markdown with the hub's front matter.
 
     Args:
-        config, meta: of the checkpoint; None and empty where it was made by others.
-        run: the folder with the records of its training, if that is known.
+        config, meta: those of a checkpoint of ours; None and empty for any other.
+        run: folder with the records of its training, if known.
     """
     towers = {} if config is None else _towers(config)
     front: dict[str, Any] = {
@@ -71,12 +71,12 @@ def card(repo: str, form: str, stage: str, config: Config | None, meta: dict[str
         parts.append(_training(config, meta))
     if run is not None:
         parts += _measured(run)
-    parts.append(_licences(towers, form))
+    parts.append(_license(towers, form))
     return "\n\n".join(parts) + "\n"
 
 
 def _towers(config: Config) -> dict[str, str]:
-    """What the checkpoint was trained on, by name; of folders of somebody's machine the last part."""
+    """Names of the towers that the checkpoint was trained on; for a local folder, the last part of its path."""
     options = config.vision.options
     named = {"image encoder": str(options.get("path") or options.get("weights") or config.vision.name)}
     if config.llm is not None:
@@ -88,7 +88,7 @@ def _towers(config: Config) -> dict[str, str]:
 
 def _is_hub_id(name: str) -> bool:
     is_id = name.count("/") == 1 and not name.endswith("/") and not name.startswith(("/", ".", "~", "checkpoint:"))
-    return is_id and not Path(name).exists()  # weights/eva.pth is a file of this machine
+    return is_id and not Path(name).exists()  # weights/eva.pth is a local file
 
 
 def _training(config: Config, meta: dict[str, Any]) -> str:
@@ -119,7 +119,7 @@ def _connector(config: Config) -> dict[str, str]:
 
 
 def _measured(run: Path) -> list[str]:
-    """The last losses of the run, and what `results.json` holds, if there is one."""
+    """Sections with the last losses of the run, and with the contents of `results.json`, if there is one."""
     records = read_lines(run / "metrics.jsonl", Metrics)
     last = {record["kind"]: record for record in records}
     rows = [
@@ -141,18 +141,18 @@ def _measured(run: Path) -> list[str]:
 
 
 def _flat(values: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Numbers of nested dictionaries under dotted names."""
+    """Flatten the numbers of nested dictionaries to dotted names."""
     if isinstance(values, dict):
         return [pair for key, inner in values.items() for pair in _flat(inner, f"{name}.{key}" if name else str(key))]
     return [(name, values)] if isinstance(values, int | float) else []
 
 
-def _licences(towers: dict[str, str], form: str) -> str:
+def _license(towers: dict[str, str], form: str) -> str:
     named = ", ".join(towers.values()) or "the towers it was made from"
     held = "contains" if form == "transformers" else "is made for"
     return (
-        f"## Licence\n\nNot stated yet: this repository {held} {named}, each under a licence of its own. "
-        "Add `license:` on top when you know what they allow."
+        f"## License\n\nNot stated yet: this repository {held} {named}, each under a license of its own. "
+        "Add `license:` at the top when you know what they allow."
     )
 
 

@@ -1,4 +1,4 @@
-"""Images of files and folders that a command is given, in groups; what is no image is named, counted and skipped."""
+"""Images of the files and folders given to a command, in groups; other files are reported, counted and skipped."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ FORMATS = "give JPEG, PNG or WebP files"
 
 
 class ImageFiles:
-    """Image files and the images below folders, read in groups; what is no image is named, counted and skipped."""
+    """Image files and the images in folders, read in groups; other files are reported, counted and skipped."""
 
     def __init__(self, given: list[Path], batch: int) -> None:
         self.files: list[Path] = []
         for path in given:
             inside = list_images(path) if path.is_dir() else Listing()
             self.files += sorted([*inside.images, *inside.unread]) or [path]
-            inside.unread, inside.alone = [], 0  # each is named when its turn comes; captions are of no use here
+            inside.unread, inside.alone = [], 0  # reported when they are read; captions are not used here
             if inside.left_out:
                 print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
         self.batch = batch
         self.skipped: list[str] = []
-        self.told = 0  # of the skipped
+        self.reported = 0  # how many of the skipped files
 
     def groups(self) -> Iterator[Images]:
-        """Groups of readable images, the first of which is read now.
+        """Groups of readable images; the first group is read at once.
 
         Raises:
-            SystemExit: 1, there is none.
+            SystemExit: code 1, no file can be read as an image.
         """
         images = self._images()
         first = list(islice(images, self.batch))
@@ -62,22 +62,22 @@ class ImageFiles:
             except BadSample as bad:
                 self.skipped.append(f"{file}: {bad}")
                 continue
-            self._tell()
+            self._report()
             yield file, pixels
 
-    def _tell(self) -> None:
-        for fault in self.skipped[self.told :]:
+    def _report(self) -> None:
+        for fault in self.skipped[self.reported :]:
             print(f"qformer: skipped {fault}", file=sys.stderr)
-        self.told = len(self.skipped)
+        self.reported = len(self.skipped)
 
     def tell_skipped(self) -> None:
-        """Those behind the last image, and how many in all."""
-        self._tell()
+        """Report the skipped files after the last image, and the total."""
+        self._report()
         if self.skipped:
             print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
 
     def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
-        """A bar on standard error, or a line a minute, where the answers do not tell how far it is."""
+        """Show a progress bar on standard error, or a line a minute, unless printed results already show progress."""
         quiet = len(self.files) <= self.batch or sys.stdout.isatty()
         with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
             task = progress.add_task(what, total=len(self.files))

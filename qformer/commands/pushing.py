@@ -1,9 +1,9 @@
-"""`qformer push`: a checkpoint as a repository of the Hugging Face hub, with a card, in our form or transformers'.
+"""`qformer push`: a checkpoint as a repository of the Hugging Face hub with a card, in our or transformers' form.
 
     README.md                                  the card (`qformer/commands/card.py`)
-    config.yaml, model.safetensors, meta.json  of our form, as in a checkpoint: what was trained, and how it was
-    llm/, vision/                              of our form: towers that were folders of this machine
-    config.json, model.safetensors, ...        of the form of transformers: everything, towers included
+    config.yaml, model.safetensors, meta.json  our form, as in a checkpoint: trained weights and their configuration
+    llm/, vision/                              our form: towers that were local folders
+    config.json, model.safetensors, ...        form of transformers: all weights, including the towers
 
 `qformer.load("user/name")` loads either.
 """
@@ -44,30 +44,31 @@ def push(
     to: Path | None = None,
     trust: bool = False,
 ) -> str:
-    """Write a checkpoint as a repository and upload it; returns where it is.
+    """Write a checkpoint as a repository and upload it; returns its address.
 
     Args:
-        source: a run or checkpoint of ours, or whatever `qformer convert` takes.
+        source: a run or checkpoint of ours, or anything that `qformer convert` takes.
         repo: `user/name`.
-        to: a new folder that keeps what is uploaded. Needed for a dry run, which uploads nothing.
-        trust: run the code that the checkpoint names, where the form needs its towers.
+        dry_run: write the folder `to` and upload nothing.
+        to: new folder that keeps the uploaded files.
+        trust: run the code that the checkpoint names, if the form needs its towers.
 
     Raises:
-        UsageError: no checkpoint there, one that the form has no place for, a folder that exists, or no access.
+        UsageError: no checkpoint there, one that the form cannot represent, a folder that exists, or no access.
     """
     _check(repo, dry_run, to)
     if not checkpoint.is_foreign(source):
         checkpoint.find(source)
     if not dry_run:
-        _try("reached", repo, lambda api: api.whoami())  # before what may take long
+        _try("reached", repo, lambda api: api.whoami())  # before anything slow
     with TemporaryDirectory() as scratch:
         folder = to or Path(scratch) / "repository"
         write(source, repo, form, folder, trust)
         if dry_run:
             return str(folder)
         _try("created", repo, lambda api: api.create_repo(repo, private=private, exist_ok=True))
-        said = f"{checkpoint_stage(folder, form)} in the form of {form}"
-        _try("uploaded to", repo, lambda api: api.upload_folder(repo_id=repo, folder_path=folder, commit_message=said))
+        title = f"{checkpoint_stage(folder, form)} in the form of {form}"
+        _try("uploaded to", repo, lambda api: api.upload_folder(repo_id=repo, folder_path=folder, commit_message=title))
     return f"https://huggingface.co/{repo}"
 
 
@@ -75,11 +76,11 @@ def _check(repo: str, dry_run: bool, to: Path | None) -> None:
     try:
         validate_repo_id(repo)
     except ValueError as error:
-        raise UsageError(f"'{repo}' is no name of a repository ({error}); give user/name") from error
+        raise UsageError(f"'{repo}' is not the name of a repository ({error}); give user/name") from error
     if repo.count("/") != 1:
-        raise UsageError(f"'{repo}' does not say whose repository it is; give user/name")
+        raise UsageError(f"'{repo}' does not name the owner of the repository; give user/name")
     if dry_run and to is None:
-        raise UsageError("a dry run leaves a folder to look at; say where with -o")
+        raise UsageError("a dry run needs a folder to write to; give one with -o")
     if to is not None and to.exists():
         raise UsageError(f"'{to}' exists; give another path with -o, or remove it")
 
@@ -87,16 +88,16 @@ def _check(repo: str, dry_run: bool, to: Path | None) -> None:
 def _try(what: str, repo: str, call: Any) -> None:
     try:
         call(HfApi())
-    except Exception as error:  # the client raises those of the HTTP library that it happens to use, too
+    except Exception as error:  # the client also raises errors of its HTTP library
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"the repository '{repo}' cannot be {what} ({reason}); log in with `hf auth login` as one who may write "
-            "there, or look at the folder with --dry-run -o DIR"
+            f"the repository '{repo}' cannot be {what} ({reason}); log in with `hf auth login` as a user with write "
+            "access, or only write the folder with --dry-run -o DIR"
         ) from error
 
 
 def checkpoint_stage(folder: Path, form: Form) -> str:
-    """`stage1` or `stage2`, of what was written."""
+    """Stage of the checkpoint in a written folder: `stage1` or `stage2`."""
     if form == "qformer":
         return checkpoint.read_config(folder).stage
     kinds = json.loads((folder / checkpoint.HUGGING_FACE).read_text(encoding="utf-8"))["architectures"]
@@ -104,7 +105,7 @@ def checkpoint_stage(folder: Path, form: Form) -> str:
 
 
 def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False) -> None:
-    """The folder of the repository, complete or not at all.
+    """Write the folder of the repository, complete or not at all.
 
     Raises:
         UsageError: see `push`.
@@ -126,9 +127,9 @@ def write(source: str, repo: str, form: Form, folder: Path, trust: bool = False)
 
 
 def _copy(own: Path, repo: str, folder: Path) -> None:
-    """A checkpoint without what only resuming needs and paths of this machine, with towers that are only here."""
+    """Copy a checkpoint without trainer state and local paths, but with towers that exist only on this machine."""
     checkpoint.check_files(own)
-    shutil.copytree(own, folder, ignore=lambda place, names: [n for n in names if _stays(own, Path(place) / n)])
+    shutil.copytree(own, folder, ignore=lambda place, names: [n for n in names if _is_excluded(own, Path(place) / n)])
     config = _with_towers_inside(checkpoint.read_config(own), own, folder)
     data = {key: _bare(value) for key, value in config.data.model_dump(exclude_unset=True).items()}
     config = config.model_copy(
@@ -142,13 +143,13 @@ def _copy(own: Path, repo: str, folder: Path) -> None:
     checkpoint.write_meta(folder, _bare(checkpoint.read_meta(own)))
 
 
-def _stays(own: Path, file: Path) -> bool:
-    """Whether a file of a checkpoint is not uploaded: what only resuming needs, and links to what lies elsewhere."""
+def _is_excluded(own: Path, file: Path) -> bool:
+    """Check whether a file of a checkpoint is not uploaded: trainer state, and links to files elsewhere."""
     return file.name == checkpoint.TRAINER or (file.is_symlink() and own.resolve() not in file.resolve().parents)
 
 
 def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
-    """Towers that are files or folders of this machine are copied; those known by name stay names."""
+    """Copy towers that are local files or folders; names of others are kept."""
 
     def inside(path: Any, name: str) -> Any:
         if not isinstance(path, str) or not Path(path).exists():
@@ -156,9 +157,10 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
         place = Path(path)
         if not (place.suffix in checkpoint.FILES if place.is_file() else (place / checkpoint.HUGGING_FACE).is_file()):
             raise UsageError(
-                f"the checkpoint names '{path}', which is no tower and is not uploaded; mend its {checkpoint.CONFIG}"
+                f"the checkpoint names '{path}', which is not a tower and is not uploaded; correct its "
+                f"{checkpoint.CONFIG}"
             )
-        if own in place.parents:  # the checkpoint holds it itself
+        if own in place.parents:  # inside the checkpoint
             return f"{checkpoint.INSIDE}{place.relative_to(own).as_posix()}"
         name += place.suffix if place.is_file() else ""
         if place.is_dir():
@@ -176,12 +178,12 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
     update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
     if config.llm is not None:
         update["llm"] = config.llm.model_copy(update={"path": inside(config.llm.path, "llm")})
-    update["text"] = config.text.model_copy(update={"bert": _bare(config.text.bert)})  # its tokenizer is in the folder
+    update["text"] = config.text.model_copy(update={"bert": _bare(config.text.bert)})  # the folder holds its tokenizer
     return config.model_copy(update=update)
 
 
 def _bare(value: Any) -> Any:
-    """Plain data whose absolute paths are cut to their last part."""
+    """Cut the absolute paths in plain data to their last part."""
     if isinstance(value, dict):
         return {key: _bare(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves with their chance lines, and captions beside their photos."""
+"""Figures of a run: loss curves with their chance levels, and captions next to their photos."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-LISTED = 14  # captions beside an image
+LISTED = 14  # captions next to an image
 
 TITLES = {
     "itc": "ITC: image-text contrastive",
     "itm": "ITM: image-text matching",
     "itg": "ITG: image-grounded text generation",
-    "lm": "LM: language modelling",
+    "lm": "LM: language modeling",
     "loss": "sum of the losses",
     "contrastive": "contrastive",
 }
 
 
 def chance(name: str, config: Config) -> float | None:
-    """The loss of a model that knows nothing, where that is a fixed number.
+    """Loss of a model at chance, if it is a fixed number.
 
-    ITC: ln of the batch. ITM: with one matched row to two that are not, always saying 'no' costs 0.6365.
-    ITG: ln of the vocabulary. Sum: of the three.
+    ITC: ln of the batch. ITM: 0.6365, with one matched row to two unmatched ones. ITG: ln of the vocabulary. `loss`:
+    the sum of the three.
     """
     if name in ("itc", "contrastive"):
         batch = config.data.batch * distributed.world()
@@ -53,9 +53,9 @@ def chance(name: str, config: Config) -> float | None:
 
 
 def curves(run: Path, config: Config) -> None:
-    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval where it was measured.
+    """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval if it was measured.
 
-    Chance and, for the paper's sizes, published losses stand beside the curves (see docs/training.md).
+    The panels also show the chance level and, for the paper's sizes, published losses (see docs/training.md).
     """
     records = read_lines(run / "metrics.jsonl", Metrics)
     train = [record for record in records if record["kind"] == "train"]
@@ -91,7 +91,7 @@ def curves(run: Path, config: Config) -> None:
 
 
 def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:
-    """A row of images (uint8[3, h, w]), above each what the model says (`caption`), below it what is true (`truth`)."""
+    """Draw a row of images (uint8[3, h, w]) with the model's `caption` above and the `truth` below each."""
     figure, axes = plt.subplots(1, len(images), figsize=(2.9 * len(images), 3.2), squeeze=False)
     for axis, image, text in zip(axes[0], images, texts, strict=True):
         axis.imshow(image.permute(1, 2, 0).numpy())
@@ -102,9 +102,9 @@ def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any
 
 
 def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict[str, Any]]) -> None:
-    """Images (uint8[3, h, w]), each beside its captions, the best first; those that are not kept are grey.
+    """Draw images (uint8[3, h, w]) next to their captions, the best first; dropped captions are gray.
 
-    A record holds rows (caption, score, origin) as `kept` and `dropped`.
+    A record holds rows (caption, score, origin) under `kept` and `dropped`.
     """
     rows = math.ceil(len(images) / 2)
     figure = plt.figure(figsize=(20, 2.3 * rows))
@@ -115,18 +115,18 @@ def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict
         picture.set_axis_off()
         listed = [(row, "black", "bold") for row in record["kept"]]
         listed += [(row, "grey", "normal") for row in record["dropped"]]
-        for line, ((caption, score, origin), colour, weight) in enumerate(listed[:LISTED]):
-            style: dict[str, Any] = {"color": colour, "weight": weight, "fontsize": 9, "va": "top"}
+        for line, ((caption, score, origin), color, weight) in enumerate(listed[:LISTED]):
+            style: dict[str, Any] = {"color": color, "weight": weight, "fontsize": 9, "va": "top"}
             top = bottom + height * (1 - line / LISTED)
             figure.text(left + 0.11, top, f"{score:.3f}", **style)
             figure.text(left + 0.135, top, origin, **style)
             figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of letters that the font has not
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # for characters that the font lacks
         _save(figure, path, dpi=80)
 
 
 def _save(figure: Any, path: Path, **options: Any) -> None:
-    """Put a picture in the place of the one before, never into a file elsewhere that a link of this name points to."""
+    """Replace a picture; if its name is a link, replace the link and not the file that it points to."""
     with replacing(path) as partial:
         figure.savefig(partial, format="png", **options)
     plt.close(figure)
@@ -137,5 +137,5 @@ def _lines(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """What a font cannot show (an untrained model writes anything) becomes a question mark; a dollar is no formula."""
+    """Replace unprintable characters, which an untrained model writes, and keep matplotlib from reading formulas."""
     return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")

@@ -1,6 +1,6 @@
-"""Heat maps over pictures: PIL in, PIL out, on a dark ground of their own.
+"""Heat maps over pictures, as PIL images with a dark background of their own.
 
-They are read on a phone as on a wide screen, in light and in dark pages: few words, large, with their own background.
+They have to be legible on a phone and on a wide screen, in light and in dark pages, so their text is short and large.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, as fraction
 
 @dataclass(frozen=True)
 class QueryMaps:
-    """Where the queries look in one tile of a picture.
+    """Attention of the queries in one tile of a picture.
 
     Attributes:
         maps: float[Q, h, w], attention of each query over the h x w patches of the tile; each sums to 1.
-        box: (left, top, right, bottom) of the tile in fractions of the picture: (0, 0, 1, 1) where it shows the whole.
-            Where the tile has padding it reaches beyond the picture.
+        box: (left, top, right, bottom) of the tile in fractions of the picture, (0, 0, 1, 1) if it shows all of it.
+            The box of a padded tile extends beyond the picture.
     """
 
     maps: Tensor
@@ -32,18 +32,18 @@ class QueryMaps:
 
 
 GROUND, INK, FAINT = (24, 27, 34), (240, 242, 245), (150, 158, 170)
-SIDE = 640  # longest side of an overlay, of the panels of slices: pixels
-CELL = 200  # of one of small multiples
-FULL = 0.75  # opacity of the hottest place; the less heat, the more of the picture shines through
+SIDE = 640  # longest side in pixels of an overlay or a panel of slices
+CELL = 200  # longest side in pixels of one cell of a sheet
+FULL = 0.75  # opacity of the hottest patch; the picture shows through where there is less heat
 
 
 def overlay(image: Image.Image, heat: Tensor, box: Box = (0, 0, 1, 1)) -> Image.Image:
-    """A heat map over a picture, with a scale below: what share of the whole one patch has.
+    """Draw a heat map over a picture, with a scale below that shows the share of the hottest patch.
 
     Args:
-        image: of any size; the longest side of the result is `SIDE` pixels.
+        image: picture of any size; the longest side of the result is `SIDE` pixels.
         heat: float[h, w], not negative; smoothed between the patches.
-        box: (left, top, right, bottom), the part of the picture that the map covers; it may reach beyond.
+        box: (left, top, right, bottom), the part of the picture that the map covers; it can extend beyond it.
     """
     picture = _heated(resized(image, SIDE), heat, box)
     foot = 56
@@ -54,10 +54,10 @@ def overlay(image: Image.Image, heat: Tensor, box: Box = (0, 0, 1, 1)) -> Image.
 
 
 def sheet(image: Image.Image, maps: QueryMaps, columns: int = 8) -> Image.Image:
-    """All queries as small multiples, numbered from 1, with the share of the attention that the strongest patch has.
+    """Draw all queries as small multiples, numbered from 1, with the share of attention of the strongest patch.
 
     Args:
-        columns: at most so many side by side.
+        columns: largest number of cells in a row.
     """
     small = resized(image, CELL)
     foot, gap = 44, 8
@@ -79,7 +79,7 @@ def sheet(image: Image.Image, maps: QueryMaps, columns: int = 8) -> Image.Image:
 
 
 def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
-    """The picture under the heat: colours by share of the hottest patch, more opaque where it is hotter."""
+    """Blend a heat map over a picture: colored relative to the hottest patch, and more opaque where it is hotter."""
     left, top, right, bottom = box
     width, height = (max(1, round(span)) for span in ((right - left) * picture.width, (bottom - top) * picture.height))
     smooth = F.interpolate(heat.float()[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
@@ -94,12 +94,12 @@ def _heated(picture: Image.Image, heat: Tensor, box: Box) -> Image.Image:
 
 
 def _colours(level: np.ndarray) -> np.ndarray:
-    """Violet over red to orange for 0 to 1, float[..., 3] in 0..255: what of `inferno` is seen on dark and on white."""
+    """Colors from violet to orange for 0 to 1, float[..., 3] in 0..255: the part of `inferno` visible on any ground."""
     return 255 * matplotlib.colormaps["inferno"](0.25 + 0.55 * level)[..., :3]
 
 
 def _scale(card: Image.Image, y: int, height: int, peak: float) -> None:
-    """A bar from 0 % to the share of the hottest patch, in the strip of that height at y."""
+    """Draw a bar from 0 % to the share of the hottest patch, into the strip of that height at y."""
     pen, margin, middle = ImageDraw.Draw(card), 14, y + height // 2
     font = load_font(24)
     low, high = "0 %", f"{100 * peak:.0f} % in one patch"
@@ -113,7 +113,7 @@ def _scale(card: Image.Image, y: int, height: int, peak: float) -> None:
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
-    """RGB, its longest side of so many pixels."""
+    """Convert a picture to RGB and resize its longest side to `side` pixels."""
     zoom = side / max(image.size)
     width, height = (max(1, math.ceil(zoom * length)) for length in image.size)
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)

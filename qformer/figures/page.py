@@ -1,7 +1,7 @@
-"""Pages of one self-contained HTML file, pictures included: contact sheets of what was searched and what was found.
+"""Self-contained HTML pages with the pictures inside: contact sheets of a query and its hits, and parts of reports.
 
-`contact_sheet` shows one search. `page`, `table`, `picture` and `search` are what reports are put together from. They
-read well on a phone and on a wide screen, in light and in dark; every text is escaped.
+`contact_sheet` shows one search; reports are built from `page`, `table`, `picture` and `search`. Pages read well on a
+phone and on a wide screen, in light and dark mode. Templates of `ENVIRONMENT` escape every value that is not `Markup`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from PIL import Image
 
@@ -53,18 +55,61 @@ h3 { font-size: 13px; font-weight: 600; color: var(--soft); margin: 14px 0 6px; 
 .hit .line + .line { color: var(--soft); font-size: 12px; }
 """
 
+#: Every value is escaped that is not `Markup`; lines with nothing but a tag of jinja leave no trace.
+ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+PAGE = ENVIRONMENT.from_string("""\
+<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>
+<title>{{ title }}</title><style>{{ style }}</style><body>{{ parts | join("\n") }}</body></html>
+""")
+
+TABLE = ENVIRONMENT.from_string("""\
+<div class=wide><table><tr>{% for cell in head %}<th>{{ cell }}{% endfor %}
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}{% endfor %}
+{% endfor %}
+</table></div>""")
+
+#: Lists of texts alone stand side by side where there is room.
+SEARCH = ENVIRONMENT.from_string("""\
+{% macro lines(card) %}{% for line in card.lines %}<p class=line>{{ line }}</p>{% endfor %}{% endmacro %}
+{% macro scores(card) %}
+  {% for name, value in card.scores.items() %}
+    <span>{{ name }} {{ value if value is string else "%.3f" | format(value) }}</span>
+  {% endfor %}
+{% endmacro %}
+<section class=search><div class=asked>{{ picture(query.image) if query.image }}
+  <div>{{ lines(query) }}{% if query.scores %}<div class=place>{{ scores(query) }}</div>{% endif %}</div></div>
+<div{{ "" if pictured else " class=lists" }}>
+{% for name, hits in found.items() %}
+  <div>{% if name %}<h3>{{ name }}</h3>{% endif %}{% if hits %}<ol class=hits>
+  {% for hit in hits %}
+    <li class='hit{{ " yes" if hit.right }}'>
+    {% if hit.image %}
+      {{ picture(hit.image, alt=hit.lines[0] if hit.lines else "hit %d" % loop.index) }}
+    {% elif hit.gone %}
+      <div class=gone>{{ hit.gone }}</div>
+    {% endif %}
+    <div class=place><b>{{ hit.place or loop.index }}</b>
+      {{ {true: right, false: wrong, none: ""}[hit.right] }}{{ scores(hit) }}</div>{{ lines(hit) }}</li>
+  {% endfor %}
+  </ol>{% else %}<p class=soft>Nothing was found.</p>{% endif %}</div>
+{% endfor %}
+</div></section>""")
+RIGHT, WRONG = Markup("<span class=right>✓ right</span>"), Markup("<span class=wrong>✗</span>")
+
 
 @dataclass(frozen=True)
 class Card:
-    """A picture or a text that was asked with, or one that was found.
+    """A picture or a text: a query, or a hit.
 
     Attributes:
-        image: of any size, drawn as a thumbnail; None where there is none.
-        lines: captions, file names; the first one counts most.
-        scores: names with numbers, such as {"ITC": 0.31, "ITM": 0.92}; a text stands as it is.
-        right: True is outlined and marked as the right one, False marked as a wrong one, None not marked.
-        gone: stands in place of the image where it cannot be shown, such as "no file any more".
-        place: stands in front instead of its number in the list.
+        image: any size, shown as a thumbnail; None for a text.
+        lines: captions and file names, the most important first.
+        scores: numbers by name, such as {"ITC": 0.31, "ITM": 0.92}; a string is shown as it is.
+        right: True outlines and marks the card as right, False marks it as wrong, None does neither.
+        gone: text in place of an image that cannot be shown, such as "no longer a file".
+        place: text in place of the card's number in the list.
     """
 
     image: Image.Image | None = None
@@ -80,68 +125,53 @@ def contact_sheet(title: str, query: Card, hits: Sequence[Card], note: str = "")
 
     Args:
         title: heading of the page.
-        query: what was asked with: an image, lines of text, or both.
-        hits: what was found, the best first.
+        query: an image, lines of text, or both.
+        hits: results, the best first.
         note: a sentence below the heading.
     """
-    head = f"<h1>{escape(title)}</h1>" + (f"<p class=soft>{escape(note)}</p>" if note else "")
-    return page(title, [head, search(query, {"": hits})])
+    return page(title, [heading(title, note), search(query, {"": hits})])
 
 
-def search(query: Card, found: Mapping[str, Sequence[Card]]) -> str:
-    """One search as a part of a page: what was asked with, and lists of hits under their names."""
-    image = "" if query.image is None else picture(query.image)
-    parts = [f"<div class=asked>{image}<div>{_lines(query)}{_scores(query)}</div></div>"]
+def heading(title: str, note: str = "") -> Markup:
+    """The title of a page, and a sentence below it."""
+    return Markup("<h1>{}</h1>").format(title) + (paragraph(note) if note else "")
+
+
+def section(title: str) -> Markup:
+    """The title of a section."""
+    return Markup("<h2>{}</h2>").format(title)
+
+
+def paragraph(text: str) -> Markup:
+    """A sentence about the page, in a soft color."""
+    return Markup("<p class=soft>{}</p>").format(text)
+
+
+def search(query: Card, found: Mapping[str, Sequence[Card]]) -> Markup:
+    """One search as a part of a page: the query, and lists of hits under their names."""
     pictured = any(hit.image is not None or hit.gone for hits in found.values() for hit in hits)
-    parts.append(f"<div{'' if pictured else ' class=lists'}>")  # lists of texts stand side by side where there is room
-    for name, hits in found.items():
-        cards = "".join(_hit(place, hit) for place, hit in enumerate(hits, start=1))
-        shown = f"<ol class=hits>{cards}</ol>" if hits else "<p class=soft>Nothing was found.</p>"
-        parts.append(f"<div>{f'<h3>{escape(name)}</h3>' if name else ''}{shown}</div>")
-    return f"<section class=search>{''.join(parts)}</div></section>"
+    return Markup(SEARCH.render(query=query, found=found, pictured=pictured, picture=picture, right=RIGHT, wrong=WRONG))
 
 
-def page(title: str, parts: Sequence[str], style: str = "") -> str:
-    """A whole page of parts that are HTML, with further rules of CSS."""
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style><body>{''.join(parts)}</body></html>"
-    )
+def page(title: str, parts: Iterable[Markup], style: str = "") -> str:
+    """A whole page made of parts, with additional CSS rules."""
+    return PAGE.render(title=title, parts=parts, style=Markup(STYLE + style))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in rows)
-    return f"<div class=wide><table><tr>{''.join(f'<th>{escape(cell)}' for cell in head)}{body}</table></div>"
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table that scrolls sideways where it is wider than the page."""
+    return Markup(TABLE.render(head=head, rows=rows))
 
 
-def picture(image: Image.Image, kind: str = "", alt: str = "", form: str = "JPEG") -> str:
-    """A thumbnail as an HTML image that carries its own bytes; `kind` is its class. PNG suits drawings."""
-    image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE))
+def picture(image: Image.Image, kind: str = "", alt: str = "", form: str = "JPEG") -> Markup:
+    """A thumbnail as an HTML image that carries its own bytes; `kind` is its CSS class. PNG suits drawings."""
+    return Markup("<img class='{}' alt='{}' src='{}'>").format(kind, alt, data_uri(image, SIDE, form))
+
+
+def data_uri(image: Image.Image, side: int, form: str = "JPEG") -> str:
+    """An image as JPEG or PNG, at most `side` pixels wide and high, inside an address."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
     stream = io.BytesIO()
-    image.save(stream, form, quality=82)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f"<img class='{kind}' alt='{escape(alt)}' src='data:image/{form.lower()};base64,{data}'>"
-
-
-def _hit(place: int, hit: Card) -> str:
-    mark = {True: "<span class=right>✓ right</span>", False: "<span class=wrong>✗</span>", None: ""}[hit.right]
-    shown = f"<div class=gone>{escape(hit.gone)}</div>" if hit.gone else ""
-    if hit.image is not None:
-        shown = picture(hit.image, alt=hit.lines[0] if hit.lines else f"hit {place}")
-    head = f"<div class=place><b>{escape(hit.place or str(place))}</b>{mark}{_named(hit)}</div>"
-    return f"<li class='hit{' yes' if hit.right else ''}'>{shown}{head}{_lines(hit)}</li>"
-
-
-def _lines(card: Card) -> str:
-    return "".join(f"<p class=line>{escape(line)}</p>" for line in card.lines)
-
-
-def _scores(card: Card) -> str:
-    return f"<div class=place>{_named(card)}</div>" if card.scores else ""
-
-
-def _named(card: Card) -> str:
-    values = {name: value if isinstance(value, str) else f"{value:.3f}" for name, value in card.scores.items()}
-    return "".join(f"<span>{escape(name)} {escape(value)}</span>" for name, value in values.items())
+    small.save(stream, form, quality=85)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

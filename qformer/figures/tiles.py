@@ -1,4 +1,4 @@
-"""Pictures of how a resolution strategy slices, with what each tile costs."""
+"""Drawings of the slices of a resolution strategy, with their cost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from qformer.types import Plan, Tile
 
 
-#: Names of the resolution strategies that there are.
+#: Names of the resolution strategies.
 STRATEGIES = list(resolution.STRATEGIES)
-#: Of the encoder by whose work strategies are compared: BLIP-2's ViT-g/14.
+#: Sizes of the encoder for which costs are computed: BLIP-2's ViT-g/14.
 VIT_G = EvaConfig()
 
 
@@ -24,16 +24,16 @@ TILE, OVERVIEW = (255, 196, 0), (90, 200, 250)
 
 
 def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Image, dict[str, Any]]:
-    """How a strategy cuts a picture: its tiles drawn on what the encoder sees, numbered in reading order.
+    """Draw the tiles of a strategy on what the encoder sees, numbered in reading order.
 
     Args:
         strategy: one of `STRATEGIES`. options: its fields.
 
     Returns:
-        The drawing: a panel for each size to which the picture is brought, hatched where there is padding. And
-        `tiles`, how many; `grid`, columns and rows of the fine view; `tokens`, visual tokens of the system's own
-        connector; `pixels` that the encoder reads; and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, whatever
-        encoder the system has: what strategies cost, compared by one encoder.
+        The drawing, with a panel for each size to which the picture is resized, hatched where there is padding. And
+        numbers: `tiles`; `grid`, columns and rows of the fine view; `tokens`, visual tokens of the strategy's usual
+        connector; `pixels` that the encoder reads; and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, one encoder
+        for all strategies.
 
     Raises:
         UsageError: an unknown strategy or option.
@@ -72,7 +72,7 @@ def _canvas(tile: Tile) -> tuple[tuple[int, int], ...]:
 
 
 def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], side: int) -> Image.Image:
-    """The picture as it is resized and pasted for some tiles, and those tiles on it; the longest side as given."""
+    """Draw the picture as resized and padded for some tiles, and those tiles on it; its longest side is `side`."""
     content, size, offset = canvas
     zoom = side / max(size)
     across, down = (max(1, round(zoom * length)) for length in size)
@@ -102,7 +102,7 @@ def _badge(
 
 
 def _hatched(width: int, height: int) -> Image.Image:
-    """Diagonal stripes: nothing of the picture is there."""
+    """Draw diagonal stripes, which stand for padding."""
     panel = Image.new("RGB", (width, height), (52, 56, 66))
     pen = ImageDraw.Draw(panel)
     for x in range(-height, width, 18):
@@ -116,7 +116,7 @@ def _zoomed(point: tuple[int, ...], zoom: float) -> tuple[int, int]:
 
 
 def _gflops(width: int, height: int) -> float:
-    """10^9 operations of ViT-g/14 on one tile, 2 for a multiplication and an addition; without norms and the like."""
+    """Count 10^9 operations of ViT-g/14 on one tile, two per multiply-add, without norms and the like."""
     size = VIT_G
     tokens = width * height / size.patch_size**2 + 1
     linear = 4 * size.width**2 + 2 * size.width * size.mlp_hidden  # multiplications per token and block

@@ -1,7 +1,7 @@
-"""Why an update did not come by a picture: nobody lists it any more, it is gone, or nobody could look.
+"""Reasons why an update did not find a picture: its source no longer lists it, it is gone, or it could not be checked.
 
-A disk that is not mounted leaves no trace of its pictures: its folder is not there, or is empty. So a picture counts
-as gone only where the folder that held it is there and holds something; everywhere else it may be back tomorrow.
+A disk that is not mounted leaves no trace of its pictures: its folder does not exist, or is empty. So a picture counts
+as gone only if its folder exists and is not empty; otherwise it may be back tomorrow.
 """
 
 from __future__ import annotations
@@ -18,52 +18,56 @@ if TYPE_CHECKING:
 
     from qformer.retrieval.entries import Place
 
-    #: `stands`: what held it was read, and its source has it no more. `missing`: its file is gone from a folder that
-    #: holds others. `away`: so is the folder, or it is empty, or the file is a link to nowhere. `shut`: there was no
-    #: looking, for want of permission or because reading failed.
-    Why = Literal["stands", "missing", "away", "shut"]
+    #: `stands`: its folder or tar was read, but its source no longer lists it. `missing`: its file is gone from a
+    #: folder that holds others. `away`: the folder is gone too, or empty, or the file is a dangling link. `shut`: it
+    #: could not be checked, because permission is missing or reading failed.
+    Reason = Literal["stands", "missing", "away", "shut"]
 
-LEFT = ("lost+found",)  # what an empty disk holds; names that begin with a dot count as little
+LEFT = ("lost+found",)  # an empty disk holds it; it does not count, and neither do names that begin with a dot
 TARS = (".tar", ".tgz")
 
 
 class Absence:
-    """Says of places why they were not met.
+    """Reasons why an update did not find places of a source.
+
+    Args:
+        faults: records of the samples that could not be read.
+        choice: configuration of the source.
 
     Attributes:
-        faults: of the samples that could not be read. roots: folders that the source lists itself, with all below.
+        roots: absolute paths of the folders that the source lists, with everything below them.
     """
 
     def __init__(self, faults: Sequence[Mapping[str, str]], choice: Mapping[str, Any]) -> None:
         self.roots = {os.path.abspath(path) for path in _paths(choice)}
         self._unreadable = {fault["path"] for fault in faults if fault["kind"] == "unreadable"}
-        told = (fault["path"] for fault in faults if fault["kind"] == "no caption")
-        self._untold = {os.path.abspath(os.path.splitext(path)[0]) for path in told}
+        uncaptioned = (fault["path"] for fault in faults if fault["kind"] == "no caption")
+        self._uncaptioned = {os.path.abspath(os.path.splitext(path)[0]) for path in uncaptioned}
         self._whole = not any(fault["kind"].endswith(("shard", "tar")) for fault in faults)
-        self._read = not any(fault["kind"] == "not json" for fault in faults)  # or its line named a picture
+        self._read = not any(fault["kind"] == "not json" for fault in faults)  # such a line may have named a picture
         self._listable = cache(_listable)
 
-    def why(self, place: Place) -> Why:
-        """Of a place that was not met."""
+    def explain(self, place: Place) -> Reason:
+        """Explain why a place was not found."""
         if place.size < 0:
-            return self._of_record(place.name)
-        absent = of_file(place.name)
+            return self._check_record(place.name)
+        absent = check_file(place.name)
         if absent != "stands":
             return absent
         if Path(place.name).suffix.lower() in UNREAD:  # another machine may read it
             return "shut"
-        unread = place.name in self._unreadable or os.path.splitext(place.name)[0] in self._untold
+        unread = place.name in self._unreadable or os.path.splitext(place.name)[0] in self._uncaptioned
         return "shut" if unread or not self._read or not self._listed(place.name) else "stands"
 
-    def _of_record(self, name: str) -> Why:
-        tar = tar_of(name)
-        absent = "stands" if tar is None else of_file(tar)
+    def _check_record(self, name: str) -> Reason:
+        tar = find_tar(name)
+        absent = "stands" if tar is None else check_file(tar)
         if absent == "stands":
             return "stands" if self._whole else "shut"
-        return absent if self._whole or absent == "shut" else "away"  # its source names the tar, and misses it
+        return absent if self._whole or absent == "shut" else "away"  # the source names the tar but cannot find it
 
     def _listed(self, name: str) -> bool:
-        """Whether the folders above a file, as far as its source lists them, can be listed."""
+        """Check that the folders above a file can be listed, up to the folder that its source lists."""
         above = []
         for folder in map(str, Path(name).parents):
             above.append(folder)
@@ -72,8 +76,8 @@ class Absence:
         return self._listable(above[0])
 
 
-def of_file(name: str) -> Why:
-    """Why there is no file of that name; `stands` if there is one."""
+def check_file(name: str) -> Reason:
+    """Explain why a file does not exist; `stands` if it does."""
     try:
         os.stat(name)
     except (FileNotFoundError, NotADirectoryError):
@@ -103,8 +107,8 @@ def _listable(folder: str) -> bool:
     return os.access(folder, os.X_OK)
 
 
-def tar_of(name: str) -> str | None:
-    """The tar on this machine that holds a record of that name, if it is in one."""
+def find_tar(name: str) -> str | None:
+    """Find the tar on this machine that holds the named record; None if no tar does."""
     if not os.path.isabs(name):
         return None
     parts = Path(name).parts
@@ -113,7 +117,7 @@ def tar_of(name: str) -> str | None:
 
 
 def _paths(choice: Mapping[str, Any]) -> Iterator[str]:
-    """Folders that a source names, those of a mix among them."""
+    """Yield the folders that a source names, including those of the parts of a mix."""
     for value in (choice.get("path"), choice.get("images")):
         if isinstance(value, str):
             yield value

@@ -1,4 +1,4 @@
-"""Entries of a gallery: where their pictures are, which a search may find, and what every store of them does."""
+"""Entries of a gallery, the places of their pictures, search conditions, and the protocol of stores."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ OPERATORS = ("!=", ">=", "<=", "=", ">", "<", "~")
 
 
 class Place(NamedTuple):
-    """Where a content stands.
+    """A file or record that holds a content.
 
     Attributes:
-        source: number of the source in `gallery.json`. name: a path, or what the source calls a record in a tar.
-        number: of the record in its source. size, modified: bytes and nanoseconds of a file; of a record -1, and
-            the time of its tar if that is a file here, else -1.
+        source: number of the source in `gallery.json`.
+        name: path of a file, or the source's name of a record.
+        number: index of a record in its source.
+        size: bytes of a file; -1 for a record.
+        modified: nanoseconds since 1970, of a file or of the tar of a record; -1 if there is no such file here.
     """
 
     source: int
@@ -42,7 +44,7 @@ class Place(NamedTuple):
 
 
 def modified(place: Place) -> int:
-    """Seconds since 1970, below zero before; 0 of a record, whose time is not known."""
+    """Seconds since 1970, negative before; 0 for a record, whose time is unknown."""
     return place.modified // 10**9 if place.size >= 0 else 0
 
 
@@ -51,11 +53,11 @@ class Entry:
     """One image of a gallery.
 
     Attributes:
-        id: hash of its bytes. places: where these bytes stand, at least one.
+        id: hash of its bytes. places: files and records with these bytes, at least one.
         bytes, width, height: size of the file, and of the picture in pixels. modified: seconds since 1970, 0 unknown.
         embeds: float16[V, P], its ITC rows; captions: true captions; caption_embeds: float16[captions, P].
         features: packed tokens of each tile (`qformer.files.packing`), if they were stored.
-        seq: counts entries in the order in which they came; the store gives it.
+        seq: position in the order of indexing; an update assigns it.
     """
 
     id: str
@@ -79,7 +81,7 @@ class Entry:
 
 
 class EntrySummary(NamedTuple):
-    """What an update needs to know of an entry."""
+    """Parts of an entry that an update needs."""
 
     id: str
     seq: int
@@ -88,7 +90,7 @@ class EntrySummary(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A column compared with a value."""
+    """A comparison of a column with a value."""
 
     column: str
     operator: str
@@ -96,10 +98,10 @@ class Condition(NamedTuple):
 
 
 class Store(Protocol):
-    """Where entries are kept. Searches see the last commit; a kill in the middle of one leaves the one before.
+    """A database of entries. Searches see the last commit; a kill during a commit leaves the previous one.
 
     Attributes:
-        notes: what should be told of it beside an answer. Whatever is wrong otherwise is a `UsageError`.
+        notes: remarks to print with results. Every other problem is raised as a `UsageError`.
     """
 
     notes: list[str]
@@ -107,45 +109,45 @@ class Store(Protocol):
     def __len__(self) -> int: ...
     def known(self) -> Iterator[EntrySummary]: ...
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
-        """Add entries, replace entries, remove ids: all of it or nothing."""
+        """Add entries, replace entries and remove ids: all of it or nothing."""
 
     def get(self, ids: Sequence[str], features: bool = False) -> dict[str, Entry]:
-        """Entries by id, those that exist; `features` only where asked for."""
+        """Entries by id, skipping ids that do not exist; with their `features` if requested."""
 
     def nearest(
         self, query: Tensor, k: int, where: Sequence[Condition] = (), exact: bool = False
     ) -> list[tuple[str, float]]:
-        """Ids and MaxSim of the k best: the mean over the rows of `query`, float[R, P], of the best row of an entry."""
+        """Ids and MaxSim of the k best entries: over the rows of `query`, float[R, P], the mean of the best cosine."""
 
     def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
-        """Id, number of the caption and cosine of the k captions that are best for any row of `query`, float[R, P]."""
+        """Entry id, caption number and cosine of the k captions closest to any row of `query`, float[R, P]."""
 
     def refresh(self, probes: Tensor) -> dict[str, Any] | None:
-        """Tidy up, and index anew where that is due; what it measured with `probes`, float[n, P], if it did."""
+        """Clean up, and rebuild the index when due; returns what it measured with `probes`, float[n, P], if it did."""
 
 
 def conditions(texts: Iterable[str]) -> list[Condition]:
-    """`width>1000`, `path~holiday`, `modified>=2024-05-01`, ...: columns compared with values.
+    """Parse conditions such as `width>1000`, `path~holiday` or `modified>=2024-05-01`.
 
     Raises:
-        UsageError: no such column or operator, or a value that is no number where one is needed.
+        UsageError: unknown column or operator, or a value that is not a number where one is needed.
     """
     return [_condition(text) for text in texts]
 
 
 def _condition(text: str) -> Condition:
     if not isinstance(text, str) or not is_utf8(text):
-        raise UsageError(f"{text!a} is no condition: it is no text in UTF-8; write one such as width>1000")
+        raise UsageError(f"{text!a} is not a condition in UTF-8 text; write one such as width>1000")
     found = re.match(r"\s*(\w+)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*$", text, re.DOTALL)
     if found is None or found[1] not in COLUMNS:
         raise UsageError(
-            f"'{text}' is no condition; write a column ({', '.join(COLUMNS)}), one of {' '.join(OPERATORS)} "
+            f"'{text}' is not a condition; write a column ({', '.join(COLUMNS)}), one of {' '.join(OPERATORS)} "
             "(~ is 'contains'), and a value, such as width>1000"
         )
     column, operator, value = found.groups()
     if COLUMNS[column] is str:
         if operator not in ("=", "!=", "~"):
-            raise UsageError(f"'{text}' compares a text by size; use =, != or ~ (contains) with {column}")
+            raise UsageError(f"'{text}' orders a text column; use =, != or ~ (contains) with {column}")
         return Condition(column, operator, normalize("NFC", value))
     try:
         if operator == "~":
@@ -155,14 +157,14 @@ def _condition(text: str) -> Condition:
             raise ValueError
     except ValueError as error:
         raise UsageError(
-            f"'{text}' needs a whole number behind {column} and one of = != < <= > >= "
-            "(a date such as 2024-05-01 for modified)"
+            f"'{text}' needs one of = != < <= > >= and a whole number after {column} "
+            "(or a date such as 2024-05-01 for modified)"
         ) from error
     return Condition(column, operator, number)
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair, as which Python hands on bytes that are no UTF-8."""
+    """Check that a text has no lone surrogate, which is how Python represents bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -171,8 +173,8 @@ def is_utf8(text: str) -> bool:
 
 
 def maxsim(query: Tensor, rows: Tensor) -> Tensor:
-    """Mean over the rows of `query`, float[R, P], of the best of an entry's rows, float[V, P]: a scalar.
+    """Mean over the rows of `query`, float[R, P], of the best cosine with an entry's rows, float[V, P]: a scalar.
 
-    A text has one row, and this is ITC's maximum over the queries; of an image it is the mean of that over its rows.
+    A text has one row, for which this is ITC's maximum over the queries; an image averages that over its rows.
     """
     return (query @ rows.T).amax(dim=1).mean()

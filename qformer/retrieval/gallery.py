@@ -1,7 +1,7 @@
-"""What a gallery is: a folder with `gallery.json`, and a store of entries in it or on a server.
+"""A gallery: a folder with `gallery.json`, and a store of entries in that folder or on a server.
 
-An entry is one content: files with the same bytes are one entry with several places, so it is embedded once and found
-once. Its `id` is the hash of these bytes, which is how a file that was moved is known again.
+An entry is one content: files with the same bytes are one entry with several places, embedded once and found once. Its
+`id` is the hash of these bytes, by which a moved file is recognized.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Gallery", "Place", "open_store"]
 
-LARGEST = 1 << 20  # rows of an image and their width: no model comes near
+LARGEST = 1 << 20  # upper limit of rows per image and of their width, far above any model
 MANIFEST = "gallery.json"
-FIELDS: dict[str, Callable[[Any], bool]] = {  # of the manifest, and what they must be
+FIELDS: dict[str, Callable[[Any], bool]] = {  # keys of the manifest, and checks of their values
     **dict.fromkeys(("name", "store", "fingerprint", "checkpoint"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("queries", "width"), lambda value: type(value) is int and 0 < value < LARGEST),
     "features": lambda value: value in (None, *get_args(Packing)),
-    "sources": lambda _: True,  # those who open one say what is wrong with it
+    "sources": lambda _: True,  # opening one reports what is wrong with it
 }
 
 
 @dataclass
 class Gallery:
-    """An opened gallery.
+    """An open gallery.
 
     Attributes:
-        about: what `gallery.json` says. trusted: whether what it says may run; what was made here may.
+        about: contents of `gallery.json`.
+        trusted: whether code and addresses that it names can be used; always true for a gallery created here.
     """
 
     folder: Path
@@ -54,16 +55,16 @@ class Gallery:
 
     @classmethod
     def open(cls, folder: str | Path, trust: bool = False, store: str | None = None) -> Gallery:
-        """The gallery in a folder.
+        """Open the gallery in a folder.
 
         Args:
-            trust: let it ask the server that it names, and when images are read again, let its sources run what they
-                name: `module:Class`, `pipe:`, addresses. Whoever made it can then do on this machine what you can.
-            store: the store that it is known to have, and that may be asked in any case.
+            trust: connect to the server that the gallery names, and when images are read again, run what its sources
+                name: `module:Class`, `pipe:`, addresses. Its author can then do on this machine what you can.
+            store: address of a store that the caller trusts; a gallery that names it is opened without `trust`.
 
         Raises:
-            UsageError: there is none, its manifest is damaged, or its store cannot be reached; or (`Untrusted`) that
-                is a server and nobody has said to trust it.
+            UsageError: no gallery, a damaged manifest, or a store that cannot be reached; `Untrusted` if the store is
+                a server and `trust` is not given.
         """
         folder = Path(folder)
         try:
@@ -91,11 +92,11 @@ class Gallery:
 
     @classmethod
     def create(cls, folder: Path, store: str, **about: Any) -> Gallery:
-        """A new and empty one; `store` is `lance`, or `qdrant://host:port`."""
+        """Create an empty gallery; `store` is `lance`, or `qdrant://host:port`."""
         name = f"gallery-{uuid.uuid4().hex[:12]}"
         about = {"name": name, "store": store, "sources": [], "features": None, **about}
         made = cls(folder, about, cast("Store", None), trusted=True)
-        made.save()  # first: of a folder without it nobody would know whose store it holds
+        made.save()  # first: without a manifest nobody could tell whose store the folder holds
         try:
             made.store = open_store(folder, about)
         except UsageError:
@@ -104,14 +105,14 @@ class Gallery:
         return made
 
     def save(self) -> None:
-        """Write `gallery.json`; a kill leaves the one before."""
+        """Write `gallery.json`; a kill leaves the previous one."""
         replace_text(self.folder / MANIFEST, json.dumps(self.about, indent=1))
 
     def source(self, number: int) -> Source:
-        """The source of that number, opened again.
+        """Open the source of that number again.
 
         Raises:
-            UsageError: it is not what it was, or never was one; or (`Untrusted`) what it names would run.
+            UsageError: it has changed or does not exist; `Untrusted` if opening it would run what it names.
         """
         try:
             choice = Choice.model_validate(self.about["sources"][number])
@@ -120,10 +121,10 @@ class Gallery:
         return sources.for_run(choice if self.trusted else choice.read_from(_named(self.folder)))
 
     def sources(self) -> list[dict[str, Any]]:
-        """The configurations of all sources.
+        """Configurations of all sources.
 
         Raises:
-            UsageError: they are none.
+            UsageError: the manifest holds something else.
         """
         found = self.about["sources"]
         if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
@@ -133,17 +134,21 @@ class Gallery:
         return found
 
     def check(self, fingerprint: str, model: str, sizes: Mapping[str, int] | None = None) -> None:
-        """Raises UsageError: the gallery was embedded by another model, or tells of other `queries` or `width`."""
+        """Check that this model made the gallery.
+
+        Raises:
+            UsageError: another model made it, or its manifest has other `queries` or `width`.
+        """
         if self.about["fingerprint"] != fingerprint:
             raise UsageError(
                 f"the gallery '{self.folder}' was embedded by another model ('{self.about['checkpoint']}') than "
-                f"'{model}'; search it with that one, or index the images into another folder"
+                f"'{model}'; search it with the first, or index the images into another folder"
             )
         for key, value in (sizes or {}).items():
             if self.about[key] != value:
                 raise UsageError(
-                    f"'{self.folder / MANIFEST}' is damaged ({key} is {self.about[key]}, and {value} of the model that "
-                    "made it); write that there, or index the images into another folder"
+                    f"'{self.folder / MANIFEST}' is damaged ({key} is {self.about[key]}, but {value} in the model that "
+                    f"made it); set it to {value}, or index the images into another folder"
                 )
 
 
@@ -152,7 +157,11 @@ def _named(folder: Path) -> str:
 
 
 def open_store(folder: Path, about: dict[str, Any]) -> Store:
-    """Raises UsageError: unknown kind, or a package or server that it needs is not there; see also `Gallery.open`."""
+    """Open the store of a gallery.
+
+    Raises:
+        UsageError: unknown kind, a package that is not installed, or an unreachable server; see also `Gallery.open`.
+    """
     kind = str(about["store"])
     try:
         if kind == "lance":
@@ -165,8 +174,8 @@ def open_store(folder: Path, about: dict[str, Any]) -> Store:
 
             if about.get("features"):
                 raise UsageError(
-                    "image tokens are no load for a Qdrant server (0.4 to 0.7 MB of each image with ViT-g); leave "
-                    "--features out, or use --store lance"
+                    "image tokens are too large for a Qdrant server (0.4 to 0.7 MB per image with ViT-g); omit "
+                    "--features, or use --store lance"
                 )
             return QdrantStore(kind, str(about["name"]), int(about["width"]), new=not about["sources"])
     except ModuleNotFoundError as error:

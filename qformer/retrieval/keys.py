@@ -1,9 +1,9 @@
-"""How few of an entry's rows decide: which of the Q queries stand for an image in the index of a large gallery.
+"""Key rows: the few of the Q queries that represent an image in the index of a large gallery.
 
-The queries of a trained Q-Former say nearly the same of an image to ITC: their embeddings are close, and the best
-images for a text come out nearly the same whichever of them are looked at. So the index holds a few of them, chosen on
-a sample, and the shortlist is scored again with all: what the index costs falls by that factor, and the result is as
-exact as the shortlist is complete.
+For ITC, the queries of a trained Q-Former are nearly redundant: their embeddings are close, and almost the same images
+rank first for a text whichever queries are compared. So the index holds a few queries, chosen on a sample, and the
+shortlist is scored again with all of them: the index shrinks by that factor, and the result is as exact as the
+shortlist is complete.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DEPTH = 3  # candidates for each that is wanted, within which a choice of queries must have found it
+DEPTH = 3  # candidates per wanted image, among which the chosen queries must find it
 ENOUGH = 0.99
 
 
 def choose(rows: Tensor, probes: Tensor, top: int) -> list[int]:
-    """The fewest queries whose shortlist of `3 * top` holds 99 % of the true `top` images, taken greedily.
+    """Choose greedily the fewest queries whose shortlist of `3 * top` holds 99 % of the true `top` images.
 
     Args:
-        rows: float[n, Q, P] of a sample of images (of each tile, where there are several).
+        rows: float[n, Q, P], rows of a sample of images (of every tile, if an image has several).
         probes: float[t, P], embeddings of texts.
 
     Returns:
-        Numbers of 1, 2, 4, ... queries, the best first; all of them where fewer do not suffice.
+        Indices of 1, 2, 4, ... queries, the best first; all of them if fewer do not suffice.
     """
     count = rows.shape[1]
     scores = torch.einsum("nqp,tp->qtn", rows, probes)  # (Q, t, n)
@@ -49,6 +49,6 @@ def _recall(scores: Tensor, right: Tensor, top: int) -> float:
 
 
 def _top(scores: Tensor, top: int) -> Tensor:
-    """bool[t, n]: the best of each row."""
+    """Mask of the best of each row, bool[t, n]."""
     best = scores.topk(min(top, scores.shape[1]), dim=1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)

@@ -1,9 +1,9 @@
-"""A gallery on disk: LanceDB, embedded, with one commit for each batch of images.
+"""A gallery on disk: embedded LanceDB, with one commit per batch of images.
 
-`images` holds the entries with all their rows in fp16. Below `INDEXED` entries a search reads them all. Above, a second
-table holds the few rows of each entry that decide (`qformer.retrieval.keys`) under an IVF index: it gives a shortlist,
-which is scored with all rows. Entries that came after it was built are always read, and what it knows of deleted ones
-is passed over, so the answer never depends on how fresh it is.
+The table `images` holds the entries with all their rows in fp16. A search of fewer than `INDEXED` entries reads them
+all. For more, a second table holds the key rows of each entry (`qformer.retrieval.keys`) under an IVF index, which
+gives a shortlist that is scored with all rows. Entries added after the index was built are always read, and deleted
+ones are skipped, so results never depend on the age of the index.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from torch import Tensor
 
 from qformer.files.records import replace_text
 from qformer.retrieval import keys
-from qformer.retrieval.damage import told
+from qformer.retrieval.damage import raise_usage_errors
 from qformer.retrieval.entries import Condition, Entry, EntrySummary
-from qformer.retrieval.manifests import cut_off, places_elsewhere, written
-from qformer.retrieval.places import captions_of, composed, places_of
+from qformer.retrieval.manifests import find_outside_places, find_truncated, written
+from qformer.retrieval.places import parse_captions, parse_places, to_nfc
 from qformer.types import UsageError
 
-INDEXED = 5_000  # entries from which an index pays: reading so many takes about as long as asking it
-STALE = 0.2  # share of entries that may be missing from the index, or gone, before it is built anew
-SAMPLE, TOP = 4_000, 100  # entries on which the deciding queries are chosen; recall is that of the best TOP
-ROWS_IN_RAM = 4_000_000  # above, rows are coded by one bit per number instead of eight
-FRAGMENTS = 100  # commits that may stand beside one another before they are written together
-READERS = timedelta(seconds=15)  # so long a search may go on reading what was written together meanwhile
+INDEXED = 5_000  # entries from which an index pays off: reading that many takes as long as a query of it
+STALE = 0.2  # largest share of entries missing from the index, or deleted, before it is rebuilt
+SAMPLE, TOP = 4_000, 100  # entries on which the key rows are chosen; recall is measured on the best TOP
+ROWS_IN_RAM = 4_000_000  # above, rows are quantized to one bit per number instead of eight
+FRAGMENTS = 100  # commits after which their fragments are compacted
+READERS = timedelta(seconds=15)  # how long a search can go on reading fragments that have been compacted
 PARTITION = 4_096  # rows in a partition of the index
-RECALL = 0.98  # below it the index looks into more partitions and at more candidates
+RECALL = 0.98  # below it, the index searches more partitions and candidates
 SCHEMA = pa.schema(
     [
         ("seq", pa.int64()),
@@ -61,11 +61,12 @@ KEYS = "keys.json"
 
 @dataclass(frozen=True)
 class Index:
-    """The index that searches use.
+    """Description of the index that searches use.
 
     Attributes:
-        table: its name. rows: queries it holds of each tile. last: `seq` of the newest entry in it; entries: how many.
-        depth: candidates that are scored with all rows for the best TOP. partitions: how many of them are looked into.
+        table: its name. rows: indices of the queries that it holds of each tile.
+        last: `seq` of its newest entry. entries: number of its entries.
+        depth: candidates that are scored with all rows for the best TOP. partitions: number searched.
     """
 
     table: str
@@ -76,29 +77,29 @@ class Index:
     partitions: int
 
 
-@told
+@raise_usage_errors
 class LanceStore:
-    """A `Store` in a folder of LanceDB's; `new` makes it where there is none."""
+    """A `Store` in a LanceDB folder, which `new` creates if there is none."""
 
     def __init__(self, folder: Path, queries: int, width: int, new: bool = True) -> None:
         self.queries, self.width, self.where = queries, width, f"the store in '{folder}'"
-        self._keys, self.notes, self.suspect = folder / KEYS, list[str](), partial(cut_off, folder)
-        if elsewhere := places_elsewhere(folder):
+        self._keys, self.notes, self.suspect = folder / KEYS, list[str](), partial(find_truncated, folder)
+        if elsewhere := find_outside_places(folder):
             raise UsageError(
-                f"the store in '{folder}' has its data at '{elsewhere[0]}', and no gallery of qformer has any outside "
-                "its folder: index the images into another folder"
+                f"the store in '{folder}' has data at '{elsewhere[0]}', but a gallery of qformer keeps its data in "
+                "its folder; index the images into another folder"
             )
         self._database = lancedb.connect(folder / "lance", read_consistency_interval=timedelta(0))
         try:
             self._images = self._database.open_table("images")
-        except ValueError:  # there is none, or a kill came while it was made
+        except ValueError:  # it does not exist, or a kill interrupted its creation
             if not new or written(folder):
                 raise
             self._images = self._database.create_table("images", schema=SCHEMA, exist_ok=True)
         if b"embedding_functions" in (self._images.schema.metadata or {}):
             raise UsageError(
                 f"the store in '{folder}' names embedding functions, models that LanceDB would load and run whenever "
-                "entries are added; no gallery of qformer has any: index the images into another folder"
+                "entries are added, but a gallery of qformer has none; index the images into another folder"
             )
 
     def __len__(self) -> int:
@@ -107,10 +108,10 @@ class LanceStore:
     def known(self) -> Iterator[EntrySummary]:
         for rows in self._read(["id", "seq", "places", "caption"]):
             for row in rows.to_pylist():
-                yield EntrySummary(row["id"], row["seq"], places_of(row["places"]), captions_of(row["caption"]))
+                yield EntrySummary(row["id"], row["seq"], parse_places(row["places"]), parse_captions(row["caption"]))
 
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
-        """See `Store`. Raises UsageError: it could not be written."""
+        """See `Store`; raises `UsageError` if the store cannot be written."""
         if not changed and not gone:
             self._images.add(_table(new))
         elif not new and not changed:
@@ -133,13 +134,13 @@ class LanceStore:
     ) -> list[tuple[str, float]]:
         if not exact:
             try:
-                return self._shortlisted(query, k, sql(where))
+                return self._search_index(query, k, sql(where))
             except (RuntimeError, OSError, ValueError):
-                pass  # the index is damaged, or an update has just put another in its place
+                pass  # the index is damaged, or an update has just replaced it
         return self._best(query, k, sql(where))
 
-    def _shortlisted(self, query: Tensor, k: int, only: str) -> list[tuple[str, float]]:
-        """`nearest` by the index, if there is one."""
+    def _search_index(self, query: Tensor, k: int, only: str) -> list[tuple[str, float]]:
+        """Search by the index if there is one, else by reading all entries."""
         index = self._index()
         if index is None:
             return self._best(query, k, only)
@@ -147,14 +148,16 @@ class LanceStore:
         if only:
             share = self._images.count_rows(only) / max(len(self), 1)
             if share * index.entries <= max(INDEXED, 4 * index.depth):
-                return self._best(query, k, only)  # so few pass that they are read
+                return self._best(query, k, only)  # few enough to read
         depth = int(max(k, TOP) * index.depth / TOP / share)
         if depth >= index.entries:
             return self._best(query, k, only)
         rows = query if len(query) == 1 else query[[r for r in range(len(query)) if r % self.queries in index.rows]]
         candidates = self._candidates(index, rows, depth)
-        fresh = f"seq > {index.last}"
-        found = self._best(query, k, _both(only, f"{_one_of('seq', candidates)} or {fresh}" if candidates else fresh))
+        rest = f"seq > {index.last}"
+        if candidates:
+            rest = f"{_one_of('seq', candidates)} or {rest}"
+        found = self._best(query, k, _and(only, rest))
         return found if len(found) >= min(k, len(self)) else self._best(query, k, only)
 
     def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
@@ -171,7 +174,7 @@ class LanceStore:
         return [(name, number, score) for score, name, number in best]
 
     def refresh(self, probes: Tensor) -> dict[str, Any] | None:
-        """See `Store`: compacts, and builds the index where there is none or where the old one misses too much."""
+        """Compact the table, and build the index if there is none or the old one is stale; see `Store`."""
         if len(self) and not self._images.list_indices():
             for column in ("id", "seq"):
                 self._images.create_index(column, config=BTree())
@@ -187,16 +190,16 @@ class LanceStore:
                 return None
         report = self._build(probes)
         if stats["fragment_stats"]["num_fragments"] >= FRAGMENTS:
-            self._images.optimize(cleanup_older_than=READERS)  # what was written together is old enough by now
+            self._images.optimize(cleanup_older_than=READERS)  # the compacted fragments are old enough by now
         return report
 
     def _read(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
-        """Columns of the entries for which `where` holds, a batch at a time."""
+        """Read columns of the entries that meet `where`, a batch at a time."""
         found = self._images.search().select(columns).limit(max(len(self), 1))
         yield from (found.where(where) if where else found).to_batches(1024)
 
     def _scores(self, queries: Sequence[Tensor], where: str) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Ids, and the MaxSim of each query with each of them, float[queries, n], a batch of entries at a time."""
+        """Ids, and the MaxSim of each query with each id, float[queries, n], a batch of entries at a time."""
         stacked = torch.cat(list(queries))
         for batch in self._read(["id", "embeds"], where):
             rows, counts = _rows(batch["embeds"], self.width)
@@ -212,11 +215,11 @@ class LanceStore:
             yield batch["id"].to_numpy(False), torch.stack([part.mean(dim=1) for part in parts])
 
     def _best(self, query: Tensor, k: int, where: str = "") -> list[tuple[str, float]]:
-        """The k best of the entries for which `where` holds, scored with all their rows."""
+        """The k best of the entries that meet `where`, scored with all their rows."""
         best: list[tuple[float, str]] = []
         for ids, scores in self._scores([query.float()], where):
-            if not scores.isfinite().all():  # it would stand first, or nowhere
-                raise ValueError("rows of an image are no numbers")
+            if not scores.isfinite().all():  # NaN would rank first, or nowhere
+                raise ValueError("rows of an image are not finite")
             top = scores[0].topk(min(k, len(ids)))
             best = heapq.nlargest(k, [*best, *zip(top.values.tolist(), ids[top.indices.numpy()], strict=True)])
         return [(name, score) for score, name in best]
@@ -226,17 +229,17 @@ class LanceStore:
             index = Index(**json.loads(self._keys.read_text(encoding="utf-8")))
             numbers = [*index.rows, index.last, index.entries, index.depth, index.partitions]
             if not isinstance(index.table, str) or not index.rows or not all(type(one) is int for one in numbers):
-                raise TypeError(f"{vars(index)} describes no index")
+                raise TypeError(f"{vars(index)} does not describe an index")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            again = "searches read every image until 'qformer index' has made it anew"
+            again = "searches read every image until 'qformer index' has rebuilt it"
             self.notes = [f"'{self._keys}', which describes the index, is damaged ({error}); {again}"]
             return None
         return index
 
     def _candidates(self, index: Index, rows: Tensor, depth: int) -> list[int]:
-        """`seq` of the entries whose indexed rows are best, about `depth` for each row of a query."""
+        """`seq` of the entries with the best indexed rows, about `depth` for each row of a query."""
         table: Any = self._database.open_table(index.table)
         found: dict[int, None] = {}
         for row in rows.float().numpy():
@@ -253,7 +256,7 @@ class LanceStore:
         return list(found)
 
     def _build(self, probes: Tensor) -> dict[str, Any]:
-        """Choose the rows, write and index them, and look into as much of the index as `RECALL` needs."""
+        """Choose the key rows, write and index them, and tune the search of the index to `RECALL`."""
         start = time.perf_counter()
         count, last = len(self), max(row["seq"] for rows in self._read(["seq"]) for row in rows.to_pylist())
         chosen = keys.choose(self._sample(count), probes, max(10, TOP * SAMPLE // count))
@@ -283,7 +286,7 @@ class LanceStore:
         }
 
     def _sample(self, count: int) -> Tensor:
-        """float[n, Q, P]: the rows of the tiles of entries that lie evenly among all."""
+        """Rows of the tiles of evenly spaced entries, float[n, Q, P]."""
         step = max(1, count // SAMPLE)
         batches = self._read(["embeds"], f"seq % {step} = 0")
         rows = torch.cat([_rows(batch["embeds"], self.width)[0] for batch in batches])
@@ -298,7 +301,7 @@ class LanceStore:
             yield pa.record_batch([pa.array(owners), vectors], schema=schema)
 
     def _tune(self, index: Index, partitions: int, probes: Tensor) -> tuple[Index, float]:
-        """The cheapest settings whose recall of the best TOP is `RECALL`, and that recall; else the dearest."""
+        """Find the cheapest settings whose recall of the best TOP is `RECALL`, and that recall; else the dearest."""
         names = self.truth(list(probes[:, None]), TOP)
         wanted = sorted(set().union(*names))
         found = self._read(["id", "seq"], _one_of("id", wanted))
@@ -316,11 +319,11 @@ class LanceStore:
                 if recall >= RECALL:
                     return index, recall
                 if recall - before < 0.002:
-                    break  # more partitions do not help, more candidates may
+                    break  # more partitions do not help; more candidates may
         return index, recall
 
     def truth(self, queries: Sequence[Tensor], k: int) -> list[set[str]]:
-        """Ids of the true k best of each query, by reading everything once for all of them."""
+        """Ids of the true k best of each query, by reading all entries once for all queries."""
         best = [torch.zeros(0)] * len(queries)
         names: list[np.ndarray] = [np.zeros(0, object)] * len(queries)
         for ids, scores in self._scores(queries, ""):
@@ -332,7 +335,7 @@ class LanceStore:
 
 
 def sql(where: Sequence[Condition]) -> str:
-    """All of the conditions, for LanceDB."""
+    """SQL of LanceDB for all conditions together."""
     parts = []
     for column, operator, value in where:
         text = f"'{value.replace(chr(39), chr(39) * 2)}'" if isinstance(value, str) else str(value)
@@ -340,7 +343,7 @@ def sql(where: Sequence[Condition]) -> str:
     return " and ".join(parts)
 
 
-def _both(*parts: str) -> str:
+def _and(*parts: str) -> str:
     return " and ".join(f"({part})" for part in parts if part)
 
 
@@ -349,13 +352,13 @@ def _one_of(column: str, values: Sequence[Any]) -> str:
 
 
 def _halves(column: pa.Array, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists of fp16 -> float16[rows, P], and how many rows each entry has."""
+    """Rows of a column of lists, float16[rows, P], and the number of rows of each entry."""
     counts = np.diff(column.offsets.to_numpy()) // max(width, 1)
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width), counts
 
 
 def _rows(column: pa.Array, width: int) -> tuple[Tensor, np.ndarray]:
-    """The same as float32[rows, P] of torch, which wants to own what it converts."""
+    """The same as a tensor, float32[rows, P]; the array is copied because torch needs a writable one."""
     rows, counts = _halves(column, width)
     return torch.from_numpy(np.array(rows)).float(), counts
 
@@ -367,7 +370,7 @@ def _table(entries: Sequence[Entry]) -> pa.Table:
         values = {
             "seq": entry.seq,
             "id": entry.id,
-            "path": composed(entry.path),
+            "path": to_nfc(entry.path),
             "places": json.dumps(entry.places),
             "caption": "\n".join(entry.captions),
             **{name: getattr(entry, name) for name in ("bytes", "width", "height", "modified")},
@@ -386,8 +389,8 @@ def _entries(batch: pa.RecordBatch, width: int) -> Iterator[Entry]:
     embeds, captions = (np.split(np.array(flat), np.cumsum(counts)[:-1]) for flat, counts in rows)
     plain = [name for name in batch.schema.names if name not in ("embeds", "caption_embeds")]
     for row, own, theirs in zip(batch.select(plain).to_pylist(), embeds, captions, strict=True):
-        entry = Entry(row["id"], places_of(row["places"]), row["bytes"], row["width"], row["height"], own)
-        entry.captions, entry.caption_embeds, entry.seq = captions_of(row["caption"]), theirs, row["seq"]
+        entry = Entry(row["id"], parse_places(row["places"]), row["bytes"], row["width"], row["height"], own)
+        entry.captions, entry.caption_embeds, entry.seq = parse_captions(row["caption"]), theirs, row["seq"]
         if row.get("features") is not None:
             entry.features, start = [], 0
             for dtype, shape in json.loads(row["layout"]):

@@ -1,8 +1,8 @@
-"""What a version of a Lance table says of files outside its own folder, as one that was cloned without its data does.
+"""References of a Lance table to files outside its own folder, such as those of a table cloned without its data.
 
-LanceDB follows such a place, an address too, before anybody can ask, and shows it nowhere. So the one field is read
-from the manifest itself: `base_paths` of `Manifest` in Lance's table.proto, a protobuf message in front of the file's
-end.
+LanceDB follows such a reference, even to an address, before it can be inspected, and does not expose it. So one field
+is read from the manifest directly: `base_paths` of `Manifest` in Lance's table.proto, a protobuf message just before
+the end of the file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 MANIFESTS = "lance/**/*.manifest"
 ENDS = {".lance": b"LANC", ".manifest": b"LANC", ".arrow": b"ARROW1"}
 BASE_PATHS, PATH = 18, 4  # numbers of fields
-SIZES = {1: 8, 5: 4}  # of numbers of fixed length, by wire type
+SIZES = {1: 8, 5: 4}  # bytes of fixed-length numbers by wire type
 
 
-def places_elsewhere(folder: Path) -> list[str]:
-    """Folders and addresses outside the gallery's `folder` that its tables name; a manifest that is damaged names none.
+def find_outside_places(folder: Path) -> list[str]:
+    """Find folders and addresses outside the gallery's `folder` that its tables name.
 
-    Whoever opens the table says what is wrong with a damaged one.
+    Damaged manifests are skipped; opening the table reports them.
     """
     found = []
     for manifest in sorted(folder.glob(MANIFESTS)):
@@ -39,15 +39,15 @@ def places_elsewhere(folder: Path) -> list[str]:
 
 
 def written(folder: Path) -> bool:
-    """Whether the gallery's `folder` holds anything that a table of ours committed, be it damaged.
+    """Check whether the gallery's `folder` holds a commit to one of our tables, damaged or not.
 
-    LanceDB 0.34 has a table of its own there, `__manifest`, from the first connection on.
+    LanceDB 0.34 creates a table of its own there, `__manifest`, at the first connection.
     """
     return any(not file.relative_to(folder / "lance").parts[0].startswith("__") for file in folder.glob(MANIFESTS))
 
 
-def cut_off(folder: Path) -> str:
-    """The first of a gallery's files of LanceDB's that does not end as such a file does; empty if all do."""
+def find_truncated(folder: Path) -> str:
+    """Find the first LanceDB file of a gallery that lacks its end marker; empty if all files have theirs."""
     for file in sorted((folder / "lance").rglob("*")):
         end = ENDS.get(file.suffix)
         if end is not None and file.is_file():
@@ -59,10 +59,10 @@ def cut_off(folder: Path) -> str:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each field of a protobuf message that has a length.
+    """Number and bytes of each length-delimited field of a protobuf message.
 
     Raises:
-        IndexError, KeyError: it is no such message.
+        IndexError, KeyError: not such a message.
     """
     place = 0
     while place < len(data):
@@ -79,7 +79,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """A number of variable length, and the position after it."""
     value = shift = 0
     while True:
         byte = data[place]

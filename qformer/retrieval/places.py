@@ -1,7 +1,7 @@
-"""Whether a place still holds the picture that was indexed there: by size and time, and where these differ by content.
+"""Checks that a place still holds the picture indexed there: by size and time, and if these differ, by content.
 
-Names compare in NFC: a Mac writes an accent as a letter of its own, and files that were copied from one often change
-from the one spelling to the other.
+Names are compared in NFC: macOS may store an accent as a separate character, and copying a file often changes its name
+from one form to the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from qformer.images import read_file
-from qformer.retrieval.absence import tar_of
+from qformer.retrieval.absence import find_tar
 from qformer.retrieval.entries import Place
 from qformer.trust import Untrusted
 from qformer.types import BadSample
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
     from qformer.retrieval.entries import Entry
 
-WORDS = {"missing": "not where it was indexed", "changed": "changed since it was indexed"}  # of kinds of faults
-KINDS = (int, str, int, int, int)  # of the fields of a place
+WORDS = {"missing": "not where it was indexed", "changed": "changed since it was indexed"}  # by kind of fault
+KINDS = (int, str, int, int, int)  # types of the fields of a place
 
 
 def in_words(kind: str) -> str:
-    """What is wrong with a picture, for people; of a kind that is none of `WORDS` that it cannot be read."""
+    """Describe the fault of a picture; kinds without an entry in `WORDS` read 'cannot be read'."""
     return WORDS.get(kind, "cannot be read")
 
 
 def digest(data: bytes) -> str:
-    """The id of a content."""
+    """Compute the id of a content."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def plain_bytes(image: Any) -> bytes:
-    """What the id of a picture is made of, in bytes or pixels."""
+    """Bytes from which the id of a picture is computed: the file's, or those of its pixels."""
     return image if isinstance(image, bytes) else image.tobytes()
 
 
-def composed(name: str) -> str:
-    """A name in NFC, in which names are compared."""
+def to_nfc(name: str) -> str:
+    """Normalize a name to NFC, the form in which names are compared."""
     return normalize("NFC", name)
 
 
-def spelled(name: str) -> str:
-    """A path as the disk spells it, where only the way in which accents are written is another; else as it is."""
+def find_spelling(name: str) -> str:
+    """Find a path as the disk spells it, which can differ in the form of accents; else return it unchanged."""
     if name.isascii() or os.path.lexists(name):
         return name
     found = Path(Path(name).anchor)
@@ -63,10 +63,10 @@ def spelled(name: str) -> str:
 
 
 def status(name: str) -> tuple[int, int]:
-    """Bytes and time of a file, by which it is known to be as it was.
+    """Size in bytes and modification time in nanoseconds; equal ones mean that a file has not changed.
 
     Raises:
-        BadSample: kinds `missing`, `unreadable`, `not utf-8` (its name, which the store could not keep).
+        BadSample: kinds `missing`, `unreadable`, `not utf-8` (a name that the store cannot keep).
     """
     try:
         name.encode()
@@ -81,23 +81,23 @@ def status(name: str) -> tuple[int, int]:
 
 
 def tar_time(name: str) -> int:
-    """Nanoseconds of the tar that holds a record of this name; -1 where that is no file here."""
+    """Modification time in nanoseconds of the tar that holds the named record; -1 if there is no such file here."""
     try:
-        return -1 if (tar := tar_of(name)) is None else status(tar)[1]
+        return -1 if (tar := find_tar(name)) is None else status(tar)[1]
     except BadSample:
         return -1
 
 
 def find(entry: Entry, record: Callable[[Place], Any]) -> tuple[str, str]:
-    """Where an entry stands today: the name of the first place that holds its content, and an empty fault.
+    """Find an entry today: the name of the first place that still holds its content, and an empty fault.
 
-    Where there is none, the first place, and what is wrong with it: `missing`, `changed`, `unreadable`. A file of
-    another size or time is read, and by `record` a record whose tar has another time; records that are no part of a tar
-    on this machine are taken to be there, which shows when they are opened.
+    If no place does: the name of the first place, and its fault, `missing`, `changed` or `unreadable`. A file with
+    another size or time is read again, and so is (by `record`) a record whose tar has another time. A record outside
+    the tars of this machine is assumed to exist; opening it shows whether it does.
     """
     faults = []
     for place in entry.places:
-        name = spelled(place.name) if place.size >= 0 else place.name
+        name = find_spelling(place.name) if place.size >= 0 else place.name
         fault = _fault(name, place, entry.id) if place.size >= 0 else _record_fault(place, entry.id, record)
         if not fault:
             return name, ""
@@ -115,7 +115,7 @@ def _fault(name: str, place: Place, id_: str) -> str:
 
 
 def _record_fault(place: Place, id_: str, record: Callable[[Place], Any]) -> str:
-    tar = tar_of(place.name)
+    tar = find_tar(place.name)
     if tar is None:
         return ""
     try:
@@ -123,23 +123,23 @@ def _record_fault(place: Place, id_: str, record: Callable[[Place], Any]) -> str
             return ""
     except BadSample as bad:
         return bad.kind
-    except Untrusted:  # nobody may look
+    except Untrusted:  # reading it is not allowed
         pass
     return "changed"
 
 
-def places_of(text: str) -> list[Place]:
-    """Places as a store keeps them.
+def parse_places(text: str) -> list[Place]:
+    """Parse places from the text that a store keeps.
 
     Raises:
-        ValueError: they are none, as in a store that is damaged.
+        ValueError: the text is something else, as in a damaged store.
     """
-    said = json.loads(text)
-    if not isinstance(said, list) or not all(isinstance(one, list) and tuple(map(type, one)) == KINDS for one in said):
-        raise ValueError(f"{text[:80]!r} are no places of a picture")
-    return [Place(*one) for one in said]
+    rows = json.loads(text)
+    if not isinstance(rows, list) or not all(isinstance(row, list) and tuple(map(type, row)) == KINDS for row in rows):
+        raise ValueError(f"{text[:80]!r} is not a list of places of a picture")
+    return [Place(*row) for row in rows]
 
 
-def captions_of(text: str) -> list[str]:
-    """Captions as a store keeps them, a line each."""
+def parse_captions(text: str) -> list[str]:
+    """Parse captions from the text that a store keeps, one per line."""
     return text.split("\n") if text else []

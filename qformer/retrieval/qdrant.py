@@ -1,13 +1,13 @@
-"""A gallery on a Qdrant server: one collection, an entry is a point with all its rows as one multivector.
+"""A gallery on a Qdrant server: one collection, where an entry is a point with all its rows as one multivector.
 
-MaxSim is the server's own (`MAX_SIM` of dot products); it sums over the rows of a query where ours is the mean. Rows
-lie on its disk as fp16, and beside them in memory as int8, by which it searches before it scores with the rows
-themselves. Its HNSW graph it builds by itself.
+The server computes MaxSim itself (`MAX_SIM` of dot products), as the sum over the rows of a query where ours is the
+mean. It keeps rows as fp16 on disk and as int8 in memory; it searches by int8 and scores the candidates by fp16. It
+builds its HNSW graph by itself.
 
-A commit is not whole here: Qdrant has no transaction over several points, though each point changes whole. So a commit
-first takes away (entries that are gone, and places that another entry is about to get), and then gives. A kill in
-between costs entries or places that the next `index` finds missing and adds again from the images; no place is ever in
-two entries.
+A commit is not atomic here: Qdrant changes each point atomically, but has no transaction over several points. So a
+commit first removes (deleted entries, and places that another entry is about to get), and then adds. A kill in between
+loses entries or places that the next `index` finds missing and adds again from the images; no place is ever in two
+entries.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
-from qformer.retrieval.damage import told
+from qformer.retrieval.damage import raise_usage_errors
 from qformer.retrieval.entries import COLUMNS, Condition, Entry, EntrySummary, Place, modified
-from qformer.retrieval.places import captions_of, composed, places_of
+from qformer.retrieval.places import parse_captions, parse_places, to_nfc
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-PAGE = 1_000  # points read at once without their vectors
-ROWS = 2_048  # rows in a request: some 11 MB of JSON, of the 32 MB that a server takes
-OVERSAMPLING = 2.0  # candidates by int8 for each that is scored with its rows
+PAGE = 1_000  # points per request without vectors
+ROWS = 2_048  # rows per request: about 11 MB of JSON, where a server accepts 32 MB
+OVERSAMPLING = 2.0  # candidates by int8 per point scored by fp16
 TIMEOUT = 300  # seconds
 RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
 def connect(url: str) -> QdrantClient:
-    """A client of `qdrant://host:port`; with `QDRANT_API_KEY` in the environment over https. Asks nothing yet.
+    """Create a client of `qdrant://host:port`, over https if the environment has `QDRANT_API_KEY`; sends nothing yet.
 
     Raises:
-        UsageError: no such address.
+        UsageError: malformed address.
     """
     try:
         parts = urlsplit(url)
@@ -54,17 +54,21 @@ def connect(url: str) -> QdrantClient:
     except ValueError:
         host = None
     if not host or parts.path.strip("/"):
-        raise UsageError(f"'{url}' is no address of a Qdrant server; give qdrant://host:port, such as localhost:6333")
+        raise UsageError(f"'{url}' is not the address of a Qdrant server; give one such as qdrant://localhost:6333")
     key = os.environ.get("QDRANT_API_KEY")
     return QdrantClient(host=host, port=port, api_key=key, timeout=TIMEOUT, check_compatibility=False)
 
 
-@told
+@raise_usage_errors
 class QdrantStore:
-    """A `Store` in the collection `name`; `new` makes it where there is none."""
+    """A `Store` in the collection `name`, which `new` creates if there is none."""
 
     def __init__(self, url: str, name: str, width: int, new: bool = False) -> None:
-        """Raises UsageError: no server answers at `url`, or it has no such collection, or one for another width."""
+        """Connect to the server.
+
+        Raises:
+            UsageError: no server answers at `url`, or it has no such collection, or one of another width.
+        """
         self.url, self.name, self.width = url, name, width
         self.notes: list[str] = []
         self.where = f"the collection '{name}' at '{url}'"
@@ -72,15 +76,15 @@ class QdrantStore:
         if not self._ask("collection_exists"):
             if not new:
                 raise UsageError(
-                    f"the Qdrant server at '{url}' has no collection '{name}', which this gallery is kept in; give "
-                    "that server back what it had, or index the images into another folder"
+                    f"the Qdrant server at '{url}' has no collection '{name}', which holds this gallery; restore it "
+                    "from a backup, or index the images into another folder"
                 )
             self._create()
         config = self._ask("get_collection").config.params.vectors
         found = config["rows"].size if isinstance(config, dict) and "rows" in config else None
         if found != width:
             raise UsageError(
-                f"the collection '{name}' at '{url}' holds rows of {found} numbers, and the model makes {width}; index "
+                f"the collection '{name}' at '{url}' holds rows of {found} numbers, but the model makes {width}; index "
                 "the images into another folder"
             )
 
@@ -97,7 +101,7 @@ class QdrantStore:
         )
         self._ask("create_collection", vectors_config={"rows": vectors, "captions": vectors}, on_disk_payload=True)
         for column, kind in COLUMNS.items():
-            if kind is int or column == "path":  # before there are points, so that the graph knows of conditions
+            if kind is int or column == "path":  # before there are points, for the graph to use it
                 schema = models.PayloadSchemaType.INTEGER if kind is int else models.PayloadSchemaType.KEYWORD
                 self._ask("create_payload_index", field_name=column, field_schema=schema)
 
@@ -110,22 +114,26 @@ class QdrantStore:
             columns = ["id", "seq", "places", "caption"]
             points, offset = self._ask("scroll", limit=PAGE, offset=offset, with_payload=columns)
             for point in points:
-                said = point.payload
-                yield EntrySummary(said["id"], said["seq"], places_of(said["places"]), captions_of(said["caption"]))
+                row = point.payload
+                yield EntrySummary(row["id"], row["seq"], parse_places(row["places"]), parse_captions(row["caption"]))
             if offset is None:
                 return
 
     def commit(self, new: Sequence[Entry], changed: Sequence[Entry], gone: Sequence[str]) -> None:
-        """See above for what holds when it is killed. Raises UsageError: the server does not answer, or refuses."""
+        """See `Store`, and the top of this module for the state after a kill.
+
+        Raises:
+            UsageError: the server does not answer, or refuses.
+        """
         less, dropped = [], list(map(_point, gone))
         owner = {place[:2]: entry.id for entry in (*new, *changed) for place in entry.places}
         for point in self._retrieve([entry.id for entry in changed], with_payload=["id", "places"]):
-            before, own = places_of(point.payload["places"]), point.payload["id"]
+            before, own = parse_places(point.payload["places"]), point.payload["id"]
             kept = [place for place in before if owner.get(place[:2], own) == own]
             if not kept:
                 dropped.append(point.id)
             elif len(kept) < len(before):
-                change = models.SetPayload(payload=_placed(kept), points=[point.id])
+                change = models.SetPayload(payload=_place_payload(kept), points=[point.id])
                 less.append(models.SetPayloadOperation(set_payload=change))
         for ids in _batched(dropped, PAGE):
             self._ask("delete", points_selector=ids, wait=True)
@@ -156,8 +164,11 @@ class QdrantStore:
         return [(point.payload["id"], point.score / len(query)) for point in points]
 
     def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
-        """See `Store`. A caption among the k best is best for one row of the query, and for this row fewer than k
-        entries have a better one: so the k best entries of every row hold them all."""
+        """See `Store`.
+
+        A caption among the k best is best for some row of the query, and fewer than k entries have a better one for
+        that row. So the k best entries of every row contain all of them.
+        """
         if k < 1:
             return []
         asked: dict[str, Any] = {"using": "captions", "limit": k, "filter": _filter(where), "params": _search(True)}
@@ -172,7 +183,7 @@ class QdrantStore:
         return [(id_, number, score) for score, id_, number in sorted(scored, reverse=True)[:k]]
 
     def refresh(self, probes: Tensor) -> dict[str, Any] | None:
-        """Nothing is left to do: the server tidies up and indexes by itself, behind every commit."""
+        """Do nothing: the server cleans up and indexes by itself after every commit."""
         return None
 
     def _retrieve(self, ids: Sequence[str], page: int = PAGE, **options: Any) -> Iterator[Any]:
@@ -184,14 +195,14 @@ class QdrantStore:
             return getattr(self._client, method)(collection_name=self.name, **options)
         except UnexpectedResponse as error:
             raise UsageError(
-                f"what answers at '{self.url}' refuses '{method}' ({_reason(error)}); is it a Qdrant server of "
-                "version 1.20 or later? see its log, and QDRANT_API_KEY"
+                f"the server at '{self.url}' refuses '{method}' ({_reason(error)}); check that it is Qdrant 1.20 or "
+                "later, its log, and QDRANT_API_KEY"
             ) from error
         except (ApiException, QdrantException) as error:
             reason = str(getattr(error, "source", error)).partition("\n")[0]
             raise UsageError(
-                f"no Qdrant server answers at '{self.url}' ({reason}); start it, or mend the address in --store or the "
-                "gallery's gallery.json"
+                f"no Qdrant server answers at '{self.url}' ({reason}); start it, or correct the address in --store or "
+                "in the gallery's gallery.json"
             ) from error
 
     def _entry(self, point: Any) -> Entry:
@@ -199,9 +210,9 @@ class QdrantStore:
         rows = {name: np.array(value, np.float16) for name, value in point.vector.items()}
         return Entry(
             **{name: said[name] for name in ("id", "seq", "bytes", "width", "height")},
-            places=places_of(said["places"]),
+            places=parse_places(said["places"]),
             embeds=rows["rows"],
-            captions=captions_of(said["caption"]),
+            captions=parse_captions(said["caption"]),
             caption_embeds=rows.get("captions", np.zeros((0, self.width), np.float16)),
         )
 
@@ -210,7 +221,7 @@ def _structure(entry: Entry) -> models.PointStruct:
     caption = "\n".join(entry.captions)
     payload = {
         **{name: getattr(entry, name) for name in ("id", "seq", "bytes", "width", "height")},
-        **_placed(entry.places),
+        **_place_payload(entry.places),
         "caption": caption,
         "caption_lower": caption.lower(),
     }
@@ -220,19 +231,19 @@ def _structure(entry: Entry) -> models.PointStruct:
     return models.PointStruct(id=_point(entry.id), vector=vectors, payload=payload)
 
 
-def _placed(places: list[Place]) -> dict[str, Any]:
-    """What depends on where an entry stands. `path_lower` is for `~`: the server tells capitals from small letters."""
+def _place_payload(places: list[Place]) -> dict[str, Any]:
+    """Fields that depend on the places of an entry; `path_lower` serves `~`, since the server is case-sensitive."""
     first = places[0]
     return {
         "places": json.dumps(places),
-        "path": composed(first.name),
-        "path_lower": composed(first.name).lower(),
+        "path": to_nfc(first.name),
+        "path_lower": to_nfc(first.name).lower(),
         "modified": modified(first),
     }
 
 
 def _filter(where: Sequence[Condition]) -> models.Filter | None:
-    """All of the conditions. `MatchText` would compare words; `MatchSubstring` is 'contains'."""
+    """Filter for all conditions together; `MatchText` would compare words, `MatchSubstring` is 'contains'."""
     must: list[Any] = []
     must_not: list[Any] = []
     for column, operator, value in where:
@@ -250,18 +261,18 @@ def _filter(where: Sequence[Condition]) -> models.Filter | None:
 
 
 def _search(exact: bool) -> models.SearchParams:
-    """How a search goes: over all rows as they are, or through the graph and int8, and the best scored again."""
+    """Parameters of a search: exact over all rows, or through the graph and int8 with the best rescored."""
     coded = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
     return models.SearchParams(exact=exact, quantization=coded)
 
 
 def _point(id_: str) -> str:
-    """The server's ids are UUIDs."""
+    """UUID for an id, as the server requires."""
     return str(uuid5(NAMESPACE_OID, id_))
 
 
 def _portions(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Entries by the request: of at most `ROWS` rows where an entry has no more by itself."""
+    """Entries of each request: at most `ROWS` rows, unless a single entry has more."""
     portion: list[Entry] = []
     rows = 0
     for entry in entries:
@@ -282,7 +293,7 @@ def _batched(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _reason(error: UnexpectedResponse) -> str:
-    """What the server says, in one line."""
+    """The server's message in one line."""
     try:
         return str(error.structured()["status"]["error"])
     except (ValueError, KeyError, TypeError):

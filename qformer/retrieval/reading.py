@@ -1,7 +1,7 @@
-"""What a model makes of a gallery: of images their ITC rows and, if asked, stored tokens; of texts their embeddings.
+"""Reading and embedding for a gallery: ITC rows and optional stored tokens of images, embeddings of texts.
 
-A process reads samples a round at a time: it passes over files whose size and time are those it knows, and embeds the
-contents that nobody has embedded yet.
+A process reads samples in rounds: it skips files whose size and time are known, and embeds the contents that no process
+has embedded yet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qformer.images import read_file, read_image
 from qformer.resolution.base import cut_all
 from qformer.retrieval.embedders import Embedder, as_embedder, fingerprint
 from qformer.retrieval.entries import Entry, Place, is_utf8
-from qformer.retrieval.places import composed, digest, plain_bytes, spelled, status, tar_time
+from qformer.retrieval.places import digest, find_spelling, plain_bytes, status, tar_time, to_nfc
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class ReadSample:
     """A sample that was read: a known place, a known content in a new place, or a new content.
 
     Attributes:
-        index: of the sample in its source. place: where it stands.
-        id: of its content; None where the place is known and its file was not touched.
-        captions: cleaned. entry: of a content that this process does not know.
+        index: position of the sample in its source. place: its file or record.
+        id: hash of its content; None if the place is known and its file has not changed.
+        captions: its captions, cleaned. entry: a new entry, if this process does not know the content.
     """
 
     index: Any
@@ -62,7 +62,7 @@ class ReadSample:
 
 @dataclass
 class Round:
-    """What a process has read: the samples, what could not be read, and images that are still to be embedded."""
+    """Samples that a process has read, faults of those it could not read, and images still to embed."""
 
     seen: list[ReadSample] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -70,11 +70,11 @@ class Round:
 
 
 class Reader:
-    """Reads samples for one process and embeds what is not known.
+    """Reader of samples for one process, which embeds new contents.
 
     Attributes:
-        known: id and place of every name in this source. ids: the contents of the gallery.
-        features: how the tokens of the image encoder are stored for re-ranking: fp16, int8, or None for not at all.
+        known: id and place of every name in this source. ids: contents of the gallery.
+        features: packing of the image encoder's tokens for re-ranking: fp16, int8, or None to store none.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Reader:
         )
 
     def look(self, source: Source, members: Sequence[Any]) -> Round:
-        """Read what stands at these indices, as far as it has to be read; decode what is new."""
+        """Read the samples at these indices, skipping unchanged files, and decode new contents."""
         found = Round()
         for index in members:
             name = ""
             try:
                 sample = source[index]
-                name = spelled(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
+                name = find_spelling(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
                 self._look(sample, name, index, number_of(source, index), found)
             except BadSample as bad:
                 path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]
@@ -110,7 +110,7 @@ class Reader:
     def _look(self, sample: Sample, name: str, index: Any, number: int, found: Round) -> None:
         if not is_utf8(name):
             raise BadSample("not utf-8", ascii(name))
-        captions = [composed(" ".join(text.split())) for text in cleaned(sample.captions)]  # each is kept as one line
+        captions = [to_nfc(" ".join(text.split())) for text in cleaned(sample.captions)]  # one line each
         place, data = Place(self.number, name, number, -1, tar_time(name)), sample.image
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))
@@ -150,7 +150,7 @@ class Reader:
         return found
 
     def _pack(self, encoded: VisualTokens, packing: Packing) -> Iterator[np.ndarray]:
-        """The tokens of each tile as they are stored.
+        """Pack the tokens of each tile into the stored form.
 
         Raises:
             UsageError: fp16 cannot hold them.
@@ -159,12 +159,12 @@ class Reader:
             try:
                 yield pack(rows, packing).cpu().numpy()
             except OverflowError as error:
-                raise UsageError(f"{error}; index into a new folder with --features int8, or without") from error
+                raise UsageError(f"{error}; index into a new folder with --features int8, or none") from error
 
 
 @torch.no_grad()
 def embed_captions(model: Embedder | ImageTextModel, texts: Sequence[str]) -> np.ndarray:
-    """float16[n, P], for texts of any length."""
+    """Embed any number of texts, float16[n, P]."""
     embedder = as_embedder(model)
     parts = [np.zeros((0, embedder.width), np.float16)]
     for start in range(0, len(texts), TEXTS):
@@ -173,9 +173,9 @@ def embed_captions(model: Embedder | ImageTextModel, texts: Sequence[str]) -> np
 
 
 def probes(gallery: Gallery, model: Embedder | ImageTextModel) -> Tensor:
-    """Embeddings of texts like those that will be asked, float[n, P]: captions of the gallery, and plain phrases."""
+    """Embeddings of typical queries, float[n, P]: captions of the gallery, and plain phrases."""
     phrases = [f"{thing} {place}" for thing in THINGS for place in PLACES]
-    told = [known.id for known in gallery.store.known() if known.captions]
-    some = gallery.store.get(told[:: max(1, len(told) // len(phrases))])
+    captioned = [known.id for known in gallery.store.known() if known.captions]
+    some = gallery.store.get(captioned[:: max(1, len(captioned) // len(phrases))])
     rows = [entry.caption_embeds[:1] for entry in some.values()]
     return torch.from_numpy(np.concatenate([embed_captions(model, phrases), *rows]).astype(np.float32))

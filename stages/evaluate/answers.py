@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from PIL import Image
 
 from qformer.evaluation.benchmarks import said_of
@@ -26,6 +26,14 @@ STYLE = """
 .hit .line { -webkit-line-clamp: 8; } .hit .said.line { font-size: 14px; font-weight: 600; color: var(--ink); }
 .hit .asks.line { font-size: 13px; color: var(--ink); }
 """
+CARDS = sheet.ENVIRONMENT.from_string("""\
+<ol class=hits>
+{% for card in cards %}
+  <li class='hit {{ "yes" if card.right }}'>{{ card.picture }}
+  <div class=place><b>{{ card.id }}</b>{% if card.score %}<span>{{ card.score }}</span>{% endif %}</div>
+  {% for kind, text in card.lines if text %}<p class='line {{ kind }}'>{{ text }}</p>{% endfor %}</li>
+{% endfor %}
+</ol>""")
 NOTE = "Bold is what the model said, below it what is true; behind the name stands what that earned, times 100."
 
 
@@ -45,15 +53,11 @@ def page(
         title, note: name of the checkpoint, and what was measured. table: head and rows of the numbers.
         images: of each item, by its id. items: those to choose from. records: what was said, by id.
     """
-    parts = [f"<h1>{escape(title)}</h1><p class=soft>{escape(note)}</p>"]
-    if table[1]:
-        parts.append(sheet.table(*table))
-    parts.append(f"<p class=soft>{NOTE}</p>")
-    for name, reason in measured.missing.items():
-        parts.append(f"<p class=soft>{escape(name)} is not available: {escape(reason)}</p>")
+    parts = [sheet.heading(title, note), sheet.table(*table) if table[1] else Markup(), sheet.paragraph(NOTE)]
+    parts += [sheet.paragraph(f"{name} is not available: {reason}") for name, reason in measured.missing.items()]
     for name, chosen in _kinds(items, measured).items():
         cards = [_card(source, images[items[row].id], items[row], records, share) for row, share in _spread(chosen)]
-        parts.append(f"<h2>{name}, {len(chosen)} of {len(items)}</h2><ol class=hits>{''.join(cards)}</ol>")
+        parts += [sheet.section(f"{name}, {len(chosen)} of {len(items)}"), Markup(CARDS.render(cards=cards))]
     return sheet.page(f"Evaluation: {title}", parts, STYLE)
 
 
@@ -82,19 +86,19 @@ def _spread(rows: list[tuple[int, float | None]]) -> list[tuple[int, float | Non
 
 
 def _card(
-    source: Source, listed: ImageRecord, item: Item, records: Mapping[str, dict[str, Any]], share: float | None
-) -> str:
-    said = said_of(item, records[item.id])
+    source: Source, image: ImageRecord, item: Item, records: Mapping[str, dict[str, Any]], share: float | None
+) -> dict[str, Any]:
+    """Values of one card of `CARDS`."""
+    prediction = said_of(item, records[item.id])
     try:
-        pixels = Image.fromarray(listed.read(source).permute(1, 2, 0).numpy())
-        shown = sheet.picture(pixels, alt=item.question or said)
+        pixels = Image.fromarray(image.read(source).permute(1, 2, 0).numpy())
+        picture = sheet.picture(pixels, alt=item.question or prediction)
     except BadSample:
-        shown = "<div class=gone>cannot be read any more</div>"
-    outlined = "yes" if item.question and share is not None and share >= RIGHT else ""
-    earned = "" if share is None else f"<span>{100 * share:.0f}</span>"
-    texts = [("asks", item.question), ("said", said or "(nothing)"), *(("soft", text) for text in _truth(item))]
-    lines = "".join(f"<p class='line {kind}'>{escape(text)}</p>" for kind, text in texts if text)
-    return f"<li class='hit {outlined}'>{shown}<div class=place><b>{escape(item.id)}</b>{earned}</div>{lines}</li>"
+        picture = Markup("<div class=gone>cannot be read any more</div>")
+    lines = [("asks", item.question), ("said", prediction or "(nothing)"), *(("soft", text) for text in _truth(item))]
+    right = bool(item.question) and share is not None and share >= RIGHT
+    score = "" if share is None else f"{100 * share:.0f}"
+    return {"picture": picture, "id": item.id, "lines": lines, "right": right, "score": score}
 
 
 def _truth(item: Item) -> list[str]:

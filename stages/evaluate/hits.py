@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from html import escape
 from typing import TYPE_CHECKING
 
 import torch
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
@@ -29,8 +29,12 @@ FATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mended by re-ranking": lambda before, after: (before > 1) & (after == 1),
     "Spoilt by re-ranking": lambda before, after: (before == 1) & (after > 1),
     "Missed": lambda before, after: (before > 1) & (after > 1),
-    "HitSheet": lambda before, after: (before == 1) & (after == 1),
+    "Found": lambda before, after: (before == 1) & (after == 1),
 }
+LEGEND = (
+    f"Recalls in %. Each query below is shown with its {BEST} best results, the right ones outlined: ITC is the "
+    "cosine, ITM the probability that they match, score the logit of ITM + ITC."
+)
 DIRECTIONS = {"t2i": "A text looks for its image", "i2t": "An image looks for its texts"}
 
 
@@ -50,19 +54,15 @@ def page(
         images: of the rows of `scores`; their captions, in order, are its columns. places: their `rank_table`.
     """
     found = HitSheet(source, images, scores)
-    parts = [f"<h1>{escape(title)}</h1><p class=soft>{escape(note)}</p>", sheet.table(*table)]
-    parts.append(
-        f"<p class=soft>Recalls in %. Of each query below the {BEST} best, the right ones outlined: ITC is the cosine, "
-        "ITM the probability that they match, score the logit of ITM + ITC.</p>"
-    )
-    for way, told in DIRECTIONS.items():
+    parts = [sheet.heading(title, note), sheet.table(*table), sheet.paragraph(LEGEND)]
+    for way, direction in DIRECTIONS.items():
         before, after = places["itc"][way], places["reranked"][way]
         if not scores.of_text.any():  # nothing was re-ranked
             after = before
         for fate, of in FATES.items():
             queries = of(before, after).nonzero().flatten().tolist()
             if queries:
-                parts.append(f"<h2>{told}: {fate.lower()}, {len(queries)} of {len(before)}</h2>")
+                parts.append(sheet.section(f"{direction}: {fate.lower()}, {len(queries)} of {len(before)}"))
                 parts += [found.search(way, query, int(before[query]), int(after[query])) for query in _spread(queries)]
     return sheet.page(f"Retrieval: {title}", parts)
 
@@ -86,7 +86,7 @@ class HitSheet:
         self.true = retrieval.true_pairs([image.captions for image in self.images])
         self.pixels = lru_cache(maxsize=256)(self._pixels)
 
-    def search(self, way: str, query: int, before: int, after: int) -> str:
+    def search(self, way: str, query: int, before: int, after: int) -> Markup:
         """The best by ITC, and re-ranked, of a text (`t2i`) or an image (`i2t`); places of the right one in both."""
         scores = self.scores
         if way == "t2i":

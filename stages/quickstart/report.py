@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
+from markupsafe import Markup
 from PIL import Image
 
 from qformer.evaluation.zero_shot import SIZE, UNSEEN
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from qformer.data.held_out import HeldOut
     from qformer.evaluation.retrieval import Scores
+    from qformer.evaluation.zero_shot import Captioned, Reply
     from qformer.scenes.text import Scene
     from qformer.stages.quickstart.exam import ExamResults
 
@@ -39,6 +40,55 @@ img.found { outline: 3px solid var(--right); outline-offset: 1px; }
 code { background: var(--raised); padding: 1px 4px; border-radius: 4px; }
 pre code { display: block; padding: 10px; overflow-x: auto; }
 """
+REPORT = sheet.ENVIRONMENT.from_string("""\
+{% macro marked(text, right) %}<span class={{ "right" if right else "wrong" }}>{{ text }}</span>{% endmacro %}
+{% macro figure(path, name) %}
+<figure class=wide><figcaption>{{ name }}</figcaption>
+<img class=curves alt='losses of {{ name }}' src='{{ png(folder / path / "curves.png") }}'></figure>
+{% endmacro %}
+<h1>BLIP-2, from an untrained bridge</h1>
+<p class=soft>Both stages on drawn scenes in {{ "%.0f s and %.1f GB" | format(seconds, memory) }}.
+No picture below was trained on; those of new combinations hold shapes in a color, or in an order, that no training
+picture showed.</p>
+{{ tables }}
+<h2>Learning</h2>
+{{ figure("stage1", "stage one") }}
+<div class=side>{% for name in prompts %}{{ figure(name, "stage two, " + name | upper) }}{% endfor %}</div>
+<h2>Retrieval: a caption looks for its picture</h2>
+<p>The {{ best }} best of {{ scenes }}, by ITC, then with {{ candidates }} candidates re-ranked by ITM. The right one is
+outlined.</p>
+{% for caption, rows in queries %}
+<div class=query><p>{{ caption }}</p>
+{% for name, pictures in rows.items() %}<div class=row><span>{{ name }}</span>{{ pictures | join }}</div>{% endfor %}
+</div>
+{% endfor %}
+<h2>Captions of one object</h2>
+<div class=cards>
+{% for picture, captions in captioned %}
+<div class=card>{{ picture }}
+{% for name, one in captions.items() %}<p><b>{{ name | upper }}</b> {{ marked(one.caption, one.named) }}</p>{% endfor %}
+</div>
+{% endfor %}
+</div>
+<h2>Questions, never seen in stage two</h2>
+<div class=cards>
+{% for picture, asked, replies in answered %}
+<div class=card>{{ picture }}<p>{{ asked.question }}</p>
+{% for name, (reply, blind) in replies.items() %}
+<p><b>{{ name | upper }}</b> {{ marked(reply.said, reply.right) }} <span class=soft>blind: {{ blind.said }}</span></p>
+{% endfor %}
+<p class=soft>right: {{ asked.answer }}</p></div>
+{% endfor %}
+</div>
+<h2>Prompts</h2>
+<p>The text that follows the picture, and that the model continues:</p>
+<pre><code>
+{%- for name, (caption, question) in prompts.items() -%}
+{{ name | upper }}, caption: {{ caption or "(nothing)" }}
+{{ name | upper }}, question: {{ question }}{{ "" if loop.last else "\n" }}
+{%- endfor -%}
+</code></pre>
+""")
 
 
 def write(
@@ -52,33 +102,25 @@ def write(
         scores: the retrieval scores of these images and captions.
         candidates: the number of candidates that ITM re-ranked.
     """
-    parts = [
-        "<h1>BLIP-2, from an untrained bridge</h1>",
-        f"<p class=soft>Both stages on drawn scenes in {results['seconds']:.0f} s and "
-        f"{results['peak_memory_gb']:.1f} GB. No image below was used in training; those of new "
-        "combinations show shapes in a color, or in an order, that no training image shows.</p>",
-        _tables(results, len(held)),
-        "<h2>Training</h2>",
-        _curves(folder / "stage1" / "curves.png", "stage one"),
-        "<div class=side>",
-        *[_curves(folder / name / "curves.png", f"stage two, {name.upper()}") for name in seen.replies],
-        "</div>",
-        "<h2>Retrieval: captions to images</h2>",
-        f"<p>The {BEST} best of {len(held)} images, by ITC, then with {candidates} candidates re-ranked by ITM. The "
-        "right one is outlined.</p>",
-        *[_query(number, held, scores) for number in _telling(scores)],
-        "<h2>Captions of one object</h2>",
-        f"<div class=cards>{''.join(_captioned(seen, number) for number in range(SHOWN // 2))}</div>",
-        "<h2>Questions, which stage two never saw</h2>",
-        f"<div class=cards>{''.join(_answered(seen, number) for number in range(SHOWN))}</div>",
-        "<h2>Prompts</h2>",
-        _prompts(seen),
-    ]
-    page = sheet.page("qformer quickstart", parts, STYLE)
+    report = REPORT.render(
+        folder=folder,
+        png=_png,
+        seconds=results["seconds"],
+        memory=results["peak_memory_gb"],
+        tables=_tables(results, len(held)),
+        best=BEST,
+        scenes=len(held),
+        candidates=candidates,
+        queries=[_query(number, held, scores) for number in _telling(scores)],
+        captioned=[_captioned(seen, number) for number in range(SHOWN // 2)],
+        answered=[_answered(seen, number) for number in range(SHOWN)],
+        prompts=seen.prompts,
+    )
+    page = sheet.page("qformer quickstart", [Markup(report)], STYLE)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _tables(results: dict[str, Any], scenes: int) -> str:
+def _tables(results: dict[str, Any], scenes: int) -> Markup:
     names = {"step0": "untrained", "itc": "ITC", "reranked": "re-ranked by ITM"}
     retrieval = [
         [names[name], *(_percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
@@ -96,7 +138,7 @@ def _tables(results: dict[str, Any], scenes: int) -> str:
     kinds = list(next(iter(results["vqa"].values()))["by_kind"])
     by_kind = [[n.upper(), *(_percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
     return (
-        "<h2>Results, in %</h2>"
+        sheet.section("Results, in %")
         + table(
             [
                 f"{scenes} scenes, new combinations",
@@ -120,10 +162,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _curves(path: Path, name: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    picture = f"<img class=curves alt='losses of {name}' src='data:image/png;base64,{data}'>"
-    return f"<figure class=wide><figcaption>{name}</figcaption>{picture}</figure>"
+def _png(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _telling(scores: Scores) -> list[int]:
@@ -134,15 +174,13 @@ def _telling(scores: Scores) -> list[int]:
     return changed + others[: QUERIES - len(changed)]
 
 
-def _query(number: int, held: HeldOut, scores: Scores) -> str:
-    """Write one caption with its five best images before and after re-ranking."""
-    text = held.captions[number][0]
-    rows = []
+def _query(number: int, held: HeldOut, scores: Scores) -> tuple[str, dict[str, list[Markup]]]:
+    """One caption, and its five best pictures before and after re-ranking."""
+    rows = {}
     for label, column in (("ITC", scores.itc[:, number]), ("re-ranked", scores.text_to_image[:, number])):
         best = column.topk(BEST).indices.tolist()
-        pictures = "".join(_picture(_held_pixels(held, image), "found" if image == number else "") for image in best)
-        rows.append(f"<div class=row><span>{label}</span>{pictures}</div>")
-    return f"<div class=query><p>{escape(text)}</p>{''.join(rows)}</div>"
+        rows[label] = [_picture(_held_pixels(held, image), "found" if image == number else "") for image in best]
+    return held.captions[number][0], rows
 
 
 def _held_pixels(held: HeldOut, image: int) -> Tensor:
@@ -153,49 +191,25 @@ def _held_pixels(held: HeldOut, image: int) -> Tensor:
     raise IndexError(image)
 
 
-def _picture(pixels: Tensor, kind: str = "") -> str:
-    """Encode uint8[3, h, w] as an HTML image."""
+def _picture(pixels: Tensor, kind: str = "") -> Markup:
+    """uint8[3, h, w] as an HTML image."""
     return picture(Image.fromarray(pixels.permute(1, 2, 0).numpy()), kind, "scene", "PNG")
 
 
-def _captioned(seen: ExamResults, number: int) -> str:
-    by_model = {name: by_split[UNSEEN] for name, by_split in seen.captioned.items()}
-    first = next(iter(by_model.values()))[number]
-    pixels = _drawn(first.scene)
-    captions = "".join(
-        f"<p><b>{name.upper()}</b> <span class={'right' if captioned[number].named else 'wrong'}>"
-        f"{escape(captioned[number].caption)}</span></p>"
-        for name, captioned in by_model.items()
-    )
-    return f"<div class=card>{_picture(pixels)}{captions}</div>"
+def _captioned(seen: ExamResults, number: int) -> tuple[Markup, dict[str, Captioned]]:
+    """A picture, and the caption that each language model gave it."""
+    captions = {name: by_split[UNSEEN][number] for name, by_split in seen.captioned.items()}
+    return _picture(_drawn(next(iter(captions.values())).scene)), captions
 
 
 def _drawn(scene: Scene) -> Tensor:
     return torch.from_numpy(draw(scene, SIZE, SIZE)).permute(2, 0, 1)
 
 
-def _answered(seen: ExamResults, number: int) -> str:
-    replies_by = {name: replies[UNSEEN] for name, replies in seen.replies.items()}
-    answered = next(iter(replies_by.values()))
-    shown = answered[number]
-    source = Scenes(UNSEEN, size=SIZE, count=len(answered), questions=True)
-    lines = [f"<p>{escape(shown.question)}</p>"]
-    for name, replies in replies_by.items():
-        reply, blind = replies[number], seen.blind[name][number]
-        lines.append(
-            f"<p><b>{name.upper()}</b> <span class={'right' if reply.right else 'wrong'}>{escape(reply.text)}</span> "
-            f"<span class=soft>blind: {escape(blind.text)}</span></p>"
-        )
-    lines.append(f"<p class=soft>right: {escape(shown.answer)}</p>")
-    return f"<div class=card>{_picture(_drawn(source.scene(number)))}{''.join(lines)}</div>"
-
-
-def _prompts(seen: ExamResults) -> str:
-    lines = [
-        f"{name.upper()}, caption: {caption or '(nothing)'}\n{name.upper()}, question: {question}"
-        for name, (caption, question) in seen.prompts.items()
-    ]
-    return (
-        "<p>The text after the image, which the model continues:</p>"
-        f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
-    )
+def _answered(seen: ExamResults, number: int) -> tuple[Markup, Reply, dict[str, tuple[Reply, Reply]]]:
+    """A picture, its question, and the reply of each language model with that of its blind twin."""
+    replies = {name: by_split[UNSEEN] for name, by_split in seen.replies.items()}
+    first = next(iter(replies.values()))
+    source = Scenes(UNSEEN, size=SIZE, count=len(first), questions=True)
+    pairs = {name: (own[number], seen.blind[name][number]) for name, own in replies.items()}
+    return _picture(_drawn(source.scene(number))), first[number], pairs

@@ -45,7 +45,7 @@ def test_a_checkpoint_of_stage_one_matches_and_looks(trained: Path) -> None:
     models = backend.load_models(str(trained.parent / "stage1"), device="cpu")
     assert models.asking is None
     assert models.looking is models.matching
-    with pytest.raises(UsageError, match="is of stage one itself"):
+    with pytest.raises(UsageError, match="is a checkpoint of stage one"):
         backend.load_models(str(trained.parent / "stage1"), stage1=str(trained.parent / "stage1"), device="cpu")
     with pytest.raises(UsageError, match="--stage1 needs one of stage one"):
         backend.load_models(str(trained), stage1=str(trained), device="cpu")
@@ -99,8 +99,8 @@ def test_a_long_context_is_cut_and_told(model: VisionLanguageModel, picture: Pat
         ({"question": 7}, "question must be text"),
         ({"question": "a" * 3000}, "3,000 characters"),
         ({"context": "a\x00b"}, "control character"),
-        ({"history": "what?"}, "no list of"),
-        ({"history": [["what?"]]}, "no list of"),
+        ({"history": "what?"}, "not a list of"),
+        ({"history": [["what?"]]}, "not a list of"),
         ({"history": [["what?", 3]]}, "answer of the history must be text"),
         ({"image": None}, "no picture yet"),
         ({"image": ["a"]}, "the picture is a list"),

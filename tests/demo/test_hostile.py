@@ -98,7 +98,7 @@ UPLOADS = {
     "a bomb that decodes to 100 million pixels": ("a.png", png(10_000, 10_000, bytes(10_001 * 10_000)), "50 million"),
     "a bomb that only claims its size": ("a.png", png(2**31 - 1, 2**31 - 1), "50 million"),
     "a line of a million pixels": ("a.png", png(1_000_000, 1), "crop it"),
-    "fifty megabytes": ("a.png", bytes(50_000_000), "at most 20 are taken"),
+    "fifty megabytes": ("a.png", bytes(50_000_000), "the limit is 20"),
     "HTML with the name of a picture": ("a.png", b"<html><script>alert(1)</script></html>", "cannot be read"),
     "SVG with a script": ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "cannot be read"),
     "SVG with the name of a picture": ("a.png", b'<?xml version="1.0"?><svg onload="alert(1)"/>', "cannot be read"),
@@ -224,9 +224,9 @@ def test_addresses_are_never_fetched(visitor: Visitor, shown: dict[str, Any], el
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (["{shown}", "x" * 2_001, ""], "the question has 2,001 characters; at most 2,000 are taken"),
-        (["{shown}", ASK, "x " * 10_001], "the context has 20,002 characters; at most 20,000 are taken"),
-        (["{shown}", "what\0?", ""], r"control character (U+0000, at place 5)"),
+        (["{shown}", "x" * 2_001, ""], "the question has 2,001 characters; the limit is 2,000"),
+        (["{shown}", ASK, "x " * 10_001], "the context has 20,002 characters; the limit is 20,000"),
+        (["{shown}", "what\0?", ""], r"control character (U+0000, at position 5)"),
         (["{shown}", "what\x1b[2J?", ""], "control character (U+001B"),
         (["{shown}", "\ud83d?", ""], "control character (U+D83D"),
         (["{shown}", ["what?"], ""], "'Question' must be text, but got a list"),
@@ -236,18 +236,18 @@ def test_addresses_are_never_fetched(visitor: Visitor, shown: dict[str, Any], el
         ([7, ASK, ""], "'Picture' must be a picture that was uploaded, but got a number"),
         (["/etc/passwd", ASK, ""], "'Picture' must be a picture that was uploaded, but got text"),
         ([[], ASK, ""], "'Picture' must be a picture that was uploaded, but got a list"),
-        ([{}, ASK, ""], "a picture is given as an object with the 'path'"),
-        ([{"url": None}, ASK, ""], "a picture is given as an object with the 'path'"),
-        ([{"path": 7, "meta": META}, ASK, ""], "a picture is given as an object with the 'path'"),
+        ([{}, ASK, ""], "a picture must be an object with the 'path'"),
+        ([{"url": None}, ASK, ""], "a picture must be an object with the 'path'"),
+        ([{"path": 7, "meta": META}, ASK, ""], "a picture must be an object with the 'path'"),
         ([{"path": "{path}"}, ASK, ""], 'a picture needs "meta"'),
         ([{"path": "{path}", "meta": 7}, ASK, ""], 'a picture needs "meta"'),
         ([{"path": "{path}", "meta": META, "orig_name": [7]}, ASK, ""], "the 'orig_name' of a picture must be text"),
         ([None, ASK, ""], "there is no picture yet"),
         (["{shown}", ASK, "", "sing", None, None], "the task is 'sing'; give one of vqa"),
         (["{shown}", ASK, "", ["vqa"], None, None], "'Task' must be text, but got a list"),
-        (["{shown}", ASK, "", "vqa", "what? a star", None], "the history is no list of [question, answer] pairs"),
+        (["{shown}", ASK, "", "vqa", "what? a star", None], "the history is not a list of [question, answer] pairs"),
         (["{shown}", ASK, "", "vqa", [["what?", 7]], None], "the answer of the history must be text"),
-        (["{shown}", ASK, "", "vqa", [{"path": "/etc/passwd", "meta": META}], None], "not one of the page's own"),
+        (["{shown}", ASK, "", "vqa", [{"path": "/etc/passwd", "meta": META}], None], "does not belong to the page"),
         (["{shown}", ASK, "", "vqa", None, {"beams": 10**30}], "beams must be a whole number from 1 to 10"),
         (["{shown}", ASK, "", "vqa", None, {"temperature": "nan"}], "temperature must be a number"),
         (["{shown}", ASK, "", "vqa", None, {"method": ["beams"]}], "decoding.method is"),
@@ -322,7 +322,7 @@ def test_functions_and_sessions_that_do_not_exist(visitor: Visitor, shown: dict[
     for route in ("queue/data?session_hash=someone", "queue/data", "call/ask/0123456789abcdef"):
         response = visitor.http.get(f"{API}/{route}")
         assert response.status_code == 404
-        assert "no request of this session waits" in response.json()["detail"]
+        assert "no request of this session is waiting" in response.json()["detail"]
     cancel = {"session_hash": "someone", "fn_index": 0, "event_id": "0123456789abcdef"}
     assert visitor.http.post(f"{API}/cancel", json=cancel).status_code == 200
     assert visitor.http.post(f"{API}/cancel", json={"session_hash": 7}).status_code == 422
@@ -389,7 +389,7 @@ def test_uploads_that_are_none(visitor: Visitor) -> None:
     assert streamed.status_code == 411
     deep = visitor.http.get("/", params={"deep_link": "../../etc"})
     assert deep.status_code == 400
-    assert "keeps no links" in deep.json()["detail"]
+    assert "does not support links" in deep.json()["detail"]
 
 
 SLIDES = [

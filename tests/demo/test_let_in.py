@@ -220,7 +220,7 @@ def test_wrong_passwords_are_slowed_for_who_guesses(monkeypatch: pytest.MonkeyPa
         assert [log_in(wrong, "192.0.2.1").status_code for _ in range(5)] == [400, 400, 400, 429, 429]
         refused = log_in(right, "192.0.2.1")
         assert refused.status_code == 429
-        assert "too many wrong passwords were given; try again in" in refused.json()["detail"]
+        assert "too many wrong passwords; try again in" in refused.json()["detail"]
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert log_in(right, "192.0.2.2").status_code == 200  # others are not
         statuses = [log_in(wrong, f"198.51.100.{number}").status_code for number in range(8)]
@@ -235,14 +235,14 @@ def form(*parts: bytes, end: bytes = b"--x--\r\n") -> bytes:
 
 WHOLE = b'name="files"; filename="a.png"\r\n\r\n' + png()
 FORMS = {
-    "a field without a file name": (form(b'name="files"\r\n\r\nabc'), "fields named 'files', each with the name"),
-    "after one that is sound": (form(WHOLE, b'name="files"\r\n\r\nabc'), "fields named 'files', each with the name"),
+    "a field without a file name": (form(b'name="files"\r\n\r\nabc'), "fields named 'files', each with a file name"),
+    "after one that is sound": (form(WHOLE, b'name="files"\r\n\r\nabc'), "fields named 'files', each with a file name"),
     "a field of another name": (form(b'name="other"; filename="a.png"\r\n\r\nabc'), "fields named 'files'"),
     "a field without a name": (form(b'filename="a.png"\r\n\r\nabc'), "fields named 'files'"),
     "no end": (form(WHOLE, end=b""), "has no end"),
     "no end of a header": (b'--x\r\nContent-Disposition: form-data; name="files"; file', "has no end"),
     "nothing": (b"", "has no end"),
-    "no form": (b"abc", "no form of files"),
+    "no form": (b"abc", "not a form of files"),
     "a long header": (form(b'name="files"; filename="' + b"a" * 9_000 + b'"\r\n\r\nabc'), "header"),
     "a name that is a folder": (form(b'name="files"; filename=".."\r\n\r\nabc'), "'..' is not the name of a file"),
     "a name that is none": (form(b'name="files"; filename="???"\r\n\r\nabc'), "'???' is not the name of a file"),
@@ -316,7 +316,7 @@ def test_a_page_on_other_addresses(tmp_path: Path) -> None:
         with serve(hosts=Hosts(bind="::1")) as (url, _):
             assert url.startswith("http://[::1]:")
             assert Visitor(url).health()["status"] == "ok"
-    with pytest.raises(UsageError, match=r"--host '192\.0\.2\.1' is no address of this machine"):
+    with pytest.raises(UsageError, match=r"--host '192\.0\.2\.1' is not an address of this machine"):
         server.check_bind(Hosts(bind="192.0.2.1"))
     server.check_bind(Hosts(bind="::"))
 

@@ -277,11 +277,11 @@ def test_look(page: Page, no_network: None, model: VisionLanguageModel, picture:
     write(page, "look-question", ASK)
     write(page, "look-answer", "red star")
     page.locator("#look-explain").click()
-    whole = page.get_by_alt_text("What the answer “red star” rests on")
+    whole = page.get_by_alt_text("What the answer “red star” is based on")
     expect(whole).to_be_visible()
     before = whole.get_attribute("src")
     page.locator("#look-token label").nth(1).click()
-    one = page.get_by_alt_text("of the answer “red star” rests on")
+    one = page.get_by_alt_text("of the answer “red star” is based on")
     expect(one).to_be_visible()
     assert one.get_attribute("src") != before
 

@@ -176,7 +176,7 @@ def test_a_stopped_gate_lets_running_calls_finish_and_refuses_others() -> None:
 
 
 def test_a_page_that_was_built_elsewhere_is_not_served(tmp_path: Path, gate: server.Gate) -> None:
-    with pytest.raises(ValueError, match="not the workplace in which the page was built"):
+    with pytest.raises(ValueError, match="not the `workplace` in which the page was built"):
         server.launch(None, folder=tmp_path, gate=gate, block=False)
 
 
@@ -233,7 +233,7 @@ def test_the_queue_is_bounded_and_a_wait_shows_its_place(
         assert (state["status"], state["running"], state["waiting"]) == ("ok", 1, 2)
         refused = visitor.post([shown], "say")
         assert refused.status_code == 503
-        assert refused.json()["detail"] == "2 requests are waiting and no more are taken; try again in a moment"
+        assert refused.json()["detail"] == "2 requests are waiting, which is the limit; try again in a moment"
         with visitor.http.stream("GET", f"{API}/queue/data", params={"session_hash": "third"}) as response:
             lines = (line for line in response.iter_lines() if '"estimation"' in line)
             assert re.search(r'"rank":1,"queue_size":2', next(lines))

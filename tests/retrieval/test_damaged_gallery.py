@@ -14,7 +14,7 @@ import pytest
 from qformer.commands import searching as stage
 from qformer.retrieval import index as update
 from qformer.retrieval.gallery import Gallery
-from qformer.retrieval.places import places_of
+from qformer.retrieval.places import parse_places
 from qformer.retrieval.search import Retriever
 from qformer.types import UsageError
 from tests.retrieval.photos import folder, gallery, model_of_tiles, picture
@@ -179,11 +179,11 @@ def test_rows_that_are_no_numbers(tmp_path: Path) -> None:
     entry = opened.store.get([known])[known]
     entry.embeds = np.full_like(entry.embeds, np.nan)
     opened.store.commit([], [entry], [])
-    with pytest.raises(UsageError, match="rows of an image are no numbers"):
+    with pytest.raises(UsageError, match="rows of an image are not finite"):
         Retriever(opened, model).text_to_image("a cat")
 
 
 @pytest.mark.parametrize("text", ["", "5", "[[0, 1, 2, 3, 4]]", "[[0]]", "{", '[[0, "a", 1, 2, "3"]]'])
 def test_places_that_are_none(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of JSON or of ours
-        places_of(text)
+        parse_places(text)

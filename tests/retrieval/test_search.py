@@ -201,16 +201,16 @@ def test_conditions_are_all_met(retriever: Retriever) -> None:
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        ("size>3", "is no condition; write a column (id, path, caption"),
-        ("width", "is no condition"),
-        ("", "is no condition"),
-        ("width ? 3", "is no condition"),
-        ("caption>a", "compares a text by size; use =, != or ~"),
-        ("width=wide", "needs a whole number behind width"),
-        ("width~3", "needs a whole number behind width"),
-        ("width>1.5", "needs a whole number behind width"),
-        ("modified>2024-13-01", "needs a whole number behind modified"),
-        (f"width<{2**63}", "needs a whole number behind width"),
+        ("size>3", "is not a condition; write a column (id, path, caption"),
+        ("width", "is not a condition"),
+        ("", "is not a condition"),
+        ("width ? 3", "is not a condition"),
+        ("caption>a", "orders a text column; use =, != or ~"),
+        ("width=wide", "and a whole number after width"),
+        ("width~3", "and a whole number after width"),
+        ("width>1.5", "and a whole number after width"),
+        ("modified>2024-13-01", "and a whole number after modified"),
+        (f"width<{2**63}", "and a whole number after width"),
     ],
 )
 def test_what_is_no_condition(retriever: Retriever, where: str, expected: str) -> None:
@@ -286,10 +286,10 @@ def test_numbers_of_hits_that_are_none(retriever: Retriever, photos: Path, wrong
 
 def test_texts_that_are_none(retriever: Retriever) -> None:
     for text in ("a cat\udcff", b"a cat", 7):
-        with pytest.raises(UsageError, match="no text in UTF-8"):
+        with pytest.raises(UsageError, match="UTF-8 text"):
             retriever.text_to_image(text)  # type: ignore[arg-type]
     for where in ("path=\udcff", b"width>1", None):
-        with pytest.raises(UsageError, match="no text in UTF-8"):
+        with pytest.raises(UsageError, match="UTF-8 text"):
             retriever.text_to_image("a cat", where=[where])  # type: ignore[list-item]
 
 

@@ -329,23 +329,23 @@ def test_a_collection_that_is_missing_or_of_another_width(monkeypatch: pytest.Mo
     assert len(Gallery.open(tmp_path, trust=True).store) == 1
     made.about["sources"].append({"name": "folder", "path": "photos"})
     made.save()
-    with pytest.raises(UsageError, match=r"holds rows of 8 numbers, and the model makes 16"):
+    with pytest.raises(UsageError, match=r"holds rows of 8 numbers, but the model makes 16"):
         QdrantStore(URL, made.about["name"], 16)
     client.delete_collection(made.about["name"])
-    with pytest.raises(UsageError, match=r"has no collection 'gallery-\w+', which this gallery is kept in"):
+    with pytest.raises(UsageError, match=r"has no collection 'gallery-\w+', which holds this gallery"):
         Gallery.open(tmp_path, trust=True)
     assert not client.collection_exists(made.about["name"])
 
 
 def test_image_tokens_are_refused_by_qdrant(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no load for a Qdrant server.*--features"):
+    with pytest.raises(UsageError, match=r"too large for a Qdrant server.*--features"):
         Gallery.create(tmp_path, URL, queries=QUERIES, width=WIDTH, features="int8")
     assert not (tmp_path / gallery.MANIFEST).exists()
 
 
 @pytest.mark.parametrize("url", ["qdrant://", "qdrant://host:port", "qdrant://host:99999", "qdrant://host:1/path"])
 def test_no_address(url: str) -> None:
-    with pytest.raises(UsageError, match=r"is no address of a Qdrant server"):
+    with pytest.raises(UsageError, match=r"is not the address of a Qdrant server"):
         qdrant.connect(url)
 
 

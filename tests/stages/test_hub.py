@@ -187,17 +187,21 @@ def test_nothing_but_towers_is_published(space: Path, fake: FakeHub, tmp_path: P
     told = yaml.safe_load((tmp_path / "one" / "config.yaml").read_text())
     told["llm"]["path"] = str(secrets)
     (tmp_path / "one" / "config.yaml").write_text(yaml.safe_dump(told))
-    with pytest.raises(UsageError, match="which is no tower and is not uploaded"):
+    with pytest.raises(UsageError, match="which is not a tower and is not uploaded"):
         hub.push(str(tmp_path / "one"), REPO, "qformer", dry_run=True, to=tmp_path / "two")
     assert not list(tmp_path.glob("two*"))
 
 
 def test_refusals(space: Path, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(space / "runs" / "stage2")
-    for repo, said in (("my-bridge", "does not say whose"), ("a/b/c", "is no name"), ("x/--y", "is no name")):
+    for repo, said in (
+        ("my-bridge", "does not name the owner"),
+        ("a/b/c", "is not the name"),
+        ("x/--y", "is not the name"),
+    ):
         with pytest.raises(UsageError, match=said):
             hub.push(source, repo, "qformer")
-    with pytest.raises(UsageError, match="say where with -o"):
+    with pytest.raises(UsageError, match="give one with -o"):
         hub.push(source, REPO, "qformer", dry_run=True)
     with pytest.raises(UsageError, match="exists"):
         hub.push(source, REPO, "qformer", dry_run=True, to=tmp_path)

@@ -58,8 +58,7 @@ def test_a_search_with_a_picture_that_is_gone() -> None:
 def test_texts_are_escaped_wherever_they_stand() -> None:
     hit = Card(Image.new("RGB", (8, 8)), [EVIL, EVIL], {EVIL: EVIL})
     page = sheet.contact_sheet(EVIL, Card(lines=[EVIL], scores={EVIL: 1}), [hit, Card(gone=EVIL)], EVIL)
-    page += sheet.search(Card(), {EVIL: [hit]}) + sheet.table([EVIL], [[EVIL]])
-    seen = Seen(page)
+    seen = Seen("".join([page, sheet.search(Card(), {EVIL: [hit]}), sheet.table([EVIL], [[EVIL]])]))
     assert not [tag for tag, told in seen.tags if tag == "script" or "onerror" in told]
     assert len(seen.images) == 2
     assert seen.text.count(EVIL) == 17
