@@ -140,7 +140,7 @@ def _of_tokens(visual: VisualTokens, padded: Any) -> Tensor:
 
 @torch.no_grad()
 def occlusion(model: VisionLanguageModel, visual: VisualTokens, blank: Tensor, text: tuple[str, str, None]) -> Tensor:
-    """Compute the loss of log-probability when an image token is replaced by that of a blank picture (one tile only)."""
+    """Compute the loss of log-probability when an image token is replaced by that of a blank picture; one tile."""
     whole = visual.packed[None]
     hidden = torch.eye(whole.shape[1], dtype=torch.bool)[:, :, None]  # (S, S, 1)
     scores = look.score(model, visual, torch.where(hidden, blank, whole), *text)[1].sum(dim=1)

@@ -54,7 +54,8 @@ def cut(image: Tensor, plan: Plan) -> list[Tensor]:
         if key not in canvases:
             canvases[key] = _paste(resize(image, *tile.content), tile)
         left, top, right, bottom = tile.box
-        tiles.append(resize(canvases[key][:, top:bottom, left:right], *tile.size).contiguous())
+        pixels = canvases[key][:, top:bottom, left:right]
+        tiles.append((pixels if tile.scaled is None else resize(pixels, *tile.scaled)).contiguous())
     return tiles
 
 

@@ -24,7 +24,7 @@ from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import KINDS
-from qformer.types import Plan, Tile, UsageError
+from qformer.types import Plan, Tile, UsageError, VisualTokens
 from tests.model.test_questions import build
 from tests.tiny_stage1 import QUERIES, Views, tiny_model
 from tests.workspace import make_workspace
@@ -267,6 +267,16 @@ def test_patches_of_tiles_lie_where_the_picture_has_them() -> None:
     torch.testing.assert_close(heat, expected)
     box = look.query_maps(model, picture()).box
     assert box == (0, -0.5, 0.5, 1.5)
+
+
+def test_all_tokens_of_a_patch_count_for_it() -> None:
+    model = _with(tiny_model().eval(), Tall())
+    visual = model.frontend(model.frontend.tiles([picture()]))
+    twice = VisualTokens([torch.zeros(1 + 12, 1)], visual.grids, 1, visual.plans, per_patch=2)
+    scores = torch.zeros(13)
+    scores[1 + 2 * 3], scores[1 + 2 * 3 + 1] = 1, 2  # row 1, column 1
+    scores[1] = 1
+    assert look.on_picture(twice, scores).tolist() == [[0.25, 0], [0, 0.75], [0, 0]]
 
 
 def test_overview_and_slices_share_one_grid() -> None:

@@ -190,11 +190,11 @@ def test_build_takes_a_strategy_from_outside(monkeypatch):
 
 def test_a_canvas_is_filled_and_a_crop_is_scaled_at_last():
     image = torch.full((3, 10, 20), 200, dtype=torch.uint8)
-    tile = Tile((20, 10), (20, 20), (0, 5), (0, 0, 20, 20), scaled=(8, 8), fill=(1, 2, 3))
+    tile = Tile((20, 10), (20, 20), (0, 5), (0, 0, 20, 20), scaled=(16, 16), fill=(1, 2, 3))
     (pixels,) = cut(image, plan_of(tile))
-    assert pixels.shape == (3, 8, 8)
+    assert pixels.shape == (3, 16, 16)
     assert pixels[:, 0, 0].tolist() == [1, 2, 3]
-    assert pixels[:, 4, 4].tolist() == [200] * 3
+    assert pixels[:, 8, 8].tolist() == [200] * 3
     (fractions,) = cut(image / 255, plan_of(tile))
     torch.testing.assert_close(fractions * 255, pixels.float(), atol=1.0, rtol=0)
     plain, filled = cut(image, plan_of(Tile(*(getattr(tile, n) for n in ("content", "canvas", "offset", "box"))), tile))
