@@ -224,26 +224,23 @@ class Part:
                     name = os.path.relpath(os.path.abspath(image), self.output.resolve())
                 file.write(json.dumps({"image": name} | _described(record)) + "\n")
                 yield record, None
-            _sync(file)
 
     def _write_tar(
         self, path: Path, source: Source, samples: list[Any]
     ) -> Iterator[tuple[dict[str, Any], BadSample | None]]:
         """Write each image unchanged, with its captions as JSON and the best one as text."""
-        with path.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w") as tar:
-                for record in self.records:
-                    try:
-                        data, suffix = _encoded(source[samples[record["place"]]].image)
-                    except BadSample as bad:
-                        yield record, bad
-                        continue
-                    described, name = _described(record), f"{self.number:05d}-{record['place']:05d}"
-                    add_member(tar, f"{name}.{suffix}", data)
-                    add_member(tar, f"{name}.json", json.dumps(described).encode())
-                    add_member(tar, f"{name}.txt", described["captions"][0].encode())
-                    yield record, None
-            _sync(file)
+        with path.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for record in self.records:
+                try:
+                    data, suffix = _encoded(source[samples[record["place"]]].image)
+                except BadSample as bad:
+                    yield record, bad
+                    continue
+                described, name = _described(record), f"{self.number:05d}-{record['place']:05d}"
+                add_member(tar, f"{name}.{suffix}", data)
+                add_member(tar, f"{name}.json", json.dumps(described).encode())
+                add_member(tar, f"{name}.txt", described["captions"][0].encode())
+                yield record, None
 
 
 def recall(output: Path) -> dict[str, dict[str, Any]]:
@@ -321,8 +318,3 @@ def _encoded(image: bytes | Path | np.ndarray) -> tuple[bytes, str]:
         return stream.getvalue(), "png"
     data = image if isinstance(image, bytes) else read_file(image)
     return data, FORMATS[read_head(data)[0]][0][1:]
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -28,9 +28,9 @@ from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.loader import Batches
 from qformer.data.texts import cleaned
+from qformer.files import records
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
-from qformer.stages.capfilt import files as filtered
 from qformer.stages.capfilt import run as module
 from qformer.stages.capfilt.run import Settings, capfilt, draw
 from qformer.types import UsageError
@@ -339,15 +339,13 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(
     models: Models, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capfilt(settings(photos), tmp_path / "whole")
-    synced = []
 
-    def full(number: int) -> None:
-        synced.append(number)
-        if len(synced) == 2:
+    def full(path: Path) -> None:
+        if path.name == "captions-00001.jsonl.partial":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(filtered.os, "fsync", full)
+        patch.setattr(records, "flush", full)
         with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\); what is done is kept"):
             capfilt(settings(photos), tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").glob("captions-*.jsonl")] == ["captions-00000.jsonl"]
