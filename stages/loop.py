@@ -253,7 +253,7 @@ def _take(run: Run, stream: Any) -> Batch:
     try:
         run.skipped.add(loaded)
     except OSError as error:
-        console.print(f"step {run.step}: could not write the list of skipped samples ({error})")
+        console.print(f"step {run.step}: the list of skipped samples could not be written ({error})")
     return loaded.batch
 
 

@@ -176,7 +176,7 @@ def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]
     try:
         pictures.curves(run.folder, run.config)
     except (OSError, UsageError) as error:
-        console.print(f"could not draw the curves ({error})", soft_wrap=True)
+        console.print(f"the curves could not be drawn ({error})", soft_wrap=True)
     return None
 
 

@@ -52,7 +52,7 @@ def write_record(run: Run, record: dict[str, float], kind: str) -> None:
         named = {f"{kind}/{name}": value for name, value in record.items() if name != "step"}
         run.accelerator.log(named, step=run.step)
     except OSError as error:  # a full disk may have space again by the next checkpoint
-        console.print(f"step {run.step}: could not write its losses ({error})")
+        console.print(f"step {run.step}: its losses could not be written ({error})")
 
 
 def is_due(interval: int, step: int) -> bool:
