@@ -104,8 +104,8 @@ class Connector(nn.Module):
         """
         tiles, rows = iter(self._project_all(visual)), []
         for plan in visual.plans:
-            parts = plan.parts or (plan,)
-            rows.append(torch.cat([self.sequence([next(tiles) for _ in part.tiles], part) for part in parts]))
+            parts = [self.sequence([next(tiles) for _ in part.tiles], part) for part in plan.parts or (plan,)]
+            rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
         embeds = pad_sequence(rows, batch_first=True)  # (B, M, L)
         lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
         prefix = Prefix(embeds, torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None])
