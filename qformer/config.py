@@ -74,23 +74,23 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(
             f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder"
         )
-    if _holds_more(values, LARGEST):
+    if _exceeds(values, LARGEST):
         raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
-        _apply(values, override)
-    return parse_config(_at_home(values))
+        _apply_override(values, override)
+    return parse_config(_expand_home(values))
 
 
-def _at_home(values: Any) -> Any:
+def _expand_home(values: Any) -> Any:
     """Plain data in which `~/photos` is the folder of that name at the user's home, as a shell would have it."""
     if isinstance(values, dict):
-        return {key: _at_home(value) for key, value in values.items()}
+        return {key: _expand_home(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [_at_home(value) for value in values]
+        return [_expand_home(value) for value in values]
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
 
 
-def _holds_more(values: Any, limit: int) -> bool:
+def _exceeds(values: Any, limit: int) -> bool:
     """Whether plain data are more than so many values; of YAML a few aliases of aliases can be billions."""
     left, count = [values], 0
     while left and count <= limit:
@@ -138,12 +138,12 @@ def parse_config(values: dict[str, Any]) -> Config:
         unknown = [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
         if unknown:  # told first: a misspelt key is also missing
             *parents, key = [str(part) for part in unknown[0]]
-            known = lookup.nearest(key, _section(parents).model_fields)
+            known = lookup.nearest(key, _find_section(parents).model_fields)
             raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
         raise UsageError(lookup.explain(error, values)) from error
 
 
-def _section(parents: list[str]) -> type[BaseModel]:
+def _find_section(parents: list[str]) -> type[BaseModel]:
     """The schema class that holds the keys below `parents`."""
     section: type[BaseModel] = Config
     for name in parents:
@@ -152,7 +152,7 @@ def _section(parents: list[str]) -> type[BaseModel]:
     return section
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     """Set one `key.sub=value`; the value is read as YAML, so `[0.5, 1]` is a list and `null` is None."""
     key, equals, text = override.partition("=")
     if not equals or not key:

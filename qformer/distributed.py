@@ -143,21 +143,21 @@ def largest(*numbers: int, device: torch.device) -> list[int]:
     return values.tolist()
 
 
-def gather_objects(thing: Any) -> list[Any]:
+def gather_objects(item: Any) -> list[Any]:
     """What every process has, in the order of ranks; small things only."""
     if world() == 1:
-        return [thing]
+        return [item]
     found: list[Any] = [None] * world()
-    dist.all_gather_object(found, thing, group=_group())
+    dist.all_gather_object(found, item, group=_group())
     return found
 
 
-def collect_objects(thing: Any) -> list[Any]:
+def collect_objects(item: Any) -> list[Any]:
     """What every process has, in the order of ranks, for the first process; nothing for the others."""
     if world() == 1:
-        return [thing]
+        return [item]
     found: list[Any] = [None] * world() if rank() == 0 else []
-    dist.gather_object(thing, found or None, dst=0, group=_group())
+    dist.gather_object(item, found or None, dst=0, group=_group())
     return found
 
 
@@ -176,13 +176,13 @@ class Vote:
     def __init__(self) -> None:
         # Between the CPUs: reading the answer of a GPU would wait for all that it has still to compute.
         self._group = dist.new_group(backend="gloo") if world() > 1 else None
-        self._said: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, yes: bool) -> bool:
         if self._group is None:
             return yes
-        before, said = self._said, torch.tensor(int(yes))
-        self._said = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        before, vote = self._pending, torch.tensor(int(yes))
+        self._pending = vote, dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         if before is None:
             return False
         before[1].wait()

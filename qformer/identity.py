@@ -51,7 +51,7 @@ def of_path(path: str | os.PathLike[str]) -> str:
     given = os.fspath(path)
     folder, name = os.path.split(given)
     try:
-        folder = _resolved(folder if os.path.isabs(folder) else os.path.join(os.getcwd(), folder))
+        folder = _resolve(folder if os.path.isabs(folder) else os.path.join(os.getcwd(), folder))
         whole = os.path.join(folder, name)
         if name in ("", ".", "..") or os.path.islink(whole):
             whole = os.path.realpath(whole)
@@ -61,7 +61,7 @@ def of_path(path: str | os.PathLike[str]) -> str:
 
 
 @lru_cache(maxsize=FOLDERS)
-def _resolved(folder: str) -> str:
+def _resolve(folder: str) -> str:
     return os.path.realpath(folder)
 
 

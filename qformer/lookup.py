@@ -106,9 +106,9 @@ def check(
     for key, given in options.items():
         if key not in fields:
             raise UsageError(f"{what}.{key} is not an option of '{name}': {nearest(key, fields)}")
-        if fields[key].default != "" and any(isinstance(text, str) and not text.strip() for text in _all(given)):
+        if fields[key].default != "" and any(isinstance(text, str) and not text.strip() for text in _as_list(given)):
             raise UsageError(f"{what}.{key} is empty; give a value, or leave the key out")
-    settings = {"__module__": target.__module__, "__post_init__": _nothing, "__pydantic_config__": FINITE}
+    settings = {"__module__": target.__module__, "__post_init__": _skip_post_init, "__pydantic_config__": FINITE}
     unopened = type(target.__name__, (target,), settings)
     try:
         values: Any = TypeAdapter(unopened).validate_python(dict(options))
@@ -135,11 +135,11 @@ def refuse_empty(given: str) -> str:
     return given
 
 
-def _nothing(self: Any, *_given: Any) -> None:
+def _skip_post_init(self: Any, *_given: Any) -> None:
     """In place of `__post_init__`, which may open files."""
 
 
-def _all(given: Any) -> list[Any]:
+def _as_list(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
@@ -172,7 +172,7 @@ def explain(error: ValidationError, given: Any, where: str = "") -> str:
     """
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] != "missing"), faults[0])
-    path = ".".join([where, *_keys(first["loc"], given)]).strip(".")
+    path = ".".join([where, *_data_keys(first["loc"], given)]).strip(".")
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":
@@ -182,7 +182,7 @@ def explain(error: ValidationError, given: Any, where: str = "") -> str:
     return f"{path}: {message}, but got {first['input']!r}"
 
 
-def _keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
+def _data_keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
     """Of pydantic's path what is in the data: between keys and numbers stand kinds of a union, such as `list[str]`."""
     for part in path:
         is_key = isinstance(given, Mapping) and part in given

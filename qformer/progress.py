@@ -35,7 +35,7 @@ class Bar(Progress):
         console = console or get_console()
         self.fields = fields
         self._writes = not disable and not console.is_terminal
-        self._began = self._told = time.monotonic()
+        self._began = self._last_line = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(
@@ -49,21 +49,21 @@ class Bar(Progress):
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        if self._writes and time.monotonic() - self._told >= MINUTE:
+        if self._writes and time.monotonic() - self._last_line >= MINUTE:
             self._write()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        if self._writes and time.monotonic() - self._told >= MINUTE:
+        if self._writes and time.monotonic() - self._last_line >= MINUTE:
             self._write()
 
     def stop(self) -> None:
         super().stop()
-        if self._told > self._began:
+        if self._last_line > self._began:
             self._write()
 
     def _write(self) -> None:
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         for task in self.tasks:
             self.console.print(self._line(task), markup=False, highlight=False, soft_wrap=True)
 
@@ -71,7 +71,7 @@ class Bar(Progress):
         total = "" if task.total is None else f" of {int(task.total):,}"
         parts = [f"{int(task.completed):,}{total}", f"{_rounded(task.elapsed)} passed"]
         parts += [] if task.time_remaining is None else [f"{_rounded(task.time_remaining)} left"]
-        parts += [told for field in self.fields if (told := field.format(task=task).strip())]
+        parts += [text for field in self.fields if (text := field.format(task=task).strip())]
         return f"{task.description}: {', '.join(parts)}"
 
 

@@ -89,7 +89,7 @@ class Coco(Annotated):
                 entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
                 own = by_id[str(number)] = []
-                entries.append((name, own, _numbered(record, "id")))
+                entries.append((name, own, _image_facts(record, "id")))
         known = list(by_id)
         for record in annotations or []:
             number = plain_id(_get(record, "image_id"))  # 42 and "42" are one image: files mix them
@@ -128,10 +128,10 @@ class Karpathy(Annotated):
             if values and all(_get(r, "question") for r in values):
                 raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
             values = [r for r in values if not marked or self.split in (None, _get(r, "split"))]
-            return _grouped(
-                [(_get(r, "image"), strings(_get(r, "caption")), _numbered(r, "image_id", "img_id")) for r in values]
+            return _group(
+                [(_get(r, "image"), strings(_get(r, "caption")), _image_facts(r, "image_id", "img_id")) for r in values]
             )
-        found = _lists(values, "images")
+        found = _get_lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
         if "annotations" in values:
@@ -147,8 +147,8 @@ class Karpathy(Annotated):
                 sentences = _get(record, "sentences")
                 raw = [_get(one, "raw") for one in sentences] if isinstance(sentences, list) else []
                 whole = f"{folder}/{name}" if isinstance(folder, str) and isinstance(name, str) else name
-                rows.append((whole, strings(raw), _numbered(record, "cocoid")))
-        return _grouped(rows)
+                rows.append((whole, strings(raw), _image_facts(record, "cocoid")))
+        return _group(rows)
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,13 @@ class VisualGenome(Annotated):
             regions, number = _get(record, "regions"), _get(record, "id")
             phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
             rows.append(
-                (f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases), _numbered(record, "id"))
+                (
+                    f"{number}.jpg" if isinstance(number, int | str) else None,
+                    strings(phrases),
+                    _image_facts(record, "id"),
+                )
             )
-        return _grouped(rows)
+        return _group(rows)
 
     def file(self, name: str) -> Path:
         places = [Path(self.images) / folder / name for folder in ("VG_100K", "VG_100K_2", ".")]
@@ -184,13 +188,13 @@ def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _lists(values: Any, *keys: str) -> list[list[Any]] | None:
+def _get_lists(values: Any, *keys: str) -> list[list[Any]] | None:
     """These fields of an object, if all are lists."""
     found = [_get(values, key) for key in keys]
     return found if all(isinstance(value, list) for value in found) else None
 
 
-def _numbered(record: Any, *names: str) -> Facts:
+def _image_facts(record: Any, *names: str) -> Facts:
     """The id of an image, by the first of these names that has one (NoCaps' lists say `img_id`), and its domain."""
     number = next((known for name in names if (known := plain_id(_get(record, name))) is not None), None)
     domain = _get(record, "domain")
@@ -198,7 +202,7 @@ def _numbered(record: Any, *names: str) -> Facts:
     return facts | ({"domain": domain} if isinstance(domain, str) else {})
 
 
-def _grouped(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:
+def _group(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:
     """One entry per image: rows of the same file are captions of the same image."""
     entries: list[Entry] = []
     by_name: dict[str, list[str]] = {}

@@ -25,10 +25,10 @@ def pairs(words: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: something else.
     """
-    return dict(map(_pair, words))
+    return dict(map(_parse_pair, words))
 
 
-def _pair(text: str) -> tuple[str, object]:
+def _parse_pair(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     try:
         read = yaml.safe_load(value)

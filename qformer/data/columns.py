@@ -38,15 +38,18 @@ BASE64 = re.compile(r"[A-Za-z0-9+/]{54,}={0,2}")  # no picture is shorter
 STARTS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")  # of pictures that are read, in base64
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a record; those that are None have their usual ones.
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """Options shared by all sources of records: names of columns, where None means the usual name.
 
     Attributes:
         image: the picture, or a pattern of columns, such as `{split}/{image_id:012}.jpg`.
-        caption: a text or several. question: a text. answers: a text or several, a number, or the right choice.
-        choices: a column with all of them, or one column for each.
-        statement: a sentence that is true or not.
+        caption: one text or several.
+        question: a text.
+        answers: one text or several, a number, or the right choice.
+        choices: one column with all choices, or a list with one column for each choice.
+        statement: a sentence that is true or false.
+        id: equal values mark the same image; without it, images are the same if their files or bytes are.
     """
 
     image: str | None = None
@@ -55,38 +58,45 @@ class Columns:
     answers: str | None = None
     choices: str | list[str] | None = None
     statement: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(ColumnOptions):
+    """Columns of a record, and the reading of pictures and texts from them."""
 
     @staticmethod
-    def of(source: Any) -> Columns:
-        """Those that the options of a source name."""
-        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(Columns)})
+    def of(source: ColumnOptions) -> Columns:
+        """Take the column names from the options of a source."""
+        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(ColumnOptions)})
 
     def needed(self) -> list[str]:
-        """The names that have to be among the columns."""
+        """List the columns that the user named and that must exist."""
         patterns = FIELD.findall(self.image or "")
         image = [name for name, _ in patterns] if patterns else [self.image]
         choices = self.choices if isinstance(self.choices, list) else [self.choices]
-        named = [*image, self.caption, self.question, self.answers, *choices, self.statement]
+        named = [*image, self.caption, self.question, self.answers, *choices, self.statement, self.id]
         return [name for name in named if name is not None]
 
     def among(self, names: Collection[str]) -> Columns:
-        """The columns of a record with these names: `text` is what is asked where there is a `question_id`."""
-        caption = self.caption or _first(CAPTIONS, names)
+        """Find the columns of a record with these column names; `text` is a question if there is a `question_id`."""
+        caption = self.caption or _find_first(CAPTIONS, names)
         question = self.question
         if question is None and self.caption is None:
-            question = _first(("question",), names)
+            question = _find_first(("question",), names)
             if question is None and caption is None and "text" in names and "question_id" in names:
                 question = "text"
         if caption is None and question is None:
-            caption = _first(("text",), names)
-        image = self.image or _first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
+            caption = _find_first(("text",), names)
+        image = self.image or _find_first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
         return Columns(
             image=image,
             caption=caption,
             question=question,
-            answers=self.answers or _first(ANSWERS, names),
-            choices=self.choices or _first(CHOICES, names) or _letters(names),
+            answers=self.answers or _find_first(ANSWERS, names),
+            choices=self.choices or _find_first(CHOICES, names) or _find_letters(names),
             statement=self.statement,
+            id=self.id,
         )
 
     def picture(self, record: dict[str, Any], folder: Path) -> bytes | Path | None:
@@ -95,7 +105,7 @@ class Columns:
         Pictures may be written in base64.
         """
         if FIELD.search(self.image or ""):
-            value: Any = self._filled(record)
+            value: Any = self._fill_pattern(record)
         else:
             value = record.get(self.image or "")
         if isinstance(value, list) and len(value) == 1:
@@ -103,10 +113,10 @@ class Columns:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return _decoded(value) or (folder / value if value.strip() else None)
+            return _decode_base64(value) or (folder / value if value.strip() else None)
         return value if isinstance(value, bytes) and value else None
 
-    def _filled(self, record: dict[str, Any]) -> str | None:
+    def _fill_pattern(self, record: dict[str, Any]) -> str | None:
         """The pattern of the picture's name with a record's values; None where one is no text and no number."""
         values = {name: written(record.get(name)) for name, _ in FIELD.findall(self.image or "")}
         if not all(values.values()):
@@ -118,7 +128,7 @@ class Columns:
 
         Where there are choices, an answer that is a number or a letter becomes the choice that it means.
         """
-        choices = self._choices(record)
+        choices = self._read_choices(record)
         said = record.get(self.answers or "label")
         answers = strings(said, numbers=True)
         if choices and not isinstance(said, list | dict):
@@ -129,7 +139,7 @@ class Columns:
                 answers = []  # of a choice that is not there, such as -1, which stands for a secret
         elif self.answers is None and not isinstance(said, str):
             answers = []  # the number of a class that nothing names
-        facts = {name: value for name, value in record.items() if not _binary(value)}
+        facts = {name: value for name, value in record.items() if not _holds_picture(value)}
         number = next((facts[name] for name in QUESTION_IDS if facts.get(name) is not None), None)
         if self.question is not None and number is not None:
             facts["question_id"] = number
@@ -149,12 +159,12 @@ class Columns:
             "facts": facts,
         }
 
-    def _choices(self, record: dict[str, Any]) -> list[str]:
+    def _read_choices(self, record: dict[str, Any]) -> list[str]:
         """Where each has its own column, the last ones may be empty; without the one before none of them counts."""
         if not isinstance(self.choices, list):
             held = record.get(self.choices or "")
-            if isinstance(held, dict) and (letters := _letters(held)):  # in tables the last ones are None
-                return Columns(choices=letters)._choices(held)
+            if isinstance(held, dict) and (letters := _find_letters(held)):  # in tables the last ones are None
+                return Columns(choices=letters)._read_choices(held)
             texts = strings(held, numbers=True)
             whole = all(map(str.strip, texts)) and (not isinstance(held, list) or len(texts) == len(held))
             return texts if whole else []  # else they would move up
@@ -170,11 +180,11 @@ def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[b
     Args:
         named: the columns that the user names. folder: that paths of pictures are relative to.
     """
-    columns = named.among([name for name, value in record.items() if _holds(name, value)])
+    columns = named.among([name for name, value in record.items() if _is_filled(name, value)])
     return columns.picture(record, folder), columns.texts(record)
 
 
-def _holds(name: str, value: Any) -> bool:
+def _is_filled(name: str, value: Any) -> bool:
     """Whether a cell is filled, so that another column of the same meaning is not looked at."""
     return bool(strings(value)) if name in CAPTIONS else value is not None and value != []
 
@@ -182,11 +192,11 @@ def _holds(name: str, value: Any) -> bool:
 def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
     """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
     known = None if column is None else plain_id(record.get(column))
-    return None if known is None else f"{_whole(str(space))}/{known}"
+    return None if known is None else f"{_name_space(str(space))}/{known}"
 
 
 @lru_cache(maxsize=256)
-def _whole(space: str) -> str:
+def _name_space(space: str) -> str:
     """Of data in a file or folder its path, however that is spelled: a mixture may name it twice."""
     return of_path(space) if os.path.exists(space) else space
 
@@ -224,10 +234,12 @@ def strings(value: Any, numbers: bool = False) -> list[str]:
             answers each counts a tenth.
     """
     if isinstance(value, str) and LISTED.fullmatch(value.strip()) and not GLUED.search(value):
-        value = _literal(value.strip())
+        value = _parse_list(value.strip())
     if isinstance(value, dict):
-        value = _within(value)
-    texts = [_within(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+        value = _find_text(value)
+    texts = [
+        _find_text(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])
+    ]
     texts = [decode_text(one) if isinstance(one, bytes) else one for one in texts]
     if numbers:
         texts = [one if isinstance(one, str) else written(one) or None for one in texts]
@@ -249,21 +261,21 @@ def columns_of(record: Any) -> str:
     return f"its columns are {names[:300]}" if names else "it has no columns"
 
 
-def _first(wanted: Iterable[str], names: Collection[str]) -> str | None:
+def _find_first(wanted: Iterable[str], names: Collection[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _letters(names: Collection[str]) -> list[str] | None:
+def _find_letters(names: Collection[str]) -> list[str] | None:
     """A, B and so on, without a gap, where names are these."""
     found = [letter for letter in LETTERS if letter in names]
     return found if len(found) > 1 and "".join(found) == LETTERS[: len(found)] else None
 
 
-def _within(held: dict[str, Any]) -> Any:
+def _find_text(held: dict[str, Any]) -> Any:
     return next((held[key] for key in WITHIN if held.get(key) is not None), None)
 
 
-def _literal(text: str) -> Any:
+def _parse_list(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -271,7 +283,7 @@ def _literal(text: str) -> Any:
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else text
 
 
-def _decoded(text: str) -> bytes | None:
+def _decode_base64(text: str) -> bytes | None:
     """What a text is in base64, also behind `data:image/png;base64,`; None for one that can be a path."""
     bare = text.partition(";base64,")[2] if text.startswith("data:") else text
     bare = bare.strip().replace("\r", "").replace("\n", "")
@@ -283,10 +295,10 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def _binary(value: Any) -> bool:
+def _holds_picture(value: Any) -> bool:
     """Whether a cell holds a picture, which is not kept with what is known of it."""
     if isinstance(value, list):
-        return any(map(_binary, value))
+        return any(map(_holds_picture, value))
     if isinstance(value, dict):
         value = value.get("bytes")
-    return isinstance(value, bytes) or (isinstance(value, str) and _decoded(value) is not None)
+    return isinstance(value, bytes) or (isinstance(value, str) and _decode_base64(value) is not None)

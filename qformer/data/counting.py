@@ -19,11 +19,11 @@ def count(name: str, options: dict[str, Any], where: str = "data.train") -> tupl
     options = {key: value for key, value in options.items() if key not in ("cache", "prompt")}
     try:
         if name == "mix":
-            return _mix(options, where)
+            return _count_mix(options, where)
         if name == "webdataset":
-            return _shards(options, where)
+            return _count_shards(options, where)
         if name == "datasets":
-            return _rows(options, where)
+            return _count_rows(options, where)
         if name in sources.SOURCES:
             return len(sources.build(name, **options)), []
     except UsageError as error:
@@ -31,20 +31,20 @@ def count(name: str, options: dict[str, Any], where: str = "data.train") -> tupl
     return None, [f"{where} is not counted: '{name}' is a class of your own"]
 
 
-def _mix(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
+def _count_mix(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
     total: int | None = 0
     notes = []
     for number, entry in enumerate(options.get("sources") or []):
         if not isinstance(entry, dict):
             raise UsageError(f"sources.{number} is {entry!r}; give a source with its name and options")
         rest = {key: value for key, value in entry.items() if key not in ("name", "weight")}
-        found, said = count(str(entry.get("name")), rest, f"{where}.sources.{number}")
+        found, found_notes = count(str(entry.get("name")), rest, f"{where}.sources.{number}")
         total = None if found is None or total is None else total + found
-        notes += said
+        notes += found_notes
     return total, notes
 
 
-def _shards(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
+def _count_shards(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
     path = options.get("path", "")
     patterns = [path] if isinstance(path, str) else path
     far = next((p for p in patterns if p.startswith(PIPE) or (REMOTE.match(p) and not p.startswith("file:"))), None)
@@ -60,7 +60,7 @@ def _shards(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]
     return round(mean * len(names)), [f"{where}: {OPENED} of {len(names)} shards were counted, and taken for all"]
 
 
-def _rows(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
+def _count_rows(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
     path, split = options.get("path", ""), str(options.get("split") or "train")
     if isinstance(path, str) and any((Path(path) / name).is_file() for name in SAVED_IN):
         return len(sources.build("datasets", **(options | {"streaming": False}))), []

@@ -56,18 +56,20 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
     with path.open("rb") as file:
         first = next((line for line in file if line.strip(BLANK)), b"").strip(BLANK)
         more = any(line.strip(BLANK) for line in file)
-    if not first.startswith((b"[", b"{")) or (more and first.startswith(b"{") and first != b"{" and _json(first)):
+    if not first.startswith((b"[", b"{")) or (more and first.startswith(b"{") and first != b"{" and _parse_json(first)):
         return None
-    values = _json(path.read_bytes())
+    values = _parse_json(path.read_bytes())
     if isinstance(values, dict) and "image" not in values:
-        held = next((key for key in ("data", "questions", "images", "annotations") if _records(values, key)), None)
+        held = next(
+            (key for key in ("data", "questions", "images", "annotations") if _holds_records(values, key)), None
+        )
         if held == "images" or (held == "annotations" and "caption" not in values[held][0]):
-            raise _other(path, values)
+            raise _wrong_source_error(path, values)
         if held is not None:
             values = values[held]
         elif values and all(isinstance(record, dict) for record in values.values()):
             values = [{"question_id": number} | record for number, record in values.items()]
-    if values is None and first.startswith(b"[") and _json(first) is None:
+    if values is None and first.startswith(b"[") and _parse_json(first) is None:
         raise UsageError(f"'{path}' begins as a JSON list and is none; it may be cut off: get it anew")
     if not isinstance(values, list):
         return None
@@ -76,20 +78,20 @@ def read_document(path: Path, named: bool = False) -> list[Any] | None:
     return values
 
 
-def _json(data: bytes) -> Any:
+def _parse_json(data: bytes) -> Any:
     try:
         return json.loads(decode_text(data))
     except NOT_JSON:
         return None
 
 
-def _records(values: dict[str, Any], key: str) -> bool:
+def _holds_records(values: dict[str, Any], key: str) -> bool:
     found = values.get(key)
     return isinstance(found, list) and bool(found) and all(isinstance(record, dict) for record in found)
 
 
-def _other(path: Path, values: dict[str, Any]) -> UsageError:
-    if not _records(values, "images"):
+def _wrong_source_error(path: Path, values: dict[str, Any]) -> UsageError:
+    if not _holds_records(values, "images"):
         return UsageError(f"'{path}' has answers alone; read the questions by name: vqa, with this as data.annotations")
     name = "karpathy" if "sentences" in values["images"][0] else "coco"
     return UsageError(f"'{path}' is an annotation file of the form of {name}; read it by name: {name}")
@@ -105,6 +107,6 @@ def _refuse_others(path: Path, record: dict[str, Any]) -> None:
     elif "question" in record and isinstance(record.get("image_id"), int):
         name = "aokvqa" if "choices" in record else "vqa"
     elif "answers" in record and "image_id" in record and not record.keys() & {"question", "text", "image"}:
-        raise _other(path, {})
+        raise _wrong_source_error(path, {})
     if name is not None and "image" not in record:
         raise UsageError(f"'{path}' is of the form of {name}; read it by name: {name}")

@@ -209,7 +209,7 @@ class FeatureStore:
     folder: Path
     about: dict[str, Any]
     _open: OrderedDict[int, Shard] = field(default_factory=OrderedDict)
-    _there: set[int] = field(default_factory=set)
+    _present: set[int] = field(default_factory=set)
     _same: set[int] = field(default_factory=set)  # samples whose files were read, and have other times alone
     _sound: Any = None
 
@@ -226,9 +226,9 @@ class FeatureStore:
         try:
             about = read_object(folder / MANIFEST, Manifest)
         except UsageError as error:
-            raise _damaged(error) from error
+            raise _damaged_store_error(error) from error
         if soundness.checks() and not soundness.seal_holds(about):
-            raise _damaged(f"'{folder / MANIFEST}' is not as it was written: its checksum is another")
+            raise _damaged_store_error(f"'{folder / MANIFEST}' is not as it was written: its checksum is another")
         return cls(folder, about)
 
     def check(self, made: dict[str, dict[str, Any]]) -> None:
@@ -270,9 +270,9 @@ class FeatureStore:
 
     def has(self, shard: int) -> bool:
         """Whether a shard is there and not cut off."""
-        if shard not in self._there and _whole(self.path(shard)):
-            self._there.add(shard)
-        return shard in self._there
+        if shard not in self._present and _is_whole(self.path(shard)):
+            self._present.add(shard)
+        return shard in self._present
 
     def read(self, number: int, crop: int, sample: Sample, strategy: ResolutionStrategy) -> Tiles:
         """The tokens of a crop of sample `number`, which the source gives as `sample`.
@@ -293,11 +293,13 @@ class FeatureStore:
         self._check(number, sample, opened.files[place])
         if bad:
             raise BadSample(*opened.faults[str(place)])
-        view = place * self.crops + crop
-        width, height = opened.sizes[view]
-        plan, tokens = strategy.plan(width, height), opened.read(view)
+        row = place * self.crops + crop
+        width, height = opened.sizes[row]
+        plan, tokens = strategy.plan(width, height), opened.read(row)
         if len(plan.tiles) != len(tokens):
-            raise self._unsound(shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}")
+            raise self._damaged_shard_error(
+                shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}"
+            )
         return Tiles([], [plan], tokens)
 
     def _check(self, number: int, sample: Sample, file: list[int]) -> None:
@@ -334,12 +336,12 @@ class FeatureStore:
         try:
             opened = Shard.open(self.path(shard), verify)
         except Unsound as error:
-            raise self._unsound(shard, error) from error
-        if fault := self._misfit(opened, len(self.numbers(shard))):
-            raise self._unsound(shard, fault)
+            raise self._damaged_shard_error(shard, error) from error
+        if fault := self._find_mismatch(opened, len(self.numbers(shard))):
+            raise self._damaged_shard_error(shard, fault)
         return opened
 
-    def _misfit(self, shard: Shard, samples: int) -> str:
+    def _find_mismatch(self, shard: Shard, samples: int) -> str:
         """What of a shard does not go with `store.json`."""
         made = self.about["made"]["data"]
         packing, width = made.get("dtype"), self.about["encoder"]["width"]
@@ -351,17 +353,17 @@ class FeatureStore:
             return f"its rows are {rows.get_dtype()} of {rows.get_shape()[1]} instead of {columns[1]} of {columns[0]}"
         return ""
 
-    def _unsound(self, shard: int, what: object) -> UsageError:
+    def _damaged_shard_error(self, shard: int, what: object) -> UsageError:
         return UsageError(
             f"'{self.path(shard)}' is missing or damaged ({what}); remove it, and the same command fills it again"
         )
 
 
-def _damaged(what: object) -> UsageError:
+def _damaged_store_error(what: object) -> UsageError:
     return UsageError(f"the store of features is damaged ({what}); remove the folder, or give data.features another")
 
 
-def _whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
         safe_open(path, "pt")  # compares the size of the file with what stands in it
     except (SafetensorError, OSError):

@@ -47,9 +47,9 @@ def expand(patterns: str | list[str]) -> list[str]:
     """
     names = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in _written_out(pattern.removeprefix("file://").removeprefix("file:")):
-            _judge(name)
-            names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
+        for name in _expand_braces(pattern.removeprefix("file://").removeprefix("file:")):
+            _check_trust(name)
+            names += _list_matches(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
     if names and all(os.path.isdir(name) for name in names):
         raise UsageError(f"'{names[0]}' is a folder; name the tars in it, such as '{names[0].rstrip('/')}/*.tar'")
     if not any(fetcher(name) is not None or Path(name).exists() for name in names):
@@ -66,11 +66,11 @@ def expand_local(patterns: str | list[str]) -> list[str]:
         UsageError: one that is not there; or (`Untrusted`) an address that somebody else's file names.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
-    wanted = [name for pattern in names for name in _written_out(pattern)]
+    wanted = [name for pattern in names for name in _expand_braces(pattern)]
     for name in wanted:
         if REMOTE.match(name) or CHAIN in name:
             trust.judge(name, trust.CALLED)
-    files = [file for name in wanted for file in (_listed(name) if MAGIC.search(name) else [name])]
+    files = [file for name in wanted for file in (_list_matches(name) if MAGIC.search(name) else [name])]
     missing = next((file for file in files if not REMOTE.match(file) and not Path(file).is_file()), None)
     if missing is not None and Path(missing).is_dir():
         raise UsageError(f"'{missing}' is a folder; data.path must name files, such as '{missing}/*.json'")
@@ -79,7 +79,7 @@ def expand_local(patterns: str | list[str]) -> list[str]:
     return files
 
 
-def _written_out(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> list[str]:
     """As `braces`, but for a file that is called so."""
     own = not pattern.startswith(PIPE) and not REMOTE.match(pattern) and os.path.exists(pattern)
     return [pattern] if own else braces(pattern)
@@ -106,7 +106,7 @@ def braces(pattern: str) -> list[str]:
     return list(found_all)
 
 
-def _judge(name: str) -> None:
+def _check_trust(name: str) -> None:
     """Once braces are written out, for they can hide anything, and before anything is listed."""
     if name.startswith(PIPE):
         trust.judge(name, trust.COMMANDED)
@@ -114,9 +114,9 @@ def _judge(name: str) -> None:
         trust.judge(name, trust.CALLED)
 
 
-def _listed(pattern: str) -> list[str]:
+def _list_matches(pattern: str) -> list[str]:
     if not REMOTE.match(pattern):
-        found = sorted(glob.glob(_literal(pattern), recursive=True))
+        found = sorted(glob.glob(_escape_existing(pattern), recursive=True))
         return [f"./{name}" if name.startswith(PIPE) else name for name in found]  # a file of that name is no command
     if pattern.startswith(("http://", "https://")):  # where * cannot be listed and ? belongs to a query
         if "*" in pattern:
@@ -126,7 +126,7 @@ def _listed(pattern: str) -> list[str]:
     return sorted(files.unstrip_protocol(name) for name in files.glob(path))
 
 
-def _literal(pattern: str) -> str:
+def _escape_existing(pattern: str) -> str:
     """The pattern without what its signs say where a folder or file is called so, as `photos [2024]` may be."""
     parts = pattern.split("/")
     there = takewhile(lambda count: os.path.exists("/".join(parts[:count]) or "/"), range(1, len(parts) + 1))

@@ -60,8 +60,8 @@ class Listing:
         endings = Counter(file.suffix.lower() for file in self.unread)
         heic = ", or install pillow-heif" if HEIC & endings.keys() else ""
         told = {
-            f"formats that are not read (convert them{heic})": _counted(endings),
-            "no images by their names": _counted(self.others),
+            f"formats that are not read (convert them{heic})": _format_counts(endings),
+            "no images by their names": _format_counts(self.others),
             "files and folders of macOS, Windows or a drive (such as ._*)": f"{self.system:,}",
             "pipes, sockets and devices": f"{self.special:,}",
             f"{TEXT} beside no image": f"{self.alone:,}",
@@ -70,7 +70,7 @@ class Listing:
         return "; ".join(f"{what}: {count}" for what, count in told.items() if count and not count.startswith("0"))
 
 
-def _counted(endings: Counter[str]) -> str:
+def _format_counts(endings: Counter[str]) -> str:
     shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common(SHOWN)]
     rest = endings.total() - sum(count for _, count in endings.most_common(SHOWN))
     return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
@@ -98,26 +98,26 @@ def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
         seen.add((status.st_dev, status.st_ino))
         folders: list[Path] = []
         files: list[os.DirEntry[str]] = []
-        for entry in _kept(entries, root, place, exclude, found):
+        for entry in _filter_entries(entries, root, place, exclude, found):
             below = _is_folder(entry)
             if below:
                 folders.append(place / entry.name)
             if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # which is told to be no file
                 files.append(entry)
         waiting += reversed(folders)
-        _sort(place, files, found)
+        _sort_files(place, files, found)
     found.images.sort()
     found.unread.sort()
     return found
 
 
-def _kept(
+def _filter_entries(
     entries: list[os.DirEntry[str]], root: Path, place: Path, exclude: Sequence[str], found: Listing
 ) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
         below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
         names = (entry.name, below, f"/{below}")  # the last for `**/` in front, which may stand for no folder
-        matching = [one for one in exclude if any(fnmatchcase(name, _bare(one)) for name in names)]
+        matching = [one for one in exclude if any(fnmatchcase(name, _strip_pattern(one)) for name in names)]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
         elif of_a_system([entry.name]):
@@ -126,7 +126,7 @@ def _kept(
             yield entry
 
 
-def _bare(pattern: str) -> str:
+def _strip_pattern(pattern: str) -> str:
     return pattern.removeprefix("./").rstrip("/")
 
 
@@ -137,7 +137,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
+def _sort_files(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
     """The files of one folder, into images and others."""
     texts = {}
     stems = set()
@@ -147,20 +147,20 @@ def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
         ending = ending.lower()
         if ending in SUFFIXES:
             images.append(place / entry.name)
-            stems.add(_plain(stem))
+            stems.add(_normalize(stem))
         elif not _is_file(entry):
             found.special += 1
         elif ending in UNREAD:
             found.unread.append(place / entry.name)
-            stems.add(_plain(stem))
+            stems.add(_normalize(stem))
         elif ending == TEXT:
-            texts[_plain(stem)] = entry.name
+            texts[_normalize(stem)] = entry.name
         elif ending not in BESIDE:
             found.others[ending] += 1
     found.images += images
     found.alone += len(texts.keys() - stems)
     for image in images:
-        text = texts.get(_plain(image.stem))
+        text = texts.get(_normalize(image.stem))
         if text is not None and text != image.stem + TEXT:
             found.captions[image] = place / text
 
@@ -173,7 +173,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return True
 
 
-def _plain(stem: str) -> str:
+def _normalize(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 

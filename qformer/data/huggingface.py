@@ -21,7 +21,7 @@ import yaml
 
 from qformer import trust
 from qformer.data.base import Order, Seed, Shuffled
-from qformer.data.columns import IMAGES, QUESTION_IDS, Columns, columns_of, id_of
+from qformer.data.columns import IMAGES, QUESTION_IDS, ColumnOptions, Columns, columns_of, id_of
 from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Windows
@@ -45,33 +45,25 @@ VALIDATION = {"validation", "valid", "val", "dev"}
 
 
 @dataclass(frozen=True)
-class HuggingFace(Sharded):
-    """Rows with an image (encoded bytes, base64, a path, or an `Image` feature) and captions, or what is asked of it.
+class HuggingFace(ColumnOptions, Sharded):
+    """Rows with an image (encoded bytes, base64, a path, or an `Image` feature) and captions or questions.
+
+    `ColumnOptions` names the columns. In a table with captions, questions are read only if `question` is given.
 
     Attributes:
         path: hub id, folder of `save_to_disk`, folder of data files, or files (`train-*.parquet`, `{0..9}.arrow`, ...).
-        config, revision: of the hub.
-        split: such as train (without one), or train[:10%]; of a saved data set that is no `DatasetDict`, all of it.
-        image, caption, question, answers, choices, statement: columns, where they have not their usual names
-            (`Columns`). A table with captions is asked nothing unless `question` is named.
-        id: column whose equal values are the same image; without it images are, whose files or bytes are the same.
+        config, revision: configuration and revision on the hub.
+        split: such as train (the default) or train[:10%]; a saved data set that is not a `DatasetDict` is one split.
         question_id: column with the ids of questions, for submissions; `question_id`, `questionId` or `qid` by default.
         images: folder that image paths are relative to.
-        streaming: take shard after shard instead of downloading everything first.
-        window, keep_gb, cache: when streaming, as of `webdataset`.
+        streaming: read shard after shard instead of downloading everything first.
+        window, keep_gb, cache: options of streaming, as in `webdataset`.
     """
 
     path: str | list[str]
     config: str | None = None
     revision: str | None = None
     split: str | None = None
-    image: str | None = None
-    caption: str | None = None
-    question: str | None = None
-    answers: str | None = None
-    choices: str | list[str] | None = None
-    statement: str | None = None
-    id: str | None = None
     question_id: str | None = None
     images: str = "."
     streaming: bool = False
@@ -86,7 +78,7 @@ class HuggingFace(Sharded):
     def __post_init__(self) -> None:
         data = self._load()
         names = list(data.column_names or next(iter(data), {}))
-        object.__setattr__(self, "_columns", self._found(names))
+        object.__setattr__(self, "_columns", self._resolve_columns(names))
         object.__setattr__(self, "_features", dict(data.features or {}))
         self._check_captions(names)
         if not self.streaming and not len(data):
@@ -103,50 +95,50 @@ class HuggingFace(Sharded):
     def _split(self) -> str:
         return self.split or "train"
 
-    def _found(self, names: list[str]) -> Columns:
+    def _resolve_columns(self, names: list[str]) -> Columns:
         """The columns that are read of those that are there.
 
         Raises:
             UsageError: one that is named is not there, or there is nothing to read.
         """
         named = Columns.of(self)
-        for column in [*named.needed(), *filter(None, [self.id, self.question_id])]:
+        for column in [*named.needed(), *filter(None, [self.question_id])]:
             if column not in names:
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
         columns = named.among(names)
         if columns.image is None:
             listed = Path(str(self.path)).suffix.lower() in (".json", ".jsonl")
             raise UsageError(
-                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_all(names)}"
+                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_join_names(names)}"
                 f"{', or read it by name: jsonl' if listed else ''}"
             )
         statements = {"statement", "sentence"} & {*names, self.statement and "statement"}
         if columns.caption is None and columns.question is None and not statements:
             raise UsageError(
-                f"'{self.path}' has no column captions, caption, text; set data.caption to one of {_all(names)}, or "
-                "data.question and data.answers"
+                f"'{self.path}' has no column captions, caption, text; set data.caption to one of "
+                f"{_join_names(names)}, or data.question and data.answers"
             )
         return replace(columns, question=None) if columns.caption is not None and self.question is None else columns
 
     def _check_captions(self, names: list[str]) -> None:
         kind = str(getattr(self._features.get(self._columns.caption), "dtype", ""))
-        if kind.startswith(("int", "uint", "float", "double", "bool")) and not self._classes(self._columns.caption):
+        if kind.startswith(("int", "uint", "float", "double", "bool")) and not self._class_names(self._columns.caption):
             raise UsageError(
                 f"column '{self._columns.caption}' of '{self.path}' holds numbers ({kind}), and captions are texts; "
-                f"set data.caption to one of {_all(names)}"
+                f"set data.caption to one of {_join_names(names)}"
             )
 
-    def _classes(self, column: str) -> list[str] | None:
+    def _class_names(self, column: str) -> list[str] | None:
         """Names of the classes, where the numbers of a column mean some."""
         return getattr(self._features.get(column), "names", None)
 
     def _load(self) -> Any:
         import datasets  # slow to import
 
-        self._judge()
+        self._check_trust()
         try:
             if isinstance(self.path, str) and any((Path(self.path) / name).is_file() for name in (SAVED, SPLITS)):
-                saved = self._saved(datasets)
+                saved = self._load_saved(datasets)
                 return saved.to_iterable_dataset() if self.streaming else saved
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
             kind = FILES.get(Path(first).suffix.lower())
@@ -159,19 +151,21 @@ class HuggingFace(Sharded):
                     raise UsageError(f"'{self.path}' are files of {', '.join(sorted(kinds))}; give those of one kind")
                 self._check_split(files)
                 literal = [name if REMOTE.match(name) else glob.escape(name) for name in files]
-                place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_as_texts(files[0])}
+                place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_csv_options(files[0])}
             return datasets.load_dataset(split=self._split, streaming=self.streaming, **place)
         except UsageError:
             raise
         except ConnectionError as error:
             raise UsageError(
-                f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_line(error)}); check "
+                f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_one_line(error)}); check "
                 "data.path, or download the data set while there is a network"
             ) from error
         except Exception as error:  # of a damaged file or a hub's answer, nearly anything
-            raise UsageError(f"'{self.path}' cannot be read as a data set ({_line(error)}); check data.path") from error
+            raise UsageError(
+                f"'{self.path}' cannot be read as a data set ({_one_line(error)}); check data.path"
+            ) from error
 
-    def _saved(self, datasets: Any) -> Any:
+    def _load_saved(self, datasets: Any) -> Any:
         """What `save_to_disk` has written, less what is not of the split.
 
         Raises:
@@ -188,7 +182,7 @@ class HuggingFace(Sharded):
             parts = wanted.to_absolute({name: len(rows) for name, rows in saved.items()})
         except (ValueError, AssertionError) as error:
             raise UsageError(
-                f"'{self.path}' has no split '{self._split}' ({_line(error)}); it has {', '.join(map(str, saved))}"
+                f"'{self.path}' has no split '{self._split}' ({_one_line(error)}); it has {', '.join(map(str, saved))}"
             ) from error
         chosen = [
             saved[part.splitname].select(range(len(saved[part.splitname]))[part.from_ : part.to]) for part in parts
@@ -213,7 +207,7 @@ class HuggingFace(Sharded):
                 "per line name: jsonl"
             )
 
-    def _judge(self) -> None:
+    def _check_trust(self) -> None:
         """Before `datasets` looks at them: addresses, also chained ones, and what a folder's own files name.
 
         Raises:
@@ -222,7 +216,7 @@ class HuggingFace(Sharded):
         for name in [self.path] if isinstance(self.path, str) else self.path:
             if "://" in name or CHAIN in name:
                 trust.judge(name, trust.CALLED)
-            if elsewhere := next(_elsewhere(Path(name)), None):
+            if elsewhere := next(_find_references(Path(name)), None):
                 trust.judge(elsewhere, trust.CALLED)
         if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix.lower() in FILES:
             return
@@ -249,7 +243,7 @@ class HuggingFace(Sharded):
         image = self._columns.picture(row, Path(self.images))
         if image is None:
             raise BadSample("no image", f"{key} has none in '{self._columns.image}'; {columns_of(row)}")
-        return self._sample(key, image, self._described(row))
+        return self._sample(key, image, self._read_texts(row))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
         """Of a shard that was written by `_write`."""
@@ -263,17 +257,17 @@ class HuggingFace(Sharded):
         same = id_of(record["facts"], self.id, self.path)
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
 
-    def _described(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _read_texts(self, row: dict[str, Any]) -> dict[str, Any]:
         """What a row says, classes by their names."""
-        named = {name: self._classes(name) for name in row}
-        known = {name: _class(value, named[name]) for name, value in row.items()}
+        named = {name: self._class_names(name) for name in row}
+        known = {name: _class_name(value, named[name]) for name, value in row.items()}
         texts: dict[str, Any] = self._columns.texts(known)
         if self.question_id is not None:
             texts["facts"]["question_id"] = row[self.question_id]
-        return texts | ({"facts": _numbered(texts["facts"])} if self._of_text else {})
+        return texts | ({"facts": _parse_ids(texts["facts"])} if self._is_text_table else {})
 
     @property
-    def _of_text(self) -> bool:
+    def _is_text_table(self) -> bool:
         """Whether all cells are texts, numbers among them."""
         return Path(self.path if isinstance(self.path, str) else self.path[0]).suffix.lower() in SEPARATORS
 
@@ -292,7 +286,7 @@ class HuggingFace(Sharded):
                     for number, row in enumerate(self.rows.shard(num_shards=self.rows.num_shards, index=shard)):
                         image = self._columns.picture(row, Path(self.images))
                         fault = "no image" if image is None else None
-                        record = self._described(row) | {"fault": fault, "path": None}
+                        record = self._read_texts(row) | {"fault": fault, "path": None}
                         if isinstance(image, Path):
                             record["path"] = str(image)
                         add_member(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
@@ -302,14 +296,14 @@ class HuggingFace(Sharded):
                 raise
             except OSError as error:
                 raise UsageError(
-                    f"shard {shard} of '{self.path}' could not be fetched ({_line(error)}); start again when the "
+                    f"shard {shard} of '{self.path}' could not be fetched ({_one_line(error)}); start again when the "
                     "network is back, and the run goes on"
                 ) from error
             except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
-                file.write(f"damaged: {_line(error)}".encode())
+                file.write(f"damaged: {_one_line(error)}".encode())
 
 
-def _as_texts(file: str) -> dict[str, Any]:
+def _csv_options(file: str) -> dict[str, Any]:
     """How a table in text is read: every cell as it stands, for pandas would make `None` or 007 something else."""
     separator = SEPARATORS.get(Path(file).suffix.lower())
     if separator is None or not Path(file).is_file():
@@ -333,24 +327,24 @@ def _as_texts(file: str) -> dict[str, Any]:
     return told | {"keep_default_na": False, "encoding": "utf-8-sig", "features": features}
 
 
-def _numbered(facts: dict[str, Any]) -> dict[str, Any]:
+def _parse_ids(facts: dict[str, Any]) -> dict[str, Any]:
     """With the ids that are numbers in a text as numbers, which servers of benchmarks ask for: 42 of "42" or "42.0"."""
     numbers = {name: NUMBER.fullmatch(facts[name]) for name in IDS if isinstance(facts.get(name), str)}
     return facts | {name: int(found[1]) for name, found in numbers.items() if found}
 
 
-def _class(value: Any, names: list[str] | None) -> Any:
+def _class_name(value: Any, names: list[str] | None) -> Any:
     """The name of a class for its number; None for -1, which stands for no class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
 
 
-def _all(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return ", ".join(map(str, names))[:300]
 
 
-def _elsewhere(folder: Path) -> Iterator[str]:
+def _find_references(folder: Path) -> Iterator[str]:
     """Files that a data set's own card or state names and that do not lie in it: addresses, other folders."""
     for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, *folder.glob(f"*/{SAVED}")):
         try:
@@ -373,7 +367,7 @@ def texts_within(value: Any) -> Iterator[str]:
             yield from texts_within(inner)
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """An error of a library on one line, with what caused it."""
     cause = f": {error.__cause__}" if error.__cause__ is not None else ""
     return " ".join(f"{error}{cause}".split())[:300]

@@ -117,7 +117,7 @@ class Batches(Dataset[BatchRecord]):
             try:
                 sample = self.source[index]
                 text, answer = draw_texts(sample, rng)
-                return self._see(index, sample, rng), sample, text, answer
+                return self._read_tiles(index, sample, rng), sample, text, answer
             except BadSample as bad:
                 record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
                 skipped.append(record | ({"replacement": True} if tries else {}))
@@ -125,7 +125,7 @@ class Batches(Dataset[BatchRecord]):
             f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
         )
 
-    def _see(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
+    def _read_tiles(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
         """A random crop of the image, cut into tiles."""
         if self.store is not None:
             crop = int(rng.integers(self.store.crops))
@@ -210,7 +210,7 @@ def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Ite
         sampler=places,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
     )
     try:
@@ -220,7 +220,7 @@ def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Ite
         raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
 
 
-def _leave_signals(_worker: int) -> None:
+def _ignore_signals(_worker: int) -> None:
     """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

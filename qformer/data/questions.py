@@ -43,7 +43,7 @@ class Questions:
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         files = [self.path] if Path(str(self.path)).is_file() else expand_local(self.path)
-        asked = [one for file in files for one in self.read(_json(str(file), "path"))]
+        asked = [one for file in files for one in self.read(_read_json_file(str(file), "path"))]
         if not asked:
             raise UsageError(f"'{self.path}' has no question; check the file")
         object.__setattr__(self, "asked", asked)
@@ -95,10 +95,10 @@ class Vqa(Questions):
                 "their pictures are read by name: jsonl"
             )
         whole = _get(values, "data_subtype")
-        known = self._annotations()
+        known = self._read_annotations()
         asked = []
         for record in questions:
-            number, image = _number(record), plain_id(_get(record, "image_id"))
+            number, image = _question_id(record), plain_id(_get(record, "image_id"))
             subset = str(_get(record, "coco_split") or whole or "").replace("test-dev", "test")
             truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
@@ -113,17 +113,17 @@ class Vqa(Questions):
             )
         return asked
 
-    def _annotations(self) -> dict[str, Facts]:
+    def _read_annotations(self) -> dict[str, Facts]:
         """By the ids of their questions, which may be numbers in one file and texts in the other."""
         if self.annotations is None:
             return {}
-        values = _json(self.annotations, "annotations")
+        values = _read_json_file(self.annotations, "annotations")
         listed = values if isinstance(values, list) else _get(values, "annotations")
         if not isinstance(listed, list):
             raise UsageError(
                 f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
             )
-        return {str(number): record for record in listed if (number := _number(record)) is not None}
+        return {str(number): record for record in listed if (number := _question_id(record)) is not None}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _coco_name(image: Any) -> str:
     return f"{int(image):012d}.jpg" if known else ""
 
 
-def _number(record: Any) -> int | str | None:
+def _question_id(record: Any) -> int | str | None:
     """The id of a question, where it has a proper one."""
     return plain_id(_get(record, "question_id"))
 
@@ -198,7 +198,7 @@ def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _json(path: str, option: str) -> Any:
+def _read_json_file(path: str, option: str) -> Any:
     if not Path(path).is_file():
         raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
     return read_json(Path(path))

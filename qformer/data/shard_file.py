@@ -73,10 +73,10 @@ def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
-    partial, told = path.with_suffix(".partial"), json.dumps(faults)
+    partial, text = path.with_suffix(".partial"), json.dumps(faults)
     try:
-        sealed = tensors | {CHECKSUM: torch.tensor([int(soundness.checksum_of(tensors, told), 16)])}
-        save_file(sealed, partial, {FAULTS: told})
+        sealed = tensors | {CHECKSUM: torch.tensor([int(soundness.checksum_of(tensors, text), 16)])}
+        save_file(sealed, partial, {FAULTS: text})
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -110,13 +110,17 @@ def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dic
                 raise Unsound(f"its checksum is {found} instead of {known[0]:08x}")
     except (SafetensorError, OSError, RuntimeError) as error:
         raise Unsound(str(error)) from error
-    _compare(lists, file.get_slice(ROWS))
+    _check_sizes(lists, file.get_slice(ROWS))
     if files and (files[FILES].dtype != torch.int64 or list(files[FILES].shape) != [len(lists["marks"]), 3]):
         raise Unsound(f"its {FILES} are {files[FILES].dtype} {list(files[FILES].shape)}")
-    return file, {name: tensor.tolist() for name, tensor in (lists | files).items()}, _faults(metadata[FAULTS], lists)
+    return (
+        file,
+        {name: tensor.tolist() for name, tensor in (lists | files).items()},
+        _parse_faults(metadata[FAULTS], lists),
+    )
 
 
-def _compare(lists: dict[str, Tensor], rows: Any) -> None:
+def _check_sizes(lists: dict[str, Tensor], rows: Any) -> None:
     """Whether samples, crops, tiles and rows are as many as one another say."""
     for name, tensor in lists.items():
         if tensor.dtype not in (torch.int32, torch.int64) or tensor.ndim != (2 if name == "sizes" else 1):
@@ -134,10 +138,10 @@ def _compare(lists: dict[str, Tensor], rows: Any) -> None:
         )
 
 
-def _faults(told: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
+def _parse_faults(text: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
     """Samples that are not stored, by place; all others have tiles."""
     try:
-        faults = json.loads(told)
+        faults = json.loads(text)
     except ValueError as error:
         raise Unsound(f"its {FAULTS} are no JSON") from error
     samples = len(lists["marks"])

@@ -101,12 +101,12 @@ class Shards:
             raise BadSample("broken shard", f"{name}: {error.strerror}") from error
         if size != rows[0, 0]:
             raise BadSample("changed shard", name)
-        return _members(block, f"{name}, byte {start}")
+        return _read_members(block, f"{name}, byte {start}")
 
     def _index(self, shard: int) -> np.ndarray:
         """int64[1 + n, 2]: the size of the tar, then start and end of each sample, in bytes."""
         if shard not in self._rows:
-            path = self._beside(shard, ".npy")
+            path = self._cache_path(shard, ".npy")
             if not path.is_file():
                 with FileLock(path.with_suffix(".lock")):
                     if not path.is_file():  # another worker may have been quicker
@@ -142,7 +142,7 @@ class Shards:
         fetch = self.fetch(self.names[shard])
         if fetch is None:
             return Path(self.names[shard])
-        path = self._beside(shard, ".tar")
+        path = self._cache_path(shard, ".tar")
         if not path.is_file():
             with FileLock(path.with_suffix(".fetch")):
                 if not path.is_file():
@@ -154,7 +154,9 @@ class Shards:
 
     def _evict(self, newest: Path) -> None:
         """Drop the tars that were fetched first. Whoever has one open reads on; whoever needs it fetches it again."""
-        own = {self._beside(shard, ".tar").name for shard in range(len(self))}  # another source may keep its own here
+        own = {
+            self._cache_path(shard, ".tar").name for shard in range(len(self))
+        }  # another source may keep its own here
         tars = [
             (tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in self.folder.glob("*.tar") if tar.name in own
         ]
@@ -164,7 +166,7 @@ class Shards:
             if total > self.keep and tar != newest:
                 tar.unlink(missing_ok=True)
 
-    def _beside(self, shard: int, suffix: str) -> Path:
+    def _cache_path(self, shard: int, suffix: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self.names[shard]
         local = os.path.abspath(name) if self.fetch(name) is None else name
@@ -235,7 +237,7 @@ def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
     return found
 
 
-def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
+def _read_members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     found: list[tuple[Member, bytes | None]] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:

@@ -71,7 +71,7 @@ def check(name: str, options: Mapping[str, Any], where: str = "data", table: Map
     Raises:
         UsageError: as `build`, but for what only the files can tell.
     """
-    options, _ = _without_prompt(options, where)
+    options, _ = _split_prompt(options, where)
     lookup.check(table, name, options, where)
     if name == "mix":
         for number, entry in enumerate(options["sources"]):
@@ -82,7 +82,7 @@ def check(name: str, options: Mapping[str, Any], where: str = "data", table: Map
         lookup.build(table, name, options, where)
 
 
-def _without_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+def _split_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
     options = dict(options)
     prompt = options.pop("prompt", "")
     if not isinstance(prompt, str):
@@ -102,7 +102,7 @@ def read_part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]
 
 
 def build_at(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
-    options, prompt = _without_prompt(options, where)
+    options, prompt = _split_prompt(options, where)
     if options.get("cache") is not None:
         trust.judge(str(options["cache"]), trust.WRITTEN)
     found = lookup.find(SOURCES, name, where, own=True)

@@ -55,7 +55,7 @@ def draw_texts(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
     answer = answers[int(rng.integers(len(answers)))] if len(answers) > 1 else "".join(answers)
     if sample.question is not None and not sample.captions:
         if not answer:
-            raise BadSample("no answer", _described(sample))
+            raise BadSample("no answer", _describe(sample))
         return answer, answer
     captions = usable_captions(sample)
     return captions[int(rng.integers(len(captions)))], answer
@@ -74,11 +74,11 @@ def usable_captions(sample: Sample) -> list[str]:
     """
     captions = cleaned(sample.captions)
     if not captions:
-        raise BadSample("not utf-8" if any(map(is_mangled, sample.captions)) else "no caption", _described(sample))
+        raise BadSample("not utf-8" if any(map(is_mangled, sample.captions)) else "no caption", _describe(sample))
     return [f"{sample.prompt} {caption}" if sample.prompt else caption for caption in captions]
 
 
-def _described(sample: Sample) -> str:
+def _describe(sample: Sample) -> str:
     """Which record lacks something, and what it has instead."""
     return f"{sample.key}; {columns_of(sample.facts)}" if sample.facts else sample.key
 

@@ -70,7 +70,7 @@ def quiet() -> Iterator[None]:
 
 def _read(kind: Any, path: str | Path, options: dict[str, Any]) -> Any:
     if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
-        _check_words(str(path))
+        _check_vocabulary(str(path))
     try:
         return kind.from_pretrained(str(path), trust_remote_code=False, **options)
     except ValueError as error:
@@ -90,7 +90,7 @@ def as_words(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _check_words(path: str) -> None:
+def _check_vocabulary(path: str) -> None:
     """Refuse a tokenizer whose configuration names the file of its words: it would be read wherever it lies.
 
     Raises:
@@ -113,7 +113,7 @@ def check_indexes(folder: Path) -> None:
     Raises:
         UsageError: naming the file, or the index that is damaged.
     """
-    for weights in _named(folder / "config.json"):
+    for weights in _find_weights(folder / "config.json"):
         if not _is_plain(weights):
             raise UsageError(
                 f"'{folder / 'config.json'}' names the weights {weights!r}, but it may name files of its own folder "
@@ -129,7 +129,7 @@ def check_indexes(folder: Path) -> None:
                     )
 
 
-def _named(config: Path) -> Iterator[str]:
+def _find_weights(config: Path) -> Iterator[str]:
     """Files or indexes of weights that a configuration, or one inside it, names (`transformers_weights`)."""
     try:
         left = [json.loads(config.read_text(encoding="utf-8"))] if config.is_file() else []

@@ -52,12 +52,12 @@ def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"'{file}' cannot be read as JSON ({error})") from error
-    if fault := _fault(values, form):
+    if fault := _find_fault(values, form):
         raise UsageError(f"'{file}' is not as it was written ({fault})")
     return values
 
 
-def _fault(values: Any, form: type[Form]) -> str:
+def _find_fault(values: Any, form: type[Form]) -> str:
     """What is wrong with an object, nothing if it is of the form."""
     try:
         form.model_validate(values)
@@ -82,7 +82,7 @@ def read_lines(file: Path, form: type[Form]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            fault = _fault(record, form)
+            fault = _find_fault(record, form)
         except (ValueError, RecursionError):
             if not line.strip() or number == len(lines):  # a whole one has its end
                 continue

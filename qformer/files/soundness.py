@@ -67,16 +67,16 @@ def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:
 def seal(values: dict[str, Any]) -> dict[str, Any]:
     """Plain data, as JSON will give them back, with a checksum of all the rest under the key `checksum`."""
     bare = json.loads(json.dumps({key: value for key, value in values.items() if key != SEAL}))
-    return bare | {SEAL: _of_plain(bare)}
+    return bare | {SEAL: _checksum_json(bare)}
 
 
 def seal_holds(values: dict[str, Any]) -> bool:
     """Whether sealed data are as they were; those without a seal are taken to be."""
     bare = {key: value for key, value in values.items() if key != SEAL}
-    return SEAL not in values or values[SEAL] == _of_plain(bare)
+    return SEAL not in values or values[SEAL] == _checksum_json(bare)
 
 
-def _of_plain(values: dict[str, Any]) -> str:
+def _checksum_json(values: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 

@@ -52,7 +52,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # any bytes are a pickle of sorts, so reading them can fail in any way
-        if objects := _objects(path):
+        if objects := _find_objects(path):
             raise UsageError(
                 f"'{path}' holds code (which is not run): {listed(objects)}; save the state dict alone, by "
                 "torch.save(model.state_dict(), path)"
@@ -60,26 +60,26 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"'{path}' is no checkpoint, is damaged, or holds code (which is not run); download it again"
         ) from error
-    while isinstance(held, dict) and (inner := _state_dicts(held)):
+    while isinstance(held, dict) and (inner := _find_state_dicts(held)):
         held = held[inner[0]]
     if not _is_state_dict(held):
         there = f" ({listed([str(key) for key in held])})" if isinstance(held, dict) and held else ""
         raise UsageError(f"'{path}' holds something else than tensors by name{there}; give a checkpoint")
-    return _unwrapped({str(name): tensor for name, tensor in held.items()}, path)
+    return _unwrap({str(name): tensor for name, tensor in held.items()}, path)
 
 
 def _is_state_dict(held: Any) -> bool:
     return isinstance(held, dict) and bool(held) and all(isinstance(value, Tensor) for value in held.values())
 
 
-def _state_dicts(held: dict[Any, Any]) -> list[Any]:
+def _find_state_dicts(held: dict[Any, Any]) -> list[Any]:
     """Keys under which a state dict may stand: the usual ones, or the only one that holds tensors of modules."""
     usual = [key for key in STATE_DICTS if isinstance(held.get(key), dict)]
     others = [key for key, value in held.items() if _is_state_dict(value) and any("." in str(name) for name in value)]
     return usual or (others if len(others) == 1 else [])
 
 
-def _objects(path: Path) -> list[str]:
+def _find_objects(path: Path) -> list[str]:
     """The classes and functions, other than of tensors, that a file of torch asks for; none of other files."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -87,7 +87,7 @@ def _objects(path: Path) -> list[str]:
         return []
 
 
-def _unwrapped(held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _unwrap(held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors under the names that they had before the model was wrapped."""
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in held}
     if len(bare) < len(held):

@@ -41,7 +41,7 @@ def read_image(image: ImageLike) -> Tensor:
             truncated, far too large, numbers that do not say what white is, or an array or tensor of another kind).
     """
     if isinstance(image, Tensor):
-        return _checked(image)
+        return _check_tensor(image)
     if isinstance(image, str | Path):
         image = read_file(Path(image))
     if isinstance(image, np.ndarray):
@@ -57,7 +57,7 @@ def read_image(image: ImageLike) -> Tensor:
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, h, w)
 
 
-def _checked(image: Tensor) -> Tensor:
+def _check_tensor(image: Tensor) -> Tensor:
     shape = f"a tensor {str(image.dtype).removeprefix('torch.')}{list(image.shape)}"
     known = image.dtype == torch.uint8 or image.is_floating_point()
     if not known or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
@@ -72,7 +72,7 @@ def shown(path: str | Path) -> str:
     return str(path) if len(str(path)) <= LONGEST_NAME else f"{str(path)[:LONGEST_NAME]}..."
 
 
-def _where(path: Path) -> str:
+def _describe_missing(path: Path) -> str:
     """The name of a file that is missing, and why one that is an address is not fetched."""
     address = lookup.address(path)
     return shown(path) if address is None else f"{shown(address)}{lookup.NOT_FETCHED}"
@@ -91,10 +91,10 @@ def read_file(path: Path) -> bytes:
             raise BadSample("unreadable", f"{path}: not a file")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadSample("missing", _where(path)) from error
+        raise BadSample("missing", _describe_missing(path)) from error
     except OSError as error:
         if lookup.address(path):  # data in an address are longer than names of files
-            raise BadSample("missing", _where(path)) from error
+            raise BadSample("missing", _describe_missing(path)) from error
         raise BadSample("unreadable", f"{shown(path)}: {error.strerror}") from error
 
 
@@ -110,10 +110,10 @@ def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, 
                 raise UnidentifiedImageError
             head = jpeg.parse(data)
             return "JPEG", head.width, head.height
-        with _open(data, formats) as opened:
+        with _open_image(data, formats) as opened:
             return str(opened.format), *opened.size
     except Exception as error:
-        raise _undecodable(error, data) from error
+        raise _undecodable_error(error, data) from error
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -123,17 +123,19 @@ def _decode(data: bytes) -> np.ndarray:
             if Image.MAX_IMAGE_PIXELS and head.width * head.height > 2 * Image.MAX_IMAGE_PIXELS:  # as of other formats
                 raise Image.DecompressionBombError(f"{head.width} x {head.height} pixels are too many")
             return jpeg.read_rgb(head)
-        with _open(data, FORMATS) as opened:
+        with _open_image(data, FORMATS) as opened:
             if tiff.holds_jpeg(opened):
                 return tiff.read_rgb(opened, data)
             opened.load()
             brightness.check_colors(opened, data)
-            return upright(_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info))  # TIFF stands already
+            return upright(
+                _to_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info)
+            )  # TIFF stands already
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
-        raise _undecodable(error, data) from error
+        raise _undecodable_error(error, data) from error
 
 
-def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
+def _open_image(data: bytes, formats: Iterable[str]) -> Image.Image:
     """By Pillow: none of its other formats, which nobody means and anybody may send, and no JPEG."""
     if "HEIF" in formats and "HEIF" not in Image.OPEN:
         import pillow_heif
@@ -142,7 +144,7 @@ def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=[name for name in formats if name != "JPEG"])
 
 
-def _undecodable(error: Exception, data: bytes = b"") -> BadSample:
+def _undecodable_error(error: Exception, data: bytes = b"") -> BadSample:
     if isinstance(error, UnidentifiedImageError):  # whose words hold the address of an object
         if "HEIF" not in FORMATS and data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             return BadSample("undecodable", "an image in HEIC; install pillow-heif to read it, or convert it")
@@ -153,12 +155,12 @@ def _undecodable(error: Exception, data: bytes = b"") -> BadSample:
 def _decode_with_pil(image: Image.Image) -> np.ndarray:
     """An image that the caller has opened with Pillow, which decodes it if that is not done."""
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
-        raise _undecodable(error) from error
+        raise _undecodable_error(error) from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(brightness.grey(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

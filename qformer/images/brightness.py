@@ -29,7 +29,7 @@ def grey(image: Image.Image) -> np.ndarray:
         ValueError: its numbers do not say what white is, or use less than a sixteenth of their range.
     """
     values = np.asarray(image)
-    white = _white(image)
+    white = _white_level(image)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # NaN is neither
         raise ValueError(f"greys from {low:g} to {high:g}, {UNTOLD}; {ADVICE}")
@@ -51,14 +51,14 @@ def check_colors(image: Image.Image, data: bytes) -> None:
     Raises:
         ValueError: they use less than a sixteenth of their range.
     """
-    if image.mode not in ("RGB", "RGBA", "CMYK") or not _deep(image, data):
+    if image.mode not in ("RGB", "RGBA", "CMYK") or not _has_16_bits(image, data):
         return
     highest = int(np.asarray(image)[..., : 4 if image.mode == "CMYK" else 3].max())
     if highest < 256 // USED:
         raise ValueError(f"16 bits a color, of which less than a sixteenth is used: black, or of fewer bits; {ADVICE}")
 
 
-def _white(image: Image.Image) -> int:
+def _white_level(image: Image.Image) -> int:
     """The number that is white.
 
     Raises:
@@ -70,15 +70,15 @@ def _white(image: Image.Image) -> int:
     bits, kinds = tags.get(BITS, (16,))[0], tags.get(KIND, (UNSIGNED,))
     if bits > 16 or kinds[0] != UNSIGNED:
         raise ValueError(f"greys of {bits} bits{'' if kinds[0] == UNSIGNED else ' and a sign'}, {UNTOLD}; {ADVICE}")
-    told = tags.get(LARGEST, (0,))[0]
-    return int(told) if 255 <= told < 2**bits and not told & (told + 1) else 2**bits - 1
+    largest = tags.get(LARGEST, (0,))[0]
+    return int(largest) if 255 <= largest < 2**bits and not largest & (largest + 1) else 2**bits - 1
 
 
 def _tags(image: Image.Image) -> Any:
     return getattr(image, "tag_v2", {})
 
 
-def _deep(image: Image.Image, data: bytes) -> bool:
+def _has_16_bits(image: Image.Image, data: bytes) -> bool:
     """Whether a file has 16 bits a color and does not scale them itself, as PPM does."""
     if image.format == "PNG":
         return data[PNG_BITS] == 16

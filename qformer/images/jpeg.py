@@ -73,12 +73,12 @@ def parse(data: bytes) -> Jpeg:
     exif: list[bytes] = []  # a long block is cut into several
     frame = b""
     for _ in range(MOST_PARTS):
-        marker, start, body = _part(data, place)
+        marker, start, body = _next_segment(data, place)
         place = start + 4 + len(body)
         if marker in ALONE:
             place = start + 2
         elif marker == SCAN:
-            width, height, channels = _size(frame)
+            width, height, channels = _read_size(frame)
             turned = of_blocks(b"".join(exif), xmp)
             sampling = tuple(f"{frame[place] >> 4}x{frame[place] & 15}" for place in range(7, 6 + 3 * channels, 3))
             return Jpeg(width, height, channels, turned, jfif, adobe, b"".join(parts), data[start:], sampling)
@@ -100,7 +100,7 @@ def parse(data: bytes) -> Jpeg:
     raise ValueError("a JPEG whose head does not end")
 
 
-def _part(data: bytes, place: int) -> tuple[int, int, bytes]:
+def _next_segment(data: bytes, place: int) -> tuple[int, int, bytes]:
     """The next marker, where it stands, and what follows its length; bytes between the parts of a head are passed."""
     found = MARKER.search(data, place)
     if found is None or found[1][0] == LAST:
@@ -113,7 +113,7 @@ def _part(data: bytes, place: int) -> tuple[int, int, bytes]:
     return marker, start, body
 
 
-def _size(frame: bytes) -> tuple[int, int, int]:
+def _read_size(frame: bytes) -> tuple[int, int, int]:
     """Width, height and channels."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         raise ValueError("a JPEG without a frame")

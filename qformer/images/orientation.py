@@ -31,7 +31,7 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 def of_blocks(exif: bytes, xmp: bytes = b"") -> int:
     """The orientation (1 to 8) that an EXIF block tells, or else an XMP packet; 1, upright, where neither does."""
-    told = _of_exif(exif)
+    told = _read_exif(exif)
     if told is None and (match := XMP.search(xmp)):
         told = int(match[1])
     return told if told is not None and 1 <= told <= 8 else 1
@@ -51,7 +51,7 @@ def of_info(info: dict[Any, Any]) -> int:
     return of_blocks(exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b"")
 
 
-def _of_exif(exif: bytes) -> int | None:
+def _read_exif(exif: bytes) -> int | None:
     start = 0
     while exif.startswith(HEADER, start):
         start += len(HEADER)

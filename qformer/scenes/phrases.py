@@ -57,10 +57,10 @@ class Phrases:
         """Scene `index` of the training split, and `phrases` of each of its objects in turn."""
         scene = Scenes("train", size=self.size, seed=self.seed, count=self.count).scene(index)
         rng = np.random.default_rng((self.seed, index, 2))
-        return scene, [tell(item, rng) for item in scene.objects for _ in range(self.phrases)]
+        return scene, [draw_properties(item, rng) for item in scene.objects for _ in range(self.phrases)]
 
 
-def tell(item: SceneObject, rng: np.random.Generator) -> Properties:
+def draw_properties(item: SceneObject, rng: np.random.Generator) -> Properties:
     """One property as often as a random half of them (at least the shape)."""
     known = {key: str(value) for key in VALUES if (value := getattr(item, key)) is not None}
     if rng.random() < 0.5:

@@ -101,12 +101,12 @@ def _describe(scene: Scene, rng: np.random.Generator) -> str:
     return pick(rng, [description(scene), *captions(scene, rng)[:2]])
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> Question:
-    asked = questions(scene, rng) or [Question("count", "how many objects are there?", _number(scene))]
+def _draw_question(scene: Scene, rng: np.random.Generator) -> Question:
+    asked = questions(scene, rng) or [Question("count", "how many objects are there?", _object_count(scene))]
     return pick(rng, [question for question in asked for _ in range(HARD.get(question.kind, 1))])
 
 
-def _number(scene: Scene) -> str:
+def _object_count(scene: Scene) -> str:
     return NUMBERS[len(scene.objects)]
 
 
@@ -115,7 +115,7 @@ def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    asked = _asked(scene, rng)
+    asked = _draw_question(scene, rng)
     return pick(rng, TEMPLATES).format(asked.question), asked.answer, asked.kind
 
 
@@ -128,7 +128,7 @@ def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
     claim = one.answer if rng.random() < 0.5 else pick(rng, STATEMENTS[one.kind][2])
     told = f"Context: {statement(one, claim)}."
     if rng.random() < 0.25:  # a context that says nothing about what is asked changes nothing
-        other = _asked(scene, rng)
+        other = _draw_question(scene, rng)
         told = f"Context: {statement(one, one.answer)}."
         return f"{told} {TEMPLATES[0].format(other.question)}", other.answer, "context"
     return f"{told} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
@@ -143,13 +143,13 @@ def statement(question: Question, claim: str) -> str:
 
 
 def _dialogue(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    turns = [_asked(scene, rng) for _ in range(int(rng.integers(2, 4)))]
+    turns = [_draw_question(scene, rng) for _ in range(int(rng.integers(2, 4)))]
     told = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
     return f"{told} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
 
 
 def _self_ask(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    return SELF_ASK, _asked(scene, rng).question, "self-ask"
+    return SELF_ASK, _draw_question(scene, rng).question, "self-ask"
 
 
 _WRITE: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str, str]]] = {

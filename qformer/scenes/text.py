@@ -157,18 +157,18 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     one = objects[0]
     size = f"{one.size} " if rng.random() < 0.5 else ""
     found = [
-        _listed(_article(_full(o)) for o in objects),
-        ", ".join(f"{o.position} {o.size} {_named(o)}{_written(o)}" for o in objects),
-        _listed(_counted(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
-        _article(f"{size}{_named(one)} at the {one.position}"),
+        _join(_with_article(_full_name(o)) for o in objects),
+        ", ".join(f"{o.position} {o.size} {_name(o)}{_word_phrase(o)}" for o in objects),
+        _join(_count_phrase(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
+        _with_article(f"{size}{_name(one)} at the {one.position}"),
     ]
     aligned = [(a, b) for a, b in permutations(objects, 2) if len(relations(a, b)) == 1]
     if aligned:
         a, b = pick(rng, aligned)
-        found.append(f"{_article(_named(a))} {RELATIONS[relations(a, b)[0]]} {_article(_named(b))}")
+        found.append(f"{_with_article(_name(a))} {RELATIONS[relations(a, b)[0]]} {_with_article(_name(b))}")
     written = [o for o in objects if o.word]
     if written:
-        found.append(f"the word {written[0].word} on {_article(_named(written[0]))}")
+        found.append(f"the word {written[0].word} on {_with_article(_name(written[0]))}")
     return found
 
 
@@ -176,7 +176,7 @@ def description(scene: Scene) -> str:
     """The scene in full, always in the same words: enough to answer every question about it without seeing it."""
     count = len(scene.objects)
     opening = "there is one object" if count == 1 else f"there are {NUMBERS[count]} objects"
-    return f"{opening}, {_listed(_article(_full(o)) for o in scene.objects)}"
+    return f"{opening}, {_join(_with_article(_full_name(o)) for o in scene.objects)}"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -203,7 +203,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
         return "how many objects are there?", NUMBERS[len(scene.objects)]
     groups = Counter(o.pair for o in scene.objects)
     (shape, colour), count = pick(rng, list(groups.items()))
-    if rng.random() > _KEPT[count]:
+    if rng.random() > _SHARES[count]:
         return None
     names = [f"{colour} {_plural(shape)}"]
     if sum(o.shape == shape for o in scene.objects) == count:
@@ -220,7 +220,7 @@ def _position(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    related = _related(scene, rng)
+    related = _pick_related(scene, rng)
     if related is None:
         return None
     name, relation, other, _ = related
@@ -252,7 +252,7 @@ def _yes_no_pair(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
         absent = [p for p in PAIRS if p not in present and pair_held_out(p) == same]
         near = [p for p in absent if p[0] == shape or p[1] == colour]
         shape, colour = pick(rng, near or absent)
-    return f"is there {_article(f'{colour} {shape}')}?"
+    return f"is there {_with_article(f'{colour} {shape}')}?"
 
 
 def _yes_no_place(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
@@ -266,11 +266,11 @@ def _yes_no_attribute(scene: Scene, truth: bool, rng: np.random.Generator) -> st
     name = pick(rng, [_reference(target, way) for way in ("position", "word") if getattr(target, way)])
     if rng.random() < 0.5:
         return f"is {name} {pick(rng, [c for c in COLOURS if (c == target.colour) == truth])}?"
-    return f"is {name} {_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
+    return f"is {name} {_with_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
 
 
 def _yes_no_relation(scene: Scene, truth: bool, rng: np.random.Generator) -> str | None:
-    related = _related(scene, rng)
+    related = _pick_related(scene, rng)
     if related is None:
         return None
     name, relation, other, alternatives = related
@@ -287,7 +287,7 @@ def _yes_no_word(scene: Scene, truth: bool, rng: np.random.Generator) -> str | N
 _ASK = dict(zip(KINDS, (_colour, _shape, _count, _position, _relation, _yes_no, _word), strict=True))
 
 
-def _kept() -> dict[int, float]:
+def _sampling_shares() -> dict[int, float]:
     """The share of groups of each size to ask about, so that each size is asked about equally often."""
     offered = dict.fromkeys(GROUPINGS, 0.0)
     for ways in GROUPINGS.values():
@@ -298,10 +298,10 @@ def _kept() -> dict[int, float]:
     return {size: rarest / frequency for size, frequency in offered.items()}
 
 
-_KEPT = _kept()
+_SHARES = _sampling_shares()
 
 
-def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, list[str]] | None:
+def _pick_related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, list[str]] | None:
     """Two objects in one row or column: (name, relation, name of the other, relations that do not hold)."""
     aligned = [
         (a, b)
@@ -322,11 +322,11 @@ def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, lis
 def _references(scene: Scene, target: SceneObject, hidden: str) -> list[str]:
     """Names that fit `target` alone and do not tell the property `hidden`."""
     ways = ("shape", "colour", "pair", "position", "word")
-    told = {hidden, "pair"} if hidden in ("shape", "colour") else {hidden}
+    hidden_ways = {hidden, "pair"} if hidden in ("shape", "colour") else {hidden}
     return [
         _reference(target, way)
         for way in ways
-        if way not in told
+        if way not in hidden_ways
         and (value := getattr(target, way)) is not None
         and sum(getattr(o, way) == value for o in scene.objects) == 1
     ]
@@ -336,36 +336,36 @@ def _reference(target: SceneObject, way: str) -> str:
     return {
         "shape": f"the {target.shape}",
         "colour": f"the {target.colour} object",
-        "pair": f"the {_named(target)}",
+        "pair": f"the {_name(target)}",
         "position": f"the object at the {target.position}",
         "word": f"the object with the word {target.word}",
     }[way]
 
 
-def _named(target: SceneObject) -> str:
+def _name(target: SceneObject) -> str:
     return f"{target.colour} {target.shape}"
 
 
-def _written(target: SceneObject) -> str:
+def _word_phrase(target: SceneObject) -> str:
     return f" with the word {target.word} on it" if target.word else ""
 
 
-def _full(target: SceneObject) -> str:
-    return f"{target.size} {_named(target)}{_written(target)} at the {target.position}"
+def _full_name(target: SceneObject) -> str:
+    return f"{target.size} {_name(target)}{_word_phrase(target)} at the {target.position}"
 
 
-def _counted(count: int, shape: str, colour: str) -> str:
-    return _article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
+def _count_phrase(count: int, shape: str, colour: str) -> str:
+    return _with_article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
 
 
 def _plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def _article(phrase: str) -> str:
+def _with_article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def _listed(phrases: Iterable[str]) -> str:
+def _join(phrases: Iterable[str]) -> str:
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
