@@ -1,6 +1,6 @@
-"""The three losses of stage one as functions of tensors (BLIP-2, section 3.2), and the mining of hard negatives.
+"""The three losses of stage one (BLIP-2, section 3.2) as functions of tensors, and mining of hard negatives.
 
-They run on any device, at a batch of one, without a process group; gathering over processes is the caller's.
+They run on any device, with a batch of one, and without a process group; callers gather over processes.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-FORBIDDEN = -10000.0  # added logit of an image that must not be drawn; exp of it is exactly 0 in fp32
+FORBIDDEN = -10000.0  # logit of an image that must not be drawn; its exp is exactly 0 in fp32
 
 
 def similarity(image: Tensor, text: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Cosine of every text with its best matching row of every image, without temperature.
+    """Cosine similarity of every text with the best matching row of every image, without temperature.
 
     Args:
-        image: float[I, Q, P], unit rows.
-        text: float[B, P], unit rows.
-        valid: bool[I, Q], rows that exist; None means all.
+        image: float[I, Q, P], normalized rows.
+        text: float[B, P], normalized rows.
+        valid: bool[I, Q], False at padding; None if there is none.
 
     Returns:
         float[B, I].
@@ -41,16 +41,16 @@ def contrastive(
     valid: Tensor | None = None,
     all_valid: Tensor | None = None,
 ) -> Tensor:
-    """ITC: the mean of image-to-text and text-to-image cross-entropy over the global batch.
+    """ITC loss: mean of image-to-text and text-to-image cross-entropy over the global batch.
 
     Args:
-        image, text: float[B, Q, P] and float[B, P] of this process, unit rows.
-        all_image, all_text: float[B*W, Q, P] and float[B*W, P] of all processes, detached or not as the
-            gradient rule wants.
+        image, text: float[B, Q, P] and float[B, P] of this process, normalized rows.
+        all_image, all_text: float[B*W, Q, P] and float[B*W, P] of all processes, detached or not, depending on
+            `loss.gather_grad`.
         same: bool[B, B*W], True where a column shows the same image as the row; every row has one.
-        temp: learned temperature; similarities are divided by it.
-        smoothing: this share of the target is spread evenly over all columns.
-        valid, all_valid: bool[B, Q] and bool[B*W, Q] where images have rows that are padding.
+        temp: learned temperature, by which similarities are divided.
+        smoothing: share of the target that is spread evenly over all columns.
+        valid, all_valid: bool[B, Q] and bool[B*W, Q], False at padding; None if there is none.
 
     Returns:
         float scalar.
@@ -68,32 +68,32 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_negatives(similarity: Tensor, same: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """For each row draw one column that is not the same image, the more similar the likelier.
+    """Draw one column with another image for each row, with probabilities that grow with similarity.
 
     Args:
         similarity: float[B, B*W], divided by the temperature.
         same: bool[B, B*W], columns that must not be drawn.
 
     Returns:
-        long[B] columns, and bool[B]: False where a row has no legal negative, its column then meaning nothing.
+        long[B] columns, and bool[B]: False where a row has no negative, and its column is meaningless.
     """
     weights = similarity.float().masked_fill(same, FORBIDDEN).softmax(dim=1)
     return torch.multinomial(weights, 1, generator=generator).squeeze(1), ~same.all(dim=1)
 
 
 def matching(logits: Tensor, labels: Tensor) -> Tensor:
-    """ITM: cross-entropy of float[n, 2] logits with labels long[n] (1 matched, 0 not, -100 left out)."""
+    """ITM loss: cross-entropy of logits float[n, 2] and labels long[n] (1 matched, 0 unmatched, -100 ignored)."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE)
 
 
 def captioning(logits: Tensor, labels: Tensor, smoothing: float = 0.1, count: Tensor | None = None) -> Tensor:
-    """ITG: mean cross-entropy over the targets, labels already shifted.
+    """ITG loss: mean cross-entropy over the targets; the labels are already shifted.
 
     Args:
         logits: float[..., V].
         labels: long[...], -100 where there is no target.
         smoothing: label smoothing over the vocabulary, averaged over valid targets only.
-        count: divide the sum by this instead of by the number of targets here, which are a part of all.
+        count: divisor of the sum, if these targets are only a part of the batch; their own number by default.
     """
     loss = F.cross_entropy(
         logits.flatten(0, -2).float(),

@@ -89,7 +89,7 @@ def test_what_changed_is_told(run: Run, indexed: str) -> None:
     [
         (["search", "one", "gallery", "a cat\udcff"], "which is no text in UTF-8"),
         (["search", "one", "gallery", "cat", "--where", "path~\udcff"], "no text in UTF-8"),
-        (["index", "one", "photos/0.png", "-o", "new"], "'photos/0.png' is one picture; give the folder"),
+        (["index", "one", "photos/0.png", "-o", "new"], "'photos/0.png' is a single image; give the folder"),
     ],
 )
 def test_what_is_refused(run: Run, indexed: str, arguments: list[str], expected: str) -> None:

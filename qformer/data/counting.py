@@ -1,4 +1,4 @@
-"""How many samples a source has, where that can be said at once: nothing is fetched, converted or written."""
+"""Quick counts of the samples of a source, without fetching, converting or writing anything."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qformer.data.fetching import PIPE, REMOTE, expand, expand_local, fetcher
 from qformer.data.huggingface import SAVED, SPLITS
 from qformer.types import UsageError
 
-OPENED = 4  # shards; of more, the mean of these is taken for all
+OPENED = 4  # shards to count; the total of more shards is extrapolated
 SAVED_IN = (SAVED, SPLITS)
 
 
 def count(name: str, options: dict[str, Any], where: str = "data.train") -> tuple[int | None, list[str]]:
-    """The number of samples, or None, and what there is to say about it."""
+    """Count the samples of a source; return the number, or None if it is unknown, and notes about it."""
     options = {key: value for key, value in options.items() if key not in ("cache", "prompt")}
     try:
         if name == "mix":
@@ -28,7 +28,7 @@ def count(name: str, options: dict[str, Any], where: str = "data.train") -> tupl
             return len(sources.build(name, **options)), []
     except UsageError as error:
         return None, [f"{where} is not counted: {error}"]
-    return None, [f"{where} is not counted: '{name}' is a class of your own"]
+    return None, [f"{where} is not counted: '{name}' is a custom class"]
 
 
 def _count_mix(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:
@@ -52,12 +52,12 @@ def _count_shards(options: dict[str, Any], where: str) -> tuple[int | None, list
         return None, [f"{where} is not counted: '{far}' would have to be fetched"]
     names = expand(path)
     if any(fetcher(name) is not None for name in names):
-        return None, [f"{where} is not counted: compressed tars would have to be unpacked"]
+        return None, [f"{where} is not counted: compressed tars would have to be decompressed"]
     if len(names) <= OPENED:
         return len(sources.build("webdataset", **options)), []
     some = names[:: len(names) // OPENED][:OPENED]
     mean = len(sources.build("webdataset", **(options | {"path": some}))) / OPENED
-    return round(mean * len(names)), [f"{where}: {OPENED} of {len(names)} shards were counted, and taken for all"]
+    return round(mean * len(names)), [f"{where}: extrapolated from {OPENED} of {len(names)} shards"]
 
 
 def _count_rows(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:

@@ -1,6 +1,6 @@
-"""Folders of images as people have them: which files are meant, and what of the rest is told before anything is read.
+"""Folders of images: the choice of files, and a report of all others before anything is read.
 
-A file of a format that nobody reads here is no bad sample but left out: named by its ending, counted, told once.
+A file in an unsupported format is not a bad sample but is left out; such files are counted by suffix and reported once.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TEXT = ".txt"
-#: Endings of what lies beside images and is none, which nobody need be told of.
+#: Suffixes of files that often lie next to images and are not worth a report.
 BESIDE = frozenset({TEXT, ".json", ".jsonl", ".csv", ".tsv", ".md", ".html", ".xml", ".yaml", ".yml", ".parquet"})
-SHOWN = 8  # endings that are told
+SHOWN = 8  # suffixes to report
 HEIC = frozenset({".heic", ".heif", ".hif"})
 
 
 @dataclass
 class Listing:
-    """The images below a folder, in the order of their paths, and what was left out.
+    """Images below a folder, in the order of their paths, and a count of everything that was left out.
 
     Attributes:
-        images: of formats that are read, by their names; whether they can be, and are files, is not known yet.
-        unread: of formats that are not.
-        captions: the text file of an image where it is not called like the image with `.txt`, but with `.TXT`, or
-            spells its accents in another way.
-        others: files by their ending that are no images by name. system: files and folders of Macs, Windows and drives.
-        special: pipes, sockets and devices that are not called like images. closed: folders that cannot be opened.
-        alone: text files beside no image. unused: patterns of `exclude` that nothing matches.
+        images: images in supported formats, by suffix; they have not been opened yet.
+        unread: images in other formats.
+        captions: text file of an image, if its name is not that of the image with `.txt`, but has `.TXT` or another
+            Unicode form of accents.
+        others: number of other files by suffix.
+        system: number of system files and folders of macOS, Windows and drives.
+        special: number of pipes, sockets and devices without the suffix of an image.
+        closed: folders that cannot be opened.
+        alone: number of text files without an image.
+        unused: patterns of `exclude` that match nothing.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -56,18 +59,18 @@ class Listing:
 
     @property
     def left_out(self) -> str:
-        """What was left out and need be told, in words; empty where that is nothing."""
+        """Report of what was left out; empty if there is nothing to report."""
         endings = Counter(file.suffix.lower() for file in self.unread)
         heic = ", or install pillow-heif" if HEIC & endings.keys() else ""
-        told = {
-            f"formats that are not read (convert them{heic})": _format_counts(endings),
-            "no images by their names": _format_counts(self.others),
+        counts = {
+            f"formats that are not supported (convert them{heic})": _format_counts(endings),
+            "not images by their names": _format_counts(self.others),
             "files and folders of macOS, Windows or a drive (such as ._*)": f"{self.system:,}",
             "pipes, sockets and devices": f"{self.special:,}",
-            f"{TEXT} beside no image": f"{self.alone:,}",
+            f"{TEXT} without an image": f"{self.alone:,}",
             "folders that cannot be opened": f"{len(self.closed):,} ({', '.join(self.closed[:SHOWN])})",
         }
-        return "; ".join(f"{what}: {count}" for what, count in told.items() if count and not count.startswith("0"))
+        return "; ".join(f"{what}: {count}" for what, count in counts.items() if count and not count.startswith("0"))
 
 
 def _format_counts(endings: Counter[str]) -> str:
@@ -77,10 +80,10 @@ def _format_counts(endings: Counter[str]) -> str:
 
 
 def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
-    """What stands anywhere below a folder; folders that are links are followed, each once, and no file is opened.
+    """List the images anywhere below a folder; linked folders are followed, each once, and no file is opened.
 
     Args:
-        exclude: patterns (`*`, `?`, `[...]`) of names, or of paths below `root`, of files and folders to pass over.
+        exclude: patterns (`*`, `?`, `[...]`) of files and folders to skip, by name or by path below `root`.
     """
     found = Listing(unused=list(exclude))
     waiting, seen = [root], set()
@@ -102,7 +105,7 @@ def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
             below = _is_folder(entry)
             if below:
                 folders.append(place / entry.name)
-            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # which is told to be no file
+            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # reported when it is read
                 files.append(entry)
         waiting += reversed(folders)
         _sort_files(place, files, found)
@@ -116,7 +119,7 @@ def _filter_entries(
 ) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
         below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
-        names = (entry.name, below, f"/{below}")  # the last for `**/` in front, which may stand for no folder
+        names = (entry.name, below, f"/{below}")  # the last for a leading `**/`, which may match no folder
         matching = [one for one in exclude if any(fnmatchcase(name, _strip_pattern(one)) for name in names)]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
@@ -138,7 +141,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _sort_files(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
-    """The files of one folder, into images and others."""
+    """Sort the files of one folder into images and others."""
     texts = {}
     stems = set()
     images = []
@@ -166,7 +169,7 @@ def _sort_files(place: Path, entries: list[os.DirEntry[str]], found: Listing) ->
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a file, or one that is not there: a link into nothing is an image that cannot be read."""
+    """Check if an entry is a regular file or a broken link, which counts as an image that cannot be read."""
     try:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
@@ -179,15 +182,14 @@ def _normalize(stem: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
+    """Image files anywhere below `path`, each with a .txt file of the same name that has one caption per line.
 
-    Folders that are links are followed, each once. What is left out (formats that are not read, other files) is counted
-    and told in a warning.
+    Linked folders are followed, each once. A warning reports the files that are left out.
 
     Attributes:
         path: the folder.
-        exclude: one pattern or several (`*`, `?`, `[...]`) of names, or of paths below `path`, to leave out: files, or
-            folders with all that is in them.
+        exclude: one pattern or several (`*`, `?`, `[...]`) of files and folders to leave out, by name or by path below
+            `path`.
     """
 
     path: str
@@ -199,19 +201,19 @@ class Folder:
         root = Path(self.path)
         if not root.is_dir():
             raise UsageError(
-                f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
+                f"no folder at '{root}'; data.path of a folder source must hold images, with .txt files next to them"
             )
         found = list_images(root, [self.exclude] if isinstance(self.exclude, str) else self.exclude)
         left = f"'{root}': left out: {found.left_out}" if found.left_out else ""
         if not found.images:
-            excluded = " and is not excluded" if self.exclude else ""
+            excluded = " that is not excluded" if self.exclude else ""
             raise UsageError(
-                f"no image below '{root}' that is read{excluded}{left and f', left out: {found.left_out}'}; put "
-                f"{', '.join(sorted(SUFFIXES))} files there"
+                f"no image below '{root}' in a supported format{excluded}{left and f', left out: {found.left_out}'}; "
+                f"put {', '.join(sorted(SUFFIXES))} files there"
             )
-        for told in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
-            if told:
-                warnings.warn(told, LeftOut, stacklevel=1)
+        for message in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
+            if message:
+                warnings.warn(message, LeftOut, stacklevel=1)
         object.__setattr__(self, "_files", found.images)
         object.__setattr__(self, "_captions", found.captions)
 
@@ -224,7 +226,7 @@ class Folder:
         try:
             captions = [line for line in lines_of(decode_text(read_file(text))) if line.strip()]
         except BadSample as bad:
-            if bad.kind != "missing":  # an image without captions is one that only training has no use for
+            if bad.kind != "missing":  # an image without captions is useless for training only
                 raise BadSample("no caption", bad.detail) from bad
             captions = []
         return Sample(image=image, key=str(image), captions=captions)

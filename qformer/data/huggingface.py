@@ -1,8 +1,8 @@
 """Data sets of the `datasets` library: from the hub, saved to disk, or parquet, Arrow, JSON and CSV files.
 
-A whole data set is memory-mapped and shuffled as one. With `streaming` its shards are taken one by one: each is
-written to a tar once, when its turn comes (`qformer.data.shards`), which makes them countable and readable at any
-place, so that a resumed run reads nothing again.
+A data set is memory-mapped and shuffled as a whole. With `streaming`, its shards are read one by one: each is written
+to a tar when it is first needed (`qformer.data.shards`). Samples of a tar can be counted and read in any order, so a
+resumed run reads nothing twice.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHERS = (";", "\t", "|")  # between the cells of what is called .csv all the same
+OTHERS = (";", "\t", "|")  # other separators in files that are called .csv
 IDS = (*QUESTION_IDS, "id", "image_id", "img_id", "cocoid")
 NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.0)?")
 SAVED = "state.json"  # marks a folder of save_to_disk
-SPLITS = "dataset_dict.json"  # and one that holds several
+SPLITS = "dataset_dict.json"  # marks one with several splits
 TEXTS = ("captions", "question", "answers", "facts")
 VALIDATION = {"validation", "valid", "val", "dev"}
 
@@ -96,10 +96,10 @@ class HuggingFace(ColumnOptions, Sharded):
         return self.split or "train"
 
     def _resolve_columns(self, names: list[str]) -> Columns:
-        """The columns that are read of those that are there.
+        """Choose the columns to read among those of the data set.
 
         Raises:
-            UsageError: one that is named is not there, or there is nothing to read.
+            UsageError: a named column does not exist, or there is nothing to read.
         """
         named = Columns.of(self)
         for column in [*named.needed(), *filter(None, [self.question_id])]:
@@ -129,7 +129,7 @@ class HuggingFace(ColumnOptions, Sharded):
             )
 
     def _class_names(self, column: str) -> list[str] | None:
-        """Names of the classes, where the numbers of a column mean some."""
+        """Get the names of the classes in a column of class numbers, else None."""
         return getattr(self._features.get(column), "names", None)
 
     def _load(self) -> Any:
@@ -160,16 +160,16 @@ class HuggingFace(ColumnOptions, Sharded):
                 f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_one_line(error)}); check "
                 "data.path, or download the data set while there is a network"
             ) from error
-        except Exception as error:  # of a damaged file or a hub's answer, nearly anything
+        except Exception as error:  # a damaged file or an answer of a hub can raise nearly anything
             raise UsageError(
                 f"'{self.path}' cannot be read as a data set ({_one_line(error)}); check data.path"
             ) from error
 
     def _load_saved(self, datasets: Any) -> Any:
-        """What `save_to_disk` has written, less what is not of the split.
+        """Load the split of a data set from `save_to_disk`.
 
         Raises:
-            UsageError: a split that is not there.
+            UsageError: there is no such split.
         """
         saved = datasets.load_from_disk(str(self.path))
         if (Path(str(self.path)) / SAVED).is_file():
@@ -190,11 +190,11 @@ class HuggingFace(ColumnOptions, Sharded):
         return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
     def _check_split(self, files: list[str]) -> None:
-        """Refuse a split that files are not called by: all rows would be of it, as they would be of any other."""
+        """Refuse a split that is not in the names of the files, since it would contain all their rows."""
         name = self._split.partition("[")[0]
         wanted = VALIDATION if name in VALIDATION else {name}
-        told = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
-        if name != "train" and not all(any(word in file for word in wanted) for file in told):
+        names = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
+        if name != "train" and not all(any(word in file for word in wanted) for file in names):
             raise UsageError(
                 f"the files of '{self.path}' are one split, and '{name}' is not in their names; leave data.split out, "
                 "or take a part of them, such as train[80%:]"
@@ -203,15 +203,15 @@ class HuggingFace(ColumnOptions, Sharded):
     def _refuse_file(self, name: str) -> None:
         if Path(name).is_file():
             raise UsageError(
-                f"'{name}' is a file of a kind that is not read; give {', '.join(FILES)}, or for an object of JSON "
+                f"'{name}' is a file of a kind that is not supported; give {', '.join(FILES)}, or for one JSON object "
                 "per line name: jsonl"
             )
 
     def _check_trust(self) -> None:
-        """Before `datasets` looks at them: addresses, also chained ones, and what a folder's own files name.
+        """Check addresses in the path, and those that files in a folder name, before `datasets` opens them.
 
         Raises:
-            UsageError: a name of one of the library's own readers, which would read whatever the working folder holds.
+            UsageError: the name of a built-in reader of the library, which would read the working directory.
         """
         for name in [self.path] if isinstance(self.path, str) else self.path:
             if "://" in name or CHAIN in name:
@@ -246,19 +246,19 @@ class HuggingFace(ColumnOptions, Sharded):
         return self._sample(key, image, self._read_texts(row))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """Of a shard that was written by `_write`."""
+        """Build a sample from the members of a shard that `_write` has written."""
         record = json.loads(members["json"])
         if record["fault"] is not None:
             raise BadSample(record["fault"], key)
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
-        record = {"facts": {self.id: record.get("id")}} | record  # of shards that an older version has kept
+        record = {"facts": {self.id: record.get("id")}} | record  # for cached shards of older versions
         same = id_of(record["facts"], self.id, self.path)
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
 
     def _read_texts(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What a row says, classes by their names."""
+        """Read the texts of a row, with class numbers replaced by names."""
         named = {name: self._class_names(name) for name in row}
         known = {name: _class_name(value, named[name]) for name, value in row.items()}
         texts: dict[str, Any] = self._columns.texts(known)
@@ -268,17 +268,18 @@ class HuggingFace(ColumnOptions, Sharded):
 
     @property
     def _is_text_table(self) -> bool:
-        """Whether all cells are texts, numbers among them."""
+        """True if all cells are read as text, including numbers."""
         return Path(self.path if isinstance(self.path, str) else self.path[0]).suffix.lower() in SEPARATORS
 
     def _writer(self, name: str) -> Callable[[Path], None]:
         return partial(self._write, int(name.rpartition("#")[2]))
 
     def _write(self, shard: int, path: Path) -> None:
-        """A shard of the stream as a tar, one sample per row.
+        """Write a shard of the stream as a tar with one sample per row.
 
         Raises:
-            FileNotFoundError: it is not there any more. UsageError: the network fails.
+            FileNotFoundError: the shard does not exist anymore.
+            UsageError: the network fails.
         """
         with path.open("wb") as file:
             try:
@@ -296,15 +297,15 @@ class HuggingFace(ColumnOptions, Sharded):
                 raise
             except OSError as error:
                 raise UsageError(
-                    f"shard {shard} of '{self.path}' could not be fetched ({_one_line(error)}); start again when the "
-                    "network is back, and the run goes on"
+                    f"shard {shard} of '{self.path}' could not be fetched ({_one_line(error)}); run the command again "
+                    "when the network is back, to continue"
                 ) from error
-            except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
+            except Exception as error:  # a damaged file: rows before the damage are used, the rest is one bad sample
                 file.write(f"damaged: {_one_line(error)}".encode())
 
 
 def _csv_options(file: str) -> dict[str, Any]:
-    """How a table in text is read: every cell as it stands, for pandas would make `None` or 007 something else."""
+    """Options to read a text table with unconverted cells, since pandas would change values like `None` and 007."""
     separator = SEPARATORS.get(Path(file).suffix.lower())
     if separator is None or not Path(file).is_file():
         return {}
@@ -320,21 +321,24 @@ def _csv_options(file: str) -> dict[str, Any]:
             padded = f"{separator} " in head
             names = next(csv.reader(lines, delimiter=separator, skipinitialspace=padded), [])
     except UnicodeDecodeError as error:
-        raise UsageError(f"'{file}' is no UTF-8 text; save it as UTF-8, such as by iconv -f CP1252 -t UTF-8") from error
+        raise UsageError(
+            f"'{file}' is not UTF-8 text; save it as UTF-8, such as with iconv -f CP1252 -t UTF-8"
+        ) from error
     text = datasets.Value("string")
-    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})  # pandas' row numbers
-    told = {"sep": separator, "skipinitialspace": padded}
-    return told | {"keep_default_na": False, "encoding": "utf-8-sig", "features": features}
+    # pandas writes the column of row numbers without a name
+    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})
+    options = {"sep": separator, "skipinitialspace": padded, "features": features}
+    return options | {"keep_default_na": False, "encoding": "utf-8-sig"}
 
 
 def _parse_ids(facts: dict[str, Any]) -> dict[str, Any]:
-    """With the ids that are numbers in a text as numbers, which servers of benchmarks ask for: 42 of "42" or "42.0"."""
+    """Convert ids like "42" or "42.0" to numbers, which evaluation servers of benchmarks require."""
     numbers = {name: NUMBER.fullmatch(facts[name]) for name in IDS if isinstance(facts.get(name), str)}
     return facts | {name: int(found[1]) for name, found in numbers.items() if found}
 
 
 def _class_name(value: Any, names: list[str] | None) -> Any:
-    """The name of a class for its number; None for -1, which stands for no class."""
+    """Look up the name of a class by its number; None for -1, which means no class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
@@ -345,21 +349,21 @@ def _join_names(names: list[str]) -> str:
 
 
 def _find_references(folder: Path) -> Iterator[str]:
-    """Files that a data set's own card or state names and that do not lie in it: addresses, other folders."""
+    """Find addresses and files outside the folder that a data set's own card or state names."""
     for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, *folder.glob(f"*/{SAVED}")):
         try:
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-            told = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)
+            values = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            told = None  # `datasets` will say what is wrong
-        for key in ("configs", "_data_files") if isinstance(told, dict) else ():
-            for name in texts_within(told.get(key)):
+            values = None  # `datasets` will report the fault
+        for key in ("configs", "_data_files") if isinstance(values, dict) else ():
+            for name in texts_within(values.get(key)):
                 if "://" in name or CHAIN in name or name.startswith(("/", "~")) or ".." in Path(name).parts:
                     yield name
 
 
 def texts_within(value: Any) -> Iterator[str]:
-    """All texts in plain data."""
+    """Yield all texts in plain data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -368,6 +372,6 @@ def texts_within(value: Any) -> Iterator[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """An error of a library on one line, with what caused it."""
+    """Format an error of a library and its cause on one line."""
     cause = f": {error.__cause__}" if error.__cause__ is not None else ""
     return " ".join(f"{error}{cause}".split())[:300]

@@ -20,7 +20,7 @@ from qformer.types import BadSample, Sample, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOK = 100  # records in which columns are looked for
+LOOK = 100  # records to search for named columns
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class JsonLines(ColumnOptions):
     images: str | None = None
     where: dict[str, Any] | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
-    # int64[n, 4]: file, number, start, length in bytes; of a file that is one list, number in it and two zeros
+    # int64[n, 4]: file, line number, start and length in bytes; for a file with one list: file, number in it, 0, 0
     _lines: Any = field(init=False, repr=False, compare=False)
     _documents: dict[int, list[Any]] = field(init=False, repr=False, compare=False)
     _named: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
+        named = isinstance(self.path, str) and Path(self.path).is_file()  # even if its name looks like a pattern
         files = [str(self.path)] if named else expand_local(self.path)
         if missing := [file for file in files if not Path(file).is_file()]:
             if address := lookup.address(missing[0]):
                 raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file as data.path")
             raise UsageError(
-                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
+                f"no file at '{missing[0]}'; data.path of a jsonl source must name files with one JSON object per line"
             )
         _refuse_utf16(files)
         if self.images is not None and not Path(self.images).is_dir():
@@ -75,7 +75,7 @@ class JsonLines(ColumnOptions):
         self._check_columns()
 
     def _check_columns(self) -> None:
-        """Refuse a name that none of the first records has."""
+        """Refuse a column name that none of the first records has."""
         needed = self._named.needed()
         known: dict[str, None] = {}
         for index in range(min(len(self), LOOK) if needed else 0):
@@ -87,7 +87,7 @@ class JsonLines(ColumnOptions):
             raise UsageError(f"'{self.path}' has no column '{missing[0]}': {lookup.nearest(missing[0], known)}")
 
     def _find_lines(self, path: Path) -> Iterator[tuple[int, int, int]]:
-        """Number, start and length of each line that is a record."""
+        """Yield number, start and length of each line with a record."""
         start = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -101,7 +101,7 @@ class JsonLines(ColumnOptions):
         try:
             record = json.loads(line.decode("utf-8-sig", errors="replace"))
         except NOT_JSON:
-            return True  # kept here, so that it is counted as bad when it is asked for
+            return True  # kept, so that it is counted as bad when it is read
         return self._matches(record)
 
     def _matches(self, record: Any) -> bool:
@@ -123,10 +123,10 @@ class JsonLines(ColumnOptions):
         return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
     def _record(self, index: int) -> dict[str, Any]:
-        """The object of a line, or of a place in a list.
+        """Read the object on a line or in a list.
 
         Raises:
-            BadSample: it cannot be read, or is none.
+            BadSample: the record cannot be read or is not an object.
         """
         which, number, start, length = self._lines[index].tolist()
         path = Path(self._files[which])
@@ -143,12 +143,12 @@ class JsonLines(ColumnOptions):
             except NOT_JSON as error:
                 raise BadSample("not json", f"{path}:{number}: {error}") from error
         if not isinstance(record, dict):
-            raise BadSample("no image", f"{path}:{number} is no object")
+            raise BadSample("no image", f"{path}:{number} is not an object")
         return record
 
 
 def _refuse_utf16(files: list[str]) -> None:
-    """Raises UsageError: a file whose lines cannot be told apart."""
+    """Refuse files whose lines cannot be separated. Raises UsageError: there is one."""
     for file in files:
         with Path(file).open("rb") as lines:
             refuse_utf16(file, lines.read(1000))

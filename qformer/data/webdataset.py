@@ -1,4 +1,4 @@
-"""Tars as webdataset, img2dataset and the hub's `-wds` data sets write them: CC3M, CC12M, SBU, LAION and your own."""
+"""Tars in the format of webdataset, img2dataset and the hub's `-wds` data sets, such as CC3M, CC12M, SBU and LAION."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ GIGABYTE = 1e9
 
 
 class Sharded:
-    """A source over `Shards`: an index is (shard, place in it), or a number that counts through all of them."""
+    """Source of samples in `Shards`; an index is (shard, place in it), or a number that counts through all shards."""
 
     shards: Shards
     window: int
 
     def __len__(self) -> int:
-        """Counts every shard, which for those that have to be fetched takes as long as that."""
+        """Count the samples of all shards, which fetches all remote ones."""
         return sum(self.shards.count(shard) for shard in range(len(self.shards)))
 
     def order(self, seed: Seed) -> Order:
@@ -62,8 +62,8 @@ class Sharded:
 
     def _place(self, number: int) -> tuple[int, int]:
         if number >= self._starts[-1]:
-            raise IndexError(f"sample {number} is behind the last shard")
-        shard = bisect_right(self._starts, number) - 1  # the last that starts here: those before it are empty
+            raise IndexError(f"sample {number} is after the last shard")
+        shard = bisect_right(self._starts, number) - 1  # the last that starts here; those before it are empty
         return shard, number - self._starts[shard]
 
     @cached_property
@@ -72,10 +72,10 @@ class Sharded:
 
 
 def open_shards(names: list[str], fetch: Fetcher, source: Any) -> Shards:
-    """Shards with the options of a source; without a `cache` they are kept until the program ends.
+    """Open shards with the options of a source; without a `cache`, they are kept until the program ends.
 
     Raises:
-        UsageError: an option that makes no sense.
+        UsageError: an option is not positive.
     """
     if source.window < 1 or source.keep_gb <= 0:
         raise UsageError(f"window is {source.window} and keep_gb {source.keep_gb}; both must be positive")
@@ -122,8 +122,8 @@ class WebDataset(ColumnOptions, Sharded):
         record = _parse_record(text.get("json"), key, needed=wanted not in text)
         if self.id is not None and self.id not in record:
             warnings.warn(
-                f"'{self.path}': not every sample has '{self.id}' in its JSON; without, images are the same whose "
-                "bytes are",
+                f"'{self.path}': not every sample has '{self.id}' in its JSON; without it, images are the same if "
+                "their bytes are",
                 LeftOut,
                 stacklevel=1,
             )
@@ -137,10 +137,10 @@ class WebDataset(ColumnOptions, Sharded):
         return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
     def _choose_image(self, key: str, members: dict[str, bytes]) -> str:
-        """The member that is the image.
+        """Choose the member that is the image.
 
         Raises:
-            BadSample: kinds `no image`; `several images`, of which none has the name alone.
+            BadSample: kinds `no image`, and `several images` if none has an empty stem.
         """
         found = [name for name in members if name.rpartition(".")[2] in IMAGES]
         if not found or self.image not in (None, *members):
@@ -153,7 +153,7 @@ class WebDataset(ColumnOptions, Sharded):
         chosen = min(alone, key=ORDER.index) if len(alone) > 1 else (alone or found)[0]
         if len(found) > 1:
             warnings.warn(
-                f"'{self.path}': of several images in a sample ({', '.join(sorted(found))}) {chosen} is taken; name "
+                f"'{self.path}': of several images in a sample ({', '.join(sorted(found))}), {chosen} is taken; name "
                 "another with data.image",
                 LeftOut,
                 stacklevel=1,

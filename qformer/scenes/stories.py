@@ -1,8 +1,8 @@
-"""Text about scenes for language models that never see a picture: a description, something asked, the reply.
+"""Text about scenes to train language models without images: a description, a prompt, and a reply.
 
-The description stands where the visual tokens of a picture will stand. A model that learned to answer from it answers,
-after a stage two that has shown it captions only, about pictures: visual question answering, a given context, dialogue
-and questions of its own are then zero-shot, as in BLIP-2.
+The description takes the place of the visual tokens of an image. After stage two, which trains on captions only, a
+model that has learned to answer from descriptions also answers about images. So visual question answering, context,
+dialogue and self-asked questions are zero-shot, as in BLIP-2.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("Question: {} Answer:", "Question: {} Short answer:")
 SELF_ASK = "Ask a question about the picture. Question:"
-#: Kinds of questions that are asked several times as often as others: two objects are to be found and compared.
+#: Relative frequency of the harder kinds of questions, for which two objects must be found and compared.
 HARD = {"relation": 4, "yes/no": 2}
 RUN = 64  # stories
 TASKS = {"describe": 0.2, "ask": 0.45, "context": 0.15, "dialogue": 0.15, "self-ask": 0.05}  # share of each
 
-#: How a question about one property becomes a statement, by kind: pattern, statement, and what may be claimed.
+#: Conversion of a question about one property to a statement, by kind: pattern, statement, possible claims.
 STATEMENTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "colour": (r"what color is (.*)\?", "{} is {}", COLOURS),
     "shape": (r"what shape is (.*)\?", "{} is a {}", SHAPES),
@@ -51,11 +51,11 @@ STATEMENTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Story:
-    """What a model reads (`description`, then `prompt`) and should write.
+    """Text that a model reads (`description`, then `prompt`) and the `reply` that it should write.
 
     Attributes:
-        kind: a task, or that of a question.
-        unordered: the description is read as one bag of words for each object, objects in any order.
+        kind: a task, or the kind of a question.
+        unordered: read the description as a bag of words for each object, in any order of objects.
     """
 
     description: str
@@ -67,15 +67,15 @@ class Story:
 
 @dataclass(frozen=True)
 class Stories:
-    """A source of text: story `i` is a function of the fields and of `i` alone. Scenes are those of `Scenes`.
+    """Source of text about the scenes of `Scenes`; story `i` is a function of the fields and `i` alone.
 
-    By default of any scene: language models have read of more than pictures show. Were some combinations missing, a
-    model would learn that no circle is green, and say so of the green circles of the test.
+    By default stories are about any scene, since language models have read about more than a set of images shows. If
+    some combinations were missing, a model would learn that no circle is green, and answer so for the test.
 
     Attributes:
-        task: what every story asks for; None draws one for each by the shares of `TASKS`.
-        unordered: how many descriptions are unordered, which is learned several times as fast: the first so many all
-            are, of the others every second run of `RUN` stories.
+        task: task of every story; None draws one for each, with the shares in `TASKS`.
+        unordered: number of stories at the start whose descriptions are all unordered, which are learned several times
+            as fast; after them, every second run of `RUN` stories is. With 0, no story is unordered.
     """
 
     split: Literal["train", "val", "test", "any"] = "any"
@@ -97,7 +97,7 @@ class Stories:
 
 
 def _describe(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene in full, in one of three ways of putting it: nothing is left out."""
+    """Describe a scene completely, in one of three forms."""
     return pick(rng, [description(scene), *captions(scene, rng)[:2]])
 
 
@@ -120,14 +120,14 @@ def _question(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """A statement in front, as often false as true: the answer follows it, as people expect of a context."""
+    """Put a statement in front, as often false as true; the answer follows it, as users expect of a context."""
     asked = [q for q in questions(scene, rng) if q.kind in STATEMENTS and q.question != "how many objects are there?"]
     if not asked:
         return _question(scene, rng)
     one = pick(rng, asked)
     claim = one.answer if rng.random() < 0.5 else pick(rng, STATEMENTS[one.kind][2])
     told = f"Context: {statement(one, claim)}."
-    if rng.random() < 0.25:  # a context that says nothing about what is asked changes nothing
+    if rng.random() < 0.25:  # an unrelated context does not change the answer
         other = _draw_question(scene, rng)
         told = f"Context: {statement(one, one.answer)}."
         return f"{told} {TEMPLATES[0].format(other.question)}", other.answer, "context"
@@ -135,7 +135,7 @@ def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def statement(question: Question, claim: str) -> str:
-    """`what color is the star?` and a claim -> `the star is red`. For the kinds of `STATEMENTS`."""
+    """Turn a question and a claim into a statement: `what color is the star?` and `red` -> `the star is red`."""
     pattern, form, _ = STATEMENTS[question.kind]
     found = re.fullmatch(pattern, question.question)
     assert found is not None, question
