@@ -254,7 +254,7 @@ class BadSample(Exception):
 
 def same_image(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
     """Matrix bool[count, count], True where two rows show the same image; the identity if `ids` is None."""
-    import torch  # here alone: a configuration is read and refused without it
+    import torch  # imported here, since reading a configuration must not import torch
 
     if isinstance(ids, torch.Tensor):
         ids = ids.tolist()  # the elements of a tensor hash by identity: all would differ

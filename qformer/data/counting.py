@@ -38,9 +38,9 @@ def _count_mix(options: dict[str, Any], where: str) -> tuple[int | None, list[st
         if not isinstance(entry, dict):
             raise UsageError(f"sources.{number} is {entry!r}; give a source with its name and options")
         rest = {key: value for key, value in entry.items() if key not in ("name", "weight")}
-        found, found_notes = count(str(entry.get("name")), rest, f"{where}.sources.{number}")
+        found, own_notes = count(str(entry.get("name")), rest, f"{where}.sources.{number}")
         total = None if found is None or total is None else total + found
-        notes += found_notes
+        notes += own_notes
     return total, notes
 
 

@@ -157,8 +157,8 @@ class HuggingFace(ColumnOptions, Sharded):
             raise
         except ConnectionError as error:
             raise UsageError(
-                f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_one_line(error)}); check "
-                "data.path, or download the data set while there is a network"
+                f"'{self.path}' is not a local file or folder, and the hub cannot be reached ({_one_line(error)}); "
+                "check data.path, or download the data set while there is a network"
             ) from error
         except Exception as error:  # a damaged file or an answer of a hub can raise nearly anything
             raise UsageError(

@@ -162,7 +162,7 @@ def _decode_with_pil(image: Image.Image) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(brightness.grey(image))
+        image = Image.fromarray(brightness.to_gray(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -22,7 +22,7 @@ ADVICE = "scale it to 8 bits yourself"
 UNTOLD = "with an unknown white level"
 
 
-def grey(image: Image.Image) -> np.ndarray:
+def to_gray(image: Image.Image) -> np.ndarray:
     """Convert a gray image in Pillow's modes I, I;16 or F to uint8[h, w].
 
     Raises:
@@ -38,8 +38,8 @@ def grey(image: Image.Image) -> np.ndarray:
             f"grays up to {high:g} where white is {white:g}: black, or of fewer bits than the file says; {ADVICE}"
         )
     scaled = np.rint(values * 255) if image.mode == "F" else values.astype(np.int64) * 256 // (white + 1)
-    grey = scaled.astype(np.uint8)
-    return 255 - grey if _tags(image).get(COLORS, 1) == WHITE_IS_ZERO else grey
+    gray = scaled.astype(np.uint8)
+    return 255 - gray if _tags(image).get(COLORS, 1) == WHITE_IS_ZERO else gray
 
 
 def check_colors(image: Image.Image, data: bytes) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from qformer.images.orientation import HEADER, of_blocks, upright
 
-START = b"\xff\xd8\xff"  # of every JPEG, also of one with several images (MPO), of which the first is read
+START = b"\xff\xd8\xff"  # every JPEG starts so, also one with several images (MPO), whose first is read
 BEGIN, END = b"\xff\xd8", b"\xff\xd9"
 MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

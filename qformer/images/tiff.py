@@ -52,7 +52,7 @@ def read_rgb(opened: Any, data: bytes) -> np.ndarray:
         if Image.MAX_IMAGE_PIXELS and jpeg.width * jpeg.height > 2 * Image.MAX_IMAGE_PIXELS:  # larger than the image
             raise ValueError(f"a TIFF with a piece of {jpeg.width} x {jpeg.height} pixels, which are too many")
         space[:] = decode(jpeg)[: space.shape[0], : space.shape[1]]
-    if colors == 0:  # where 0 is white
+    if colors == 0:  # 0 is white
         whole = 255 - whole
     if channels == 4:
         whole = np.asarray(Image.frombytes("CMYK", (width, height), whole.tobytes()).convert("RGB"))

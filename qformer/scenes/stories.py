@@ -126,12 +126,12 @@ def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
         return _question(scene, rng)
     one = pick(rng, asked)
     claim = one.answer if rng.random() < 0.5 else pick(rng, STATEMENTS[one.kind][2])
-    told = f"Context: {statement(one, claim)}."
+    context = f"Context: {statement(one, claim)}."
     if rng.random() < 0.25:  # an unrelated context does not change the answer
         other = _draw_question(scene, rng)
-        told = f"Context: {statement(one, one.answer)}."
-        return f"{told} {TEMPLATES[0].format(other.question)}", other.answer, "context"
-    return f"{told} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
+        context = f"Context: {statement(one, one.answer)}."
+        return f"{context} {TEMPLATES[0].format(other.question)}", other.answer, "context"
+    return f"{context} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
 
 
 def statement(question: Question, claim: str) -> str:
@@ -144,8 +144,8 @@ def statement(question: Question, claim: str) -> str:
 
 def _dialogue(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
     turns = [_draw_question(scene, rng) for _ in range(int(rng.integers(2, 4)))]
-    told = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
-    return f"{told} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
+    history = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
+    return f"{history} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
 
 
 def _self_ask(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:

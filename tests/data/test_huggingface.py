@@ -250,7 +250,7 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"path": "nobody/nothing"}, "is no local file or folder, and the hub cannot be reached"),
+        ({"path": "nobody/nothing"}, "is not a local file or folder, and the hub cannot be reached"),
         ({"path": "nobody/nothing", "streaming": True}, "the hub cannot be reached"),
         ({"path": "none.parquet"}, "no file at 'none.parquet'"),
         ({"path": ["a.parquet", "none.parquet"]}, "no file at 'none.parquet'"),
