@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from qformer.data.encodings import decode_text, lines_of
 from qformer.images import read_file
-from qformer.images.formats import SUFFIXES, UNREAD, of_a_system
+from qformer.images.formats import SUFFIXES, UNREAD, is_system_file
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _filter_entries(
         matching = [one for one in exclude if any(fnmatchcase(name, _strip_pattern(one)) for name in names)]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
-        elif of_a_system([entry.name]):
+        elif is_system_file([entry.name]):
             found.system += 1
         else:
             yield entry

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from qformer.images.formats import SUFFIXES, of_a_system
+from qformer.images.formats import SUFFIXES, is_system_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,7 +48,7 @@ def split(name: str) -> tuple[str, str] | None:
     """Split `a/17.seg.png` into (`a/17`, `seg.png`); None for a name without both, or a system file."""
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or not extension or of_a_system(name.split("/")):
+    if not stem or not extension or is_system_file(name.split("/")):
         return None
     return f"{folder}/{stem}".lstrip("/"), extension.lower()
 

@@ -153,7 +153,7 @@ class WebDataset(ColumnOptions, Sharded):
         chosen = min(alone, key=ORDER.index) if len(alone) > 1 else (alone or found)[0]
         if len(found) > 1:
             warnings.warn(
-                f"'{self.path}': of several images in a sample ({', '.join(sorted(found))}), {chosen} is taken; name "
+                f"'{self.path}': of several images in a sample ({', '.join(sorted(found))}) {chosen} is taken; name "
                 "another with data.image",
                 LeftOut,
                 stacklevel=1,

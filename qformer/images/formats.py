@@ -36,6 +36,6 @@ SYSTEM = frozenset(
 APPLE_DOUBLE = "._"  # prefix of a file with the metadata that macOS cannot keep in the file itself
 
 
-def of_a_system(parts: Iterable[str]) -> bool:
+def is_system_file(parts: Iterable[str]) -> bool:
     """Check the parts of a path for a system file or folder of macOS, Windows or a network drive."""
     return any(part.startswith(APPLE_DOUBLE) or part.lower() in SYSTEM for part in parts)
