@@ -22,18 +22,18 @@ __all__ = ["ImageTextModel", "QFormer", "Retriever", "VisionLanguageModel", "loa
 
 
 def __getattr__(name: str) -> Any:
-    """Public names arrive on first use, so that `qformer --help` does not import torch."""
+    """Import public names on first use, so that `qformer --help` does not import torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'qformer' has no attribute '{name}'")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
-class _Beside:
-    """A finder for the packages of this one that the repository keeps in folders beside it.
+class _SiblingFinder:
+    """Import hook for the subpackages that the repository keeps in folders next to `qformer/`.
 
-    An installation has them inside (`package-dir` in pyproject.toml) and does not need it. No other module of the
-    repository is found by a second name, as it would be with the whole root on `__path__`, and the folders of the same
-    names that a user has are never asked.
+    In an installation they are inside (`package-dir` in pyproject.toml), and the hook is not used. Adding the root of
+    the repository to `__path__` instead would give every other module there a second name. Folders with the same names
+    in the user's working directory are never searched.
     """
 
     names = frozenset(f"{__name__}.{folder}" for folder in ("configs", "demo", "stages"))
@@ -45,4 +45,4 @@ class _Beside:
 
 
 if not Path(__file__).with_name("stages").is_dir():
-    sys.meta_path.insert(0, _Beside)  # first, so that an editable installation of another checkout is not mixed in
+    sys.meta_path.insert(0, _SiblingFinder)  # first, so that modules of another editable checkout are not mixed in

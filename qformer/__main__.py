@@ -1,4 +1,4 @@
-"""`python -m qformer`."""
+"""Entry point of `python -m qformer`."""
 
 from qformer.cli import main
 

@@ -1,7 +1,7 @@
-"""Private names of other libraries: all that the product uses of them, each behind one function that says why.
+"""Access to private names of other libraries: one function for each, whose docstring says why it is needed.
 
-None has a public counterpart. Where a newer version of a library has dropped one, `UsageError` says so in a sentence
-that names the library and its version. Importing this module loads none of the libraries.
+None has a public counterpart. If a newer version of a library no longer has one, a `UsageError` names the library and
+its version. Importing this module imports none of the libraries.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ if TYPE_CHECKING:
 
     from qformer.types import UsageError
 
-#: What `demo` reads of Gradio's queue. These names are public, those of its class and of the way to it are not.
+#: Attributes of Gradio's queue that `demo` reads. These are public; the class and the path to the queue are not.
 QUEUE = ("event_ids_to_events", "pending_event_ids_session", "pending_messages_per_session", "__len__")
 
 
 def fake_mode() -> Any:
-    """A mode of PyTorch (`torch._subclasses.FakeTensorMode`) in which tensors have a shape and a dtype but no numbers.
+    """PyTorch's `FakeTensorMode`, in which tensors have a shape and a dtype but no data.
 
-    PyTorch documents the class, but only under this name. Its public relative, the device `meta`, knows no autocast.
+    PyTorch documents the class, but only as `torch._subclasses.FakeTensorMode`. The public alternative, the device
+    `meta`, does not support autocast.
 
     Raises:
-        UsageError: this PyTorch has no such class there.
+        UsageError: this version of PyTorch has no such class.
     """
     return _find("torch", "torch._subclasses.fake_tensor", "FakeTensorMode")(allow_non_fake_inputs=True)
 
 
 def seeing_operations(see: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]) -> AbstractContextManager[Any]:
-    """A context in which `see(operator, args, kwargs, out)` is told of each operation, also those of backward passes.
+    """A context that calls `see(operator, args, kwargs, out)` after each operation, backward passes included.
 
-    PyTorch's `TorchDispatchMode` is documented under `torch.utils._python_dispatch` alone. What is public
-    (`torch.overrides.TorchFunctionMode`) sees the calls that Python makes, and none of a backward pass.
+    PyTorch documents `TorchDispatchMode` only under `torch.utils._python_dispatch`. The public alternative,
+    `torch.overrides.TorchFunctionMode`, sees calls from Python but no operation of a backward pass.
 
     Args:
-        see: called after each operation with the operator, such as `torch.ops.aten.mm`, and what it returned.
+        see: called after each operation with the operator, such as `torch.ops.aten.mm`, its arguments and its result.
 
     Raises:
-        UsageError: this PyTorch has no such class there.
+        UsageError: this version of PyTorch has no such class.
     """
     base: Any = _find("torch", "torch.utils._python_dispatch", "TorchDispatchMode")
 
@@ -59,42 +60,42 @@ def seeing_operations(see: Callable[[Any, tuple[Any, ...], dict[str, Any], Any],
 
 
 def is_backward() -> bool:
-    """Whether this is called within a backward pass; layers that are computed again in it are.
+    """Return True inside a backward pass, which is where gradient checkpointing recomputes layers.
 
-    PyTorch answers it by `torch._C._current_graph_task_id`, as its own checkpointing asks; no public name does.
+    PyTorch's own checkpointing asks `torch._C._current_graph_task_id`; there is no public function for it.
 
     Raises:
-        UsageError: this PyTorch has no such function there.
+        UsageError: this version of PyTorch has no such function.
     """
     return _find("torch", "torch", "_C._current_graph_task_id")() >= 0
 
 
 def efficient_attention(*inputs: Any, scale: float | None) -> Tensor:
-    """Attention by CUDA's memory-efficient kernel, as an outline of a GPU's step has it: float[B, heads, X, H / heads].
+    """Attention by CUDA's memory-efficient kernel, for plans of a GPU's step: float[B, heads, X, H / heads].
 
-    The public `scaled_dot_product_attention` chooses by device, and tensors without numbers claim to be on the CPU. So
-    PyTorch's operator is called by its name, `torch.ops.aten._scaled_dot_product_efficient_attention`.
+    The public `scaled_dot_product_attention` chooses a kernel by device, and fake tensors claim to be on the CPU. So
+    the operator is called by name, `torch.ops.aten._scaled_dot_product_efficient_attention`.
 
     Args:
-        inputs: query, key, value, bias, whether what the backward pass needs is kept, share of dropout, is causal.
-        scale: None: the root of the width of a head, inverted.
+        inputs: query, key, value, bias, compute_log_sumexp, dropout probability, is_causal.
+        scale: factor of the logits; None for 1 / sqrt(width of a head).
 
     Raises:
-        UsageError: this PyTorch has no such operator.
+        UsageError: this version of PyTorch has no such operator.
     """
     return _find("torch", "torch", "ops.aten._scaled_dot_product_efficient_attention")(*inputs, scale=scale)[0]
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
-    """PyTorch's formulas of FLOPs by operator, and those of attention on a CPU, which it lacks.
+    """PyTorch's FLOP formulas by operator, extended by attention on a CPU, which PyTorch lacks.
 
-    Flash attention has the private names `torch.ops.aten._scaled_dot_product_flash_attention...`.
+    The operators of flash attention have private names, `torch.ops.aten._scaled_dot_product_flash_attention...`.
 
     Returns:
         Operator, such as `torch.ops.aten.mm` -> a function of its arguments, and of its result as `out_val`.
 
     Raises:
-        UsageError: this PyTorch has no such operators, or no formulas for them.
+        UsageError: this version of PyTorch has no such operators, or no formulas for them.
     """
     formulas = dict(_find("torch", "torch.utils.flop_counter", "flop_registry"))
     for end in ("", "_backward"):
@@ -107,13 +108,13 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
 
 
 def kept_in_single(model: Any) -> list[str]:
-    """The ends of names of layers that a transformers model keeps in fp32 and that are never quantised, as T5's `wo`.
+    """Name suffixes of the layers that a transformers model keeps in fp32 and never quantizes, such as T5's `wo`.
 
-    Families say so in `_keep_in_fp32_modules`, which the quantisers of transformers read; nothing public tells it, and
-    bitsandbytes, with which one could quantise a model and look, is not needed for a plan.
+    Model classes list them in `_keep_in_fp32_modules`, which the quantizers of transformers read. There is no public
+    way to get them, except to quantize a model with bitsandbytes, which a plan must not require.
 
     Raises:
-        UsageError: models of this transformers have no such attribute.
+        UsageError: models of this version of transformers have no such attribute.
     """
     try:
         return sorted(model._keep_in_fp32_modules or ())
@@ -122,11 +123,11 @@ def kept_in_single(model: Any) -> list[str]:
 
 
 def forget_precision() -> None:
-    """Let the next `Accelerator` have a precision of its own, where a run before it in this process had another.
+    """Let the next `Accelerator` use another precision than an earlier run of this process.
 
-    accelerate keeps the precision of the first for the whole process and refuses another ("restart your runtime");
-    its `AcceleratorState._reset_state` takes that back, as it is used in transformers' own trainer. Where there is no
-    such method, nothing is done: the first run works, and accelerate says itself what it refuses.
+    accelerate keeps the precision of the first `Accelerator` for the whole process and refuses another ("restart your
+    runtime"). Its `AcceleratorState._reset_state`, which transformers' own trainer uses, clears that. If the method is
+    missing, nothing is done: the first run works, and accelerate reports what it refuses.
     """
     from accelerate.state import AcceleratorState
 
@@ -136,16 +137,16 @@ def forget_precision() -> None:
 
 
 def page_queue(page: Any) -> Any:
-    """The queue of a page of Gradio: `len`, its requests and messages by session (the names of `QUEUE`).
+    """The queue of a Gradio page: its length, and its requests and messages by session (the names in `QUEUE`).
 
-    Gradio keeps it in `Blocks._queue`. It is public only over HTTP, one session at a time, and says there neither who
-    waits for a request nor lets go of what it keeps for visitors who have left.
+    Gradio keeps it in `Blocks._queue`. The public HTTP interface shows one session at a time, does not say who waits
+    for a request, and cannot release what the queue keeps for visitors who have left.
 
     Args:
-        page: Blocks, after its method `queue`, which makes a new one.
+        page: Blocks whose method `queue`, which creates a new queue, has been called.
 
     Raises:
-        UsageError: this Gradio has no such queue.
+        UsageError: this version of Gradio has no such queue.
     """
     queue = getattr(page, "_queue", None)
     missing = [name for name in QUEUE if not hasattr(queue, name)]
@@ -154,9 +155,9 @@ def page_queue(page: Any) -> Any:
     return queue
 
 
-@cache  # asked at each operation
+@cache  # called at each operation
 def _find(library: str, module: str, path: str) -> Any:
-    """What stands at `path` in a module."""
+    """Get the attribute at `path` of a module."""
     try:
         return reduce(getattr, path.split("."), import_module(module))
     except (ImportError, AttributeError) as error:

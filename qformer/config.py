@@ -1,7 +1,6 @@
-"""The configuration from YAML files, which hold differences from the schema only, and from `key.sub=value` overrides.
+"""Loading of configurations from YAML files, which hold differences from the schema, and `key.sub=value` overrides.
 
-A key that does not exist, a value of the wrong type or an impossible combination is a `UsageError` before anything
-is loaded.
+An unknown key, a value of the wrong type or an impossible combination is a `UsageError` before anything is loaded.
 """
 
 from __future__ import annotations
@@ -56,42 +55,41 @@ LARGEST = 100_000  # values in a configuration
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply `key.sub=value` overrides, check everything.
+    """Read a YAML file, apply `key.sub=value` overrides, and validate the result.
 
     Args:
-        path: a file, or else the name of a shipped one in the configs folder, such as `quickstart/stage1.yaml`, which
-            works from every folder.
+        path: a file, or the name of a shipped configuration, such as `quickstart/stage1.yaml`, from any folder.
 
     Raises:
-        UsageError: no such file, not YAML, an override that is not `key=value`, or a configuration that is refused.
+        UsageError: no such file, not YAML, an override that is not `key=value`, or an invalid configuration.
     """
     path = _find(Path(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the latter two: 2024-99-99, 1,000 brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as 2024-99-99, and 1,000 brackets
         raise UsageError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(
             f"'{path}' holds {type(values).__name__}, not the keys of a configuration; see the configs folder"
         )
-    if _holds_more(values, LARGEST):
+    if _exceeds(values, LARGEST):
         raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
-        _apply(values, override)
-    return parse_config(_at_home(values))
+        _apply_override(values, override)
+    return parse_config(_expand_home(values))
 
 
-def _at_home(values: Any) -> Any:
-    """Plain data in which `~/photos` is the folder of that name at the user's home, as a shell would have it."""
+def _expand_home(values: Any) -> Any:
+    """Expand `~/` at the start of every text in plain data, as a shell does."""
     if isinstance(values, dict):
-        return {key: _at_home(value) for key, value in values.items()}
+        return {key: _expand_home(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [_at_home(value) for value in values]
+        return [_expand_home(value) for value in values]
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
 
 
-def _holds_more(values: Any, limit: int) -> bool:
-    """Whether plain data are more than so many values; of YAML a few aliases of aliases can be billions."""
+def _exceeds(values: Any, limit: int) -> bool:
+    """Check if plain data hold more than `limit` values; a few nested YAML aliases can expand to billions."""
     left, count = [values], 0
     while left and count <= limit:
         value = left.pop()
@@ -101,13 +99,13 @@ def _holds_more(values: Any, limit: int) -> bool:
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations of the configs folder, wherever it is installed, by name, such as `quickstart/stage1.yaml`."""
+    """The shipped configurations: name, such as `quickstart/stage1.yaml` -> file."""
     folder = Path(str(resources.files("qformer.configs")))
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def _find(path: Path) -> Path:
-    """The file at `path`, or else the shipped configuration of that name, with or without `configs/` in front."""
+    """Find the file at `path`, or the shipped configuration of that name, with or without a leading `configs/`."""
     if path.is_file():
         return path
     if address := lookup.address(path):
@@ -130,21 +128,21 @@ def parse_config(values: dict[str, Any]) -> Config:
     """Check plain data (from YAML or a checkpoint) against the schema.
 
     Raises:
-        UsageError: with the path of the first key that is wrong.
+        UsageError: an invalid key or value; the message names the first one.
     """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         unknown = [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
-        if unknown:  # told first: a misspelt key is also missing
+        if unknown:  # reported first: a misspelled key is also a missing one
             *parents, key = [str(part) for part in unknown[0]]
-            known = lookup.nearest(key, _section(parents).model_fields)
+            known = lookup.nearest(key, _find_section(parents).model_fields)
             raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
         raise UsageError(lookup.explain(error, values)) from error
 
 
-def _section(parents: list[str]) -> type[BaseModel]:
-    """The schema class that holds the keys below `parents`."""
+def _find_section(parents: list[str]) -> type[BaseModel]:
+    """Find the schema class that holds the keys below `parents`."""
     section: type[BaseModel] = Config
     for name in parents:
         kinds = getattr(section.model_fields[name].annotation, "__args__", (section.model_fields[name].annotation,))
@@ -152,8 +150,8 @@ def _section(parents: list[str]) -> type[BaseModel]:
     return section
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one `key.sub=value`; the value is read as YAML, so `[0.5, 1]` is a list and `null` is None."""
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value`; the value is parsed as YAML, so `[0.5, 1]` is a list and `null` is None."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"'{override}' is not an override; write key=value, such as train.steps=1000")
@@ -171,10 +169,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Overrides of several configurations by their prefix: `vit.train.steps=10` -> `{"vit": ["train.steps=10"], ...}`.
+    """Group overrides of several configurations by prefix: `vit.train.steps=10` -> `{"vit": ["train.steps=10"], ...}`.
 
     Raises:
-        UsageError: an override with none of the names in front.
+        UsageError: an override that starts with none of the names.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
@@ -186,10 +184,10 @@ def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[st
 
 
 def dump_config(config: Config) -> str:
-    """The whole resolved configuration as YAML, defaults included.
+    """Write the whole resolved configuration, defaults included, as YAML.
 
-    The connector is written only where it is not that of the Q-Former, so that what versions without a choice of
-    connectors have written is written again as it was, and they can read it.
+    The connector is written only if it is not the Q-Former's, so that a configuration of an older version, which had no
+    choice of connectors, is written as before, and older versions can read it.
     """
     values = config.model_dump(mode="json", exclude_none=True)
     if config.has_qformer:
@@ -198,7 +196,7 @@ def dump_config(config: Config) -> str:
 
 
 def anchor(config: Config) -> Config:
-    """Tower folders and `init` become absolute where they exist, so that a checkpoint finds them from anywhere."""
+    """Make existing tower folders and `init` absolute, so that a checkpoint finds them from any folder."""
 
     def absolute(path: str | None) -> str | None:
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path

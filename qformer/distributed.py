@@ -1,11 +1,11 @@
-"""What processes tell one another. In one process everything here is the identity and no process group is needed.
+"""Collective operations among processes. In a single process they are identities and need no process group.
 
-Gradients are those of the *sum* of the losses of all processes: what `gather` or `exchange` handed out gets back what
-every process made of it, unscaled. Data-parallel training then takes the mean over processes, of losses and gradients
-alike, so a loss that is a mean over the rows of its own process becomes the mean over the global batch.
+Gradients are those of the *sum* of the losses of all processes: the backward pass of `gather` and `exchange` sums the
+gradients of all processes, unscaled. Data-parallel training then averages losses and gradients over processes, so a
+loss that is a mean over the rows of one process becomes the mean over the global batch.
 
-Our own collectives have a group of their own: those that data-parallel training starts during a backward pass may
-come in another order on another process, and must not meet ours.
+Our collectives use a process group of their own. Data-parallel training starts others during the backward pass, whose
+order can differ between processes, so they must not share a group.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _alone = False
-_group_of: tuple[Any, Any] = (None, None)  # all processes, and the same once more for our own collectives
+_group_of: tuple[Any, Any] = (None, None)  # the world group, and our own group of the same processes
 
-#: What launchers that start several processes tell each, in the order in which they are asked.
+#: Environment variables in which launchers pass the number of processes, in the order in which they are read.
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -40,22 +40,23 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0. Rank 0 writes, logs and shows progress."""
+    """Rank of this process, from 0. Rank 0 writes, logs and shows progress."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is that of its GPU; known before the processes have met."""
+    """Rank of this process on its machine, which is also the number of its GPU; known before the group exists."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def check_launch() -> None:
-    """Refuse to be one process where several were asked for: they would train apart, over one another's files.
+    """Refuse to run alone if several processes were requested: they would train separately and overwrite each other.
 
-    `accelerate launch --cpu --num_processes 2` starts one and says so nowhere; all it leaves is an address to meet at.
+    `accelerate launch --cpu --num_processes 2` starts a single process without a message; the only sign of it is that
+    the address of the process group is set.
 
     Raises:
-        UsageError: the environment tells of several processes, but they have not met.
+        UsageError: the environment announces several processes, but there is no process group.
     """
     if world() > 1:
         return
@@ -69,20 +70,20 @@ def check_launch() -> None:
     else:
         return
     raise UsageError(
-        f"{asked} were asked for, but this one is by itself; use 'torchrun --nproc-per-node N -m qformer ...'"
+        f"{asked} were requested, but this process runs alone; use 'torchrun --nproc-per-node N -m qformer ...'"
     )
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, the processes that torchrun has started work together, over their CPUs; one process is by itself.
+    """Context in which the processes started by torchrun form a group over CPUs; a single process needs none.
 
     Raises:
-        UsageError: several were asked for, but they have not met.
+        UsageError: several processes were requested, but there is no process group.
     """
     starts = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ and not dist.is_initialized()
     if starts:
-        dist.init_process_group("gloo", timeout=timedelta(days=1))  # one may have much more to do than another
+        dist.init_process_group("gloo", timeout=timedelta(days=1))  # one process may have much more work than another
     check_launch()
     try:
         yield
@@ -93,7 +94,7 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process works by itself (W is 1), under its own number: held-out data are measured so."""
+    """Context in which W is 1 while the rank stays the same, such as for the evaluation of held-out data."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -103,9 +104,9 @@ def alone() -> Iterator[None]:
 
 
 def gather(rows: Tensor, grad: bool = False) -> Tensor:
-    """[B, ...], of the same shape on every process -> [W * B, ...] in the order of ranks.
+    """Gather rows [B, ...], of the same shape on every process, to [W * B, ...] in the order of ranks.
 
-    With `grad` each process gets back, for its own rows, the sum of the gradients of all processes.
+    With `grad`, the gradient of a process's own rows is the sum of the gradients of all processes.
     """
     if world() == 1:
         return rows if grad else rows.detach()
@@ -113,20 +114,20 @@ def gather(rows: Tensor, grad: bool = False) -> Tensor:
 
 
 def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
-    """Give each process some rows and get some from each, with gradient back to where they came from.
+    """Send rows to each process and receive rows from each; gradients flow back to the sender.
 
     Args:
-        rows: [sum(send), ...]: first those for rank 0, then those for rank 1, and so on.
+        rows: [sum(send), ...]: first the rows for rank 0, then those for rank 1, and so on.
         send, receive: W numbers of rows.
 
     Returns:
-        [sum(receive), ...]: first those of rank 0, and so on.
+        [sum(receive), ...]: first the rows from rank 0, and so on.
     """
     return _Exchange.apply(rows, list(send), list(receive))
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over processes."""
+    """Sum over processes."""
     if world() == 1:
         return values
     values = values.detach().clone()
@@ -135,7 +136,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def largest(*numbers: int, device: torch.device) -> list[int]:
-    """The largest over processes of each number; where there are several processes this waits for the device."""
+    """Maximum over processes of each number; with several processes, this waits for the device."""
     if world() == 1:
         return list(numbers)
     values = torch.tensor(numbers, device=device)
@@ -143,21 +144,21 @@ def largest(*numbers: int, device: torch.device) -> list[int]:
     return values.tolist()
 
 
-def gather_objects(thing: Any) -> list[Any]:
-    """What every process has, in the order of ranks; small things only."""
+def gather_objects(item: Any) -> list[Any]:
+    """Gather a small object of every process, in the order of ranks, to all processes."""
     if world() == 1:
-        return [thing]
+        return [item]
     found: list[Any] = [None] * world()
-    dist.all_gather_object(found, thing, group=_group())
+    dist.all_gather_object(found, item, group=_group())
     return found
 
 
-def collect_objects(thing: Any) -> list[Any]:
-    """What every process has, in the order of ranks, for the first process; nothing for the others."""
+def collect_objects(item: Any) -> list[Any]:
+    """Gather an object of every process, in the order of ranks, to rank 0; the others get an empty list."""
     if world() == 1:
-        return [thing]
+        return [item]
     found: list[Any] = [None] * world() if rank() == 0 else []
-    dist.gather_object(thing, found or None, dst=0, group=_group())
+    dist.gather_object(item, found or None, dst=0, group=_group())
     return found
 
 
@@ -168,21 +169,21 @@ def barrier() -> None:
 
 
 class Vote:
-    """Whether any process says yes: all learn it at the same call, the one after, so that nobody waits for it.
+    """Logical OR over processes, delayed by one call so that no process has to wait for it.
 
-    Alone there is nothing to agree on, and the answer comes at once.
+    All processes get the same answer at the same call. A single process gets its own answer at once.
     """
 
     def __init__(self) -> None:
-        # Between the CPUs: reading the answer of a GPU would wait for all that it has still to compute.
+        # Over the CPUs: reading a result from a GPU would wait for all the work that is queued on it.
         self._group = dist.new_group(backend="gloo") if world() > 1 else None
-        self._said: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, yes: bool) -> bool:
         if self._group is None:
             return yes
-        before, said = self._said, torch.tensor(int(yes))
-        self._said = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        before, vote = self._pending, torch.tensor(int(yes))
+        self._pending = vote, dist.all_reduce(vote, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         if before is None:
             return False
         before[1].wait()
@@ -190,10 +191,10 @@ class Vote:
 
 
 def shard_frozen(model: nn.Module, device: torch.device) -> None:
-    """Keep 1 / W of every frozen transformer layer on each process; a layer is whole while it computes (FSDP2).
+    """Keep 1 / W of every frozen transformer layer on each process, and gather a layer while it computes (FSDP2).
 
-    What is trained stays whole everywhere, and so does what stands between the layers, such as embeddings. Everything
-    is moved to `device`, layer by layer: a model that is built on the CPU never has to fit there whole.
+    Trained parameters, and those outside the layers, such as embeddings, are not sharded. Everything is moved to
+    `device` layer by layer, so a model that is built on the CPU never has to fit on the device as a whole.
     """
     inside: set[nn.Module] = set()
     for _, layer in frozen_layers(model):
@@ -206,7 +207,7 @@ def shard_frozen(model: nn.Module, device: torch.device) -> None:
 
 
 def frozen_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The transformer layers in which nothing learns, with their names; those inside of layers are no layers."""
+    """Find the outermost transformer layers without trained parameters, with their names."""
     found: list[tuple[str, nn.Module]] = []
     inside: set[nn.Module] = set()
     for name, blocks in model.named_modules():
@@ -219,7 +220,7 @@ def frozen_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Make every gradient the mean over processes; one that a process lacks counts as zero. In pieces of 25 MB."""
+    """Average every gradient over processes, in pieces of 25 MB; a missing gradient counts as zero."""
     if world() == 1:
         return
     piece: list[Tensor] = []
@@ -243,7 +244,7 @@ def _average(grads: list[Tensor]) -> None:
 
 
 def _group() -> Any:
-    """Made at the first use, which is the same one for every process."""
+    """Create our group at the first use, which is the same call on every process."""
     global _group_of
     if _group_of[0] is not dist.group.WORLD:
         _group_of = dist.group.WORLD, dist.new_group()

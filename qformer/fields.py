@@ -1,4 +1,4 @@
-"""What a configuration is made of: strict sections, names with options, and kinds of numbers."""
+"""Building blocks of the configuration schema: strict sections, names with options, and number types."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Read = TypeVar("Read", bound="Section")
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and infinite numbers are refused, values are fixed once read."""
+    """A section of the configuration, which refuses unknown keys and infinite numbers and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 class Choice(BaseModel):
-    """A name from a table and the options of what it names, typed by the user unless it says where it was read."""
+    """A name from a table and the options of the named class, typed by the user unless `read_from` says otherwise."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -52,22 +52,22 @@ class Choice(BaseModel):
         return dict(self.model_extra or {})
 
     def __eq__(self, other: object) -> bool:
-        """Whether it says the same, wherever it was read."""
+        """Compare name and options, ignoring the origin."""
         return isinstance(other, Choice) and (self.name, self.options) == (other.name, other.options)
 
     def read_from(self, origin: str) -> Self:
-        """The same, known to be somebody else's: of the gallery 'g', say (`qformer.trust`)."""
+        """Copy the choice and mark it as read from `origin`, such as "the gallery 'g'" (`qformer.trust`)."""
         found = self.model_copy()
         found._origin = origin
         return found
 
     def building(self) -> AbstractContextManager[None]:
-        """What this names is to be built inside."""
+        """Context in which to build the named class."""
         return trust.reading(self._origin)
 
 
 def read_from(section: Read, origin: str) -> Read:
-    """A section in which every `Choice`, however deep, was read from `origin`."""
+    """Copy a section and mark every `Choice` in it, at any depth, as read from `origin`."""
     changes: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

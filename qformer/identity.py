@@ -1,7 +1,7 @@
-"""Identity of a picture: which records show the same one, and whether it is still the one that was seen before.
+"""Identity of images: which records show the same image, and if an image has changed since it was seen.
 
-There is one rule, which every `Sample` follows: the id that its source has for it; without one the path of its file,
-however that is spelled; and where there is no file, the bytes.
+Every `Sample` follows one rule: the identity is the id from its source; without one, the normalized path of its file;
+without a file, a digest of the bytes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOLDERS = 4096  # whose links are looked up once
+FOLDERS = 4096  # cached folders with resolved links
 MISSING = "missing"
 
 
 def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
-    """What equals for records of the same picture.
+    """Identity of an image, equal for all records that show it.
 
     Args:
-        image: as of a `Sample`. given: the id of its source, if that has one.
-        name: of the record, which is all there is where `image` is of another kind.
+        image: the field of a `Sample`.
+        given: the id from its source, if there is one.
+        name: name of the record, used if `image` is neither a path nor data.
     """
     known = plain_id(given)
     if known is not None:
@@ -35,9 +36,9 @@ def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
 
 
 def plain_id(value: Any) -> str | int | None:
-    """An id as a text or a whole number; None for what names nothing, such as NaN or an empty text.
+    """Normalize an id to a text or an integer; None for a value that identifies nothing, such as NaN or empty text.
 
-    Tables with gaps have 42.0 where 42 is meant.
+    Tables with gaps have 42.0 for 42.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -47,31 +48,31 @@ def plain_id(value: Any) -> str | int | None:
 
 
 def of_path(path: str | os.PathLike[str]) -> str:
-    """The absolute path of a file: links, `.` and `..` resolved, in NFC. It need not exist."""
+    """Absolute path of a file in NFC, with links, `.` and `..` resolved. The file need not exist."""
     given = os.fspath(path)
     folder, name = os.path.split(given)
     try:
-        folder = _resolved(folder if os.path.isabs(folder) else os.path.join(os.getcwd(), folder))
+        folder = _resolve(folder if os.path.isabs(folder) else os.path.join(os.getcwd(), folder))
         whole = os.path.join(folder, name)
         if name in ("", ".", "..") or os.path.islink(whole):
             whole = os.path.realpath(whole)
-    except (OSError, ValueError):  # a zero byte in the name, or the working folder is gone
+    except (OSError, ValueError):  # a null byte in the name, or the working directory was deleted
         whole = given
     return unicodedata.normalize("NFC", whole)
 
 
 @lru_cache(maxsize=FOLDERS)
-def _resolved(folder: str) -> str:
+def _resolve(folder: str) -> str:
     return os.path.realpath(folder)
 
 
 def holds_bytes(image: Any) -> bool:
-    """Whether it is encoded bytes or an array."""
+    """Check if an image is encoded bytes or an array."""
     return isinstance(image, bytes | bytearray) or hasattr(image, "tobytes")
 
 
 def digest(image: Any) -> str:
-    """Of encoded bytes, or of an array with its shape and type."""
+    """Hash encoded bytes, or an array with its shape and dtype, to 32 hexadecimal digits."""
     if isinstance(image, bytes | bytearray):
         return hashlib.blake2b(image, digest_size=16).hexdigest()
     known = hashlib.blake2b(f"{getattr(image, 'shape', '')} {getattr(image, 'dtype', '')}".encode(), digest_size=16)
@@ -80,7 +81,7 @@ def digest(image: Any) -> str:
 
 
 def stamp(image: Any) -> str:
-    """What differs once a picture is another one: the size and the time of its file, or the digest of its bytes."""
+    """Fingerprint that changes with an image: size and modification time of its file, or the digest of its bytes."""
     if isinstance(image, str | os.PathLike):
         found = look(image)
         return MISSING if found is None else "{} {}".format(*found)
@@ -88,7 +89,7 @@ def stamp(image: Any) -> str:
 
 
 def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Bytes of a file and when they were written, in ns; None if it cannot be looked at."""
+    """Size in bytes and modification time in ns of a file; None if it cannot be accessed."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -97,12 +98,14 @@ def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def is_same(path: Path, size: int, time: int, known: str) -> bool:
-    """Whether a file is what it was, by its size and time; where the time alone differs, by its bytes.
+    """Check if a file is unchanged, by its size and time, or by its bytes if only the time differs.
 
-    One that cannot be looked at is not another one. `size` is -1 of one that was not there.
+    A file that cannot be accessed counts as unchanged.
 
     Args:
-        known: `digest` of what it was, or the beginning of it.
+        size: earlier size in bytes; -1 if the file did not exist.
+        time: earlier modification time in ns.
+        known: earlier `digest`, or the beginning of it.
     """
     found = look(path)
     if found is None or found == (size, time):

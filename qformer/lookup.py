@@ -1,4 +1,4 @@
-"""Find things by name: a known name from a table, `module:Class` for outsiders, or an error that lists the names."""
+"""Lookup of classes by name, from a table or as `module:Class`, and construction with checked options."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ NOT_FETCHED = " is an address, and addresses are not fetched: save it first"
 
 
 def address(name: str | Path) -> str | None:
-    """The address that a name is, `https://...`, `s3://...` or `data:...`; None for any other name.
+    """Return a name if it is an address (`https://...`, `s3://...` or `data:...`), else None.
 
-    A path made of an address has lost one of its two slashes, which it is given back.
+    `Path` drops one of the two slashes of an address; it is restored.
     """
     text = str(name)
     return re.sub(r"^([A-Za-z][\w+.-]+:)/(?!/)", r"\1//", text) if ADDRESS.match(text) else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or the list of all of them."""
+    """Suggest the known name closest to `name`, as `did you mean 'x'?`, or else list all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
@@ -43,14 +43,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def find(table: Mapping[str, Any], name: str, what: str = "name", own: bool = False) -> Any:
-    """The entry of `table` called `name`; the value of an entry may be written `module:Class`.
+    """Find the entry `name` of a table; a text `module:Class` as an entry is imported.
 
     Args:
-        own: `name` itself may be the `module:Class` of somebody's own. Never where it may come from a visitor.
+        own: allow `name` itself to be the `module:Class` of a user. Must be False if a visitor may choose `name`.
 
     Raises:
-        UsageError: the name is not in the table, or the module or class it points to does not exist; or (`Untrusted`)
-            a class of one's own that somebody else's file names.
+        UsageError: the name is not in the table, or its module or class does not exist; or (`Untrusted`) it is a
+            `module:Class` from somebody else's file.
     """
     entry = table.get(name)
     if entry is None and own and ":" in name:
@@ -68,13 +68,13 @@ def find(table: Mapping[str, Any], name: str, what: str = "name", own: bool = Fa
 
 
 def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str) -> Any:
-    """An instance of the dataclass that `name` stands for, its fields checked and coerced from `options`.
+    """Build the dataclass called `name`; `options` are checked and converted to the types of its fields.
 
-    YAML gives `1e-4` as a string and a list for a tuple; the declared types of the fields decide.
+    Conversion is needed since YAML reads `1e-4` as a string and has lists for tuples.
 
     Raises:
-        UsageError: unknown name, unknown option (the nearest one is named), wrong type or refused value; or
-            (`Untrusted`) a class, a command or an address that somebody else's file names.
+        UsageError: unknown name, unknown option (the message suggests the nearest one), wrong type or invalid value;
+            or (`Untrusted`) a class, a command or an address from somebody else's file.
     """
     target = check(table, name, options, what)
     try:
@@ -87,28 +87,28 @@ def build(table: Mapping[str, Any], name: str, options: Mapping[str, Any], what:
 def check(
     table: Mapping[str, Any], name: str, options: Mapping[str, Any], what: str, complete: bool = True
 ) -> type[Any]:
-    """The dataclass that `name` stands for, whose fields the options are found to be; nothing is made of them.
+    """Check options against the fields of the dataclass called `name`, and return the class without building it.
 
-    So a source is not opened, and what `__post_init__` says of values is left to `build`.
+    No source is opened; checks in `__post_init__` are left to `build`.
 
     Args:
-        complete: whether an option that has no default must be there.
+        complete: require the options that have no default.
 
     Raises:
-        UsageError: unknown name, unknown or missing option, or a value of the wrong type, such as true for a number, or
-            an infinite one where the field does not allow it (`Field(allow_inf_nan=True)`); or (`Untrusted`) a class
-            that somebody else's file names.
+        UsageError: unknown name, unknown or missing option, a value of the wrong type, such as true for a number, or an
+            infinite number unless the field allows it (`Field(allow_inf_nan=True)`); or (`Untrusted`) a class from
+            somebody else's file.
     """
     target = find(table, name, what, own=True)
     if not isinstance(target, type) or not dataclasses.is_dataclass(target):
-        raise UsageError(f"{what} '{name}' is not a dataclass, whose fields would be its options; make it one")
+        raise UsageError(f"{what} '{name}' is not a dataclass; make it one, with a field for each option")
     fields = {f.name: f for f in dataclasses.fields(target) if f.init}
     for key, given in options.items():
         if key not in fields:
             raise UsageError(f"{what}.{key} is not an option of '{name}': {nearest(key, fields)}")
-        if fields[key].default != "" and any(isinstance(text, str) and not text.strip() for text in _all(given)):
+        if fields[key].default != "" and any(isinstance(text, str) and not text.strip() for text in _as_list(given)):
             raise UsageError(f"{what}.{key} is empty; give a value, or leave the key out")
-    settings = {"__module__": target.__module__, "__post_init__": _nothing, "__pydantic_config__": FINITE}
+    settings = {"__module__": target.__module__, "__post_init__": _skip_post_init, "__pydantic_config__": FINITE}
     unopened = type(target.__name__, (target,), settings)
     try:
         values: Any = TypeAdapter(unopened).validate_python(dict(options))
@@ -125,32 +125,33 @@ def check(
 
 
 def refuse_empty(given: str) -> str:
-    """A text that says something.
+    """Return a text unless it is empty or blank.
 
     Raises:
-        PydanticCustomError: it is empty.
+        PydanticCustomError: the text is empty.
     """
     if not given.strip():
         raise PydanticCustomError("empty", "it is empty; give a value, or leave the key out")
     return given
 
 
-def _nothing(self: Any, *_given: Any) -> None:
-    """In place of `__post_init__`, which may open files."""
+def _skip_post_init(self: Any, *_given: Any) -> None:
+    """Stand-in for a `__post_init__`, which may open files."""
 
 
-def _all(given: Any) -> list[Any]:
+def _as_list(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
 def refuse_bools(given: Any, value: Any) -> None:
-    """Refuse true and false where pydantic made them numbers.
+    """Refuse booleans that pydantic has converted to numbers.
 
     Args:
-        given: as it stood in the file. value: what pydantic made of it.
+        given: the value in the file.
+        value: the value after conversion by pydantic.
 
     Raises:
-        PydanticCustomError: it is one, or holds one.
+        PydanticCustomError: the value is, or contains, such a boolean.
     """
     if isinstance(given, bool) and not isinstance(value, bool) and isinstance(value, int | float):
         raise PydanticCustomError("bool_for_a_number", "input should be a number, not true or false")
@@ -163,16 +164,17 @@ def refuse_bools(given: Any, value: Any) -> None:
 
 
 def explain(error: ValidationError, given: Any, where: str = "") -> str:
-    """The first fault that pydantic found, as one sentence with the path of the key and the value given.
+    """Describe the first fault that pydantic found in one sentence, with the path of the key and the given value.
 
-    What is wrong is told before what is missing.
+    Wrong values are reported before missing ones.
 
     Args:
-        given: what was checked. where: its path.
+        given: the data that were validated.
+        where: path of these data.
     """
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] != "missing"), faults[0])
-    path = ".".join([where, *_keys(first["loc"], given)]).strip(".")
+    path = ".".join([where, *_data_keys(first["loc"], given)]).strip(".")
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if first["type"] == "missing":
@@ -182,8 +184,8 @@ def explain(error: ValidationError, given: Any, where: str = "") -> str:
     return f"{path}: {message}, but got {first['input']!r}"
 
 
-def _keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
-    """Of pydantic's path what is in the data: between keys and numbers stand kinds of a union, such as `list[str]`."""
+def _data_keys(path: tuple[int | str, ...], given: Any) -> Iterator[str]:
+    """Drop the members of unions, such as `list[str]`, from pydantic's path, so that keys and indices remain."""
     for part in path:
         is_key = isinstance(given, Mapping) and part in given
         if is_key or (isinstance(given, list | tuple) and isinstance(part, int) and part < len(given)):

@@ -33,9 +33,9 @@ def similarity(image: Tensor, text: Tensor, valid: Tensor | None = None) -> Tens
     """Compute the cosine of every text with its best matching row of every image, without temperature.
 
     Args:
-        image: float[I, Q, P], unit rows.
-        text: float[B, P], unit rows.
-        valid: bool[I, Q], rows that exist; None means all.
+        image: float[I, Q, P], normalized rows.
+        text: float[B, P], normalized rows.
+        valid: bool[I, Q], False at padding; None if there is none.
 
     Returns:
         float[B, I].

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, and a line a minute where the output goes to a file."""
+"""Progress of long work: a bar in a terminal, or one line per minute if the output goes to a file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Item = TypeVar("Item")
 
 
 class Bar(Progress):
-    """A bar of rich with the usual columns; where the console is no terminal, a line a minute instead.
+    """Progress bar of rich with the usual columns; one line per minute if the console is not a terminal.
 
-    A line is written when the work tells how far it is, never by a thread of its own, and a last one at the end of work
-    of which there was a line before.
+    Lines are written on updates of the progress, never by a separate thread. If any line was written, a last one is
+    written at the end.
     """
 
     def __init__(
         self, *fields: str, console: Console | None = None, disable: bool = False, redirect_stdout: bool = True
     ) -> None:
-        """`fields`: further columns, as templates such as `{task.fields[losses]}`."""
+        """Add columns for `fields`, which are templates such as `{task.fields[losses]}`."""
         console = console or get_console()
         self.fields = fields
         self._writes = not disable and not console.is_terminal
-        self._began = self._told = time.monotonic()
+        self._began = self._last_line = time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(
@@ -49,21 +49,21 @@ class Bar(Progress):
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
-        if self._writes and time.monotonic() - self._told >= MINUTE:
+        if self._writes and time.monotonic() - self._last_line >= MINUTE:
             self._write()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
-        if self._writes and time.monotonic() - self._told >= MINUTE:
+        if self._writes and time.monotonic() - self._last_line >= MINUTE:
             self._write()
 
     def stop(self) -> None:
         super().stop()
-        if self._told > self._began:
+        if self._last_line > self._began:
             self._write()
 
     def _write(self) -> None:
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         for task in self.tasks:
             self.console.print(self._line(task), markup=False, highlight=False, soft_wrap=True)
 
@@ -71,7 +71,7 @@ class Bar(Progress):
         total = "" if task.total is None else f" of {int(task.total):,}"
         parts = [f"{int(task.completed):,}{total}", f"{_rounded(task.elapsed)} passed"]
         parts += [] if task.time_remaining is None else [f"{_rounded(task.time_remaining)} left"]
-        parts += [told for field in self.fields if (told := field.format(task=task).strip())]
+        parts += [text for field in self.fields if (text := field.format(task=task).strip())]
         return f"{task.description}: {', '.join(parts)}"
 
 
@@ -80,7 +80,7 @@ def _rounded(seconds: float | None) -> str:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, disable: bool = False) -> Iterator[Item]:
-    """The items, with a bar on standard output, or a line a minute, that tells how many have been worked on."""
+    """Yield the items and show on standard output, as a bar or one line per minute, how many are done."""
     with Bar(disable=disable) as bar:
         known = len(items) if total is None and isinstance(items, Sized) else total
         task = bar.add_task(description, total=known)

@@ -1,8 +1,8 @@
-"""The configuration as one strict schema, section by section, whose defaults are the paper's and live nowhere else.
+"""The strict schema of the configuration, section by section. Its defaults are those of the paper.
 
-Sections that name something to build (`vision`, `resolution`, a data source) carry the options of what they name. They
-are checked against its own dataclass by `qformer.stages.checking` before a command opens anything, and by
-`lookup.build` when it is built.
+Sections that name a class to build (`vision`, `resolution`, a data source) also carry the options of that class.
+`qformer.stages.checking` checks them against the class before a command opens anything, and `lookup.build` checks them
+again when it builds the class.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qformer.fields import Choice, Count, Epsilon, Fraction, Named, Packing, Pos
 
 
 class FeaturesConfig(Section):
-    """A store of the frozen image encoder's tokens, filled before training, which then reads them instead of images.
+    """A store of the frozen image encoder's tokens, which training reads instead of images.
 
     Attributes:
         path: folder of the store.
-        crops: random crops (and mirrors) stored of each image, of which each visit draws one.
-        dtype: of the stored tokens; int8 has a scale for each token.
+        crops: number of random crops (and flips) stored for each image; training draws one at each visit.
+        dtype: dtype of the stored tokens; int8 has a scale for each token.
     """
 
     path: Named
@@ -37,15 +37,15 @@ class FeaturesConfig(Section):
 
 
 class QuestionConfig(Section):
-    """The Q-Former of stage two reads the question beside its queries (BLIP-2, section 4.3 and appendix).
+    """Options of a Q-Former of stage two that also reads the question (BLIP-2, section 4.3 and appendix).
 
     It is the option `question` of the connector `qformer`: `connector: {name: qformer, question: {max_tokens: 48}}`.
     Written by itself, as a section of the configuration, it means the same, and so it is saved.
 
     Attributes:
-        init: run or checkpoint of stage one that the text path (word and position embeddings, text feed-forward) is
-            taken from, where the `init` of the run has none: stage two keeps the query path only. By default BERT's.
-        max_tokens: questions are cut here for the Q-Former, `[CLS]` and `[SEP]` counted.
+        init: run or checkpoint of stage one to take the text path from (word and position embeddings, text
+            feed-forward) if the `init` of the run has none, since stage two keeps only the query path. By default BERT.
+        max_tokens: maximum length of a question for the Q-Former, including `[CLS]` and `[SEP]`; the rest is cut.
     """
 
     init: Named | None = None
@@ -56,11 +56,11 @@ class LoraConfig(Section):
     """Low-rank adapters of a frozen language model (Hu et al., arXiv 2106.09685); they need the package peft.
 
     Attributes:
-        rank: of the two matrices whose product is added to a weight.
-        alpha: their product counts alpha / rank times.
-        dropout: of what they read, in training.
-        targets: ends of the names of the Linear layers that get them; by default those that peft knows to be usual for
-            the model, queries and values of the attention.
+        rank: rank of the update of a weight.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout of the adapter's input, in training.
+        targets: name suffixes of the Linear layers to adapt; by default peft's choice for the model, usually the query
+            and value projections of the attention.
     """
 
     rank: Positive = 8
@@ -69,22 +69,23 @@ class LoraConfig(Section):
     targets: list[str] | None = None
 
 
-POSITIONS = {"bert": 128, "opt": 512}  # of towers from scratch, those of a T5 being relative
+POSITIONS = {"bert": 128, "opt": 512}  # positions of towers from scratch; those of a T5 are relative
 
 
 class BackboneConfig(Section):
-    """A small tower trained from scratch: sizes of the model that `stage: vision` or `stage: language` makes.
+    """Sizes of a small tower that `stage: vision` or `stage: language` trains from scratch.
 
     Attributes:
-        kind: what is built, saved as an ordinary transformers folder.
+        kind: architecture of the tower, which is saved as an ordinary transformers folder.
         heads: attention heads.
         intermediate: width inside the feed-forward layers; 4 x `width` by default.
-        decoder_layers: of a T5, whose encoder has `layers`; as many by default, and no more (transformers has a
-            cache of `layers` where it generates).
-        image_size, patch_size: of a ViT.
+        decoder_layers: decoder layers of a T5, whose encoder has `layers`; `layers` by default, which is also the
+            maximum (for generation, transformers allocates a cache of `layers` layers).
+        image_size, patch_size: sizes of a ViT, in pixels.
         text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
-        freeze_text: keep that BERT as it is and train a projection on it only.
-        vocab_size: of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokeniser trained on the captions.
+        freeze_text: freeze that BERT and train only a projection on top of it.
+        vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokenizer trained on the
+            captions.
     """
 
     kind: Literal["vit", "bert", "opt", "t5"]
@@ -117,13 +118,13 @@ class BackboneConfig(Section):
 
 
 class TextConfig(Section):
-    """The BERT that the Q-Former starts from and whose tokeniser it uses.
+    """The BERT that initializes the Q-Former and whose tokenizer it uses.
 
     Attributes:
-        bert: folder or hub id. The Q-Former's sizes are read from it unless given.
+        bert: folder or hub id. The sizes of the Q-Former are read from it unless given.
         fold_token_types: add BERT's token-type row 0 to its word embeddings, so that the text path equals BERT
             exactly; the original drops it.
-        max_tokens: captions are cut here, `[CLS]` and `[SEP]` counted.
+        max_tokens: maximum length of a caption, including `[CLS]` and `[SEP]`; the rest is cut.
     """
 
     bert: Named = "bert-base-uncased"
@@ -132,13 +133,13 @@ class TextConfig(Section):
 
 
 class LossConfig(Section):
-    """Stage one (BLIP-2, section 3.2).
+    """Losses of stage one (BLIP-2, section 3.2).
 
     Attributes:
-        embed_width: P, the width of the ITC space.
-        temperature: start of the learned ITC temperature.
+        embed_width: P, the width of the ITC embedding.
+        temperature: initial value of the learned ITC temperature.
         smoothing: label smoothing of ITC and ITG.
-        gather_grad: `anchor` lets gradient into ITC through the row side only, as the original does; `full` is the
+        gather_grad: `anchor` lets gradients of ITC flow only through the rows, as the original does; `full` is the
             true gradient of the loss.
     """
 
@@ -152,7 +153,7 @@ class QFormerConfig(Section):
     """Sizes of the Q-Former; the defaults are BERT-base with 32 queries over ViT-g (BLIP-2, section 3.1).
 
     Attributes:
-        cross_attention_every: cross-attention stands in layers 0, n, 2n, ...
+        cross_attention_every: n, for cross-attention in layers 0, n, 2n, ...
         encoder_width: D, width of the image tokens.
         vocab_size: BERT's 30,522 words and `[DEC]`.
     """
@@ -183,14 +184,14 @@ class LLMConfig(Section):
 
     Attributes:
         path: folder or hub id of a causal (OPT, Llama, Qwen, ...) or encoder-decoder (T5, Flan-T5) model.
-        prompt: put in front of every caption; a causal model is not trained on it.
-        max_tokens: texts are cut here.
-        dtype, quantize: how its weights are stored: `auto` is as in its files; docs/quantization.md.
-        erf_gelu: a T5's gated GELU is computed with erf, as in the original; false is as its configuration says.
+        prompt: text in front of every caption; a causal model is not trained on it.
+        max_tokens: maximum length of a text; the rest is cut.
+        dtype, quantize: storage of the weights; `auto` is as in the files (docs/quantization.md).
+        erf_gelu: compute a T5's gated GELU with erf, as the original does; false follows the model's configuration.
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
-        visual_scale: by how much larger than PyTorch's the projection starts. Visual tokens should be about as large as
-            words, and those of a T5 are large.
-        lora: train low-rank adapters of its layers, too; without them it stays as it is.
+        visual_scale: factor on PyTorch's initialization of the projection. Visual tokens should be about as large as
+            word embeddings, and those of a T5 are large.
+        lora: also train low-rank adapters of its layers; without them, its weights do not change.
     """
 
     path: Named
@@ -205,19 +206,19 @@ class LLMConfig(Section):
 
 
 class DataConfig(Section):
-    """Where samples come from and what is done to them.
+    """Sources of samples, and their augmentation and batching.
 
     Attributes:
         train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
             optional.
-        features: folder of a store of image tokens, or `path`, `crops` and `dtype` of one; training reads images itself
-            by default.
-        batch: B, samples of one step of one process (before accumulation).
+        features: folder of a store of image tokens, or its `path`, `crops` and `dtype`; by default training reads the
+            images.
+        batch: B, samples per step and process (before accumulation).
         workers: processes that decode images; 0 decodes in the training process.
-        crop: area range of the random resized crop; `[1, 1]` with `flip: 0` shows the whole image as it is.
-        flip: probability of a mirrored image. Captions that say left or right want 0.
-        max_bad: more than this share of the last 1,000 samples unusable stops the run.
-        validation_size: at most so many validation samples are used during training.
+        crop: area range of the random resized crop; `[1, 1]` with `flip: 0` leaves images unchanged.
+        flip: probability of a horizontal flip; use 0 if captions mention left or right.
+        max_bad: largest share of bad samples among the last 1,000; a run with more stops.
+        validation_size: maximum number of validation samples used during training.
     """
 
     train: Choice
@@ -239,29 +240,30 @@ class DataConfig(Section):
         if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
             raise ValueError(
                 f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
-                "all would be the same; leave crops out"
+                "all crops would be the same; leave crops out"
             )
         return self
 
 
 class TrainConfig(Section):
-    """Optimisation; the defaults are the paper's (section 3.4 and appendix).
+    """Optimization; the defaults are the paper's (section 3.4 and appendix).
 
     Attributes:
-        steps: optimizer steps in all.
+        steps: total number of optimizer steps.
         accumulate: batches per optimizer step.
-        chunk: of stage one: pairs that pass the model at a time, with the losses and gradients of the whole batch in
-            the memory of so many; 0 is the whole batch at once.
-        fsdp: of several processes each keeps only its share of the frozen layers (FSDP2), which takes time on the way.
-        gradient_checkpointing: layers compute their activations again on the way back instead of keeping them.
-        lr, min_lr, warmup_lr: peak, floor of the cosine, start of the warm-up; learning rates per step.
+        chunk: pairs that pass through the model of stage one at a time. Losses and gradients are those of the whole
+            batch, memory is that of a chunk; 0 is the whole batch at once.
+        fsdp: shard the frozen layers over processes (FSDP2), which saves memory and costs time.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        lr, min_lr, warmup_lr: learning rates at the peak, at the end of the cosine, and at the start of the warm-up.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
-        layer_decay: each block of a trained image encoder learns this much slower than the one behind it.
-        clip: largest gradient norm, 0 for none (the original does not clip).
-        precision: of autocast; weights that are trained stay fp32.
-        validate_every, save_every: steps; 0 is only at the end.
-        keep_last: newest checkpoints to keep. keep_every: those of every so many steps stay, too; 0 is none.
-        rerank: validation of stage one re-ranks this many ITC candidates with ITM.
+        layer_decay: learning rate of each block of a trained image encoder, relative to that of the next block.
+        clip: largest gradient norm; 0 does not clip, as in the original.
+        precision: dtype of autocast; trained weights stay fp32.
+        validate_every, save_every: interval in steps; 0 is only at the end.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep the checkpoints at multiples of this step; 0 is none.
+        rerank: number of ITC candidates that validation of stage one re-ranks with ITM.
     """
 
     steps: Positive
@@ -298,17 +300,17 @@ QFORMER = "qformer"  # the connector of BLIP-2 and of stage one
 
 
 class Config(Section):
-    """A whole run. See the sections for what each key means.
+    """Configuration of a run. The sections describe their own keys.
 
     Attributes:
-        stage: what is trained: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
+        stage: part to train: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
-        vision_norm_eps: of the LayerNorm behind the encoder; BLIP-2 of transformers has 1e-6.
-        connector: of stage two: what turns image tokens into embeddings of the language model. Those that are no
-            `qformer` have options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
-        question: option of the connector `qformer`: it reads the question, too; by default the language model alone
-            does.
+        vision_norm_eps: epsilon of the LayerNorm after the encoder; BLIP-2 in transformers has 1e-6.
+        connector: in stage two, turns image tokens into embeddings of the language model. Others than `qformer` have
+            options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
+        question: option of the connector `qformer`: let the Q-Former read the question too; by default only the
+            language model does.
     """
 
     stage: Literal["vision", "language", "stage1", "stage2"]

@@ -1,9 +1,9 @@
-"""Whose word a name is: what the user typed may run, what was read from somebody else's file may not.
+"""Trust in names: names that the user typed may run code, names from somebody else's file may not.
 
-Typed are the configuration, the overrides and the options of this command line, and the arguments of a call in Python.
-A checkpoint, a run, a gallery or a store is a file that anybody may have made. So what is read from it knows where it
-comes from (`Choice.read_from`), and when it is built, inside `reading`, the few places that would import a class, start
-a command or call an address ask `judge` first. What is never built is never judged.
+The user types the configuration, the overrides and options of a command line, and the arguments of a call in Python. A
+checkpoint, a run, a gallery or a store may have been made by anybody. So a `Choice` read from one records its origin
+(`Choice.read_from`) and is built inside `reading`, where the few places that import a class, run a command or call an
+address ask `judge` first. Choices that are never built are never judged.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _origin: ContextVar[str] = ContextVar("origin", default="")
 
 
 class Untrusted(UsageError):
-    """A file of somebody else names code, a command or an address, and nobody has said to trust it."""
+    """Somebody else's file names code, a command or an address, and the user has not chosen to trust it."""
 
 
 @contextmanager
 def reading(origin: str) -> Iterator[None]:
-    """Inside, names were read from `origin`, such as "the gallery 'g'"; empty: they were typed, or are trusted."""
+    """Context in which names come from `origin`, such as "the gallery 'g'"; empty if they were typed or are trusted."""
     before = _origin.set(origin)
     try:
         yield
@@ -37,10 +37,13 @@ def reading(origin: str) -> Iterator[None]:
 
 
 def judge(name: str, would: str) -> None:
-    """Let a name pass that was typed, or whose origin is trusted; `would` is what would happen to it.
+    """Accept a name that was typed or whose origin is trusted.
+
+    Args:
+        would: what would happen to the name, for the message: `IMPORTED`, `COMMANDED`, `CALLED` or `WRITTEN`.
 
     Raises:
-        Untrusted: any other.
+        Untrusted: a name of any other origin.
     """
     if origin := _origin.get():
         raise Untrusted(

@@ -1,4 +1,4 @@
-"""The nouns of the project, and the one table of dimensions that every docstring uses.
+"""Data types of the project, and the table of dimensions that every docstring uses.
 
     B  images in a batch            H  width of the Q-Former
     N  tiles, all images together   L  width of the language model
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tile:
-    """One rectangle that the image encoder sees, as geometry only (no pixels).
+    """Geometry of one rectangle that the image encoder sees, without pixels.
 
-    The whole image is resized to `content`, pasted at `offset` on a canvas of size `canvas`, and the `box`
-    (left, top, right, bottom) of that canvas is the tile. All numbers are pixels, sizes are (width, height).
+    The whole image is resized to `content` and pasted at `offset` on a canvas of size `canvas`; the tile is the `box`
+    (left, top, right, bottom) of that canvas. All numbers are pixels, sizes are (width, height).
 
     Attributes:
-        scaled: (width, height) to which the box is resized at last; None: it stays as it is.
+        scaled: (width, height) to which the box is resized last; None keeps its size.
         fill: RGB of the canvas around the content, 0..255.
         frames: frames of a clip that the tile is made of; (0,) for a picture.
         before, after: markers, text of the language model around the tile's tokens; each is exactly one vector.
@@ -62,15 +62,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one image is cut: its tiles in the order in which the LLM reads them.
+    """Division of one image into tiles, in the order in which the LLM reads them.
 
     Attributes:
-        image: (width, height) of the image that was planned for, in pixels.
+        image: (width, height) of the image, in pixels.
         tiles: the tiles, in reading order.
         grid: (columns, rows) of the fine view; (1, 1) when the image is not sliced.
         overview: index in `tiles` of the tile that shows the whole image, None if there is none.
-        tokens: visual tokens of the system's own published connector, its newline, begin and end
-            embeddings counted, text separators not.
+        tokens: number of visual tokens of the published system's own connector, including its newline, begin and end
+            embeddings but no text separators.
         fine: (rows, columns) of the tokens that the language model reads of the fine view, of one frame of a clip;
             None where they are no grid.
         newline: where the learned newline of AnyRes stands: after each row, each frame, or once at the end; "" nowhere.
@@ -112,14 +112,14 @@ class Plan:
 
 @dataclass
 class Tiles:
-    """The pixels of the tiles of B images; tiles may differ in number per image and in size.
+    """Pixels of the tiles of B images; the number of tiles per image and their sizes may vary.
 
     Attributes:
         pixels: N tensors `uint8[3, h, w]` (0..255) or `float[3, h, w]` (0..1): all tiles of the first image
-            in the order of its plan, then those of the second, and so on.
+            in the order of its plan, then those of the second, and so on; empty if there are `tokens`.
         plans: B plans.
-        tokens: what the frozen image encoder has made of each tile, packed rows [S, ...] (`files.packing`); None
-            where it has not seen them. Pixels are not needed then, and there are none.
+        tokens: stored output of the frozen image encoder for each tile, packed rows [S, ...] (`files.packing`); None
+            if the tiles are still to be encoded.
     """
 
     pixels: list[Tensor]
@@ -133,7 +133,7 @@ class Tiles:
 
     @classmethod
     def from_pixels(cls, pixels: Tensor) -> Tiles:
-        """B images of one size, each a single tile. `pixels`: float[B, 3, h, w] in 0..1, or uint8."""
+        """Wrap B images of one size, each as a single tile. `pixels`: float[B, 3, h, w] in 0..1, or uint8."""
         height, width = pixels.shape[-2:]
         size = (width, height)
         tile = Tile(content=size, canvas=size, offset=(0, 0), box=(0, 0, width, height))
@@ -149,7 +149,7 @@ class Tiles:
         return len(self.plans)
 
     def __getitem__(self, index: slice) -> Tiles:
-        """The images of a slice, with all their tiles."""
+        """Select the images of a slice, with all their tiles."""
         starts = [0, *accumulate(self.counts)]
         chosen = [tile for i in range(*index.indices(len(self))) for tile in range(starts[i], starts[i + 1])]
         if self.tokens is not None:
@@ -158,7 +158,7 @@ class Tiles:
 
     @classmethod
     def join(cls, parts: Sequence[Tiles]) -> Tiles:
-        """The images of all parts, one after the other; either all are pixels or all are tokens."""
+        """Concatenate the images of all parts, which must be all pixels or all tokens."""
         pixels = [tile for part in parts for tile in part.pixels]
         plans = [plan for part in parts for plan in part.plans]
         stored = any(part.tokens is not None for part in parts)
@@ -167,12 +167,12 @@ class Tiles:
 
 @dataclass
 class VisualTokens:
-    """What the image encoder saw, tile by tile: rows as long as they are, without padding.
+    """Output of the image encoder, tile by tile, without padding, before any connector.
 
     Attributes:
         rows: N tensors float[S, D], the tokens of each tile: `extra` ones, then those of the patches row by row.
         grids: N pairs (rows, columns) of the patch grid of each tile.
-        extra: number of tokens in front of the patch grid (1 where the encoder keeps its CLS token).
+        extra: number of tokens before the patch grid (1 if the encoder keeps its CLS token).
         plans: the B plans of the images.
         per_patch: tokens of each patch, side by side: S = extra + per_patch * rows * columns.
         counts: number of tiles of each of the B images, by default as planned. Images that come from another process
@@ -283,7 +283,7 @@ class VisualTokens:
 
 @dataclass
 class Tokens:
-    """Text that is already tokenised. ids: long[B, T]; mask: bool[B, T], True at real tokens."""
+    """Tokenized text. ids: long[B, T]; mask: bool[B, T], False at padding."""
 
     ids: Tensor
     mask: Tensor
@@ -295,28 +295,27 @@ class Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
     def select(self, texts: Tensor) -> Tokens:
-        """Those of the texts long[n], in that order."""
+        """Select texts by their numbers, long[n], in that order."""
         texts = texts.to(self.ids.device)
         return Tokens(self.ids[texts], self.mask[texts])
 
 
 @dataclass
 class Batch:
-    """What a training step reads; it stays on the CPU, the model moves what it needs where it needs it.
+    """Input of a training step, on the CPU; the model moves tensors to the device where it needs them.
 
     Attributes:
         tiles: the images.
-        text: B captions, as strings or already tokenised.
-        image_id: B ids; equal ids are the same image and never each other's negative. None: all differ.
-        question, answers: of question data; B strings, and B lists of accepted answers, as often as they were given.
-        answer: that which is learned at this step: one of the `answers` of each, drawn as often as it was given. None:
-            not drawn.
-        negatives: forced hard negatives (image for each text, text for each image), long[B] each into the
-            global batch. For parity tests: an ordinary step draws them.
-        cuts: where each caption is cut in two for an encoder-decoder: B numbers in [0, 1), see `split_caption` of
+        text: B captions, as strings or tokenized.
+        image_id: B ids; equal ids mark the same image, which is never a negative of itself. None: all images differ.
+        question, answers: B questions, and B lists of accepted answers, each as often as it was given.
+        answer: B answers to learn at this step, drawn from `answers`. None: not drawn.
+        negatives: fixed hard negatives (image for each text, text for each image), long[B] each, as indices into the
+            global batch. For parity tests; an ordinary step draws its own.
+        cuts: B fractions in [0, 1) of where to split each caption for an encoder-decoder, see `split_caption` of
             `qformer.model.vision_language`. None: not drawn yet.
-        targets: by what the sum of token losses is divided: the mean number of target tokens over the processes and
-            accumulated batches of a step. None: over the processes alone.
+        targets: divisor of the sum of token losses: mean number of target tokens over the processes and accumulated
+            batches of a step. None: mean over the processes alone.
     """
 
     tiles: Tiles
@@ -338,14 +337,14 @@ class Sample:
     """One record of a data source.
 
     Attributes:
-        image: encoded bytes, a file to read, or decoded pixels `uint8[h, w, 3]`.
-        key: names the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
-        image_id: equal for records that show the same image. Given as None it becomes that of `qformer.identity`: the
-            path of the file, however it is spelled, or the digest of the bytes.
+        image: encoded bytes, path of a file, or decoded pixels `uint8[h, w, 3]`.
+        key: name of the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
+        image_id: equal for records that show the same image. None is replaced by the identity from
+            `qformer.identity`: the normalized path of the file, or the digest of the bytes.
         captions: true captions, any number; one is drawn at each step.
-        question, answers: a question about the image and its accepted answers, repeated as often as they were given.
-        prompt: put in front of a caption once it is cleaned.
-        facts: what else its record says, by the record's own names: ids, types, choices, labels. Benchmarks read it.
+        question, answers: a question about the image and its accepted answers, each as often as it was given.
+        prompt: text in front of a cleaned caption.
+        facts: other fields of the record, by their own names, such as ids, types, choices and labels, for benchmarks.
     """
 
     image: bytes | Path | np.ndarray
@@ -362,22 +361,22 @@ class Sample:
 
 
 class UsageError(ValueError):
-    """Something the user gave cannot be used. One sentence: what was given, what was expected, what to do.
+    """User input that cannot be used. The message is one sentence: what was given, what was expected, what to do.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with code 2.
     """
 
 
 class TooLong(UsageError):
-    """More tokens than a language model has positions."""
+    """Input with more tokens than a language model has positions."""
 
 
 class LeftOut(Warning):
-    """Something in the data that is not used, and how much of it; the command line prints it as one line."""
+    """Data that are not used, and how many; the command line prints the warning as one line."""
 
 
 class BadSample(Exception):
-    """A record that cannot be used; it is skipped, counted under `kind` and recorded. Never ends a run by itself."""
+    """A record that cannot be used. It is skipped, counted by `kind` and recorded; it never ends a run by itself."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(kind, detail)  # both, so that the exception survives pickling between data workers

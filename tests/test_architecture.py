@@ -24,6 +24,7 @@ from tests.architecture import (
     upward,
 )
 
+OPENINGS = {"Of", "By", "Whether", "That", "How", "What", "In", "Where"}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 ONLY_BY = {
     "transformers": {
@@ -150,6 +151,22 @@ def test_every_module_says_what_it_is() -> None:
         for file in PRODUCT
         if not ast.get_docstring(ast.parse(file.read_text())) and file.name != "__main__.py"
     ]
+
+
+PLAIN = ("files", "images", "data", "scenes")  # folders of `qformer`; "" stands for the files beside them
+
+
+@pytest.mark.parametrize("folder", [*PLAIN, ""])
+def test_docstrings_begin_with_a_noun_or_a_verb(folder: str) -> None:
+    """A docstring that begins with one of `OPENINGS` hides what the function does or returns."""
+    found = []
+    for file in sorted((ROOT / "qformer" / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if text.partition(" ")[0] in OPENINGS:
+                    found.append(f"{name(file)}: {text.partition(chr(10))[0]}")
+    assert not found
 
 
 def test_configs_are_shipped() -> None:

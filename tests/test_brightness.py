@@ -72,16 +72,16 @@ READ: dict[str, tuple[Any, np.ndarray]] = {
     "black": (png(SIXTEEN * 0, 0), SIXTEEN * 0),
 }
 REFUSED: dict[str, tuple[Any, str]] = {
-    "12 bits in 16, png": (png(TWELVE, 0), "greys up to 4095 where white is 65535"),
-    "12 bits in 16, tiff": (tiff(TWELVE, 16), "greys up to 4095 where white is 65535"),
+    "12 bits in 16, png": (png(TWELVE, 0), "grays up to 4095 where white is 65535"),
+    "12 bits in 16, tiff": (tiff(TWELVE, 16), "grays up to 4095 where white is 65535"),
     "12 bits in 16, colors": (png(np.stack([TWELVE] * 3, axis=2), 2), "less than a sixteenth"),
     "12 bits in 16, alpha": (png(np.stack([TWELVE, 65535 - TWELVE * 0], axis=2), 4), "less than a sixteenth"),
-    "8 bits in 16": (png(TWELVE >> 4, 0), "greys up to 255"),
-    "32 bits": (encoded((RAMP * 255).astype(np.int32), "TIFF"), "greys of 32 bits and a sign"),
-    "a sign": (tiff((RAMP * 4095).astype(np.int16), 16, t339=2), "greys of 16 bits and a sign"),
-    "fractions beyond 1": (encoded((RAMP * 255).astype(np.float32), "TIFF"), "greys from 0 to 255"),
-    "no numbers": (encoded(np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "TIFF"), "greys from nan"),
-    "an image in memory": (Image.fromarray((RAMP * 1e6).astype(np.int32)), "greys from 0 to 1e+06"),
+    "8 bits in 16": (png(TWELVE >> 4, 0), "grays up to 255"),
+    "32 bits": (encoded((RAMP * 255).astype(np.int32), "TIFF"), "grays of 32 bits and a sign"),
+    "a sign": (tiff((RAMP * 4095).astype(np.int16), 16, t339=2), "grays of 16 bits and a sign"),
+    "fractions beyond 1": (encoded((RAMP * 255).astype(np.float32), "TIFF"), "grays from 0 to 255"),
+    "no numbers": (encoded(np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "TIFF"), "grays from nan"),
+    "an image in memory": (Image.fromarray((RAMP * 1e6).astype(np.int32)), "grays from 0 to 1e+06"),
     "an array": (SIXTEEN, r"an array uint16\[8, 8\] is not uint8"),
 }
 

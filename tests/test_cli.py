@@ -153,7 +153,7 @@ def test_config_shows_the_data(run: Run) -> None:
         ("{name: jsonl, path: none.jsonl}", "no file at 'none.jsonl'"),
         ("{name: webdataset, path: 'none/{000..331}.tar'}", "no shard at 'none/{000..331}.tar'"),
         ("{name: datasets, path: nobody/nothing}", "the hub cannot be reached"),
-        ("{name: coco, path: a.jsonl, images: .}", "is not what data.name says"),
+        ("{name: coco, path: a.jsonl, images: .}", "does not have the form that data.name requires"),
         (
             "{name: coco, path: a.jsonl, image: .}",
             "data.train.image is not an option of 'coco': did you",

@@ -92,8 +92,8 @@ def test_wrong_usage(run: Run, theirs: Path) -> None:
     refused(run, "no checkpoint at 'none'; give a run folder", "none", "-o", "x")
     refused(run, "no checkpoint at 'none.pth'", "none.pth", "-o", "x")
     refused(run, "no checkpoint at 'exists'", "exists", "-o", "x")
-    refused(run, "'no/such' is no checkpoint here, no name of a release and not to be had", "no/such", "-o", "x")
-    refused(run, "'notes.txt' is no checkpoint, is damaged, or holds code", "notes.txt", "-o", "x")
+    refused(run, "'no/such' is not a local checkpoint, not the name of a release", "no/such", "-o", "x")
+    refused(run, "'notes.txt' is not a checkpoint, is damaged, or holds code", "notes.txt", "-o", "x")
     assert sorted(path.name for path in Path().iterdir()) == ["exists", "kept.pth", "notes.txt"]
 
 

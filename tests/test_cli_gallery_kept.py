@@ -87,9 +87,9 @@ def test_what_changed_is_told(run: Run, indexed: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["search", "one", "gallery", "a cat\udcff"], "which is not UTF-8 text"),
-        (["search", "one", "gallery", "cat", "--where", "path~\udcff"], "is not a condition in UTF-8 text"),
-        (["index", "one", "photos/0.png", "-o", "new"], "'photos/0.png' is one picture; give the folder"),
+        (["search", "one", "gallery", "a cat\\udcff"], "which is not UTF-8 text"),
+        (["search", "one", "gallery", "cat", "--where", "path~\\udcff"], "is not a condition in UTF-8 text"),
+        (["index", "one", "photos/0.png", "-o", "new"], "'photos/0.png' is a single image; give the folder"),
     ],
 )
 def test_what_is_refused(run: Run, indexed: str, arguments: list[str], expected: str) -> None:

@@ -74,7 +74,7 @@ def test_captions_of_folders_in_batches_as_json(run: Run, model: VisionLanguageM
     code, out, err = run("caption", "x", "photos", "1.png", *QUICK, "--batch", "2", "--json")
     assert code == 0
     named, counted = err.splitlines()
-    assert named.startswith("qformer: skipped photos/more/d.jxl: undecodable: not an image of a format that is read")
+    assert named.startswith("qformer: skipped photos/more/d.jxl: undecodable: not an image in a supported format")
     assert counted == "qformer: skipped 1 of 5 files"
     told = [json.loads(line) for line in out.splitlines()]
     assert [record["image"] for record in told] == ["photos/b.png", "photos/more/a.png", "photos/more/c.PNG", "1.png"]

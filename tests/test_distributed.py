@@ -228,7 +228,7 @@ def test_one_process_where_several_were_asked_for(monkeypatch: pytest.MonkeyPatc
     distributed.check_launch()
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"were asked for.*torchrun"):
+    with pytest.raises(UsageError, match=r"were requested.*torchrun"):
         distributed.check_launch()
 
 

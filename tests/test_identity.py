@@ -155,7 +155,7 @@ def test_coco_ids_are_texts_on_one_side_and_numbers_on_the_other(tmp_path: Path)
         source = sources.build("coco", path=str(tmp_path / "a.json"), images=str(tmp_path))
         assert [source[n].captions for n in range(2)] == [["picture 42"], ["picture 73"]]
         assert len(source) == 3
-        with pytest.raises(BadSample, match="image 99, of which there is no `id`"):
+        with pytest.raises(BadSample, match="image 99, which is no `id` of the file"):
             source[2]
     questions = [{"question_id": "1", "image_id": "42", "question": "what?"}]
     annotated = [{"question_id": 1, "image_id": 42, "answers": [{"answer": "a bus"}]}]

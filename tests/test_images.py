@@ -124,7 +124,7 @@ def test_channels_that_are_sampled_unlike(kind: str) -> None:
 def test_channels_that_are_sampled_as_nobody_reads(factors: tuple[int, ...]) -> None:
     told = ", ".join(f"{factor >> 4}x{factor & 15}" for factor in factors)
     assert bad(sampled(*factors)).detail == (
-        f"a JPEG whose channels are sampled {told}, which is not read; save it anew, such as with 4:4:4 or 4:2:0"
+        f"a JPEG whose channels are sampled {told}, which is not supported; save it again, such as with 4:4:4 or 4:2:0"
     )
 
 
@@ -330,5 +330,5 @@ def test_what_is_no_picture_is_named_by_its_kind() -> None:
     Image.new("RGB", (4, 3), "white").save(data, "PNG")
     assert torch.equal(read_image(bytearray(data.getvalue())), read_image(data.getvalue()))  # type: ignore[arg-type]
     for given, kind in ((data, "BytesIO"), (None, "NoneType"), ([1, 2], "list")):
-        with pytest.raises(BadSample, match=f"{kind} is none of encoded bytes, a path"):
+        with pytest.raises(BadSample, match=f"{kind} is not encoded bytes, a path"):
             read_image(given)  # type: ignore[arg-type]

@@ -30,9 +30,9 @@ class Shape(Form):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "it is no JSON"),
-        ("[1]", "it is no object with keys"),
-        ("7", "it is no object with keys"),
+        ("{", "it is not JSON"),
+        ("[1]", "it is not an object with keys"),
+        ("7", "it is not an object with keys"),
         ('{"kind": "train"}', "step is missing"),
         ('{"step": 1, "itc": 2}', "kind is missing"),
         ('{"kind": "train", "step": "1"}', "step: input should be a valid integer, but got '1'"),
@@ -63,7 +63,7 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path: Path) -> None:
         ("", "cannot be read as JSON (Expecting value"),
         ("\udcff", "cannot be read as JSON ("),
         ("[" * 100_000, "cannot be read as JSON ("),
-        ("[]", "it is no object with keys"),
+        ("[]", "it is not an object with keys"),
         ("{}", "step is missing"),
         ('{"step": 1, "names": {"a": ["b", 3]}}', "names.a.1: input should be a valid string, but got 3"),
     ],

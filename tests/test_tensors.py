@@ -84,7 +84,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    refused(path, "is no checkpoint, is damaged, or holds code (which is not run); download it again")
+    refused(path, "is not a checkpoint, is damaged, or holds code (which is not run); download it again")
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors"])
@@ -141,7 +141,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, new: bool, inside: str) -
 def test_checkpoints_of_something_else(tmp_path: Path, held: Any) -> None:
     path = tmp_path / "other.pth"
     torch.save(held, path)
-    refused(path, "holds something else than tensors by name")
+    refused(path, "does not hold tensors by name")
 
 
 def sharded(folder: Path) -> dict[str, Tensor]:
@@ -200,7 +200,7 @@ def test_an_index_that_disagrees_with_its_shards(tmp_path: Path, changes: dict[s
     folder = tmp_path / "folder"
     sharded(folder)
     change_index(folder, **changes)
-    refused(folder, f"the shards in '{folder}' are not those of its index: {named};", named=folder)
+    refused(folder, f"the shards in '{folder}' do not match its index: {named};", named=folder)
 
 
 def test_a_tensor_in_another_shard_than_the_index_says(tmp_path: Path) -> None:

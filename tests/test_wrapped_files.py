@@ -82,7 +82,7 @@ def test_a_state_dict_under_a_name_of_its_own(tmp_path: Path) -> None:
     torch.save({"ema": {f"net.{name}": held[name] for name in held}, "epoch": 3, "adam": {0: 1}}, tmp_path / "ema.pth")
     same(from_lavis(read_tensors(tmp_path / "ema.pth")).bridge, from_lavis(held).bridge)
     torch.save({"mine": held, "yours": held}, tmp_path / "two.pth")
-    with pytest.raises(UsageError, match=r"something else than tensors by name \(mine, yours\); give"):
+    with pytest.raises(UsageError, match=r"does not hold tensors by name \(mine, yours\); give"):
         read_tensors(tmp_path / "two.pth")
     torch.save({"model": held, "args": argparse.Namespace(lr=1)}, tmp_path / "args.pth")
     with pytest.raises(UsageError, match=r"holds code .*: argparse.Namespace; save the state dict alone"):

@@ -1,1 +1,1 @@
-"""Where samples come from, how they become batches."""
+"""Data sources, and the batches made from them."""

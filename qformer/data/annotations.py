@@ -1,6 +1,6 @@
 """Annotation files of public data sets: COCO's, Karpathy's splits and BLIP's lists, Visual Genome's regions.
 
-Each image is one sample with all its captions, of which one is drawn every time, so an epoch counts images.
+Each image is one sample with all its captions, one of which is drawn at each visit, so an epoch counts images.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
-# A file below the images, or what is wrong with the record; its captions; what else is known of it.
+# File name of the image, or `BAD` and the kind of fault; captions; other fields.
 Entry = tuple[str, list[str], Facts]
-BAD = "\0"  # in front of a kind, where an entry has no file
+BAD = "\0"  # prefix of a kind of fault in place of a file name
 
 
 class Annotated:
-    """Images of a folder, with the captions that one JSON file has for them."""
+    """Images of a folder with captions from one JSON file."""
 
     path: str
     images: str
@@ -35,14 +35,14 @@ class Annotated:
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         entries = self.read(read_json(path))
         if not entries:
-            raise UsageError(f"'{path}' has no image that is asked for; check the file and the options of data.train")
+            raise UsageError(f"'{path}' has no matching image; check the file and the options of data.train")
         object.__setattr__(self, "entries", entries)
 
     def read(self, values: Any) -> list[Entry]:
         raise NotImplementedError
 
     def refuse(self, expected: str) -> UsageError:
-        return UsageError(f"'{self.path}' is not what data.name says; expected {expected}")
+        return UsageError(f"'{self.path}' does not have the form that data.name requires; expected {expected}")
 
     def file(self, name: str) -> Path:
         return Path(self.images) / name
@@ -62,10 +62,11 @@ class Annotated:
 class Coco(Annotated):
     """COCO's `captions_train2017.json`: `images` with `id` and `file_name`, `annotations` with `image_id`, `caption`.
 
-    NoCaps is of the same form; there an image also has a `domain`, and the test images have no captions.
+    NoCaps has the same form; its images also have a `domain`, and its test images have no captions.
 
     Attributes:
-        path: the JSON file. images: the folder of the images, such as train2017.
+        path: the JSON file.
+        images: folder with the images, such as train2017.
     """
 
     path: str
@@ -78,7 +79,7 @@ class Coco(Annotated):
         if not isinstance(images, list) or not listed:
             raise self.refuse("an object with lists `images` and `annotations`, as COCO's captions_train2017.json")
         if annotations is None and "sentences" in images[0]:
-            raise UsageError(f"'{self.path}' is of the form of karpathy; read it by name: karpathy")
+            raise UsageError(f"'{self.path}' has the form of karpathy; read it by name: karpathy")
         entries: list[Entry] = []
         by_id: dict[str | None, list[str]] = {}
         for record in images:
@@ -89,18 +90,18 @@ class Coco(Annotated):
                 entries.append((BAD + "duplicate id", [str(number)], {}))
             else:
                 own = by_id[str(number)] = []
-                entries.append((name, own, _numbered(record, "id")))
+                entries.append((name, own, _image_facts(record, "id")))
         known = list(by_id)
         for record in annotations or []:
-            number = plain_id(_get(record, "image_id"))  # 42 and "42" are one image: files mix them
+            number = plain_id(_get(record, "image_id"))  # 42 and "42" are the same image, since files mix them
             if str(number) not in by_id:
                 by_id[str(number)] = []
-                entries.append((BAD + "no image", [f"{number}, of which there is no `id`"], {}))
+                entries.append((BAD + "no image", [f"{number}, which is no `id` of the file"], {}))
             by_id[str(number)] += strings(_get(record, "caption"))
         if annotations and len(by_id) > len(known) and not any(by_id[number] for number in known):
             raise UsageError(
                 f"no `image_id` of the annotations of '{self.path}', such as {_get(annotations[0], 'image_id')!r}, is "
-                f"the `id` of one of its images{f', such as {known[0]!r}' if known else ''}; give a file of one piece"
+                f"the `id` of one of its images{f', such as {known[0]!r}' if known else ''}; give a complete file"
             )
         return entries
 
@@ -110,9 +111,10 @@ class Karpathy(Annotated):
     """Karpathy's `dataset_coco.json` (also Flickr30k, Flickr8k), or BLIP's lists such as `coco_karpathy_train.json`.
 
     Attributes:
-        path: the JSON file. images: the folder that `filepath/filename`, or the `image` of a list, is relative to.
-        split: of Karpathy's file, train without one; `train` takes `restval` along, as all who train on it do. A list
-            is one split, of which its name may tell.
+        path: the JSON file.
+        images: folder that `filepath/filename`, or the `image` of a list, is relative to.
+        split: split of Karpathy's file, train by default; `train` includes `restval`, as is usual. A list is a single
+            split, which must be in its file name if it is given.
     """
 
     path: str
@@ -128,14 +130,14 @@ class Karpathy(Annotated):
             if values and all(_get(r, "question") for r in values):
                 raise UsageError(f"'{self.path}' is a list of questions; read it by name: jsonl")
             values = [r for r in values if not marked or self.split in (None, _get(r, "split"))]
-            return _grouped(
-                [(_get(r, "image"), strings(_get(r, "caption")), _numbered(r, "image_id", "img_id")) for r in values]
+            return _group(
+                [(_get(r, "image"), strings(_get(r, "caption")), _image_facts(r, "image_id", "img_id")) for r in values]
             )
-        found = _lists(values, "images")
+        found = _get_lists(values, "images")
         if found is None:
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
         if "annotations" in values:
-            raise UsageError(f"'{self.path}' is of the form of coco; read it by name: coco")
+            raise UsageError(f"'{self.path}' has the form of coco; read it by name: coco")
         wanted = {"train", "restval"} if self.split in (None, "train") else {self.split}
         known = {str(_get(record, "split")) for record in found[0]}
         if found[0] and not known & {*wanted}:
@@ -147,8 +149,8 @@ class Karpathy(Annotated):
                 sentences = _get(record, "sentences")
                 raw = [_get(one, "raw") for one in sentences] if isinstance(sentences, list) else []
                 whole = f"{folder}/{name}" if isinstance(folder, str) and isinstance(name, str) else name
-                rows.append((whole, strings(raw), _numbered(record, "cocoid")))
-        return _grouped(rows)
+                rows.append((whole, strings(raw), _image_facts(record, "cocoid")))
+        return _group(rows)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ class VisualGenome(Annotated):
     """Visual Genome's `region_descriptions.json`: the phrases of the regions are captions of the whole image.
 
     Attributes:
-        path: the JSON file. images: the folder with VG_100K and VG_100K_2, or with the images themselves.
+        path: the JSON file.
+        images: folder with VG_100K and VG_100K_2, or with the images themselves.
     """
 
     path: str
@@ -171,9 +174,13 @@ class VisualGenome(Annotated):
             regions, number = _get(record, "regions"), _get(record, "id")
             phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
             rows.append(
-                (f"{number}.jpg" if isinstance(number, int | str) else None, strings(phrases), _numbered(record, "id"))
+                (
+                    f"{number}.jpg" if isinstance(number, int | str) else None,
+                    strings(phrases),
+                    _image_facts(record, "id"),
+                )
             )
-        return _grouped(rows)
+        return _group(rows)
 
     def file(self, name: str) -> Path:
         places = [Path(self.images) / folder / name for folder in ("VG_100K", "VG_100K_2", ".")]
@@ -184,22 +191,22 @@ def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _lists(values: Any, *keys: str) -> list[list[Any]] | None:
-    """These fields of an object, if all are lists."""
+def _get_lists(values: Any, *keys: str) -> list[list[Any]] | None:
+    """Get these fields of an object if all are lists, else None."""
     found = [_get(values, key) for key in keys]
     return found if all(isinstance(value, list) for value in found) else None
 
 
-def _numbered(record: Any, *names: str) -> Facts:
-    """The id of an image, by the first of these names that has one (NoCaps' lists say `img_id`), and its domain."""
+def _image_facts(record: Any, *names: str) -> Facts:
+    """Get the id of an image from the first of these fields that has one (NoCaps' lists: `img_id`), and its domain."""
     number = next((known for name in names if (known := plain_id(_get(record, name))) is not None), None)
     domain = _get(record, "domain")
     facts = {} if number is None else {"image_id": number}
     return facts | ({"domain": domain} if isinstance(domain, str) else {})
 
 
-def _grouped(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:
-    """One entry per image: rows of the same file are captions of the same image."""
+def _group(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:
+    """Group rows of (file, captions, facts) by file, so that each image has one entry."""
     entries: list[Entry] = []
     by_name: dict[str, list[str]] = {}
     for number, (name, captions, facts) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Data sources as people name them on a command line: a folder, a file, tars, a configuration, or `key=value`."""
+"""Data sources on the command line: a folder, a file, tars, a configuration, or `key=value` options."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def pairs(words: list[str]) -> dict[str, Any]:
-    """Options of a data source, written as `key=value`; values are YAML.
+    """Parse options of a data source, written as `key=value` with YAML values.
 
     Raises:
-        UsageError: something else.
+        UsageError: a word of another form.
     """
-    return dict(map(_pair, words))
+    return dict(map(_parse_pair, words))
 
 
-def _pair(text: str) -> tuple[str, object]:
+def _parse_pair(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     try:
         read = yaml.safe_load(value)
@@ -40,15 +40,18 @@ def _pair(text: str) -> tuple[str, object]:
 
 
 def open_data(words: Sequence[str], output: Path) -> Source:
-    """The source that `choose_data` names. Raises UsageError: it cannot be used."""
+    """Open the source that `choose_data` finds. Raises UsageError: it cannot be used."""
     return sources.for_run(choose_data(words), str(output))
 
 
 def choose_data(words: Sequence[str]) -> Choice:
-    """A folder, a file of JSON lines, tars, the `data.train` of a configuration, or options of a source as `key=value`.
+    """Find the source for words of the command line.
+
+    Args:
+        words: a folder, a file of JSON lines, tars, a configuration with `data.train`, or options as `key=value`.
 
     Raises:
-        UsageError: nothing of these, or options that the source does not have.
+        UsageError: none of these, or options that the source does not have.
     """
     first = words[0]
     key, equals, _ = first.partition("=")
@@ -63,7 +66,7 @@ def choose_data(words: Sequence[str]) -> Choice:
         named = {"name": "webdataset", "path": f"{first}/*.tar"} if tars else {"name": "folder", "path": first}
     elif first.lower().endswith(tuple(SUFFIXES | UNREAD)):
         raise UsageError(
-            f"'{first}' is one picture; give the folder that holds it, or a list of pictures in JSON lines"
+            f"'{first}' is a single image; give the folder that holds it, or a list of images in JSON lines"
         )
     else:
         named = {"name": "jsonl", "path": first}

@@ -1,7 +1,7 @@
-"""What a data source is, and in which order one is read that has no order of its own.
+"""Protocols of data sources and orders, and the default order.
 
-A source is of known length and gives a `Sample` for an index. An order gives the index of position p of the endless
-stream of samples, and is a function of the seed and of p alone.
+A source has a known length and gives a `Sample` for an index. An order gives the index at position p of the endless
+stream of samples, as a function of the seed and p alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Samples by index: `len(source)` of them.
+    """Sequence of samples.
 
-    A source may also have `order(seed)`, `indices()` and `number(index)`; the functions below fall back without them.
+    A source may also have `order(seed)`, `indices()` and `number(index)`; the functions below have defaults for them.
     """
 
     def __len__(self) -> int: ...
@@ -28,37 +28,37 @@ class Source(Protocol):
 
 
 Seed = tuple[int, ...]
-EPOCH, SHARDS, WITHIN, BLOCKS, PARTS = (kind << 32 for kind in range(1, 6))  # keep draws of one seed apart
+EPOCH, SHARDS, WITHIN, BLOCKS, PARTS = (kind << 32 for kind in range(1, 6))  # separate the random streams of one seed
 
 
 class Order(Protocol):
-    """`at` gives the index of a position; `others` those that may stand in for it, without end."""
+    """Order of a source: `at` gives the index at a position, `others` yields endless replacements for it."""
 
     def at(self, position: int) -> Any: ...
     def others(self, position: int, rng: np.random.Generator) -> Iterator[Any]: ...
 
 
 def order_of(source: Source, seed: Seed) -> Order:
-    """The order that a source brings along, or else all its indices, shuffled anew each epoch."""
+    """Get the order of a source: its own, or else a new shuffle of all indices for each epoch."""
     own = getattr(source, "order", None)
     return Shuffled(len(source), seed) if own is None else own(seed)
 
 
 def indices(source: Source) -> Iterator[Any]:
-    """Every index of a source once, not shuffled; of shards, those read so far are the only ones opened."""
+    """Yield every index of a source once, not shuffled; shards are opened only when they are reached."""
     own = getattr(source, "indices", None)
     yield from range(len(source)) if own is None else own()
 
 
 def number_of(source: Source, index: Any) -> int:
-    """Which of 0 ... len(source) - 1 the sample of an index is; a source gives it for that number, too."""
+    """Convert an index of a source to a number in 0 ... len(source) - 1, which is another index of the same sample."""
     own = getattr(source, "number", None)
     return int(index) if own is None else int(own(index))
 
 
 @dataclass
 class Shuffled:
-    """All of 0 ... size - 1, permuted in each epoch."""
+    """Order in which each epoch is a permutation of 0 ... size - 1."""
 
     size: int
     seed: Seed
@@ -69,7 +69,7 @@ class Shuffled:
         if epoch not in self._epochs:
             self._epochs.clear()
             shuffled = np.random.default_rng([*self.seed, EPOCH, epoch]).permutation(self.size)
-            self._epochs[epoch] = shuffled.astype(np.min_scalar_type(self.size))  # each worker holds one
+            self._epochs[epoch] = shuffled.astype(np.min_scalar_type(self.size))  # each worker keeps one in memory
         return int(self._epochs[epoch][place])
 
     def others(self, position: int, rng: np.random.Generator) -> Iterator[int]:

@@ -1,7 +1,8 @@
-"""What the columns of a record mean, by their usual names or by those that are given: picture, texts, choices.
+"""Columns of a record, by usual or given names: image, captions, question, answers, choices.
 
-Annotation files differ in names and in how they hold a text: as it stands, in a list, in an object (`{"answer": "red",
-"answer_confidence": "yes"}`), as a list written into a cell of a table. All sources of records read them by this file.
+Annotation files differ in the names of columns and in how they store a text: plainly, in a list, in an object
+(`{"answer": "red", "answer_confidence": "yes"}`), or as a printed list in a cell of a table. All sources of records
+read them with this module.
 """
 
 from __future__ import annotations
@@ -24,29 +25,32 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 IMAGES = ("image", "image_path", "file_name")
-CAPTIONS = ("captions", "caption")  # and `text`, where nothing is asked
-ANSWERS = ("answers", "answer")  # and `label`, where it is a text or the number of a choice
+CAPTIONS = ("captions", "caption")  # and `text`, if there is no question
+ANSWERS = ("answers", "answer")  # and `label`, if it is a text or the number of a choice
 CHOICES = ("choices", "options")
 QUESTION_IDS = ("question_id", "questionId", "qid", "index")
-WITHIN = ("answer", "caption", "raw", "text")  # of an object that holds a text, or a list of them
+WITHIN = ("answer", "caption", "raw", "text")  # keys of a text, or a list of texts, in an object
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d?)?\}")  # of a pattern such as {split}/{image_id:012}.jpg
+FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d?)?\}")  # in a pattern such as {split}/{image_id:012}.jpg
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
-PLACE = re.compile(r"-?\d+(?:\.0)?|\(?[A-Z][).]?", re.ASCII)  # what names a choice by number or letter
-GLUED = re.compile(r"""['"]\s+['"]""")  # numpy prints lists without commas, which Python reads as one text
-BASE64 = re.compile(r"[A-Za-z0-9+/]{54,}={0,2}")  # no picture is shorter
-STARTS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")  # of pictures that are read, in base64
+PLACE = re.compile(r"-?\d+(?:\.0)?|\(?[A-Z][).]?", re.ASCII)  # number or letter of a choice
+GLUED = re.compile(r"""['"]\s+['"]""")  # numpy prints lists without commas; Python would join the texts
+BASE64 = re.compile(r"[A-Za-z0-9+/]{54,}={0,2}")  # no image is shorter
+STARTS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")  # of supported images, in base64
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a record; those that are None have their usual ones.
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """Options shared by all sources of records: names of columns, where None means the usual name.
 
     Attributes:
         image: the picture, or a pattern of columns, such as `{split}/{image_id:012}.jpg`.
-        caption: a text or several. question: a text. answers: a text or several, a number, or the right choice.
-        choices: a column with all of them, or one column for each.
-        statement: a sentence that is true or not.
+        caption: one text or several.
+        question: a text.
+        answers: one text or several, a number, or the right choice.
+        choices: one column with all choices, or a list with one column for each choice.
+        statement: a sentence that is true or false.
+        id: equal values mark the same image; without it, images are the same if their files or bytes are.
     """
 
     image: str | None = None
@@ -55,47 +59,51 @@ class Columns:
     answers: str | None = None
     choices: str | list[str] | None = None
     statement: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(ColumnOptions):
+    """Columns of a record, and the reading of pictures and texts from them."""
 
     @staticmethod
-    def of(source: Any) -> Columns:
-        """Those that the options of a source name."""
-        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(Columns)})
+    def of(source: ColumnOptions) -> Columns:
+        """Take the column names from the options of a source."""
+        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(ColumnOptions)})
 
     def needed(self) -> list[str]:
-        """The names that have to be among the columns."""
+        """List the columns that the user named and that must exist."""
         patterns = FIELD.findall(self.image or "")
         image = [name for name, _ in patterns] if patterns else [self.image]
         choices = self.choices if isinstance(self.choices, list) else [self.choices]
-        named = [*image, self.caption, self.question, self.answers, *choices, self.statement]
+        named = [*image, self.caption, self.question, self.answers, *choices, self.statement, self.id]
         return [name for name in named if name is not None]
 
     def among(self, names: Collection[str]) -> Columns:
-        """The columns of a record with these names: `text` is what is asked where there is a `question_id`."""
-        caption = self.caption or _first(CAPTIONS, names)
+        """Find the columns of a record with these column names; `text` is a question if there is a `question_id`."""
+        caption = self.caption or _find_first(CAPTIONS, names)
         question = self.question
         if question is None and self.caption is None:
-            question = _first(("question",), names)
+            question = _find_first(("question",), names)
             if question is None and caption is None and "text" in names and "question_id" in names:
                 question = "text"
         if caption is None and question is None:
-            caption = _first(("text",), names)
-        image = self.image or _first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
+            caption = _find_first(("text",), names)
+        image = self.image or _find_first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
         return Columns(
             image=image,
             caption=caption,
             question=question,
-            answers=self.answers or _first(ANSWERS, names),
-            choices=self.choices or _first(CHOICES, names) or _letters(names),
+            answers=self.answers or _find_first(ANSWERS, names),
+            choices=self.choices or _find_first(CHOICES, names) or _find_letters(names),
             statement=self.statement,
+            id=self.id,
         )
 
     def picture(self, record: dict[str, Any], folder: Path) -> bytes | Path | None:
-        """The encoded picture of a record, or its file; None where it has none, or several.
-
-        Pictures may be written in base64.
-        """
+        """Get the encoded image of a record (bytes or base64), or its file; None if there is none, or several."""
         if FIELD.search(self.image or ""):
-            value: Any = self._filled(record)
+            value: Any = self._fill_pattern(record)
         else:
             value = record.get(self.image or "")
         if isinstance(value, list) and len(value) == 1:
@@ -103,42 +111,42 @@ class Columns:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
-            return _decoded(value) or (folder / value if value.strip() else None)
+            return _decode_base64(value) or (folder / value if value.strip() else None)
         return value if isinstance(value, bytes) and value else None
 
-    def _filled(self, record: dict[str, Any]) -> str | None:
-        """The pattern of the picture's name with a record's values; None where one is no text and no number."""
+    def _fill_pattern(self, record: dict[str, Any]) -> str | None:
+        """Fill the pattern of the image's name with a record's values; None if a value is not a text or a number."""
         values = {name: written(record.get(name)) for name, _ in FIELD.findall(self.image or "")}
         if not all(values.values()):
             return None
         return FIELD.sub(lambda found: values[found[1]].zfill(int(found[2] or 0)), self.image or "")
 
     def texts(self, record: dict[str, Any]) -> dict[str, Any]:
-        """`captions`, `question`, `answers` and `facts` of a `Sample`. What is no text is left out.
+        """Read `captions`, `question`, `answers` and `facts` of a `Sample` from a record; other types are ignored.
 
-        Where there are choices, an answer that is a number or a letter becomes the choice that it means.
+        With choices, an answer that is a number or a letter is replaced by the choice that it means.
         """
-        choices = self._choices(record)
-        said = record.get(self.answers or "label")
-        answers = strings(said, numbers=True)
-        if choices and not isinstance(said, list | dict):
-            right = right_choice(choices, said)
+        choices = self._read_choices(record)
+        value = record.get(self.answers or "label")
+        answers = strings(value, numbers=True)
+        if choices and not isinstance(value, list | dict):
+            right = right_choice(choices, value)
             if right is not None:
                 answers = [choices[right]]
-            elif PLACE.fullmatch(written(said).strip()):
-                answers = []  # of a choice that is not there, such as -1, which stands for a secret
-        elif self.answers is None and not isinstance(said, str):
-            answers = []  # the number of a class that nothing names
-        facts = {name: value for name, value in record.items() if not _binary(value)}
+            elif PLACE.fullmatch(written(value).strip()):
+                answers = []  # number of a choice that does not exist, such as -1 for a hidden answer
+        elif self.answers is None and not isinstance(value, str):
+            answers = []  # number of a class without a name
+        facts = {name: value for name, value in record.items() if not _holds_picture(value)}
         number = next((facts[name] for name in QUESTION_IDS if facts.get(name) is not None), None)
         if self.question is not None and number is not None:
             facts["question_id"] = number
         if choices:
             facts["choices"] = choices
-        if self.answers is not None and self.answers not in ANSWERS and not isinstance(said, list | dict):
-            facts["label"] = said
-        if not answers and isinstance(said, list | dict):
-            facts.setdefault("answers", said)  # by whatever name, so that it can be told that nothing of it is read
+        if self.answers is not None and self.answers not in ANSWERS and not isinstance(value, list | dict):
+            facts["label"] = value
+        if not answers and isinstance(value, list | dict):
+            facts.setdefault("answers", value)  # so that a message can report answers that could not be read
         if self.statement is not None:
             facts["statement"] = record.get(self.statement)
         question = next(iter(strings(record.get(self.question or ""))), None)
@@ -149,64 +157,65 @@ class Columns:
             "facts": facts,
         }
 
-    def _choices(self, record: dict[str, Any]) -> list[str]:
-        """Where each has its own column, the last ones may be empty; without the one before none of them counts."""
+    def _read_choices(self, record: dict[str, Any]) -> list[str]:
+        """Read the choices; with one column for each, the last may be empty, but a gap makes all of them invalid."""
         if not isinstance(self.choices, list):
             held = record.get(self.choices or "")
-            if isinstance(held, dict) and (letters := _letters(held)):  # in tables the last ones are None
-                return Columns(choices=letters)._choices(held)
+            if isinstance(held, dict) and (letters := _find_letters(held)):  # in tables, the last ones are None
+                return Columns(choices=letters)._read_choices(held)
             texts = strings(held, numbers=True)
             whole = all(map(str.strip, texts)) and (not isinstance(held, list) or len(texts) == len(held))
-            return texts if whole else []  # else they would move up
+            return texts if whole else []  # without a choice, the numbers of the others would be wrong
         cells = [written(record.get(name)).strip() for name in self.choices]
-        while cells and cells[-1] in ("", "nan"):  # the latter of pandas, in MMBench's files
+        while cells and cells[-1] in ("", "nan"):  # "nan" is from pandas, in MMBench's files
             cells.pop()
         return cells if all(cells) else []
 
 
 def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[bytes | Path | None, dict[str, Any]]:
-    """The picture of a record whose columns are its own, and its texts (see `Columns.texts`).
+    """Read the image and the texts (see `Columns.texts`) of a record, whose columns may differ from those of others.
 
     Args:
-        named: the columns that the user names. folder: that paths of pictures are relative to.
+        named: columns named by the user.
+        folder: folder that paths of images are relative to.
     """
-    columns = named.among([name for name, value in record.items() if _holds(name, value)])
+    columns = named.among([name for name, value in record.items() if _is_filled(name, value)])
     return columns.picture(record, folder), columns.texts(record)
 
 
-def _holds(name: str, value: Any) -> bool:
-    """Whether a cell is filled, so that another column of the same meaning is not looked at."""
+def _is_filled(name: str, value: Any) -> bool:
+    """Check if a cell is filled; if not, another column with the same meaning is used."""
     return bool(strings(value)) if name in CAPTIONS else value is not None and value != []
 
 
 def id_of(record: dict[str, Any], column: str | None, space: Any) -> str | None:
-    """The id that a record has in a column, 42 like "42", among those of this data; None where it has none."""
+    """Get the id in a column of a record, qualified by the data set; 42 and "42" are equal. None if there is no id."""
     known = None if column is None else plain_id(record.get(column))
-    return None if known is None else f"{_whole(str(space))}/{known}"
+    return None if known is None else f"{_name_space(str(space))}/{known}"
 
 
 @lru_cache(maxsize=256)
-def _whole(space: str) -> str:
-    """Of data in a file or folder its path, however that is spelled: a mixture may name it twice."""
+def _name_space(space: str) -> str:
+    """Normalize the path of a data set, which a mixture may spell in two ways; keep any other name."""
     return of_path(space) if os.path.exists(space) else space
 
 
-def right_choice(choices: list[str], said: Any) -> int | None:
-    """The number of the choice that is meant: by itself, by its number from 0, by its letter; None where by nothing.
+def right_choice(choices: list[str], answer: Any) -> int | None:
+    """Find the number of the choice that an answer gives by its text, its number from 0 or its letter, else None.
 
-    A list of one stands for that one.
+    A list with one element stands for that element.
     """
-    if isinstance(said, list) and len(said) == 1:
-        said = said[0]
-    if isinstance(said, float) and said.is_integer():
-        said = int(said)
-    number = said if isinstance(said, int) and not isinstance(said, bool) else -1
-    if isinstance(said, str):
-        word = said.strip()
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    number = answer if isinstance(answer, int) and not isinstance(answer, bool) else -1
+    if isinstance(answer, str):
+        word = answer.strip()
         letter = word.strip("(). ").upper()
         if word in choices:
             number = choices.index(word)
-        elif re.fullmatch(r"[0-9]{1,3}(?:\.0)?", word):  # the latter of tables with gaps
+        elif re.fullmatch(r"[0-9]{1,3}(?:\.0)?", word):  # "2.0" is from tables with gaps
             number = int(word.partition(".")[0])
         elif len(letter) == 1:
             number = LETTERS.find(letter)
@@ -214,20 +223,22 @@ def right_choice(choices: list[str], said: Any) -> int | None:
 
 
 def strings(value: Any, numbers: bool = False) -> list[str]:
-    """The texts in a list of anything, or the one text. Half a surrogate pair, which no tokeniser takes, becomes ?.
+    """Extract the texts from a value: a text, a list, or an object with a text or a list of texts.
 
-    An object stands for the text in it, or for the list of texts; a text that is a list of texts, as tables have it,
-    for these; bytes, as some tables have it, for the text that they encode.
+    A printed list of texts, as in tables, is parsed, and bytes are decoded. Half of a surrogate pair, which tokenizers
+    refuse, becomes "?".
 
     Args:
-        numbers: whether numbers are texts as well; what is empty is left out only where all is, since of ten people's
-            answers each counts a tenth.
+        numbers: convert numbers to texts, and keep empty texts unless all are empty, since each of ten people's
+            answers counts a tenth.
     """
     if isinstance(value, str) and LISTED.fullmatch(value.strip()) and not GLUED.search(value):
-        value = _literal(value.strip())
+        value = _parse_list(value.strip())
     if isinstance(value, dict):
-        value = _within(value)
-    texts = [_within(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])]
+        value = _find_text(value)
+    texts = [
+        _find_text(one) if isinstance(one, dict) else one for one in (value if isinstance(value, list) else [value])
+    ]
     texts = [decode_text(one) if isinstance(one, bytes) else one for one in texts]
     if numbers:
         texts = [one if isinstance(one, str) else written(one) or None for one in texts]
@@ -236,7 +247,7 @@ def strings(value: Any, numbers: bool = False) -> list[str]:
 
 
 def written(value: Any) -> str:
-    """A text as it stands, a number in digits (3.0 as 3), anything else as nothing."""
+    """Convert a number to text (3.0 to "3"), keep a text, and return an empty text for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     known = isinstance(value, str | int | float) and not isinstance(value, bool) and value == value  # NaN is not
@@ -244,26 +255,26 @@ def written(value: Any) -> str:
 
 
 def columns_of(record: Any) -> str:
-    """What to say of a record in which something is missing: the columns that are there."""
+    """Describe the columns of a record, for a message about a missing one."""
     names = ", ".join(map(str, record)) if isinstance(record, dict) else ""
     return f"its columns are {names[:300]}" if names else "it has no columns"
 
 
-def _first(wanted: Iterable[str], names: Collection[str]) -> str | None:
+def _find_first(wanted: Iterable[str], names: Collection[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _letters(names: Collection[str]) -> list[str] | None:
-    """A, B and so on, without a gap, where names are these."""
+def _find_letters(names: Collection[str]) -> list[str] | None:
+    """Find columns that are named A, B and so on without a gap, else None."""
     found = [letter for letter in LETTERS if letter in names]
     return found if len(found) > 1 and "".join(found) == LETTERS[: len(found)] else None
 
 
-def _within(held: dict[str, Any]) -> Any:
+def _find_text(held: dict[str, Any]) -> Any:
     return next((held[key] for key in WITHIN if held.get(key) is not None), None)
 
 
-def _literal(text: str) -> Any:
+def _parse_list(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -271,8 +282,8 @@ def _literal(text: str) -> Any:
     return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else text
 
 
-def _decoded(text: str) -> bytes | None:
-    """What a text is in base64, also behind `data:image/png;base64,`; None for one that can be a path."""
+def _decode_base64(text: str) -> bytes | None:
+    """Decode an image in base64, also after `data:image/png;base64,`; None if the text may be a path."""
     bare = text.partition(";base64,")[2] if text.startswith("data:") else text
     bare = bare.strip().replace("\r", "").replace("\n", "")
     if not bare.startswith(STARTS) or not BASE64.fullmatch(bare):
@@ -283,10 +294,10 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
-def _binary(value: Any) -> bool:
-    """Whether a cell holds a picture, which is not kept with what is known of it."""
+def _holds_picture(value: Any) -> bool:
+    """Check if a cell holds an image, which is not kept in `facts`."""
     if isinstance(value, list):
-        return any(map(_binary, value))
+        return any(map(_holds_picture, value))
     if isinstance(value, dict):
         value = value.get("bytes")
-    return isinstance(value, bytes) or (isinstance(value, str) and _decoded(value) is not None)
+    return isinstance(value, bytes) or (isinstance(value, str) and _decode_base64(value) is not None)

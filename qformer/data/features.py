@@ -1,9 +1,9 @@
-"""The store of a frozen image encoder's tokens: filled once, then read by training in place of the images.
+"""Store of a frozen image encoder's tokens, which is filled once and then read by training in place of the images.
 
-A folder with `store.json`, which says of what the tokens are, and shards of equally many samples as safetensors that
-are memory-mapped: of a shard only the rows of the images that are asked for are read. A sample is stored as several
-crops, which follow from its number and theirs alone; which one a visit draws follows from (seed, position), as all of
-a batch does. Texts are not stored: they come from the source, as ever, and each sample is held against what was stored.
+It is a folder with `store.json`, which describes how the tokens were made, and memory-mapped safetensors shards with
+equal numbers of samples; only the rows of requested images are read. Each sample is stored as several crops, which are
+functions of the numbers of sample and crop. Training draws one of them from (seed, position), like everything else in a
+batch. Texts are not stored but come from the source, and each sample is compared with the stored one.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 
 MANIFEST = "store.json"
 NO_FILE = (0, 0, 0)
-DIGITS = 15  # of a digest, in base 16, that are kept
+DIGITS = 15  # hexadecimal digits of a digest to keep
 OPEN = 256  # shards kept open
 
 
 @dataclass
 class StoredSample:
-    """A sample as it is stored: the tiles of all its crops, or why there are none.
+    """Sample to store: the tiles of all its crops, or the fault that prevents them.
 
     Attributes:
-        number: of the sample in its source. mark: see `mark`; 0 where the source does not give it.
+        number: number of the sample in its source.
+        mark: result of `mark`; 0 if the source raised an error.
         fault: kind and detail of a `BadSample`.
-        file: size and time of the image's file, and the start of its digest; `NO_FILE` where it is in none.
+        file: size, modification time and start of the digest of the image's file; `NO_FILE` if there is no file.
     """
 
     number: int
@@ -65,7 +66,7 @@ class StoredSample:
 
 @dataclass
 class CropDataset(Dataset[StoredSample]):
-    """Item n holds the crops of sample n that a store keeps."""
+    """Data set whose item n holds the crops of sample n."""
 
     source: Source
     strategy: ResolutionStrategy
@@ -91,7 +92,7 @@ class CropDataset(Dataset[StoredSample]):
 
 
 def _file_of(image: Any) -> tuple[int, int, int]:
-    """Size and time; -1 twice of a file that is not there."""
+    """Get size and time of an image's file, or -1 twice if it does not exist."""
     if not isinstance(image, Path):
         return NO_FILE
     return (*(look(image) or (-1, -1)), 0)
@@ -102,7 +103,7 @@ def _start_of(digest: str) -> int:
 
 
 def mark(sample: Sample) -> int:
-    """Tells one image from another at no cost: of its bytes or pixels, or of the end of its path; above 0."""
+    """Compute a cheap positive fingerprint of an image, from its bytes or pixels, or from the end of its path."""
     image = sample.image
     known = "/".join(image.parts[-2:]).encode() if isinstance(image, Path) else bytes(image)
     return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest()) >> 1 or 1
@@ -110,13 +111,14 @@ def mark(sample: Sample) -> int:
 
 @dataclass
 class Shard:
-    """An open shard; its samples, their crops, and the tiles of these stand behind one another.
+    """Open shard, in which crops are ordered by sample, tiles by crop, and rows by tile.
 
     Attributes:
-        rows: the file. first_tile, first_row: of crop c, and of tile t.
-        sizes: width and height of each crop, from which its plan follows. marks, files: of each sample, see
-            `StoredSample`; shards of earlier versions have no `files`.
-        faults: samples that are not stored, by their place.
+        rows: the file.
+        first_tile, first_row: first tile of each crop, and first row of each tile.
+        sizes: width and height of each crop, which determine its plan.
+        marks, files: fields of each `StoredSample`; shards of earlier versions have no `files`.
+        faults: faults of the samples that are not stored, by place.
     """
 
     rows: Any
@@ -129,14 +131,18 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> Shard:
-        """Raises Unsound: it is damaged; that a bit has changed is found with `verify` only, which reads it whole."""
+        """Open a shard; `verify` also compares checksums, for which the whole file is read.
+
+        Raises:
+            Unsound: the shard is damaged.
+        """
         file, lists, faults = read_shard(path, verify)
         first_tile, first_row = ([0, *accumulate(lists[name])] for name in ("tiles", "lengths"))
         files = lists.get(FILES, [list(NO_FILE)] * len(lists["marks"]))
         return cls(file, first_tile, first_row, lists["sizes"], lists["marks"], faults, files)
 
     def read(self, crop: int) -> list[Tensor]:
-        """The packed tokens of each tile of a crop."""
+        """Read the packed tokens of each tile of a crop."""
         starts = self.first_row[self.first_tile[crop] : self.first_tile[crop + 1] + 1]
         rows = self.rows.get_slice(ROWS)[starts[0] : starts[-1]].clone()  # else a worker would send the whole file
         return list(rows.split([stop - start for start, stop in pairwise(starts)]))
@@ -144,7 +150,7 @@ class Shard:
 
 @dataclass
 class ShardWriter:
-    """A shard in the making."""
+    """Shard that is being filled."""
 
     dtype: Any
     rows: list[Tensor] = field(default_factory=list)
@@ -155,10 +161,13 @@ class ShardWriter:
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, views: StoredSample, crops: int, tokens: Iterator[Tensor]) -> None:
-        """The next sample; `tokens` of its tiles, float[S, D] each.
+        """Add the next sample.
+
+        Args:
+            tokens: tokens of each of its tiles, float[S, D].
 
         Raises:
-            UsageError: they do not fit the dtype of the store.
+            UsageError: the values do not fit the dtype of the store.
         """
         if views.fault is not None:
             self.faults[str(len(self.marks))] = views.fault
@@ -181,10 +190,10 @@ class ShardWriter:
         return sum(rows.nbytes for rows in self.rows)
 
     def write(self, path: Path) -> None:
-        """Write the shard so that it is there whole or not at all.
+        """Write the shard atomically.
 
         Raises:
-            OSError: it cannot be written, as on a full disk.
+            OSError: the shard cannot be written, as on a full disk.
         """
         tensors = {
             ROWS: torch.cat(self.rows) if self.rows else torch.empty(0, 0, dtype=torch.int8),
@@ -199,22 +208,22 @@ class ShardWriter:
 
 @dataclass
 class FeatureStore:
-    """A folder of shards.
+    """Folder of shards.
 
     Attributes:
-        about: what `store.json` says: `made` of what, by sections; `encoder`, the sizes of the image encoder;
-            `per_shard`, samples of a shard; `bytes_per_sample`, an estimate.
+        about: content of `store.json`: `made`, the configuration of the store by sections; `encoder`, the sizes of the
+            image encoder; `per_shard`, the number of samples in a shard; `bytes_per_sample`, an estimate.
     """
 
     folder: Path
     about: dict[str, Any]
     _open: OrderedDict[int, Shard] = field(default_factory=OrderedDict)
-    _there: set[int] = field(default_factory=set)
-    _same: set[int] = field(default_factory=set)  # samples whose files were read, and have other times alone
+    _present: set[int] = field(default_factory=set)
+    _same: set[int] = field(default_factory=set)  # samples whose files have another time but the same bytes
     _sound: Any = None
 
     def __post_init__(self) -> None:
-        """Of each shard whether its checksum was compared, or need not be; data workers tell one another."""
+        """Create flags, shared among data workers, of the shards whose checksums need no (further) check."""
         self._sound = torch.full((len(self),), not soundness.checks()).share_memory_()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,17 +231,17 @@ class FeatureStore:
 
     @classmethod
     def read_manifest(cls, folder: Path) -> FeatureStore:
-        """Raises UsageError: `store.json` is damaged."""
+        """Open the store in a folder. Raises UsageError: `store.json` is damaged."""
         try:
             about = read_object(folder / MANIFEST, Manifest)
         except UsageError as error:
-            raise _damaged(error) from error
+            raise _damaged_store_error(error) from error
         if soundness.checks() and not soundness.seal_holds(about):
-            raise _damaged(f"'{folder / MANIFEST}' is not as it was written: its checksum is another")
+            raise _damaged_store_error(f"'{folder / MANIFEST}' is not as it was written: its checksum is another")
         return cls(folder, about)
 
     def check(self, made: dict[str, dict[str, Any]]) -> None:
-        """Raises UsageError: the store was made of something else; names what."""
+        """Compare the configuration of the store with `made`. Raises UsageError: they differ; it says where."""
         differs = [
             f"{section}.{key} was {self.about['made'].get(section, {}).get(key)}, is {values.get(key)}"
             for section, values in made.items()
@@ -242,7 +251,7 @@ class FeatureStore:
         if differs:
             raise UsageError(
                 f"the features in '{self.folder}' were stored under another configuration ({'; '.join(differs)}); "
-                "give data.features another folder, or set these as they were"
+                "give data.features another folder, or restore these values"
             )
 
     @cached_property
@@ -254,7 +263,7 @@ class FeatureStore:
         return int(self.about["made"]["data"]["crops"])
 
     def numbers(self, shard: int) -> range:
-        """The samples of a shard."""
+        """Numbers of the samples in a shard."""
         size = self.about["per_shard"]
         return range(shard * size, min((shard + 1) * size, self.samples))
 
@@ -265,39 +274,41 @@ class FeatureStore:
         return -(-self.samples // self.about["per_shard"])
 
     def missing(self) -> list[int]:
-        """The shards that are still to be filled."""
+        """List the shards that are not filled yet."""
         return [shard for shard in range(len(self)) if not self.has(shard)]
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is there and not cut off."""
-        if shard not in self._there and _whole(self.path(shard)):
-            self._there.add(shard)
-        return shard in self._there
+        """Check if a shard exists and is not cut off."""
+        if shard not in self._present and _is_whole(self.path(shard)):
+            self._present.add(shard)
+        return shard in self._present
 
     def read(self, number: int, crop: int, sample: Sample, strategy: ResolutionStrategy) -> Tiles:
-        """The tokens of a crop of sample `number`, which the source gives as `sample`.
+        """Read the tokens of a crop of sample `number`, which the source gives as `sample`.
 
         Raises:
-            BadSample: it could not be read when the store was filled.
-            UsageError: the store holds another image under this number, the image's file has changed since, or the
-                shard is damaged.
+            BadSample: the sample could not be read when the store was filled.
+            UsageError: the store holds another image under this number, the image's file has changed, or the shard is
+                damaged.
         """
         shard, place = divmod(number, self.about["per_shard"])
         opened = self._opened(shard)
         bad = str(place) in opened.faults
         if not bad and opened.marks[place] != mark(sample):
             raise UsageError(
-                f"sample {number} of data.train ('{sample.key}') shows another image than the one in '{self.folder}'; "
+                f"sample {number} of data.train ('{sample.key}') shows another image than in '{self.folder}'; "
                 "the data have changed: give data.features another folder"
             )
         self._check(number, sample, opened.files[place])
         if bad:
             raise BadSample(*opened.faults[str(place)])
-        view = place * self.crops + crop
-        width, height = opened.sizes[view]
-        plan, tokens = strategy.plan(width, height), opened.read(view)
+        row = place * self.crops + crop
+        width, height = opened.sizes[row]
+        plan, tokens = strategy.plan(width, height), opened.read(row)
         if len(plan.tiles) != len(tokens):
-            raise self._unsound(shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}")
+            raise self._damaged_shard_error(
+                shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}"
+            )
         return Tiles([], [plan], tokens)
 
     def _check(self, number: int, sample: Sample, file: list[int]) -> None:
@@ -310,12 +321,12 @@ class FeatureStore:
             shard = self.path(number // self.about["per_shard"])
             raise UsageError(
                 f"'{image}' has changed since its tokens were stored; remove '{shard}', or the whole folder if more "
-                "images have, and the same command stores them anew"
+                "images have changed, and run the same command to store them again"
             )
         self._same.add(number)
 
     def faults(self) -> list[tuple[int, str, str]]:
-        """Number, kind and detail of every sample that is not stored."""
+        """List number, kind and detail of every sample that is not stored."""
         return [
             (self.numbers(shard)[int(place)], *fault)
             for shard in range(len(self))
@@ -334,13 +345,13 @@ class FeatureStore:
         try:
             opened = Shard.open(self.path(shard), verify)
         except Unsound as error:
-            raise self._unsound(shard, error) from error
-        if fault := self._misfit(opened, len(self.numbers(shard))):
-            raise self._unsound(shard, fault)
+            raise self._damaged_shard_error(shard, error) from error
+        if fault := self._find_mismatch(opened, len(self.numbers(shard))):
+            raise self._damaged_shard_error(shard, fault)
         return opened
 
-    def _misfit(self, shard: Shard, samples: int) -> str:
-        """What of a shard does not go with `store.json`."""
+    def _find_mismatch(self, shard: Shard, samples: int) -> str:
+        """Describe how a shard differs from `store.json`; empty if it does not."""
         made = self.about["made"]["data"]
         packing, width = made.get("dtype"), self.about["encoder"]["width"]
         rows = shard.rows.get_slice(ROWS)
@@ -351,19 +362,19 @@ class FeatureStore:
             return f"its rows are {rows.get_dtype()} of {rows.get_shape()[1]} instead of {columns[1]} of {columns[0]}"
         return ""
 
-    def _unsound(self, shard: int, what: object) -> UsageError:
+    def _damaged_shard_error(self, shard: int, what: object) -> UsageError:
         return UsageError(
-            f"'{self.path(shard)}' is missing or damaged ({what}); remove it, and the same command fills it again"
+            f"'{self.path(shard)}' is missing or damaged ({what}); remove it, and run the same command to fill it again"
         )
 
 
-def _damaged(what: object) -> UsageError:
+def _damaged_store_error(what: object) -> UsageError:
     return UsageError(f"the store of features is damaged ({what}); remove the folder, or give data.features another")
 
 
-def _whole(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        safe_open(path, "pt")  # compares the size of the file with what stands in it
+        safe_open(path, "pt")  # compares the size of the file with its header
     except (SafetensorError, OSError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""Names of shards: patterns become lists of names, and what is not a plain tar on this machine becomes one."""
+"""Expansion of patterns to names of shards, and fetching of shards to plain local tars."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 PIPE = "pipe:"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
-BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # any others may belong to a command
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")  # other braces may belong to a command
 MAGIC = re.compile(r"[*?\[]")
 PACKED = {".gz", ".tgz", ".bz2", ".xz"}
 STARTS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-CHAIN = "::"  # between the addresses of fsspec that lead to one another
-MOST = 1_000_000  # names of one pattern
+CHAIN = "::"  # separator of chained addresses in fsspec
+MOST = 1_000_000  # names from one pattern
 TRIES = 3
-FULL = 1 << 20  # a disk with fewer bytes left
-WAIT = 2.0  # seconds before a second try; the third waits twice as long
+FULL = 1 << 20  # a disk with fewer free bytes is full
+WAIT = 2.0  # seconds before the second try; twice as long before the third
 
 
 def expand(patterns: str | list[str]) -> list[str]:
-    """Shard names of one or several patterns: `{000..331}`, `{a,b}`, and `*`, `?`, `[...]` where files can be listed.
+    """Expand patterns to names of shards: `{000..331}`, `{a,b}`, and `*`, `?`, `[...]` where files can be listed.
 
     Raises:
-        UsageError: no shard at all, or `*` in a place that cannot be listed; or (`Untrusted`) a command or an address
-            that somebody else's file names.
+        UsageError: there is no shard, or `*` is in a place that cannot be listed; or (`Untrusted`) a command or an
+            address comes from somebody else's file.
     """
     names = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in _written_out(pattern.removeprefix("file://").removeprefix("file:")):
-            _judge(name)
-            names += _listed(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
+        for name in _expand_braces(pattern.removeprefix("file://").removeprefix("file:")):
+            _check_trust(name)
+            names += _list_matches(name) if MAGIC.search(name) and not name.startswith(PIPE) else [name]
     if names and all(os.path.isdir(name) for name in names):
         raise UsageError(f"'{names[0]}' is a folder; name the tars in it, such as '{names[0].rstrip('/')}/*.tar'")
     if not any(fetcher(name) is not None or Path(name).exists() for name in names):
@@ -61,17 +61,17 @@ def expand(patterns: str | list[str]) -> list[str]:
 
 
 def expand_local(patterns: str | list[str]) -> list[str]:
-    """Existing files of one or several patterns.
+    """Expand patterns to existing files.
 
     Raises:
-        UsageError: one that is not there; or (`Untrusted`) an address that somebody else's file names.
+        UsageError: a file does not exist; or (`Untrusted`) an address comes from somebody else's file.
     """
     names = [patterns] if isinstance(patterns, str) else patterns
-    wanted = [name for pattern in names for name in _written_out(pattern)]
+    wanted = [name for pattern in names for name in _expand_braces(pattern)]
     for name in wanted:
         if REMOTE.match(name) or CHAIN in name:
             trust.judge(name, trust.CALLED)
-    files = [file for name in wanted for file in (_listed(name) if MAGIC.search(name) else [name])]
+    files = [file for name in wanted for file in (_list_matches(name) if MAGIC.search(name) else [name])]
     missing = next((file for file in files if not REMOTE.match(file) and not Path(file).is_file()), None)
     if missing is not None and Path(missing).is_dir():
         raise UsageError(f"'{missing}' is a folder; data.path must name files, such as '{missing}/*.json'")
@@ -80,14 +80,14 @@ def expand_local(patterns: str | list[str]) -> list[str]:
     return files
 
 
-def _written_out(pattern: str) -> list[str]:
-    """As `braces`, but for a file that is called so."""
+def _expand_braces(pattern: str) -> list[str]:
+    """Expand braces, unless there is a file of exactly that name."""
     own = not pattern.startswith(PIPE) and not REMOTE.match(pattern) and os.path.exists(pattern)
     return [pattern] if own else braces(pattern)
 
 
 def braces(pattern: str) -> list[str]:
-    """`a{0..2}.tar` -> a0.tar a1.tar a2.tar, the leading zeros kept; `{a,b}` -> a b; several multiply."""
+    """Expand `a{0..2}.tar` to a0.tar a1.tar a2.tar, keeping leading zeros, and `{a,b}` to a b; several multiply."""
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -107,19 +107,19 @@ def braces(pattern: str) -> list[str]:
     return list(found_all)
 
 
-def _judge(name: str) -> None:
-    """Once braces are written out, for they can hide anything, and before anything is listed."""
+def _check_trust(name: str) -> None:
+    """Check commands and addresses after braces are expanded, which can hide them, and before anything is listed."""
     if name.startswith(PIPE):
         trust.judge(name, trust.COMMANDED)
     elif REMOTE.match(name) or CHAIN in name:
         trust.judge(name, trust.CALLED)
 
 
-def _listed(pattern: str) -> list[str]:
+def _list_matches(pattern: str) -> list[str]:
     if not REMOTE.match(pattern):
-        found = sorted(glob.glob(_literal(pattern), recursive=True))
+        found = sorted(glob.glob(_escape_existing(pattern), recursive=True))
         return [f"./{name}" if name.startswith(PIPE) else name for name in found]  # a file of that name is no command
-    if pattern.startswith(("http://", "https://")):  # where * cannot be listed and ? belongs to a query
+    if pattern.startswith(("http://", "https://")):  # HTTP cannot list *, and ? starts a query
         if "*" in pattern:
             raise UsageError(f"'{pattern}' cannot be listed over HTTP; write the numbers as in {{00000..00331}}.tar")
         return [pattern]
@@ -127,8 +127,8 @@ def _listed(pattern: str) -> list[str]:
     return sorted(files.unstrip_protocol(name) for name in files.glob(path))
 
 
-def _literal(pattern: str) -> str:
-    """The pattern without what its signs say where a folder or file is called so, as `photos [2024]` may be."""
+def _escape_existing(pattern: str) -> str:
+    """Escape the leading part of a pattern that exists literally, such as a folder `photos [2024]`."""
     parts = pattern.split("/")
     there = takewhile(lambda count: os.path.exists("/".join(parts[:count]) or "/"), range(1, len(parts) + 1))
     count = max(there, default=0)
@@ -145,17 +145,17 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def fetcher(name: str) -> Callable[[Path], None] | None:
-    """What writes the tar of a name into a file; None for a plain local file."""
+    """Get the function that fetches a tar into a file; None for a plain local tar."""
     if name.startswith(PIPE) or REMOTE.match(name) or Path(name).suffix in PACKED:
         return partial(_fetch, name)
     return None
 
 
 def _fetch(name: str, path: Path) -> None:
-    """Three tries, unless there is no such shard.
+    """Fetch a shard, with three tries unless it does not exist.
 
     Raises:
-        FileNotFoundError: no such file, a refusal of the server, or a command that fails.
+        FileNotFoundError: there is no such file, the server refuses, or the command fails.
         UsageError: the network fails, or the disk is full.
     """
     for attempt in range(TRIES):
@@ -183,7 +183,7 @@ def _fetch(name: str, path: Path) -> None:
     if isinstance(last, FileNotFoundError) or not REMOTE.match(name):
         raise FileNotFoundError(str(last))
     raise UsageError(
-        f"'{name}' could not be fetched in {TRIES} tries ({last}); start again when the network is back, to go on"
+        f"'{name}' could not be fetched in {TRIES} tries ({last}); run the command again when the network is back"
     )
 
 
@@ -193,13 +193,13 @@ def _copy(name: str, file: BinaryIO) -> None:
     elif name.startswith(("http://", "https://")):
         with urllib.request.urlopen(name, timeout=60) as response:
             shutil.copyfileobj(response, file)
-            if response.length:  # what is still to come: the connection was lost
+            if response.length:  # bytes that have not arrived: the connection was lost
                 raise OSError(f"{response.length} bytes are missing")
     elif REMOTE.match(name):
         files, path = _file_system(name)
         with files.open(path, "rb") as source:
             shutil.copyfileobj(source, file)
-    elif Path(name).exists() and not Path(name).is_file():  # a pipe would be waited for
+    elif Path(name).exists() and not Path(name).is_file():  # reading from a pipe could block forever
         raise FileNotFoundError(f"{name}: not a file")
     else:
         with Path(name).open("rb") as local:
@@ -207,7 +207,7 @@ def _copy(name: str, file: BinaryIO) -> None:
 
 
 def _unpack(path: Path) -> None:
-    """A compressed tar becomes a plain one; of a damaged one, as much as can be read."""
+    """Decompress a compressed tar in place; a damaged one as far as it can be read."""
     with path.open("rb") as file:
         start = file.read(6)
     opener = next((opener for magic, opener in STARTS.items() if start.startswith(magic)), None)
@@ -215,7 +215,7 @@ def _unpack(path: Path) -> None:
         return
     with replacing(path) as plain, opener(path, "rb") as packed, plain.open("wb") as file:
         try:
-            while block := packed.read1(1 << 16):  # `read` would lose what stands in front of the damage
+            while block := packed.read1(1 << 16):  # `read` would lose the data before the damage
                 file.write(block)
         except (OSError, EOFError, lzma.LZMAError, zlib.error):
-            file.write(b"damaged")  # so that the index lists an end that cannot be read
+            file.write(b"damaged")  # so that the index counts the lost end as a bad sample

@@ -1,6 +1,6 @@
-"""Folders of images as people have them: which files are meant, and what of the rest is told before anything is read.
+"""Folders of images: the choice of files, and a report of all others before anything is read.
 
-A file of a format that nobody reads here is no bad sample but left out: named by its ending, counted, told once.
+A file in an unsupported format is not a bad sample but is left out; such files are counted by suffix and reported once.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from typing import TYPE_CHECKING
 
 from qformer.data.encodings import decode_text, lines_of
 from qformer.images import read_file
-from qformer.images.formats import SUFFIXES, UNREAD, of_a_system
+from qformer.images.formats import SUFFIXES, UNREAD, is_system_file
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TEXT = ".txt"
-#: Endings of what lies beside images and is none, which nobody need be told of.
+#: Suffixes of files that often lie next to images and are not worth a report.
 BESIDE = frozenset({TEXT, ".json", ".jsonl", ".csv", ".tsv", ".md", ".html", ".xml", ".yaml", ".yml", ".parquet"})
-SHOWN = 8  # endings that are told
+SHOWN = 8  # suffixes to report
 HEIC = frozenset({".heic", ".heif", ".hif"})
 
 
 @dataclass
 class Listing:
-    """The images below a folder, in the order of their paths, and what was left out.
+    """Images below a folder, in the order of their paths, and a count of everything that was left out.
 
     Attributes:
-        images: of formats that are read, by their names; whether they can be, and are files, is not known yet.
-        unread: of formats that are not.
-        captions: the text file of an image where it is not called like the image with `.txt`, but with `.TXT`, or
-            spells its accents in another way.
-        others: files by their ending that are no images by name. system: files and folders of Macs, Windows and drives.
-        special: pipes, sockets and devices that are not called like images. closed: folders that cannot be opened.
-        alone: text files beside no image. unused: patterns of `exclude` that nothing matches.
+        images: images in supported formats, by suffix; they have not been opened yet.
+        unread: images in other formats.
+        captions: text file of an image, if its name is not that of the image with `.txt`, but has `.TXT` or another
+            Unicode form of accents.
+        others: number of other files by suffix.
+        system: number of system files and folders of macOS, Windows and drives.
+        special: number of pipes, sockets and devices without the suffix of an image.
+        closed: folders that cannot be opened.
+        alone: number of text files without an image.
+        unused: patterns of `exclude` that match nothing.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -56,31 +59,31 @@ class Listing:
 
     @property
     def left_out(self) -> str:
-        """What was left out and need be told, in words; empty where that is nothing."""
+        """Report of what was left out; empty if there is nothing to report."""
         endings = Counter(file.suffix.lower() for file in self.unread)
         heic = ", or install pillow-heif" if HEIC & endings.keys() else ""
-        told = {
-            f"formats that are not read (convert them{heic})": _counted(endings),
-            "no images by their names": _counted(self.others),
+        counts = {
+            f"formats that are not supported (convert them{heic})": _format_counts(endings),
+            "not images by their names": _format_counts(self.others),
             "files and folders of macOS, Windows or a drive (such as ._*)": f"{self.system:,}",
             "pipes, sockets and devices": f"{self.special:,}",
-            f"{TEXT} beside no image": f"{self.alone:,}",
+            f"{TEXT} without an image": f"{self.alone:,}",
             "folders that cannot be opened": f"{len(self.closed):,} ({', '.join(self.closed[:SHOWN])})",
         }
-        return "; ".join(f"{what}: {count}" for what, count in told.items() if count and not count.startswith("0"))
+        return "; ".join(f"{what}: {count}" for what, count in counts.items() if count and not count.startswith("0"))
 
 
-def _counted(endings: Counter[str]) -> str:
+def _format_counts(endings: Counter[str]) -> str:
     shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in endings.most_common(SHOWN)]
     rest = endings.total() - sum(count for _, count in endings.most_common(SHOWN))
     return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
 
 
 def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
-    """What stands anywhere below a folder; folders that are links are followed, each once, and no file is opened.
+    """List the images anywhere below a folder; linked folders are followed, each once, and no file is opened.
 
     Args:
-        exclude: patterns (`*`, `?`, `[...]`) of names, or of paths below `root`, of files and folders to pass over.
+        exclude: patterns (`*`, `?`, `[...]`) of files and folders to skip, by name or by path below `root`.
     """
     found = Listing(unused=list(exclude))
     waiting, seen = [root], set()
@@ -98,35 +101,35 @@ def list_images(root: Path, exclude: Sequence[str] = ()) -> Listing:
         seen.add((status.st_dev, status.st_ino))
         folders: list[Path] = []
         files: list[os.DirEntry[str]] = []
-        for entry in _kept(entries, root, place, exclude, found):
+        for entry in _filter_entries(entries, root, place, exclude, found):
             below = _is_folder(entry)
             if below:
                 folders.append(place / entry.name)
-            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # which is told to be no file
+            if not below or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # reported when it is read
                 files.append(entry)
         waiting += reversed(folders)
-        _sort(place, files, found)
+        _sort_files(place, files, found)
     found.images.sort()
     found.unread.sort()
     return found
 
 
-def _kept(
+def _filter_entries(
     entries: list[os.DirEntry[str]], root: Path, place: Path, exclude: Sequence[str], found: Listing
 ) -> Iterator[os.DirEntry[str]]:
     for entry in entries:
         below = (place / entry.name).relative_to(root).as_posix() if exclude else ""
-        names = (entry.name, below, f"/{below}")  # the last for `**/` in front, which may stand for no folder
-        matching = [one for one in exclude if any(fnmatchcase(name, _bare(one)) for name in names)]
+        names = (entry.name, below, f"/{below}")  # the last for a leading `**/`, which may match no folder
+        matching = [one for one in exclude if any(fnmatchcase(name, _strip_pattern(one)) for name in names)]
         if matching:
             found.unused = [one for one in found.unused if one not in matching]
-        elif of_a_system([entry.name]):
+        elif is_system_file([entry.name]):
             found.system += 1
         else:
             yield entry
 
 
-def _bare(pattern: str) -> str:
+def _strip_pattern(pattern: str) -> str:
     return pattern.removeprefix("./").rstrip("/")
 
 
@@ -137,8 +140,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
-    """The files of one folder, into images and others."""
+def _sort_files(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
+    """Sort the files of one folder into images and others."""
     texts = {}
     stems = set()
     images = []
@@ -147,47 +150,46 @@ def _sort(place: Path, entries: list[os.DirEntry[str]], found: Listing) -> None:
         ending = ending.lower()
         if ending in SUFFIXES:
             images.append(place / entry.name)
-            stems.add(_plain(stem))
+            stems.add(_normalize(stem))
         elif not _is_file(entry):
             found.special += 1
         elif ending in UNREAD:
             found.unread.append(place / entry.name)
-            stems.add(_plain(stem))
+            stems.add(_normalize(stem))
         elif ending == TEXT:
-            texts[_plain(stem)] = entry.name
+            texts[_normalize(stem)] = entry.name
         elif ending not in BESIDE:
             found.others[ending] += 1
     found.images += images
     found.alone += len(texts.keys() - stems)
     for image in images:
-        text = texts.get(_plain(image.stem))
+        text = texts.get(_normalize(image.stem))
         if text is not None and text != image.stem + TEXT:
             found.captions[image] = place / text
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether this is a file, or one that is not there: a link into nothing is an image that cannot be read."""
+    """Check if an entry is a regular file or a broken link, which counts as an image that cannot be read."""
     try:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
         return True
 
 
-def _plain(stem: str) -> str:
+def _normalize(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Image files anywhere below `path`, each with a .txt of the same name beside it: one caption per line.
+    """Image files anywhere below `path`, each with a .txt file of the same name that has one caption per line.
 
-    Folders that are links are followed, each once. What is left out (formats that are not read, other files) is counted
-    and told in a warning.
+    Linked folders are followed, each once. A warning reports the files that are left out.
 
     Attributes:
         path: the folder.
-        exclude: one pattern or several (`*`, `?`, `[...]`) of names, or of paths below `path`, to leave out: files, or
-            folders with all that is in them.
+        exclude: one pattern or several (`*`, `?`, `[...]`) of files and folders to leave out, by name or by path below
+            `path`.
     """
 
     path: str
@@ -199,19 +201,19 @@ class Folder:
         root = Path(self.path)
         if not root.is_dir():
             raise UsageError(
-                f"no folder at '{root}'; data.path of a folder source must hold images with .txt files beside them"
+                f"no folder at '{root}'; data.path of a folder source must hold images, with .txt files next to them"
             )
         found = list_images(root, [self.exclude] if isinstance(self.exclude, str) else self.exclude)
         left = f"'{root}': left out: {found.left_out}" if found.left_out else ""
         if not found.images:
-            excluded = " and is not excluded" if self.exclude else ""
+            excluded = " that is not excluded" if self.exclude else ""
             raise UsageError(
-                f"no image below '{root}' that is read{excluded}{left and f', left out: {found.left_out}'}; put "
-                f"{', '.join(sorted(SUFFIXES))} files there"
+                f"no image below '{root}' in a supported format{excluded}{left and f', left out: {found.left_out}'}; "
+                f"put {', '.join(sorted(SUFFIXES))} files there"
             )
-        for told in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
-            if told:
-                warnings.warn(told, LeftOut, stacklevel=1)
+        for message in [left, *(f"'{root}': exclude '{one}' matches nothing" for one in found.unused)]:
+            if message:
+                warnings.warn(message, LeftOut, stacklevel=1)
         object.__setattr__(self, "_files", found.images)
         object.__setattr__(self, "_captions", found.captions)
 
@@ -224,7 +226,7 @@ class Folder:
         try:
             captions = [line for line in lines_of(decode_text(read_file(text))) if line.strip()]
         except BadSample as bad:
-            if bad.kind != "missing":  # an image without captions is one that only training has no use for
+            if bad.kind != "missing":  # an image without captions is useless for training only
                 raise BadSample("no caption", bad.detail) from bad
             captions = []
         return Sample(image=image, key=str(image), captions=captions)

@@ -1,4 +1,4 @@
-"""The images of a benchmark with all their captions: listed first, then read in groups, so that no image is kept."""
+"""Images of a benchmark with all their captions, listed first and then read in groups to save memory."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImageRecord:
-    """An image: where it stands in its source, its name in messages, its captions as `usable_captions` has them."""
+    """Image: its index in the source, its name in messages, and its captions from `usable_captions`."""
 
     index: Any
     key: str
     captions: list[str]
 
     def read(self, source: Source) -> Tensor:
-        """uint8[3, h, w].
+        """Read the image, uint8[3, h, w].
 
         Raises:
-            BadSample: it cannot be read.
+            BadSample: the image cannot be read.
         """
         return read_image(source[self.index].image)
 
 
 @dataclass
 class Group:
-    """Images that are encoded together: `numbers` of those that could be read, and what is wrong with the others."""
+    """Images that are encoded together: `numbers` of those that could be read, and records of the others."""
 
     numbers: list[int]
     tiles: Tiles | None
@@ -49,9 +49,9 @@ class Group:
 
 
 def list_images(source: Source, limit: int | None = None) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
-    """The first `limit` images of a source, and the records that cannot be used; the images are not read yet.
+    """List the first `limit` images of a source, and the records that cannot be used, without reading the images.
 
-    Records of one image, such as a line for each of its captions, become one image with all of them.
+    Records of the same image, such as a line for each caption, are merged.
 
     Raises:
         UsageError: no record can be used.
@@ -81,7 +81,7 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[ImageRec
 def read_groups(
     source: Source, listed: Sequence[ImageRecord], strategy: ResolutionStrategy, groups: Sequence[range]
 ) -> Iterator[Group]:
-    """These groups of images, not augmented; the next one is read while the caller works on one."""
+    """Read groups of images, not augmented; the next group is read while the caller works on one."""
 
     def read(numbers: range) -> Group:
         images, group = [], Group([], None, [])
@@ -110,12 +110,13 @@ def _record(index: Any, bad: BadSample) -> dict[str, Any]:
 
 @dataclass
 class HeldOut:
-    """Held-out data, whole: images as tiles in groups, every caption of each image, on however many records they stand.
+    """Held-out data in memory: images as tiles in groups, with all captions of each image.
 
     Attributes:
-        groups: the tiles of the images, `batch` images each.
-        captions: the captions of each image, as `usable_captions` gives them, or the answers to a question without.
-        samples: the records of the images. skipped: what could not be used.
+        groups: tiles of the images, `batch` images each.
+        captions: captions of each image from `usable_captions`, or the answers of a question without captions.
+        samples: one sample for each image or question.
+        skipped: records that could not be used.
     """
 
     groups: list[Tiles]
@@ -128,26 +129,26 @@ class HeldOut:
 
     @property
     def asks(self) -> bool:
-        """Whether all are questions with answers."""
+        """True if all samples are questions with answers."""
         return all(map(answers_of, self.samples))
 
     def questions(self, start: int, stop: int) -> list[str]:
-        """Those of the samples from `start` to `stop`, cleaned."""
+        """Get the cleaned questions of samples `start` to `stop`."""
         return [clean_question(sample.question or "") for sample in self.samples[start:stop]]
 
 
 def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, batch: int) -> HeldOut:
-    """The first `limit` usable images of a source, not augmented, with all their captions.
+    """Read the first `limit` usable images of a source, not augmented, with all their captions.
 
-    Records of one image are one image, as in `qformer eval`; only questions about it stay apart. It ends where another
-    image than those begins.
+    Records of the same image are merged, as in `qformer eval`, except for questions. Reading stops at the first record
+    of a further image.
 
     Raises:
         UsageError: no record can be used.
     """
     held = HeldOut([], [], [], [])
     images: list[Tensor] = []
-    known: dict[str | int, list[str]] = {}  # the captions of each image
+    known: dict[str | int, list[str]] = {}  # captions by image id
     for index in indices(source):
         try:
             sample = source[index]

@@ -1,8 +1,8 @@
 """Data sets of the `datasets` library: from the hub, saved to disk, or parquet, Arrow, JSON and CSV files.
 
-A whole data set is memory-mapped and shuffled as one. With `streaming` its shards are taken one by one: each is
-written to a tar once, when its turn comes (`qformer.data.shards`), which makes them countable and readable at any
-place, so that a resumed run reads nothing again.
+A data set is memory-mapped and shuffled as a whole. With `streaming`, its shards are read one by one: each is written
+to a tar when it is first needed (`qformer.data.shards`). Samples of a tar can be counted and read in any order, so a
+resumed run reads nothing twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 
 from qformer import trust
 from qformer.data.base import Order, Seed, Shuffled
-from qformer.data.columns import IMAGES, QUESTION_IDS, Columns, columns_of, id_of
+from qformer.data.columns import IMAGES, QUESTION_IDS, ColumnOptions, Columns, columns_of, id_of
 from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Windows
@@ -35,43 +35,35 @@ if TYPE_CHECKING:
 
 FILES = {".parquet": "parquet", ".arrow": "arrow", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-OTHERS = (";", "\t", "|")  # between the cells of what is called .csv all the same
+OTHERS = (";", "\t", "|")  # other separators in files that are called .csv
 IDS = (*QUESTION_IDS, "id", "image_id", "img_id", "cocoid")
 NUMBER = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.0)?")
 SAVED = "state.json"  # marks a folder of save_to_disk
-SPLITS = "dataset_dict.json"  # and one that holds several
+SPLITS = "dataset_dict.json"  # marks one with several splits
 TEXTS = ("captions", "question", "answers", "facts")
 VALIDATION = {"validation", "valid", "val", "dev"}
 
 
 @dataclass(frozen=True)
-class HuggingFace(Sharded):
-    """Rows with an image (encoded bytes, base64, a path, or an `Image` feature) and captions, or what is asked of it.
+class HuggingFace(ColumnOptions, Sharded):
+    """Rows with an image (encoded bytes, base64, a path, or an `Image` feature) and captions or questions.
+
+    `ColumnOptions` names the columns. In a table with captions, questions are read only if `question` is given.
 
     Attributes:
         path: hub id, folder of `save_to_disk`, folder of data files, or files (`train-*.parquet`, `{0..9}.arrow`, ...).
-        config, revision: of the hub.
-        split: such as train (without one), or train[:10%]; of a saved data set that is no `DatasetDict`, all of it.
-        image, caption, question, answers, choices, statement: columns, where they have not their usual names
-            (`Columns`). A table with captions is asked nothing unless `question` is named.
-        id: column whose equal values are the same image; without it images are, whose files or bytes are the same.
+        config, revision: configuration and revision on the hub.
+        split: such as train (the default) or train[:10%]; a saved data set that is not a `DatasetDict` is one split.
         question_id: column with the ids of questions, for submissions; `question_id`, `questionId` or `qid` by default.
         images: folder that image paths are relative to.
-        streaming: take shard after shard instead of downloading everything first.
-        window, keep_gb, cache: when streaming, as of `webdataset`.
+        streaming: read shard after shard instead of downloading everything first.
+        window, keep_gb, cache: options of streaming, as in `webdataset`.
     """
 
     path: str | list[str]
     config: str | None = None
     revision: str | None = None
     split: str | None = None
-    image: str | None = None
-    caption: str | None = None
-    question: str | None = None
-    answers: str | None = None
-    choices: str | list[str] | None = None
-    statement: str | None = None
-    id: str | None = None
     question_id: str | None = None
     images: str = "."
     streaming: bool = False
@@ -86,7 +78,7 @@ class HuggingFace(Sharded):
     def __post_init__(self) -> None:
         data = self._load()
         names = list(data.column_names or next(iter(data), {}))
-        object.__setattr__(self, "_columns", self._found(names))
+        object.__setattr__(self, "_columns", self._resolve_columns(names))
         object.__setattr__(self, "_features", dict(data.features or {}))
         self._check_captions(names)
         if not self.streaming and not len(data):
@@ -103,50 +95,50 @@ class HuggingFace(Sharded):
     def _split(self) -> str:
         return self.split or "train"
 
-    def _found(self, names: list[str]) -> Columns:
-        """The columns that are read of those that are there.
+    def _resolve_columns(self, names: list[str]) -> Columns:
+        """Choose the columns to read among those of the data set.
 
         Raises:
-            UsageError: one that is named is not there, or there is nothing to read.
+            UsageError: a named column does not exist, or there is nothing to read.
         """
         named = Columns.of(self)
-        for column in [*named.needed(), *filter(None, [self.id, self.question_id])]:
+        for column in [*named.needed(), *filter(None, [self.question_id])]:
             if column not in names:
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
         columns = named.among(names)
         if columns.image is None:
             listed = Path(str(self.path)).suffix.lower() in (".json", ".jsonl")
             raise UsageError(
-                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_all(names)}"
+                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_join_names(names)}"
                 f"{', or read it by name: jsonl' if listed else ''}"
             )
         statements = {"statement", "sentence"} & {*names, self.statement and "statement"}
         if columns.caption is None and columns.question is None and not statements:
             raise UsageError(
-                f"'{self.path}' has no column captions, caption, text; set data.caption to one of {_all(names)}, or "
-                "data.question and data.answers"
+                f"'{self.path}' has no column captions, caption, text; set data.caption to one of "
+                f"{_join_names(names)}, or data.question and data.answers"
             )
         return replace(columns, question=None) if columns.caption is not None and self.question is None else columns
 
     def _check_captions(self, names: list[str]) -> None:
         kind = str(getattr(self._features.get(self._columns.caption), "dtype", ""))
-        if kind.startswith(("int", "uint", "float", "double", "bool")) and not self._classes(self._columns.caption):
+        if kind.startswith(("int", "uint", "float", "double", "bool")) and not self._class_names(self._columns.caption):
             raise UsageError(
                 f"column '{self._columns.caption}' of '{self.path}' holds numbers ({kind}), and captions are texts; "
-                f"set data.caption to one of {_all(names)}"
+                f"set data.caption to one of {_join_names(names)}"
             )
 
-    def _classes(self, column: str) -> list[str] | None:
-        """Names of the classes, where the numbers of a column mean some."""
+    def _class_names(self, column: str) -> list[str] | None:
+        """Get the names of the classes in a column of class numbers, else None."""
         return getattr(self._features.get(column), "names", None)
 
     def _load(self) -> Any:
         import datasets  # slow to import
 
-        self._judge()
+        self._check_trust()
         try:
             if isinstance(self.path, str) and any((Path(self.path) / name).is_file() for name in (SAVED, SPLITS)):
-                saved = self._saved(datasets)
+                saved = self._load_saved(datasets)
                 return saved.to_iterable_dataset() if self.streaming else saved
             first = self.path if isinstance(self.path, str) else next(iter(self.path), "")
             kind = FILES.get(Path(first).suffix.lower())
@@ -159,23 +151,25 @@ class HuggingFace(Sharded):
                     raise UsageError(f"'{self.path}' are files of {', '.join(sorted(kinds))}; give those of one kind")
                 self._check_split(files)
                 literal = [name if REMOTE.match(name) else glob.escape(name) for name in files]
-                place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_as_texts(files[0])}
+                place = {"path": kind, "data_files": {self._split.partition("[")[0]: literal}, **_csv_options(files[0])}
             return datasets.load_dataset(split=self._split, streaming=self.streaming, **place)
         except UsageError:
             raise
         except ConnectionError as error:
             raise UsageError(
-                f"'{self.path}' is no local file or folder, and the hub cannot be reached ({_line(error)}); check "
-                "data.path, or download the data set while there is a network"
+                f"'{self.path}' is not a local file or folder, and the hub cannot be reached ({_one_line(error)}); "
+                "check data.path, or download the data set while there is a network"
             ) from error
-        except Exception as error:  # of a damaged file or a hub's answer, nearly anything
-            raise UsageError(f"'{self.path}' cannot be read as a data set ({_line(error)}); check data.path") from error
+        except Exception as error:  # a damaged file or an answer of a hub can raise nearly anything
+            raise UsageError(
+                f"'{self.path}' cannot be read as a data set ({_one_line(error)}); check data.path"
+            ) from error
 
-    def _saved(self, datasets: Any) -> Any:
-        """What `save_to_disk` has written, less what is not of the split.
+    def _load_saved(self, datasets: Any) -> Any:
+        """Load the split of a data set from `save_to_disk`.
 
         Raises:
-            UsageError: a split that is not there.
+            UsageError: there is no such split.
         """
         saved = datasets.load_from_disk(str(self.path))
         if (Path(str(self.path)) / SAVED).is_file():
@@ -188,7 +182,7 @@ class HuggingFace(Sharded):
             parts = wanted.to_absolute({name: len(rows) for name, rows in saved.items()})
         except (ValueError, AssertionError) as error:
             raise UsageError(
-                f"'{self.path}' has no split '{self._split}' ({_line(error)}); it has {', '.join(map(str, saved))}"
+                f"'{self.path}' has no split '{self._split}' ({_one_line(error)}); it has {', '.join(map(str, saved))}"
             ) from error
         chosen = [
             saved[part.splitname].select(range(len(saved[part.splitname]))[part.from_ : part.to]) for part in parts
@@ -196,11 +190,11 @@ class HuggingFace(Sharded):
         return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
     def _check_split(self, files: list[str]) -> None:
-        """Refuse a split that files are not called by: all rows would be of it, as they would be of any other."""
+        """Refuse a split that is not in the names of the files, since it would contain all their rows."""
         name = self._split.partition("[")[0]
         wanted = VALIDATION if name in VALIDATION else {name}
-        told = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
-        if name != "train" and not all(any(word in file for word in wanted) for file in told):
+        names = [f"{Path(file).parent.name}/{Path(file).name}".lower() for file in files]
+        if name != "train" and not all(any(word in file for word in wanted) for file in names):
             raise UsageError(
                 f"the files of '{self.path}' are one split, and '{name}' is not in their names; leave data.split out, "
                 "or take a part of them, such as train[80%:]"
@@ -209,20 +203,20 @@ class HuggingFace(Sharded):
     def _refuse_file(self, name: str) -> None:
         if Path(name).is_file():
             raise UsageError(
-                f"'{name}' is a file of a kind that is not read; give {', '.join(FILES)}, or for an object of JSON "
+                f"'{name}' is a file of a kind that is not supported; give {', '.join(FILES)}, or for one JSON object "
                 "per line name: jsonl"
             )
 
-    def _judge(self) -> None:
-        """Before `datasets` looks at them: addresses, also chained ones, and what a folder's own files name.
+    def _check_trust(self) -> None:
+        """Check addresses in the path, and those that files in a folder name, before `datasets` opens them.
 
         Raises:
-            UsageError: a name of one of the library's own readers, which would read whatever the working folder holds.
+            UsageError: the name of a built-in reader of the library, which would read the working directory.
         """
         for name in [self.path] if isinstance(self.path, str) else self.path:
             if "://" in name or CHAIN in name:
                 trust.judge(name, trust.CALLED)
-            if elsewhere := next(_elsewhere(Path(name)), None):
+            if elsewhere := next(_find_references(Path(name)), None):
                 trust.judge(elsewhere, trust.CALLED)
         if not isinstance(self.path, str) or "/" in self.path or Path(self.path).suffix.lower() in FILES:
             return
@@ -249,42 +243,43 @@ class HuggingFace(Sharded):
         image = self._columns.picture(row, Path(self.images))
         if image is None:
             raise BadSample("no image", f"{key} has none in '{self._columns.image}'; {columns_of(row)}")
-        return self._sample(key, image, self._described(row))
+        return self._sample(key, image, self._read_texts(row))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        """Of a shard that was written by `_write`."""
+        """Build a sample from the members of a shard that `_write` has written."""
         record = json.loads(members["json"])
         if record["fault"] is not None:
             raise BadSample(record["fault"], key)
         return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
 
     def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
-        record = {"facts": {self.id: record.get("id")}} | record  # of shards that an older version has kept
+        record = {"facts": {self.id: record.get("id")}} | record  # for cached shards of older versions
         same = id_of(record["facts"], self.id, self.path)
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
 
-    def _described(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What a row says, classes by their names."""
-        named = {name: self._classes(name) for name in row}
-        known = {name: _class(value, named[name]) for name, value in row.items()}
+    def _read_texts(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Read the texts of a row, with class numbers replaced by names."""
+        named = {name: self._class_names(name) for name in row}
+        known = {name: _class_name(value, named[name]) for name, value in row.items()}
         texts: dict[str, Any] = self._columns.texts(known)
         if self.question_id is not None:
             texts["facts"]["question_id"] = row[self.question_id]
-        return texts | ({"facts": _numbered(texts["facts"])} if self._of_text else {})
+        return texts | ({"facts": _parse_ids(texts["facts"])} if self._is_text_table else {})
 
     @property
-    def _of_text(self) -> bool:
-        """Whether all cells are texts, numbers among them."""
+    def _is_text_table(self) -> bool:
+        """True if all cells are read as text, including numbers."""
         return Path(self.path if isinstance(self.path, str) else self.path[0]).suffix.lower() in SEPARATORS
 
     def _writer(self, name: str) -> Callable[[Path], None]:
         return partial(self._write, int(name.rpartition("#")[2]))
 
     def _write(self, shard: int, path: Path) -> None:
-        """A shard of the stream as a tar, one sample per row.
+        """Write a shard of the stream as a tar with one sample per row.
 
         Raises:
-            FileNotFoundError: it is not there any more. UsageError: the network fails.
+            FileNotFoundError: the shard does not exist anymore.
+            UsageError: the network fails.
         """
         with path.open("wb") as file:
             try:
@@ -292,7 +287,7 @@ class HuggingFace(Sharded):
                     for number, row in enumerate(self.rows.shard(num_shards=self.rows.num_shards, index=shard)):
                         image = self._columns.picture(row, Path(self.images))
                         fault = "no image" if image is None else None
-                        record = self._described(row) | {"fault": fault, "path": None}
+                        record = self._read_texts(row) | {"fault": fault, "path": None}
                         if isinstance(image, Path):
                             record["path"] = str(image)
                         add_member(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
@@ -302,15 +297,15 @@ class HuggingFace(Sharded):
                 raise
             except OSError as error:
                 raise UsageError(
-                    f"shard {shard} of '{self.path}' could not be fetched ({_line(error)}); start again when the "
-                    "network is back, and the run goes on"
+                    f"shard {shard} of '{self.path}' could not be fetched ({_one_line(error)}); run the command again "
+                    "when the network is back, to continue"
                 ) from error
-            except Exception as error:  # a damaged file: what came before it is used, the rest counts as one bad sample
-                file.write(f"damaged: {_line(error)}".encode())
+            except Exception as error:  # a damaged file: rows before the damage are used, the rest is one bad sample
+                file.write(f"damaged: {_one_line(error)}".encode())
 
 
-def _as_texts(file: str) -> dict[str, Any]:
-    """How a table in text is read: every cell as it stands, for pandas would make `None` or 007 something else."""
+def _csv_options(file: str) -> dict[str, Any]:
+    """Options to read a text table with unconverted cells, since pandas would change values like `None` and 007."""
     separator = SEPARATORS.get(Path(file).suffix.lower())
     if separator is None or not Path(file).is_file():
         return {}
@@ -326,46 +321,49 @@ def _as_texts(file: str) -> dict[str, Any]:
             padded = f"{separator} " in head
             names = next(csv.reader(lines, delimiter=separator, skipinitialspace=padded), [])
     except UnicodeDecodeError as error:
-        raise UsageError(f"'{file}' is no UTF-8 text; save it as UTF-8, such as by iconv -f CP1252 -t UTF-8") from error
+        raise UsageError(
+            f"'{file}' is not UTF-8 text; save it as UTF-8, such as with iconv -f CP1252 -t UTF-8"
+        ) from error
     text = datasets.Value("string")
-    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})  # pandas' row numbers
-    told = {"sep": separator, "skipinitialspace": padded}
-    return told | {"keep_default_na": False, "encoding": "utf-8-sig", "features": features}
+    # pandas writes the column of row numbers without a name
+    features = datasets.Features({name or f"Unnamed: {n}": text for n, name in enumerate(names)})
+    options = {"sep": separator, "skipinitialspace": padded, "features": features}
+    return options | {"keep_default_na": False, "encoding": "utf-8-sig"}
 
 
-def _numbered(facts: dict[str, Any]) -> dict[str, Any]:
-    """With the ids that are numbers in a text as numbers, which servers of benchmarks ask for: 42 of "42" or "42.0"."""
+def _parse_ids(facts: dict[str, Any]) -> dict[str, Any]:
+    """Convert ids like "42" or "42.0" to numbers, which evaluation servers of benchmarks require."""
     numbers = {name: NUMBER.fullmatch(facts[name]) for name in IDS if isinstance(facts.get(name), str)}
     return facts | {name: int(found[1]) for name, found in numbers.items() if found}
 
 
-def _class(value: Any, names: list[str] | None) -> Any:
-    """The name of a class for its number; None for -1, which stands for no class."""
+def _class_name(value: Any, names: list[str] | None) -> Any:
+    """Look up the name of a class by its number; None for -1, which means no class."""
     if names is None or not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None
 
 
-def _all(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return ", ".join(map(str, names))[:300]
 
 
-def _elsewhere(folder: Path) -> Iterator[str]:
-    """Files that a data set's own card or state names and that do not lie in it: addresses, other folders."""
+def _find_references(folder: Path) -> Iterator[str]:
+    """Find addresses and files outside the folder that a data set's own card or state names."""
     for file in (folder / "README.md", folder / ".huggingface.yaml", folder / SAVED, *folder.glob(f"*/{SAVED}")):
         try:
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-            told = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)
+            values = yaml.safe_load(text.split("\n---", 1)[0].removeprefix("---") if file.suffix == ".md" else text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            told = None  # `datasets` will say what is wrong
-        for key in ("configs", "_data_files") if isinstance(told, dict) else ():
-            for name in texts_within(told.get(key)):
+            values = None  # `datasets` will report the fault
+        for key in ("configs", "_data_files") if isinstance(values, dict) else ():
+            for name in texts_within(values.get(key)):
                 if "://" in name or CHAIN in name or name.startswith(("/", "~")) or ".." in Path(name).parts:
                     yield name
 
 
 def texts_within(value: Any) -> Iterator[str]:
-    """All texts in plain data."""
+    """Yield all texts in plain data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -373,7 +371,7 @@ def texts_within(value: Any) -> Iterator[str]:
             yield from texts_within(inner)
 
 
-def _line(error: Exception) -> str:
-    """An error of a library on one line, with what caused it."""
+def _one_line(error: Exception) -> str:
+    """Format an error of a library and its cause on one line."""
     cause = f": {error.__cause__}" if error.__cause__ is not None else ""
     return " ".join(f"{error}{cause}".split())[:300]

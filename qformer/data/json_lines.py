@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformer import lookup
-from qformer.data.columns import Columns, columns_of, id_of, read_record
+from qformer.data.columns import ColumnOptions, Columns, columns_of, id_of, read_record
 from qformer.data.documents import BLANK, NOT_JSON, read_document
 from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import expand_local
@@ -20,45 +20,36 @@ from qformer.types import BadSample, Sample, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOK = 100  # records in which columns are looked for
+LOOK = 100  # records to search for named columns
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """One JSON object per line, or one JSON list or object of them: see `Columns` for what is read of each.
+class JsonLines(ColumnOptions):
+    """One JSON object per line, or one JSON list or object of records; `ColumnOptions` names their fields.
 
     Attributes:
-        path: the file, or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
+        path: one file or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
         images: folder that `image` is relative to; the file's own folder by default.
         where: keep the records whose fields equal these, such as {split: train}; all by default.
-        image, caption, question, answers, choices, statement: columns, where they have not their usual names.
-        id: field whose equal values are the same image, whatever `image` is.
     """
 
     path: str | list[str]
     images: str | None = None
     where: dict[str, Any] | None = None
-    image: str | None = None
-    caption: str | None = None
-    question: str | None = None
-    answers: str | None = None
-    choices: str | list[str] | None = None
-    statement: str | None = None
-    id: str | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
-    # int64[n, 4]: file, number, start, length in bytes; of a file that is one list, number in it and two zeros
+    # int64[n, 4]: file, line number, start and length in bytes; for a file with one list: file, number in it, 0, 0
     _lines: Any = field(init=False, repr=False, compare=False)
     _documents: dict[int, list[Any]] = field(init=False, repr=False, compare=False)
     _named: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        named = isinstance(self.path, str) and Path(self.path).is_file()  # whatever signs its name holds
+        named = isinstance(self.path, str) and Path(self.path).is_file()  # even if its name looks like a pattern
         files = [str(self.path)] if named else expand_local(self.path)
         if missing := [file for file in files if not Path(file).is_file()]:
             if address := lookup.address(missing[0]):
                 raise UsageError(f"'{address}'{lookup.NOT_FETCHED} and give the file as data.path")
             raise UsageError(
-                f"no file at '{missing[0]}'; data.path of a jsonl source must be files with one JSON object per line"
+                f"no file at '{missing[0]}'; data.path of a jsonl source must name files with one JSON object per line"
             )
         _refuse_utf16(files)
         if self.images is not None and not Path(self.images).is_dir():
@@ -68,10 +59,10 @@ class JsonLines:
         for number, file in enumerate(files):
             listed = read_document(Path(file), named=self.image is not None)
             if listed is None:
-                kept += [(number, *line) for line in self._kept(Path(file))]
+                kept += [(number, *line) for line in self._find_lines(Path(file))]
             else:
                 documents[number] = listed
-                kept += [(number, row, 0, 0) for row, record in enumerate(listed, 1) if self._wanted(record)]
+                kept += [(number, row, 0, 0) for row, record in enumerate(listed, 1) if self._matches(record)]
         if not kept:
             raise UsageError(
                 f"'{self.path}' has no record{f' with {self.where}' if self.where else ''}; "
@@ -84,8 +75,8 @@ class JsonLines:
         self._check_columns()
 
     def _check_columns(self) -> None:
-        """Refuse a name that none of the first records has."""
-        needed = [*self._named.needed(), *filter(None, [self.id])]
+        """Refuse a column name that none of the first records has."""
+        needed = self._named.needed()
         known: dict[str, None] = {}
         for index in range(min(len(self), LOOK) if needed else 0):
             try:
@@ -95,25 +86,25 @@ class JsonLines:
         if missing := [name for name in needed if known and name not in known]:
             raise UsageError(f"'{self.path}' has no column '{missing[0]}': {lookup.nearest(missing[0], known)}")
 
-    def _kept(self, path: Path) -> Iterator[tuple[int, int, int]]:
-        """Number, start and length of each line that is a record."""
+    def _find_lines(self, path: Path) -> Iterator[tuple[int, int, int]]:
+        """Yield number, start and length of each line with a record."""
         start = 0
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip(BLANK) and self._keep(line):
+                if line.strip(BLANK) and self._keeps_line(line):
                     yield number, start, len(line)
                 start += len(line)
 
-    def _keep(self, line: bytes) -> bool:
+    def _keeps_line(self, line: bytes) -> bool:
         if not self.where:
             return True
         try:
             record = json.loads(line.decode("utf-8-sig", errors="replace"))
         except NOT_JSON:
-            return True  # kept here, so that it is counted as bad when it is asked for
-        return self._wanted(record)
+            return True  # kept, so that it is counted as bad when it is read
+        return self._matches(record)
 
-    def _wanted(self, record: Any) -> bool:
+    def _matches(self, record: Any) -> bool:
         return not self.where or (
             isinstance(record, dict) and all(record.get(key) == value for key, value in self.where.items())
         )
@@ -132,10 +123,10 @@ class JsonLines:
         return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
     def _record(self, index: int) -> dict[str, Any]:
-        """The object of a line, or of a place in a list.
+        """Read the object on a line or in a list.
 
         Raises:
-            BadSample: it cannot be read, or is none.
+            BadSample: the record cannot be read or is not an object.
         """
         which, number, start, length = self._lines[index].tolist()
         path = Path(self._files[which])
@@ -152,12 +143,12 @@ class JsonLines:
             except NOT_JSON as error:
                 raise BadSample("not json", f"{path}:{number}: {error}") from error
         if not isinstance(record, dict):
-            raise BadSample("no image", f"{path}:{number} is no object")
+            raise BadSample("no image", f"{path}:{number} is not an object")
         return record
 
 
 def _refuse_utf16(files: list[str]) -> None:
-    """Raises UsageError: a file whose lines cannot be told apart."""
+    """Refuse files whose lines cannot be separated. Raises UsageError: there is one."""
     for file in files:
         with Path(file).open("rb") as lines:
             refuse_utf16(file, lines.read(1000))

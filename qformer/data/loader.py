@@ -1,9 +1,9 @@
-"""From a source to training batches, as a pure function of (seed, number of the batch).
+"""Training batches from a source, as a pure function of (seed, number of the batch).
 
-Which sample stands at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`); so are the
-caption that is drawn, where an encoder-decoder cuts it, crop and mirror. So a batch is the same whatever the number of
-workers, and a resumed run reads on exactly where it stopped. A bad sample is replaced by another drawn from the same
-seed, counted and recorded; it never ends the stream by itself.
+The sample at position p of the endless stream is a function of (seed, p) (`qformer.data.orders`), and so are its
+caption, the cut of the caption for an encoder-decoder, crop and flip. Batches do not depend on the number of workers,
+and a resumed run continues exactly where it stopped. A bad sample is counted, recorded and replaced by another that is
+drawn from the same seed; it never ends the stream by itself.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import DataConfig
 
-REPLACEMENTS = 50  # tries for one place in a batch; with a fifth of all samples bad, 50 misses do not happen
+REPLACEMENTS = 50  # tries for one position; even with a fifth of all samples bad, 50 failures in a row do not happen
 WINDOW = 1000
-#: What asks a run to end, as far as the system has it: Ctrl-C, `kill` and schedulers, a terminal that closes, Slurm.
+#: Signals that ask a run to end, if the system has them: Ctrl-C, `kill` and schedulers, a closed terminal, Slurm.
 ENDING = tuple(
     signal.Signals[name]
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -54,10 +54,10 @@ Item = TypeVar("Item")
 
 @dataclass
 class BatchRecord:
-    """A batch, the keys of its samples, and the samples that were skipped on the way to it.
+    """Batch, the keys of its samples, and records of the samples that were skipped.
 
-    A record of `skipped` has `batch` and `position` (of the stream), `index` (in the source), `kind` and `detail`;
-    `replacement` says that it was drawn for another bad sample, not met at its own place in the epoch.
+    A record of `skipped` has `batch` and `position` (in the stream), `index` (in the source), `kind` and `detail`;
+    `replacement` is set if the sample was drawn to replace another bad one, not at its own position in the epoch.
     """
 
     batch: Batch
@@ -67,7 +67,7 @@ class BatchRecord:
 
 @dataclass
 class Batches(Dataset[BatchRecord]):
-    """Batch number i of a run, made from nothing but the seed and i. With a `store` its tokens replace the pixels."""
+    """Data set whose item i is batch i of a run, a function of the seed and i; tokens of a `store` replace pixels."""
 
     source: Source
     strategy: ResolutionStrategy
@@ -89,7 +89,7 @@ class Batches(Dataset[BatchRecord]):
         for position in range(number * self.data.batch, (number + 1) * self.data.batch):
             rng = np.random.default_rng([self.seed, position])
             image, sample, text, answer = self._good_sample(position, rng, skipped)
-            cuts.append(float(rng.random()))  # the last of a position's draws
+            cuts.append(float(rng.random()))  # the last draw for a position
             tiles.append(image)
             samples.append(sample)
             texts.append(text)
@@ -111,13 +111,13 @@ class Batches(Dataset[BatchRecord]):
     def _good_sample(
         self, position: int, rng: np.random.Generator, skipped: list[dict[str, Any]]
     ) -> tuple[Tiles, Sample, str, str]:
-        """What stands at a position: the image, its record, and the caption and the answer that are drawn."""
+        """Get image, record, drawn caption and drawn answer at a position, or those of a replacement if it is bad."""
         others = islice(self._order.others(position, rng), REPLACEMENTS - 1)
         for tries, index in enumerate(chain([self._order.at(position)], others)):
             try:
                 sample = self.source[index]
                 text, answer = draw_texts(sample, rng)
-                return self._see(index, sample, rng), sample, text, answer
+                return self._read_tiles(index, sample, rng), sample, text, answer
             except BadSample as bad:
                 record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
                 skipped.append(record | ({"replacement": True} if tries else {}))
@@ -125,8 +125,8 @@ class Batches(Dataset[BatchRecord]):
             f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
         )
 
-    def _see(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
-        """A random crop of the image, cut into tiles."""
+    def _read_tiles(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
+        """Read a random crop of the image as tiles, or its stored tokens."""
         if self.store is not None:
             crop = int(rng.integers(self.store.crops))
             return self.store.read(number_of(self.source, index), crop, sample, self.strategy)
@@ -134,16 +134,16 @@ class Batches(Dataset[BatchRecord]):
 
 
 class SkippedLine(Form):
-    """A line of `skipped.jsonl`."""
+    """Line of `skipped.jsonl`."""
 
     batch: int
     kind: str
 
 
 class Skipped:
-    """Counts what was skipped, writes `skipped.jsonl`, and stops a run whose data are mostly bad.
+    """Counter of skipped samples, which writes `skipped.jsonl` and stops a run with too many bad samples.
 
-    Each of several processes does so for what it reads; rank 1 writes `skipped-1.jsonl`.
+    Each process counts its own samples; rank 1 writes `skipped-1.jsonl`.
     """
 
     def __init__(self, folder: Path, max_bad: float) -> None:
@@ -154,7 +154,7 @@ class Skipped:
         self._window: deque[bool] = deque(maxlen=WINDOW)
 
     def forget_from(self, batch: int) -> None:
-        """Take over what an interrupted run has recorded, less the batches from this one on, which are made again."""
+        """Load the records of an interrupted run, without those from `batch` on, which will be read again."""
         if not self.path.is_file():
             return
         kept = [record for record in read_lines(self.path, SkippedLine) if record["batch"] < batch]
@@ -162,11 +162,11 @@ class Skipped:
         self.kinds = Counter(record["kind"] for record in kept if "replacement" not in record)
 
     def add(self, loaded: BatchRecord) -> None:
-        """Record one batch. A sample is counted when it is met at its own place, not when it is drawn for another.
+        """Record one batch. A sample is counted at its own position, not when it is drawn as a replacement.
 
         Raises:
             UsageError: more than `max_bad` of the last 1,000 samples could not be used.
-            OSError: it could not be written; it is counted all the same.
+            OSError: the record could not be written; the samples are counted anyway.
         """
         self._window.extend([True] * len(loaded.skipped) + [False] * len(loaded.keys))
         if not loaded.skipped:
@@ -178,7 +178,7 @@ class Skipped:
         if len(self._window) == WINDOW and bad > self.max_bad * WINDOW:
             raise UsageError(
                 f"{bad} of the last {WINDOW} samples could not be used ({self.summary()}), more than data.max_bad "
-                f"{self.max_bad:.0%}; see {self.path} and mend the data or raise data.max_bad"
+                f"{self.max_bad:.0%}; see {self.path} and fix the data or raise data.max_bad"
             )
 
     def summary(self) -> str:
@@ -186,23 +186,23 @@ class Skipped:
 
 
 def training_batches(batches: Dataset[BatchRecord], workers: int, start: int, stop: int) -> Iterator[BatchRecord]:
-    """Batches `start` to `stop`, made ahead of time by `workers` processes; 0 makes them in this one.
+    """Yield batches `start` to `stop`, prefetched by `workers` processes; 0 reads them in this process.
 
-    Of W processes that train together number i of rank r is item i * W + r: together they see what one process with
-    batches W times as large would see.
+    Among W processes, batch i of rank r is item i * W + r, so together they see the samples that a single process with
+    W times larger batches would see.
 
     Raises:
-        UsageError: of the source or of `Batches`.
+        UsageError: from the source or from `Batches`.
     """
     world = distributed.world()
     yield from read_ahead(batches, workers, range(start * world + distributed.rank(), stop * world, world))
 
 
 def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Iterator[Item]:
-    """The items at these places, in order, made ahead of time by `workers` processes; 0 makes them in this one.
+    """Yield the items at these indices in order, prefetched by `workers` processes; 0 reads them in this process.
 
     Raises:
-        UsageError: of the items; from a worker it arrives inside a traceback, of which it is the end.
+        UsageError: from the items; one from a worker is extracted from its traceback.
     """
     loader = DataLoader(
         items,
@@ -210,8 +210,8 @@ def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Ite
         sampler=places,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals,
-        generator=torch.Generator(),  # the loader draws a seed; from the global one a resumed run would draw it again
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # the loader draws a seed, which must not advance the global generator
     )
     try:
         yield from loader
@@ -220,7 +220,7 @@ def read_ahead(items: Dataset[Item], workers: int, places: Iterable[int]) -> Ite
         raise UsageError(last.removeprefix(f"{UsageError.__module__}.UsageError: ")) from error
 
 
-def _leave_signals(_worker: int) -> None:
-    """What ends a run is for its own process to handle: it finishes the step, for which it needs its workers."""
+def _ignore_signals(_worker: int) -> None:
+    """Ignore signals that end a run in workers: the main process handles them, and needs workers for its last step."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,29 +1,31 @@
-"""Names in a tar: which of its files are one sample, and what each file is of it.
+"""Grouping of the files of a tar into samples, by their names.
 
-Webdataset's rule is that a name ends at its first dot: `17.jpg`, `17.txt` and `17.depth.png` are one sample. Names of
-people have dots in them (`v1.2.jpg`, `v1.3.jpg`), and by that rule were one sample of many pictures. So files that
-share a name up to the last dot are a sample of their own where that is what they look like.
+In webdataset, the key of a sample ends at the first dot: `17.jpg`, `17.txt` and `17.depth.png` are one sample. But
+users' names may contain dots (`v1.2.jpg`, `v1.3.jpg`), and this rule would merge such files into one sample with many
+images. So files with the same name up to the last dot are a sample of their own if they look like one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from qformer.images.formats import SUFFIXES, of_a_system
+from qformer.images.formats import SUFFIXES, is_system_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 IMAGES = {suffix[1:] for suffix in SUFFIXES} | {"img"}
 TEXT = "txt"
-MINGLED = 100  # files of one name up to the first dot, of which samples may stand between each other
+MINGLED = 100  # files with one key, up to which the files of its samples may be interleaved
 
 
 class Member(NamedTuple):
-    """A file of a tar.
+    """File in a tar.
 
     Attributes:
-        key: folder and name up to the first dot. ending: the rest, in small letters. start, stop: bytes in the tar.
+        key: folder and name up to the first dot.
+        ending: the rest of the name, in lower case.
+        start, stop: range of bytes in the tar.
     """
 
     key: str
@@ -33,29 +35,28 @@ class Member(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What is between the first dot and the last: of `17.depth.png` `depth`, of `17.png` nothing."""
+        """Part of the name between the first dot and the last: `depth` of `17.depth.png`, empty for `17.png`."""
         return self.ending.rpartition(".")[0]
 
     @property
     def kind(self) -> str:
-        """What is behind the last dot."""
+        """Part of the name after the last dot."""
         return self.ending.rpartition(".")[2]
 
 
 def split(name: str) -> tuple[str, str] | None:
-    """`a/17.seg.png` -> (`a/17`, `seg.png`); None for a name without either, or a file of a Mac or Windows."""
+    """Split `a/17.seg.png` into (`a/17`, `seg.png`); None for a name without both, or a system file."""
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or not extension or of_a_system(name.split("/")):
+    if not stem or not extension or is_system_file(name.split("/")):
         return None
     return f"{folder}/{stem}".lstrip("/"), extension.lower()
 
 
 def own_stems(members: Iterable[Member]) -> set[str]:
-    """Of files with the same key: the stems that are samples of their own.
+    """Find the stems that are samples of their own, among files with the same key.
 
-    That is each stem with an image and a text; and all of them, where each has an image and none of the files is
-    called by the key alone.
+    These are the stems with an image and a text, or all stems if each has an image and no stem is empty.
     """
     kinds: dict[str, set[str]] = {}
     for member in members:
@@ -67,13 +68,13 @@ def own_stems(members: Iterable[Member]) -> set[str]:
 
 
 def samples_of(run: Sequence[Member]) -> list[tuple[int, int]]:
-    """Start and stop of each sample among files with the same key that stand together; they may overlap."""
+    """Find start and stop of each sample among consecutive files with the same key; ranges may overlap."""
     own = own_stems(run)
     rows: dict[object, tuple[int, int]] = {}
     before, part = None, 0
     for member in run:
         stem = member.stem if member.stem in own else ""
-        if len(run) > MINGLED and stem != before:  # each would read all that is between its files
+        if len(run) > MINGLED and stem != before:  # each sample would read everything between its files
             part += 1
         before = stem
         start, _ = rows.get((stem, part), (member.start, 0))
@@ -82,7 +83,7 @@ def samples_of(run: Sequence[Member]) -> list[tuple[int, int]]:
 
 
 def sample_in(members: Sequence[Member]) -> tuple[str, dict[int, str]]:
-    """The sample to which the first of these files belongs: its key, and the ending of each of its files by place."""
+    """Find the sample of the first of these files: its key, and the endings of its files by position."""
     own = own_stems(members)
     first = members[0].stem if members[0].stem in own else ""
     kept = {

@@ -1,4 +1,4 @@
-"""A mixture of data sources, drawn by weight, each with epochs of its own."""
+"""Mixture of data sources, drawn by weight, each with epochs of its own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mix:
-    """Several sources at once, each with its own epochs, drawn by weight.
+    """Several sources, drawn by weight, each with its own epochs.
 
     Attributes:
-        sources: their configurations, each with `name`, options, and optionally `weight` and `prompt`. Of a batch, a
-            source gives its weight's share (1 by default), to 1 in 10,000.
-        cache: folder for what they keep.
+        sources: their configurations, each with `name`, options, and optionally `weight` (1 by default) and `prompt`.
+            The share of a source is proportional to its weight, to within 1 in 10,000.
+        cache: folder for the caches of the sources.
 
-    Images are known by their files or bytes, so that one image in two sources has one id. Where a source of your own
-    gives numbers, it is its own images that they name: number 1 of another one is another image.
+    Images are identified by their files or bytes, so one image in two sources has one id. Numeric ids of a custom
+    source are qualified by the source, since number 1 of another source is another image.
     """
 
     sources: list[dict[str, Any]]
@@ -57,7 +57,7 @@ class Mix:
         return sum(len(part) for part in self._parts)
 
     def __getitem__(self, index: int | tuple[int, Any]) -> Sample:
-        """Of an index (part, index in it), or a number that counts through the parts."""
+        """Get the sample at an index (part, index in it), or at a number that counts through the parts."""
         if isinstance(index, int):
             part = bisect_right(self._starts, index) - 1
             index = part, index - self._starts[part]
@@ -79,7 +79,7 @@ class Mix:
         return Mixed([order_of(part, (*seed, number)) for number, part in enumerate(self._parts)], self._weights, seed)
 
     def indices(self) -> Iterator[tuple[int, Any]]:
-        """One of each source in turn, so that the first few are of all of them."""
+        """Yield an index of each source in turn, so that the first few come from all of them."""
         left = [(number, indices(part)) for number, part in enumerate(self._parts)]
         while left:
             for entry in list(left):

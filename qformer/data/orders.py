@@ -1,8 +1,8 @@
-"""In which order a source is read: position p of the endless stream of samples -> an index of the source.
+"""Orders of sources: position p of the endless stream of samples -> an index of the source.
 
-An order is a function of the seed and of p alone, so a resumed run reads on exactly where it stopped, with any number
-of workers. Every epoch holds each index once. A source may have an order of its own (`order(seed)`): shards do, which
-are shuffled as wholes and, a few at a time, within; and a mixture, in which each part keeps its own epochs.
+An order is a function of the seed and p alone, so a resumed run continues exactly where it stopped, with any number of
+workers. Every epoch contains each index once. A source may have its own order (`order(seed)`): shards are shuffled as
+wholes, then the samples of a few shards together; in a mixture, each part keeps its own epochs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-BLOCK = 10_000  # samples of a mixture in which its weights are met exactly
-TRIES = 16  # replacements from one part of a mixture, before another is asked
+BLOCK = 10_000  # samples of a mixture in which the shares are exact
+TRIES = 16  # replacements from one part of a mixture before the next part is tried
 
 
 def extent_of(order: Order) -> Any:
-    """That of which an order is a function beside its seed: how many samples or shards there are, by parts.
+    """Get the number of samples or shards, by parts, that an order depends on besides its seed; None if unknown.
 
-    Data of another extent are read in another order from the first position on. None: not known.
+    Data with another extent are read in another order from the first position on.
     """
     if isinstance(order, Mixed):
         return [extent_of(part) for part in order.orders]
@@ -37,7 +37,7 @@ def extent_of(order: Order) -> Any:
 
 
 class Counted(Protocol):
-    """Shards whose samples are counted when they are first asked for; `prepare` is told which come next."""
+    """Shards whose samples are counted on first use; `prepare` announces which shards come next."""
 
     def __len__(self) -> int: ...
     def count(self, shard: int) -> int: ...
@@ -46,7 +46,7 @@ class Counted(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """The shards that are shuffled together: positions `start` to `stop`, as rows (shard, place in it)."""
+    """Shards that are shuffled together: positions from `start` to `stop`, as rows (shard, place in it)."""
 
     epoch: int
     number: int
@@ -64,10 +64,10 @@ class Window:
 
 @dataclass
 class Windows:
-    """Shards in a new order each epoch, `width` of them shuffled together.
+    """Order with shards shuffled anew each epoch, and the samples of `width` shards shuffled together.
 
-    Nothing has to be known of shards that lie further on: positions are counted from the shards in front of them, so
-    those have to be counted once when a run starts in the middle of data that nobody has counted yet.
+    Positions depend only on the sample counts of earlier shards, so later shards need not be known. A run that starts
+    in the middle of data that have not been counted yet has to count the earlier shards once.
     """
 
     shards: Counted
@@ -83,7 +83,7 @@ class Windows:
         return self._here.at(position)
 
     def others(self, position: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-        """The same window from a random place on, then the windows behind it."""
+        """Yield the samples of the same window from a random place on, then those of the following windows."""
         self.at(position)
         window = self._here
         assert window is not None
@@ -95,14 +95,14 @@ class Windows:
             yield window.at(further)
 
     def _find(self, position: int, before: Window | None = None) -> Window:
-        """The window of a position, sought from the one in front of it where that is known."""
+        """Find the window of a position, starting from an earlier window if one is known."""
         before = before or self._here
         epoch = number = start = 0
         if before is not None and position >= before.stop:
             epoch, number, start = before.epoch, before.number + 1, before.stop
         while True:
             members = self._members(epoch, number)
-            if not members and epoch == 0:  # now it is known how long an epoch is
+            if not members and epoch == 0:  # the length of an epoch is known from here on
                 if not start:
                     raise UsageError(f"none of the {len(self.shards)} shards has a sample; check data.train")
                 epoch = position // start
@@ -128,7 +128,7 @@ class Windows:
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
-    """How many of `BLOCK` samples each part gives, by largest remainder; at least one."""
+    """Divide `BLOCK` samples among the parts by largest remainder, with at least one for each."""
     shares = np.asarray(weights, dtype=float) / sum(weights) * BLOCK
     whole = np.maximum(np.floor(shares), 1).astype(int)
     by_remainder = np.argsort(-(shares - whole), kind="stable")
@@ -139,7 +139,7 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
 
 @dataclass
 class Mixed:
-    """Several orders at once, drawn by weight; an index is (part, index in it)."""
+    """Order of a mixture, whose parts are drawn by weight; an index is (part, index in it)."""
 
     orders: list[Order]
     weights: Sequence[float]
@@ -154,13 +154,13 @@ class Mixed:
         return part, self.orders[part].at(own[part])
 
     def others(self, position: int, rng: np.random.Generator) -> Iterator[tuple[int, Any]]:
-        """From the same part; if those are bad too, from the next one."""
+        """Yield indices of the same part, then of the next one if those are bad too."""
         first, own = self._split(position)
         for part in cycle([*range(first, len(self.orders)), *range(first)]):
             yield from ((part, index) for index in islice(self.orders[part].others(own[part], rng), TRIES))
 
     def _split(self, position: int) -> tuple[int, np.ndarray]:
-        """The part that a position belongs to, and how many samples each part has given before it."""
+        """Find the part of a position, and the number of earlier samples of each part."""
         block, place = divmod(position, BLOCK)
         if self._block is None or self._block[0] != block:
             parts = np.repeat(np.arange(len(self.orders)), self._quotas)

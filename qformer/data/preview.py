@@ -1,4 +1,4 @@
-"""What a source holds, before anything is trained on it: the first texts as a model will read them, and what is bad."""
+"""Preview of a source before training: the first texts as a model will read them, and a count of bad samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOW = 3
 
 
 def preview(source: Source) -> Iterator[str]:
-    """One line on the first hundred samples, then the first texts. Of shards, no more than these are opened."""
+    """Yield a summary of the first hundred samples, then the first texts; no further shards are opened."""
     rng = np.random.default_rng(0)
     texts: list[str] = []
     bad: Counter[str] = Counter()

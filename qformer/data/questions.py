@@ -1,7 +1,7 @@
-"""Question files of public benchmarks in their official forms: VQAv2 and OK-VQA, GQA, A-OKVQA.
+"""Question files of public benchmarks in their official formats: VQAv2 and OK-VQA, GQA, A-OKVQA.
 
-A sample is a question about an image; samples of one image have one `image_id`. `facts` has what the record says beside
-question and answers, such as `question_id`, `answer_type` or `choices`. JSON lines are read by `name: jsonl`.
+A sample is a question about an image; samples of the same image have the same `image_id`. `facts` has the other fields
+of the record, such as `question_id`, `answer_type` or `choices`. JSON lines are read by `name: jsonl`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
 
 Facts = dict[str, Any]
-DIFFICULT = "difficult_direct_answer"  # of A-OKVQA: the people who were asked did not agree
+DIFFICULT = "difficult_direct_answer"  # in A-OKVQA: the annotators did not agree
 
 
 @dataclass(frozen=True)
 class QuestionRecord:
-    """A question: names of its image, the likeliest first, its text, its accepted answers, and what else is known."""
+    """Question: candidate file names of its image in order of preference, text, accepted answers, and other fields."""
 
     images: list[str]
     question: Any
@@ -33,7 +33,7 @@ class QuestionRecord:
 
 
 class Questions:
-    """Questions of one JSON file about the images of a folder."""
+    """Questions from a JSON file about images of a folder."""
 
     path: Any
     images: str
@@ -43,7 +43,7 @@ class Questions:
         if not Path(self.images).is_dir():
             raise UsageError(f"no folder at '{self.images}'; data.images must be the folder that holds the images")
         files = [self.path] if Path(str(self.path)).is_file() else expand_local(self.path)
-        asked = [one for file in files for one in self.read(_json(str(file), "path"))]
+        asked = [one for file in files for one in self.read(_read_json_file(str(file), "path"))]
         if not asked:
             raise UsageError(f"'{self.path}' has no question; check the file")
         object.__setattr__(self, "asked", asked)
@@ -52,7 +52,7 @@ class Questions:
         raise NotImplementedError
 
     def refuse(self, expected: str) -> UsageError:
-        return UsageError(f"'{self.path}' is not what data.name says; expected {expected}")
+        return UsageError(f"'{self.path}' does not have the form that data.name requires; expected {expected}")
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -74,11 +74,12 @@ class Questions:
 class Vqa(Questions):
     """VQA's and OK-VQA's `v2_OpenEnded_mscoco_val2014_questions.json` with `v2_mscoco_val2014_annotations.json`.
 
-    VQA-CP has lists in place of both, each record with the `coco_split` of its image.
+    VQA-CP has lists for both, with the `coco_split` of the image in each record.
 
     Attributes:
-        path: the questions. annotations: the answers; without, as for the test splits, answers are not scored.
-        images: folder with the images of COCO: `COCO_val2014_000000000042.jpg`, or `000000000042.jpg` as since 2017.
+        path: the questions.
+        annotations: the answers; without them, as in the test splits, answers are not scored.
+        images: folder with COCO's images: `COCO_val2014_000000000042.jpg`, or `000000000042.jpg` as of 2017.
     """
 
     path: str
@@ -92,17 +93,17 @@ class Vqa(Questions):
         if not isinstance(questions, list) or named:
             raise self.refuse(
                 "an object with a list `questions`, as v2_OpenEnded_mscoco_val2014_questions.json; questions that name "
-                "their pictures are read by name: jsonl"
+                "their images are read by name: jsonl"
             )
         whole = _get(values, "data_subtype")
-        known = self._annotations()
+        known = self._read_annotations()
         asked = []
         for record in questions:
-            number, image = _number(record), plain_id(_get(record, "image_id"))
+            number, image = _question_id(record), plain_id(_get(record, "image_id"))
             subset = str(_get(record, "coco_split") or whole or "").replace("test-dev", "test")
             truth = known.get(str(number), {})
             facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
-            answers = [sys.intern(one) for one in strings(truth.get("answers"))]  # few are given a million times
+            answers = [sys.intern(one) for one in strings(truth.get("answers"))]  # a few answers occur a million times
             name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []
             facts |= {"question_id": number, "image_id": image}
@@ -113,25 +114,23 @@ class Vqa(Questions):
             )
         return asked
 
-    def _annotations(self) -> dict[str, Facts]:
-        """By the ids of their questions, which may be numbers in one file and texts in the other."""
+    def _read_annotations(self) -> dict[str, Facts]:
+        """Read the annotations by question id as a text: ids may be numbers in one file and texts in the other."""
         if self.annotations is None:
             return {}
-        values = _json(self.annotations, "annotations")
+        values = _read_json_file(self.annotations, "annotations")
         listed = values if isinstance(values, list) else _get(values, "annotations")
         if not isinstance(listed, list):
-            raise UsageError(
-                f"'{self.annotations}' has no list `annotations`; give the answers that belong to '{self.path}'"
-            )
-        return {str(number): record for record in listed if (number := _number(record)) is not None}
+            raise UsageError(f"'{self.annotations}' has no list `annotations`; give the answers to '{self.path}'")
+        return {str(number): record for record in listed if (number := _question_id(record)) is not None}
 
 
 @dataclass(frozen=True)
 class Gqa(Questions):
-    """GQA's `testdev_balanced_questions.json`: an object of questions by their ids.
+    """GQA's `testdev_balanced_questions.json`: an object of questions by id.
 
     Attributes:
-        path: the file, or several: a list, or a pattern such as `train_all_questions_{0..9}.json`.
+        path: one file or several: a list, or a pattern such as `train_all_questions_{0..9}.json`.
         images: folder with `n161313.jpg`, named by `imageId`.
     """
 
@@ -158,7 +157,8 @@ class AokVqa(Questions):
     """A-OKVQA's `aokvqa_v1p0_val.json`: a list of questions with `choices` and `correct_choice_idx`.
 
     Attributes:
-        path: the file. images: folder with COCO's images of 2017, `000000000042.jpg`.
+        path: the file.
+        images: folder with COCO's images of 2017, `000000000042.jpg`.
     """
 
     path: str
@@ -184,13 +184,13 @@ class AokVqa(Questions):
 
 
 def _coco_name(image: Any) -> str:
-    """`000000000042.jpg` of 42 or "42"; nothing of anything else."""
+    """Build the name `000000000042.jpg` from 42 or "42"; empty for anything else."""
     known = isinstance(image, int) or (isinstance(image, str) and re.fullmatch("[0-9]{1,12}", image))
     return f"{int(image):012d}.jpg" if known else ""
 
 
-def _number(record: Any) -> int | str | None:
-    """The id of a question, where it has a proper one."""
+def _question_id(record: Any) -> int | str | None:
+    """Get the id of a question, if it has a valid one."""
     return plain_id(_get(record, "question_id"))
 
 
@@ -198,7 +198,7 @@ def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _json(path: str, option: str) -> Any:
+def _read_json_file(path: str, option: str) -> Any:
     if not Path(path).is_file():
         raise UsageError(f"no file at '{path}'; data.{option} must be a JSON file of the benchmark")
     return read_json(Path(path))

@@ -1,7 +1,8 @@
-"""The files of a feature store: what `store.json` says, and shards, which are safetensors of rows and lists.
+"""Files of a feature store: the schema of `store.json`, and shards, which are safetensors of rows and lists.
 
-The checksum is of what the tensors and the faults are, so that a shard is one file that appears whole; one without it,
-of an earlier version, is taken as it is. Whatever the lists say is held against the rows before any is read.
+A checksum of tensors and faults is part of the shard, so that a shard is a single file that is written atomically.
+Shards of earlier versions have no checksum and are accepted. The lists are checked against the rows before any row is
+read.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ ROWS = "tokens"
 LISTS = ("lengths", "tiles", "sizes", "marks")
 FILES = "files"  # long[n, 3], size, time and digest of each sample's file; missing in shards of earlier versions
 FAULTS = "faults"
-CHECKSUM = "checksum"  # long[1]; a tensor, for safetensors writes several texts in any order
+CHECKSUM = "checksum"  # long[1]; a tensor, since safetensors writes several metadata texts in any order
 
 
 class Unsound(ValueError):
-    """A shard is not as one is written; the message says in what."""
+    """Shard that differs from what was written; the message says how."""
 
 
 class Sizes(Form):
-    """Of the image encoder."""
+    """Sizes of the image encoder."""
 
     width: Positive
     patch_size: Positive
@@ -44,21 +45,21 @@ class Sizes(Form):
 
 
 class Amounts(Form):
-    """Of what is stored."""
+    """Numbers of stored samples and crops."""
 
     samples: Positive
     crops: Positive
 
 
 class Made(Form):
-    """Of what a store is made, by sections of the configuration."""
+    """Configuration of a store, by sections."""
 
     __pydantic_extra__: dict[str, dict[str, Any]] = Field(init=False)
     data: Amounts
 
 
 class Manifest(Form):
-    """What `store.json` says, see `FeatureStore`; one from before there were checksums has none."""
+    """Content of `store.json`, see `FeatureStore`; those of earlier versions have no checksum."""
 
     made: Made
     encoder: Sizes
@@ -67,10 +68,10 @@ class Manifest(Form):
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[str, str]]) -> None:
-    """Write a shard so that it is there whole or not at all.
+    """Write a shard atomically.
 
     Raises:
-        OSError: it cannot be written, as on a full disk.
+        OSError: the shard cannot be written, as on a full disk.
     """
     told = json.dumps(faults)
     try:
@@ -82,13 +83,13 @@ def write_shard(path: Path, tensors: dict[str, Tensor], faults: dict[str, tuple[
 
 
 def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dict[str, tuple[str, str]]]:
-    """The open file, its lists by name, and its faults by place.
+    """Open a shard, and return the open file, its lists by name, and its faults by place.
 
     Args:
-        verify: compare the tensors with their checksum, for which all of them are read.
+        verify: read all tensors and compare them with their checksum.
 
     Raises:
-        Unsound: something is missing, of another kind, or not what was written.
+        Unsound: something is missing, has another type, or differs from what was written.
     """
     try:
         file = safe_open(path, "pt")
@@ -105,14 +106,18 @@ def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dic
                 raise Unsound(f"its checksum is {found} instead of {known[0]:08x}")
     except (SafetensorError, OSError, RuntimeError) as error:
         raise Unsound(str(error)) from error
-    _compare(lists, file.get_slice(ROWS))
+    _check_sizes(lists, file.get_slice(ROWS))
     if files and (files[FILES].dtype != torch.int64 or list(files[FILES].shape) != [len(lists["marks"]), 3]):
         raise Unsound(f"its {FILES} are {files[FILES].dtype} {list(files[FILES].shape)}")
-    return file, {name: tensor.tolist() for name, tensor in (lists | files).items()}, _faults(metadata[FAULTS], lists)
+    return (
+        file,
+        {name: tensor.tolist() for name, tensor in (lists | files).items()},
+        _parse_faults(metadata[FAULTS], lists),
+    )
 
 
-def _compare(lists: dict[str, Tensor], rows: Any) -> None:
-    """Whether samples, crops, tiles and rows are as many as one another say."""
+def _check_sizes(lists: dict[str, Tensor], rows: Any) -> None:
+    """Check that the numbers of samples, crops, tiles and rows agree. Raises Unsound: they do not."""
     for name, tensor in lists.items():
         if tensor.dtype not in (torch.int32, torch.int64) or tensor.ndim != (2 if name == "sizes" else 1):
             raise Unsound(f"its {name} are {tensor.dtype} {list(tensor.shape)}")
@@ -129,12 +134,12 @@ def _compare(lists: dict[str, Tensor], rows: Any) -> None:
         )
 
 
-def _faults(told: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
-    """Samples that are not stored, by place; all others have tiles."""
+def _parse_faults(text: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
+    """Parse the faults of samples by place, and check that all other samples have tiles."""
     try:
-        faults = json.loads(told)
+        faults = json.loads(text)
     except ValueError as error:
-        raise Unsound(f"its {FAULTS} are no JSON") from error
+        raise Unsound(f"its {FAULTS} are not JSON") from error
     samples = len(lists["marks"])
     places = [str(place) for place in range(samples)]
     pairs = faults.values() if isinstance(faults, dict) else [None]

@@ -1,13 +1,13 @@
-"""Tar shards in which any sample can be read at once: patterns, fetching, and an index of where each sample stands.
+"""Tar shards with random access: an index of the position of each sample, and a cache of fetched shards.
 
-A shard is a tar as webdataset writes it: members that stand together and share their name up to the first dot are one
-sample (`000/17.jpg`, `000/17.txt`; `qformer.data.members` knows of names with dots). Local tars are read where they
-are. Others (a URL, `pipe:command`, a compressed tar) are fetched once into a folder, which all workers share, and
-dropped again when it grows too large.
+A shard is a tar in webdataset's format: consecutive members that share their name up to the first dot are one sample
+(`000/17.jpg`, `000/17.txt`; `qformer.data.members` handles names with dots). Local tars are read in place. Others (a
+URL, `pipe:command`, a compressed tar) are fetched once into a folder that all workers share, and are deleted when the
+folder grows too large.
 
-The index of a shard is made when it is first asked for and kept in that folder. From then on it says how many samples
-the shard has: so a resumed run counts as the interrupted one did, even where a shard has been lost since. What cannot
-be read, a missing shard as a whole or a damaged stretch, counts as one sample, which is bad.
+The index of a shard is made on first use and kept in that folder. From then on it determines the number of samples of
+the shard, so a resumed run counts like the interrupted one, even if a shard has been lost since. A missing shard or a
+damaged part of a tar counts as one bad sample.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 OPEN = 256  # indices and files kept open
-LOST = np.array([[-1, -1], [0, 0]], dtype=np.int64)  # index of a shard of which nothing can be read
+LOST = np.array([[-1, -1], [0, 0]], dtype=np.int64)  # index of a shard that cannot be read at all
 
 
 @dataclass
@@ -43,11 +43,11 @@ class Shards:
 
     Attributes:
         names: paths, or names that `fetch` understands.
-        folder: for indices and fetched tars; made when it is needed.
-        keep: bytes of fetched tars that may lie there.
-        fetch: gives what writes the tar of a name into a file, or None for a tar that is read where it is. The writer
-            raises FileNotFoundError if there is none.
-        owned: a temporary `folder`, which goes with this object.
+        folder: folder for indices and fetched tars, created when needed.
+        keep: maximum bytes of fetched tars in it.
+        fetch: returns the function that writes the tar of a name to a file, or None for a tar that is read in place.
+            The function raises FileNotFoundError if there is no such tar.
+        owned: temporary `folder`, which is deleted with this object.
     """
 
     names: list[str]
@@ -68,7 +68,7 @@ class Shards:
         return self._counts[shard]
 
     def prepare(self, shards: Sequence[int]) -> None:
-        """Fetch shards that will be needed next, in the background."""
+        """Fetch the shards that will be needed next, in the background."""
         far = [shard for shard in shards if self.fetch(self.names[shard]) is not None]
         if far:
             threading.Thread(target=self._prepare, args=(far,), daemon=True).start()
@@ -77,15 +77,15 @@ class Shards:
         for shard in shards:
             try:
                 self._path(shard)
-            except Exception:  # whoever needs the shard will meet the same error, and tell
+            except Exception:  # the reader of the shard will get and report the same error
                 return
 
     def read(self, shard: int, place: int) -> tuple[str, dict[str, bytes]]:
-        """The key of a sample and its members by extension.
+        """Read the key of a sample and its members by extension.
 
         Raises:
-            BadSample: `missing shard`, `broken shard` (nothing in it can be read), `changed shard` (since it was
-                counted), `broken tar` (a damaged stretch of it).
+            BadSample: kinds `missing shard`, `broken shard` (nothing in it can be read), `changed shard` (since it was
+                counted), `broken tar` (a damaged part of it).
         """
         name, rows = self.names[shard], self._index(shard)
         start, stop = rows[place + 1].tolist()
@@ -102,15 +102,15 @@ class Shards:
             raise BadSample("broken shard", f"{name}: {error.strerror}") from error
         if size != rows[0, 0]:
             raise BadSample("changed shard", name)
-        return _members(block, f"{name}, byte {start}")
+        return _read_members(block, f"{name}, byte {start}")
 
     def _index(self, shard: int) -> np.ndarray:
-        """int64[1 + n, 2]: the size of the tar, then start and end of each sample, in bytes."""
+        """Get the index of a shard, int64[1 + n, 2]: size of the tar, then start and end of each sample, in bytes."""
         if shard not in self._rows:
-            path = self._beside(shard, ".npy")
+            path = self._cache_path(shard, ".npy")
             if not path.is_file():
                 with FileLock(path.with_suffix(".lock")):
-                    if not path.is_file():  # another worker may have been quicker
+                    if not path.is_file():  # another worker may have been faster
                         self._count(shard, path)
             self._rows[shard] = np.load(path)
             if len(self._rows) > OPEN:
@@ -129,7 +129,7 @@ class Shards:
         if shard not in self._files:
             path = self._path(shard)
             for other, file in list(self._files.items()):
-                if os.fstat(file.fileno()).st_nlink == 0:  # dropped, but on the disk as long as it is open
+                if os.fstat(file.fileno()).st_nlink == 0:  # deleted, but on the disk as long as it is open
                     self._files.pop(other).close()
             self._files[shard] = path.open("rb")
             if len(self._files) > OPEN:
@@ -137,11 +137,11 @@ class Shards:
         return self._files[shard]
 
     def _path(self, shard: int) -> Path:
-        """The tar on this machine, fetched if it has to be."""
+        """Get the local path of a tar, fetching it if necessary."""
         fetch = self.fetch(self.names[shard])
         if fetch is None:
             return Path(self.names[shard])
-        path = self._beside(shard, ".tar")
+        path = self._cache_path(shard, ".tar")
         if not path.is_file():
             with FileLock(path.with_suffix(".fetch")):
                 if not path.is_file():
@@ -151,8 +151,10 @@ class Shards:
         return path
 
     def _evict(self, newest: Path) -> None:
-        """Drop the tars that were fetched first. Whoever has one open reads on; whoever needs it fetches it again."""
-        own = {self._beside(shard, ".tar").name for shard in range(len(self))}  # another source may keep its own here
+        """Delete the oldest fetched tars. Open files stay readable, and a tar that is needed is fetched again."""
+        own = {
+            self._cache_path(shard, ".tar").name for shard in range(len(self))
+        }  # another source may use the same folder
         tars = [
             (tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in self.folder.glob("*.tar") if tar.name in own
         ]
@@ -162,7 +164,7 @@ class Shards:
             if total > self.keep and tar != newest:
                 tar.unlink(missing_ok=True)
 
-    def _beside(self, shard: int, suffix: str) -> Path:
+    def _cache_path(self, shard: int, suffix: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self.names[shard]
         local = os.path.abspath(name) if self.fetch(name) is None else name
@@ -171,27 +173,27 @@ class Shards:
 
 
 def index(path: Path) -> np.ndarray:
-    """Where the samples of a tar stand: int64[1 + n, 2], the size of the file, then (start, end) of each in bytes.
+    """Index the samples of a tar, int64[1 + n, 2]: the size of the file, then (start, end) of each sample in bytes.
 
-    A stretch that is no tar, in the middle or at the end, is listed like a sample.
+    A damaged part in the middle or at the end is listed like a sample.
 
     Raises:
-        OSError: the file cannot be read, or has nothing in it.
+        OSError: the file cannot be read, or is empty.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # reading from a pipe could block forever
         raise OSError(f"'{path}' is not a file")
     size = path.stat().st_size
     rows, run, endings, end = [(size, 0)], list[Member](), set[str](), 0
     with path.open("rb") as file:
         try:
-            # Headers that are damaged are passed over like zeros, up to the next one that is whole.
+            # Damaged headers are skipped like zeros, up to the next valid one.
             tar = tarfile.TarFile(fileobj=file, ignore_zeros=True)
             while (member := tar.next()) is not None:
                 if _holds_data(file, end, member.offset):
                     rows += [*samples_of(run), (end, member.offset)]
                     run = []
                 if tar.offset <= member.offset:
-                    break  # a size below zero: from here on tarfile would read in circles
+                    break  # a negative size, with which tarfile would loop forever
                 end = min(tar.offset, size)
                 named = _name_of(member)
                 if named is None:
@@ -205,7 +207,7 @@ def index(path: Path) -> np.ndarray:
                 run.append(Member(*named, member.offset, end))
         except OSError:
             raise
-        except Exception as error:  # of damage nearly anything; or the data of the last member end too early
+        except Exception as error:  # damage can raise nearly anything; or the last member is cut off
             if not size:
                 raise OSError(f"'{path}' is empty") from error
         rows += samples_of(run)
@@ -215,12 +217,12 @@ def index(path: Path) -> np.ndarray:
 
 
 def _name_of(file: tarfile.TarInfo) -> tuple[str, str] | None:
-    """As `split`. A link has a name and no data, so that its sample is one without an image, or without a caption."""
+    """Split the name of a member as in `split`; links are kept, so that their samples lack an image or a caption."""
     return None if file.isdir() else split(file.name)
 
 
 def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
-    """Whether any byte between two places of a file is not zero."""
+    """Check if any byte between two offsets of a file is not zero."""
     if start >= stop:
         return False
     place = file.tell()
@@ -233,7 +235,7 @@ def _holds_data(file: BinaryIO, start: int, stop: int) -> bool:
     return found
 
 
-def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
+def _read_members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
     found: list[tuple[Member, bytes | None]] = []
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
@@ -244,7 +246,7 @@ def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
                 if named is not None:
                     opened = tar.extractfile(member) if member.isfile() else None
                     found.append((Member(*named), None if opened is None else opened.read()))
-    except Exception as error:  # of damage nearly anything
+    except Exception as error:  # damage can raise nearly anything
         raise BadSample("broken tar", f"{where}: {error}") from error
     if not found:
         raise BadSample("broken tar", f"{where}: no member")
@@ -253,7 +255,7 @@ def _members(block: bytes, where: str) -> tuple[str, dict[str, bytes]]:
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A file of these bytes; without times or owners, so that equal contents are equal tars."""
+    """Add a file with this content, without times or owners, so that equal contents give equal tars."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -1,10 +1,10 @@
-"""Data sources: things of known length that give a `Sample` for an index.
+"""Table of data sources, which have a known length and give a `Sample` for an index.
 
 `build("jsonl", path="annotations.jsonl", where={"split": "train"})`. A source is a frozen dataclass with `__len__` and
-`__getitem__(index) -> Sample`; its fields are the YAML options. A record that cannot be used raises `BadSample` when
-it is asked for; a source that cannot be used at all raises `UsageError` when it is made. A source that is read in an
-order of its own also has `order(seed)` and `indices()` (`qformer.data.orders`), and where its indices are no numbers
-`number(index)`, which is another index of the same sample.
+`__getitem__(index) -> Sample`; its fields are the YAML options. A record that cannot be used raises `BadSample` when it
+is read; a source that cannot be used at all raises `UsageError` when it is built. A source with its own order also has
+`order(seed)` and `indices()` (`qformer.data.orders`), and, if its indices are not numbers, `number(index)`, which is
+another index of the same sample.
 """
 
 from __future__ import annotations
@@ -37,41 +37,42 @@ SOURCES: dict[str, Any] = {
     "scenes": "qformer.scenes.scenes:Scenes",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open nothing when they are made
-CACHE = "shards"  # folder of a run for what sources keep
+DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open no files
+CACHE = "shards"  # folder of a run for the caches of sources
 
 
 def build(name: str, **options: Any) -> Source:
-    """A source of the table, or `module:Class` of a dataclass of your own.
+    """Build a source of the table, or a custom dataclass `module:Class`.
 
-    Every source also takes `prompt`, a text that is put in front of its captions once they are cleaned.
+    Every source also takes `prompt`, a text in front of its cleaned captions.
 
     Raises:
-        UsageError: unknown name or option, a missing file, or nothing in it.
+        UsageError: unknown name or option, or a missing or empty file.
     """
     return build_at(name, options, "data")
 
 
 def for_run(choice: Choice, run: str | None = None) -> Source:
-    """The source that a configuration names; what it keeps (counts, fetched shards) is kept beside the run, if any.
+    """Build the source that a configuration names; its cache (counts, fetched shards) is in the folder `run`, if given.
 
     Raises:
-        UsageError: as of `build`; or (`Untrusted`) what somebody else's file names would run or be called.
+        UsageError: as in `build`; or (`Untrusted`) a class, a command or an address from somebody else's file.
     """
     with choice.building():
         return build_at(choice.name, choice.options, "data", None if run is None else str(Path(run) / CACHE))
 
 
 def check(name: str, options: Mapping[str, Any], where: str = "data", table: Mapping[str, Any] = SOURCES) -> None:
-    """Refuse options of a source, and of those that it mixes, before anything is opened.
+    """Check the options of a source, and of all sources in a mixture, without opening anything.
 
     Args:
-        where: their path in the configuration. table: of names.
+        where: path of the options in the configuration.
+        table: table of names.
 
     Raises:
-        UsageError: as `build`, but for what only the files can tell.
+        UsageError: as in `build`, except for faults in files.
     """
-    options, _ = _without_prompt(options, where)
+    options, _ = _split_prompt(options, where)
     lookup.check(table, name, options, where)
     if name == "mix":
         for number, entry in enumerate(options["sources"]):
@@ -82,7 +83,7 @@ def check(name: str, options: Mapping[str, Any], where: str = "data", table: Map
         lookup.build(table, name, options, where)
 
 
-def _without_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+def _split_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
     options = dict(options)
     prompt = options.pop("prompt", "")
     if not isinstance(prompt, str):
@@ -91,18 +92,18 @@ def _without_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, A
 
 
 def read_part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], float]:
-    """Name, options and weight of a source in a mix."""
+    """Read name, options and weight of a source in a mixture."""
     options = dict(entry)
     name, weight = options.pop("name", None), options.pop("weight", 1)
     if not isinstance(name, str):
-        raise UsageError(f"{where}.name is required; say what the source is: {', '.join(sorted(SOURCES))}")
+        raise UsageError(f"{where}.name is required; give one of {', '.join(sorted(SOURCES))}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
     return name, options, float(weight)
 
 
 def build_at(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:
-    options, prompt = _without_prompt(options, where)
+    options, prompt = _split_prompt(options, where)
     if options.get("cache") is not None:
         trust.judge(str(options["cache"]), trust.WRITTEN)
     found = lookup.find(SOURCES, name, where, own=True)
@@ -116,7 +117,7 @@ def build_at(name: str, options: dict[str, Any], where: str, cache: str | None =
 
 @dataclass(frozen=True)
 class Prompted:
-    """A source whose captions stand behind a text."""
+    """Source that adds a text in front of the captions of another source."""
 
     source: Source
     prompt: str

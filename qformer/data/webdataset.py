@@ -1,11 +1,11 @@
-"""Tars as webdataset, img2dataset and the hub's `-wds` data sets write them: CC3M, CC12M, SBU, LAION and your own."""
+"""Tars in the format of webdataset, img2dataset and the hub's `-wds` data sets, such as CC3M, CC12M, SBU and LAION."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.base import Order, Seed
-from qformer.data.columns import CAPTIONS, Columns, id_of, read_record, strings
+from qformer.data.columns import CAPTIONS, ColumnOptions, Columns, id_of, read_record, strings
 from qformer.data.documents import NOT_JSON
 from qformer.data.encodings import decode_text
 from qformer.data.fetching import expand, fetcher
@@ -33,13 +33,13 @@ GIGABYTE = 1e9
 
 
 class Sharded:
-    """A source over `Shards`: an index is (shard, place in it), or a number that counts through all of them."""
+    """Source of samples in `Shards`; an index is (shard, place in it), or a number that counts through all shards."""
 
     shards: Shards
     window: int
 
     def __len__(self) -> int:
-        """Counts every shard, which for those that have to be fetched takes as long as that."""
+        """Count the samples of all shards, which fetches all remote ones."""
         return sum(self.shards.count(shard) for shard in range(len(self.shards)))
 
     def order(self, seed: Seed) -> Order:
@@ -62,8 +62,8 @@ class Sharded:
 
     def _place(self, number: int) -> tuple[int, int]:
         if number >= self._starts[-1]:
-            raise IndexError(f"sample {number} is behind the last shard")
-        shard = bisect_right(self._starts, number) - 1  # the last that starts here: those before it are empty
+            raise IndexError(f"sample {number} is after the last shard")
+        shard = bisect_right(self._starts, number) - 1  # the last that starts here; those before it are empty
         return shard, number - self._starts[shard]
 
     @cached_property
@@ -72,10 +72,10 @@ class Sharded:
 
 
 def open_shards(names: list[str], fetch: Fetcher, source: Any) -> Shards:
-    """Shards with the options of a source; without a `cache` they are kept until the program ends.
+    """Open shards with the options of a source; without a `cache`, they are kept until the program ends.
 
     Raises:
-        UsageError: an option that makes no sense.
+        UsageError: an option is not positive.
     """
     if source.window < 1 or source.keep_gb <= 0:
         raise UsageError(f"window is {source.window} and keep_gb {source.keep_gb}; both must be positive")
@@ -88,33 +88,25 @@ def open_shards(names: list[str], fetch: Fetcher, source: Any) -> Shards:
 
 
 @dataclass(frozen=True)
-class WebDataset(Sharded):
+class WebDataset(ColumnOptions, Sharded):
     """Tars with an image and its texts under one name: `17.jpg`, and `17.txt` (one caption) or `17.json`.
 
-    Of the JSON, `captions` (a list) or `caption` is read, or `question` and `answers`, as of a line of `jsonl`. Where
-    there are several, `captions` comes before the text file, and that before `caption`. Of several images the one that
-    has the name alone is taken (`17.jpg`, not `17.depth.png`), which is told in a warning.
+    `captions` (a list), `caption`, or `question` and `answers` are read from the JSON, as from a line of `jsonl`.
+    `captions` takes precedence over the text file, and the text file over `caption`. If a sample has several images,
+    the one without a further name is used (`17.jpg`, not `17.depth.png`), and a warning says so.
+
+    Of `ColumnOptions`, `image` is a member (`rgb.png`), `caption` a member (`txt`) or a field of the JSON, and the
+    others are fields of the JSON.
 
     Attributes:
         path: one pattern or several: paths, URLs (`https:`, `s3:`, `hf:`, ...) or `pipe:command`, with
             `{00000..00331}`, or `*` where files can be listed.
-        caption: read this member (`txt`) or this field of the JSON instead.
-        image: take this member (`rgb.png`) for the image.
-        question, answers, choices, statement: fields of the JSON, where they have not their usual names.
-        id: field of the JSON whose equal values are the same image; else images are the same whose bytes are.
-        window: shards that are shuffled together; so many are fetched before the first batch.
-        keep_gb: fetched shards are dropped above so many gigabytes, which should hold twice a window.
+        window: number of shards that are shuffled together, and fetched before the first batch.
+        keep_gb: gigabytes of fetched shards to keep, which should hold twice a window; the oldest are dropped.
         cache: folder for indices and fetched shards; beside the run by default.
     """
 
     path: str | list[str]
-    caption: str | None = None
-    image: str | None = None
-    question: str | None = None
-    answers: str | None = None
-    choices: str | list[str] | None = None
-    statement: str | None = None
-    id: str | None = None
     window: int = 8
     keep_gb: float = 100.0
     cache: str | None = None
@@ -124,14 +116,14 @@ class WebDataset(Sharded):
         object.__setattr__(self, "shards", open_shards(expand(self.path), fetcher, self))
 
     def sample(self, key: str, members: dict[str, bytes]) -> Sample:
-        image = members[self._image(key, members)]
+        image = members[self._choose_image(key, members)]
         wanted = self.caption or "txt"
         text = {name: decode_text(members[name]) for name in ("json", wanted) if name in members}
-        record = _record(text.get("json"), key, needed=wanted not in text)
+        record = _parse_record(text.get("json"), key, needed=wanted not in text)
         if self.id is not None and self.id not in record:
             warnings.warn(
-                f"'{self.path}': not every sample has '{self.id}' in its JSON; without, images are the same whose "
-                "bytes are",
+                f"'{self.path}': not every sample has '{self.id}' in its JSON; without it, images are the same if "
+                "their bytes are",
                 LeftOut,
                 stacklevel=1,
             )
@@ -141,15 +133,14 @@ class WebDataset(Sharded):
             record |= {} if caption is None else {"captions": caption}
         elif "txt" in text and not strings(record.get("captions")):
             record["captions"] = [text["txt"]]
-        named = Columns(None, None, self.question, self.answers, self.choices, self.statement)
-        _, texts = read_record(record, named, Path())
+        _, texts = read_record(record, replace(Columns.of(self), image=None, caption=None), Path())
         return Sample(image=image, key=key, image_id=id_of(record, self.id, self.path), **texts)
 
-    def _image(self, key: str, members: dict[str, bytes]) -> str:
-        """The member that is the image.
+    def _choose_image(self, key: str, members: dict[str, bytes]) -> str:
+        """Choose the member that is the image.
 
         Raises:
-            BadSample: kinds `no image`; `several images`, of which none has the name alone.
+            BadSample: kinds `no image`, and `several images` if none has an empty stem.
         """
         found = [name for name in members if name.rpartition(".")[2] in IMAGES]
         if not found or self.image not in (None, *members):
@@ -170,7 +161,7 @@ class WebDataset(Sharded):
         return chosen
 
 
-def _record(text: str | None, key: str, needed: bool) -> dict[str, Any]:
+def _parse_record(text: str | None, key: str, needed: bool) -> dict[str, Any]:
     try:
         record = json.loads(text or "{}")
     except NOT_JSON as error:

@@ -1,4 +1,4 @@
-"""Image tokens as they are stored: rows of fp16, or of int8 with the scale of each token behind them."""
+"""Packing of image tokens for storage: rows of fp16, or of int8 followed by the scale of each token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from qformer.fields import Packing
 
 MOST = 127
-SMALLEST = 2.0**-24  # above zero that fp16 has
+SMALLEST = 2.0**-24  # smallest positive number of fp16
 
 
 def pack(tokens: Tensor, packing: Packing) -> Tensor:
-    """Tokens float[n, D] -> float16[n, D]; or int8[n, D + 2], whose last two bytes are the token's scale in fp16.
+    """Pack tokens float[n, D] to float16[n, D], or to int8[n, D + 2], whose last two bytes are the scale in fp16.
 
     Raises:
-        OverflowError: a value that is not finite or that fp16 cannot hold.
+        OverflowError: a value is not finite or too large for fp16.
     """
     if packing == "fp16":
         rows = tokens.half()
@@ -35,7 +35,7 @@ def pack(tokens: Tensor, packing: Packing) -> Tensor:
 
 
 def unpack(rows: Tensor) -> Tensor:
-    """What `pack` made: float16[..., D], as it is, or int8[..., D + 2] -> float32[..., D]."""
+    """Undo `pack`: float16[..., D] stays unchanged, int8[..., D + 2] becomes float32[..., D]."""
     if rows.dtype != torch.int8:
         return rows
     return rows[..., :-2].float() * rows[..., -2:].contiguous().view(torch.float16).float()

@@ -1,7 +1,7 @@
-"""The one door to transformers' `from_pretrained`: no code of a model's files runs, and no file elsewhere is read.
+"""Safe access to transformers' `from_pretrained`: no code from a model's folder runs, and no file outside it is read.
 
-Without a word about it, transformers would ask at the terminal whether code in a folder or repository may run, and
-would read whatever file an index of shards names. (Of repositories, `huggingface_hub` refuses such names itself.)
+By default, transformers asks at the terminal if code in a folder or repository may run, and reads any file that an
+index of shards names. (For repositories on the hub, `huggingface_hub` refuses such names itself.)
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # of a folder on the hub
-OLDER = "*.bin"  # its weights where there are no safetensors
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # files to download from the hub
+OLDER = "*.bin"  # weights of a repository without safetensors
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 UNREADABLE = "nothing can be loaded from {where} ({reason}); give a folder or hub id of transformers"
 
 
 def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any) -> Any:
-    """`kind.from_pretrained(path, **options)` of transformers, with one error for its many.
+    """Call `kind.from_pretrained(path, **options)` of transformers, and turn its many errors into one.
 
     Args:
         kind: a class of transformers.
@@ -53,10 +53,10 @@ def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers writes no report, warning or bar of loading and saving weights; downloads keep their bars.
+    """Context in which transformers prints no reports, warnings or progress bars, except for downloads.
 
-    What matters of a report is read from its result, and said in a sentence. Whoever has asked transformers for
-    information (`TRANSFORMERS_VERBOSITY=info`) gets it.
+    Callers check the result of loading and report problems in a sentence of their own. With
+    `TRANSFORMERS_VERBOSITY=info` nothing is silenced.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
@@ -69,7 +69,7 @@ def quiet() -> Iterator[None]:
     if verbosity >= logging.WARNING:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        if not has_none:  # which transformers has turned off with its own
+        if not has_none:  # transformers has turned these off together with its own
             enable_progress_bars()
     try:
         yield
@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
 
 def _read(kind: Any, path: str, options: dict[str, Any]) -> Any:
     if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
-        _check_words(path)
+        _check_vocabulary(str(path))
     try:
         return kind.from_pretrained(path, trust_remote_code=False, **options)
     except ValueError as error:
@@ -93,38 +93,38 @@ def _read(kind: Any, path: str, options: dict[str, Any]) -> Any:
 
 
 def as_words(tokenizer: Any) -> Any:
-    """A tokenizer that from now on reads special tokens typed in a text, such as `</s>` or `[SEP]`, as plain words.
+    """Make a tokenizer read special tokens that are typed in a text, such as `</s>` or `[SEP]`, as plain words.
 
-    Those that it puts around a text itself stay what they are. The same object is returned.
+    The special tokens that it adds around a text are not affected. Returns the same object.
     """
     tokenizer.split_special_tokens = True
     return tokenizer
 
 
-def _check_words(path: str) -> None:
-    """Refuse a tokenizer whose configuration names the file of its words: it would be read wherever it lies.
+def _check_vocabulary(path: str) -> None:
+    """Refuse a tokenizer whose configuration names its vocabulary file, which could lie outside the folder.
 
     Raises:
-        UsageError: it does.
+        UsageError: the configuration names such a file.
     """
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    said = get_tokenizer_config(path)
+    config = get_tokenizer_config(path)
     for key in ("vocab", "merges"):
-        if isinstance(said, dict) and isinstance(said.get(key), str):
+        if isinstance(config, dict) and isinstance(config.get(key), str):
             raise UsageError(
-                f"the tokenizer in '{path}' takes its {key} from '{said[key]}', but it may read files of its own "
+                f"the tokenizer in '{path}' takes its {key} from '{config[key]}', but it may read files of its own "
                 "folder only; download the model again"
             )
 
 
 def check_indexes(folder: Path) -> None:
-    """Refuse indexes of shards whose files are not plain names, hence in the folder itself; no folder has none.
+    """Refuse a folder whose configuration or indexes name weights outside the folder; other paths pass.
 
     Raises:
-        UsageError: naming the file, or the index that is damaged.
+        UsageError: such a name, or a damaged index; the message names the file.
     """
-    for weights in _named(folder / "config.json"):
+    for weights in _find_weights(folder / "config.json"):
         if not _is_plain(weights):
             raise UsageError(
                 f"'{folder / 'config.json'}' names the weights {weights!r}, but it may name files of its own folder "
@@ -140,47 +140,47 @@ def check_indexes(folder: Path) -> None:
                     )
 
 
-def _named(config: Path) -> Iterator[str]:
-    """Files or indexes of weights that a configuration, or one inside it, names (`transformers_weights`)."""
+def _find_weights(config: Path) -> Iterator[str]:
+    """Find the weights files that a configuration, or one nested in it, names (`transformers_weights`)."""
     try:
         left = [json.loads(config.read_text(encoding="utf-8"))] if config.is_file() else []
     except (OSError, ValueError, RecursionError):
-        left = []  # transformers will say what is wrong
+        left = []  # transformers will report the fault
     while left:
-        said = left.pop()
-        if isinstance(said, dict):
-            if "transformers_weights" in said:
-                yield str(said["transformers_weights"])
-            left += said.values()
+        values = left.pop()
+        if isinstance(values, dict):
+            if "transformers_weights" in values:
+                yield str(values["transformers_weights"])
+            left += values.values()
 
 
 def shards(index: Path) -> dict[str, str]:
-    """What an index says: name of a tensor -> name of its file.
+    """Read an index of shards: name of a tensor -> name of its file.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: the index is damaged.
     """
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
         if odd := [place for place in places.values() if not isinstance(place, str)]:
-            raise TypeError(f"{odd[0]!r} is no file name")
+            raise TypeError(f"{odd[0]!r} is not a file name")
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"'{index}' is damaged ({error}); download it again") from error
     return places
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file beside the index, wherever it is read: no folder, drive or parent in front."""
+    """Check, for any operating system, if a name is that of a file in the same folder: no folder, drive or parent."""
     return (
         name not in ("", "..") and "\0" not in name and PurePosixPath(name).name == name == PureWindowsPath(name).name
     )
 
 
 def local_folder(path_or_id: str) -> Path:
-    """The folder itself, or where the hub's was downloaded to.
+    """Return a folder itself, or download a repository from the hub and return its folder.
 
     Raises:
-        UsageError: it cannot be downloaded.
+        UsageError: the repository cannot be downloaded.
     """
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
@@ -190,14 +190,14 @@ def local_folder(path_or_id: str) -> Path:
             snapshot_download(path_or_id, allow_patterns=[OLDER])
         return folder
     except (OSError, ValueError) as error:
-        raise UsageError(f"'{path_or_id}' cannot be had from the hub ({error}); give a folder") from error
+        raise UsageError(f"'{path_or_id}' cannot be downloaded from the hub ({error}); give a folder") from error
 
 
 TOWERS = Path(__file__).parent.parent / "towers"
 
 
 def tower(path: str) -> str:
-    """`mini:NAME` is the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); any other path stays as it is.
+    """Resolve `mini:NAME` to the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); keep any other path.
 
     Raises:
         UsageError: no tower of that name is shipped.
@@ -210,7 +210,7 @@ def tower(path: str) -> str:
 
 
 def configuration(path_or_id: str) -> Any:
-    """The configuration in a folder or under a hub id of transformers.
+    """Read the transformers configuration of a folder or hub id.
 
     Raises:
         UsageError: there is none.
@@ -218,6 +218,6 @@ def configuration(path_or_id: str) -> Any:
     return read(
         AutoConfig,
         path_or_id,
-        "'{path}' is no checkpoint here, no name of a release and not to be had from the hub ({reason}); give a run, a "
-        "file of LAVIS, or a folder of transformers",
+        "'{path}' is not a local checkpoint, not the name of a release, and not available on the hub ({reason}); give "
+        "a run, a LAVIS file, or a transformers folder",
     )

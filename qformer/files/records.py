@@ -1,7 +1,6 @@
-"""JSON of ours: files of one object, and lines that a run appends to.
+"""Reading and writing of our JSON files: one object per file, or lines that a run appends.
 
-Of lines, what a kill cut off is passed over, and a shorter list replaces a longer whole. `replacing` writes any file or
-folder so that it is there whole or not at all.
+A last line that was cut off when a process was killed is ignored. `replacing` writes any file or folder atomically.
 """
 
 from __future__ import annotations
@@ -25,42 +24,42 @@ if TYPE_CHECKING:
 
 
 class Form(BaseModel):
-    """The keys of an object of ours and their types: `1` is no text and `"1"` no number; further keys may be there."""
+    """Schema of a JSON object: strict types (`1` is not a text, `"1"` not a number), and further keys are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
 class Step(Form):
-    """A line of a file with a record per step."""
+    """Line of a file with one record per step."""
 
     step: int
 
 
 class Metrics(Step):
-    """A line of `metrics.jsonl`: numbers, beside the kind."""
+    """Line of `metrics.jsonl`: a kind, and numbers by name."""
 
     __pydantic_extra__: dict[str, float] = Field(init=False)
     kind: str
 
 
 def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
-    """The JSON object in a file, of this form.
+    """Read a JSON object of this form from a file.
 
     Raises:
-        UsageError: it cannot be read, is no JSON, or is of another form; names the file, and the key with what it holds
-            and what it should.
+        UsageError: the file cannot be read, is not JSON, or has another form; the message names the file, the key, and
+            the found and expected values.
     """
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"'{file}' cannot be read as JSON ({error})") from error
-    if fault := _fault(values, form):
+    if fault := _find_fault(values, form):
         raise UsageError(f"'{file}' is not as it was written ({fault})")
     return values
 
 
-def _fault(values: Any, form: type[Form]) -> str:
-    """What is wrong with an object, nothing if it is of the form."""
+def _find_fault(values: Any, form: type[Form]) -> str:
+    """Describe what is wrong with an object; empty if it has the form."""
     try:
         form.model_validate(values)
     except ValidationError as error:
@@ -68,27 +67,27 @@ def _fault(values: Any, form: type[Form]) -> str:
         if first["type"] == "missing":
             return f"{'.'.join(map(str, first['loc']))} is missing"
         if not first["loc"]:
-            return "it is no object with keys"
+            return "it is not an object with keys"
         return shorten(lookup.explain(error, values), 300)
     return ""
 
 
 def read_lines(file: Path, form: type[Form]) -> list[dict[str, Any]]:
-    """The lines of a file, each an object of this form; one that a kill cut off is passed over.
+    """Read a file of lines, each an object of this form; an incomplete last line is ignored.
 
     Raises:
-        UsageError: any other that is not of the form; names the file, the line and the key.
+        UsageError: a line of another form; the message names the file, the line and the key.
     """
     lines = file.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            fault = _fault(record, form)
+            fault = _find_fault(record, form)
         except (ValueError, RecursionError):
-            if not line.strip() or number == len(lines):  # a whole one has its end
+            if not line.strip() or number == len(lines):  # a complete last line ends in a newline
                 continue
-            fault = "it is no JSON"
+            fault = "it is not JSON"
         if fault:
             raise UsageError(
                 f"line {number} of '{file}' is not as it was written ({fault}); take it out, or move the file away"
@@ -98,10 +97,10 @@ def read_lines(file: Path, form: type[Form]) -> list[dict[str, Any]]:
 
 
 def append_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to a file, or nothing at all.
+    """Append a line to a file, atomically.
 
     Raises:
-        OSError: it could not be written, as on a full disk; what was there is as it was.
+        OSError: the line could not be written, as on a full disk; the file is unchanged.
     """
     with file.open("ab") as opened:
         before = opened.tell()
@@ -114,7 +113,7 @@ def append_record(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file; one that was cut off while it was written is passed over."""
+    """Read a file of JSON lines; damaged lines are ignored."""
     records = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -125,24 +124,24 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def replace_records(file: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write the file anew; a kill in the middle leaves it as it was."""
+    """Replace a file atomically: if the process is killed, the file is unchanged."""
     replace_text(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def replace_text(file: Path, text: str, shared: bool = False) -> None:
-    """Write a text in UTF-8 in the place of a file; see `replacing`."""
+    """Replace a file atomically by a text in UTF-8."""
     with replacing(file, shared) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(target: Path, shared: bool = False) -> Iterator[Path]:
-    """A path to write a file or folder to, which takes the place of `target` once it is whole and on the disk.
+    """Give a path to write to, and move it to `target` once it is whole and on the disk; a file or a folder.
 
-    A kill or an error leaves what was there before; a link of that name is replaced, not followed.
+    After a kill or an error the old target is unchanged. A link of that name is replaced, not followed.
 
     Args:
-        shared: other processes may write the same file, each the whole of it.
+        shared: several processes may write the same file, each the whole of it.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial" if shared else f"{target.name}.partial")
     replaces_folder = target.is_dir()  # one that is made meanwhile is somebody else's, and stays
@@ -174,7 +173,7 @@ def flush(path: Path) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output, in letters that it takes: a name that is no UTF-8 is escaped, and so survives."""
+    """Format JSON for standard output; characters that its encoding cannot represent are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -183,20 +182,20 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return text
 
 
-ORIGINAL = "_original"  # behind the name of a count that takes each text for true of one image alone
+ORIGINAL = "_original"  # suffix of metrics that count each text as true of a single image, as the original does
 
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Inside, what cannot be written is one sentence.
+    """Context in which a failed write is reported as one sentence.
 
     Raises:
-        UsageError: a full disk, no permission.
+        UsageError: the disk is full, or permission is denied.
     """
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"'{output}' cannot be written ({error.strerror}); what is done is kept: make room, and give the same "
-            "command"
+            f"'{output}' cannot be written ({error.strerror}); what is done is kept: free some space and run the same "
+            "command again"
         ) from error

@@ -1,4 +1,4 @@
-"""The official files of BLIP-2 by the names that LAVIS gives them, and where they are kept once downloaded."""
+"""The official BLIP-2 files by their names in LAVIS, and their download."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Release:
 
     Attributes:
         file: its name on the site.
-        use: what it is for.
-        llm: hub id of the language model, whose weights the file leaves out.
-        prompt: what stands in front of every caption.
-        tower: name of the image encoder's own file, which belongs to it where it was frozen.
+        use: purpose of the file.
+        llm: hub id of the language model, whose weights are not in the file.
+        prompt: text in front of every caption.
+        tower: name of the file of the image encoder, if that was frozen and is not in this file.
     """
 
     file: str
@@ -58,24 +58,24 @@ RELEASES = {
 
 
 def of_file(path: str | Path) -> Release | None:
-    """The release that a file is, by its name; None for any other."""
+    """Find the release of a file by its name; None for any other file."""
     return next((release for release in RELEASES.values() if release.file == Path(path).name), None)
 
 
 def local(path: str) -> str:
-    """Where the file of a release is, fetched if need be; any other path as it is.
+    """Resolve the name of a release to its file, downloading it if necessary; keep any other path.
 
     Raises:
-        UsageError: it cannot be downloaded.
+        UsageError: the file cannot be downloaded.
     """
     return str(fetch(path)) if path in RELEASES else path
 
 
 def fetch(name: str) -> Path:
-    """The file of a release: where torch keeps its downloads, as LAVIS does, or now downloaded to there.
+    """Find the file of a release in torch's download folder, as LAVIS does, or download it there.
 
     Raises:
-        UsageError: it is not there and cannot be downloaded.
+        UsageError: the file cannot be downloaded.
     """
     release = RELEASES[name]
     kept = Path(torch.hub.get_dir()) / "checkpoints" / release.file
@@ -83,7 +83,7 @@ def fetch(name: str) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(SITE + release.file, str(kept))
-        except OSError as error:  # a URLError is one
+        except OSError as error:  # includes URLError
             raise UsageError(
                 f"'{name}' cannot be downloaded ({error}); get {SITE + release.file} where there is a network "
                 f"and put it at {kept}"

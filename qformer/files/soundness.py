@@ -1,7 +1,7 @@
-"""What tells sound files and weights from damaged ones: checksums, and whether every number is finite.
+"""Detection of damaged files and weights by checksums and by values that are not finite.
 
-Checksums are CRC-32: they find any damage of up to 32 neighbouring bits and all but one in four billion of the rest, at
-some GB/s. They are no protection against somebody who means harm. `unchecked` is for haste: inside, nothing is checked.
+Checksums are CRC-32, at some GB/s: they detect any damage of up to 32 adjacent bits, and all but one in four billion of
+other cases. They do not protect against an attacker. `unchecked` turns all checks off to save time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE = 8 << 20  # bytes read at a time
-SEAL = "checksum"  # key of what `seal` adds
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in which is trained
+SEAL = "checksum"  # key that `seal` adds
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of trained weights
 
 _checks: ContextVar[bool] = ContextVar("checks", default=True)
 
 
 @contextmanager
 def unchecked(skip: bool = True) -> Iterator[None]:
-    """Inside, files and weights are taken as they are, unless `skip` is false."""
+    """Context in which files and weights are not checked, unless `skip` is false."""
     before = _checks.set(_checks.get() and not skip)
     try:
         yield
@@ -38,15 +38,15 @@ def unchecked(skip: bool = True) -> Iterator[None]:
 
 
 def checks() -> bool:
-    """Whether files and weights are to be checked here."""
+    """Return False inside `unchecked`, else True."""
     return _checks.get()
 
 
 def checksum(path: Path) -> str:
-    """Of the bytes of a file, 8 hexadecimal digits.
+    """Compute the checksum of a file, 8 hexadecimal digits.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     found, buffer = 0, memoryview(bytearray(PIECE))
     with path.open("rb", buffering=0) as file:
@@ -61,7 +61,7 @@ def raw(tensor: Tensor) -> memoryview:
 
 
 def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Of names, dtypes, shapes and bytes of tensors on the CPU, whatever their order, and of a text beside them."""
+    """Compute a checksum of a text and of the names, dtypes, shapes and bytes of CPU tensors, in any order."""
     found = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
@@ -70,27 +70,27 @@ def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def seal(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain data, as JSON will give them back, with a checksum of all the rest under the key `checksum`."""
+    """Convert plain data to their JSON form and add a checksum of all other keys under `checksum`."""
     bare = json.loads(json.dumps({key: value for key, value in values.items() if key != SEAL}))
-    return bare | {SEAL: _of_plain(bare)}
+    return bare | {SEAL: _checksum_json(bare)}
 
 
 def seal_holds(values: dict[str, Any]) -> bool:
-    """Whether sealed data are as they were; those without a seal are taken to be."""
+    """Check if sealed data are unchanged; data without a seal pass."""
     bare = {key: value for key, value in values.items() if key != SEAL}
-    return SEAL not in values or values[SEAL] == _of_plain(bare)
+    return SEAL not in values or values[SEAL] == _checksum_json(bare)
 
 
-def _of_plain(values: dict[str, Any]) -> str:
+def _checksum_json(values: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that holds NaN or infinity, None if there is none; waits for the device once."""
+    """Find a tensor that holds NaN or infinity and return its name, else None; waits for the device once."""
     named = {name: tensor.detach() for name, tensor in tensors.items() if tensor.dtype in FLOATS and tensor.numel()}
     if not named:
         return None
-    # The smallest and the largest are NaN where anything is; one pass that writes nothing.
+    # Minimum and maximum are NaN if any value is; this takes one pass and writes nothing.
     ends = torch.stack([torch.stack(torch.aminmax(tensor)).double() for tensor in named.values()])
     fine = ends.isfinite().all(dim=1).tolist()
     return next((name for name, is_fine in zip(named, fine, strict=True) if not is_fine), None)

@@ -1,4 +1,4 @@
-"""Files of tensors by name: torch checkpoints, safetensors, and the sharded folders of transformers."""
+"""Reading of tensors by name from torch checkpoints, safetensors, and sharded transformers folders."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Under what a state dict stands in a file: of LAVIS, of Lightning, of DeepSpeed, of people's own loops.
+#: Keys of the state dict in the files of LAVIS, Lightning, DeepSpeed and custom training loops.
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "module")
-#: Parts of names that come from what was wrapped around a model: DDP, `torch.compile`, FSDP, recomputed layers.
+#: Parts of tensor names that wrappers add: DDP, `torch.compile`, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # of a folder; the second is of transformers before 4.35
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # unsharded weights; the second name is of transformers before 4.35
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder in the form of transformers, by name; nothing in it is executed.
+    """Read the tensors of a file or of a transformers folder by name; no code in it is executed.
 
     Args:
-        path: a `.safetensors` file; any other file, read as a torch checkpoint whose state dict may stand under
-            `model`, as LAVIS writes it, or another of `STATE_DICTS`; a folder with one of `WHOLE`, or the index of one
-            and its shards.
+        path: a `.safetensors` file; any other file, which is read as a torch checkpoint with the state dict at the top
+            or under one of `STATE_DICTS`; or a folder with one of `WHOLE`, or its index and shards.
 
     Returns:
-        Names as they were in the model, without what DDP, `torch.compile` or FSDP put into them.
+        Tensors under their names in the model, without the parts that DDP, `torch.compile` or FSDP add.
 
     Raises:
-        UsageError: nothing is there, it is damaged, wants to run code, or holds something else.
+        UsageError: the path does not exist, is damaged, needs code to run, or holds anything but tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,43 +51,43 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # any bytes are a pickle of sorts, so reading them can fail in any way
-        if objects := _objects(path):
+        if objects := _find_objects(path):
             raise UsageError(
                 f"'{path}' holds code (which is not run): {listed(objects)}; save the state dict alone, by "
                 "torch.save(model.state_dict(), path)"
             ) from error
         raise UsageError(
-            f"'{path}' is no checkpoint, is damaged, or holds code (which is not run); download it again"
+            f"'{path}' is not a checkpoint, is damaged, or holds code (which is not run); download it again"
         ) from error
-    while isinstance(held, dict) and (inner := _state_dicts(held)):
+    while isinstance(held, dict) and (inner := _find_state_dicts(held)):
         held = held[inner[0]]
     if not _is_state_dict(held):
         there = f" ({listed([str(key) for key in held])})" if isinstance(held, dict) and held else ""
-        raise UsageError(f"'{path}' holds something else than tensors by name{there}; give a checkpoint")
-    return _unwrapped({str(name): tensor for name, tensor in held.items()}, path)
+        raise UsageError(f"'{path}' does not hold tensors by name{there}; give a checkpoint")
+    return _unwrap({str(name): tensor for name, tensor in held.items()}, path)
 
 
 def _is_state_dict(held: Any) -> bool:
     return isinstance(held, dict) and bool(held) and all(isinstance(value, Tensor) for value in held.values())
 
 
-def _state_dicts(held: dict[Any, Any]) -> list[Any]:
-    """Keys under which a state dict may stand: the usual ones, or the only one that holds tensors of modules."""
+def _find_state_dicts(held: dict[Any, Any]) -> list[Any]:
+    """Find the keys of a state dict: the usual ones, or else the only key that holds tensors of modules."""
     usual = [key for key in STATE_DICTS if isinstance(held.get(key), dict)]
     others = [key for key, value in held.items() if _is_state_dict(value) and any("." in str(name) for name in value)]
     return usual or (others if len(others) == 1 else [])
 
 
-def _objects(path: Path) -> list[str]:
-    """The classes and functions, other than of tensors, that a file of torch asks for; none of other files."""
+def _find_objects(path: Path) -> list[str]:
+    """List the classes and functions, other than those of tensors, that a torch checkpoint would import."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # any bytes, see above
         return []
 
 
-def _unwrapped(held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors under the names that they had before the model was wrapped."""
+def _unwrap(held: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Restore the names that tensors had before the model was wrapped."""
     bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in held}
     if len(bare) < len(held):
         twice = next(name for name in held if name not in bare.values())
@@ -101,7 +100,8 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
     there = [path / name for name in (*WHOLE, *(f"{name}.index.json" for name in WHOLE)) if (path / name).is_file()]
     if not there:
         raise UsageError(
-            f"'{path}' holds none of {', '.join(WHOLE)} and no index of their shards; give a folder of save_pretrained"
+            f"'{path}' holds none of {', '.join(WHOLE)} and no index of their shards; give a folder from "
+            "save_pretrained"
         )
     if there[0].name in WHOLE:
         return _read_file(there[0])
@@ -112,18 +112,18 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"'{path}' lacks {listed(gone)}, which its index names; download it again")
     held = {name: tensor for shard in shards for name, tensor in _read_file(path / shard).items()}
     if gone := sorted(places.keys() ^ held.keys()):
-        raise UsageError(f"the shards in '{path}' are not those of its index: {listed(gone)}; download it again")
+        raise UsageError(f"the shards in '{path}' do not match its index: {listed(gone)}; download it again")
     return held
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:
-    """Names for a message, cut to be readable."""
+    """Join names for a message, at most `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(sorted(names)[:limit]) + more) or "nothing"
 
 
 def refuse(missing: Sequence[str], left_over: Sequence[str], what: str) -> None:
-    """Raise a UsageError that lists what is missing and left over, if anything is."""
+    """Raise a UsageError that lists missing and left-over names, if there are any."""
     if missing or left_over:
         raise UsageError(
             f"{what} does not fit BLIP-2: missing {listed(missing)}; left over {listed(left_over)}; "

@@ -1,7 +1,7 @@
-"""Reading one image: anything a user may hand over -> RGB bytes, upright.
+"""Reading of one image from bytes, a path, an array or a tensor to upright RGB pixels.
 
-JPEG, be it inside TIFF, is decoded by `simplejpeg` and never by Pillow (docs/security.md), the other `FORMATS` by
-Pillow.
+JPEG, also inside TIFF, is decoded by `simplejpeg` and never by Pillow (docs/security.md); Pillow decodes the other
+`FORMATS`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-LONGEST_NAME = 100  # signs of one that are told, at most
+LONGEST_NAME = 100  # characters of a name that are shown in a message
 
 
 def read_image(image: ImageLike) -> Tensor:
-    """Encoded bytes, a path, a PIL image, `uint8[h, w, 3]` or a tensor -> uint8[3, h, w], channels last.
+    """Read encoded bytes, a path, a PIL image, `uint8[h, w, 3]` or a tensor to uint8[3, h, w] in channels-last memory.
 
-    EXIF orientation is applied, other colour modes are converted, 16 bits become 8, alpha is dropped onto white. A
-    tensor, `uint8[3, h, w]` or float[3, h, w] from 0 to 1, stays what it is.
+    The orientation from EXIF is applied, other color modes are converted to RGB, 16 bits become 8, and alpha is
+    composited onto white. A tensor, `uint8[3, h, w]` or float[3, h, w] from 0 to 1, is returned unchanged.
 
     Raises:
         BadSample: kinds `missing` (no such file), `unreadable` (no permission, a folder), `undecodable` (not an image,
-            truncated, far too large, numbers that do not say what white is, or an array or tensor of another kind).
+            truncated, far too large, values without a known white level, or an array or tensor of another kind).
     """
     if isinstance(image, Tensor):
-        return _checked(image)
+        return _check_tensor(image)
     if isinstance(image, str | Path):
         image = read_file(Path(image))
     if isinstance(image, np.ndarray):
@@ -51,13 +51,13 @@ def read_image(image: ImageLike) -> Tensor:
     elif isinstance(image, bytes | bytearray | memoryview):
         pixels = _decode(bytes(image))
     elif not isinstance(image, Image.Image):
-        raise BadSample("undecodable", f"{type(image).__name__} is none of encoded bytes, a path, an array, a picture")
+        raise BadSample("undecodable", f"{type(image).__name__} is not encoded bytes, a path, an array, or an image")
     else:
         pixels = _decode_with_pil(image)
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)  # (3, h, w)
 
 
-def _checked(image: Tensor) -> Tensor:
+def _check_tensor(image: Tensor) -> Tensor:
     shape = f"a tensor {str(image.dtype).removeprefix('torch.')}{list(image.shape)}"
     known = image.dtype == torch.uint8 or image.is_floating_point()
     if not known or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
@@ -68,18 +68,18 @@ def _checked(image: Tensor) -> Tensor:
 
 
 def shown(path: str | Path) -> str:
-    """A name as it is told: not all of what an address may hold."""
+    """Shorten a name for a message, since an address may hold megabytes."""
     return str(path) if len(str(path)) <= LONGEST_NAME else f"{str(path)[:LONGEST_NAME]}..."
 
 
-def _where(path: Path) -> str:
-    """The name of a file that is missing, and why one that is an address is not fetched."""
+def _describe_missing(path: Path) -> str:
+    """Describe a missing file, and say that addresses are not fetched if it is one."""
     address = lookup.address(path)
     return shown(path) if address is None else f"{shown(address)}{lookup.NOT_FETCHED}"
 
 
 def read_file(path: Path) -> bytes:
-    """A file as it is stored; what is no file, such as a pipe or a device, is never opened.
+    """Read the bytes of a regular file; pipes and devices are never opened.
 
     Raises:
         BadSample: kinds `missing` and `unreadable`.
@@ -87,22 +87,22 @@ def read_file(path: Path) -> bytes:
     try:
         if lookup.address(path) and not path.exists():
             raise FileNotFoundError
-        if path.exists() and not path.is_file():  # a device or a pipe has no end
+        if path.exists() and not path.is_file():  # reading from a device or a pipe may never end
             raise BadSample("unreadable", f"{path}: not a file")
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadSample("missing", _where(path)) from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null byte in the name
+        raise BadSample("missing", _describe_missing(path)) from error
     except OSError as error:
-        if lookup.address(path):  # data in an address are longer than names of files
-            raise BadSample("missing", _where(path)) from error
+        if lookup.address(path):  # a data address is too long for a file name
+            raise BadSample("missing", _describe_missing(path)) from error
         raise BadSample("unreadable", f"{shown(path)}: {error.strerror}") from error
 
 
 def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, int]:
-    """What an encoded image says of itself: one of `formats`, and its width and height in pixels; nothing is decoded.
+    """Read format, width and height in pixels from the header of an encoded image, without decoding it.
 
     Raises:
-        BadSample: kind `undecodable`, no image of these formats, a damaged head, or more pixels than Pillow opens.
+        BadSample: kind `undecodable`: not an image of these formats, a damaged header, or too many pixels for Pillow.
     """
     try:
         if data.startswith(jpeg.START):
@@ -110,31 +110,33 @@ def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, 
                 raise UnidentifiedImageError
             head = jpeg.parse(data)
             return "JPEG", head.width, head.height
-        with _open(data, formats) as opened:
+        with _open_image(data, formats) as opened:
             return str(opened.format), *opened.size
     except Exception as error:
-        raise _undecodable(error, data) from error
+        raise _undecodable_error(error, data) from error
 
 
 def _decode(data: bytes) -> np.ndarray:
     try:
         if data.startswith(jpeg.START):
             head = jpeg.parse(data)
-            if Image.MAX_IMAGE_PIXELS and head.width * head.height > 2 * Image.MAX_IMAGE_PIXELS:  # as of other formats
+            if Image.MAX_IMAGE_PIXELS and head.width * head.height > 2 * Image.MAX_IMAGE_PIXELS:  # as for other formats
                 raise Image.DecompressionBombError(f"{head.width} x {head.height} pixels are too many")
             return jpeg.read_rgb(head)
-        with _open(data, FORMATS) as opened:
+        with _open_image(data, FORMATS) as opened:
             if tiff.holds_jpeg(opened):
                 return tiff.read_rgb(opened, data)
             opened.load()
             brightness.check_colors(opened, data)
-            return upright(_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info))  # TIFF stands already
+            return upright(
+                _to_rgb(opened), 1 if opened.format == "TIFF" else of_info(opened.info)
+            )  # Pillow turns TIFF itself
     except Exception as error:  # a damaged file makes PIL's decoders raise nearly anything
-        raise _undecodable(error, data) from error
+        raise _undecodable_error(error, data) from error
 
 
-def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
-    """By Pillow: none of its other formats, which nobody means and anybody may send, and no JPEG."""
+def _open_image(data: bytes, formats: Iterable[str]) -> Image.Image:
+    """Open an image with Pillow, in these formats only (anybody may send others) and never as JPEG."""
     if "HEIF" in formats and "HEIF" not in Image.OPEN:
         import pillow_heif
 
@@ -142,25 +144,25 @@ def _open(data: bytes, formats: Iterable[str]) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=[name for name in formats if name != "JPEG"])
 
 
-def _undecodable(error: Exception, data: bytes = b"") -> BadSample:
-    if isinstance(error, UnidentifiedImageError):  # whose words hold the address of an object
+def _undecodable_error(error: Exception, data: bytes = b"") -> BadSample:
+    if isinstance(error, UnidentifiedImageError):  # its own message shows the memory address of an object
         if "HEIF" not in FORMATS and data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             return BadSample("undecodable", "an image in HEIC; install pillow-heif to read it, or convert it")
-        return BadSample("undecodable", f"not an image of a format that is read: {', '.join(FORMATS)}")
+        return BadSample("undecodable", f"not an image in a supported format: {', '.join(FORMATS)}")
     return BadSample("undecodable", str(error) or type(error).__name__)
 
 
 def _decode_with_pil(image: Image.Image) -> np.ndarray:
-    """An image that the caller has opened with Pillow, which decodes it if that is not done."""
+    """Convert an image that the caller has opened with Pillow, decoding it if necessary."""
     try:
-        return _rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
-        raise _undecodable(error) from error
+        raise _undecodable_error(error) from error
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(brightness.grey(image))
+        image = Image.fromarray(brightness.to_gray(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,4 +1,4 @@
-"""Formats of pictures: which are read, and how names of their files end. Neither torch nor Pillow is needed to know."""
+"""Image formats that are read, and the suffixes of their files; importing this needs neither torch nor Pillow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: What is read, told by the content: the names that Pillow has for it, and how names of such files end.
+#: Formats that are read, recognized by content: Pillow's name -> suffixes of files.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -21,21 +21,21 @@ FORMATS = {
 }
 if find_spec("pillow_heif"):
     FORMATS["HEIF"] = (".heic", ".heif", ".hif")
-#: Endings of files in a folder that are taken for images: those that are read, and those that are told to be unread.
+#: Suffixes of image files in a folder: those of `FORMATS`, and those that are reported as not supported.
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 UNREAD = (
     frozenset({".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jxl", ".jxr", ".svg", ".svgz"})
     | {".ico", ".icns", ".psd", ".psb", ".xcf", ".tga", ".exr", ".hdr", ".eps", ".dcm", ".pcx", ".qoi", ".dds", ".wmf"}
     | {".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"}
 ) - SUFFIXES
-#: What Macs, Windows and network drives put beside files of people, in small letters.
+#: Names of system files and folders of macOS, Windows and network drives, in lower case.
 SYSTEM = frozenset(
     {"__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
 )
-APPLE_DOUBLE = "._"  # in front of a name: what a Mac keeps of a file where it cannot be kept in the file
+APPLE_DOUBLE = "._"  # prefix of a file with the metadata that macOS cannot keep in the file itself
 
 
-def of_a_system(parts: Iterable[str]) -> bool:
-    """Whether a file or folder, by the parts of its path, is none of its owner but of a Mac, Windows or a drive."""
+def is_system_file(parts: Iterable[str]) -> bool:
+    """Check the parts of a path for a system file or folder of macOS, Windows or a network drive."""
     return any(part.startswith(APPLE_DOUBLE) or part.lower() in SYSTEM for part in parts)

@@ -1,7 +1,7 @@
-"""JPEG without Pillow, whose decoder has overflowed (docs/security.md): heads are read here, pixels by `simplejpeg`.
+"""JPEG without Pillow, whose decoder has overflowed (docs/security.md): headers are parsed here, `simplejpeg` decodes.
 
-Of a head only what decoding needs reaches libjpeg-turbo, written anew: its size is the one that was checked, and no
-profile, thumbnail or comment is looked at. Pixels are Pillow's, which wraps the same library.
+libjpeg-turbo gets a new header with only what decoding needs: the size in it is the one that was checked, and profiles,
+thumbnails and comments are never parsed. Pixels equal those of Pillow, which wraps the same library.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from PIL import Image
 
 from qformer.images.orientation import HEADER, of_blocks, upright
 
-START = b"\xff\xd8\xff"  # of every JPEG, those with several pictures (MPO) too, of which the first is meant
+START = b"\xff\xd8\xff"  # every JPEG starts so, also one with several images (MPO), whose first is read
 BEGIN, END = b"\xff\xd8", b"\xff\xd9"
 MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # Huffman, arithmetic, quantization, restart interval
-ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length behind them
+ALONE = {0x01, *range(0xD0, 0xD9)}  # markers that are not followed by a length
 SCAN, LAST, APP0, APP1, APP14 = 0xDA, 0xD9, 0xE0, 0xE1, 0xEE
 ADOBE = b"Adobe"
 PACKET = b"http://ns.adobe.com/xap/1.0/\x00"
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-MOST_PARTS = 10_000  # of a head: more than any program writes
+MOST_PARTS = 10_000  # segments of a header: more than any program writes
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """What a JPEG's head says, and what decoding needs.
+    """Header of a JPEG, and the data that decoding needs.
 
     Attributes:
-        width, height: in pixels, as stored.
+        width, height: size in pixels, as stored.
         channels: 1, 3 or 4.
-        orientation: of EXIF or XMP, 1 to 8 (`qformer.images.orientation`).
-        jfif, adobe: the marks that tell its colors: whether there is a JFIF block, and the transform of Adobe's block.
+        orientation: from EXIF or XMP, 1 to 8 (`qformer.images.orientation`).
+        jfif, adobe: markers of the color space: True if there is a JFIF segment, and the transform of Adobe's segment.
         parts: tables and frame, as stored.
         scans: everything from the first scan on.
-        sampling: of each channel, such as 2x2, 1x1, 1x1.
+        sampling: sampling factors of each channel, such as 2x2, 1x1, 1x1.
     """
 
     width: int
@@ -54,31 +54,31 @@ class Jpeg:
 
     @property
     def written(self) -> bytes:
-        """The file with a head of nothing else."""
+        """File with a minimal header."""
         marks = [JFIF] if self.jfif else []
         if self.adobe is not None:
-            known = bool(self.adobe) * (2 if self.channels == 4 else 1)  # of an unknown one libjpeg assumes this
+            known = bool(self.adobe) * (2 if self.channels == 4 else 1)  # libjpeg treats an unknown transform this way
             marks.append(b"\xff\xee\x00\x0e" + ADOBE + b"\x00\x64\x00\x00\x00\x00" + bytes([known]))
         return b"".join([BEGIN, *marks, self.parts, self.scans])
 
 
 def parse(data: bytes) -> Jpeg:
-    """The head of a JPEG; no pixel is decoded.
+    """Parse the header of a JPEG without decoding pixels.
 
     Raises:
-        ValueError: a head that is damaged, or of a kind that nobody decodes (12 bits, 2 channels).
+        ValueError: the header is damaged, or of a kind that is not supported (12 bits, 2 channels).
     """
     place, jfif, adobe, xmp = 2, False, None, b""
     parts: list[bytes] = []
-    exif: list[bytes] = []  # a long block is cut into several
+    exif: list[bytes] = []  # a long EXIF block is split into several segments
     frame = b""
     for _ in range(MOST_PARTS):
-        marker, start, body = _part(data, place)
+        marker, start, body = _next_segment(data, place)
         place = start + 4 + len(body)
         if marker in ALONE:
             place = start + 2
         elif marker == SCAN:
-            width, height, channels = _size(frame)
+            width, height, channels = _read_size(frame)
             turned = of_blocks(b"".join(exif), xmp)
             sampling = tuple(f"{frame[place] >> 4}x{frame[place] & 15}" for place in range(7, 6 + 3 * channels, 3))
             return Jpeg(width, height, channels, turned, jfif, adobe, b"".join(parts), data[start:], sampling)
@@ -97,11 +97,11 @@ def parse(data: bytes) -> Jpeg:
             exif.append(body[len(HEADER) :] if exif else body)
         elif marker == APP1 and body.startswith(PACKET):
             xmp = body
-    raise ValueError("a JPEG whose head does not end")
+    raise ValueError("a JPEG whose header does not end")
 
 
-def _part(data: bytes, place: int) -> tuple[int, int, bytes]:
-    """The next marker, where it stands, and what follows its length; bytes between the parts of a head are passed."""
+def _next_segment(data: bytes, place: int) -> tuple[int, int, bytes]:
+    """Find the next marker, its offset, and the body of its segment; bytes between segments are skipped."""
     found = MARKER.search(data, place)
     if found is None or found[1][0] == LAST:
         raise ValueError("a JPEG that ends before its pixels")
@@ -113,26 +113,26 @@ def _part(data: bytes, place: int) -> tuple[int, int, bytes]:
     return marker, start, body
 
 
-def _size(frame: bytes) -> tuple[int, int, int]:
-    """Width, height and channels."""
+def _read_size(frame: bytes) -> tuple[int, int, int]:
+    """Read width, height and number of channels from a frame."""
     if len(frame) < 6 or len(frame) < 6 + 3 * frame[5]:
         raise ValueError("a JPEG without a frame")
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     if frame[0] != 8 or frame[5] not in (1, 3, 4):
-        raise ValueError(f"a JPEG of {frame[5]} channels with {frame[0]} bits, of which none is read")
+        raise ValueError(f"a JPEG of {frame[5]} channels with {frame[0]} bits, which is not supported")
     if not width or not height:
         raise ValueError(f"a JPEG of {width} x {height} pixels")
     return width, height, frame[5]
 
 
 def decode(jpeg: Jpeg) -> np.ndarray:
-    """The pixels as stored, uint8[h, w, 1, 3 or 4]: gray, RGB, or what the file holds of four channels.
+    """Decode the pixels as stored, uint8[h, w, 1, 3 or 4]: gray, RGB, or the four channels of the file.
 
-    Damage in the middle of a file spoils some pixels and is no error, as with Pillow; an end that is missing is.
+    As with Pillow, damage in the middle of a file spoils some pixels and is no error; a missing end is an error.
 
     Raises:
-        ValueError: a file that ends too early, is damaged beyond decoding, or has its channels sampled unlike any usual
-            (4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1, 4:4:1).
+        ValueError: the file ends too early, cannot be decoded, or its channel sampling is not one of 4:4:4, 4:2:2,
+            4:2:0, 4:4:0, 4:1:1 and 4:4:1.
     """
     if END not in jpeg.scans:
         raise ValueError("a JPEG that ends too early")
@@ -143,8 +143,8 @@ def decode(jpeg: Jpeg) -> np.ndarray:
         if "subsampling" not in str(error):
             raise
         raise ValueError(
-            f"a JPEG whose channels are sampled {', '.join(jpeg.sampling)}, which is not read; save it anew, such as "
-            "with 4:4:4 or 4:2:0"
+            f"a JPEG whose channels are sampled {', '.join(jpeg.sampling)}, which is not supported; save it again, "
+            "such as with 4:4:4 or 4:2:0"
         ) from error
     if pixels.shape != (jpeg.height, jpeg.width, jpeg.channels):
         raise ValueError(f"a JPEG of {jpeg.width} x {jpeg.height} pixels that holds {list(pixels.shape)}")
@@ -152,24 +152,26 @@ def decode(jpeg: Jpeg) -> np.ndarray:
 
 
 def read_rgb(jpeg: Jpeg) -> np.ndarray:
-    """The picture, uint8[h, w, 3], upright.
+    """Decode an image to upright RGB, uint8[h, w, 3].
 
     Raises:
-        ValueError: as `decode`.
+        ValueError: as in `decode`.
     """
     pixels = decode(jpeg)
     if jpeg.channels == 1:
         pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    elif jpeg.channels == 4:  # inverted, as Adobe began it and all do
+    elif jpeg.channels == 4:  # CMYK is stored inverted, following Adobe
         pixels = np.asarray(Image.frombytes("CMYK", (jpeg.width, jpeg.height), (255 - pixels).tobytes()).convert("RGB"))
     return upright(pixels, jpeg.orientation)
 
 
 def parse_piece(tables: bytes, piece: bytes, adobe: int | None) -> Jpeg:
-    """The head of a strip or tile of a TIFF file: its tables stand elsewhere, and TIFF tells the colors.
+    """Parse a strip or tile of a TIFF file, whose tables and color space are stored elsewhere in the file.
 
     Args:
-        adobe: the transform that the colors of the TIFF file are: 0 none, 1 YCbCr.
+        tables: tables shared by all strips or tiles.
+        piece: data of the strip or tile.
+        adobe: color transform of the TIFF file: 0 none, 1 YCbCr.
     """
     joined = BEGIN + tables.removeprefix(BEGIN).removesuffix(END) + piece.removeprefix(BEGIN)
     return replace(parse(joined), jfif=False, adobe=adobe)

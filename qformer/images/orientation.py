@@ -1,6 +1,6 @@
-"""How a photo is turned upright: the orientation that EXIF or XMP tells, read from their bytes, and what it does.
+"""Orientation of a photo, read from the bytes of EXIF or XMP, and rotation to upright.
 
-Pillow's reader of EXIF can be kept busy for hours by a crafted block (docs/security.md), so ours looks for one number.
+A crafted EXIF block can keep Pillow's reader busy for hours (docs/security.md); this reader looks for one number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from PIL.Image import Transpose
 
 TAG = 274
 HEADER = b"Exif\x00\x00"
-#: Of each whole-number type of TIFF that the tag is met with: its bytes, and whether it has a sign.
+#: Integer types of TIFF that occur for the tag: (number of bytes, True if signed).
 TYPES = {1: (1, False), 3: (2, False), 4: (4, False), 6: (1, True), 8: (2, True), 9: (4, True)}
-#: What each orientation but the first is undone by.
+#: Transposition that undoes each orientation but the first.
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -30,17 +30,17 @@ XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def of_blocks(exif: bytes, xmp: bytes = b"") -> int:
-    """The orientation (1 to 8) that an EXIF block tells, or else an XMP packet; 1, upright, where neither does."""
-    told = _of_exif(exif)
-    if told is None and (match := XMP.search(xmp)):
-        told = int(match[1])
-    return told if told is not None and 1 <= told <= 8 else 1
+    """Read the orientation (1 to 8) from an EXIF block, or else from an XMP packet; 1, upright, if neither has one."""
+    value = _read_exif(exif)
+    if value is None and (match := XMP.search(xmp)):
+        value = int(match[1])
+    return value if value is not None and 1 <= value <= 8 else 1
 
 
 def of_info(info: dict[Any, Any]) -> int:
-    """The orientation in the `info` of an image that Pillow has opened and loaded: PNG, WebP, AVIF."""
+    """Read the orientation from the `info` of an image that Pillow has loaded: PNG, WebP, AVIF."""
     exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp")
-    text = info.get("Raw profile type exif")  # a PNG of ImageMagick: three lines in front of hexadecimal digits
+    text = info.get("Raw profile type exif")  # a PNG by ImageMagick: three lines, then hexadecimal digits
     if exif is None and isinstance(text, str):
         try:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
@@ -51,7 +51,7 @@ def of_info(info: dict[Any, Any]) -> int:
     return of_blocks(exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b"")
 
 
-def _of_exif(exif: bytes) -> int | None:
+def _read_exif(exif: bytes) -> int | None:
     start = 0
     while exif.startswith(HEADER, start):
         start += len(HEADER)
@@ -71,7 +71,7 @@ def _of_exif(exif: bytes) -> int | None:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels uint8[h, w, 3] that are stored in an orientation, as they are meant to be seen."""
+    """Turn pixels uint8[h, w, 3] in an orientation upright."""
     if orientation not in TURNS:
         return pixels
     return np.asarray(Image.fromarray(pixels).transpose(TURNS[orientation]))

@@ -1,8 +1,8 @@
-"""Phrases about single objects of drawn scenes, for a ViT from scratch: what is told, and of what it is true.
+"""Phrases about single objects of drawn scenes, to train a ViT from scratch.
 
-Captions of random scenes can be told apart by the colour and the place of any object, so a contrastive ViT stops
-there. A phrase tells a random part of what is true of one object, often one property alone: to find `star` among all
-objects, whatever their colour, or `object with the word cat on it`, a ViT has to see shapes and read words.
+A contrastive ViT can match captions of random scenes by the color and position of any object, and learns nothing more
+from them. A phrase names a random part of the properties of one object, often a single one. To find `star` among
+objects of any color, or `object with the word cat on it`, a ViT has to recognize shapes and read words.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "word": WORDS,
     "position": POSITIONS,
 }
-#: How often a property is told alone, relative to the others that an object has; the harder to see, the more often.
+#: Relative frequency of phrases with a single property; properties that are harder to see are more frequent.
 ALONE = {"size": 1, "colour": 1, "shape": 4, "word": 8, "position": 1}
 
 Properties = dict[str, str]  # values of some of the properties of an object
@@ -34,11 +34,11 @@ Properties = dict[str, str]  # values of some of the properties of an object
 
 @dataclass(frozen=True)
 class Phrases:
-    """A source of scenes with phrases, endless and seeded; the scenes are those of the training split.
+    """Seeded source of scenes of the training split with phrases.
 
     Attributes:
-        size: of the pictures in pixels, one side.
-        phrases: for each object.
+        size: side of the square images, in pixels.
+        phrases: number of phrases for each object.
     """
 
     size: int = 112
@@ -54,14 +54,14 @@ class Phrases:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Scene, list[Properties]]:
-        """Scene `index` of the training split, and `phrases` of each of its objects in turn."""
+        """Draw scene `index` of the training split, and `phrases` phrases for each of its objects in turn."""
         scene = Scenes("train", size=self.size, seed=self.seed, count=self.count).scene(index)
         rng = np.random.default_rng((self.seed, index, 2))
-        return scene, [tell(item, rng) for item in scene.objects for _ in range(self.phrases)]
+        return scene, [draw_properties(item, rng) for item in scene.objects for _ in range(self.phrases)]
 
 
-def tell(item: SceneObject, rng: np.random.Generator) -> Properties:
-    """One property as often as a random half of them (at least the shape)."""
+def draw_properties(item: SceneObject, rng: np.random.Generator) -> Properties:
+    """Draw a single property, or, equally often, a random half of the properties (at least the shape)."""
     known = {key: str(value) for key in VALUES if (value := getattr(item, key)) is not None}
     if rng.random() < 0.5:
         weights = np.array([ALONE[key] for key in known], dtype=float)
@@ -70,21 +70,21 @@ def tell(item: SceneObject, rng: np.random.Generator) -> Properties:
     return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": item.shape}
 
 
-def phrase(told: Properties) -> str:
-    """`large red star with the word cat on it at the top left`, less what is not told; `object` where no shape is."""
-    words = [told[key] for key in ("size", "colour") if key in told] + [told.get("shape", "object")]
-    if "word" in told:
-        words.append(f"with the word {told['word']} on it")
-    if "position" in told:
-        words.append(f"at the {told['position']}")
+def phrase(named: Properties) -> str:
+    """Write properties as `large red star with the word cat on it at the top left`; `object` if there is no shape."""
+    words = [named[key] for key in ("size", "colour") if key in named] + [named.get("shape", "object")]
+    if "word" in named:
+        words.append(f"with the word {named['word']} on it")
+    if "position" in named:
+        words.append(f"at the {named['position']}")
     return " ".join(words)
 
 
-def matches(items: Sequence[SceneObject], told: Sequence[Properties]) -> np.ndarray:
-    """Whether a phrase is true of an object: bool[R, T]."""
-    seen = np.array([[_code(key, getattr(item, key), -2) for key in VALUES] for item in items])  # -2: fits no phrase
-    asked = np.array([[_code(key, one.get(key), -1) for key in VALUES] for one in told])  # -1: fits every object
-    return ((asked == -1) | (seen[:, None] == asked)).all(axis=2)  # (R, T, 5) -> (R, T)
+def matches(items: Sequence[SceneObject], phrases: Sequence[Properties]) -> np.ndarray:
+    """Matrix bool[R, T], True where a phrase (column) is true of an object (row)."""
+    objects = np.array([[_code(key, getattr(item, key), -2) for key in VALUES] for item in items])  # -2: no match
+    named = np.array([[_code(key, one.get(key), -1) for key in VALUES] for one in phrases])  # -1: matches any object
+    return ((named == -1) | (objects[:, None] == named)).all(axis=2)  # (R, T, 5) -> (R, T)
 
 
 def _code(key: str, value: str | None, missing: int) -> int:

@@ -1,10 +1,10 @@
-"""A data source that draws its own pictures: seeded, endless, any pixel size, with true captions and questions.
+"""Data source that draws its own images: seeded, of any number and size, with true captions and questions.
 
-`Scenes` yields `Sample`s as any other source does, and gives the `Scene` behind each, so that what a model sees can
-be checked against what is there. Training, validation and test pictures never coincide; a test picture always holds
-a combination of shapes, colours and relations that no training picture holds (`qformer.scenes.text` has the rule).
+`Scenes` gives `Sample`s like any other source, and also the `Scene` of each, so that the output of a model can be
+checked against the content of the image. Images of training, validation and test never coincide, and each test image
+has a combination of shapes, colors and relations that no training image has (the rule is in `qformer.scenes.text`).
 
-The captions speak of left and right and the pictures hold words: do not flip them as an augmentation.
+Captions mention left and right, and images contain words, so do not flip them as an augmentation.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from qformer.types import Sample, UsageError
 __all__ = ["KINDS", "Question", "Scene", "SceneObject", "Scenes", "captions", "description", "draw", "questions"]
 
 SPLITS = ("train", "val", "test", "any")
-SUPERSAMPLING = 4  # masks are drawn so many times larger and averaged down
-JITTER = 0.04  # an object's centre may lie this far from its cell's, so little that rows and columns stay plain
-GAP = 0.01  # an object keeps this far from the border of its cell
+SUPERSAMPLING = 4  # factor by which masks are drawn larger, then averaged down
+JITTER = 0.04  # largest offset of an object from the center of its cell; small, so that rows and columns are clear
+GAP = 0.01  # smallest distance of an object from the border of its cell
 SIDES = {"small": (0.19, 0.21), "large": (0.29, 0.31)}  # a cell is 1/3
-GROUND = (125, 166)  # shades of grey on which black, white and every colour stand out
-WRITTEN = 1 / 3  # share of the large objects that carry a word; on small ones it could not be read
+GROUND = (125, 166)  # shades of gray on which black, white and every color stand out
+WRITTEN = 1 / 3  # share of large objects with a word; on small ones it would not be readable
 
 RGB = {
     "red": (214, 39, 40),
@@ -82,15 +82,15 @@ def _heart() -> Outline:
 
 
 def _moon() -> Outline:
-    """A disc less another one, which passes through the horns of the crescent and leaves its middle filled."""
-    horn, centre = 0.12, 0.72
+    """Outline of a disc minus a second one through the horns of the crescent."""
+    horn, center = 0.12, 0.72
     x, y = math.cos(math.tau * horn), math.sin(math.tau * horn)
-    turn = math.atan2(y, x - centre) / math.tau
-    return _arc(horn, 1 - horn) + _arc(1 - turn, turn, math.hypot(x - centre, y), centre)
+    turn = math.atan2(y, x - center) / math.tau
+    return _arc(horn, 1 - horn) + _arc(1 - turn, turn, math.hypot(x - center, y), center)
 
 
 def _unit(points: Outline) -> Outline:
-    """The outline stretched to fill the square from (0, 0) to (1, 1)."""
+    """Stretch an outline to fill the square from (0, 0) to (1, 1)."""
     xs, ys = zip(*points, strict=True)
     return [((x - min(xs)) / (max(xs) - min(xs)), (y - min(ys)) / (max(ys) - min(ys))) for x, y in points]
 
@@ -109,18 +109,18 @@ OUTLINES: dict[str, Outline] = {
 
 @dataclass(frozen=True)
 class Scenes:
-    """Drawn scenes: sample `i` is a function of the fields and of `i` alone, in any process, in any order.
+    """Drawn scenes; sample `i` is a function of the fields and `i` alone, in any process and any order.
 
     Attributes:
-        split: `val` resembles `train`; `test` holds combinations that neither has; `any` is for text about scenes that
-            nobody sees.
-        size: of the pictures in pixels: one side, or (width, height).
-        seed: another seed gives other scenes.
-        count: length of the source; nothing is stored, so it may be any number.
-        objects: least and greatest number of objects in a scene.
-        questions: whether each sample asks a question, of the kinds in turn. Its scene is then drawn until that
-            kind can be asked, hence differs from the scene of the same index without questions.
-        captions: keep the first so many of each picture; the first two tell everything, the others a part.
+        split: `val` resembles `train`; `test` has combinations that neither has; `any` is for text about scenes that
+            are not shown.
+        size: size of the images in pixels: one side, or (width, height).
+        seed: seed of the scenes.
+        count: length of the source, which may be any number, since nothing is stored.
+        objects: minimum and maximum number of objects in a scene.
+        questions: add a question to each sample, of each kind in turn. Scenes are drawn until that kind can be asked,
+            so they differ from those of the same index without questions.
+        captions: number of captions to keep; the first two describe every object, the others a part.
     """
 
     split: Literal["train", "val", "test", "any"] = "train"
@@ -146,14 +146,14 @@ class Scenes:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """(width, height) of the pictures."""
+        """(width, height) of the images."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture `uint8[h, w, 3]` with its captions and, if asked for, a question whose kind ends the key."""
+        """Draw an image `uint8[h, w, 3]` with captions and, with `questions`, a question whose kind ends the key."""
         scene, question, rng = self._draw(index)
         key = f"scenes/{self.split}/{self.seed}/{index}"
         if question is not None:
@@ -168,15 +168,15 @@ class Scenes:
         )
 
     def picture(self, scene: Scene) -> np.ndarray:
-        """uint8[h, w, 3]."""
+        """Draw a scene, uint8[h, w, 3]."""
         return draw(scene, *self.pixels)
 
     def scene(self, index: int) -> Scene:
-        """What the picture of that sample shows; draws nothing."""
+        """Get the scene of a sample without drawing it."""
         return self._draw(index)[0]
 
     def _draw(self, index: int) -> tuple[Scene, Question | None, np.random.Generator]:
-        """The scene, its question if there is to be one, and the generator for the text that follows."""
+        """Compose a scene and its question, and return them with the generator for its captions."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
@@ -191,10 +191,10 @@ class Scenes:
 
 
 def _compose(rng: np.random.Generator, split: str, objects: tuple[int, int]) -> Scene:
-    """A random scene of that split, with a number of objects between the two given.
+    """Compose a random scene of a split, with a number of objects in the given range.
 
-    Number, groups, cells, sizes and words are settled first; then shapes and colours are drawn until the split
-    allows them. So the split cannot bias the former, and the rule it follows does not bias the latter.
+    Number, groups, cells, sizes and words are drawn first, then shapes and colors until the split allows them. So the
+    split does not bias the former, and its rule does not bias the latter.
     """
     count = int(rng.integers(objects[0], objects[1] + 1))
     groups = pick(rng, GROUPINGS[count])
@@ -216,7 +216,7 @@ def _compose(rng: np.random.Generator, split: str, objects: tuple[int, int]) -> 
 def _place(
     rng: np.random.Generator, cell: int, size: str, word: str
 ) -> tuple[str, str, float, float, float, str | None]:
-    """What `SceneObject` holds beside shape and colour, in its order."""
+    """Draw the fields of `SceneObject` after shape and color, in their order."""
     side = rng.uniform(*SIDES[size])
     jitter = min(JITTER, (1 / 3 - side) / 2 - GAP)
     row, column = divmod(cell, 3)
@@ -226,9 +226,9 @@ def _place(
 
 
 def draw(scene: Scene, width: int, height: int) -> np.ndarray:
-    """The picture `uint8[height, width, 3]`, smooth at any size.
+    """Draw a scene, `uint8[height, width, 3]`, antialiased at any size.
 
-    Words are in capitals, since those can be read when they are smallest: from about 112 pixels on.
+    Words are in capitals, which stay readable at the smallest size: from about 112 pixels on.
     """
     image = Image.new("RGB", (width, height), (scene.ground,) * 3)
     for item in scene.objects:
@@ -245,7 +245,7 @@ def draw(scene: Scene, width: int, height: int) -> np.ndarray:
 def _masks(
     item: SceneObject, canvas: tuple[int, int], offset: tuple[float, float], side: float
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Coverage of the object and of the word on it, as grey images of size `canvas`; all in pixels."""
+    """Draw the masks of an object and of the word on it, as gray images of size `canvas`; all in pixels."""
     scale = SUPERSAMPLING
     (x, y), side = (scale * offset[0], scale * offset[1]), scale * side
     size = (scale * canvas[0], scale * canvas[1])
@@ -254,7 +254,7 @@ def _masks(
     pen.polygon([(x + side * u, y + side * v) for u, v in OUTLINES[item.shape]], fill=255)
     if item.word is None:
         return body.reduce(scale), None
-    # The letters stand in a rim of the object's own colour, so that they can be wider than a star or a heart is.
+    # The letters have a rim in the color of the object, so that they can be wider than a star or a heart.
     text = item.word.upper()
     font, rim = _font(text, round(side))
     middle = (x + side / 2, y + side * MIDDLE.get(item.shape, 0.5))
@@ -266,7 +266,7 @@ def _masks(
 
 @lru_cache(maxsize=1024)
 def _font(text: str, side: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, int]:
-    """The largest font in which `text` and a rim around it stay inside a square of that side, and the rim's width."""
+    """Find the largest font in which `text` with a rim fits into a square of this side, and the width of the rim."""
     rim = side // 20
     left, top, right, bottom = ImageFont.load_default(100).getbbox(text)
     size = 100 * min((side - 2 * rim) / (right - left), 0.42 * side / (bottom - top))

@@ -1,8 +1,8 @@
-"""Text about scenes for language models that never see a picture: a description, something asked, the reply.
+"""Text about scenes to train language models without images: a description, a prompt, and a reply.
 
-The description stands where the visual tokens of a picture will stand. A model that learned to answer from it answers,
-after a stage two that has shown it captions only, about pictures: visual question answering, a given context, dialogue
-and questions of its own are then zero-shot, as in BLIP-2.
+The description takes the place of the visual tokens of an image. After stage two, which trains on captions only, a
+model that has learned to answer from descriptions also answers about images. So visual question answering, context,
+dialogue and self-asked questions are zero-shot, as in BLIP-2.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("Question: {} Answer:", "Question: {} Short answer:")
 SELF_ASK = "Ask a question about the picture. Question:"
-#: Kinds of questions that are asked several times as often as others: two objects are to be found and compared.
+#: Relative frequency of the harder kinds of questions, for which two objects must be found and compared.
 HARD = {"relation": 4, "yes/no": 2}
 RUN = 64  # stories
 TASKS = {"describe": 0.2, "ask": 0.45, "context": 0.15, "dialogue": 0.15, "self-ask": 0.05}  # share of each
 
-#: How a question about one property becomes a statement, by kind: pattern, statement, and what may be claimed.
+#: Conversion of a question about one property to a statement, by kind: pattern, statement, possible claims.
 STATEMENTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "colour": (r"what color is (.*)\?", "{} is {}", COLOURS),
     "shape": (r"what shape is (.*)\?", "{} is a {}", SHAPES),
@@ -51,11 +51,11 @@ STATEMENTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Story:
-    """What a model reads (`description`, then `prompt`) and should write.
+    """Text that a model reads (`description`, then `prompt`) and the `reply` that it should write.
 
     Attributes:
-        kind: a task, or that of a question.
-        unordered: the description is read as one bag of words for each object, objects in any order.
+        kind: a task, or the kind of a question.
+        unordered: read the description as a bag of words for each object, in any order of objects.
     """
 
     description: str
@@ -67,15 +67,15 @@ class Story:
 
 @dataclass(frozen=True)
 class Stories:
-    """A source of text: story `i` is a function of the fields and of `i` alone. Scenes are those of `Scenes`.
+    """Source of text about the scenes of `Scenes`; story `i` is a function of the fields and `i` alone.
 
-    By default of any scene: language models have read of more than pictures show. Were some combinations missing, a
-    model would learn that no circle is green, and say so of the green circles of the test.
+    By default stories are about any scene, since language models have read about more than a set of images shows. If
+    some combinations were missing, a model would learn that no circle is green, and answer so for the test.
 
     Attributes:
-        task: what every story asks for; None draws one for each by the shares of `TASKS`.
-        unordered: how many descriptions are unordered, which is learned several times as fast: the first so many all
-            are, of the others every second run of `RUN` stories.
+        task: task of every story; None draws one for each, with the shares in `TASKS`.
+        unordered: number of stories at the start whose descriptions are all unordered, which are learned several times
+            as fast; after them, every second run of `RUN` stories is. With 0, no story is unordered.
     """
 
     split: Literal["train", "val", "test", "any"] = "any"
@@ -97,16 +97,16 @@ class Stories:
 
 
 def _describe(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene in full, in one of three ways of putting it: nothing is left out."""
+    """Describe a scene completely, in one of three forms."""
     return pick(rng, [description(scene), *captions(scene, rng)[:2]])
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> Question:
-    asked = questions(scene, rng) or [Question("count", "how many objects are there?", _number(scene))]
+def _draw_question(scene: Scene, rng: np.random.Generator) -> Question:
+    asked = questions(scene, rng) or [Question("count", "how many objects are there?", _object_count(scene))]
     return pick(rng, [question for question in asked for _ in range(HARD.get(question.kind, 1))])
 
 
-def _number(scene: Scene) -> str:
+def _object_count(scene: Scene) -> str:
     return NUMBERS[len(scene.objects)]
 
 
@@ -115,27 +115,27 @@ def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    asked = _asked(scene, rng)
+    asked = _draw_question(scene, rng)
     return pick(rng, TEMPLATES).format(asked.question), asked.answer, asked.kind
 
 
 def _context(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    """A statement in front, as often false as true: the answer follows it, as people expect of a context."""
+    """Put a statement in front, as often false as true; the answer follows it, as users expect of a context."""
     asked = [q for q in questions(scene, rng) if q.kind in STATEMENTS and q.question != "how many objects are there?"]
     if not asked:
         return _question(scene, rng)
     one = pick(rng, asked)
     claim = one.answer if rng.random() < 0.5 else pick(rng, STATEMENTS[one.kind][2])
-    told = f"Context: {statement(one, claim)}."
-    if rng.random() < 0.25:  # a context that says nothing about what is asked changes nothing
-        other = _asked(scene, rng)
-        told = f"Context: {statement(one, one.answer)}."
-        return f"{told} {TEMPLATES[0].format(other.question)}", other.answer, "context"
-    return f"{told} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
+    context = f"Context: {statement(one, claim)}."
+    if rng.random() < 0.25:  # an unrelated context does not change the answer
+        other = _draw_question(scene, rng)
+        context = f"Context: {statement(one, one.answer)}."
+        return f"{context} {TEMPLATES[0].format(other.question)}", other.answer, "context"
+    return f"{context} {pick(rng, TEMPLATES).format(one.question)}", claim, "context"
 
 
 def statement(question: Question, claim: str) -> str:
-    """`what color is the star?` and a claim -> `the star is red`. For the kinds of `STATEMENTS`."""
+    """Turn a question and a claim into a statement: `what color is the star?` and `red` -> `the star is red`."""
     pattern, form, _ = STATEMENTS[question.kind]
     found = re.fullmatch(pattern, question.question)
     assert found is not None, question
@@ -143,13 +143,13 @@ def statement(question: Question, claim: str) -> str:
 
 
 def _dialogue(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    turns = [_asked(scene, rng) for _ in range(int(rng.integers(2, 4)))]
-    told = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
-    return f"{told} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
+    turns = [_draw_question(scene, rng) for _ in range(int(rng.integers(2, 4)))]
+    history = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
+    return f"{history} {pick(rng, TEMPLATES).format(turns[-1].question)}", turns[-1].answer, "dialogue"
 
 
 def _self_ask(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str]:
-    return SELF_ASK, _asked(scene, rng).question, "self-ask"
+    return SELF_ASK, _draw_question(scene, rng).question, "self-ask"
 
 
 _WRITE: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str, str]]] = {

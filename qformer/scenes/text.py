@@ -1,20 +1,20 @@
-"""What a drawn scene is, and what can truly be said of it: captions, a description, questions with answers.
+"""Drawn scenes, and true texts about them: captions, a description, questions with answers.
 
-A `Scene` holds one to four objects in the cells of a 3 x 3 grid. `captions` and `description` put it into words,
-`questions` asks about it. All text is lower case, from a closed vocabulary, and needs no punctuation to be read.
+A `Scene` has one to four objects in the cells of a 3 x 3 grid. `captions` and `description` describe it, `questions`
+asks about it. All text is lower case, from a closed vocabulary, and unambiguous without punctuation.
 
-Left, right, above and below are only ever said of two objects in one row or one column: on a diagonal two of them
-hold, so none is said. Nothing in the text of a question hints at its answer, and the answers of each kind are
-equally frequent over many scenes.
+Left, right, above and below are used only for two objects in one row or one column, since two of them hold on a
+diagonal. The text of a question does not hint at its answer, and the answers of each kind are equally frequent over
+many scenes.
 
-Held out of training, so that a test can ask for combinations never seen:
+Some combinations are held out of training, so that a test can ask for unseen ones:
 
-*   one colour per shape, each colour once: the colour three further in `COLOURS` than the shape is in `SHAPES`
-    (a green circle, a blue square, ...);
-*   one order per pair of neighbours in `SHAPES`: a shape to the left of, or above, the next one (a circle to the left
-    of a square, or above it, while to the right and below are seen).
+*   one color per shape, each color once: its index in `COLOURS` is that of the shape in `SHAPES` plus three (a green
+    circle, a blue square, ...);
+*   one order per pair of adjacent `SHAPES`: a shape to the left of, or above, the next one (a circle to the left of a
+    square, or above it; to the right and below occur in training).
 
-Both rules treat every shape and every colour alike, so none becomes rarer than the others.
+Both rules treat all shapes and colors alike, so none becomes rarer than the others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WORDS = (
 NUMBERS = ("zero", "one", "two", "three", "four")
 KINDS = ("colour", "shape", "count", "position", "relation", "yes/no", "word")
 
-# How the objects of a scene may fall into groups of one shape and colour. One way is drawn; some are listed twice.
+# Possible sizes of groups of equal shape and color, by number of objects. One is drawn; some are listed twice.
 GROUPINGS: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((1,),),
     2: ((2,), (1, 1), (1, 1)),
@@ -53,20 +53,20 @@ GROUPINGS: dict[int, tuple[tuple[int, ...], ...]] = {
     4: ((4,), (3, 1), (2, 2), (2, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)),
 }
 
-Pair = tuple[str, str]  # a shape and a colour
+Pair = tuple[str, str]  # shape and color
 PAIRS: tuple[Pair, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene.
+    """Object in a scene.
 
     Attributes:
         shape, colour, size, position: one of `SHAPES`, `COLOURS`, `SIZES`, `POSITIONS`.
-        x, y: its centre, as fractions of the width and of the height of the image.
+        x, y: center, as fractions of the width and height of the image.
         side: side of the square that it fills, as a fraction of the shorter side of the image.
-        word: one of `WORDS`, written on it; None where nothing is.
+        word: word on it, one of `WORDS`; None if there is none.
     """
 
     shape: str
@@ -88,9 +88,9 @@ class SceneObject:
         return divmod(POSITIONS.index(self.position), 3)
 
     def box(self, width: float = 1, height: float = 1) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in an image of that size; by default as fractions of a square image.
+        """Bounding box (left, top, right, bottom) in an image of this size; by default as fractions of a square image.
 
-        Objects keep their proportions: in a wide image a circle stays a circle.
+        Objects keep their proportions: a circle stays a circle in a wide image.
         """
         half = self.side * min(width, height) / 2
         x, y = self.x * width, self.y * height
@@ -99,7 +99,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, one to a cell, words all different; `ground` is the shade of grey behind (0..255)."""
+    """Objects in reading order, one per cell, with different words; `ground` is the gray background (0..255)."""
 
     objects: tuple[SceneObject, ...]
     ground: int
@@ -107,7 +107,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with exactly one right answer; `kind` is one of `KINDS`."""
+    """Question with exactly one right answer; `kind` is one of `KINDS`."""
 
     kind: str
     question: str
@@ -115,7 +115,7 @@ class Question:
 
 
 def relations(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
-    """Which of `RELATIONS` hold of `a` seen from `b`: one in a row or a column, two on a diagonal."""
+    """List the `RELATIONS` of `a` to `b`: one if they are in the same row or column, two on a diagonal."""
     (row, column), (other_row, other_column) = a.cell, b.cell
     horizontal = ("left",) if column < other_column else ("right",) if column > other_column else ()
     vertical = ("above",) if row < other_row else ("below",) if row > other_row else ()
@@ -123,13 +123,13 @@ def relations(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
 
 
 def pair_held_out(pair: Pair) -> bool:
-    """Whether no training scene holds an object of this shape and colour."""
+    """Check if a shape and color are held out: no training scene has such an object."""
     shape, colour = pair
     return (COLOURS.index(colour) - SHAPES.index(shape)) % len(COLOURS) == 3
 
 
 def relation_held_out(shape: str, relation: str, other: str) -> bool:
-    """Whether in no training scene an object of shape `shape` is so placed from one of shape `other`."""
+    """Check if a relation of a shape to another shape is held out: no training scene has it."""
     step = (SHAPES.index(other) - SHAPES.index(shape)) % len(SHAPES)
     if relation in ("left", "above"):
         return step == 1
@@ -137,7 +137,7 @@ def relation_held_out(shape: str, relation: str, other: str) -> bool:
 
 
 def held_out(scene: Scene, diagonals: bool) -> bool:
-    """Whether the scene holds a combination kept from training, among diagonal neighbours too if `diagonals`."""
+    """Check if a scene has a held-out combination, with `diagonals` also among objects on a diagonal."""
     return any(pair_held_out(o.pair) for o in scene.objects) or any(
         relation_held_out(a.shape, relation, b.shape)
         for a, b in permutations(scene.objects, 2)
@@ -147,43 +147,43 @@ def held_out(scene: Scene, diagonals: bool) -> bool:
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each equally likely."""
+    """Draw one of the options with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Four to six true captions. The first two describe every object in full, the others are short and tell a part."""
+    """Write four to six true captions. The first two describe every object in full, the others are short."""
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     one = objects[0]
     size = f"{one.size} " if rng.random() < 0.5 else ""
     found = [
-        _listed(_article(_full(o)) for o in objects),
-        ", ".join(f"{o.position} {o.size} {_named(o)}{_written(o)}" for o in objects),
-        _listed(_counted(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
-        _article(f"{size}{_named(one)} at the {one.position}"),
+        _join(_with_article(_full_name(o)) for o in objects),
+        ", ".join(f"{o.position} {o.size} {_name(o)}{_word_phrase(o)}" for o in objects),
+        _join(_count_phrase(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
+        _with_article(f"{size}{_name(one)} at the {one.position}"),
     ]
     aligned = [(a, b) for a, b in permutations(objects, 2) if len(relations(a, b)) == 1]
     if aligned:
         a, b = pick(rng, aligned)
-        found.append(f"{_article(_named(a))} {RELATIONS[relations(a, b)[0]]} {_article(_named(b))}")
+        found.append(f"{_with_article(_name(a))} {RELATIONS[relations(a, b)[0]]} {_with_article(_name(b))}")
     written = [o for o in objects if o.word]
     if written:
-        found.append(f"the word {written[0].word} on {_article(_named(written[0]))}")
+        found.append(f"the word {written[0].word} on {_with_article(_name(written[0]))}")
     return found
 
 
 def description(scene: Scene) -> str:
-    """The scene in full, always in the same words: enough to answer every question about it without seeing it."""
+    """Describe a scene in full, with fixed wording: every question about it can be answered from this text."""
     count = len(scene.objects)
     opening = "there is one object" if count == 1 else f"there are {NUMBERS[count]} objects"
-    return f"{opening}, {_listed(_article(_full(o)) for o in scene.objects)}"
+    return f"{opening}, {_join(_with_article(_full_name(o)) for o in scene.objects)}"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One question of each kind that the scene allows, in the order of `KINDS`.
+    """Write one question of each kind that the scene allows, in the order of `KINDS`.
 
-    A kind is left out where nothing can be asked without ambiguity, and at random where its answers would
-    otherwise be unequal in number; call again for more.
+    A kind is omitted if no question would be unambiguous, and at random to balance the frequencies of its answers; call
+    again for more.
     """
     return [Question(kind, *asked) for kind, ask in _ASK.items() if (asked := ask(scene, rng)) is not None]
 
@@ -203,7 +203,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
         return "how many objects are there?", NUMBERS[len(scene.objects)]
     groups = Counter(o.pair for o in scene.objects)
     (shape, colour), count = pick(rng, list(groups.items()))
-    if rng.random() > _KEPT[count]:
+    if rng.random() > _SHARES[count]:
         return None
     names = [f"{colour} {_plural(shape)}"]
     if sum(o.shape == shape for o in scene.objects) == count:
@@ -220,7 +220,7 @@ def _position(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    related = _related(scene, rng)
+    related = _pick_related(scene, rng)
     if related is None:
         return None
     name, relation, other, _ = related
@@ -245,14 +245,14 @@ def _yes_no(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 def _yes_no_pair(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
     shape, colour = pair = pick(rng, scene.objects).pair
     if not truth:
-        # A held-out pair is replaced by another one and a seen pair by a seen one: were it otherwise, that a pair
-        # is asked for in training, or is new in a test, would tell whether it is there.
+        # A held-out pair is replaced by a held-out one and a seen pair by a seen one. Otherwise the answer could be
+        # guessed from the fact that a pair is asked about in training, or is new in a test.
         present = {o.pair for o in scene.objects}
         same = pair_held_out(pair)
         absent = [p for p in PAIRS if p not in present and pair_held_out(p) == same]
         near = [p for p in absent if p[0] == shape or p[1] == colour]
         shape, colour = pick(rng, near or absent)
-    return f"is there {_article(f'{colour} {shape}')}?"
+    return f"is there {_with_article(f'{colour} {shape}')}?"
 
 
 def _yes_no_place(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
@@ -261,16 +261,16 @@ def _yes_no_place(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
 
 
 def _yes_no_attribute(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
-    # Never of an object named by its shape or colour: with one of them given, the other is not free (held-out pairs).
+    # The object is never named by shape or color, since held-out pairs make one depend on the other.
     target = pick(rng, scene.objects)
     name = pick(rng, [_reference(target, way) for way in ("position", "word") if getattr(target, way)])
     if rng.random() < 0.5:
         return f"is {name} {pick(rng, [c for c in COLOURS if (c == target.colour) == truth])}?"
-    return f"is {name} {_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
+    return f"is {name} {_with_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
 
 
 def _yes_no_relation(scene: Scene, truth: bool, rng: np.random.Generator) -> str | None:
-    related = _related(scene, rng)
+    related = _pick_related(scene, rng)
     if related is None:
         return None
     name, relation, other, alternatives = related
@@ -287,8 +287,8 @@ def _yes_no_word(scene: Scene, truth: bool, rng: np.random.Generator) -> str | N
 _ASK = dict(zip(KINDS, (_colour, _shape, _count, _position, _relation, _yes_no, _word), strict=True))
 
 
-def _kept() -> dict[int, float]:
-    """The share of groups of each size to ask about, so that each size is asked about equally often."""
+def _sampling_shares() -> dict[int, float]:
+    """Compute the share of groups of each size to ask about, so that all sizes are equally frequent in questions."""
     offered = dict.fromkeys(GROUPINGS, 0.0)
     for ways in GROUPINGS.values():
         for way in ways:
@@ -298,11 +298,11 @@ def _kept() -> dict[int, float]:
     return {size: rarest / frequency for size, frequency in offered.items()}
 
 
-_KEPT = _kept()
+_SHARES = _sampling_shares()
 
 
-def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, list[str]] | None:
-    """Two objects in one row or column: (name, relation, name of the other, relations that do not hold)."""
+def _pick_related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, list[str]] | None:
+    """Pick two objects in one row or column: (name, relation, name of the other, relations that do not hold)."""
     aligned = [
         (a, b)
         for a, b in permutations(scene.objects, 2)
@@ -312,7 +312,7 @@ def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, lis
         return None
     a, b = pick(rng, aligned)
     (relation,) = relations(a, b)
-    # As with pairs: what does not hold must be as new, or as well known, as what does.
+    # As with pairs, false relations must be held out if the true one is, and seen if it is seen.
     new = relation_held_out(a.shape, relation, b.shape)
     others = [r for r in RELATIONS if r != relation and relation_held_out(a.shape, r, b.shape) == new]
     name, other = (pick(rng, _references(scene, o, "position")) for o in (a, b))
@@ -320,13 +320,13 @@ def _related(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, lis
 
 
 def _references(scene: Scene, target: SceneObject, hidden: str) -> list[str]:
-    """Names that fit `target` alone and do not tell the property `hidden`."""
+    """List names that fit only `target` and do not reveal the property `hidden`."""
     ways = ("shape", "colour", "pair", "position", "word")
-    told = {hidden, "pair"} if hidden in ("shape", "colour") else {hidden}
+    hidden_ways = {hidden, "pair"} if hidden in ("shape", "colour") else {hidden}
     return [
         _reference(target, way)
         for way in ways
-        if way not in told
+        if way not in hidden_ways
         and (value := getattr(target, way)) is not None
         and sum(getattr(o, way) == value for o in scene.objects) == 1
     ]
@@ -336,36 +336,36 @@ def _reference(target: SceneObject, way: str) -> str:
     return {
         "shape": f"the {target.shape}",
         "colour": f"the {target.colour} object",
-        "pair": f"the {_named(target)}",
+        "pair": f"the {_name(target)}",
         "position": f"the object at the {target.position}",
         "word": f"the object with the word {target.word}",
     }[way]
 
 
-def _named(target: SceneObject) -> str:
+def _name(target: SceneObject) -> str:
     return f"{target.colour} {target.shape}"
 
 
-def _written(target: SceneObject) -> str:
+def _word_phrase(target: SceneObject) -> str:
     return f" with the word {target.word} on it" if target.word else ""
 
 
-def _full(target: SceneObject) -> str:
-    return f"{target.size} {_named(target)}{_written(target)} at the {target.position}"
+def _full_name(target: SceneObject) -> str:
+    return f"{target.size} {_name(target)}{_word_phrase(target)} at the {target.position}"
 
 
-def _counted(count: int, shape: str, colour: str) -> str:
-    return _article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
+def _count_phrase(count: int, shape: str, colour: str) -> str:
+    return _with_article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
 
 
 def _plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def _article(phrase: str) -> str:
+def _with_article(phrase: str) -> str:
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def _listed(phrases: Iterable[str]) -> str:
+def _join(phrases: Iterable[str]) -> str:
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last

@@ -143,7 +143,7 @@ def test_visual_genome(images: Path) -> None:
     [
         ("coco", [], "expected an object with lists `images` and `annotations`"),
         ("coco", {"images": []}, "expected an object with lists"),
-        ("coco", {"images": [], "annotations": []}, "has no image that is asked for"),
+        ("coco", {"images": [], "annotations": []}, "has no matching image"),
         ("karpathy", {"images": 3}, "expected an object with a list `images`"),
         ("karpathy", 3, "expected an object with a list `images`"),
         ("visual_genome", {}, "expected a list of objects"),

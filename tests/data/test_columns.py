@@ -134,7 +134,7 @@ def test_a_list_is_read_where_lines_are_expected(tmp_path: Path) -> None:
     lines = jsonl(tmp_path / "b.jsonl", [{"image": "1.jpg", "data": [{}]}, {"image": "2.jpg"}])
     assert len(sources.build("jsonl", path=lines)) == 2
     (tmp_path / "cut.json").write_text('[{"image": "1.jpg"},\n{"image"')
-    with pytest.raises(UsageError, match="begins as a JSON list and is none"):
+    with pytest.raises(UsageError, match="begins as a JSON list but is not one"):
         sources.build("jsonl", path=str(tmp_path / "cut.json"))
     for name in ("a.parquet", "a.csv"):
         (tmp_path / name).write_bytes(b"x")

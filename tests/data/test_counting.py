@@ -41,7 +41,7 @@ def test_tars_that_are_here(tmp_path: Path) -> None:
     assert counting.count("webdataset", {"path": str(tmp_path / "{0..2}.tar"), "cache": str(tmp_path / "c")}) == (6, [])
     count, notes = counting.count("webdataset", {"path": str(tmp_path / "*.tar")})
     assert count == 36  # 1, 3, 5 and 7 samples, times 9 / 4
-    assert notes == ["data.train: 4 of 9 shards were counted, and taken for all"]
+    assert notes == ["data.train: extrapolated from 4 of 9 shards"]
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -77,7 +77,7 @@ def test_data_sets_that_are_here(tmp_path: Path) -> None:
             "data.train.sources.0 is not counted: data: no file",
         ),
         ("mix", {"sources": ["jsonl"]}, "is 'jsonl'; give a source"),
-        ("mine:Source", {}, "'mine:Source' is a class of your own"),
+        ("mine:Source", {}, "'mine:Source' is a custom class"),
     ],
 )
 def test_what_is_not_here_is_not_counted(name: str, options: dict[str, Any], said: str) -> None:

@@ -142,7 +142,7 @@ def test_a_shard_that_is_cut_off_is_missing(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     again = FeatureStore(tmp_path, kept.about)
     assert again.missing() == [1]
-    with pytest.raises(UsageError, match=r"000001.*is missing or damaged .*fills it again"):
+    with pytest.raises(UsageError, match=r"000001.*is missing or damaged .*to fill it again"):
         again.read(2, 0, _sample(2), Fixed(28))
 
 
@@ -155,7 +155,7 @@ def test_a_flipped_bit_is_named_at_the_first_read(tmp_path: Path) -> None:
     again = FeatureStore(tmp_path, kept.about)
     assert again.missing() == []
     again.read(0, 0, _sample(0), Fixed(28))
-    with pytest.raises(UsageError, match=r"000001.* damaged \(its checksum is \w+ instead of .*fills it again"):
+    with pytest.raises(UsageError, match=r"000001.* damaged \(its checksum is \w+ instead of .*to fill it again"):
         again.read(2, 0, _sample(2), Fixed(28))
     with soundness.unchecked():
         hasty = pickle.loads(pickle.dumps(FeatureStore(tmp_path, kept.about)))
@@ -191,7 +191,7 @@ def _change(name: str, change: Any) -> Any:
             "it holds 1 samples with 4 crops instead of 2",
         ),
         (None, "it lacks faults"),
-        ("{", "its faults are no JSON"),
+        ("{", "its faults are not JSON"),
         ("[]", "its faults are not pairs of texts by place"),
         ('{"0": "gone"}', "its faults are not pairs of texts by place"),
         ('{"0": ["gone", 7]}', "its faults are not pairs of texts by place"),

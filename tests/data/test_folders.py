@@ -77,8 +77,8 @@ def test_every_format_is_taken_and_what_is_left_out_is_told_once(tmp_path: Path)
         source = build(tmp_path)
     assert len(source) == len(endings) + 1
     assert [str(one.message) for one in told] == [
-        f"'{tmp_path}': left out: formats that are not read (convert them): 2 .cr2, 1 .jp2; no images by their names: "
-        "1 .mp4, 1 without an ending; .txt beside no image: 1"
+        f"'{tmp_path}': left out: formats that are not supported (convert them): 2 .cr2, 1 .jp2; "
+        "not images by their names: 1 .mp4, 1 without an ending; .txt without an image: 1"
     ]
 
 
@@ -120,7 +120,7 @@ def test_patterns_that_are_excluded(tmp_path: Path) -> None:
     assert "thumbs/d.png" not in names(build(tmp_path, exclude="./thumbs"))
     with pytest.warns(LeftOut, match="exclude 'thumb' matches nothing"):
         build(tmp_path, exclude=["thumb"])
-    with pytest.raises(UsageError, match=r"no image below .* and is not excluded"):
+    with pytest.raises(UsageError, match=r"no image below .* that is not excluded"):
         build(tmp_path, exclude="*")
     with pytest.raises(UsageError, match=r"data\.exclude"):
         build(tmp_path, exclude=3)
@@ -157,7 +157,7 @@ def test_the_command_line_tells_what_is_left_out(run: Run, tmp_path: Path) -> No
     assert (code, err.splitlines()) == (
         0,
         [
-            "qformer: 'photos': left out: formats that are not read (convert them): 1 .jp2; files and folders of "
+            "qformer: 'photos': left out: formats that are not supported (convert them): 1 .jp2; files and folders of "
             "macOS, Windows or a drive (such as ._*): 1; pipes, sockets and devices: 1"
         ],
     )

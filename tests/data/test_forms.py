@@ -374,7 +374,7 @@ def test_tables_in_text_as_people_save_them(tmp_path: Path, monkeypatch: pytest.
     rows = ["42,7.jpg,what?,kite", "43.0,7.jpg,what?,bird", "007,7.jpg,what?,kite"]
     Path("asked.csv").write_text("\n".join(["question_id,image,question,answer", *rows]))
     assert [row[2] for row in records_of("datasets", path="asked.csv")] == [42, 43, "007"]
-    for kind, told in {"utf-16": "UTF-16 text", "utf-16-le": "UTF-16-LE text", "cp1252": "no UTF-8 text"}.items():
+    for kind, told in {"utf-16": "UTF-16 text", "utf-16-le": "UTF-16-LE text", "cp1252": "not UTF-8 text"}.items():
         Path("other.csv").write_bytes("image,caption\n7.jpg,caf\u00e9\n".encode(kind))
         with pytest.raises(UsageError, match=told):
             sources.build("datasets", path="other.csv")

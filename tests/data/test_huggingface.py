@@ -250,7 +250,7 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"path": "nobody/nothing"}, "is no local file or folder, and the hub cannot be reached"),
+        ({"path": "nobody/nothing"}, "is not a local file or folder, and the hub cannot be reached"),
         ({"path": "nobody/nothing", "streaming": True}, "the hub cannot be reached"),
         ({"path": "none.parquet"}, "no file at 'none.parquet'"),
         ({"path": ["a.parquet", "none.parquet"]}, "no file at 'none.parquet'"),
@@ -260,8 +260,8 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
         ({"path": "c.parquet"}, "has no column captions, caption, text; set data.caption to one of image, words"),
         ({"path": "d.parquet"}, "has no column image, image_path, file_name; set data.image to one of words"),
         ({"path": "a.parquet", "choices": ["x", "y"], "question": "caption"}, "no column 'x'"),
-        ({"path": "notes.txt"}, "'notes.txt' is a file of a kind that is not read; give .parquet"),
-        ({"path": "notes.txt", "streaming": True}, "'notes.txt' is a file of a kind that is not read"),
+        ({"path": "notes.txt"}, "'notes.txt' is a file of a kind that is not supported; give .parquet"),
+        ({"path": "notes.txt", "streaming": True}, "'notes.txt' is a file of a kind that is not supported"),
         ({"path": "a.parquet", "split": "train[:0]"}, "corresponds to no data"),
         ({"path": "saved"}, "'saved' has no split 'train'"),
         ({"path": "saved", "split": "train"}, "; it has dev"),

@@ -185,14 +185,14 @@ def test_images_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
     """AVIF and JFIF are read; other formats are left out, and a folder of them alone is refused."""
     for name in ("c.JXL", "d.jp2"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18JXL \r\n")
-    with pytest.raises(UsageError, match=r"that is read, left out: .* 1 \.jxl, 1 \.jp2; put \.apng, \.avif"):
+    with pytest.raises(UsageError, match=r"in a supported format, left out: .* 1 \.jxl, 1 \.jp2; put \.apng, \.avif"):
         sources.build("folder", path=str(tmp_path))
     (tmp_path / "a.avif").write_bytes(encoded(photo(3), "AVIF"))
     (tmp_path / "b.jfif").write_bytes(encoded(photo(4), "JPEG", quality=100))
-    with pytest.warns(LeftOut, match=r"formats that are not read \(convert them\): 1 \.jxl, 1 \.jp2"):
+    with pytest.warns(LeftOut, match=r"formats that are not supported \(convert them\): 1 \.jxl, 1 \.jp2"):
         source = sources.build("folder", path=str(tmp_path))
     assert [read_image(source[number].image).shape for number in range(len(source))] == [(3, 16, 20)] * 2
-    with pytest.raises(BadSample, match="undecodable: not an image of a format that is read"):
+    with pytest.raises(BadSample, match="undecodable: not an image in a supported format"):
         read_image(tmp_path / "d.jp2")
     if "HEIF" not in FORMATS:
         with pytest.raises(BadSample, match="undecodable: an image in HEIC; install pillow-heif to read it, or"):
@@ -203,7 +203,7 @@ def test_images_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
 def test_lines_of_windows_are_refused(kind: str, tmp_path: Path) -> None:
     """A line feed is a byte of other characters in UTF-16, so that lines would be cut anywhere."""
     (tmp_path / "a.jsonl").write_bytes('{"image": "1.png", "caption": "a"}\n'.encode(kind))
-    with pytest.raises(UsageError, match=f"is {kind.upper()} text; save it as UTF-8, such as by iconv -f"):
+    with pytest.raises(UsageError, match=f"is {kind.upper()} text; save it as UTF-8, such as with iconv -f"):
         sources.build("jsonl", path=str(tmp_path / "a.jsonl"))
 
 

@@ -83,7 +83,7 @@ def test_ids_are_equal_as_text_and_as_numbers(tmp_path: Path) -> None:
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no list `annotations`"):
         vqa(tmp_path, [{"question_id": 1, "image_id": 1, "question": "what?"}], None)
-    with pytest.raises(UsageError, match=r"is not what data\.name says; expected an object with a list `questions`"):
+    with pytest.raises(UsageError, match="requires; expected an object with a list `questions`"):
         vqa(tmp_path, None, [])
     with pytest.raises(UsageError, match="has no question"):
         vqa(tmp_path, [], [])

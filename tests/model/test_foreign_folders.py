@@ -132,15 +132,15 @@ def test_other_folders(theirs: Path, tmp_path: Path) -> None:
     (empty / "config.json").write_text((theirs / "opt" / "config.json").read_text())
     refused(f"'{empty}' holds none of model.safetensors, pytorch_model.bin and", empty)
     (empty / "config.json").write_text("{}")
-    refused(f"'{empty}' is no checkpoint here", empty)
+    refused(f"'{empty}' is not a local checkpoint", empty)
     refused(
-        "'Salesforce/blip2-opt-2.7b' is no checkpoint here, no name of a release and not to be had",
+        "'Salesforce/blip2-opt-2.7b' is not a local checkpoint, not the name of a release, and not available",
         "Salesforce/blip2-opt-2.7b",
     )
     refused("no checkpoint at 'runs/none/here'", "runs/none/here")
     text = tmp_path / "notes.txt"
     text.write_text("words")
-    refused(f"'{text}' is no checkpoint, is damaged, or holds code", text)
+    refused(f"'{text}' is not a checkpoint, is damaged, or holds code", text)
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "other.pth")
     refused("these tensors are no BLIP-2 of LAVIS", tmp_path / "other.pth")
     bare = changed(theirs / "opt", tmp_path / "bare")

@@ -309,7 +309,7 @@ def test_a_picture_that_was_replaced_is_a_new_record(models: Models, photos: Pat
     ("name", "text", "expected"),
     [
         ("capfilt.json", "{", "cannot be read as JSON .*give another one with -o"),
-        ("capfilt.json", "[1]", "it is no object with keys"),
+        ("capfilt.json", "[1]", "it is not an object with keys"),
         (
             "work/captions-00001.jsonl",
             '{"records": [{"mark": "a"}]}\n',

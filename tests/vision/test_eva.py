@@ -232,7 +232,7 @@ def test_missing_and_damaged_files(tmp_path, name):
     with pytest.raises(UsageError, match="there is no file or folder"):
         vision.build("eva", **TINY, weights=str(path))
     path.write_text("<html>404 Not Found</html>")
-    with pytest.raises(UsageError, match="is no checkpoint, is damaged, or holds code"):
+    with pytest.raises(UsageError, match="is not a checkpoint, is damaged, or holds code"):
         vision.build("eva", **TINY, weights=str(path))
 
 
