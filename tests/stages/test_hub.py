@@ -194,7 +194,11 @@ def test_nothing_but_towers_is_published(space: Path, fake: FakeHub, tmp_path: P
 
 def test_refusals(space: Path, fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(space / "runs" / "stage2")
-    for repo, said in (("my-bridge", "does not name the owner"), ("a/b/c", "is not the name"), ("x/--y", "is not the name")):
+    for repo, said in (
+        ("my-bridge", "does not name the owner"),
+        ("a/b/c", "is not the name"),
+        ("x/--y", "is not the name"),
+    ):
         with pytest.raises(UsageError, match=said):
             hub.push(source, repo, "qformer")
     with pytest.raises(UsageError, match="give one with -o"):
