@@ -239,8 +239,7 @@ def launch(
         share: also serve at a public address, through servers of Gradio.
         auth: name and password; without them, only the login form can be reached.
         hosts: address to listen at, names and root path; by default 127.0.0.1, at `/`.
-        block: run until SIGTERM or SIGINT; then running calls finish and waiting ones are refused. A second signal
-            also stops running calls.
+        block: run until SIGTERM or SIGINT; then running calls finish, and waiting ones are refused; again: stop all.
         looks: `theme`, `css`, `head` and the like of Gradio's own `launch`.
 
     Returns:

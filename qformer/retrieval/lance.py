@@ -154,10 +154,8 @@ class LanceStore:
             return self._best(query, k, only)
         rows = query if len(query) == 1 else query[[r for r in range(len(query)) if r % self.queries in index.rows]]
         candidates = self._candidates(index, rows, depth)
-        rest = f"seq > {index.last}"
-        if candidates:
-            rest = f"{_one_of('seq', candidates)} or {rest}"
-        found = self._best(query, k, _and(only, rest))
+        fresh = f"seq > {index.last}"
+        found = self._best(query, k, _and(only, f"{_one_of('seq', candidates)} or {fresh}" if candidates else fresh))
         return found if len(found) >= min(k, len(self)) else self._best(query, k, only)
 
     def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
