@@ -84,7 +84,7 @@ def full_name(name: str) -> str:
     words = set(given) - MAKERS
     found = exact or [known for known in GPUS if words and words <= _parts(known)]
     if len(found) > 1:
-        raise UsageError(f"GPU '{name}' can be {' or '.join(found)}; give one of them")
+        raise UsageError(f"GPU '{name}' can mean {' or '.join(found)}; give one of them")
     if not found:
         raise UsageError(f"unknown GPU '{name}': {lookup.nearest(name.upper(), GPUS)}; or 'cpu' for this machine")
     return found[0]

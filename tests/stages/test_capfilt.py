@@ -432,10 +432,10 @@ def test_the_document_has_every_option_and_its_commands_are_accepted() -> None:
 
 
 def test_what_cannot_be_meant_is_refused(models: Models, photos: Path, tmp_path: Path) -> None:
-    for shard_of, expected in (("3/3", "write i/n"), ("a/b", "write i/n"), ("1", "write i/n")):
+    for shard_of, expected in (("3/3", "give i/n"), ("a/b", "give i/n"), ("1", "give i/n")):
         with pytest.raises(UsageError, match=expected):
             capfilt(settings(photos), tmp_path / "out", shard=shard_of)
-    with pytest.raises(UsageError, match="known are jsonl, webdataset"):
+    with pytest.raises(UsageError, match="give one of jsonl, webdataset"):
         capfilt(settings(photos, form="parquet"), tmp_path / "out")
     bad = jsonl(tmp_path / "bad.jsonl", ["{", {"image": 3}])
     with pytest.raises(UsageError, match="none of the first 100 samples can be used"):

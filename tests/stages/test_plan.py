@@ -431,8 +431,8 @@ def test_a_gpu_is_found_by_the_name_that_people_give_it(name: str, meant: str) -
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a100", "'a100' may be A100-40GB or A100-80GB; give one of them"),
-        ("H100", "'H100' may be H100-80GB or H100-PCIe"),
+        ("a100", "'a100' can mean A100-40GB or A100-80GB; give one of them"),
+        ("H100", "'H100' can mean H100-80GB or H100-PCIe"),
         ("l40", "unknown GPU 'l40': did you mean 'L40S'?"),  # has half the rate of an L40S
         ("4070 ti", "unknown GPU '4070 ti'"),
         ("nvidia", "unknown GPU 'nvidia'"),
