@@ -17,9 +17,10 @@ import pytest
 from qformer import identity
 from qformer.data import sources
 from qformer.data.loader import Batches
+from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
-from qformer.types import BadSample, Sample, same_image
+from qformer.types import BadSample, Sample
 from tests.data.making import encoded, jsonl, photo, tar
 
 

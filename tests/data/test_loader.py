@@ -18,9 +18,10 @@ from qformer.data import sources
 from qformer.data.held_out import held_out
 from qformer.data.loader import Batches, BatchRecord, Skipped, training_batches
 from qformer.data.texts import draw_texts
+from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
-from qformer.types import BadSample, Batch, Sample, Tiles, UsageError, same_image
+from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 from tests.data.making import jsonl, photo
 
 STRATEGY = Fixed(8)
