@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,18 +63,21 @@ def test_an_addition_is_short() -> None:
         assert len([line for line in example.splitlines()[1:] if line.strip()]) <= 15, example
 
 
-def test_additions_train_and_measure(additions: list[str], workplace: Path) -> None:
-    """A run of stage one on an encoder, a strategy and a source of one's own, which are named `module:Class`."""
-    assert additions == ["gray", "halves", "squares"]
-    run = yaml.safe_load((workplace.parent / "old" / "stage1.yaml").read_text())
+def write_run(workplace: Path, stage: str, **changes: Any) -> None:
+    """Write own.yaml: a stage of the old files with every section of docs/extending.md that this stage has."""
+    run = yaml.safe_load((workplace.parent / "old" / f"{stage}.yaml").read_text())
     for text in examples("extending.md", "yaml"):
         section = yaml.safe_load(text)
-        if "llm" not in section:
-            run |= {name: {**run.get(name, {}), **own} if name == "data" else own for name, own in section.items()}
-    run |= {"run": "runs/own", "train": {"steps": 2, "warmup": 0}}
-    run["data"].pop("validation", None)
-    run["data"].pop("features", None)
-    (workplace / "own.yaml").write_text(yaml.safe_dump(run))
+        if "llm" not in section and not (stage == "stage1" and "connector" in section):
+            run |= section
+    run["data"]["batch"] = 3
+    (workplace / "own.yaml").write_text(yaml.safe_dump(run | {"train": {"steps": 2, "warmup": 0}} | changes))
+
+
+def test_additions_train(additions: list[str], workplace: Path) -> None:
+    """An encoder, a strategy and a source of one's own, named `module:Class`, in stage one."""
+    assert additions == ["gray", "halves", "linear", "squares", "brevity"]
+    write_run(workplace, "stage1", run="runs/own")
     command("train", "own.yaml")
     model = qformer.load("runs/own", device="cpu", trust=True)
     assert isinstance(model, qformer.ImageTextModel)
@@ -81,3 +85,14 @@ def test_additions_train_and_measure(additions: list[str], workplace: Path) -> N
     assert tiles.counts == [2]
     embeds, _ = model.embed_images(tiles)
     assert embeds.shape[1] == 2 * model.qformer.config.queries
+
+
+def test_a_connector_and_a_benchmark_of_ones_own(additions: list[str], workplace: Path) -> None:
+    write_run(workplace, "stage2", run="runs/own", init=None)
+    command("train", "own.yaml")
+    model = qformer.load("runs/own", device="cpu", trust=True)
+    assert isinstance(model, qformer.VisionLanguageModel)
+    tiles = model.frontend.tiles(["photos/0.png"])
+    assert model.prefix(tiles)[0].shape[1] == model.count_tokens(tiles.plans[0]) == 2 * 4 * 4  # patches of two tiles
+    (measure,) = examples("extending.md", "sh")
+    assert "short" in command(*measure.split()[1:], "--trust")
