@@ -18,7 +18,10 @@ class Packing(Enum):
     int8 = "int8"
 
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="stage-one checkpoint: run, .pth, release or folder")]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="CKPT", help="stage-one checkpoint: run, .pth, release or folder; or the folder of a CLIP"),
+]
 
 
 def index(

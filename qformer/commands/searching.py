@@ -68,9 +68,7 @@ def index(
     """
     with ExitStack() as stack:
         stack.enter_context(distributed.joined())
-        model = _load(path, device, trust)
-        if features and model.matcher is None:
-            raise UsageError(f"'{path}' has no ITM, which alone reads --features; leave it out")
+        model = _load(path, device, trust, features)
         choice = _absolute(choose_data(data).model_dump())
         source, closed = _open(choice)
         gallery, number, fault = None, -1, ""
@@ -179,10 +177,12 @@ def _claim(
     return Gallery.create(folder, store or "lance", fingerprint=made, checkpoint=checkpoint, features=features, **sizes)
 
 
-def _load(path: str, device: str | None, trust: bool) -> Embedder:
+def _load(path: str, device: str | None, trust: bool, features: str | None = None) -> Embedder:
     if device is None and torch.cuda.is_available() and distributed.world() > 1:
         device = f"cuda:{distributed.local_rank()}"
     if Path(path).is_dir() and model_type_of(path) not in (None, "blip-2"):
+        if features:
+            raise UsageError(f"'{path}' has no ITM, which alone reads --features; leave it out")
         return ClipEmbedder(path, devices.choose(device))
     model = load(path, device, trust=trust)
     if not isinstance(model, ImageTextModel):
