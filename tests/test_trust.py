@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 #: What a stranger's module does when it is imported, and behind that what would really work.
 EVIL = """
 open({witness!r}, "a").write("imported ")
-from qformer.vision.hf import HFVisionConfig as Tower
+from qformer.vision.options import HFVisionConfig as Tower
 from qformer.resolution.fixed import Fixed
 from qformer.data.folders import Folder
 """
