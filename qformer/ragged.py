@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Padding:
-    """Where the padded places of rows are, reckoned once for any number of tensors that are packed alike.
+    """Places of padding among rows of unequal length, computed once for any number of tensors packed alike.
 
     Attributes:
         mask: bool[N, S], True where something is; None where all rows are equally long.

@@ -333,7 +333,7 @@ class Config(Section):
 
     @property
     def has_qformer(self) -> bool:
-        """Whether the connector is BLIP-2's, as in stage one."""
+        """True if the connector is BLIP-2's, as in stage one."""
         return self.connector.name == QFORMER
 
     @model_validator(mode="before")

@@ -248,7 +248,7 @@ class VisualTokens:
         return chosen if tiles or not self.rows else chosen._keep(self.rows[0][:0])
 
     def places(self, images: Sequence[int]) -> Tensor:
-        """Where in `packed` the tokens of those images are, long[n]."""
+        """Places of the tokens of those images in `packed`, long[n]."""
         import torch
 
         starts = [0, *accumulate(self.lengths)]

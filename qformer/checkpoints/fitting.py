@@ -1,4 +1,4 @@
-"""Whether the tensors of somebody else's checkpoint can be those of the model that their names tell of."""
+"""Check that the tensors of another checkpoint form can be those of the model that their names stand for."""
 
 from __future__ import annotations
 

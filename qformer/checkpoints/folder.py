@@ -50,7 +50,7 @@ class Damaged(UsageError):
 
 
 class Meta(Form):
-    """What `meta.json` says, see the top; one from before there were checksums has none."""
+    """Contents of `meta.json`, see the top of this module; older files have no checksums."""
 
     step: int
     files: dict[str, int] = Field(default_factory=dict)
@@ -64,7 +64,7 @@ class Meta(Form):
 
 @dataclass
 class Checkpoint:
-    """What `read` found; tensors are on the CPU."""
+    """Checkpoint that was read; its tensors are on the CPU."""
 
     path: Path
     config: Config
@@ -123,7 +123,7 @@ def write_meta(folder: Path, about: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What `meta.json` says.
+    """Read `meta.json`.
 
     Raises:
         Damaged: it is missing, not as it was written, or of another step than the folder.
@@ -145,7 +145,7 @@ def _damaged(folder: Path, what: object) -> Damaged:
 
 
 def check(folder: Path) -> None:
-    """Whether every file has the size with which it was written (the configuration may be edited).
+    """Check that every file has the size with which it was written; only the configuration can be edited.
 
     Raises:
         Damaged: naming a file that is missing or cut off.
@@ -158,7 +158,7 @@ def check(folder: Path) -> None:
 
 
 def check_files(folder: Path, trainer: bool = False) -> None:
-    """Whether the files are those that were written, as far as their checksums are known; see `soundness.unchecked`.
+    """Check that files equal those that were written, if their checksums are known; see `soundness.unchecked`.
 
     Args:
         trainer: that of `trainer.pt`, which only resuming reads, instead of all the others.
@@ -199,7 +199,7 @@ def find(path: str | Path) -> Path:
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether the path, if it is anything, is not ours: a file, a folder of transformers, a name of a release or hub.
+    """Return True for a path that is not ours: a file, a folder of transformers, a release, or a hub id.
 
     A path that is nothing at all counts as ours if it looks like one, so that the message says what is missing.
     """

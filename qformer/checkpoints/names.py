@@ -1,4 +1,4 @@
-"""Where every tensor of a BLIP-2 stands: its name here, in LAVIS's state dicts and in transformers'.
+"""Names of every tensor of a BLIP-2: here, in LAVIS's state dicts, and in transformers'.
 
 Tables of the parts, and functions that write out the names for the layers that a model has, one by one: no patterns, so
 that nothing can slip through a conversion unseen. Sources: BLIP-2 (arXiv 2301.12597) as released with LAVIS 1.0.2, and

@@ -41,7 +41,7 @@ VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the caller says of a checkpoint; None is the usual.
+    """Options of the caller for what a checkpoint leaves open; None means the usual.
 
     Attributes:
         heads: of the Q-Former; by default one for 64 numbers of its width, as in BERT.
@@ -275,7 +275,7 @@ def read_sizes(tensors: Mapping[str, Tensor], form: Form, heads: int | None, pos
 
 
 def usual_heads(width: int, each: int, key: str) -> int:
-    """How many heads `each` numbers wide there are in a width; one in a smaller one.
+    """Number of heads of width `each` in a width; one if that is smaller.
 
     Raises:
         UsageError: it is no multiple; asks for `key`.

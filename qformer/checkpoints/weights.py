@@ -20,7 +20,7 @@ ENCODER, LLM = "frontend.encoder.", "llm."  # begin names of what may be trained
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds: every parameter that is not frozen, by name."""
+    """Tensors that a checkpoint holds: every parameter that is not frozen, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -47,7 +47,7 @@ def load_tensors(model: ImageTextModel | VisionLanguageModel, tensors: dict[str,
 
 
 def captioning_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What stage one trains and transformers has no place for: the captioning head and the temperature of ITC."""
+    """Tensors that stage one trains and transformers has no place for: captioning head and temperature of ITC."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith(CAPTIONING) or name == "temp"}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer import lookup
-from qformer.checkpoints.loading import load_vision_language
+from qformer.checkpoints import loading
 from qformer.commands.image_files import ImageFiles
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
@@ -79,7 +79,7 @@ def caption(
     _check_text(prompt=prompt)
     reader = ImageFiles(_paths(given), batch)
     groups = reader.groups()  # the first of which is read before the model
-    model = load_vision_language(path, device, quantize, trust)
+    model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     for group in reader.track("captioning", groups):
         texts = model.generate(_tiles(model, group), prompt, **decoding)
@@ -95,7 +95,7 @@ def caption(
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions are put; for each see `qformer ask --help`."""
+    """Options of `qformer ask`; its `--help` explains each."""
 
     context: str | None = None
     preset: str = "paper"
@@ -148,7 +148,7 @@ def ask(
         except BadSample as bad:
             raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
     groups = reader.groups()
-    model = load_vision_language(path, device, quantize, trust)
+    model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     with _told():
         if asked is None:
@@ -224,7 +224,7 @@ def _check_text(**texts: str | None) -> None:
 
 
 def _names_file(word: str) -> bool:
-    """Whether this is an image, be it a missing one, rather than a question."""
+    """Return True if a word names an image file, even a missing one, and is not a question."""
     if not word.strip():
         return False
     if (lookup.address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD) and not any(map(str.isspace, word)):
@@ -331,7 +331,7 @@ def _seed(seed: int | None) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What a model warns of, such as text that was cut, as one line on standard error."""
+    """Print warnings of a model, such as cut text, as one line each on standard error."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: print(f"qformer: {message}", file=sys.stderr)

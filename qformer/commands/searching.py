@@ -233,14 +233,14 @@ def _report(gallery: Gallery, model: Embedder, tally: Tally) -> None:
 
 
 def _tell_closed(path: str, reason: str, remove: bool) -> None:
-    """That a whole source cannot be opened today."""
+    """Report a source that cannot be opened today."""
     kept = "" if remove else "; what the gallery has of it is kept"
     gone = f"there is nothing at '{path}' today; is its disk mounted?"
     print(f"qformer: {reason if Path(path).exists() else gone}{kept}", file=sys.stderr)
 
 
 def _tell_kept(tally: Tally) -> None:
-    """What was not met and is kept all the same."""
+    """Report entries that were not found and are kept."""
     if tally.away:
         console.print(
             f"kept {tally.away:,} images that could not be looked at (is their disk mounted?), such as "
@@ -310,7 +310,7 @@ def search(
 
 
 def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str], hits: Sequence[Hit]) -> None:
-    """What the searcher should know, on standard error."""
+    """Print notes about a search on standard error."""
     for note in retriever.gallery.store.notes:
         print(f"qformer: {note}", file=sys.stderr)
     if text is not None and retriever.is_unknown(text):

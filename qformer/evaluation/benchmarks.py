@@ -71,13 +71,13 @@ class Item:
 
     @property
     def digest(self) -> str:
-        """Of all that what is said depends on, so that it is not taken for an answer to something else."""
+        """Digest of everything that a prediction depends on, so that it is never reused for another question."""
         asked = json.dumps([self.image, self.question, self.choices])
         return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
     @property
     def known(self) -> bool:
-        """Whether an answer to it can be scored."""
+        """True if an answer to it can be scored."""
         return bool(self.accepted) or self.right is not None
 
 
@@ -91,7 +91,7 @@ class ImageItems:
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How a model is asked.
+    """Options of asking a model.
 
     Attributes:
         preset: prompt and decoding of answers, one of `qformer.llm.prompts.PRESETS`.
@@ -106,7 +106,7 @@ class AskOptions:
 
 @dataclass
 class Measured:
-    """What the answers are worth.
+    """Scores of the answers.
 
     Attributes:
         total: of all, by name of the score; shares in [0, 1] but for captions, where they are as usual.
@@ -122,7 +122,7 @@ class Measured:
 
 
 class Benchmark(ABC):
-    """What `qformer eval --bench NAME` measures.
+    """Contract of a benchmark, `qformer eval --bench NAME`.
 
     Attributes:
         stage: whose model it needs.
@@ -140,7 +140,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:
-        """What is asked about a sample, the record at this place of the data; `new_item` makes an empty one.
+        """Make the item of a sample, the record at this place of the data; `new_item` makes an empty one.
 
         Raises:
             BadSample: it cannot be asked about. The record is skipped and counted.
@@ -148,7 +148,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def predict(self, model: Any, tiles: Tiles, items: Sequence[Sequence[Item]], ask: AskOptions) -> list[Record]:
-        """What the model makes of each item, image by image, without gradients.
+        """Predict each item, image by image, without gradients.
 
         Args:
             model: of `stage`: an `ImageTextModel` or a `VisionLanguageModel`. tiles: of B images.
@@ -164,7 +164,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
-        """What the records are worth, each of an item that can be scored (`Item.known`).
+        """Score the records, each of an item that can be scored (`Item.known`).
 
         Args:
             by: a further column by which results are told apart. lemmas: compare lemmas of the answers.
@@ -244,7 +244,7 @@ def new_item(sample: Sample, place: int, number: str | int | None = None) -> Ite
 
 
 def question_id(sample: Sample) -> str | int | None:
-    """What a submission calls a question; VizWiz calls it as its image."""
+    """Id of a question in a submission; VizWiz uses the name of its image."""
     facts = {key: known for key, value in sample.facts.items() if (known := plain_id(value)) is not None}
     name = PurePath(sample.image).name if isinstance(sample.image, PurePath) else ""
     return next((facts[key] for key in QUESTION_IDS if key in facts), name if name.startswith(VIZWIZ) else None)

@@ -23,7 +23,7 @@ ROWS = 32  # answers that the language model reads at a time
 
 @dataclass(frozen=True)
 class AnswerLosses:
-    """What each token of B given answers costs.
+    """Losses of each token of B given answers.
 
     Attributes:
         targets: long[B, T], the ids of the tokens, `IGNORE` where there is none. The last of each row ends the text.

@@ -70,7 +70,7 @@ class Scores:
 
 @dataclass
 class _Kept:
-    """What the image encoder made of a group: bytes of a file from `start`, for tokens of this shape on no device."""
+    """Image tokens of a group in a file: bytes from `start`, for tokens of this shape."""
 
     start: int
     shape: VisualTokens

@@ -213,7 +213,7 @@ class Statement(GivenAnswers):
     """Sentences that are true of their image or not."""
 
     def item(self, sample: Sample, place: int) -> Item:
-        """Whether the sentence is true, to which yes is right or no.
+        """Make an item that asks if the sentence is true; the right answer is yes or no.
 
         Raises:
             BadSample: `no statement`; `no answer`, the label is neither true nor false.
@@ -260,7 +260,7 @@ def statement_question(sentence: str) -> str:
 
 
 def _image_number(sample: Sample) -> str | int | None:
-    """What a submission calls an image; COCO's files are named by their numbers."""
+    """Id of an image in a submission; COCO's files are named by their numbers."""
     facts = {key: known for key, value in sample.facts.items() if (known := plain_id(value)) is not None}
     named = next((facts[key] for key in IMAGE_IDS if key in facts), None)
     if isinstance(named, int) or str(named).isdecimal():
@@ -271,7 +271,7 @@ def _image_number(sample: Sample) -> str | int | None:
 
 
 def _says(value: Any) -> bool:
-    """Whether a cell for answers has any in it, be they in a form that is not read."""
+    """Return True if a cell for answers holds any, even in a form that is not read."""
     if isinstance(value, list | dict):
         return any(map(_says, value.values() if isinstance(value, dict) else value))
     known = value.strip() if isinstance(value, str) else written(value)

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig
 
 from qformer.lookup import find
 from qformer.types import UsageError
@@ -215,6 +214,8 @@ def configuration(path_or_id: str) -> Any:
     Raises:
         UsageError: there is none.
     """
+    from transformers import AutoConfig  # here alone: a configuration is checked without torch
+
     return read(
         AutoConfig,
         path_or_id,

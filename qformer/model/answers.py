@@ -1,4 +1,4 @@
-"""What a vision-language model is asked: contexts, earlier turns and examples, and what of them fits the positions.
+"""Prompts of a vision-language model: contexts, earlier turns and examples, and how much of them fits the positions.
 
 Functions over a language model and a visual prefix; the methods of `VisionLanguageModel` call them.
 """
@@ -146,5 +146,5 @@ def worded(
 
 
 def first_question(text: str) -> str:
-    """What a model wrote as a question, up to its question mark: what follows is no question."""
+    """Cut a generated text after its first question mark."""
     return text[: text.find("?") + 1] or text

@@ -29,7 +29,7 @@ class Captioning:
 
     @abstractmethod
     def encode_images(self, images: Tiles) -> KeyValues:
-        """What the Q-Former reads of B images."""
+        """Compute the keys and values that the Q-Former reads of B images."""
 
     @overload
     def caption(
@@ -48,7 +48,7 @@ class Captioning:
     def caption(
         self, tiles: Tiles, beams: int = 3, max_length: int = 30, min_length: int = 10, return_ids: bool = False
     ) -> list[str] | Tensor:
-        """What the Q-Former itself says of B images, by beam search; `[DEC]` begins, `[SEP]` ends a caption.
+        """Caption B images with the Q-Former alone, by beam search; `[DEC]` begins a caption and `[SEP]` ends it.
 
         Args:
             beams: 1 is greedy.

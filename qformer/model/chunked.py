@@ -59,7 +59,7 @@ class Chunk:
 
 @dataclass
 class StepContext:
-    """How to go forward and backward: see `chunked_step`."""
+    """Context of the forward and backward passes; see `chunked_step`."""
 
     scale: Callable[[Tensor], Tensor]
     autocast: Callable[[], AbstractContextManager[Any]]

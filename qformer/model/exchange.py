@@ -41,7 +41,7 @@ class GlobalBatch:
     same: Tensor
 
     def text_place(self, texts: Tensor) -> Tensor:
-        """Where in `tokens` the texts numbered in the global batch are: long[B] -> long[B]."""
+        """Map numbers of texts in the global batch to their rows in `tokens`: long[B] -> long[B]."""
         return (texts - distributed.rank() * len(self.same)) % len(self.tokens)
 
 

@@ -111,7 +111,7 @@ class FrontEnd(nn.Module):
         return VisualTokens.unpack(packed, lengths, grids, self.encoder.extra, tiles.plans, self.encoder.per_patch)
 
     def adapt(self, visual: VisualTokens) -> VisualTokens:
-        """What the adapter makes of the encoder's own tokens."""
+        """Pass the encoder's tokens through the adapter."""
         return visual if self.norm is None else visual.repack(self.norm(visual.packed))
 
     def encode(self, pixels: Tensor) -> Tensor:

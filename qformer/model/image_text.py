@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Features:
-    """What a feature mode returns.
+    """Features of one mode.
 
     Attributes:
         embeds: float[B, V, H] of queries (image, multimodal) or float[B, T, H] of text.

@@ -265,7 +265,7 @@ class VisionLanguageModel(nn.Module):
         return [self.prompt] * len(batch), list(batch.text)
 
     def _cuts(self, batch: Batch) -> list[float]:
-        """Where captions are cut: as the batch says, which it does in training, or drawn."""
+        """Choose where captions are cut: as the batch says, which it does in training, or at random."""
         if batch.cuts is not None:
             return batch.cuts
         # Held-out losses are compared over time, so theirs are always the same.

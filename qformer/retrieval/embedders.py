@@ -69,7 +69,7 @@ class Embedder(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """What differs once weights, or the way in which images are read, are others; not once the dtype is."""
+        """Fingerprint of the weights and of how images are read; it does not depend on the dtype."""
 
     def count(self, text: str) -> int:
         """The tokens of a text, uncut."""
@@ -86,7 +86,7 @@ class Embedder(ABC):
         return [[next(scores) for _ in own] for own in texts]
 
     def too_long(self, texts: list[str]) -> int:
-        """How many of them are cut."""
+        """Number of texts that are cut."""
         return sum(len(ids) > self.limit for ids in self.tokenizer(texts, verbose=False)["input_ids"])
 
 
@@ -171,7 +171,7 @@ def _digest(model: nn.Module, about: str) -> str:
 
 
 def model_type_of(path: str) -> str | None:
-    """Of a folder or hub id of transformers; None for checkpoints of ours and of LAVIS."""
+    """Read the model type of a folder or hub id of transformers; None for checkpoints of ours and of LAVIS."""
     if not checkpoint.is_foreign(path) or Path(path).is_file() or path in releases.RELEASES:
         return None
     return configuration(path).model_type
@@ -195,14 +195,14 @@ def read_model(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> An
 
 
 def pixels_of(processor: Any, images: Sequence[Tensor]) -> Tensor:
-    """What the model's own image processor makes of uint8[3, h, w]: float[B, 3, S, S]."""
+    """Process images uint8[3, h, w] with the model's own image processor: float[B, 3, S, S]."""
     if "shortest_edge" in processor.size:
         images = [_middle(image) for image in images]
     return processor(images=list(images), input_data_format="channels_first", return_tensors="pt")["pixel_values"]
 
 
 def _middle(image: Tensor) -> Tensor:
-    """Of a strip the middle, which is all that is seen of it: its shorter side at full size would fill the memory."""
+    """Cut the middle out of a strip, since the model sees no more and its full size would fill the memory."""
     height, width = image.shape[1:]
     longest = STRIP * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2

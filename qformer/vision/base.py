@@ -1,4 +1,4 @@
-"""What every image encoder promises: raw pixels in, patch tokens out, and what 'frozen' means."""
+"""Contract of image encoders: raw pixels in, patch tokens out, and the meaning of 'frozen'."""
 
 from __future__ import annotations
 

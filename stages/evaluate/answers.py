@@ -102,7 +102,7 @@ def _card(
 
 
 def _truth(item: Item) -> list[str]:
-    """What should have been said: captions, answers and how many gave them, or the right choice and all of them."""
+    """References of an item: captions, answers and how many people gave them, or the right choice among all."""
     if item.choices:
         right = [] if item.right is None else [item.choices[item.right]]
         return [*right, "of " + ", ".join(item.choices)]

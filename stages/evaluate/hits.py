@@ -75,7 +75,7 @@ def _spread(queries: list[int]) -> list[int]:
 
 @dataclass
 class HitSheet:
-    """What was found for a query, as cards."""
+    """Cards of the hits of a query."""
 
     source: Source
     images: list[ImageRecord]

@@ -112,7 +112,7 @@ def _check_column(name: str | None, listed: list[ImageItems]) -> None:
 
 
 def made_by(settings: Settings, model: VisionLanguageModel | ImageTextModel) -> dict[str, Any]:
-    """What predictions depend on. Those of another weight, prompt or data are never mixed with them."""
+    """Everything that predictions depend on; predictions of other weights, prompts or data are never mixed in."""
     weights = fingerprint(model)[:16] if isinstance(model, ImageTextModel) else _weights(model)
     asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
     asked |= {name: value for name in ("quantize", "beams") if (value := getattr(settings, name)) is not None}
@@ -170,7 +170,7 @@ def _predict_all(
 def _predict(
     bench: Benchmark, model: Any, tiles: Tiles, items: list[list[Item]], ask: AskOptions
 ) -> tuple[list[dict[str, Any]], list[tuple[int, Item, str]]]:
-    """What is said of some images; and the image's row, the item and the reason where a question is too long."""
+    """Predict for some images; also returns the row, item and reason of each question that is too long."""
     try:
         return predict(bench, model, tiles, items, ask), []
     except TooLong:

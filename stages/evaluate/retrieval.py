@@ -151,7 +151,7 @@ def _report(
 
 
 def print_skipped(skipped: list[dict[str, Any]]) -> None:
-    """How many samples could not be used, and why the first few."""
+    """Print how many samples could not be used, and why for the first few."""
     if skipped:
         console.print(f"skipped {len(skipped)} samples:")
     for fault in skipped[:SHOWN]:

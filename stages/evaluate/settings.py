@@ -18,7 +18,7 @@ AUTOCAST = {precision: dtype for precision, dtype in DTYPES.items() if precision
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured and how; for each see `qformer eval --help`."""
+    """Options of `qformer eval`; its `--help` explains each."""
 
     checkpoint: str
     bench: str

@@ -157,7 +157,7 @@ def read_sizes(path: str, key: str) -> Any:
 
 
 class Words:
-    """In place of a tokenizer: a token for each word, so that a text has as many tokens as one says."""
+    """Stand-in for a tokenizer, with one token per word, so that a text has a chosen number of tokens."""
 
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = 0, 1, 2, 3
     all_special_ids: tuple[int, ...] = ()  # none stands in a text

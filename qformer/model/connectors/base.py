@@ -1,4 +1,4 @@
-"""What every connector promises: image tokens in, input embeddings of the language model out, counted before by a plan.
+"""Contract of connectors: image tokens in, input embeddings of the language model out, as many as a plan says.
 
 A connector of one's own is a subclass with an `__init__(width, llm_width, **options)` and a `project`. It overrides
 `sequence` and `count_tokens` where the language model reads more than the tokens of the tiles one after the other.
@@ -112,7 +112,7 @@ class Connector(nn.Module):
         return prefix if questions is None else prefix.select(owners(questions).to(embeds.device))
 
     def _project_all(self, visual: VisualTokens) -> list[Tensor]:
-        """What `project` makes of each of the N tiles, those with the same grid at once."""
+        """Project each of the N tiles; those with equal grids pass together."""
         groups: dict[tuple[int, int], list[int]] = {}
         for tile, grid in enumerate(visual.grids):
             groups.setdefault(grid, []).append(tile)
