@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from qformer import lookup, vision
 from qformer.files import pretrained
-from qformer.model.bert import BERT_SIZES
+from qformer.model.sizes import BERT_SIZES
 from qformer.schema import QFormerConfig
 from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError

@@ -10,7 +10,7 @@ from packaging.version import Version
 from PIL import Image
 
 from qformer.demo import limits
-from qformer.images.formats import FORMATS
+from qformer.formats import FORMATS
 
 TEXT = (Path(__file__).parent.parent / "docs/security.md").read_text(encoding="utf-8")
 

@@ -21,8 +21,8 @@ from qformer.checkpoints import loading
 from qformer.commands.image_files import ImageFiles
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
+from qformer.formats import SUFFIXES, UNREAD
 from qformer.images import read_image, shown
-from qformer.images.formats import SUFFIXES, UNREAD
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.types import BadSample, Tiles, UsageError

@@ -10,7 +10,7 @@ import yaml
 
 from qformer.config import Choice, load_config
 from qformer.data import sources
-from qformer.images.formats import SUFFIXES, UNREAD
+from qformer.formats import SUFFIXES, UNREAD
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformer.data.encodings import decode_text, lines_of
+from qformer.formats import SUFFIXES, UNREAD, is_system_file
 from qformer.images import read_file
-from qformer.images.formats import SUFFIXES, UNREAD, is_system_file
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:

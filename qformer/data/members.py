@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from qformer.images.formats import SUFFIXES, is_system_file
+from qformer.formats import SUFFIXES, is_system_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,7 +20,7 @@ from qformer.data.fetching import expand, fetcher
 from qformer.data.members import IMAGES
 from qformer.data.orders import Windows
 from qformer.data.shards import Shards
-from qformer.images.formats import FORMATS
+from qformer.formats import FORMATS
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:

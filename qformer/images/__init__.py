@@ -16,8 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from qformer import lookup
+from qformer.formats import FORMATS
 from qformer.images import brightness, jpeg, tiff
-from qformer.images.formats import FORMATS
 from qformer.images.orientation import of_info, upright
 from qformer.types import BadSample
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
 
 from qformer.files import pretrained
+from qformer.model.sizes import BERT_SIZES
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 
@@ -193,17 +194,6 @@ def bert_weights(bert: dict[str, Tensor], config: QFormerConfig, fold_token_type
     if "cls.predictions.bias" in bert:
         weights["lm_head.bias"] = bert["cls.predictions.bias"]
     return weights
-
-
-#: Sizes that a Q-Former takes from the BERT it starts from, with their names in BERT's configuration.
-BERT_SIZES = {
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "layer_norm_eps": "layer_norm_eps",
-}
 
 
 DECODE = "[DEC]"

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from qformer.data.shards import add_member
 from qformer.files.records import Form, read_lines, read_object, replace_records, replace_text, replacing, writing
+from qformer.formats import FORMATS
 from qformer.images import read_file, read_head, read_image
-from qformer.images.formats import FORMATS
 from qformer.progress import console
 from qformer.types import BadSample, UsageError
 

@@ -13,8 +13,8 @@ import pytest
 
 from qformer.data import sources
 from qformer.data.folders import list_images
+from qformer.formats import FORMATS
 from qformer.images import read_image
-from qformer.images.formats import FORMATS
 from qformer.types import BadSample, LeftOut, UsageError
 from tests.data.making import encoded, number_of, photo
 from tests.test_cli import config

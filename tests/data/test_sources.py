@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qformer.data import base, sources
+from qformer.formats import FORMATS
 from qformer.images import read_image
-from qformer.images.formats import FORMATS
 from qformer.types import BadSample, LeftOut, Sample, UsageError
 from tests.data.making import encoded, photo
 
