@@ -17,7 +17,7 @@ PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 FLOORS = (
     ("identity", "ragged", "types", "trust", "lookup", "fields", "schema", "config"),
-    ("compat", "devices", "distributed", "files", "formats", "images", "progress"),
+    ("compat", "devices", "distributed", "files", "images", "progress"),
     ("losses", "resolution", "vision"),
     ("data", "llm", "scenes"),
     ("model",),
