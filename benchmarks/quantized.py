@@ -57,7 +57,7 @@ def from_pictures(model: Any, count: int) -> dict[str, tuple[list[str], list[boo
     replies = zero_shot.answer_all(model, Scenes("val", zero_shot.SIZE, count=count, questions=True))
     captioned = zero_shot.caption_all(model, Scenes("val", zero_shot.SIZE, count=count, objects=(1, 1), seed=1))
     return {
-        "answers": ([reply.said for reply in replies], [reply.right for reply in replies]),
+        "answers": ([reply.text for reply in replies], [reply.right for reply in replies]),
         "captions": ([one.caption for one in captioned], [one.named for one in captioned]),
     }
 

@@ -252,8 +252,8 @@ class VisualTokens:
         import torch
 
         starts = [0, *accumulate(self.lengths)]
-        places = [place for tile in self._tiles(images) for place in range(starts[tile], starts[tile + 1])]
-        return torch.tensor(places, dtype=torch.long).to(self.device)
+        places = [torch.arange(starts[tile], starts[tile + 1]) for tile in self._tiles(images)]
+        return torch.cat([torch.zeros(0, dtype=torch.long), *places]).to(self.device)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:

@@ -41,7 +41,8 @@ def check(config: Config) -> Config:
         from qformer.model import connectors  # here alone: torch comes along
 
         with config.connector.building():
-            connectors.check(config.connector.name, config.connector.options)
+            complete = config.init is None  # options that are left out come from init
+            connectors.check(config.connector.name, config.connector.options, complete)
     own, train, validation = OF_TOWERS.get(config.stage, {}), config.data.train, config.data.validation
     table = own if train.name in own else sources.SOURCES
     with train.building():

@@ -305,8 +305,11 @@ class Filler:
         each = -(-self._encode_all(iter(usable)).nbytes // len(usable))
         encoder = self.frontend.encoder
         names = ("width", "patch_size", "image_size", "extra")
+        unusual = {
+            name: value for name in ("per_patch", "floors") if (value := getattr(encoder, name)) > 1 or value is True
+        }
         return {
-            "encoder": {name: getattr(encoder, name) for name in names},
+            "encoder": {name: getattr(encoder, name) for name in names} | unusual,
             "per_shard": min(max(SHARD_BYTES // each, 1), SHARD_SAMPLES),
             "bytes_per_sample": each,
         }

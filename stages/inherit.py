@@ -66,6 +66,11 @@ def inherit(config: Config, start: Config) -> Config:
             f"question is an option of the connector 'qformer', and that of init '{config.init}' is '{theirs}'; leave "
             "it out"
         )
+    if not start.has_qformer and config.llm is not None and config.llm.visual_scale != 1:
+        raise UsageError(
+            f"llm.visual_scale is {config.llm.visual_scale}, which only the connector 'qformer' uses, and that of init "
+            f"'{config.init}' is '{theirs}'; leave it out"
+        )
     own_text = "text" in config.model_fields_set and start.stage == "stage2" and start.question is None
     bridge = [name for name in BRIDGE if name != "text" or not own_text]  # that Q-Former never read text
     taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qformer.cli.language import Quantize
-from qformer.cli.options import NoVerify, Trust
-
-
-class Precision(Enum):
-    """Dtype of autocast."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
+from qformer.cli.options import NoVerify, Precision, Trust
 
 Checkpoint = Annotated[
     str,

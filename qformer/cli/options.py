@@ -42,13 +42,6 @@ ConfigFile = Annotated[
     typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped one, such as quickstart/stage1.yaml"),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=1000")]
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CKPT",
-        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
-    ),
-]
 
 
 class Form(Enum):

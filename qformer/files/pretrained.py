@@ -42,7 +42,7 @@ def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any
     try:
         with quiet():
             return _read(kind, path, options)
-    except UsageError:  # says what is wrong itself
+    except (UsageError, MemoryError):  # say what is wrong themselves
         raise
     except Exception as error:  # damaged files make transformers raise nearly anything
         where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"

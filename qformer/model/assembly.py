@@ -130,8 +130,8 @@ def _build_connector(
     connector = connectors.chosen(config.connector, encoder.width, llm.width)
     if connector.patch not in (None, encoder.patch_size):
         raise UsageError(
-            f"the connector '{config.connector.name}' reckons with patches of {connector.patch} pixels, but those of "
-            f"this image encoder are {encoder.patch_size} wide; set connector.patch to {encoder.patch_size}"
+            f"the connector '{config.connector.name}' is for patches of {connector.patch} pixels, but this image "
+            f"encoder has patches of {encoder.patch_size}; set its patch to {encoder.patch_size}, or use another encoder"
         )
     return connector, config
 

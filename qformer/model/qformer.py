@@ -58,15 +58,16 @@ class KeyValues:
     def join(self, other: KeyValues) -> KeyValues:
         """Concatenate these images and those of `other`; the shorter ones are padded."""
         own, others = (part.layers[0][0].shape[2] for part in (self, other))
+        others = others if len(other) else own  # no images have any length
         more = max(own, others)
 
-        def padded(rows: Tensor, length: int) -> Tensor:
-            return F.pad(rows, (0, 0, 0, more - length))  # (B, heads, more, H / heads)
+        def padded(rows: Tensor) -> Tensor:
+            return F.pad(rows, (0, 0, 0, more - rows.shape[2]))  # (B, heads, more, H / heads)
 
         layers = [
             (
-                torch.cat([padded(keys, own), padded(theirs[0], others)]),
-                torch.cat([padded(values, own), padded(theirs[1], others)]),
+                torch.cat([padded(keys), padded(theirs[0])]),
+                torch.cat([padded(values), padded(theirs[1])]),
             )
             for (keys, values), theirs in zip(self.layers, other.layers, strict=True)
         ]

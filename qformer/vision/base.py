@@ -116,8 +116,11 @@ class VisionEncoder(nn.Module, ABC):
 class Absent(VisionEncoder):
     """Stands where a frozen encoder would, when all its tokens are read from a store: sizes without weights."""
 
-    def __init__(self, width: int, patch_size: int, image_size: int, extra: int) -> None:
+    def __init__(
+        self, width: int, patch_size: int, image_size: int, extra: int, per_patch: int = 1, floors: bool = False
+    ) -> None:
         super().__init__(width=width, patch_size=patch_size, image_size=image_size, extra=extra)
+        self.per_patch, self.floors = per_patch, floors
         self.freeze()
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ def _load(settings: Settings, bench: Benchmark) -> VisionLanguageModel | ImageTe
     device = own_device(settings)
     if bench.stage == "stage2":
         return load_vision_language(settings.checkpoint, device, settings.quantize, settings.trust)
+    if settings.quantize not in (None, "none"):
+        raise UsageError(f"{settings.bench} needs no language model to quantize; leave --quantize out")
     model = load(settings.checkpoint, device, trust=settings.trust)
     if not isinstance(model, ImageTextModel):
         raise UsageError(
@@ -95,7 +97,7 @@ def _check(settings: Settings, bench: Benchmark) -> None:
         raise UsageError(f"{settings.bench} compares given answers and writes none; leave --beams out")
     if settings.lemmatize:
         if not bench.lemmatizes:
-            raise UsageError(f"--lemmatize is of vqa and gqa; leave it out of {settings.bench}")
+            raise UsageError(f"{settings.bench} does not compare answers by lemmas; leave --lemmatize out")
         load_lemmatizer()
 
 

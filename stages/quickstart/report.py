@@ -75,7 +75,7 @@ outlined.</p>
 {% for picture, asked, replies in answered %}
 <div class=card>{{ picture }}<p>{{ asked.question }}</p>
 {% for name, (reply, blind) in replies.items() %}
-<p><b>{{ name | upper }}</b> {{ marked(reply.said, reply.right) }} <span class=soft>blind: {{ blind.said }}</span></p>
+<p><b>{{ name | upper }}</b> {{ marked(reply.text, reply.right) }} <span class=soft>blind: {{ blind.text }}</span></p>
 {% endfor %}
 <p class=soft>right: {{ asked.answer }}</p></div>
 {% endfor %}

@@ -131,20 +131,18 @@ def test_pictures_of_one_row_stand_one_after_the_other() -> None:
     both = replace(tall, tiles=tall.tiles + flat.tiles, tokens=tall.tokens + flat.tokens, parts=(tall, flat))
     grids = [(2, 2), (1, 3), (2, 2), (2, 2)]
     lengths = [1 + rows * columns for rows, columns in grids]
-    features = torch.randn(4, max(lengths), 5)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    prefix = connector(VisualTokens(features, mask, grids, 1, [both, flat]))
+    rows = [torch.randn(length, 5) for length in lengths]
+    prefix = connector(VisualTokens(rows, grids, 1, [both, flat]))
     assert [plan.tokens for plan in (both, flat)] == [connector.count_tokens(plan) for plan in (both, flat)] == [16, 6]
     assert prefix.mask.sum(dim=1).tolist() == [16, 6]
-    apart = connector(VisualTokens(features, mask, grids, 1, [tall, flat, flat]))
+    apart = connector(VisualTokens(rows, grids, 1, [tall, flat, flat]))
     torch.testing.assert_close(prefix.embeds[0], torch.cat([apart.embeds[0], apart.embeds[1][:6]]))
 
     listening = Listening(5, 4)
     listening.load_state_dict(connector.state_dict())
-    doubled = torch.cat([features[:, :1], features[:, 1:].repeat_interleave(2, dim=1)], dim=1)
-    exists = torch.cat([mask[:, :1], mask[:, 1:].repeat_interleave(2, dim=1)], dim=1)
+    doubled = [torch.cat([row[:1], row[1:].repeat_interleave(2, dim=0)]) for row in rows]
     torch.testing.assert_close(
-        listening(VisualTokens(doubled, exists, grids, 1, [both, flat], per_patch=2)).embeds, prefix.embeds
+        listening(VisualTokens(doubled, grids, 1, [both, flat], per_patch=2)).embeds, prefix.embeds
     )
     assert asked == [tall, flat, flat]
 
@@ -171,7 +169,7 @@ def test_a_prefix_is_the_pair_that_callers_know() -> None:
         ({"name": LINEAR, "star": 2}, f"connector.star is not an option of '{LINEAR}': did you mean 'start'"),
         ({"name": LINEAR, "start": "much"}, r"connector.start: input should be a valid number.*, but got 'much'"),
         ({"name": LINEAR, "patch": True}, "connector.patch: input should be a number, not true or false, but got True"),
-        ({"name": LINEAR, "patch": 7}, "patches of 7 pixels, but those of this image encoder are 14 wide"),
+        ({"name": LINEAR, "patch": 7}, "patches of 7 pixels, but this image encoder has patches of 14"),
         ({"name": "torch.nn:Linear"}, "connector 'torch.nn:Linear' is no connector; make it a subclass of"),
         ({"name": "nowhere:Linear"}, "connector 'nowhere:Linear' cannot be imported"),
     ],
@@ -194,7 +192,7 @@ def test_building_by_name() -> None:
         connectors.chosen(Choice(name=LINEAR).read_from("the checkpoint 'c'"), 12, 16)
     with pytest.raises(UsageError, match="'qformer' is made from the sections of a configuration"):
         connectors.build("qformer", 12, 16)
-    with pytest.raises(NotImplementedError, match="no `patch`"):
+    with pytest.raises(UsageError, match="does not say how many tokens"):
         Connector().count_tokens(TallInTwo().plan(40, 30))
 
 

@@ -42,13 +42,16 @@ def build(name: str, width: int, llm_width: int, **options: Any) -> Connector:
     return kind(width, llm_width, **{field.name: getattr(given, field.name) for field in dataclasses.fields(known)})
 
 
-def check(name: str, options: Mapping[str, Any]) -> None:
+def check(name: str, options: Mapping[str, Any], complete: bool = True) -> None:
     """Check that the options are those of the connector; nothing is made.
+
+    Args:
+        complete: all options that have no default must be there.
 
     Raises:
         UsageError: as of `build`.
     """
-    lookup.check({name: _class(name)[1]}, name, options, "connector")
+    lookup.check({name: _class(name)[1]}, name, options, "connector", complete=complete)
 
 
 def chosen(choice: Choice, width: int, llm_width: int) -> Connector:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from qformer.types import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -90,10 +92,13 @@ class Connector(nn.Module):
         """Length of the prefix of a plan; by default an embedding for each patch of each tile.
 
         Raises:
-            NotImplementedError: the connector says neither its `patch` nor how it counts.
+            UsageError: the connector says neither its `patch` nor how it counts.
         """
         if self.patch is None:
-            raise NotImplementedError(f"{type(self).__name__} has no `patch` and does not override `count_tokens`")
+            raise UsageError(
+                f"the connector {type(self).__name__} does not say how many tokens it makes; give it a `patch`, or a "
+                "`count_tokens` of its own"
+            )
         sizes = (tile.size for tile in plan.tiles)
         return sum((width // self.patch) * (height // self.patch) for width, height in sizes)
 
@@ -109,7 +114,9 @@ class Connector(nn.Module):
         embeds = pad_sequence(rows, batch_first=True)  # (B, M, L)
         lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
         prefix = Prefix(embeds, torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None])
-        return prefix if questions is None else prefix.select(owners(questions).to(embeds.device))
+        if questions is None or all(len(asked) == 1 for asked in questions):  # a row each, as they are
+            return prefix
+        return prefix.select(owners(questions).to(embeds.device))
 
     def _project_all(self, visual: VisualTokens) -> list[Tensor]:
         """Project each of the N tiles; those with equal grids pass together."""
@@ -119,8 +126,9 @@ class Connector(nn.Module):
         found: dict[int, Tensor] = {}
         for (rows, columns), members in groups.items():
             kept = slice(visual.extra, visual.extra + visual.per_patch * rows * columns)
-            tokens = torch.stack([visual.rows[tile][kept] for tile in members])  # (n, per_patch * S, D)
-            found |= zip(members, self.project(tokens.float(), (rows, columns)), strict=True)
+            # fp32 first: autocast in bf16 cannot stack rows of a store in fp16
+            tokens = torch.stack([visual.rows[tile][kept].float() for tile in members])  # (n, per_patch * S, D)
+            found |= zip(members, self.project(tokens, (rows, columns)), strict=True)
         return [found[tile] for tile in range(len(visual.grids))]
 
     @property
