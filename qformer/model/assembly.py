@@ -131,7 +131,7 @@ def _build_connector(
     if connector.patch not in (None, encoder.patch_size):
         raise UsageError(
             f"the connector '{config.connector.name}' is for patches of {connector.patch} pixels, but this image "
-            f"encoder has patches of {encoder.patch_size}; set its patch to {encoder.patch_size}, or use another encoder"
+            f"encoder has patches of {encoder.patch_size}; set its patch to that, or use another encoder"
         )
     return connector, config
 
