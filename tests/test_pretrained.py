@@ -98,7 +98,7 @@ def test_code_beside_a_model_that_transformers_knows_is_passed_over(evil: Path) 
 @pytest.mark.parametrize("kind", [AutoProcessor, AutoTokenizer, AutoModel])
 def test_what_transformers_raises_is_one_sentence(tmp_path: Path, kind: Any) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": "many"')
-    for path, where in ((tmp_path, f"the folder '{tmp_path}'"), ("no/such", "'no/such', which is no folder here")):
+    for path, where in ((tmp_path, f"the folder '{tmp_path}'"), ("no/such", "'no/such', which is neither a folder")):
         with pytest.raises(UsageError) as caught:
             pretrained.read(kind, path, "no model in {where} ({reason}); give one")
         assert str(caught.value).startswith(f"no model in {where}")

@@ -45,7 +45,11 @@ def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any
     except (UsageError, MemoryError):  # say what is wrong themselves
         raise
     except Exception as error:  # damaged files make transformers raise nearly anything
-        where = f"the folder '{path}'" if Path(path).is_dir() else f"'{path}', which is no folder here, or from the hub"
+        where = (
+            f"the folder '{path}'"
+            if Path(path).is_dir()
+            else f"'{path}', which is neither a folder nor readable from the hub"
+        )
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UsageError(sentence.format(where=where, path=path, reason=reason)) from error
 

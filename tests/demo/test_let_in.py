@@ -323,10 +323,10 @@ def test_a_page_on_other_addresses(tmp_path: Path) -> None:
 
 def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(page_command.PASSWORD, raising=False)
-    assert page_command._known("ann:se:cret") == ("ann", "se:cret")
+    assert page_command._parse_auth("ann:se:cret") == ("ann", "se:cret")
     for auth in ("ann", ":secret", "ann:", ""):
         with pytest.raises(UsageError, match=r"give --auth user:password, or --auth user and QFORMER_PASSWORD"):
-            page_command._known(auth)
+            page_command._parse_auth(auth)
     monkeypatch.setenv(page_command.PASSWORD, "from outside")
-    assert page_command._known("ann") == ("ann", "from outside")
-    assert page_command._known("ann:secret") == ("ann", "secret")
+    assert page_command._parse_auth("ann") == ("ann", "from outside")
+    assert page_command._parse_auth("ann:secret") == ("ann", "secret")

@@ -444,7 +444,7 @@ def test_dtypes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder"])
 def test_what_cannot_be_found_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match=f"'{name}', which is not a folder, or from the hub"):
+    with pytest.raises(UsageError, match=f"'{name}', which is neither a folder nor readable from the hub"):
         load(name)
 
 

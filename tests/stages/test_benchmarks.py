@@ -289,7 +289,7 @@ def test_without_answers_nothing_is_scored(root: Path, run: Run) -> None:
     [
         (["--bench", "vqa", "--preset", "papper"], "papper"),
         (["--bench", "vqa", "--prompt", "Answer:"], "write {} where the question belongs"),
-        (["--bench", "caption", "--lemmatize"], "is of vqa and gqa"),
+        (["--bench", "caption", "--lemmatize"], "does not compare answers by lemmas"),
         (["--bench", "vqa", "--submission", "none/s.json"], "cannot write 'none/s.json'"),
         (["--bench", "retrieval", "--by", "level"], "leave it out for retrieval"),
         (["--bench", "vqa", "--by", "levle"], "no record has it; they have answer_type, image_id, question_id"),
@@ -390,7 +390,7 @@ def test_a_benchmark_of_ones_own_is_one_class(root: Path, run: Run) -> None:
     assert [record["question_id"] for record in json.loads(Path("s.json").read_text())] == [0, 1, 2]
     assert "how loud is picture 1?" in Path("a.html").read_text()
     code, _, err = run(*command, "--beams", "2", "--lemmatize")
-    assert (code, f"leave it out of {name}" in err) == (2, True)
+    assert (code, f"{name} does not compare answers by lemmas" in err) == (2, True)
 
 
 def test_a_benchmark_says_whose_model_it_needs(root: Path, run: Run) -> None:

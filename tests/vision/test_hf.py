@@ -188,7 +188,7 @@ def test_models_that_are_no_row_of_patch_tokens(tmp_path):
 
 
 def test_folders_that_hold_no_model(tmp_path):
-    with pytest.raises(UsageError, match=r"can be loaded from .*, which is no folder here, or from the hub"):
+    with pytest.raises(UsageError, match=r"can be loaded from .*, which is neither a folder nor readable from the hub"):
         vision.build("hf", path=str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="no image encoder can be loaded from the folder"):
         vision.build("hf", path=str(tmp_path))
@@ -205,7 +205,7 @@ def test_folders_that_hold_no_model(tmp_path):
 
 def test_hub_id_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="'openai/clip-vit-none', which is no folder here, or from the hub"):
+    with pytest.raises(UsageError, match="'openai/clip-vit-none', which is neither a folder nor readable from the hub"):
         vision.build("hf", path="openai/clip-vit-none")
 
 
