@@ -172,7 +172,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(trained: Path) -> No
 
 def test_another_number_of_processes_is_refused(trained: Path) -> None:
     settings = runs(trained, 2)["one"]
-    with pytest.raises(UsageError, match=r"trained by 2 processes, not 1; start as many"):
+    with pytest.raises(UsageError, match=r"trained by 2 processes, not 1; start 2 processes"):
         stages.train(settings)
 
 
