@@ -305,9 +305,8 @@ class Filler:
         each = -(-self._encode_all(iter(usable)).nbytes // len(usable))
         encoder = self.frontend.encoder
         names = ("width", "patch_size", "image_size", "extra")
-        unusual = {
-            name: value for name in ("per_patch", "floors") if (value := getattr(encoder, name)) > 1 or value is True
-        }
+        usual = {"per_patch": 1, "floors": False}  # left out, as in older stores
+        unusual = {name: value for name in usual if (value := getattr(encoder, name)) != usual[name]}
         return {
             "encoder": {name: getattr(encoder, name) for name in names} | unusual,
             "per_shard": min(max(SHARD_BYTES // each, 1), SHARD_SAMPLES),

@@ -508,3 +508,16 @@ def test_weights_start_at_the_scale_of_their_width(width: int, std: float) -> No
     cross = qformer.layers[0].cross_attention
     for weight in (qformer.queries, cross.query.weight, cross.key.weight, cross.value.weight, cross.output.weight):
         assert float(weight.detach().std()) == pytest.approx(std, rel=0.05)
+
+
+def test_joining_no_images_leaves_no_mask() -> None:
+    """A process that needs nobody else's image computes as if it were alone."""
+    torch.manual_seed(0)
+    qformer = tiny()
+    own = qformer.keys_values(torch.randn(2, 5, qformer.config.encoder_width))
+    joined = own.join(qformer.keys_values(torch.randn(0, 0, qformer.config.encoder_width)))
+    assert joined.mask is None
+    torch.testing.assert_close(joined.layers[0][0], own.layers[0][0], atol=0, rtol=0)
+    longer = own.join(qformer.keys_values(torch.randn(1, 7, qformer.config.encoder_width)))
+    assert longer.mask is not None
+    assert longer.mask[:, 0, 0].sum(dim=1).tolist() == [5, 5, 7]

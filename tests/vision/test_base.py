@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qformer.model.frontend import FrontEnd
 from qformer.types import Tiles, UsageError
-from qformer.vision.base import VisionEncoder, resize_positions
+from qformer.vision.base import Absent, VisionEncoder, resize_positions
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 WIDTH = 8
@@ -105,3 +105,13 @@ def test_an_encoder_says_how_its_table_is_resized() -> None:
         bicubic = encoder(pixels)
         encoder.interpolation = "bilinear"
         assert not torch.allclose(encoder(pixels), bicubic, atol=1e-4)
+
+
+def test_what_stands_for_an_encoder_knows_its_tokens() -> None:
+    """A store of today says what is unusual of an encoder; older ones say nothing of it."""
+    old = Absent(width=4, patch_size=14, image_size=28, extra=1)
+    new = Absent(width=4, patch_size=14, image_size=28, extra=1, per_patch=2, floors=True)
+    assert (old.per_patch, old.floors, new.per_patch, new.floors) == (1, False, 2, True)
+    with pytest.raises(UsageError, match="does not divide"):
+        old.grid(30, 30)
+    assert new.grid(30, 30) == (2, 2)
