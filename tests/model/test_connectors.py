@@ -250,6 +250,11 @@ def test_a_connector_is_taken_from_the_run_that_init_names(root: Path) -> None:
     start = settings(root, connector={"name": LINEAR, "start": 2})
     assert inherit(config(root, "stage2"), start).connector == start.connector
     assert inherit(config(root, "stage2", connector={"name": LINEAR}), start).connector == start.connector
+    louder = config(root, "stage2")
+    assert louder.llm is not None
+    louder = louder.model_copy(update={"llm": louder.llm.model_copy(update={"visual_scale": 8.0})})
+    with pytest.raises(UsageError, match=r"llm.visual_scale is 8.0, which only the connector 'qformer' uses"):
+        inherit(louder, start)  # its checkpoints could not be read again
     for changes, message in (
         ({"connector": {"name": LINEAR, "start": 3}}, "section 'connector' differs from that of init"),
         ({"connector": {"name": "qformer"}}, "section 'connector' differs from that of init"),
