@@ -7,12 +7,16 @@ retrieves worse than this wastes what its towers know, and one that starts from 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from qformer.types import VisualTokens
 
 RIDGE = 0.3  # of the mean variance of a feature; between 0.1 and 1 little changes with some thousands of pairs
 CONSTANT = 1e-6  # a feature that spreads by no more than this share of its mean is noise of its rounding
@@ -49,6 +53,24 @@ class Alignment:
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Cosines float[I, T] of the mapped features float[I, D] and float[T, E]."""
         return F.normalize(self.image(images), dim=-1) @ F.normalize(self.text(texts), dim=-1).T
+
+
+def pooled(tokens: VisualTokens) -> Tensor:
+    """One row of features per image: its class token, if the encoder has one, beside the mean of its patches.
+
+    Several tiles are averaged, each by its number of patches. Further tokens in front of the patches (registers, a
+    distillation token) are left out.
+
+    Returns:
+        float[B, 2 * D], or float[B, D] without a class token.
+    """
+    rows, features = iter(tokens.rows), []
+    for count in tokens.counts:
+        tiles = [next(rows).float() for _ in range(count)]
+        patches = torch.cat([tile[tokens.extra :] for tile in tiles]).mean(0)
+        first = [torch.stack([tile[0] for tile in tiles]).mean(0)] if tokens.extra else []
+        features.append(torch.cat([*first, patches]))
+    return torch.stack(features)
 
 
 @torch.no_grad()
