@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from qformer.alignment import align
-from qformer.types import UsageError
+from qformer.alignment import align, pooled
+from qformer.types import UsageError, VisualTokens
 
 
 def pairs(count=400, hidden=4, image_width=10, text_width=6, noise=0.1, seed=0):
@@ -120,3 +120,13 @@ def test_features_from_which_nothing_can_be_solved_are_refused(change, message):
 def test_a_width_or_ridge_out_of_range_is_refused(options):
     with pytest.raises(UsageError, match="width of at least 1"):
         align(*pairs(), **options)
+
+
+def test_tokens_are_pooled_by_image():
+    """The class token beside the mean of all patches; a second token in front of them is not read."""
+    tiles = [torch.arange(float(2 * count)).view(count, 2) for count in (4, 3, 6)]  # extra tokens and patches
+    images = VisualTokens(tiles, [], extra=2, plans=[], counts=[2, 1])
+    expected = [[0.0, 1.0, 14 / 3, 17 / 3], [0.0, 1.0, 7.0, 8.0]]
+    torch.testing.assert_close(pooled(images), torch.tensor(expected))
+    plain = VisualTokens(tiles, [], extra=0, plans=[], counts=[1, 2])
+    torch.testing.assert_close(pooled(plain), torch.tensor([[3.0, 4.0], [4.0, 5.0]]))

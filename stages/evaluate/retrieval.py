@@ -84,7 +84,7 @@ def _load(settings: Settings) -> ImageTextModel:
 
 
 def _linear_map(settings: Settings, model: ImageTextModel) -> tuple[LinearMap | None, str]:
-    """Solve the linear map of the frozen towers in rank 0, and say on what; or None, and say why it cannot be solved."""
+    """Solve the linear map of the frozen towers in rank 0, and say on what; or None, and say why there is none."""
     if distributed.rank() > 0:
         return None, ""
     try:
