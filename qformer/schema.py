@@ -124,11 +124,14 @@ class TextConfig(Section):
         bert: folder or hub id. The sizes of the Q-Former are read from it unless given.
         fold_token_types: add BERT's token-type row 0 to its word embeddings, so that the text path equals BERT
             exactly; the original drops it.
+        pooling: what of a text ITC compares: the row of `[CLS]`, as in the paper, or the `mean` of all its rows, as
+            sentence encoders (MiniLM) are trained.
         max_tokens: maximum length of a caption, including `[CLS]` and `[SEP]`; the rest is cut.
     """
 
     bert: Named = "bert-base-uncased"
     fold_token_types: bool = False
+    pooling: Literal["class", "mean"] = "class"
     max_tokens: Positive = 32
 
 
@@ -139,6 +142,7 @@ class LossConfig(Section):
         embed_width: P, the width of the ITC embedding.
         temperature: initial value of the learned ITC temperature.
         smoothing: label smoothing of ITC and ITG.
+        itm, itg: weights of these losses beside ITC, whose weight is 1; a loss of weight 0 is not computed.
         gather_grad: `anchor` lets gradients of ITC flow only through the rows, as the original does; `full` is the
             true gradient of the loss.
     """
@@ -146,6 +150,8 @@ class LossConfig(Section):
     embed_width: Positive = 256
     temperature: Annotated[float, Field(gt=0)] = 0.07
     smoothing: Fraction = 0.1
+    itm: Annotated[float, Field(ge=0)] = 1.0
+    itg: Annotated[float, Field(ge=0)] = 1.0
     gather_grad: Literal["anchor", "full"] = "anchor"
 
 

@@ -96,7 +96,7 @@ def chunked_step(
     texts_drawn = everyone.text_place(text_for_image.to(device))
     images = Images(chunks, image_for_text.to(device), trained=not model.frontend.encoder.frozen)
 
-    itm = itg = torch.zeros((), device=device)
+    found = {"itc": itc}
     fresh = _random_state(device)  # ITM draws on from here, as it would without chunks
     for part in chunks:
         _set_random_state(part.before_reading, device)
@@ -106,22 +106,26 @@ def chunked_step(
             _set_random_state(fresh, device)
             if len(drawn):
                 keys_values = keys_values.join(model.keys_values(drawn)[1])
-            pairs, text_places = _pairs(everyone.tokens, part.rows, texts_drawn[part.rows])
-            legal = ~everyone.same[part.rows].all(dim=1)
-            some_itm = model.matching_loss(keys_values, pairs, (places, text_places), legal) * _share(part, batch)
-            some_itg = model.captioning_loss(text_rows, part.tokens, part.targets, count)
+            some = {}
+            if model.config.itm:
+                pairs, text_places = _pairs(everyone.tokens, part.rows, texts_drawn[part.rows])
+                legal = ~everyone.same[part.rows].all(dim=1)
+                loss = model.matching_loss(keys_values, pairs, (places, text_places), legal)
+                some["itm"] = loss * _share(part, batch)
+            if text_rows is not None:
+                some["itg"] = model.captioning_loss(text_rows, part.tokens, part.targets, count)
         fresh = _random_state(device)
         assert image.grad is not None
         assert text.grad is not None
         torch.autograd.backward(
-            [scale(some_itm + some_itg), own_image.float(), own_text.float()],
-            [None, image.grad[part.rows, : own_image.shape[1]], text.grad[part.rows]],
+            [*([scale(model.weigh(some))] if some else []), own_image.float(), own_text.float()],
+            [*([None] if some else []), image.grad[part.rows, : own_image.shape[1]], text.grad[part.rows]],
         )
         images.collect(part, own, drawn)
-        itm, itg = itm + some_itm.detach(), itg + some_itg.detach()
+        found |= {name: found.get(name, 0) + loss.detach() for name, loss in some.items()}
     images.backward(model, batch, chunks, how)
     _set_random_state(fresh, device)
-    return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+    return {"loss": model.weigh(found), **found}
 
 
 @torch.no_grad()

@@ -54,10 +54,13 @@ class ImageTextModel(Captioning, nn.Module):
         tokenizer: Any,
         config: LossConfig | None = None,
         max_tokens: int = 32,
+        pooling: Literal["class", "mean"] = "class",
     ) -> None:
         super().__init__()
         self.config = config or LossConfig()
         self.max_tokens = max_tokens
+        self.pooling = pooling
+        self.reader_learns = True  # False: no gradient is computed for the text path
         self.tokenizer = tokenizer
         hidden = qformer.config.hidden_size
         self.frontend = FrontEnd.for_qformer(encoder)
@@ -68,7 +71,7 @@ class ImageTextModel(Captioning, nn.Module):
         self.temp = nn.Parameter(torch.tensor(self.config.temperature))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of stage one: float scalars `itc`, `itm`, `itg` and their plain sum `loss`.
+        """One step of stage one: float scalars `itc`, `itm`, `itg` and their weighted sum `loss`.
 
         The queries of ITC come from the pass of ITG: they do not see its text, and so share its dropout.
         """
@@ -83,30 +86,40 @@ class ImageTextModel(Captioning, nn.Module):
             image_embeds, text_embeds, valid, tokens, batch.image_id, self.config.gather_grad == "full"
         )
         embeds = image_embeds, text_embeds, valid
-        itc = self.contrastive_loss(*embeds, everyone)
-        image_for_text, text_for_image = batch.negatives or self.mine_negatives(*embeds, everyone)
-        negatives = image_for_text.to(self.device), everyone.text_place(text_for_image.to(self.device))
-        if distributed.world() > 1:
-            others, places = fetch_images(encoded, negatives[0])
-            image, negatives = image.join(self.keys_values(others)[1]), (places, negatives[1])
-        itm = self.matching_loss(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
-        itg = self.captioning_loss(text_rows, tokens, targets, count)
-        return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+        found = {"itc": self.contrastive_loss(*embeds, everyone)}
+        if self.config.itm:
+            image_for_text, text_for_image = batch.negatives or self.mine_negatives(*embeds, everyone)
+            negatives = image_for_text.to(self.device), everyone.text_place(text_for_image.to(self.device))
+            if distributed.world() > 1:
+                others, places = fetch_images(encoded, negatives[0])
+                image, negatives = image.join(self.keys_values(others)[1]), (places, negatives[1])
+            found["itm"] = self.matching_loss(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
+        if text_rows is not None:
+            found["itg"] = self.captioning_loss(text_rows, tokens, targets, count)
+        return {"loss": self.weigh(found), **found}
+
+    def weigh(self, found: dict[str, Tensor]) -> Tensor:
+        """Sum the losses with their weights."""
+        weights = {"itc": 1.0, "itm": self.config.itm, "itg": self.config.itg}
+        return torch.stack([weights[name] * loss for name, loss in found.items()]).sum()
 
     def count_targets(self, batch: Batch) -> int:
         """Number of tokens that ITG predicts."""
         return len(target_places(self.tokenize(batch.text)))
 
-    def read(self, encoded: VisualTokens, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor]:
+    def read(self, encoded: VisualTokens, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor | None]:
         """The passes of ITC and ITG over B pairs.
 
         Returns:
             Keys and values of the images; the ITC embeddings of images, float[B, V, P] with bool[B, V] or None, and
-            of texts, float[B, P]; the text rows of ITG, float[B, T, H].
+            of texts, float[B, P]; the text rows of ITG, float[B, T, H], None where it has no weight.
         """
         tile_image, image = self.keys_values(encoded)
-        queries, text_rows = self.qformer.joint(image, None, self._start_decoding(tokens.ids), tokens.mask, "causal")
-        if tile_image is not image:
+        text_rows = None
+        if self.config.itg:
+            start = self._start_decoding(tokens.ids)
+            queries, text_rows = self.qformer.joint(image, None, start, tokens.mask, "causal")
+        if tile_image is not image or text_rows is None:
             queries = self.qformer.encode_image(tile_image)
         image_embeds, valid = join_tiles(self._project_image(queries), None, encoded.counts)
         return image, image_embeds, valid, self.embed_texts(tokens), text_rows
@@ -131,9 +144,18 @@ class ImageTextModel(Captioning, nn.Module):
         return embeds, valid if valid is not None else embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
 
     def embed_texts(self, text: list[str] | Tokens) -> Tensor:
-        """The ITC embedding of B texts, from their `[CLS]` rows: float[B, P] of unit length."""
+        """The ITC embedding of B texts, see `read_texts`: float[B, P] of unit length."""
         tokens = self.tokenize(text).to(self.device)
-        return F.normalize(self.text_proj(self.qformer.encode_cls(tokens.ids, tokens.mask)), dim=-1)
+        with torch.set_grad_enabled(self.reader_learns and torch.is_grad_enabled()):
+            rows = self.read_texts(tokens)
+        return F.normalize(self.text_proj(rows), dim=-1)
+
+    def read_texts(self, tokens: Tokens) -> Tensor:
+        """What ITC projects of each text, float[B, H]: its `[CLS]` row or the mean of its rows."""
+        if self.pooling == "class":
+            return self.qformer.encode_cls(tokens.ids, tokens.mask)
+        rows, mask = self.qformer.encode_text(tokens.ids, tokens.mask), tokens.mask[..., None]  # (B, T, H), (B, T, 1)
+        return (rows * mask).sum(dim=1) / mask.sum(dim=1)
 
     def encode_images(self, images: Tiles | VisualTokens) -> KeyValues:
         """Everything that matching needs of B images, once: pass it to `match_scores` for any number of texts."""
