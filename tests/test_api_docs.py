@@ -35,7 +35,7 @@ def test_the_examples_of_the_python_names_run(workplace: Path) -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         exec(compile(example, "docs/api.md", "exec"), names)
     assert len(names["captions"]) == len(names["answers"]) == 2

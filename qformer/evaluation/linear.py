@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qformer.model.image_text import ImageTextModel
 
 LINEAR = "linear"  # name of its rows
-PHOTOS, CAPTIONS = 10_000, 5  # at most, and of each photo; beyond that the maps hardly change
+PHOTOS, CAPTIONS = 10_000, 5  # at most, and of each photo: reading captions takes nearly all of the time
 GROUP = 64  # photos that are pooled at once
 
 
