@@ -263,6 +263,8 @@ class TrainConfig(Section):
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         lr, min_lr, warmup_lr: learning rates at the peak, at the end of the cosine, and at the start of the warm-up.
         warmup: steps of linear warm-up from `warmup_lr` to `lr`.
+        bert_rate: learning rate of what the Q-Former has from BERT alone (embeddings, self-attention, text
+            feed-forward), relative to `lr`; at 0 it stays as it is, and texts cost no backward pass.
         layer_decay: learning rate of each block of a trained image encoder, relative to that of the next block.
         clip: largest gradient norm; 0 does not clip, as in the original.
         precision: dtype of autocast; trained weights stay fp32.
@@ -283,6 +285,7 @@ class TrainConfig(Section):
     warmup: Count = 2000
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Share, Share] = (0.9, 0.98)
+    bert_rate: Fraction = 1.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -312,6 +315,8 @@ class Config(Section):
         stage: part to train: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
+        start: `paper` draws queries, cross-attention and heads at random; `warm` begins stage one at the linear maps
+            between the frozen towers, solved on `data.features` (docs/real.md).
         vision_norm_eps: epsilon of the LayerNorm after the encoder; BLIP-2 in transformers has 1e-6.
         connector: in stage two, turns image tokens into embeddings of the language model. Others than `qformer` have
             options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
@@ -323,6 +328,7 @@ class Config(Section):
     run: Named
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     init: Named | None = None
+    start: Literal["paper", "warm"] = "paper"
     vision: Choice = Choice(name="eva")
     freeze_vision: bool = True
     vision_norm_eps: Epsilon = 1e-5
@@ -384,6 +390,11 @@ class Config(Section):
         if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
             why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
             raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
+        if self.start == "warm" and (self.stage != "stage1" or self.data.features is None or self.init is not None):
+            why = "has no Q-Former to start" if self.stage != "stage1" else "has an init to start from"
+            if self.stage == "stage1" and self.init is None:
+                why = "stores no tokens: give data.features a folder"
+            raise ValueError(f"start: warm is solved on stored tokens in stage1, but this run {why}; or leave it out")
         if self.question is not None and self.stage != "stage2":
             raise ValueError(
                 f"question is for stage2, whose Q-Former reads it for a language model, not for '{self.stage}'; "

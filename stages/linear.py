@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,8 +14,9 @@ from qformer.alignment import pooled
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.features import MANIFEST, FeatureStore
-from qformer.evaluation.linear import LINEAR, SentenceTower, solve
+from qformer.evaluation.linear import LINEAR, SentenceTower, collect, read_sentences, solve
 from qformer.files.records import Form, read_object, replace_text
+from qformer.model.warm_start import check_warm_start, warm_start
 from qformer.progress import console
 from qformer.stages.features import describe_contents
 from qformer.stages.loop import shards
@@ -68,6 +70,22 @@ def of_checkpoint(path: str, model: ImageTextModel, trust: bool = False, show: b
             "features"
         )
     return solve(SentenceTower.read(model, config.text.bert), store, source, config.loss.embed_width, show=show)
+
+
+def start_warm(model: ImageTextModel, source: Source, store: FeatureStore) -> None:
+    """Begin stage one at the linear maps between its frozen towers (`qformer.model.warm_start`).
+
+    Raises:
+        UsageError: the sizes of the Q-Former do not allow it, or the store is damaged.
+    """
+    check_warm_start(model)
+    training = model.training
+    model.eval()
+    pairs = collect(model, store, source, adapted=True, show=distributed.rank() == 0)
+    read = partial(read_sentences, model, model.read_texts, model.qformer.config.hidden_size)
+    warm_start(model, pairs.pools, pairs.mean(read), pairs.first)
+    model.train(training)
+    console.print(f"the bridge starts at the linear map of its towers, solved on {len(pairs.captions):,} photos")
 
 
 def announce(run: Run, held: HeldOut, source: Source, store: FeatureStore) -> None:

@@ -184,7 +184,15 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
                 gradient_as_bucket_view=True,
                 # Towers and connectors of others may have parts that no loss uses, and a batch of captions skips the
                 # question reader.
-                find_unused_parameters=not (config.freeze_vision and config.question is None and config.has_qformer),
+                find_unused_parameters=not all(
+                    (
+                        config.freeze_vision,
+                        config.question is None,
+                        config.has_qformer,
+                        config.loss.itm and config.loss.itg,
+                        config.train.bert_rate,
+                    )
+                ),
             ),
         ],
     )

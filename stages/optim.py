@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qformer.schema import TrainConfig
 
 ENCODER = "frontend.encoder."
+#: What texts pass in the Q-Former, by name; its query feed-forward starts as BERT's too, but is the bridge's own.
+FROM_BERT = re.compile(r"(connector\.)?qformer\.(embeddings|layers\.\d+\.(attention|text_ffn))\.")
 ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # EVA, CLIP, transformers
 
 
@@ -21,9 +23,11 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Build AdamW over the trained parameters.
 
     Parameters with fewer than two dimensions (biases, LayerNorms, the temperature) get no weight decay. Each group has
-    a `scale` for the learning rate: 1, or less toward the first layers of a trained image encoder.
+    a `scale` for the learning rate: 1, or less toward the first layers of a trained image encoder and for BERT's part
+    of the Q-Former.
     """
     scales = layer_scales(model, config.layer_decay)
+    scales |= {name: config.bert_rate for name, _ in model.named_parameters() if FROM_BERT.match(name)}
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -45,8 +45,11 @@ def train(config: Config) -> Path:
             f"text.max_tokens is {config.text.max_tokens}, but the Q-Former has only {config.qformer.max_positions} "
             "positions; lower it"
         )
-    if config.init is not None and checkpoint.newest(Path(config.run)) is None:
-        start_from(model, checkpoint.read(config.init))
+    if checkpoint.newest(Path(config.run)) is None:
+        if config.init is not None:
+            start_from(model, checkpoint.read(config.init))
+        elif config.start == "warm" and store is not None:
+            linear.start_warm(model, source, store)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, config.train.rerank)
     begin = None if held is None or store is None else partial(linear.announce, held=held, source=source, store=store)

@@ -7,6 +7,7 @@ the Q-Former started from, all its layers and its own weights. Held-out images a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +21,10 @@ from qformer.model.qformer import QFormer
 from qformer.progress import track
 from qformer.retrieval.embedders import read_texts
 from qformer.schema import QFormerConfig
-from qformer.types import BadSample, Tiles, UsageError
+from qformer.types import BadSample, Tiles, Tokens, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from qformer.data.base import Source
     from qformer.data.features import FeatureStore
     from qformer.model.image_text import ImageTextModel
+    from qformer.types import VisualTokens
 
 LINEAR = "linear"  # name of its rows
 PHOTOS, CAPTIONS = 10_000, 5  # at most, and of each photo: reading captions takes nearly all of the time
@@ -61,17 +63,31 @@ class SentenceTower:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], show: bool = False) -> Tensor:
         """Features float[T, E] on the CPU; equal texts are read once, and texts of one length together."""
-        places: dict[str, int] = {}
-        own = torch.tensor([places.setdefault(text, len(places)) for text in texts])
-        tokens = read_texts(self.model, list(places))
-        features = torch.empty(len(places), self.tower.config.hidden_size)
-        order = tokens.mask.sum(1).argsort(stable=True).split(ROWS)
-        for some in track(order, "reading captions", len(order), disable=not show):
-            part = trim(tokens.select(some)).to(self.model.device)
-            words = self.tower.encode_text(part.ids, part.mask)  # (B, T, E)
-            mask = part.mask[..., None]
-            features[some] = ((words * mask).sum(1) / mask.sum(1)).float().cpu()
-        return features[own]
+        return read_sentences(self.model, self._pool, self.tower.config.hidden_size, texts, show)
+
+    def _pool(self, tokens: Tokens) -> Tensor:
+        words, mask = self.tower.encode_text(tokens.ids, tokens.mask), tokens.mask[..., None]  # (B, T, E), (B, T, 1)
+        return (words * mask).sum(1) / mask.sum(1)
+
+
+@torch.no_grad()
+def read_sentences(
+    model: ImageTextModel, read: Callable[[Tokens], Tensor], width: int, texts: Sequence[str], show: bool = False
+) -> Tensor:
+    """Features float[T, width] on the CPU; equal texts are read once, and texts of one length together.
+
+    Args:
+        model: whose tokenizer cuts the texts, as retrieval does.
+        read: gives float[B, width] of B texts.
+    """
+    places: dict[str, int] = {}
+    own = torch.tensor([places.setdefault(text, len(places)) for text in texts])
+    tokens = read_texts(model, list(places))
+    features = torch.empty(len(places), width)
+    order = tokens.mask.sum(1).argsort(stable=True).split(ROWS)
+    for some in track(order, "reading captions", len(order), disable=not show):
+        features[some] = read(trim(tokens.select(some)).to(model.device)).float().cpu()
+    return features[own]
 
 
 @dataclass
@@ -99,46 +115,85 @@ class LinearMap:
         )
 
 
-def solve(
-    sentences: SentenceTower, store: FeatureStore, source: Source, width: int, photos: int = PHOTOS, show: bool = False
-) -> LinearMap:
-    """Solve the maps on a feature store and the captions of the source that it was filled from.
+@dataclass
+class Pairs:
+    """Training photos of a feature store with their captions, as the maps are solved on them.
+
+    Attributes:
+        pools: float[N, D or 2 * D] from `pooled`. captions: at most `CAPTIONS` of each photo.
+        first: the tokens of the first photos, with the same adapter.
+    """
+
+    pools: Tensor
+    captions: list[list[str]]
+    first: VisualTokens
+
+    def mean(self, read: Callable[[Sequence[str]], Tensor]) -> Tensor:
+        """The mean features of each photo's captions, float[N, E], where `read` gives float[T, E]."""
+        features = read([text for own in self.captions for text in own]).split([len(own) for own in self.captions])
+        return torch.stack([own.mean(0) for own in features])
+
+
+def collect(
+    model: ImageTextModel,
+    store: FeatureStore,
+    source: Source,
+    photos: int = PHOTOS,
+    adapted: bool = False,
+    show: bool = False,
+) -> Pairs:
+    """Read the photos of a feature store and the captions of the source that it was filled from.
 
     Args:
-        width: of the common space.
         photos: records to use at most, spread evenly over the source; the first `CAPTIONS` captions of each photo.
-        show: draw progress bars.
+        adapted: pool the tokens behind the front end's adapter, as the Q-Former reads them.
+        show: draw a progress bar.
 
     Raises:
         UsageError: the store is damaged or of other data, or fewer than two photos have captions.
     """
-    frontend, samples = sentences.model.frontend, store.samples
+    samples = store.samples
     used = range(samples) if samples <= photos else [samples * place // photos for place in range(photos)]
     captions: dict[str | int, list[str]] = {}
     pools: list[Tensor] = []
+    first: list[VisualTokens] = []
     group: list[Tiles] = []
+
+    def pool() -> None:
+        with torch.no_grad():
+            tokens = model.frontend.encode_tiles(Tiles.join(group))
+            tokens = model.frontend.adapt(tokens) if adapted else tokens
+        pools.append(pooled(tokens).cpu())
+        first.extend([] if first else [tokens])
+        group.clear()
+
     for number in track(used, "reading stored tokens", len(used), disable=not show):
         try:
             sample = source[number]
             texts = usable_captions(sample)
             if sample.image_id not in captions:
-                group.append(store.read(number, 0, sample, frontend.strategy))
+                group.append(store.read(number, 0, sample, model.frontend.strategy))
         except BadSample:
             continue
         captions.setdefault(sample.image_id, []).extend(texts)
         if len(group) == GROUP:
-            pools.append(_pool(sentences.model, group))
-            group = []
+            pool()
     if group:
-        pools.append(_pool(sentences.model, group))
+        pool()
     if len(captions) < 2:
         raise UsageError(f"{len(captions)} of {len(used)} training samples have a stored image and a caption")
-    kept = [own[:CAPTIONS] for own in captions.values()]
-    features = sentences([text for own in kept for text in own], show).split([len(own) for own in kept])
-    solved = align(torch.cat(pools), torch.stack([own.mean(0) for own in features]), width)
-    return LinearMap(sentences, solved, len(kept), sum(map(len, kept)))
+    return Pairs(torch.cat(pools), [own[:CAPTIONS] for own in captions.values()], first[0])
 
 
-@torch.no_grad()
-def _pool(model: ImageTextModel, group: Sequence[Tiles]) -> Tensor:
-    return pooled(model.frontend.encode_tiles(Tiles.join(group))).cpu()
+def solve(
+    sentences: SentenceTower, store: FeatureStore, source: Source, width: int, photos: int = PHOTOS, show: bool = False
+) -> LinearMap:
+    """Solve the maps on a feature store and the captions of its source; see `collect`.
+
+    Args:
+        width: of the common space.
+    """
+    pairs = collect(sentences.model, store, source, photos, show=show)
+    texts = pairs.mean(partial(sentences, show=show))
+    solved = align(pairs.pools, texts, width)
+    return LinearMap(sentences, solved, len(pairs.captions), sum(map(len, pairs.captions)))

@@ -40,7 +40,7 @@ def chance(name: str, config: Config) -> float | None:
     """Loss of a model at chance, if it is a fixed number.
 
     ITC: ln of the batch. ITM: 0.6365, with one matched row to two unmatched ones. ITG: ln of the vocabulary. `loss`:
-    the sum of the three.
+    the weighted sum of the three.
     """
     if name in ("itc", "contrastive"):
         batch = config.data.batch * distributed.world()
@@ -48,7 +48,8 @@ def chance(name: str, config: Config) -> float | None:
     if name == "itm":
         return -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
     if name == "loss":
-        return sum(chance(part, config) or 0.0 for part in ("itc", "itm", "itg"))
+        weights = {"itc": 1.0, "itm": config.loss.itm, "itg": config.loss.itg}
+        return sum(weight * (chance(part, config) or 0.0) for part, weight in weights.items())
     return math.log(config.qformer.vocab_size) if name == "itg" else None
 
 

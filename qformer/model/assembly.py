@@ -71,7 +71,8 @@ def build_image_text(
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
     frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
-    model = ImageTextModel(frontend, qformer, tokenizer, config.loss, config.text.max_tokens)
+    model = ImageTextModel(frontend, qformer, tokenizer, config.loss, config.text.max_tokens, config.text.pooling)
+    model.reader_learns = config.train.bert_rate > 0
     return model, config.model_copy(update={"qformer": qformer.config})
 
 

@@ -107,7 +107,9 @@ class ImageTextModel(Captioning, nn.Module):
         """Number of tokens that ITG predicts."""
         return len(target_places(self.tokenize(batch.text)))
 
-    def read(self, encoded: VisualTokens, tokens: Tokens) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor | None]:
+    def read(
+        self, encoded: VisualTokens, tokens: Tokens
+    ) -> tuple[KeyValues, Tensor, Tensor | None, Tensor, Tensor | None]:
         """The passes of ITC and ITG over B pairs.
 
         Returns:
