@@ -15,7 +15,7 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.features import MANIFEST, FeatureStore
 from qformer.evaluation.linear import LINEAR, SentenceTower, collect, read_sentences, solve
-from qformer.files.records import Form, read_object, replace_text
+from qformer.files.records import LINEAR_MAP, LinearMapNumbers, read_object, replace_text
 from qformer.model.warm_start import check_warm_start, warm_start
 from qformer.progress import console
 from qformer.stages.features import describe_contents
@@ -30,17 +30,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
     from qformer.stages.run import Run
 
-FILE = "linear.json"
 NONE = "No linear map of the frozen towers stands beside these numbers"
-
-
-class Measured(Form):
-    """Contents of `linear.json`: on what the maps were solved and measured, and what they reach."""
-
-    made: dict[str, Any]
-    photos: int
-    texts: int
-    linear: dict[str, float]
 
 
 def of_checkpoint(path: str, model: ImageTextModel, trust: bool = False, show: bool = False) -> LinearMap:
@@ -95,7 +85,7 @@ def announce(run: Run, held: HeldOut, source: Source, store: FeatureStore) -> No
     """
     if distributed.rank() > 0:
         return
-    config, file = run.config, run.folder / FILE
+    config, file = run.config, run.folder / LINEAR_MAP
     made = _made(config, store)
     try:
         if shards(config):
@@ -135,7 +125,7 @@ def _kept(file: Path, made: dict[str, Any]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        found = read_object(file, Measured)
+        found = read_object(file, LinearMapNumbers)
     except UsageError:
         return None
     return found if found["made"] == made else None

@@ -11,7 +11,8 @@ import matplotlib
 
 from qformer import distributed
 from qformer.figures import published
-from qformer.files.records import ORIGINAL, Metrics, read_lines, replacing
+from qformer.files.records import LINEAR_MAP, ORIGINAL, LinearMapNumbers, Metrics, read_lines, read_object, replacing
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,8 @@ def chance(name: str, config: Config) -> float | None:
 def curves(run: Path, config: Config) -> None:
     """Draw `metrics.jsonl` as `curves.png`: a panel per loss, and one for retrieval if it was measured.
 
-    The panels also show the chance level and, for the paper's sizes, published losses (see docs/training.md).
+    The panels also show the chance level and, for the paper's sizes, published losses (see docs/training.md); that of
+    retrieval shows the linear map of the frozen towers, where the run has measured it.
     """
     records = read_lines(run / "metrics.jsonl", Metrics)
     train = [record for record in records if record["kind"] == "train"]
@@ -86,9 +88,20 @@ def curves(run: Path, config: Config) -> None:
                 label=key,
                 markersize=4,
             )
+        for way, level in _linear_map(run).items():
+            axes[0][-1].axhline(level, color="grey", linestyle=":", label=f"linear map, {way} {level:.1f}")
         axes[0][-1].set(title="held-out retrieval, R@10 (%)", xlabel="step")
         axes[0][-1].legend(fontsize=8)
     _save(figure, run / "curves.png", dpi=110)
+
+
+def _linear_map(run: Path) -> dict[str, float]:
+    """R@10 of the linear map in %, `i2t` and `t2i`; empty if the run has not measured it."""
+    try:
+        numbers = read_object(run / LINEAR_MAP, LinearMapNumbers)["linear"]
+        return {way: 100 * numbers[f"{way}_r10"] for way in ("i2t", "t2i")}
+    except (UsageError, KeyError):
+        return {}
 
 
 def captions(path: Path, images: Sequence[Tensor], texts: Sequence[dict[str, Any]]) -> None:

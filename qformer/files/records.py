@@ -42,6 +42,18 @@ class Metrics(Step):
     kind: str
 
 
+LINEAR_MAP = "linear.json"  # in the folder of a run of stage one
+
+
+class LinearMapNumbers(Form):
+    """Contents of `LINEAR_MAP`: what made a linear map of the frozen towers, and what it reaches on held-out data."""
+
+    made: dict[str, Any]
+    photos: int
+    texts: int
+    linear: dict[str, float]
+
+
 def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
     """Read a JSON object of this form from a file.
 

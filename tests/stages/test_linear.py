@@ -16,11 +16,13 @@ from qformer import load, stages
 from qformer.alignment import align
 from qformer.data import sources
 from qformer.data.features import FeatureStore
-from qformer.evaluation import linear, retrieval
+from qformer.evaluation import linear
+from qformer.figures import curves
+from qformer.files.records import LINEAR_MAP
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import console
 from qformer.schema import Config
-from qformer.stages.linear import FILE, of_checkpoint
+from qformer.stages.linear import of_checkpoint
 from qformer.types import BadSample, Sample, UsageError
 from tests.tiny import CAPTIONS
 from tests.workspace import PHOTOS, config, make_workspace
@@ -111,7 +113,7 @@ def test_photos_are_spread_over_the_source_and_bad_ones_left_out(root: Path, mod
 def test_a_run_tells_it_once_and_keeps_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training is the same as without; a second start reads the file; another validation set is measured again."""
     said = " ".join((root / "said").read_text().split())
-    kept = json.loads((root / "runs" / "stage1" / FILE).read_text())
+    kept = json.loads((root / "runs" / "stage1" / LINEAR_MAP).read_text())
     assert (kept["photos"], kept["texts"]) == (TRAIN, 2 * TRAIN)
     percent = [f"{100 * kept['linear'][name]:.1f}" for name in ("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10")]
     told = (
@@ -132,16 +134,16 @@ def test_a_run_tells_it_once_and_keeps_it(root: Path, monkeypatch: pytest.Monkey
     ]
     assert metrics[0] == metrics[1]
     monkeypatch.undo()
-    (root / "runs" / "without" / FILE).write_text(json.dumps(kept | {"made": {}}))
+    (root / "runs" / "without" / LINEAR_MAP).write_text(json.dumps(kept | {"made": {}}))
     with console.capture() as anew:
         stages.train(stored(root, "without"))
     assert told in " ".join(anew.get().split())
-    assert json.loads((root / "runs" / "without" / FILE).read_text()) == kept
+    assert json.loads((root / "runs" / "without" / LINEAR_MAP).read_text()) == kept
 
 
 def test_a_run_in_which_nothing_can_be_solved_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one of questions without captions; it is tried again at the next start."""
-    (root / "runs" / "stage1" / FILE).rename(root / FILE)
+    (root / "runs" / "stage1" / LINEAR_MAP).rename(root / LINEAR_MAP)
 
     def none(sample: Sample) -> list[str]:
         raise BadSample("no caption", sample.key)
@@ -150,8 +152,23 @@ def test_a_run_in_which_nothing_can_be_solved_goes_on(root: Path, monkeypatch: p
     with console.capture() as said:
         stages.train(stored(root))
     assert f"0 of {TRAIN} training samples have a stored image and a caption" in " ".join(said.get().split())
-    assert not (root / "runs" / "stage1" / FILE).exists()
-    (root / FILE).rename(root / "runs" / "stage1" / FILE)
+    assert not (root / "runs" / "stage1" / LINEAR_MAP).exists()
+    (root / LINEAR_MAP).rename(root / "runs" / "stage1" / LINEAR_MAP)
+
+
+def test_the_curves_show_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two dotted lines in the panel of retrieval; none for a run without the file, or with one that is damaged."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(curves, "_save", lambda figure, path, **options: drawn.append(figure.axes[-1]))
+    shutil.copy(root / "runs" / "stage1" / "metrics.jsonl", tmp_path)
+    curves.curves(tmp_path, stored(root))
+    (tmp_path / LINEAR_MAP).write_text('{"linear": {}}')
+    curves.curves(tmp_path, stored(root))
+    shutil.copy(root / "runs" / "stage1" / LINEAR_MAP, tmp_path)
+    curves.curves(tmp_path, stored(root))
+    lines = [[line.get_ydata()[0] for line in axis.get_lines() if line.get_linestyle() == ":"] for axis in drawn]
+    told = json.loads((tmp_path / LINEAR_MAP).read_text())["linear"]
+    assert lines == [[], [], [100 * told["i2t_r10"], 100 * told["t2i_r10"]]]
 
 
 def test_eval_prints_its_row(root: Path, run: Run, tmp_path: Path) -> None:
@@ -164,9 +181,8 @@ def test_eval_prints_its_row(root: Path, run: Run, tmp_path: Path) -> None:
     said = " ".join(out.split())
     assert f"solved on {TRAIN} training photos with {2 * TRAIN} captions" in said
     result = json.loads(Path("a.json").read_text())
-    told = json.loads((root / "runs" / "stage1" / FILE).read_text())
+    told = json.loads((root / "runs" / "stage1" / LINEAR_MAP).read_text())
     assert result["linear"] == pytest.approx(told["linear"])
-    assert retrieval.CUTOFFS == (1, 5, 10)
 
 
 def test_eval_says_why_there_is_no_row(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
