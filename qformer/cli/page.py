@@ -126,9 +126,10 @@ def _find_default() -> tuple[str, Path | None]:
     from importlib.util import find_spec
 
     from qformer.checkpoints import folder as checkpoint
+    from qformer.files import real_towers
     from qformer.types import UsageError
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qformer" / "quickstart"
+    cache = real_towers.cache() / "quickstart"
     try:
         checkpoint.find(RUN)
         run = RUN
