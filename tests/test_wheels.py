@@ -344,3 +344,17 @@ def test_every_row_of_the_table_is_complete() -> None:
         assert bool(tower.tokens) == (tower.key != "vision.path")
         assert len(tower.wheel.sha256) == 64
         assert digest(f"real:{name}") == tower.digest
+
+
+def test_the_page_has_the_rows_of_the_table() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "real.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `real:")
+    ]
+    for name, tower in REAL_TOWERS.items():
+        (about, licenses) = (row for row in rows if row[0] == f"`real:{name}`")
+        sizes = [f"{size / 1e6:.1f} MB" for size in (tower.wheel.size, tower.size)]
+        assert [about[1], *about[3:]] == [f"`{tower.key}`", f"`{tower.wheel.pin}`", *sizes]
+        assert licenses[1].startswith(tower.wheel.license)
+        assert licenses[2].startswith(tower.license)
+    assert len(rows) == 2 * len(REAL_TOWERS)
