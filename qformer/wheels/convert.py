@@ -6,9 +6,11 @@ every machine.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +125,7 @@ def convert_gguf(source: Path, target: Path) -> None:
     (file,) = source.glob("*.gguf")
     given = {"gguf_file": file.name, "local_files_only": True}
     plain = {"dtype": torch.float16, "quantization_config": GgufConfig(dequantize=True)}
-    with pretrained.quiet():
+    with pretrained.quiet(), redirect_stderr(io.StringIO()):  # one of its bars heeds nothing else
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **given)
         model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **given, **plain)
         model.generation_config.eos_token_id = tokenizer.eos_token_id

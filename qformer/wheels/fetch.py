@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from qformer.files import pretrained, real_towers
 from qformer.files.real_towers import CARD, REAL_TOWERS, SCHEME, RealTower
@@ -119,6 +120,8 @@ def _make(name: str, tower: RealTower, place: Path, work: Path, say: Callable[[s
             check(partial, tower)
         except (OSError, MemoryError):
             raise
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{error}") from error
         except Exception as error:  # the files are the known ones, so it is a library, which may raise anything
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise UsageError(f"'{SCHEME}{name}' cannot be converted: {reason}") from error
