@@ -1,6 +1,6 @@
 """Versions that an installation gets: the pins, the lowest ones that are declared, and what is here.
 
-    python .ci/pins.py direct      # the direct dependencies as pyproject.toml asks for them, one on each line
+    python .ci/pins.py direct      # the direct dependencies that CI installs, as pyproject.toml asks for them
     python .ci/pins.py lowest      # constraints at the floors of pyproject.toml, torch at its pin
     python .ci/pins.py versions    # the direct dependencies of this environment
     python .ci/pins.py renew       # write constraints.txt anew, at the newest versions that pip resolves
@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PINS = ROOT / "constraints.txt"
+APART = ("real",)  # extras that no test needs, so that CI does not install them; they are pinned all the same
 KEPT = ("torch",)  # not at its floor in the lowest environment: the wheel of that age is a CUDA build of gigabytes
 #: Without a pin: what comes with torch where there is a GPU (torch pins it itself), what installs, and the certificates
 #: of the web, which must not grow old.
@@ -33,10 +34,11 @@ HEADER = """\
 """
 
 
-def requirements(project: dict) -> list[Requirement]:
-    """The direct dependencies of a parsed pyproject.toml, those of the extras included, without the project itself."""
+def requirements(project: dict, without: tuple[str, ...] = ()) -> list[Requirement]:
+    """The direct dependencies of a parsed pyproject.toml, also of extras but those `without`, and not the project."""
     table = project["project"]
-    lines = [*table["dependencies"], *(line for extra in table["optional-dependencies"].values() for line in extra)]
+    extras = [lines for name, lines in table["optional-dependencies"].items() if name not in without]
+    lines = [*table["dependencies"], *(line for extra in extras for line in extra)]
     found = {canonicalize_name(made.name): made for made in map(Requirement, lines)}
     found.pop(canonicalize_name(table["name"]), None)
     return [found[name] for name in sorted(found)]
@@ -112,7 +114,7 @@ if __name__ == "__main__":
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
     match sys.argv[1:]:
         case ["direct"]:
-            print(*requirements(declared), sep="\n")
+            print(*requirements(declared, APART), sep="\n")
         case ["lowest"]:
             print(lowest(declared, PINS.read_text()), end="")
         case ["versions"]:

@@ -86,7 +86,7 @@ def serve(
     models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
-        examples = backend.draw_examples(folder) if backend.of_scenes(path) else []
+        examples = backend.draw_examples(folder) if backend.of_scenes(path) else backend.draw_photos(folder, models)
         page = build(models, gate, examples)
         try:
             server.launch(

@@ -93,8 +93,9 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
-            question = _line("question", "Question", "what color is the star?", ENTER)
-            context = _line("context", "Context (optional)", "the star is red.", CONTEXT)
+            _, asked, told = examples[-1] if examples else ["", "what color is the star?", ""]
+            question = _line("question", "Question", asked, ENTER)
+            context = _line("context", "Context (optional)", told or "the star is red.", CONTEXT)
             if examples:
                 _examples(examples, [picture, question, context])
         with gr.Column(scale=5, min_width=300):
@@ -140,7 +141,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
 
 
 def _examples(rows: list[list[str]], boxes: list[Any]) -> None:
-    gr.Examples(rows, boxes, label="Scenes outside the training data", elem_id="examples", api_visibility="private")
+    gr.Examples(rows, boxes, label="Pictures to try", elem_id="examples", api_visibility="private")
     gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
 
 

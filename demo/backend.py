@@ -7,6 +7,7 @@ Pictures arrive as files that a visitor sent, texts and numbers as arbitrary val
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
 from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, open_picture
+from qformer.images import photos
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.lookup import find
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.retrieval import places
 from qformer.retrieval.search import Retriever
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.stories import statement
@@ -331,6 +334,17 @@ def picture_of(image: Any) -> Image.Image:
     if not isinstance(image, str):
         raise UsageError(f"the picture is a {type(image).__name__}; give a file")
     return open_picture(image)
+
+
+def draw_photos(folder: Path, models: Models) -> list[list[str]]:
+    """Write free photos, or some of the gallery's, into `folder`: rows as those of `draw_examples`."""
+    own: list[str] = []
+    if models.retriever:
+        store = models.retriever.gallery.store
+        entries = store.get([known.id for known in islice(store.known(), 2 * photos.COUNT)]).values()
+        found = (places.find(entry, lambda place: b"") for entry in entries)  # records of tars count as changed
+        own = [name for name, fault in found if not fault]
+    return photos.draw_photos(folder, own)
 
 
 def draw_examples(folder: Path) -> list[list[str]]:

@@ -8,7 +8,6 @@ killed process is filled by another one or by the next start. Finished shards st
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,6 @@ from qformer.data.features import MANIFEST, CropDataset, FeatureStore, ShardWrit
 from qformer.data.loader import read_ahead
 from qformer.files import soundness
 from qformer.files.records import replace_records, replace_text
-from qformer.files.soundness import raw
 from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
 from qformer.progress import Bar, console
@@ -140,11 +138,7 @@ def describe_contents(
 
 def hash_weights(encoder: VisionEncoder) -> str:
     """Hash the names, dtypes, shapes and bytes of all tensors of an encoder."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(raw(tensor))
-    return digest.hexdigest()
+    return soundness.digest_of(dict([*encoder.named_parameters(), *encoder.named_buffers()]))
 
 
 def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> FeatureStore:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from qformer import lookup, vision
 from qformer.files import pretrained
+from qformer.files.real_towers import NotFetched
 from qformer.model.sizes import BERT_SIZES
 from qformer.schema import QFormerConfig
 from qformer.stages.plan.sizes import KNOWN
@@ -72,7 +73,10 @@ def _with_start(config: Config) -> Config:
 
 def described(path: str) -> dict[str, Any] | None:
     """Read the `config.json` of a tower; None if it is not on this machine and the tower is not a well-known one."""
-    folder = Path(pretrained.tower(path))
+    try:
+        folder = Path(pretrained.tower(path))
+    except NotFetched:
+        return KNOWN[path]
     file: Any = folder / "config.json"
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
@@ -90,12 +94,12 @@ def described(path: str) -> dict[str, Any] | None:
 
 def _words(path: str, least: int) -> int:
     """Count the words of a BERT tokenizer plus `[DEC]`, or the rows of its embedding table if there are more."""
-    folder = Path(pretrained.tower(path))
     try:
+        folder = Path(pretrained.tower(path))
         options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         known = {*words["model"]["vocab"], *(token["content"] for token in words["added_tokens"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, NotFetched):
         return least + 1
     return max(least, len(known) + (options.get("bos_token") is None))
 

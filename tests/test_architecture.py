@@ -46,6 +46,8 @@ ONLY_BY = {
         "stages/capfilt/models.py",
         "stages/plan/outline.py",
         "stages/towers/build.py",
+        "qformer/wheels/check.py",
+        "qformer/wheels/convert.py",
     },
     "accelerate": {"qformer/compat.py", "qformer/llm/loading.py", "stages/loop.py", "stages/run.py"},
     "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "server", "tabs")},
@@ -54,6 +56,8 @@ ONLY_BY = {
     "peft": {"qformer/llm/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
     "lmms_eval": {"qformer/evaluation/harness.py"},
+    "gguf": set(),  # transformers imports it
+    "onnx": {"qformer/wheels/convert.py"},
     "pillow_heif": {"qformer/images/__init__.py"},
     "simplejpeg": {"qformer/images/jpeg.py"},
     "lavis": set(),

@@ -79,6 +79,16 @@ def test_errors_and_docs_ask_for_the_declared_versions() -> None:
     assert asked <= floors
 
 
+def test_what_no_test_needs_is_not_installed_by_ci() -> None:
+    """Neither by name nor by the extra that its environment takes; see tests/test_wheels.py for what stands for it."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    apart = {made.name for made in pins.requirements(PROJECT)} - {
+        made.name for made in pins.requirements(PROJECT, pins.APART)
+    }
+    assert apart == {"gguf", "onnx"}
+    assert "real" not in "".join(extras["dev"])
+
+
 def test_an_old_install_line_goes_on_working() -> None:
     assert PROJECT["project"]["optional-dependencies"]["fast"] == []
 

@@ -29,6 +29,7 @@ from qformer import lookup
 from qformer.config import dump_config, load_config
 from qformer.fields import read_from
 from qformer.files import soundness
+from qformer.files.digests import digest
 from qformer.files.records import Form, flush, read_object, replacing
 from qformer.files.releases import RELEASES
 from qformer.schema import Config
@@ -42,6 +43,7 @@ HUGGING_FACE = "config.json"  # what a folder of transformers holds
 FILES = (".pth", ".pt", ".bin", ".safetensors")  # an id on the hub may have a dot, too: opt-2.7b
 MERGED = "adapters_merged_into"  # in META: the language model to whose weights adapters were added
 INSIDE = "checkpoint:"  # begins the path of a tower that the checkpoint holds itself
+TOWERS = "towers"  # in META: digest of the weights of each tower that has a name of ours
 WEIGHTS, CONFIG, META, TRAINER = "model.safetensors", "config.yaml", "meta.json", "trainer.pt"
 
 
@@ -57,6 +59,7 @@ class Meta(Form):
     checksums: dict[str, str] = Field(default_factory=dict)
     parameters: int = 0
     skipped: dict[str, int] = Field(default_factory=dict)
+    towers: dict[str, str] = Field(default_factory=dict)
     commit: str = ""
     torch: str = ""
     transformers: str = ""
@@ -102,7 +105,7 @@ def save(
                 torch.save(trainer, partial / TRAINER)
             if extra is not None:
                 extra(partial)
-            write_meta(partial, {"step": step, **provenance(), **meta})
+            write_meta(partial, {"step": step, **provenance(), TOWERS: digests(config), **meta})
         flush(final.parent)
     except (SafetensorError, RuntimeError) as error:  # what safetensors and torch.save make of a full disk
         raise OSError(f"{error}") from error
@@ -236,7 +239,31 @@ def read(path: str | Path, trust: bool = False, verify: bool = True) -> Checkpoi
             raise _damaged(folder, error) from error
         if soundness.checks() and (name := soundness.not_finite(tensors)):
             raise _damaged(folder, f"the weight '{name}' holds NaN or infinity")
-    return Checkpoint(folder, _read_config(folder, trust), tensors, meta)
+        config = _read_config(folder, trust)
+        if soundness.checks() and (written := meta.get(TOWERS)):
+            _check_towers(folder, written, digests(config))
+    return Checkpoint(folder, config, tensors, meta)
+
+
+def digests(config: Config) -> dict[str, str]:
+    """Digests of the weights of towers that have names of ours, `mini:NAME` and `real:NAME`; by these names."""
+    named = [config.vision.options.get("path"), config.text.bert, config.llm.path if config.llm else None]
+    found = {name: digest(name) for name in named if isinstance(name, str)}
+    return {name: known for name, known in found.items() if known}
+
+
+def _check_towers(folder: Path, written: dict[str, str], here: dict[str, str]) -> None:
+    """Refuse other towers than those of the training: what was trained fits no others.
+
+    Raises:
+        UsageError: naming one whose weights are others.
+    """
+    for name, known in written.items():
+        if here.get(name, known) != known:
+            raise UsageError(
+                f"the checkpoint '{folder}' was trained on '{name}' with other weights (digest {known}) than those of "
+                f"this version ({here[name]}); use the version of qformer that wrote it"
+            )
 
 
 def read_config(path: str | Path, trust: bool = False) -> Config:

@@ -116,7 +116,12 @@ def write_ours(opened: OpenCheckpoint, folder: Path) -> None:
         check_words(opened, tokenizer)
         tokenizer.save_pretrained(folder)
     (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
-    meta = {"step": 0, **checkpoint.provenance(), "converted_from": opened.source}
+    meta = {
+        "step": 0,
+        **checkpoint.provenance(),
+        checkpoint.TOWERS: checkpoint.digests(config),
+        "converted_from": opened.source,
+    }
     checkpoint.write_meta(folder, meta | ({checkpoint.MERGED: opened.merged} if opened.merged else {}))
 
 

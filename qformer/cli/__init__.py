@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from qformer.cli import evaluate, gallery, hub, language, page, train
+from qformer.cli import evaluate, gallery, hub, language, page, towers, train
 
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
@@ -30,6 +30,7 @@ app.command("config")(train.show_config)
 app.command()(train.plan)
 app.command()(train.quickstart)
 app.command()(train.backbones)
+app.add_typer(towers.app, name="towers")
 app.command("eval")(evaluate.evaluate)
 app.command()(gallery.index)
 app.command()(gallery.search)

@@ -12,6 +12,7 @@ import typer
 from qformer.cli.options import NoVerify, Trust
 
 RUN = Path("runs/quickstart/opt")
+REAL, REAL_GALLERY = Path("runs/real/stage2"), Path("runs/real/photos")  # of `qformer quickstart --real`
 EXAMPLES = 120  # drawn scenes in the gallery of a page without a checkpoint
 PASSWORD = "QFORMER_PASSWORD"
 
@@ -50,8 +51,8 @@ def demo(
         str | None,
         typer.Argument(
             metavar="[CKPT]",
-            help=f"checkpoint of either stage, as other commands take it; by default {RUN}, or else the same bridge, "
-            "trained in minutes and kept",
+            help=f"checkpoint of either stage, as for other commands; by default {REAL} or {RUN}, or else the latter's "
+            "bridge, trained in minutes and kept",
         ),
     ] = None,
     stage1: Annotated[
@@ -82,7 +83,7 @@ def demo(
         raise UsageError("the page needs gradio, which is not installed; run: pip install -e '.[demo]'")
     credentials = None if auth is None else _parse_auth(auth)
     if path is None:
-        path, drawn = _find_default()
+        path, drawn = find_default()
         index = index or drawn
     from qformer.demo.app import serve
 
@@ -118,17 +119,23 @@ def _parse_auth(auth: str) -> tuple[str, str]:
     return user, password
 
 
-def _find_default() -> tuple[str, Path | None]:
-    """Find the quickstart's bridge in the working folder, or in the user's cache, training it if there is none yet.
+def find_default() -> tuple[str, Path | None]:
+    """Find a quickstart's bridge in the working folder, or in the user's cache, training it if there is none yet.
 
-    It comes with a gallery of drawn scenes, if LanceDB is installed.
+    One on photos comes before one on drawn scenes, and with the user's photos, if they were indexed. The other comes
+    with a gallery of scenes, if LanceDB is installed.
     """
     from importlib.util import find_spec
 
     from qformer.checkpoints import folder as checkpoint
+    from qformer.files import real_towers
     from qformer.types import UsageError
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qformer" / "quickstart"
+    cache = real_towers.cache() / "quickstart"
+    if checkpoint.newest(REAL):
+        print(f"qformer: serving the bridge on photos in '{REAL}'")
+        has_gallery = (REAL_GALLERY / "gallery.json").is_file() and find_spec("lancedb") is not None
+        return str(REAL), REAL_GALLERY if has_gallery else None
     try:
         checkpoint.find(RUN)
         run = RUN

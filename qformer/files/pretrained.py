@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 
+from qformer.files import real_towers
 from qformer.lookup import find
 from qformer.types import UsageError
 
@@ -30,7 +31,7 @@ def read(kind: Any, path: str | Path, sentence: str = UNREADABLE, **options: Any
 
     Args:
         kind: a class of transformers.
-        path: folder, hub id, or name of a shipped tower (`tower`).
+        path: folder, hub id, or name of a tower (`tower`).
         sentence: of the error, saying what was expected and what to do; `{where}`, `{path}` and `{reason}` are filled
             in.
 
@@ -197,19 +198,25 @@ def local_folder(path_or_id: str) -> Path:
 
 
 TOWERS = Path(__file__).parent.parent / "towers"
+MINI = "mini:"
+
+
+def shipped() -> dict[str, Path]:
+    """The towers that come with the package: name after `mini:` -> folder."""
+    return {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
 
 
 def tower(path: str) -> str:
-    """Resolve `mini:NAME` to the folder of a shipped tower (`mini:vit`, `mini:opt`, ...); keep any other path.
+    """Resolve the name of a tower, `mini:NAME` or `real:NAME`, to its folder; keep any other path.
 
     Raises:
-        UsageError: no tower of that name is shipped.
+        UsageError: no tower has that name, or (`real_towers.NotFetched`) it is not on this machine yet.
     """
-    scheme, colon, name = path.partition(":")
-    if scheme != "mini" or not colon:
-        return path
-    shipped = {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
-    return str(find(shipped, name, "shipped tower"))
+    if path.startswith(real_towers.SCHEME):
+        return str(real_towers.fetched(path.removeprefix(real_towers.SCHEME)))
+    if path.startswith(MINI):
+        return str(find(shipped(), path.removeprefix(MINI), "shipped tower"))
+    return path
 
 
 def configuration(path_or_id: str) -> Any:

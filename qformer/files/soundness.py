@@ -6,6 +6,7 @@ other cases. They do not protect against an attacker. `unchecked` turns all chec
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from contextlib import contextmanager
@@ -58,6 +59,15 @@ def checksum(path: Path) -> str:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in the order of its numbers; digests of weights are made of them."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash the names, dtypes, shapes and bytes of tensors, in any order, to 32 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(raw(tensor))
+    return found.hexdigest()
 
 
 def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:

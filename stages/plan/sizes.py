@@ -74,6 +74,33 @@ CLIP_LARGE: dict[str, Any] = {
     "patch_size": 14,
 }
 
+DINOV2_SMALL: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "patch_size": 14,
+    "image_size": 518,
+}
+MINILM: dict[str, Any] = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}
+SMOLLM2: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "dtype": "float16",
+}
+
 KNOWN: dict[str, dict[str, Any]] = {
     **{f"facebook/opt-{size}": _opt(size) for size in OPT},
     **{f"google-t5/t5-{size}": _t5(row, gated=False) for size, row in T5.items()},
@@ -83,4 +110,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bert-base-uncased", "google-bert/bert-base-uncased"), BERT_BASE),
     "openai/clip-vit-large-patch14": CLIP_LARGE,
     "openai/clip-vit-large-patch14-336": CLIP_LARGE | {"image_size": 336},
+    "real:dinov2-small-focus": DINOV2_SMALL,
+    "real:minilm-l6": MINILM,
+    "real:smollm2-135m-q4": SMOLLM2,
 }

@@ -88,6 +88,13 @@ def test_both_stages_train(space: Path, run: str) -> None:
     assert any((space / run).glob("**/events.out.tfevents*"))
 
 
+def test_towers_are_listed() -> None:
+    """Fetching is tried in `test_wheels.py`, from a folder of wheels."""
+    rows = [line.split() for line in command("towers").splitlines()]
+    assert ["mini:vit", "vision.path", "3.5", "MB", "shipped", "qformer", "Apache-2.0", "Apache-2.0"] in rows
+    assert any(row[:2] == ["real:minilm-l6", "text.bert"] for row in rows)
+
+
 def test_configurations_and_forecasts(space: Path) -> None:
     shown = yaml.safe_load(command("config", QUICKSTART / "stage1.yaml", "train.lr=1e-4", "--data"))
     assert (shown["train"]["lr"], shown["vision"]["path"]) == (1e-4, "mini:vit")

@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from qformer.cli.page import REAL, REAL_GALLERY, find_default
 from qformer.demo import backend, finding, markup
 from qformer.demo.backend import Decoding
 from qformer.demo.transcript import Turn, as_html, as_json
+from qformer.images import photos
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.scenes.scenes import Scenes
@@ -270,7 +272,45 @@ def test_examples_are_questions_about_drawn_scenes_and_one_is_misled(tmp_path: P
     assert all(Image.open(row[0]).size == (backend.EXAMPLE_SIZE,) * 2 for row in rows)
 
 
+def test_examples_for_photos_are_free_ones_or_the_user_s_own(
+    tmp_path: Path, models: backend.Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of scikit-image where it is installed, found without importing it; else files of the gallery."""
+    data, shown = tmp_path / "skimage" / "data", tmp_path / "shown"
+    data.mkdir(parents=True)
+    shown.mkdir()
+    (tmp_path / "skimage" / "__init__.py").write_text("raise RuntimeError('imported')")
+    for name in ("chelsea.png", "coffee.png", "brick.png"):
+        Image.new("RGB", (640, 320), "brown").save(data / name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = backend.draw_photos(shown, models)
+    assert [row[1:] for row in rows] == [
+        ["what animal is in the photo?", ""],
+        ["what color is the cup?", ""],
+        ["what animal is in the photo?", "there is a dog in the photo."],
+    ]
+    assert Image.open(rows[1][0]).size == (320, 160)
+    for file in data.iterdir():
+        file.unlink()
+    own = [str(data / "gone.png"), str(shown / "photo0.png")]
+    assert photos.draw_photos(tmp_path, own) == [[str(tmp_path / "photo0.png"), "what is in the photo?", ""]]
+    assert backend.draw_photos(shown, models) == []  # scenes are no files
+
+
 # ---- the command
+
+
+def test_a_bridge_on_photos_is_offered_first(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/real").mkdir(parents=True)
+    (tmp_path / "runs/real/stage2").symlink_to(trained)
+    assert find_default() == (str(REAL), None)
+    assert "the bridge on photos in 'runs/real/stage2'" in capsys.readouterr().out
+    (tmp_path / "runs/real/photos").mkdir()
+    (tmp_path / "runs/real/photos/gallery.json").touch()
+    assert find_default() == (str(REAL), REAL_GALLERY)
 
 
 def test_wrong_use_of_the_command(run: Callable[..., tuple[int, str, str]], trained: Path) -> None:
