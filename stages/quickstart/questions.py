@@ -43,7 +43,8 @@ PEOPLE = _table(
 NOT_ALONE = _words(
     "men women boys girls guys ladies people persons children kids toddlers babies group crowd couple couples family "
     "two three four five several many others another players friends team each their they them person's onlookers "
-    "spectators audience together both son daughter mother father mom dad wife husband bikers skateboarders"
+    "spectators audience together both son daughter mother father mom dad wife husband bikers "
+    "skateboarders guard guards guardsman owner coach officer soldier soldiers referee teacher parent parents"
 )
 AGES = _table(
     man="child kid toddler baby infant girlish female feminine little she her herself young youth teen teenager",
@@ -60,7 +61,10 @@ ANIMALS = _table(
     sheep="sheep lamb goat goats",
     monkey="monkey monkeys",
 )
-OTHER_ANIMALS = _words("animal animals fish elephant camel deer bear lion tiger zebra squirrel rabbit stuffed")
+OTHER_ANIMALS = _words(
+    "animal animals fish elephant camel deer bear lion tiger zebra squirrel rabbit stuffed "
+    "wooden rocking toy plastic statue carousel"
+)
 COLORS = _table(
     black="black",
     white="white",
@@ -207,7 +211,7 @@ def count(captions: list[list[str]]) -> list[Asked]:
         numbers = {name: _count_pairs(captions, {name}, several) for name in ("two", "three", "four")}
         said = [name for name, times in numbers.items() if times]
         alone = [words for words in captions if single in words]
-        if len(said) == 1 and numbers[said[0]] >= TWICE and not _numbers_besides(captions, said[0]):
+        if len(said) == 1 and numbers[said[0]] >= TWICE and _number_is_sure(captions, said[0]):
             asked.append((f"how many {several} are in the photo?", said[0]))
         elif len(alone) >= ONES and not said and single == "dog" and not _several(captions, several, single):
             asked.append((f"how many {several} are in the photo?", "one"))
@@ -342,8 +346,10 @@ def _count_pairs(captions: list[list[str]], firsts: set[str], second: str) -> in
     )
 
 
-def _numbers_besides(captions: list[list[str]], name: str) -> bool:
-    return bool(_count(captions, {other for other in NUMBERS if other not in ("one", name)}))
+def _number_is_sure(captions: list[list[str]], name: str) -> bool:
+    """Tell if most captions have a number, be it of the same thing or another, and none has a larger one or another."""
+    others = {other for other in NUMBERS if other not in ("one", name)}
+    return _count(captions, {name}) >= AGREE and not _count(captions, others)
 
 
 def _several(captions: list[list[str]], several: str, single: str) -> bool:

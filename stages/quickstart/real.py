@@ -95,7 +95,8 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
     report.write(folder, results, report.Shown(held, found, said, questions, answers, guesses, shown), CANDIDATES)
     _show(results, folder)
     if own is not None:
-        console.print(f"search your photos: qformer search {folder / 'stage1'} {folder / 'photos'} 'a dog on a beach'")
+        told = f"search your photos: qformer search {folder / 'stage1'} {folder / 'photos'} 'a dog on a beach'"
+        console.print(told, soft_wrap=True)
     return results
 
 
@@ -196,4 +197,4 @@ def _show(results: dict[str, Any], folder: Path) -> None:
             table.add_row(*row)
         console.print(table)
     console.print(f"{results['seconds']:.0f} s, {results['peak_memory_gb']:.1f} GB; open {folder / 'report.html'}")
-    console.print(f"next: qformer demo {folder / 'stage2'}, or qformer caption {folder / 'stage2'} IMAGE")
+    console.print(f"next: qformer demo {folder / 'stage2'}, or qformer caption {folder / 'stage2'} IMAGE", soft_wrap=True)
