@@ -69,6 +69,7 @@ def fit(
     config: Config,
     evaluate: Evaluate | None = None,
     extra: Callable[[Path], object] | None = None,
+    begin: Callable[[Run], object] | None = None,
 ) -> Path:
     """Train `model` until `config.train.steps` steps are done and return the last checkpoint.
 
@@ -76,6 +77,7 @@ def fit(
         batches: dataset whose item i is the i-th batch of the run.
         evaluate: called every `validate_every` steps and at the end.
         extra: writes additional files into each checkpoint folder.
+        begin: called in every process before the first step of each start, when the run folder is claimed.
 
     Raises:
         NonFiniteLoss, NonFiniteWeights: the last good checkpoint stays the newest.
@@ -87,7 +89,11 @@ def fit(
     accelerator = _accelerator(config, Path(config.run))
     console.quiet = distributed.rank() > 0
     with claimed(Path(config.run)):
-        return _fit(_start(model, config, extra, accelerator, getattr(batches, "extent", None)), batches, evaluate)
+        run = _start(model, config, extra, accelerator, getattr(batches, "extent", None))
+        if begin is not None:
+            begin(run)
+            run.clock = time.perf_counter()
+        return _fit(run, batches, evaluate)
 
 
 def _fit(run: Run, batches: Dataset[BatchRecord], evaluate: Evaluate | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,7 @@ from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
+from qformer.stages import linear
 from qformer.stages.features import prepare
 from qformer.stages.loop import fit
 from qformer.types import Batch, UsageError
@@ -47,7 +49,8 @@ def train(config: Config) -> Path:
         start_from(model, checkpoint.read(config.init))
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, config.train.rerank)
-    return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained)
+    begin = None if held is None or store is None else partial(linear.announce, held=held, source=source, store=store)
+    return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained, begin)
 
 
 def validation_data(config: Config) -> HeldOut | None:

@@ -18,7 +18,7 @@ PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob
 FLOORS = (
     ("formats", "identity", "ragged", "types", "trust", "lookup", "fields", "schema", "config"),
     ("compat", "devices", "distributed", "files", "images", "progress"),
-    ("losses", "resolution", "vision"),
+    ("alignment", "losses", "resolution", "vision"),
     ("data", "llm", "scenes"),
     ("model",),
     ("checkpoints",),

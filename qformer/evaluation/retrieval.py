@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qformer import distributed, losses
+from qformer.alignment import pooled
 from qformer.data.held_out import list_images
 from qformer.data.texts import usable_captions
 from qformer.evaluation.benchmarks import Benchmark, ImageItems, Item, Measured, Record, new_item
@@ -83,18 +84,20 @@ class _Group:
     rows: Tensor
     valid: Tensor
     source: Tiles | _Kept
+    pooled: Tensor | None
 
 
 class Images:
     """The images of a benchmark. With W processes, process r adds groups r, r + W, r + 2 W, ...
 
     With a `file`, open for writing and reading, each image is encoded only once, and its tokens are kept there in the
-    encoder's own dtype.
+    encoder's own dtype. If it `pools`, the mean tokens of each image are kept too, for a linear map of them.
     """
 
-    def __init__(self, model: ImageTextModel, file: IO[bytes] | None = None) -> None:
+    def __init__(self, model: ImageTextModel, file: IO[bytes] | None = None, pools: bool = False) -> None:
         self.model = model
         self.file = file
+        self.pools = pools
         self._groups: list[_Group | None] = []
 
     @torch.no_grad()
@@ -110,7 +113,14 @@ class Images:
         encoded = self.model.frontend.encode_tiles(tiles)
         rows, valid = self.model.embed_images(encoded)
         source = tiles if self.file is None else self._keep(encoded, self.file)
-        self._groups.append(_Group(rows.float().cpu(), valid.cpu(), source))
+        mean = pooled(encoded).cpu() if self.pools else None
+        self._groups.append(_Group(rows.float().cpu(), valid.cpu(), source, mean))
+
+    def pooled(self) -> Tensor:
+        """Get what `qformer.alignment.pooled` made of the images of all processes, float[I, D or 2 * D]."""
+        own = [None if group is None else group.pooled for group in self._groups]
+        turns = zip_longest(*distributed.gather_objects(own))
+        return torch.cat([rows for turn in turns for rows in turn if rows is not None])
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], k: int = 128, show: bool = False) -> Scores:
@@ -184,7 +194,7 @@ class Retrieval(Benchmark):
     All images are compared with all texts, so what was made of them waits in `images`, and records are empty.
 
     Attributes:
-        k: candidates by ITC that ITM re-ranks. scores: what `compare` found.
+        k: candidates by ITC that ITM re-ranks. scores: what `compare` found. pools: see `Images`.
     """
 
     stage = "stage1"
@@ -194,6 +204,7 @@ class Retrieval(Benchmark):
 
     def __init__(self) -> None:
         self.k = 128
+        self.pools = False
         self.images: Images | None = None
         self.scores: Scores | None = None
 
@@ -210,7 +221,7 @@ class Retrieval(Benchmark):
 
     def begin(self, model: ImageTextModel, file: IO[bytes] | None = None) -> None:
         """Forget all images; see `Images`."""
-        self.images, self.scores = Images(model, file), None
+        self.images, self.scores = Images(model, file, self.pools), None
 
     def predict(
         self, model: ImageTextModel, tiles: Tiles | None, items: Sequence[Sequence[Item]], ask: AskOptions | None = None

@@ -21,9 +21,11 @@ from qformer.data.arguments import pairs
 from qformer.data.held_out import ImageRecord, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import ImageItems, Measured
+from qformer.evaluation.linear import LINEAR
 from qformer.files import records
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
+from qformer.stages import linear
 from qformer.stages.evaluate import hits
 from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
 from qformer.stages.loop import console
@@ -31,8 +33,9 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from qformer.data.base import Source
+    from qformer.evaluation.linear import LinearMap
 
-KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC"}
+KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC", LINEAR: "linear map"}
 SHOWN = 5  # skipped samples whose reason is printed
 STRICT = "Rows named 'original' accept only a text's own image, so that equal captions count as misses."
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
@@ -57,13 +60,19 @@ def evaluate_retrieval(settings: Settings, bench: retrieval.Retrieval | None = N
         writable(settings.output, settings.html)
         model = _load(settings)
         listed, skipped = bench.items(source, settings.limit)
+        baseline, note = _linear_map(settings, model)
+        bench.pools = distributed.gather_objects(baseline is not None)[0]
         start = time.perf_counter()
         readable, unreadable, scores = _score(settings, bench, model, source, listed)
         seconds = time.perf_counter() - start
+        pooled = bench.images.pooled() if bench.images is not None and bench.pools else None
         if distributed.rank() == 0:
             measured = bench.score([item for one in readable for item in one.items], [])
             images = [one.image for one in readable]
+            if baseline is not None and pooled is not None:
+                measured.groups["ranked by"] |= baseline.measure(pooled, [image.captions for image in images])
             _report(settings, source, images, [*skipped, *unreadable], scores, measured, seconds)
+            console.print(note, soft_wrap=True)
         distributed.barrier()
 
 
@@ -72,6 +81,20 @@ def _load(settings: Settings) -> ImageTextModel:
     if not isinstance(model, ImageTextModel):
         raise UsageError(f"'{settings.checkpoint}' is a checkpoint of stage two; retrieval needs one of stage one")
     return model
+
+
+def _linear_map(settings: Settings, model: ImageTextModel) -> tuple[LinearMap | None, str]:
+    """Solve the linear map of the frozen towers in rank 0, and say on what; or None, and say why there is none."""
+    if distributed.rank() > 0:
+        return None, ""
+    try:
+        solved = linear.of_checkpoint(settings.checkpoint, model, settings.trust, show=True)
+    except UsageError as error:
+        return None, f"{linear.NONE}: {error}."
+    return solved, (
+        f"The linear map of the frozen towers was solved on {solved.photos:,} training photos with {solved.texts:,} "
+        "captions; a bridge should retrieve better than it."
+    )
 
 
 def _score(

@@ -29,7 +29,7 @@ EVIL = "<script>alert(1)</script>"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_workspace(tmp_path_factory.mktemp("space"))
-    stages.train(config(root, "stage1", train={"steps": 2}))
+    stages.train(config(root, "stage1", train={"steps": 2}, data={"features": str(root / "store")}))
     bad = [{"image": "images/none.png", "caption": "a cat"}, {"image": "images/0.png", "caption": "..."}]
     bad += [{"image": f"images/none{number}.png", "caption": "a dog"} for number in range(3)]
     more = [{"image": "images/1.png", "caption": EVIL}, {"image": "images/2.png", "caption": "a cat " * 5000}]
@@ -57,7 +57,8 @@ def test_the_command_writes_table_json_and_sheet(root: Path, run: Run) -> None:
     assert PHOTOS * 4 <= result["pairs"] <= (3 * PHOTOS + 2) * 4
     assert result["equal_captions"] == PHOTOS  # the first caption of each photo is that of another one
     assert f"{PHOTOS} texts are word for word a caption of another image" in " ".join(out.split())
-    for kind in ("itc", "itm", "reranked", "itc_original", "itm_original", "reranked_original"):
+    plain = ("itc", "itm", "reranked", "linear")
+    for kind in (*plain, *(f"{kind}_original" for kind in plain)):
         assert len(result[kind]) == NUMBERS
         assert all(0 <= value <= 1 for name, value in result[kind].items() if "rank" not in name)
         assert all(1 <= value <= 2 * PHOTOS + 2 for name, value in result[kind].items() if "rank" in name)
