@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,15 @@ from qformer.config import by_prefix, load_config, shipped
 from qformer.data import sources
 from qformer.data.held_out import list_images
 from qformer.evaluation import retrieval
+from qformer.evaluation.linear import LINEAR
 from qformer.files.pretrained import tower
+from qformer.files.records import read_object
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.progress import console
+from qformer.stages import linear
 from qformer.stages.checking import check
+from qformer.stages.evaluate.settings import autocast
 from qformer.stages.quickstart import real_exam as exam
 from qformer.stages.quickstart import real_report as report
 from qformer.stages.quickstart.clock import Clock, peak_memory
@@ -33,13 +38,13 @@ from qformer.stages.quickstart.photos import blind, divide
 from qformer.stages.quickstart.questions import Closed, make_questions
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from qformer.config import Choice
     from qformer.schema import Config
 
-CANDIDATES = 16
-RETRIEVED, CAPTIONED, ASKED = 500, 500, 1000  # of the held-out photos, the first so many
+CANDIDATES = 10  # that ITM re-ranks; with five captions for each of 500 photos, most of the time goes there
+CAPTIONED, ASKED = 500, 1000  # of the held-out photos, the first so many
 BLIND_SHARE = 4  # the blind twin takes this part of the steps
 
 
@@ -65,18 +70,21 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
     bridge = load(first.run, trust=names_own_class(first))
     assert isinstance(bridge, ImageTextModel)
     with clock.phase("retrieval"):
-        found = _retrieve(bridge, held)
+        found = _retrieve(bridge, held, first)
     with clock.phase("stage two"):
         model = _train(second)
-    with clock.phase("captions"):
+    precision = autocast(model, second.train.precision)
+    with clock.phase("captions"), precision:
         said = exam.caption_all(model, held, min(CAPTIONED, len(held.listed)))
         scores = exam.score_all(said, held)
     questions = make_questions([one.captions for one in held.listed])
-    with clock.phase("questions"):
+    with clock.phase("questions"), precision:
         answers = exam.answer_all(model, held, questions)
     size = bridge.frontend.encoder.patch_size
     with clock.phase("blind twin"):
-        guesses = exam.guess_all(_train(_twin(second, folder, size)), questions, size)
+        twin = _train(_twin(second, folder, size))
+        with precision:
+            guesses = exam.guess_all(twin, questions, size)
     shown = []
     if own is not None:
         with clock.phase("own photos"):
@@ -125,17 +133,26 @@ def _held_out(config: Config) -> exam.Photos:
     return exam.Photos(source, list_images(source, ASKED)[0])
 
 
-def _retrieve(bridge: ImageTextModel, held: exam.Photos) -> report.Found:
-    """Search the first held-out photos by their captions and the captions by the photos."""
+def _retrieve(bridge: ImageTextModel, held: exam.Photos, config: Config) -> report.Found:
+    """Search the photos of validation by their captions, and the captions by the photos."""
     numbers: list[int] = []
-    with TemporaryFile() as file:
+    with TemporaryFile() as file, autocast(bridge, config.train.precision):
         images = retrieval.Images(bridge, file)
-        for group in held.groups(bridge, range(min(RETRIEVED, len(held.listed)))):
+        for group in held.groups(bridge, range(min(config.data.validation_size, len(held.listed)))):
             images.add(group.tiles)
             numbers += group.numbers
         captions = [held.listed[number].captions for number in numbers]
         scores = images.score([text for own in captions for text in own], CANDIDATES, show=True)
-    return report.Found(numbers, scores, retrieval.recall_table(scores, captions))
+    recalls = retrieval.recall_table(scores, captions)
+    return report.Found(numbers, scores, _linear(Path(config.run) / linear.FILE, recalls["itc"]) | recalls)
+
+
+def _linear(file: Path, like: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The row of the linear map, which stage one has measured on the same photos when it began, where it could."""
+    if not file.is_file():
+        return {}
+    found = read_object(file, linear.Measured)[LINEAR]
+    return {LINEAR: {name: found[name] for name in like}}
 
 
 def _train(config: Config) -> VisionLanguageModel:
@@ -197,4 +214,6 @@ def _show(results: dict[str, Any], folder: Path) -> None:
             table.add_row(*row)
         console.print(table)
     console.print(f"{results['seconds']:.0f} s, {results['peak_memory_gb']:.1f} GB; open {folder / 'report.html'}")
-    console.print(f"next: qformer demo {folder / 'stage2'}, or qformer caption {folder / 'stage2'} IMAGE", soft_wrap=True)
+    console.print(
+        f"next: qformer demo {folder / 'stage2'}, or qformer caption {folder / 'stage2'} IMAGE", soft_wrap=True
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 from PIL import Image
 
+from qformer.evaluation.linear import LINEAR
 from qformer.figures import page as sheet
 from qformer.figures.page import table
 from qformer.images import read_image
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CAPTIONS, ANSWERS, OWN = 12, 18, 24  # cards
 SIDE = 240  # pixels of a photo
-ROWS = {"linear": "linear map of the frozen towers", "itc": "ITC", "reranked": "re-ranked by ITM"}
+ROWS = {LINEAR: "linear map of the frozen towers", "itc": "ITC", "reranked": "re-ranked by ITM"}
 REPORT = template("""\
 <h1>BLIP-2 on photos, between frozen towers</h1>
 <p class=soft>Both stages in {{ "%.0f s and %.1f GB" | format(seconds, memory) }}, {{ "%.0f" | format(cpu) }} s of CPU.
