@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.data.base import indices
+from qformer.data.features import mark
 from qformer.data.sources import build_at, read_part
 from qformer.types import BadSample, Sample, UsageError
 
@@ -36,7 +36,7 @@ class Part:
         source: its configuration, with `name`.
         held: the photos that are held out; else the others.
         split: keep the records whose field `split` is one of these. By default a fifth is held out, by a hash of the
-            photo's identity, so that all records of a photo are in the same part.
+            photo's file name or bytes, so that all records of a photo are in the same part, wherever the files are.
         cache: folder for the caches of the source.
     """
 
@@ -68,7 +68,7 @@ class Part:
 
     @staticmethod
     def _holds_out(sample: Sample) -> bool:
-        return zlib.crc32(str(sample.image_id).encode()) % SHARE == 0
+        return mark(sample) % SHARE == 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -147,11 +147,11 @@ def divide(words: Sequence[str]) -> tuple[Choice, Choice]:
 
 def blind(choice: Choice, size: int) -> Choice:
     """Return the same records with gray pictures of `size` pixels."""
-    return Choice(**{"name": BLIND, "source": choice.model_dump(), "size": size})
+    return Choice.model_validate({"name": BLIND, "source": choice.model_dump(), "size": size})
 
 
 def _public() -> tuple[Choice, Choice]:
-    choice = Choice(**PUBLIC)
+    choice = Choice.model_validate(PUBLIC)
     try:
         sources.for_run(choice)
     except UsageError as error:
@@ -179,7 +179,7 @@ def _shares(choice: Choice) -> tuple[Choice, Choice]:
 
 
 def _part(choice: Choice, **options: Any) -> Choice:
-    return Choice(**{"name": PART, "source": choice.model_dump(), **options})
+    return Choice.model_validate({"name": PART, "source": choice.model_dump(), **options})
 
 
 def _with(choice: Choice, **options: Any) -> Choice:

@@ -201,14 +201,7 @@ def _keep(
 
 def _show(results: dict[str, Any], folder: Path) -> None:
     """Print the figures of the report."""
-    tables = [("retrieval, %", report.RECALLS, report.retrieval_rows(results))]
-    if results["captions"]:
-        scores = results["captions"]
-        tables.append(("captions, times 100", list(scores), [list(map(report.percent, scores.values()))]))
-    if results["vqa"]:
-        tables.append(("questions, %", report.SHARES, report.answer_rows(results["vqa"])))
-    tables.append(("time", report.PHASES, report.phase_rows(results)))
-    for title, head, rows in tables:
+    for title, (head, rows) in report.tables(results).items():
         table = Table(*head, title=title)
         for row in rows:
             table.add_row(*row)

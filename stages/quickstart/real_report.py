@@ -34,7 +34,11 @@ REPORT = template("""\
 <h1>BLIP-2 on photos, between frozen towers</h1>
 <p class=soft>Both stages in {{ "%.0f s and %.1f GB" | format(seconds, memory) }}, {{ "%.0f" | format(cpu) }} s of CPU.
 No photo below was trained on.</p>
-{{ tables }}
+<h2>Results</h2>
+<p class=soft>"Blind" is the same model trained on gray pictures, "commonest" always the commonest answer of a kind; the
+interval of the difference is a bootstrap over photos.</p>
+{% for title, (head, rows) in tables.items() %}<h3>{{ title }}</h3>{{ table(head, rows) }}
+{% endfor %}
 <h2>Learning</h2>
 {{ figure("stage1", "stage one") }}
 <div class=side>{{ figure("stage2", "stage two") }}{{ figure("stage2-blind", "its blind twin") }}</div>
@@ -86,7 +90,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the models made of the held-out photos, and of the user's `own`."""
+    """Texts of the models for the held-out photos, and for the user's `own`."""
 
     held: Photos
     found: Found
@@ -114,7 +118,8 @@ def write(folder: Path, results: dict[str, Any], shown: Shown, candidates: int) 
         seconds=results["seconds"],
         memory=results["peak_memory_gb"],
         cpu=sum(results["cpu_seconds"].values()),
-        tables=_tables(results, shown),
+        tables=tables(results),
+        table=table,
         best=BEST,
         photos=len(shown.found.numbers),
         candidates=candidates,
@@ -141,8 +146,9 @@ def phase_rows(results: dict[str, Any]) -> list[list[str]]:
 def retrieval_rows(results: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: R@1, R@5 and R@10 in both directions, in %."""
     return [
-        [ROWS[name], *(percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
+        [ROWS[name], query, *(percent(values[f"{way}_r{n}"]) for n in (1, 5, 10))]
         for name, values in results["retrieval"].items()
+        for way, query in (("i2t", "image"), ("t2i", "text"))
     ]
 
 
@@ -159,24 +165,19 @@ def answer_rows(vqa: dict[str, Any]) -> list[list[str]]:
 
 
 PHASES = ["phase", "s", "s of CPU"]
-RECALLS = ["", *(f"{way} R@{n}" for way in ("image to text", "text to image") for n in (1, 5, 10))]
-SHARES = ["zero-shot", "questions", "right", "blind", "commonest answer", "seeing minus blind (95 %)"]
+RECALLS = ["ranked by", "query", "R@1", "R@5", "R@10"]
+SHARES = ["zero-shot", "count", "right", "blind", "commonest", "right - blind (95 %)"]
+SCORES = ("CIDEr", "BLEU-4", "ROUGE-L")
 
 
-def _tables(results: dict[str, Any], shown: Shown) -> Markup:
-    parts = [
-        sheet.section("Results, in %"),
-        table([f"{len(shown.found.numbers)} held-out photos", *RECALLS[1:]], retrieval_rows(results)),
-    ]
-    if results["captions"]:
-        scores = results["captions"]
-        parts.append(
-            table([f"captions of {len(shown.said)} photos", *scores], [["times 100", *map(percent, scores.values())]])
-        )
+def tables(results: dict[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """All tables by their titles, each with its head and its rows."""
+    found = {"retrieval among held-out photos, %": (RECALLS, retrieval_rows(results))}
+    if scores := results["captions"]:
+        found["captions, times 100"] = list(SCORES), [[percent(scores[name]) for name in SCORES]]
     if results["vqa"]:
-        parts.append(table(SHARES, answer_rows(results["vqa"])))
-    parts.append(table(PHASES, phase_rows(results)))
-    return Markup("\n").join(parts)
+        found["closed questions, %"] = SHARES, answer_rows(results["vqa"])
+    return found | {"time": (PHASES, phase_rows(results))}
 
 
 def _queries(shown: Shown) -> list[tuple[str, dict[str, list[Markup]]]]:
