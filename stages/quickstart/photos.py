@@ -20,8 +20,14 @@ from qformer.types import BadSample, Sample, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: Photos with five captions each, from a hub, for those who give none: 5,000 of them, about 0.8 GB.
-PUBLIC = {"name": "datasets", "path": "lmms-lab/COCO-Caption2017", "split": "val", "caption": "answer"}
+#: Photos for those who give none: the 5,000 of COCO's validation with five captions each, from a hub; about 0.8 GB.
+#: They are named by their files, since the name of the data set alone would bring all of it.
+COCO = "lmms-lab/COCO-Caption2017"
+PUBLIC = {
+    "name": "datasets",
+    "path": f"hf://datasets/{COCO}/data/val-{{00000..00001}}-of-00002.parquet",
+    "caption": "answer",
+}
 TRAIN, HELD = "train", ("dev", "val", "valid", "validation", "test")
 SHARE = 5  # one photo of so many is held out if the source does not divide them itself
 GRAY = 128
@@ -156,7 +162,7 @@ def _public() -> tuple[Choice, Choice]:
         sources.for_run(choice)
     except UsageError as error:
         raise UsageError(
-            f"no photos were given, and the public ones of '{PUBLIC['path']}' could not be fetched ({error}); give "
+            f"no photos were given, and the public ones of '{COCO}' could not be fetched ({error}); give "
             "captioned photos with --data, such as --data path=captions.jsonl"
         ) from error
     return _shares(choice)

@@ -37,8 +37,10 @@ No photo below was trained on.</p>
 <h2>Results</h2>
 <p class=soft>"Blind" is the same model trained on gray pictures, "commonest" always the commonest answer of a kind; the
 interval of the difference is a bootstrap over photos.</p>
-{% for title, (head, rows) in tables.items() %}<h3>{{ title }}</h3>{{ table(head, rows) }}
+<div class=side>
+{% for title, (head, rows) in tables.items() %}<div><h3>{{ title }}</h3>{{ table(head, rows) }}</div>
 {% endfor %}
+</div>
 <h2>Learning</h2>
 {{ figure("stage1", "stage one") }}
 <div class=side>{{ figure("stage2", "stage two") }}{{ figure("stage2-blind", "its blind twin") }}</div>
@@ -155,18 +157,21 @@ def retrieval_rows(results: dict[str, Any]) -> list[list[str]]:
 def answer_rows(vqa: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: questions, right answers, those of the blind twin and of the commonest answer, in %."""
     low, high = vqa["interval"]
-    keys = ("accuracy", "blind", "majority")
-    difference = f"{percent(vqa['difference'])} ({percent(low)} to {percent(high)})"
-    rows = [["all", str(vqa["questions"]), *(percent(vqa[key]) for key in keys), difference]]
+    gained = f"{percent(vqa['difference'])} ({percent(low)} to {percent(high)})"
+    rows = [["all", str(vqa["questions"]), *_shares(vqa, gained)]]
     for kind, values in vqa["by_kind"].items():
-        gained = percent(values["accuracy"] - values["blind"])
-        rows.append([kind, str(values["count"]), *(percent(values[key]) for key in keys), gained])
+        rows.append([kind, str(values["count"]), *_shares(values, percent(values["accuracy"] - values["blind"]))])
     return rows
+
+
+def _shares(values: dict[str, Any], gained: str) -> list[str]:
+    right, blind, common = (percent(values[key]) for key in ("accuracy", "blind", "majority"))
+    return [right, blind, gained, common]
 
 
 PHASES = ["phase", "s", "s of CPU"]
 RECALLS = ["ranked by", "query", "R@1", "R@5", "R@10"]
-SHARES = ["zero-shot", "count", "right", "blind", "commonest", "right - blind (95 %)"]
+SHARES = ["zero-shot", "count", "right", "blind", "difference (95 %)", "commonest"]
 SCORES = ("CIDEr", "BLEU-4", "ROUGE-L")
 
 

@@ -29,7 +29,7 @@ img.found { outline: 3px solid var(--right); outline-offset: 1px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 14px; }
 .card img { width: 100%; max-width: 200px; display: block; margin: 0 auto 8px; } .card p { margin: 4px 0; }
 code { background: var(--raised); padding: 1px 4px; border-radius: 4px; }
-td + td { white-space: nowrap; }
+td + td { white-space: nowrap; } .side > div { max-width: 100%; }
 pre code { display: block; padding: 10px; overflow-x: auto; }
 """
 MACROS = """\

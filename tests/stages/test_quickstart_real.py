@@ -127,7 +127,7 @@ def test_the_report_holds_everything_in_one_file(real: tuple[Path, dict[str, Any
     assert not re.findall(r"(?:src|href)='(?!data:|#)", page)
     assert page.count("class=query") == 6
     assert page.count("<div class=card>") == 12 + min(results["vqa"]["questions"], 3) + 3
-    for told in ("re-ranked by ITM", "right - blind", "Your photos", "a brown dog"):
+    for told in ("re-ranked by ITM", "difference (95 %)", "Your photos", "a brown dog"):
         assert told in page
 
 
