@@ -35,7 +35,7 @@ from qformer.stages.quickstart.clock import Clock, peak_memory
 from qformer.stages.quickstart.exam import names_own_class
 from qformer.stages.quickstart.own_photos import OwnPhotos
 from qformer.stages.quickstart.photos import blind, divide
-from qformer.stages.quickstart.questions import Closed, make_questions
+from qformer.stages.quickstart.questions import make_questions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,12 +79,13 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
         scores = exam.score_all(said, held)
     questions = make_questions([one.captions for one in held.listed])
     with clock.phase("questions"), precision:
-        answers = exam.answer_all(model, held, questions)
+        losses = exam.answer_all(model, held, questions)
+    questions = [questions[place] for place in losses]
     size = bridge.frontend.encoder.patch_size
     with clock.phase("blind twin"):
         twin = _train(_twin(second, folder, size))
         with precision:
-            guesses = exam.guess_all(twin, questions, size)
+            answers = exam.Answers(questions, list(losses.values()), exam.guess_all(twin, questions, size))
     shown = []
     if own is not None:
         with clock.phase("own photos"):
@@ -93,14 +94,14 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
     results = {
         "retrieval": found.recalls,
         "captions": scores,
-        "vqa": exam.compare(questions, answers, guesses) if questions else {},
+        "vqa": answers.measure(),
         "seconds": clock.seconds,
         "phases": clock.phases,
         "cpu_seconds": clock.cpu,
         "peak_memory_gb": peak_memory(),
     }
-    _keep(folder, results, held, questions, answers, guesses, said)
-    report.write(folder, results, report.Shown(held, found, said, questions, answers, guesses, shown), CANDIDATES)
+    _keep(folder, results, held, answers, said)
+    report.write(folder, results, report.Shown(held, found, said, answers, shown), CANDIDATES)
     _show(results, folder)
     if own is not None:
         told = f"search your photos: qformer search {folder / 'stage1'} {folder / 'photos'} 'a dog on a beach'"
@@ -177,13 +178,7 @@ def _twin(config: Config, folder: Path, size: int) -> Config:
 
 
 def _keep(
-    folder: Path,
-    results: dict[str, Any],
-    held: exam.Photos,
-    questions: list[Closed],
-    answers: list[str],
-    guesses: list[str],
-    said: dict[int, str],
+    folder: Path, results: dict[str, Any], held: exam.Photos, answers: exam.Answers, said: dict[int, str]
 ) -> None:
     """Write `results.json`, and captions and answers as JSON lines."""
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -191,9 +186,10 @@ def _keep(
         {"photo": held.listed[number].key, "caption": text, "captions": held.listed[number].captions}
         for number, text in said.items()
     ]
+    columns = zip(answers.questions, answers.said, answers.guessed, answers.calibrated, strict=True)
     asked = [
-        {**asdict(one), "photo": held.listed[one.photo].key, "said": answer, "blind": guess}
-        for one, answer, guess in zip(questions, answers, guesses, strict=True)
+        {**asdict(one), "photo": held.listed[one.photo].key, "said": own, "blind": guess, "calibrated": calibrated}
+        for one, own, guess, calibrated in columns
     ]
     for name, rows in (("captions", captions), ("answers", asked)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

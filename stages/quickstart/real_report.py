@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from qformer.evaluation.retrieval import Scores
     from qformer.stages.quickstart.questions import Closed
-    from qformer.stages.quickstart.real_exam import Photos
+    from qformer.stages.quickstart.real_exam import Answers, Photos
 
 CAPTIONS, ANSWERS, OWN = 12, 18, 24  # cards
 SIDE = 240  # pixels of a photo
@@ -35,8 +35,8 @@ REPORT = template("""\
 <p class=soft>Both stages in {{ "%.0f s and %.1f GB" | format(seconds, memory) }}, {{ "%.0f" | format(cpu) }} s of CPU.
 No photo below was trained on.</p>
 <h2>Results</h2>
-<p class=soft>"Blind" is the same model trained on gray pictures, "commonest" always the commonest answer of a kind; the
-interval of the difference is a bootstrap over photos.</p>
+<p class=soft>"Blind" is the same model trained on gray pictures, "commonest" always the commonest answer of a kind.
+"Calibrated" takes the answer that gains most over blind, not the likeliest. Intervals are a bootstrap over photos.</p>
 <div class=side>
 {% for title, (head, rows) in tables.items() %}<div><h3>{{ title }}</h3>{{ table(head, rows) }}</div>
 {% endfor %}
@@ -97,9 +97,7 @@ class Shown:
     held: Photos
     found: Found
     said: dict[int, str]
-    questions: list[Closed]
-    answers: list[str]
-    guesses: list[str]
+    answers: Answers
     own: list[tuple[Path, str]] = field(default_factory=list)
 
     def picture(self, number: int, side: int = SIDE, kind: str = "") -> Markup:
@@ -156,9 +154,12 @@ def retrieval_rows(results: dict[str, Any]) -> list[list[str]]:
 
 def answer_rows(vqa: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: questions, right answers, those of the blind twin and of the commonest answer, in %."""
-    low, high = vqa["interval"]
-    gained = f"{percent(vqa['difference'])} ({percent(low)} to {percent(high)})"
-    rows = [["all", str(vqa["questions"]), *_shares(vqa, gained)]]
+    count, baselines = str(vqa["questions"]), {name: vqa[name] for name in ("blind", "majority")}
+    rows = []
+    for name, values in (("all", vqa), ("calibrated", vqa["calibrated"])):
+        low, high = values["interval"]
+        gained = f"{percent(values['difference'])} ({percent(low)} to {percent(high)})"
+        rows.append([name, count, *_shares({**baselines, "accuracy": values["accuracy"]}, gained)])
     for kind, values in vqa["by_kind"].items():
         rows.append([kind, str(values["count"]), *_shares(values, percent(values["accuracy"] - values["blind"]))])
     return rows
@@ -199,7 +200,7 @@ def _queries(shown: Shown) -> list[tuple[str, dict[str, list[Markup]]]]:
 
 def _answered(shown: Shown) -> list[tuple[Markup, Closed, str, str]]:
     """Questions of all kinds in turn, each with its photo and the answers of both models."""
-    rows = list(zip(shown.questions, shown.answers, shown.guesses, strict=True))
+    rows = list(zip(shown.answers.questions, shown.answers.said, shown.answers.guessed, strict=True))
     each = ANSWERS // len(KINDS)
     chosen = [row for kind in KINDS for row in spread([row for row in rows if row[0].kind == kind], each)]
     return [(shown.picture(one.photo), one, answer, guess) for one, answer, guess in chosen]

@@ -14,6 +14,8 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.stages.quickstart.photos import BLIND, PART, blind, divide
+from qformer.stages.quickstart.questions import Closed
+from qformer.stages.quickstart.real_exam import Answers
 from tests.commands import command, outcome
 
 SUBJECTS = {
@@ -110,7 +112,8 @@ def test_captions_answers_and_own_photos_are_kept(real: tuple[Path, dict[str, An
     )
     assert len(captions) == 12
     assert len(answers) == results["vqa"]["questions"]
-    assert all({one["said"], one["blind"], one["answer"]} <= set(one["choices"]) for one in answers)
+    keys = ("said", "blind", "calibrated", "answer")
+    assert all({one[key] for key in keys} <= set(one["choices"]) for one in answers)
     right = sum(one["said"] == one["answer"] for one in answers) / len(answers)
     assert right == pytest.approx(results["vqa"]["accuracy"])
     assert [Path(one["image"]).name for one in own] == ["0.png", "1.png", "2.png"]
@@ -127,8 +130,23 @@ def test_the_report_holds_everything_in_one_file(real: tuple[Path, dict[str, Any
     assert not re.findall(r"(?:src|href)='(?!data:|#)", page)
     assert page.count("class=query") == 6
     assert page.count("<div class=card>") == 12 + min(results["vqa"]["questions"], 3) + 3
-    for told in ("re-ranked by ITM", "difference (95 %)", "Your photos", "a brown dog"):
+    for told in ("re-ranked by ITM", "calibrated", "difference (95 %)", "Your photos", "a brown dog"):
         assert told in page
+
+
+def test_answers_are_compared_with_those_of_the_blind_twin() -> None:
+    asked = [Closed(photo, "place", "where?", ("beach", "snow"), "beach") for photo in range(4)]
+    seeing, blind = [[1.0, 2.0], [2.5, 2.0], [2.1, 2.0], [2.0, 1.0]], [[3.0, 2.0]] * 4
+    answers = Answers(asked, seeing, blind)
+    assert answers.said == ["beach", "snow", "snow", "snow"]
+    assert answers.guessed == ["snow"] * 4
+    assert answers.calibrated == ["beach", "beach", "beach", "beach"]  # where the last is a tie, the first
+    measured = answers.measure()
+    assert (measured["accuracy"], measured["blind"], measured["difference"]) == (0.25, 0, 0.25)
+    assert measured["calibrated"] == {"accuracy": 1, "difference": 1, "interval": [1, 1]}
+    assert measured["majority"] == measured["commonest"] == 1
+    assert measured["by_kind"]["place"]["calibrated"] == 1
+    assert Answers([], [], []).measure() == {}
 
 
 def test_photos_without_a_split_are_divided_by_their_identity(tmp_path: Path) -> None:
