@@ -196,3 +196,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, words: list[s
     assert code == 2
     assert told in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_same_command_trains_nothing_again(real: tuple[Path, dict[str, Any], str]) -> None:
+    folder, results, _ = real
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*/*.safetensors")}
+    assert len(before) == 3
+    inputs = ("--data", f"path={folder.parent / 'photos' / 'captions.jsonl'}", "--photos", folder.parent / "mine")
+    command("quickstart", "--real", "-o", folder, *inputs, *TOWERS, *FEW)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    again = json.loads((folder / "results.json").read_text())
+    for key in ("retrieval", "captions", "vqa"):
+        assert again[key] == results[key]
