@@ -42,7 +42,7 @@ PEOPLE = _table(
 #: Words that contradict an answer to "who", besides the other answers.
 NOT_ALONE = _words(
     "men women boys girls guys ladies people persons children kids toddlers babies group crowd couple couples family "
-    "two three four five several many others another players friends team each their they them person's onlookers "
+    "two three four five several many others another players friends team each their they them onlookers "
     "spectators audience together both son daughter mother father mom dad wife husband bikers "
     "skateboarders guard guards guardsman owner coach officer soldier soldiers referee teacher parent parents"
 )
@@ -132,10 +132,10 @@ HINTS = _table(
     "pond ice snow swim swims swimming swimmer surf surfs surfer surfing surfboard wave waves bathtub waterfall drink "
     "drinking drinks swimsuit bikini sand sandy jumping jumps coast harbor ship spray sprays waterskiing bottle tub",
     child="people person young family crowd group player players son daughter teen teens teenager teenagers youth "
-    "infant little someone crowded couple audience small they them their children's child's others student students",
+    "infant little someone crowded couple audience small they them their others student students",
     woman="people person group crowd girl girls female females couple family someone they them bride mother mom player "
     "players adult adults she her child children kid kids baby toddler rider crowded others team friends onlookers "
-    "spectators audience fans teenagers teens students lady's woman's wife climber skier surfer snowboarder bicyclist",
+    "spectators audience fans teenagers teens students wife climber skier surfer snowboarder bicyclist",
     man="people person group crowd boy boys male males couple family someone they them father dad player players adult "
     "adults he him his child children kid kids baby toddler rider crowded others team friends onlookers spectators "
     "audience fans teenagers teens students husband groom climber skier surfer snowboarder bicyclist skateboarder",
