@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from qformer import load, stages
+from qformer.checkpoints.folder import read_meta
 from qformer.config import by_prefix, load_config, shipped
 from qformer.data import sources
 from qformer.data.held_out import list_images
@@ -66,25 +67,24 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
     with clock.phase("features"):
         stages.fill_features(first)
     with clock.phase("stage one"):
-        stages.train(first)
+        precision = _precision(stages.train(first), first)
     bridge = load(first.run, trust=names_own_class(first))
     assert isinstance(bridge, ImageTextModel)
-    with clock.phase("retrieval"):
+    with clock.phase("retrieval"), autocast(bridge, precision):
         found = _retrieve(bridge, held, first)
     with clock.phase("stage two"):
-        model = _train(second)
-    precision = autocast(model, second.train.precision)
-    with clock.phase("captions"), precision:
+        model, faster = _train(second)
+    with clock.phase("captions"), faster:
         said = exam.caption_all(model, held, min(CAPTIONED, len(held.listed)))
         scores = exam.score_all(said, held)
     questions = make_questions([one.captions for one in held.listed])
-    with clock.phase("questions"), precision:
+    with clock.phase("questions"), faster:
         losses = exam.answer_all(model, held, questions)
     questions = [questions[place] for place in losses]
     size = bridge.frontend.encoder.patch_size
     with clock.phase("blind twin"):
-        twin = _train(_twin(second, folder, size))
-        with precision:
+        twin, _ = _train(_twin(second, folder, size))
+        with faster:
             answers = exam.Answers(questions, list(losses.values()), exam.guess_all(twin, questions, size))
     shown = []
     if own is not None:
@@ -137,7 +137,7 @@ def _held_out(config: Config) -> exam.Photos:
 def _retrieve(bridge: ImageTextModel, held: exam.Photos, config: Config) -> report.Found:
     """Search the photos of validation by their captions, and the captions by the photos."""
     numbers: list[int] = []
-    with TemporaryFile() as file, autocast(bridge, config.train.precision):
+    with TemporaryFile() as file:
         images = retrieval.Images(bridge, file)
         for group in held.groups(bridge, range(min(config.data.validation_size, len(held.listed)))):
             images.add(group.tiles)
@@ -156,11 +156,17 @@ def _linear(file: Path, like: Iterable[str]) -> dict[str, dict[str, float]]:
     return {LINEAR: {name: found[name] for name in like}}
 
 
-def _train(config: Config) -> VisionLanguageModel:
-    stages.train(config)
+def _train(config: Config) -> tuple[VisionLanguageModel, Any]:
+    """Train stage two; returns the model, and the autocast in which it was trained."""
+    precision = _precision(stages.train(config), config)
     model = load(config.run, trust=True)  # it names our own source of gray pictures, or a class that the user typed
     assert isinstance(model, VisionLanguageModel)
-    return model
+    return model, autocast(model, precision)
+
+
+def _precision(trained: Path, config: Config) -> str:
+    """The dtype that a run took, which its configuration may have left to the device."""
+    return read_meta(trained).get("precision") or config.train.precision
 
 
 def _twin(config: Config, folder: Path, size: int) -> Config:
