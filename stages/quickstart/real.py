@@ -37,6 +37,7 @@ from qformer.stages.quickstart.exam import names_own_class
 from qformer.stages.quickstart.own_photos import OwnPhotos
 from qformer.stages.quickstart.photos import blind, divide
 from qformer.stages.quickstart.questions import make_questions
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,11 +87,11 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
         twin, _ = _train(_twin(second, folder, size))
         with faster:
             answers = exam.Answers(questions, list(losses.values()), exam.guess_all(twin, questions, size))
-    shown = []
+    shown, told = [], ""
     if own is not None:
         with clock.phase("own photos"):
             shown = own.caption(model, folder / "photos.jsonl")
-            own.index(bridge, folder / "stage1", folder / "photos")
+            told = _index(own, bridge, folder)
     results = {
         "retrieval": found.recalls,
         "captions": scores,
@@ -103,8 +104,7 @@ def run(folder: Path, data: list[str], photos: Path | None, overrides: list[str]
     _keep(folder, results, held, answers, said)
     report.write(folder, results, report.Shown(held, found, said, answers, shown), CANDIDATES)
     _show(results, folder)
-    if own is not None:
-        told = f"search your photos: qformer search {folder / 'stage1'} {folder / 'photos'} 'a dog on a beach'"
+    if told:
         console.print(told, soft_wrap=True)
     return results
 
@@ -181,6 +181,15 @@ def _twin(config: Config, folder: Path, size: int) -> Config:
     resolution = config.resolution.model_copy(update={"size": size})
     run = str(folder / "stage2-blind")
     return check(config.model_copy(update={"run": run, "train": train, "data": data, "resolution": resolution}))
+
+
+def _index(own: OwnPhotos, bridge: ImageTextModel, folder: Path) -> str:
+    """Make the user's photos searchable; returns the command that searches them, or why there is none."""
+    try:
+        own.index(bridge, folder / "stage1", folder / "photos")
+    except UsageError as error:  # the results of an hour are not lost for it
+        return f"your photos cannot be searched: {error}"
+    return f"search your photos: qformer search {folder / 'stage1'} {folder / 'photos'} 'a dog on a beach'"
 
 
 def _keep(

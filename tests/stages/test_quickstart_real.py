@@ -204,7 +204,10 @@ def test_the_same_command_trains_nothing_again(real: tuple[Path, dict[str, Any],
     before = {file: file.stat().st_mtime_ns for file in folder.glob("*/checkpoints/*/*.safetensors")}
     assert len(before) == 3
     inputs = ("--data", f"path={folder.parent / 'photos' / 'captions.jsonl'}", "--photos", folder.parent / "mine")
-    command("quickstart", "--real", "-o", folder, *inputs, *TOWERS, *FEW)
+    about = json.loads((folder / "photos" / "gallery.json").read_text())
+    (folder / "photos" / "gallery.json").write_text(json.dumps(about | {"fingerprint": "of another bridge"}))
+    told = command("quickstart", "--real", "-o", folder, *inputs, *TOWERS, *FEW)
+    assert "your photos cannot be searched" in told
     assert {file: file.stat().st_mtime_ns for file in before} == before
     again = json.loads((folder / "results.json").read_text())
     for key in ("retrieval", "captions", "vqa"):
