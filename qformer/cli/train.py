@@ -78,17 +78,40 @@ def plan(
 
 
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the runs and of the report")] = Path(
-        "runs/quickstart"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="folder of the runs and of the report; runs/quickstart by default, or runs/real"
+        ),
+    ] = None,
+    real: Annotated[
+        bool, typer.Option("--real", help="photos and small pre-trained towers (qformer towers fetch real) instead")
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="with --real: captioned photos, as key=value of a source; repeat it. Public ones by default"),
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="with --real: folder of your own photos to caption and make searchable")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[STAGE.KEY=VALUE]...", help="such as stage1.train.steps=100")
     ] = None,
 ) -> None:
-    """Train both stages on drawn scenes in minutes, offline: retrieval, captions, zero-shot answers and a report."""
+    """Train both stages in minutes and write a report: on drawn scenes, offline, or with --real on photos."""
+    from qformer.types import UsageError
+
+    if real:
+        from qformer.stages.quickstart.real import run as run_real
+
+        run_real(output or Path("runs/real"), data or [], photos, overrides or [])
+        return
+    for name, given in (("--data", data), ("--photos", photos)):
+        if given:
+            raise UsageError(f"{name} is for photos, and this quickstart draws scenes; add --real, or leave it out")
     from qformer.stages.quickstart.run import run
 
-    run(output, overrides or [])
+    run(output or Path("runs/quickstart"), overrides or [])
 
 
 def backbones(

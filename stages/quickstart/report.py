@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from qformer.evaluation.zero_shot import SIZE, UNSEEN
 from qformer.figures import page as sheet
 from qformer.figures.page import picture, table
 from qformer.scenes.scenes import Scenes, draw
+from qformer.stages.quickstart.shown import BEST, STYLE, percent, png, query, telling, template
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,27 +25,8 @@ if TYPE_CHECKING:
     from qformer.scenes.text import Scene
     from qformer.stages.quickstart.exam import ExamResults
 
-QUERIES, BEST, SHOWN = 6, 5, 12
-STYLE = """
-.side { display: flex; flex-wrap: wrap; gap: 0 24px; } figure { margin: 8px 0; } figcaption { color: var(--soft); }
-.wide img.curves { max-width: none; height: 260px; }
-.query { border-top: 1px solid var(--line); padding: 12px 0; } .row { display: flex; gap: 8px; align-items: center; }
-.row span { width: 84px; flex: none; color: var(--soft); font-size: 13px; }
-.row img { width: 96px; min-width: 0; flex: 0 1 96px; }
-img.found { outline: 3px solid var(--right); outline-offset: 1px; }
-.row + .row { margin-top: 8px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 16px; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 14px; }
-.card img { width: 100%; max-width: 200px; display: block; margin: 0 auto 8px; } .card p { margin: 4px 0; }
-code { background: var(--raised); padding: 1px 4px; border-radius: 4px; }
-pre code { display: block; padding: 10px; overflow-x: auto; }
-"""
-REPORT = sheet.ENVIRONMENT.from_string("""\
-{% macro marked(text, right) %}<span class={{ "right" if right else "wrong" }}>{{ text }}</span>{% endmacro %}
-{% macro figure(path, name) %}
-<figure class=wide><figcaption>{{ name }}</figcaption>
-<img class=curves alt='losses of {{ name }}' src='{{ png(folder / path / "curves.png") }}'></figure>
-{% endmacro %}
+SHOWN = 12
+REPORT = template("""\
 <h1>BLIP-2, from an untrained bridge</h1>
 <p class=soft>Both stages on drawn scenes in {{ "%.0f s and %.1f GB" | format(seconds, memory) }}.
 No picture below was trained on; those of new combinations hold shapes in a color, or in an order, that no training
@@ -57,11 +38,7 @@ picture showed.</p>
 <h2>Retrieval: a caption looks for its picture</h2>
 <p>The {{ best }} best of {{ scenes }}, by ITC, then with {{ candidates }} candidates re-ranked by ITM. The right one is
 outlined.</p>
-{% for caption, rows in queries %}
-<div class=query><p>{{ caption }}</p>
-{% for name, pictures in rows.items() %}<div class=row><span>{{ name }}</span>{{ pictures | join }}</div>{% endfor %}
-</div>
-{% endfor %}
+{{ searches(queries) }}
 <h2>Captions of one object</h2>
 <div class=cards>
 {% for picture, captions in captioned %}
@@ -104,14 +81,14 @@ def write(
     """
     report = REPORT.render(
         folder=folder,
-        png=_png,
+        png=png,
         seconds=results["seconds"],
         memory=results["peak_memory_gb"],
         tables=_tables(results, len(held)),
         best=BEST,
         scenes=len(held),
         candidates=candidates,
-        queries=[_query(number, held, scores) for number in _telling(scores)],
+        queries=[_query(number, held, scores) for number in telling(scores, range(len(held)))],
         captioned=[_captioned(seen, number) for number in range(SHOWN // 2)],
         answered=[_answered(seen, number) for number in range(SHOWN)],
         prompts=seen.prompts,
@@ -123,20 +100,20 @@ def write(
 def _tables(results: dict[str, Any], scenes: int) -> Markup:
     names = {"step0": "untrained", "itc": "ITC", "reranked": "re-ranked by ITM"}
     retrieval = [
-        [names[name], *(_percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
+        [names[name], *(percent(values[f"{way}_r{n}"]) for way in ("i2t", "t2i") for n in (1, 5, 10))]
         for name, values in results["retrieval"].items()
     ]
     captions = results["captions"]
     answers = [
         [
             name.upper(),
-            *(_percent(values[key]) for key in ("accuracy", "blind", "majority", "new_combinations")),
-            *(_percent(captions[key][name]) for key in ("by_model", "new_combinations")),
+            *(percent(values[key]) for key in ("accuracy", "blind", "majority", "new_combinations")),
+            *(percent(captions[key][name]) for key in ("by_model", "new_combinations")),
         ]
         for name, values in results["vqa"].items()
     ]
     kinds = list(next(iter(results["vqa"].values()))["by_kind"])
-    by_kind = [[n.upper(), *(_percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
+    by_kind = [[n.upper(), *(percent(v["by_kind"][k]) for k in kinds)] for n, v in results["vqa"].items()]
     return (
         sheet.section("Results, in %")
         + table(
@@ -158,29 +135,11 @@ def _tables(results: dict[str, Any], scenes: int) -> Markup:
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _png(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _telling(scores: Scores) -> list[int]:
-    """Choose the queries to show: half where re-ranking changed the first place, half in order."""
-    before, after = scores.itc.argmax(dim=0), scores.text_to_image.argmax(dim=0)
-    changed = (before != after).nonzero().flatten().tolist()[: QUERIES // 2]
-    others = [number for number in range(scores.itc.shape[1]) if number not in changed]
-    return changed + others[: QUERIES - len(changed)]
-
-
 def _query(number: int, held: HeldOut, scores: Scores) -> tuple[str, dict[str, list[Markup]]]:
-    """One caption, and its five best pictures before and after re-ranking."""
-    rows = {}
-    for label, column in (("ITC", scores.itc[:, number]), ("re-ranked", scores.text_to_image[:, number])):
-        best = column.topk(BEST).indices.tolist()
-        rows[label] = [_picture(_held_pixels(held, image), "found" if image == number else "") for image in best]
-    return held.captions[number][0], rows
+    """One caption, and its best pictures before and after re-ranking."""
+    return held.captions[number][0], query(
+        number, number, scores, lambda image, kind: _picture(_held_pixels(held, image), kind)
+    )
 
 
 def _held_pixels(held: HeldOut, image: int) -> Tensor:

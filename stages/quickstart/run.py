@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
-import sys
-import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +24,11 @@ from qformer.model.image_text import ImageTextModel
 from qformer.stages.checking import check
 from qformer.stages.loop import console
 from qformer.stages.quickstart import report
+from qformer.stages.quickstart.clock import Clock, peak_memory
 from qformer.stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
 from qformer.stages.stage1 import validation_data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from qformer.data.held_out import HeldOut
@@ -43,26 +39,6 @@ LOG = "beside.log"
 QUESTIONS, CAPTIONS = 490, 100
 #: The tasks of this process and of the second one. Training the seeing T5 takes longest.
 HERE, BESIDE = (("see", "t5"), ("guess", "opt")), (("see", "opt"), ("guess", "t5"))
-
-
-@dataclass
-class Clock:
-    """A clock that prints the seconds of each phase with its budget."""
-
-    start: float = field(default_factory=time.perf_counter)
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, budget: int) -> Iterator[None]:
-        console.rule(f"{name} (budget {budget} s)")
-        begun = time.perf_counter()
-        yield
-        self.phases[name] = time.perf_counter() - begun
-        console.print(f"{name}: {self.phases[name]:.0f} of {budget} s")
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
 
 
 def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -99,6 +75,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         "captions": seen.captions(),
         "seconds": clock.seconds,
         "phases": clock.phases,
+        "cpu_seconds": clock.cpu,
         "peak_memory_gb": peak,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
@@ -150,20 +127,14 @@ def _both(exam: Exam) -> tuple[ExamResults, float]:
     finally:
         other.join()
         torch.set_num_threads(threads)
-    return seen.join(theirs), _peak_memory() + their_peak
+    return seen.join(theirs), peak_memory() + their_peak
 
 
 def _beside(exam: Exam, threads: int, send: Connection) -> None:
     """Run the tasks of the second process, with its output in a log file."""
     torch.set_num_threads(threads)
     with (exam.folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        send.send((exam.take(BESIDE), _peak_memory()))
-
-
-def _peak_memory() -> float:
-    """Return the peak resident memory of this process in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+        send.send((exam.take(BESIDE), peak_memory()))
 
 
 def _show(results: dict[str, Any], scenes: int, folder: Path) -> None:
