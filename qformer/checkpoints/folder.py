@@ -57,6 +57,7 @@ class Meta(Form):
     checksums: dict[str, str] = Field(default_factory=dict)
     parameters: int = 0
     skipped: dict[str, int] = Field(default_factory=dict)
+    precision: str = ""
     commit: str = ""
     torch: str = ""
     transformers: str = ""
