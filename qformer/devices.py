@@ -49,7 +49,9 @@ def fastest_precision(kind: str) -> tuple[str, str]:
     if kind != "cpu":
         return "fp32", f"lower precisions are not tried on {kind}"
     found = [name for name in FAST_BF16 if name in cpu_features()]
-    return ("bf16", f"this CPU has {found[0]}") if found else ("fp32", f"this CPU has neither {' nor '.join(FAST_BF16)}")
+    if found:
+        return "bf16", f"this CPU has {found[0]}"
+    return "fp32", f"this CPU has neither {' nor '.join(FAST_BF16)}"
 
 
 def cpu_features() -> set[str]:

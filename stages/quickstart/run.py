@@ -29,7 +29,7 @@ from qformer.stages.checking import check
 from qformer.stages.loop import console
 from qformer.stages.quickstart import report
 from qformer.stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
-from qformer.stages.stage1 import validation_data
+from qformer.stages.features import validation_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
