@@ -469,7 +469,7 @@ def test_a_store_is_for_every_precision(space: Path, tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import qformer.data.shard_file as writing
 
-    settings = config(space, "stage1", data={"features": str(tmp_path)})
+    settings = config(space, "stage1", data={"features": str(tmp_path), "validation": None})
     real, written = writing.save_file, []
 
     def save_file(tensors: Any, path: Path, *given: Any) -> None:
