@@ -267,7 +267,7 @@ class TrainConfig(Section):
             feed-forward), relative to `lr`; at 0 it stays as it is, and texts cost no backward pass.
         layer_decay: learning rate of each block of a trained image encoder, relative to that of the next block.
         clip: largest gradient norm; 0 does not clip, as in the original.
-        precision: dtype of autocast; trained weights stay fp32.
+        precision: dtype of autocast; trained weights stay fp32. `auto` is the fastest that the device computes in.
         validate_every, save_every: interval in steps; 0 is only at the end.
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep the checkpoints at multiples of this step; 0 is none.
@@ -288,7 +288,7 @@ class TrainConfig(Section):
     bert_rate: Fraction = 1.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     clip: Annotated[float, Field(ge=0)] = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     log_every: Positive = 10
     validate_every: Count = 1000
     save_every: Count = 1000

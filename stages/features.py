@@ -8,15 +8,17 @@ killed process is filled by another one or by the next start. Finished shards st
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,14 +27,15 @@ from rich.filesize import decimal
 from qformer import distributed, resolution, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
-from qformer.data.features import MANIFEST, CropDataset, FeatureStore, ShardWriter
+from qformer.data.features import MANIFEST, CropDataset, FeatureStore, ShardWriter, mark
+from qformer.data.held_out import HeldOut, held_out
 from qformer.data.loader import read_ahead
 from qformer.files import soundness
 from qformer.files.records import replace_records, replace_text
 from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
 from qformer.progress import Bar, console
-from qformer.types import Tiles, UsageError
+from qformer.types import Sample, Tiles, UsageError
 from qformer.vision.base import Absent
 
 if TYPE_CHECKING:
@@ -53,27 +56,28 @@ PLACES = ("path", "weights")  # encoder options left out of the manifest: the ha
 
 
 def prepare(
-    config: Config, source: Source, strategy: ResolutionStrategy, whole: bool
-) -> tuple[VisionEncoder | None, FeatureStore | None]:
-    """Prepare the image encoder and the feature store of a run.
+    config: Config, source: Source, strategy: ResolutionStrategy, held: HeldOut | None
+) -> tuple[VisionEncoder | None, FeatureStore | None, HeldOut | None]:
+    """Prepare the image encoder, the feature store and the held-out data of a run.
 
-    With `data.features` the store is checked, and filled if shards are missing.
-
-    Args:
-        whole: keep the encoder with its weights, as validation needs it.
+    With `data.features` the store is checked, and filled if shards are missing. Another one in its folder is for the
+    held-out images.
 
     Returns:
-        The image encoder, None to build it from the configuration; and the store to train from, None if there is none.
+        The image encoder, None to build it from the configuration; the store to train from, None if there is none; and
+        the held-out data, with stored tokens in place of pixels if there is a store.
 
     Raises:
         UsageError: the store was made with other settings, does not fit on the disk, or the data cannot be stored.
         OSError: a shard could not be written; the shards that are complete stay.
     """
     if config.data.features is None:
-        return None, None
+        return None, None, held
     encoder = build_encoder(config)
     store = fill(config, source, strategy, encoder)
-    return encoder if whole else Absent(**store.about["encoder"]), store
+    if held is not None:
+        held = store_held_out(config, held, strategy, encoder)
+    return Absent(**store.about["encoder"]), store, held
 
 
 def fill_alone(config: Config, trust: bool = False) -> Path:
@@ -92,8 +96,63 @@ def fill_alone(config: Config, trust: bool = False) -> Path:
     if config.stage == "stage2" and config.init is not None:
         config = inherit(config, checkpoint.read_config(config.init, trust))
     source = sources.for_run(config.data.train, config.run)
+    held, strategy = validation_data(config), resolution.chosen(config.resolution)
+    encoder = build_encoder(config)
+    store = fill(config, source, strategy, encoder)
+    if held is not None:
+        store_held_out(config, held, strategy, encoder)
+    return store.folder
+
+
+def validation_data(config: Config) -> HeldOut | None:
+    """Load the first `validation_size` usable samples of `data.validation`; None if it is not set."""
+    if config.data.validation is None:
+        return None
+    source = sources.for_run(config.data.validation, config.run)
     strategy = resolution.chosen(config.resolution)
-    return fill(config, source, strategy, build_encoder(config)).folder
+    return held_out(source, strategy, config.data.validation_size, config.data.batch)
+
+
+@dataclasses.dataclass
+class StoredGroups(Sequence[Tiles]):
+    """Groups of `batch` held-out images each, whose tokens are read from a store when they are asked for."""
+
+    store: FeatureStore
+    samples: list[Sample]
+    strategy: ResolutionStrategy
+    batch: int
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch)
+
+    @overload
+    def __getitem__(self, group: int) -> Tiles: ...
+    @overload
+    def __getitem__(self, group: slice) -> list[Tiles]: ...
+    def __getitem__(self, group: int | slice) -> Tiles | list[Tiles]:
+        if isinstance(group, slice):
+            return [self[number] for number in range(*group.indices(len(self)))]
+        if not 0 <= group < len(self):
+            raise IndexError(group)
+        numbers = range(group * self.batch, min((group + 1) * self.batch, len(self.samples)))
+        return Tiles.join([self.store.read(n, 0, self.samples[n], self.strategy) for n in numbers])
+
+
+def store_held_out(config: Config, held: HeldOut, strategy: ResolutionStrategy, encoder: VisionEncoder) -> HeldOut:
+    """Fill a store with the tokens of the held-out images, whole, unless it is there; return the data that reads it.
+
+    It is a folder in that of `data.features`, named after the images, so that runs with other ones do not meet.
+
+    Raises:
+        UsageError, OSError: see `prepare`.
+    """
+    features = config.data.features
+    assert features is not None
+    marks = hashlib.blake2b(repr([mark(sample) for sample in held.samples]).encode(), digest_size=6).hexdigest()
+    own = features.model_copy(update={"path": str(Path(features.path) / f"validation-{marks}"), "crops": 1})
+    data = config.data.model_copy(update={"features": own, "crop": (1.0, 1.0), "flip": 0.0})
+    store = fill(config.model_copy(update={"data": data}), held.samples, strategy, encoder)
+    return dataclasses.replace(held, groups=StoredGroups(store, held.samples, strategy, config.data.batch))
 
 
 @torch.no_grad()

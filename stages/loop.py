@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from rich.table import Table
 from torch.nn.parallel import DistributedDataParallel
 
-from qformer import compat, distributed
+from qformer import compat, devices, distributed
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import dump_config
 from qformer.data.loader import Skipped, training_batches
@@ -151,7 +151,7 @@ def _start(
     run = Run(config, folder, accelerator, model, optimizer, Skipped(folder, config.data.max_bad), extra, extent)
     resume(run)
     try:
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and run.step <= config.train.steps:
             (folder / checkpoint.CONFIG).write_text(dump_config(config), encoding="utf-8")
         accelerator.init_trackers("tensorboard")
     except OSError as error:
@@ -174,7 +174,7 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     accelerator = Accelerator(
         # Without a GPU, accelerate joins the processes of torchrun only if `cpu` is set.
         cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
-        mixed_precision=PRECISION[config.train.precision],
+        mixed_precision=PRECISION[_precision(config)],
         log_with="tensorboard",
         project_dir=folder,
         kwargs_handlers=[
@@ -203,6 +203,17 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
             "accelerate's MULTI_GPU, and set train.fsdp=true to shard the frozen layers"
         )
     return accelerator
+
+
+def _precision(config: Config) -> str:
+    """Return the precision of a run, and print it with the reason if the device decides."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    device = torch.accelerator.current_accelerator(check_available=True)
+    taken, why = devices.fastest_precision("cpu" if device is None else device.type)
+    if os.environ.get("RANK", "0") == "0":  # the process group does not exist yet
+        console.print(f"train.precision auto takes {taken}: {why}", soft_wrap=True)
+    return taken
 
 
 def describe(model: nn.Module) -> None:
@@ -312,10 +323,10 @@ def _log(run: Run) -> str:
 def _validate(run: Run, evaluate: Evaluate, out: Console) -> None:
     """Evaluate in rank 0 while the others wait; with sharded layers all processes take part."""
     model = run.inner
-    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
+    gpus = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     if distributed.rank() == 0 or shards(run.config):
         model.eval()
-        with distributed.alone(), torch.random.fork_rng(devices), torch.no_grad():
+        with distributed.alone(), torch.random.fork_rng(gpus), torch.no_grad():
             torch.manual_seed(run.config.seed)
             measured = evaluate(model, run.step)
         write_record(run, {"step": run.step, **measured}, "validation")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from qformer.schema import Config
     from qformer.stages.run import Run
 
 #: Keys that can differ between the configuration of a checkpoint and that of the command that resumes it.
@@ -167,7 +168,8 @@ def print_skipped(run: Run) -> None:
 def _write_checkpoint(run: Run, trainer: dict[str, Any], skipped: dict[str, int]) -> str | None:
     """Write the checkpoint and the curves; returns the reason if the checkpoint could not be written."""
     train, tensors = run.config.train, trained_tensors(run.inner)
-    meta = {"parameters": sum(tensor.numel() for tensor in tensors.values()), "skipped": skipped}
+    count = sum(tensor.numel() for tensor in tensors.values())
+    meta = {"parameters": count, "skipped": skipped, "precision": run.precision}
     keep = train.keep_last, train.keep_every
     try:
         checkpoint.save(run.folder, run.step, run.config, tensors, meta, trainer, run.extra, *keep)
@@ -240,7 +242,7 @@ def _newest_whole(run: Path) -> str | None:
 
 def _load(run: Run, found: Path) -> None:
     saved, trainer = checkpoint.read(found, verify=False), checkpoint.read_trainer(found, verify=False)  # rank 0 did
-    if differs := _differences(saved.config.model_dump(), run.config.model_dump()):
+    if differs := _differences(_shortened(saved.config, run.config).model_dump(), run.config.model_dump()):
         raise UsageError(
             f"the run '{run.folder}' was started with another configuration ({'; '.join(differs)}); "
             "set run to another folder, or remove this one"
@@ -248,6 +250,29 @@ def _load(run: Run, found: Path) -> None:
     restore(run, trainer, found)
     load_trained(run.inner, saved.tensors, found)
     run.step = saved.meta["step"]
+    _tell_changes(run, saved)
+
+
+def _shortened(saved: Config, now: Config) -> Config:
+    """Give the saved configuration the steps of this run if they are fewer: a run can be shortened."""
+    steps = min(saved.train.steps, now.train.steps)
+    return saved.model_copy(update={"train": saved.train.model_copy(update={"steps": steps})})
+
+
+def _tell_changes(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Print what differs from the run so far: its number of steps, or the precision that `auto` takes."""
+    steps, before = run.config.train.steps, saved.config.train.steps
+    if run.step > steps:
+        console.print(
+            f"{run.folder} is at step {run.step}, past train.steps {steps}, so nothing is trained", soft_wrap=True
+        )
+    elif steps < before:
+        console.print(
+            f"train.steps is lowered from {before} to {steps}, at which the learning rate now ends", soft_wrap=True
+        )
+    was = saved.meta.get("precision") or run.precision  # checkpoints of earlier versions lack it
+    if was != run.precision:
+        console.print(f"this run was in {was} until step {run.step} and goes on in {run.precision}", soft_wrap=True)
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:

@@ -42,6 +42,12 @@ class Run:
         """The model without accelerate's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def precision(self) -> str:
+        """The dtype of autocast; the configuration may leave it to the device."""
+        taken = self.accelerator.mixed_precision
+        return "fp32" if taken == "no" else taken
+
 
 def write_record(run: Run, record: dict[str, float], kind: str) -> None:
     """Write one record to `metrics.jsonl` and to TensorBoard; only rank 0 writes."""

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import torch
 
 from qformer import resolution
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.weights import start_from
 from qformer.data import sources
-from qformer.data.held_out import HeldOut, held_out
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
 from qformer.stages import linear
-from qformer.stages.features import prepare
+from qformer.stages.features import prepare, validation_data
 from qformer.stages.loop import fit
-from qformer.types import Batch, UsageError
+from qformer.types import Batch, Tiles, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from qformer.data.held_out import HeldOut
+    from qformer.model.frontend import FrontEnd
     from qformer.model.image_text import ImageTextModel
     from qformer.schema import Config
+
+
+MOST_BYTES = 1 << 30  # of held-out tokens in memory; with more, images are encoded at each validation
 
 
 def train(config: Config) -> Path:
@@ -38,7 +44,7 @@ def train(config: Config) -> Path:
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.chosen(config.resolution)
     held = validation_data(config)
-    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    encoder, store, held = prepare(config, source, strategy, held)
     model, config = build_image_text(config, encoder=encoder)
     if config.text.max_tokens > config.qformer.max_positions:
         raise UsageError(
@@ -56,15 +62,6 @@ def train(config: Config) -> Path:
     return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained, begin)
 
 
-def validation_data(config: Config) -> HeldOut | None:
-    """Load the first `validation_size` usable samples of `data.validation`; None if it is not set."""
-    if config.data.validation is None:
-        return None
-    source = sources.for_run(config.data.validation, config.run)
-    strategy = resolution.chosen(config.resolution)
-    return held_out(source, strategy, config.data.validation_size, config.data.batch)
-
-
 class Validation:
     """Held-out losses on the first caption of each image, and retrieval over all captions."""
 
@@ -74,12 +71,32 @@ class Validation:
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         bridge = cast("ImageTextModel", model)
+        self.held = keep_tokens(self.held, bridge.frontend)
         measured = mean_losses(bridge, self.held)
         if equal := retrieval.count_equal(self.held.captions):
             measured["equal_captions"] = equal
         for name, values in retrieval.measure(bridge, self.held.groups, self.held.captions, self.k).items():
             measured |= {f"{name}_{key}": value for key, value in values.items()}
         return measured
+
+
+@torch.no_grad()
+def keep_tokens(held: HeldOut, frontend: FrontEnd) -> HeldOut:
+    """Encode the held-out images once if their encoder is frozen; return the data with the tokens in place of pixels.
+
+    Data whose tokens would take more than `MOST_BYTES` are returned as they are, like those that have tokens already.
+    """
+    trained = any(parameter.requires_grad for parameter in frontend.encoder.parameters())
+    if trained or held.groups[0].tokens is not None:
+        return held
+    groups, used = [], 0
+    for tiles in held.groups:
+        rows = [row.cpu().clone() for row in frontend.encode_tiles(tiles).rows]
+        used += sum(row.nbytes for row in rows)
+        if used > MOST_BYTES:
+            return held
+        groups.append(Tiles([], tiles.plans, rows))
+    return dataclasses.replace(held, groups=groups)
 
 
 def mean_losses(model: nn.Module, held: HeldOut) -> dict[str, float]:

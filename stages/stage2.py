@@ -16,19 +16,19 @@ from qformer.data.held_out import HeldOut
 from qformer.data.loader import Batches
 from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
-from qformer.figures import curves as pictures
+from qformer.figures import curves as drawing
 from qformer.llm.abilities import require_training
 from qformer.llm.rows import positions
 from qformer.model.assembly import build_vision_language
 from qformer.progress import console
-from qformer.stages.features import prepare
+from qformer.stages.features import prepare, validation_data
 from qformer.stages.inherit import inherit, text_path, with_text_sizes
 from qformer.stages.loop import fit
-from qformer.stages.stage1 import mean_losses, validation_data
+from qformer.stages.stage1 import keep_tokens, mean_losses
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from qformer.checkpoints.folder import Checkpoint
     from qformer.model.vision_language import VisionLanguageModel
@@ -61,7 +61,8 @@ def train(config: Config, trust: bool = False) -> Path:
     held = validation_data(config)
     on_gpu = torch.cuda.is_available() and not config.train.fsdp  # FSDP moves layers one by one
     device = f"cuda:{distributed.local_rank()}" if on_gpu else "cpu"
-    encoder, store = prepare(config, source, strategy, whole=held is not None)
+    pictures = [] if held is None else [held.groups[0][i : i + 1].pixels[0] for i in range(len(held.groups[0][:SHOWN]))]
+    encoder, store, held = prepare(config, source, strategy, held)
     text = None if config.question is None else text_path(config.question, start)
     if text is not None:
         config = with_text_sizes(config, text.config)
@@ -74,7 +75,7 @@ def train(config: Config, trust: bool = False) -> Path:
         if text is not None and text is not start:
             load_text_path(model, text)
     batches = Batches(source, strategy, config.data, config.seed, store)
-    evaluate = None if held is None else Validation(held, Path(config.run))
+    evaluate = None if held is None else Validation(held, Path(config.run), pictures)
     words = model.connector.tokenizer
     return fit(model, batches, config, evaluate, None if words is None else words.save_pretrained)
 
@@ -138,12 +139,15 @@ class Validation:
     Captions or answers of the first images are written to `captions.jsonl` and `captions.png` of the run.
     """
 
-    def __init__(self, held: HeldOut, folder: Path) -> None:
+    def __init__(self, held: HeldOut, folder: Path, shown: list[Tensor]) -> None:
+        """Take the data, the folder of the run, and the first images as pixels."""
         self.held = held
         self.folder = folder
+        self.shown = shown
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         bridge = cast("VisionLanguageModel", model)
+        self.held = keep_tokens(self.held, bridge.frontend)
         tiles, measured = self.held.groups[0][:SHOWN], {}
         if self.held.asks:
             texts = self._answers(bridge)
@@ -161,8 +165,7 @@ class Validation:
         if distributed.rank() == 0:
             with (self.folder / "captions.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in shown)
-            first = [tiles[i : i + 1].pixels[0] for i in range(len(tiles))]
-            pictures.captions(self.folder / "captions.png", first, shown)
+            drawing.captions(self.folder / "captions.png", self.shown, shown)
         return mean_losses(bridge, self.held) | measured
 
     def _answers(self, bridge: VisionLanguageModel) -> list[str]:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 FLOORS = (
-    ("formats", "identity", "ragged", "types", "trust", "lookup", "fields", "schema", "config"),
+    ("formats", "identity", "memory", "ragged", "types", "trust", "lookup", "fields", "schema", "config"),
     ("compat", "devices", "distributed", "files", "images", "progress"),
     ("alignment", "losses", "resolution", "vision", "wheels"),
     ("data", "llm", "scenes"),

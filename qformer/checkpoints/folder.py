@@ -60,6 +60,7 @@ class Meta(Form):
     parameters: int = 0
     skipped: dict[str, int] = Field(default_factory=dict)
     towers: dict[str, str] = Field(default_factory=dict)
+    precision: str = ""
     commit: str = ""
     torch: str = ""
     transformers: str = ""

@@ -53,7 +53,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it reports every unused tensor of a truncated tower
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        from qformer.memory import keep_freed_memory
         from qformer.types import LeftOut
+
+        keep_freed_memory()
 
         with warnings.catch_warnings():
             warnings.simplefilter("default", LeftOut)

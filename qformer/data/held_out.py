@@ -113,13 +113,13 @@ class HeldOut:
     """Held-out data in memory: images as tiles in groups, with all captions of each image.
 
     Attributes:
-        groups: tiles of the images, `batch` images each.
+        groups: tiles of the images, `batch` images each: pixels, or tokens (`qformer.stages.features`).
         captions: captions of each image from `usable_captions`, or the answers of a question without captions.
         samples: one sample for each image or question.
         skipped: records that could not be used.
     """
 
-    groups: list[Tiles]
+    groups: Sequence[Tiles]
     captions: list[list[str]]
     samples: list[Sample]
     skipped: list[dict[str, Any]]
@@ -146,7 +146,8 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     Raises:
         UsageError: no record can be used.
     """
-    held = HeldOut([], [], [], [])
+    groups: list[Tiles] = []
+    held = HeldOut(groups, [], [], [])
     images: list[Tensor] = []
     known: dict[str | int, list[str]] = {}  # captions by image id
     for index in indices(source):
@@ -168,10 +169,10 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
         if not asks:
             known[sample.image_id] = captions
         if len(images) == batch:
-            held.groups.append(cut_all(images, strategy))
+            groups.append(cut_all(images, strategy))
             images = []
     if images:
-        held.groups.append(cut_all(images, strategy))
+        groups.append(cut_all(images, strategy))
     if not held.samples:
         raise UsageError(
             f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "

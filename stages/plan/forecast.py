@@ -20,7 +20,7 @@ from rich.table import Table
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
-from qformer.devices import DTYPES
+from qformer.devices import DTYPES, fastest_precision
 from qformer.progress import console
 from qformer.stages.checking import check
 from qformer.stages.inherit import inherit
@@ -117,7 +117,7 @@ def plan(
     _check_amounts(gpus, efficiency)
     device = hardware.find(gpu)
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
-    config, notes = _with_bridge(check(config), trust)
+    config, notes = _with_bridge(_with_precision(check(config), gpu), trust)
     kind = "cpu" if gpu == hardware.CPU else "cuda"
     subject = Subject.of(config, kind, gpus)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
@@ -154,6 +154,15 @@ def plan(
         images=images,
         notes=notes + uncounted,
     )
+
+
+def _with_precision(config: Config, gpu: str) -> Config:
+    """Replace `train.precision: auto` by what it takes on a GPU of the table, or on this CPU."""
+    if config.train.precision != "auto":
+        return config
+    on_cpu = gpu == hardware.CPU
+    taken = fastest_precision("cpu")[0] if on_cpu else "bf16" if hardware.find(gpu).has_bf16 else "fp16"
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": taken})})
 
 
 def _check_amounts(gpus: int, efficiency: float) -> None:

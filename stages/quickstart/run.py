@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,15 @@ from qformer.evaluation import retrieval
 from qformer.model.assembly import build_image_text
 from qformer.model.image_text import ImageTextModel
 from qformer.stages.checking import check
+from qformer.stages.features import validation_data
 from qformer.stages.loop import console
 from qformer.stages.quickstart import report
 from qformer.stages.quickstart.clock import Clock, peak_memory
-from qformer.stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, ExamResults, names_own_class
-from qformer.stages.stage1 import validation_data
+from qformer.stages.quickstart.exam import LANGUAGE_MODELS, OWN, Exam, names_own_class
+from qformer.stages.stage1 import keep_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from qformer.data.held_out import HeldOut
@@ -58,17 +60,22 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         check(config)
     held = validation_data(first)
     assert held is not None
-    with clock.phase("stage one", 150):
+    with clock.phase("stage one", 140):
         step0 = _before_training(first, held)
         stages.train(first)
-    with clock.phase("retrieval", 10):
-        bridge = load(first.run, trust=names_own_class(first))
-        assert isinstance(bridge, ImageTextModel)
-        texts = [text for own in held.captions for text in own]
-        scores = retrieval.score(bridge, held.groups, texts, CANDIDATES, show=True)
-        recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
-    with clock.phase("stage two", 140):
-        seen, peak = _both(exam)
+    with _second_process(exam) as theirs:
+        with clock.phase("retrieval", 10):
+            bridge = load(first.run, trust=names_own_class(first))
+            assert isinstance(bridge, ImageTextModel)
+            texts = [text for own in held.captions for text in own]
+            groups = keep_tokens(held, bridge.frontend).groups
+            scores = retrieval.score(bridge, groups, texts, CANDIDATES, show=True)
+            recalls = {"step0": step0, **retrieval.recall_table(scores, held.captions)}
+        with clock.phase("stage two", 130):
+            seen = exam.take(HERE)
+            with console.status("waiting for the other two models"):
+                others, their_peak = theirs.recv()
+    seen = seen.join(others)
     results = {
         "retrieval": recalls,
         "vqa": {name: seen.vqa(name) for name in LANGUAGE_MODELS},
@@ -76,7 +83,7 @@ def run(folder: Path, overrides: list[str]) -> dict[str, Any]:
         "seconds": clock.seconds,
         "phases": clock.phases,
         "cpu_seconds": clock.cpu,
-        "peak_memory_gb": peak,
+        "peak_memory_gb": peak_memory() + their_peak,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     report.write(folder, results, held, scores, CANDIDATES, seen)
@@ -105,8 +112,12 @@ def _before_training(config: Config, held: HeldOut) -> dict[str, float]:
     return retrieval.measure(model.eval(), held.groups, held.captions, 0)["itc"]
 
 
-def _both(exam: Exam) -> tuple[ExamResults, float]:
-    """Run all tasks in two processes with half of the threads each; returns the results and the peak memory in GB."""
+@contextmanager
+def _second_process(exam: Exam) -> Iterator[Connection]:
+    """Run the tasks `BESIDE` in another process, which sends its results; each has half of the threads until the end.
+
+    It begins while this process still measures retrieval, since its imports alone take seconds.
+    """
     threads = torch.get_num_threads()
     half = max(threads // 2, 1)
     context = multiprocessing.get_context("spawn")
@@ -116,9 +127,7 @@ def _both(exam: Exam) -> tuple[ExamResults, float]:
     send.close()
     torch.set_num_threads(half)
     try:
-        seen = exam.take(HERE)
-        with console.status("waiting for the other two models"):
-            theirs, their_peak = receive.recv()
+        yield receive
     except EOFError as error:
         raise RuntimeError(f"the second process failed; see {exam.folder / LOG}") from error
     except BaseException:
@@ -127,7 +136,6 @@ def _both(exam: Exam) -> tuple[ExamResults, float]:
     finally:
         other.join()
         torch.set_num_threads(threads)
-    return seen.join(theirs), peak_memory() + their_peak
 
 
 def _beside(exam: Exam, threads: int, send: Connection) -> None:

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
-from qformer.model.bert import attention_mask, bert_weights
+from qformer.model.bert import attend, attention_mask, bert_weights
 from qformer.model.qformer import QFormer
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
@@ -521,3 +522,18 @@ def test_joining_no_images_leaves_no_mask() -> None:
     longer = own.join(qformer.keys_values(torch.randn(1, 7, qformer.config.encoder_width)))
     assert longer.mask is not None
     assert longer.mask[:, 0, 0].sum(dim=1).tolist() == [5, 5, 7]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_a_cpu_is_in_single_under_autocast(masked: bool) -> None:
+    """Its backward pass in bf16 is several times slower; rounded afterwards, so what follows sees bf16."""
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(2, 3, 5, 8).bfloat16() for _ in range(3))
+    mask = torch.rand(2, 1, 5, 5) < 0.7 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    expected = F.scaled_dot_product_attention(query.float(), keys.float(), values.float(), attn_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(query, keys, values, mask, 0.0)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())

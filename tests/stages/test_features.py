@@ -24,8 +24,10 @@ from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.features import CropDataset, FeatureStore
 from qformer.data.loader import Batches
+from qformer.files.packing import pack, unpack
 from qformer.model.assembly import build_encoder, build_image_text, build_vision_language
 from qformer.model.chunked import chunked_step
+from qformer.model.frontend import FrontEnd
 from qformer.model.image_text import ImageTextModel
 from qformer.schema import Config
 from qformer.stages import features, stage1
@@ -129,21 +131,55 @@ def test_whole_runs_are_those_of_the_direct_path(space: Path, tmp_path: Path, ch
         assert embeds.isfinite().all()
 
 
-def test_the_tower_is_there_for_validation_only(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_validation_reads_a_store_too(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tower is needed in training then, and nothing is encoded again; the rows are those that int8 keeps."""
+    data = {"features": {"path": str(tmp_path / "store"), "dtype": "int8"}, "crop": [0.5, 0.6]}
+    settings = config(space, "stage1", run=str(tmp_path / "run"), data=data)
+    held = features.validation_data(settings)
+    assert held is not None
+    with torch.no_grad():
+        tokens = FrontEnd(build_encoder(settings)).encode_tiles(Tiles.join(list(held.groups))).rows
+    stages.fill_features(settings)
+    real, checked = stage1.fit, []
 
     def fit(model: Any, *given: Any) -> Path:
-        seen.append(sum(p.numel() for p in model.frontend.encoder.parameters()))
+        assert not list(model.frontend.encoder.parameters())
+        rows = model.frontend.encode_tiles(Tiles.join(list(given[2].held.groups))).rows
+        assert len(rows) == len(tokens)
+        checked.extend(torch.equal(row, unpack(pack(own, "int8"))) for row, own in zip(rows, tokens, strict=True))
         return real(model, *given)
 
-    real = stage1.fit
     monkeypatch.setattr(stage1, "fit", fit)
-    for name, extra in (("with", {}), ("without", {"validation": None})):
-        data = {"features": str(tmp_path / "store")} | extra
-        stages.train(config(space, "stage1", run=str(tmp_path / name), data=data, train={"steps": 2}))
-    assert seen[0] > 0
-    assert seen[1] == 0
-    assert "itc_i2t_r1" in losses(tmp_path / "with")[-1]
+    monkeypatch.setattr(features.Filler, "_encode", None)
+    stages.train(settings)
+    assert checked
+    assert all(checked)
+    assert "itc_i2t_r1" in losses(tmp_path / "run")[-1]
+
+
+def test_held_out_images_are_encoded_once(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run without a store, and with the same results; too many are encoded at each validation as before."""
+    encoded: list[int] = []
+    real = FrontEnd.encode_tiles
+
+    def encode_tiles(self: FrontEnd, tiles: Tiles) -> Any:
+        if tiles.tokens is None and not self.training:
+            encoded.append(len(tiles))
+        return real(self, tiles)
+
+    monkeypatch.setattr(FrontEnd, "encode_tiles", encode_tiles)
+    records, counts = [], []
+    for most in (stage1.MOST_BYTES, 0):
+        monkeypatch.setattr(stage1, "MOST_BYTES", most)
+        run = tmp_path / str(most)
+        stages.train(config(space, "stage1", run=str(run), train={"validate_every": 1}))
+        records.append([record for record in losses(run) if "itc_i2t_r1" in record])
+        counts.append(sum(encoded))
+        encoded.clear()
+    assert records[0] == records[1]
+    assert len(records[0]) == 4
+    assert counts[0] == 4  # the dev photos
+    assert counts[1] > 4 * 4
 
 
 def test_visits_draw_from_all_crops_and_repeat(space: Path, tmp_path: Path) -> None:
@@ -433,7 +469,7 @@ def test_a_store_is_for_every_precision(space: Path, tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_is_filled(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import qformer.data.shard_file as writing
 
-    settings = config(space, "stage1", data={"features": str(tmp_path)})
+    settings = config(space, "stage1", data={"features": str(tmp_path), "validation": None})
     real, written = writing.save_file, []
 
     def save_file(tensors: Any, path: Path, *given: Any) -> None:

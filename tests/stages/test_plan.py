@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qformer import distributed, stages, vision
 from qformer.config import load_config, parse_config
+from qformer.devices import fastest_precision
 from qformer.model.chunked import chunked_step
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
@@ -345,6 +346,8 @@ def test_what_cannot_be_planned_for(space: Path, arguments: dict[str, Any], mess
 def test_a_gpu_without_bf16(space: Path) -> None:
     with pytest.raises(UsageError, match="does not support bf16; use --precision fp16"):
         plan(small(space, train={"precision": "bf16"}), "V100")
+    for gpu, taken in (("V100", "fp16"), ("H200", "bf16"), ("cpu", fastest_precision("cpu")[0])):
+        assert planning._with_precision(small(space, train={"precision": "auto"}), gpu).train.precision == taken
 
 
 def test_amounts_of_memory() -> None:

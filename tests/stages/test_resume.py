@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from qformer import stages
+from qformer import devices, stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.data.loader import ENDING, Batches, BatchRecord
 from qformer.model.assembly import build_image_text
@@ -413,6 +413,46 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(trained: Path) 
     (trained / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write to the run folder"):
         stages.train(config(trained, "stage1", run=str(trained / "file" / "run"), train=STEPS))
+
+
+def test_a_run_can_be_shortened(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends at the new step with the lowest rate; once past it, it ends at once and stays as it is."""
+    run = trained / "shortened"
+    shutil.copytree(trained / "whole", run)
+    shutil.rmtree(run / "checkpoints" / "step-0000024")
+    stages.train(config(trained, "stage1", run=str(run), train=STEPS | {"steps": 23}))
+    assert "lowered from 24 to 23, at which the learning rate now ends" in " ".join(capsys.readouterr().out.split())
+    assert checkpoint.find(run).name == "step-0000023"
+    assert checkpoint.read(run).config.train.steps == 23
+    assert records(run)[-2]["lr"] == pytest.approx(1e-5)  # min_lr; the last record is of validation
+    before = records(run), (run / "config.yaml").read_text()
+    assert stages.train(config(trained, "stage1", run=str(run), train=STEPS | {"steps": 20})) == checkpoint.find(run)
+    assert "is at step 23, past train.steps 20, so nothing is trained" in " ".join(capsys.readouterr().out.split())
+    assert (records(run), (run / "config.yaml").read_text()) == before
+    with pytest.raises(UsageError, match=r"train\.steps was 23, is 24"):
+        stages.train(config(trained, "stage1", run=str(run), train=STEPS))
+
+
+def test_auto_may_take_another_precision_elsewhere(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a CPU that has other instructions; the log says so, and training goes on."""
+    run = trained / "auto"
+    for steps, features, said in (
+        (2, {"avx512_bf16"}, "auto takes bf16: this CPU has avx512_bf16"),
+        (4, set(), "auto takes fp32: this CPU has neither amx_bf16 nor avx512_bf16"),
+    ):
+        monkeypatch.setattr(devices, "cpu_features", lambda features=features: features)
+        with monkeypatch.context() as patch:
+            patch.setattr(stage1, "Batches", Asked)
+            patch.setattr(Asked, "step", steps)
+            with nullcontext() if steps == 4 else pytest.raises(SystemExit):
+                stages.train(config(trained, "stage1", run=str(run), train={"steps": 4, "precision": "auto"}))
+        printed = " ".join(capsys.readouterr().out.split())
+        assert said in printed
+    assert "was in bf16 until step 2 and goes on in fp32" in printed
+    assert checkpoint.read(run).config.train.precision == "auto"
+    assert checkpoint.read(run).meta["precision"] == "fp32"
 
 
 def test_what_was_logged_before_the_first_checkpoint_is_forgotten(trained: Path) -> None:
