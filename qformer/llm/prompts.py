@@ -52,6 +52,7 @@ LONG = {
     "no_repeat_ngram_size": 3,
 }
 QUESTION, SHORT_QUESTION = "Question: {} Answer:", "Question: {} Short answer:"
+BRIEFLY = "{} Answer with a single word or a short phrase."
 STEPS = "Let's think step by step."  # Kojima et al., arXiv:2205.11916
 TURN = "Question: {} Answer: {}."
 
@@ -83,15 +84,28 @@ PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
         }
     },
 }
+CHAT = "chat"  # the wording of language models that are spoken to in the turns of a template
+#: By task, what a user says in a turn, whatever the preset; these models have learned instructions, and are told so.
+TURNS: dict[str, Wording] = {
+    "caption": Wording("Describe the photo in one sentence.", SENTENCE),
+    "vqa": Wording(BRIEFLY, SHORT),
+    "context": Wording(BRIEFLY, SHORT, "Context: {}."),
+    "dialogue": Wording("{}", SENTENCE),
+    "knowledge": Wording("{}", SENTENCE | {"max_new_tokens": 50}),
+    "reasoning": Wording(f"{{}} {STEPS}", LONG),
+    "writing": Wording("{}", LONG),
+    "ask": Wording("Ask a question about the picture.", SENTENCE),
+}
 
 
 def wording(task: str, preset: str, family: str) -> Wording:
-    """Look up the row of the table for language models of `family` ("causal" or "seq2seq").
+    """Look up the row of the table for language models of `family` ("causal" or "seq2seq"), or with a template, "chat".
 
     Raises:
         UsageError: an unknown task, preset or family.
     """
-    return find(find(find(PRESETS, preset, "preset"), task, "task"), family, "family of language models")
+    row = find(find(PRESETS, preset, "preset"), task, "task")
+    return find(row | {CHAT: TURNS[task]}, family, "family of language models")
 
 
 def vqa_preset(preset: str, family: str) -> Wording:
