@@ -26,7 +26,6 @@ from qformer.files.tensors import read_tensors
 from qformer.language_schema import LLMConfig
 from qformer.llm import lora
 from qformer.llm.loading import language_model, load_language_model
-from qformer.template import NONE
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -66,11 +65,6 @@ def take_apart(opened: OpenCheckpoint) -> None:
         raise UsageError(
             f"the Q-Former of '{opened.source}' reads questions, for which stage two of BLIP-2 has no place in LAVIS "
             "or in transformers; use the checkpoint as it is"
-        )
-    if config.llm is not None and config.llm.template != NONE:
-        raise UsageError(
-            f"the language model of '{opened.source}' reads the image in a turn of its chat (llm.template), for which "
-            "LAVIS and transformers have no place, since they put images first; use the checkpoint as it is"
         )
     parts.vision = {n.removeprefix(ENCODER): tensor for n, tensor in parts.bridge.items() if n.startswith(ENCODER)}
     adapters = {n.removeprefix(LLM): tensor for n, tensor in parts.bridge.items() if n.startswith(LLM)}

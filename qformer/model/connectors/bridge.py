@@ -61,6 +61,7 @@ class QFormerConnector(Connector):
         for parameter in self.projection.parameters():
             parameter.mul_(factor)
 
+    @torch.no_grad()
     def spread(self) -> float:
         """Estimate the root mean square of what the projection makes of query outputs, from the weights alone.
 
