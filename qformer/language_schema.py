@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from qformer.fields import Fraction, Named, Positive, Section
-from qformer.template import NONE, check_template
+from qformer.template import AUTO, NONE, check_template
 
 
 class LoraConfig(Section):
@@ -57,3 +57,10 @@ class LLMConfig(Section):
     dropout: bool = False
     visual_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     lora: LoraConfig | None = None
+
+    @field_validator("visual_scale", mode="before")
+    @classmethod
+    def _number_or_auto(cls, given: Any) -> Any:
+        if isinstance(given, str) and given != AUTO and not given.replace(".", "", 1).isdecimal():
+            raise ValueError(f"llm.visual_scale is '{given}'; give a number above 0, or {AUTO}")
+        return given

@@ -374,6 +374,7 @@ def test_what_is_not_asked_for_is_not_written_down(root: Path) -> None:
         ({"template": "{text}{image}"}, "llm.template has its places out of order"),
         ({"template": "{image}{image}{text}"}, "llm.template has {image} 2 times"),
         ({"template": "{answer}{image}{text}"}, "llm.template has its places out of order"),
+        ({"visual_scale": "loud"}, "llm.visual_scale is 'loud'; give a number above 0, or auto"),
     ],
 )
 def test_a_configuration_with_another_template_is_refused(root: Path, options: dict[str, str], told: str) -> None:
