@@ -146,7 +146,7 @@ def score(
     images = VisualTokens.join([visual] * rows).repack(features.flatten(0, 1))
     prefix, exists = model.prefix_of(images, [[question]] * rows)
     prompt = compose(question, family=llm.wording, context=context) if question else Prompt("", (), model.prompt)
-    length = llm.count_tokens(answer) + 1  # with the end
+    length = llm.count_tokens(answer) + (len(llm.chat.ending) or 1)  # with the end
     room = llm.room(prefix.shape[1], length)
     text = prompt.text if room is None else prompt.fit(llm.count_tokens, room).text
     most = llm.count_tokens(text) + length + 1
