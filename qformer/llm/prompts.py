@@ -85,16 +85,18 @@ PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
     },
 }
 CHAT = "chat"  # the wording of language models that are spoken to in the turns of a template
+#: Instruct models behind a young bridge repeat themselves, the more so the more a search rewards long texts.
+SAID = SENTENCE | {"length_penalty": 0.0, "no_repeat_ngram_size": 3}
 #: By task, what a user says in a turn, whatever the preset; these models have learned instructions, and are told so.
 TURNS: dict[str, Wording] = {
-    "caption": Wording("Describe the photo in one sentence.", SENTENCE),
+    "caption": Wording("Describe the photo in one sentence.", SAID),
     "vqa": Wording(BRIEFLY, SHORT),
     "context": Wording(BRIEFLY, SHORT, "Context: {}."),
-    "dialogue": Wording("{}", SENTENCE),
-    "knowledge": Wording("{}", SENTENCE | {"max_new_tokens": 50}),
+    "dialogue": Wording("{}", SAID),
+    "knowledge": Wording("{}", SAID | {"max_new_tokens": 50}),
     "reasoning": Wording(f"{{}} {STEPS}", LONG),
     "writing": Wording("{}", LONG),
-    "ask": Wording("Ask a question about the picture.", SENTENCE),
+    "ask": Wording("Ask a question about the picture.", SAID),
 }
 
 

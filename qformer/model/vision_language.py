@@ -117,7 +117,7 @@ class VisionLanguageModel(nn.Module):
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
         shown = answers.without_questions(self.llm, examples, prompts)
-        ids = self.llm.generate(*self._see(tiles, None, shown), prompts, **options)
+        ids = self.llm.generate(*self._see(tiles, None, shown), prompts, **self._usual() | options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class VisionLanguageModel(nn.Module):
             raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
         prompt = self.prompt if prompt is None else prompt
         prefix, mask = self._see(tiles, None, answers.without_questions(self.llm, examples, [prompt]))
-        return stream(self.llm, prefix, mask, prompt, options)
+        return stream(self.llm, prefix, mask, prompt, self._usual() | {"num_beams": 1} | options)
 
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
@@ -246,6 +246,10 @@ class VisionLanguageModel(nn.Module):
 
         questions = list(map(answers.first_question, say("ask", [""] * len(tiles), **options)))
         return list(zip(questions, say("vqa", questions), strict=True))
+
+    def _usual(self) -> dict[str, Any]:
+        """Options of captions that differ from the paper's, which a language model with a template needs."""
+        return wording("caption", "paper", "chat").generate if self.llm.chat else {}
 
     def _see(
         self, tiles: Tiles, questions: list[list[str]] | None, examples: Sequence[Sequence[WordedExample]] | None

@@ -319,13 +319,18 @@ def test_a_run_writes_down_what_auto_found(root: Path) -> None:
     picture = [str(root / "images/0.png")]
     tiles = one.frontend.tiles(picture)
     assert one.generate(tiles) == one.generate(tiles, "what is it?") == other.generate(tiles)
+    once = {"length_penalty": 0.0, "no_repeat_ngram_size": 3}
+    (caption,) = one.llm.decode(one.llm.generate(*one.prefix(tiles), ["what is it?"], **once))
+    assert one.generate(tiles) == [caption]
+    greedy = one.llm.generate(*one.prefix(tiles), ["what is it?"], num_beams=1, **once)
+    assert "".join(one.stream(tiles)) == one.llm.decode(greedy)[0]
     prompt = one.prompt_for(tiles.plans[0], "why?")
     by_hand = one.llm.generate(*one.prefix(tiles), [prompt], num_beams=5, max_new_tokens=10, length_penalty=-1.0)
     assert one.answer(tiles, ["why?"]) == one.llm.decode(by_hand)
     shown = one.frontend.tiles([str(root / "images/1.png")])
     prefix, mask = one.prefix(Tiles.join([tiles, shown]))
     joined = interleave(one.llm, prefix, mask, [[1, ("a", "bus"), 0]])
-    brief = {"max_new_tokens": 5}
+    brief: dict[str, Any] = {"max_new_tokens": 5, **once}
     assert one.generate(tiles, "a", examples=[[(shown, "bus")]], **brief) == one.llm.decode(
         one.llm.generate(*joined, ["a"], **brief)
     )
