@@ -169,7 +169,7 @@ def _decoding_boxes(model: VisionLanguageModel) -> list[Any]:
 
 def _default_options(model: VisionLanguageModel, task: str) -> list[float]:
     """Default values of a task for `OPTIONS`, except the method."""
-    usual = GenerateConfig.of(wording(task, "paper", model.llm.family).generate)
+    usual = GenerateConfig.of(wording(task, "paper", model.llm.wording).generate)
     names = ("num_beams", "top_p", "temperature", "max_new_tokens", "min_new_tokens")
     return [getattr(usual, name) for name in (*names, "length_penalty", "repetition_penalty")]
 

@@ -257,14 +257,14 @@ def prepare(
     told = check_text("context", context, MAX_CONTEXT).strip() or None
     turns = _turns(history)
     if not asked:
-        options = (decoding or Decoding()).options("caption", model.llm.family)
+        options = (decoding or Decoding()).options("caption", model.llm.wording)
         return PreparedQuestion(picture, "", None, (), "caption", options, model.prompt)
     if told and task == "vqa":
         task = "context"  # states it as a fact, and answers as briefly
-    options = (decoding or Decoding()).options(task, model.llm.family)
+    options = (decoding or Decoding()).options(task, model.llm.wording)
     plan = model.frontend.strategy.plan(*picture.size)
     prompt = model.prompt_for(plan, asked, told, turns, task=task, **options)
-    whole = compose(asked, task, family=model.llm.family, context=told, history=turns).text
+    whole = compose(asked, task, family=model.llm.wording, context=told, history=turns).text
     return PreparedQuestion(picture, asked, told, turns, task, options, prompt, prompt != whole)
 
 

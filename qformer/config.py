@@ -16,19 +16,19 @@ from pydantic import BaseModel, ValidationError
 
 from qformer import lookup
 from qformer.fields import Choice
+from qformer.language_schema import LLMConfig, LoraConfig
 from qformer.schema import (
     BackboneConfig,
     Config,
     DataConfig,
     FeaturesConfig,
-    LLMConfig,
-    LoraConfig,
     LossConfig,
     QFormerConfig,
     QuestionConfig,
     TextConfig,
     TrainConfig,
 )
+from qformer.template import NONE
 from qformer.types import UsageError
 
 __all__ = [
@@ -187,11 +187,13 @@ def dump_config(config: Config) -> str:
     """Write the whole resolved configuration, defaults included, as YAML.
 
     The connector is written only if it is not the Q-Former's, so that a configuration of an older version, which had no
-    choice of connectors, is written as before, and older versions can read it.
+    choice of connectors, is written as before, and older versions can read it. So is `llm.template` if there is one.
     """
     values = config.model_dump(mode="json", exclude_none=True)
     if config.has_qformer:
         del values["connector"]
+    if config.llm is not None and config.llm.template == NONE:
+        del values["llm"]["template"]
     return yaml.safe_dump(values, sort_keys=False)
 
 

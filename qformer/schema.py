@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from qformer.fields import Choice, Count, Epsilon, Fraction, Named, Packing, Positive, Section, Share
+from qformer.language_schema import LLMConfig
 
 
 class FeaturesConfig(Section):
@@ -50,23 +51,6 @@ class QuestionConfig(Section):
 
     init: Named | None = None
     max_tokens: Positive = 32
-
-
-class LoraConfig(Section):
-    """Low-rank adapters of a frozen language model (Hu et al., arXiv 2106.09685); they need the package peft.
-
-    Attributes:
-        rank: rank of the update of a weight.
-        alpha: the update is scaled by alpha / rank.
-        dropout: dropout of the adapter's input, in training.
-        targets: name suffixes of the Linear layers to adapt; by default peft's choice for the model, usually the query
-            and value projections of the attention.
-    """
-
-    rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16
-    dropout: Fraction = 0.0
-    targets: list[str] | None = None
 
 
 POSITIONS = {"bert": 128, "opt": 512}  # positions of towers from scratch; those of a T5 are relative
@@ -183,32 +167,6 @@ class QFormerConfig(Section):
                 f"qformer.hidden_size {self.hidden_size} does not divide into {self.heads} heads; change one of them"
             )
         return self
-
-
-class LLMConfig(Section):
-    """The frozen language model of stage two.
-
-    Attributes:
-        path: folder or hub id of a causal (OPT, Llama, Qwen, ...) or encoder-decoder (T5, Flan-T5) model.
-        prompt: text in front of every caption; a causal model is not trained on it.
-        max_tokens: maximum length of a text; the rest is cut.
-        dtype, quantize: storage of the weights; `auto` is as in the files (docs/quantization.md).
-        erf_gelu: compute a T5's gated GELU with erf, as the original does; false follows the model's configuration.
-        dropout: leave the LLM's own dropout active in training, as the original does by accident.
-        visual_scale: factor on PyTorch's initialization of the projection. Visual tokens should be about as large as
-            word embeddings, and those of a T5 are large.
-        lora: also train low-rank adapters of its layers; without them, its weights do not change.
-    """
-
-    path: Named
-    prompt: str = ""
-    max_tokens: Positive = 32
-    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    quantize: Literal["none", "int8", "nf4"] = "none"
-    erf_gelu: bool = True
-    dropout: bool = False
-    visual_scale: Annotated[float, Field(gt=0)] = 1.0
-    lora: LoraConfig | None = None
 
 
 class DataConfig(Section):

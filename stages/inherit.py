@@ -86,6 +86,9 @@ def inherit(config: Config, start: Config) -> Config:
         taken[name] = taken[name].read_from("")  # the user named this class too, so it is trusted
     if config.question is None and start.question is not None:
         taken["question"] = start.question.model_copy(update={"init": None})  # init already has a text path
+    llm, trained = config.llm, start.llm
+    if llm is not None and trained is not None and llm.path == trained.path and "template" not in llm.model_fields_set:
+        taken["llm"] = llm.model_copy(update={"template": trained.template})  # in which it was shown pictures
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
     return config.model_copy(update=taken)

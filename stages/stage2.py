@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,13 +18,15 @@ from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.figures import curves as drawing
 from qformer.llm.abilities import require_training
-from qformer.llm.rows import positions
+from qformer.llm.rows import positions, word_spread
 from qformer.model.assembly import build_vision_language
+from qformer.model.connectors import QFormerConnector
 from qformer.progress import console
 from qformer.stages.features import prepare, validation_data
 from qformer.stages.inherit import inherit, text_path, with_text_sizes
 from qformer.stages.loop import fit
 from qformer.stages.stage1 import keep_tokens, mean_losses
+from qformer.template import AUTO, NONE
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def train(config: Config, trust: bool = False) -> Path:
     text = None if config.question is None else text_path(config.question, start)
     if text is not None:
         config = with_text_sizes(config, text.config)
+    config = remembered(config)
     model, config = build_vision_language(config, device, encoder, tokenizer_of=None if text is None else text.path)
     require_training(model.llm)
     require_room(model)
@@ -74,6 +77,7 @@ def train(config: Config, trust: bool = False) -> Path:
             begin(model, start, config)
         if text is not None and text is not start:
             load_text_path(model, text)
+        config = measured(model, config, start)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run), pictures)
     words = model.connector.tokenizer
@@ -86,16 +90,17 @@ def require_room(model: VisionLanguageModel) -> None:
     Raises:
         UsageError: it is too small or too large.
     """
-    llm, most = model.llm, model.max_tokens
+    llm, most, around = model.llm, model.max_tokens, model.llm.chat.length
     if most < (least := len(llm.start) + 2):
         raise UsageError(
             f"llm.max_tokens {most} leaves no room for a word of this language model; give {least} or more"
         )
-    visual = model.count_tokens(model.frontend.strategy.plan(*PICTURE))
+    visual = model.count_tokens(model.frontend.strategy.plan(*PICTURE)) + around
     limit = positions(llm.model)
     if limit is not None and most > (room := max(limit - visual, 0)):
         raise UsageError(
-            f"llm.max_tokens is {most}, but after {visual} visual tokens this {llm.model.config.model_type} model has "
+            f"llm.max_tokens is {most}, but after {visual} visual tokens{' and those of llm.template' * bool(around)} "
+            f"this {llm.model.config.model_type} model has "
             f"{room} of its {limit} positions left; lower llm.max_tokens"
             + ("" if room >= least else ", or use fewer queries or tiles")
         )
@@ -131,6 +136,47 @@ def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None
         start_from(model, start)
     except UsageError as error:
         raise UsageError(f"{error}; {warning}" if warning else str(error)) from error
+
+
+def remembered(config: Config) -> Config:
+    """Take what `auto` meant when the run began from its newest checkpoint: a template can depend on the date."""
+    assert config.llm is not None
+    for folder in reversed(checkpoint.complete(Path(config.run))):
+        try:
+            saved = checkpoint.read_config(folder).llm
+        except checkpoint.Damaged:
+            continue
+        changes: dict[str, Any] = {}
+        if saved is not None and config.llm.template == AUTO and saved.template != NONE:
+            changes["template"] = saved.template
+        if saved is not None and config.llm.visual_scale == AUTO:
+            changes["visual_scale"] = saved.visual_scale
+        return config.model_copy(update={"llm": config.llm.model_copy(update=changes)})
+    return config
+
+
+def measured(model: VisionLanguageModel, config: Config, start: Checkpoint | None) -> Config:
+    """Make new visual tokens as large as words where `llm.visual_scale` is `auto`, and write the factor down.
+
+    A projection that was trained before stays as it is.
+    """
+    llm, connector = config.llm, model.connector
+    assert llm is not None
+    if distributed.rank() == 0 and model.llm.chat:
+        console.print(f"llm.template: {llm.template!r}", soft_wrap=True, markup=False)
+    elif distributed.rank() == 0 and model.llm.tokenizer.chat_template:
+        console.print(f"the tokenizer of '{llm.path}' has a chat template; llm.template={AUTO} would use it")
+    if llm.visual_scale != AUTO or not isinstance(connector, QFormerConnector):
+        return config
+    if start is not None and start.config.llm is not None:
+        scale = start.config.llm.visual_scale
+    else:
+        words, visual = word_spread(model.llm.model, len(model.llm.tokenizer)), connector.spread()
+        scale = float(f"{words / visual:.4g}")
+        connector.rescale(scale)
+        if distributed.rank() == 0:
+            console.print(f"llm.visual_scale: {scale:g} (words are {words:.3g}, visual tokens were {visual:.3g})")
+    return config.model_copy(update={"llm": llm.model_copy(update={"visual_scale": scale})})
 
 
 class Validation:

@@ -13,6 +13,7 @@ from qformer.checkpoints.ours import take_apart, write_ours
 from qformer.checkpoints.parts import LoadOptions
 from qformer.files import pretrained
 from qformer.files.records import replacing
+from qformer.template import NONE
 from qformer.types import UsageError
 
 Form = Literal["qformer", "lavis", "transformers"]
@@ -31,6 +32,12 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
         raise UsageError(f"'{target}' exists; give another path with -o, or remove it")
     sizes = {name: value for name, value in asdict(given).items() if value is not None}
     opened = open_checkpoint(source, sizes, trust)
+    llm = opened.config.llm
+    if form != "qformer" and llm is not None and llm.template != NONE:
+        raise UsageError(
+            f"the language model of '{source}' reads the image inside a turn of a chat (llm.template), for which LAVIS "
+            "and transformers have no place, since images come first there; use the checkpoint as it is"
+        )
     if opened.folder is not None:
         take_apart(opened)
     target.parent.mkdir(parents=True, exist_ok=True)

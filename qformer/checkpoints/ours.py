@@ -23,9 +23,9 @@ from qformer.config import Choice, dump_config
 from qformer.files import pretrained
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import read_tensors
+from qformer.language_schema import LLMConfig
 from qformer.llm import lora
 from qformer.llm.loading import language_model, load_language_model
-from qformer.schema import LLMConfig
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -156,7 +156,7 @@ def ask(
             return
         if asking.show_prompt and not asking.as_json:
             for question in asked:
-                print(f"prompt: {asking.prompt(question, model.llm.family)}", file=sys.stderr)
+                print(f"prompt: {asking.prompt(question, model.llm.wording)}", file=sys.stderr)
         for group in reader.track("asking", groups):
             tiles = _tiles(model, group)
             if asking.self_ask:
@@ -166,7 +166,7 @@ def ask(
                 turns = [list(zip(asked, own, strict=True)) for own in answers]
             for (file, _), own_turns in zip(group, turns, strict=True):
                 for turn in own_turns:
-                    _print_answer(file, turn, asking, model.llm.family, len(reader.files) > 1, len(asked) > 1)
+                    _print_answer(file, turn, asking, model.llm.wording, len(reader.files) > 1, len(asked) > 1)
     reader.tell_skipped()
 
 
@@ -259,8 +259,8 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
             continue
         for (file, _), turns, (answer,) in zip(images, history, answers, strict=True):
             if asking.show_prompt and not asking.as_json:
-                print(f"prompt: {asking.prompt(asked, model.llm.family, turns)}", file=sys.stderr)
-            _print_answer(file, (asked, answer), asking, model.llm.family, len(images) > 1, False, turns)
+                print(f"prompt: {asking.prompt(asked, model.llm.wording, turns)}", file=sys.stderr)
+            _print_answer(file, (asked, answer), asking, model.llm.wording, len(images) > 1, False, turns)
             turns.append((asked, answer))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qformer.files.records import Form, Metrics, read_lines, read_object
+from qformer.template import NONE
 
 if TYPE_CHECKING:
     from qformer.schema import Config
@@ -104,6 +105,8 @@ def _training(config: Config, meta: dict[str, Any]) -> str:
     }
     if config.llm is not None:
         rows["prompt"] = f"`{config.llm.prompt}`" if config.llm.prompt else "none"
+        if config.llm.template != NONE:
+            rows["template"] = f"`{' '.join(config.llm.template.split())}`"
         rows["language model kept in"] = config.llm.dtype if config.llm.quantize == "none" else config.llm.quantize
     versions = {key: meta[key] for key in ("commit", "torch", "transformers") if meta.get(key)}
     if versions:

@@ -145,8 +145,8 @@ def score(
     llm, rows = model.llm, len(features)
     images = VisualTokens.join([visual] * rows).repack(features.flatten(0, 1))
     prefix, exists = model.prefix_of(images, [[question]] * rows)
-    prompt = compose(question, family=llm.family, context=context) if question else Prompt("", (), model.prompt)
-    length = llm.count_tokens(answer) + 1  # with the end
+    prompt = compose(question, family=llm.wording, context=context) if question else Prompt("", (), model.prompt)
+    length = llm.count_tokens(answer) + (len(llm.chat.ending) or 1)  # with the end
     room = llm.room(prefix.shape[1], length)
     text = prompt.text if room is None else prompt.fit(llm.count_tokens, room).text
     most = llm.count_tokens(text) + length + 1

@@ -29,17 +29,22 @@ class AnswerLosses:
         targets: long[B, T], the ids of the tokens, `IGNORE` where there is none. The last of each row ends the text.
         losses: float[B, T], the negative log-likelihoods of the targets, 0 where there is none.
         greedy: bool[B, T], whether the target is the likeliest of all tokens; True where there is none.
+        ending: number of tokens that end a text.
     """
 
     targets: Tensor
     losses: Tensor
     greedy: Tensor
+    ending: int = 1
 
     def without_end(self) -> AnswerLosses:
-        """The same answers without the token that ends each."""
-        last = self.targets.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
-        targets = self.targets.scatter(1, last, IGNORE)
-        return AnswerLosses(targets, self.losses.scatter(1, last, 0), self.greedy.scatter(1, last, True))
+        """The same answers without the tokens that end each."""
+        found = self
+        for _ in range(self.ending):
+            last = found.targets.ne(IGNORE).long().cumsum(dim=1).argmax(dim=1, keepdim=True)
+            targets = found.targets.scatter(1, last, IGNORE)
+            found = AnswerLosses(targets, found.losses.scatter(1, last, 0), found.greedy.scatter(1, last, True))
+        return found
 
 
 def answer_losses(
@@ -52,7 +57,8 @@ def answer_losses(
     """
     logits, targets = llm.predict(prefix, mask, answers, prompts, max_tokens)
     losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
-    return AnswerLosses(targets, losses, (logits.argmax(dim=2) == targets) | targets.eq(IGNORE))
+    greedy = (logits.argmax(dim=2) == targets) | targets.eq(IGNORE)
+    return AnswerLosses(targets, losses, greedy, len(llm.chat.ending) or 1)
 
 
 @torch.no_grad()

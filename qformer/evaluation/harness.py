@@ -249,7 +249,8 @@ class Harness(lmms):
         if limit is None:
             return wanted
         # The decoder of an encoder-decoder has separate positions.
-        return min(wanted, limit - 1 if llm.family != "causal" else limit - visual - llm.count_tokens(prompt))
+        read = visual + llm.chat.length + llm.count_tokens(prompt)
+        return min(wanted, limit - (1 if llm.family != "causal" else read))
 
     def _fitting(self, context: str, room: int | None) -> str | None:
         """Make the prompt of a context, which loses words at its start if it has more than `room` tokens.
@@ -320,7 +321,7 @@ class Harness(lmms):
         context = self._question(context) if self.prompt == "paper" else context.replace(PLACE, "").strip()
         if self.prompt == "plain" or not context:
             return context
-        return vqa_preset("paper", self.model.llm.family).template.format(context)
+        return vqa_preset("paper", self.model.llm.wording).template.format(context)
 
 
 def _flat(images: Any) -> list[Any]:

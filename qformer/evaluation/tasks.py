@@ -113,7 +113,7 @@ class OpenQuestion(Benchmark):
             questions = [[item.question for item in group] for group in items]
             answers = model.answer(tiles, questions, preset=ask.preset, **ask.decoding)
             return [{"said": answer} for group in answers for answer in group]
-        options = {**vqa_preset(ask.preset, model.llm.family).generate, **ask.decoding}
+        options = {**vqa_preset(ask.preset, model.llm.wording).generate, **ask.decoding}
         ids = model.llm.generate(*_prompted(model, tiles, items, ask), **options)
         return [{"said": text} for text in model.llm.decode(ids)]
 
@@ -284,8 +284,9 @@ def _prompted(
     """The visual prefix float[n, M, L] of each of n questions, its mask bool[n, M], and the prompts."""
     questions = [[item.question for item in group] for group in items]
     prefix, mask = model.prefix(tiles, questions)
+    kind = model.llm.wording
     prompts = [
-        vqa_prompt(question, ask.preset, model.llm.family) if ask.prompt is None else ask.prompt.replace("{}", question)
+        vqa_prompt(question, ask.preset, kind) if ask.prompt is None else ask.prompt.replace("{}", question)
         for group in questions
         for question in group
     ]

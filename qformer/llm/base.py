@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from qformer.llm import chat
 from qformer.llm.decoding import GenerateConfig, write, write_tokens
-from qformer.llm.plain_text import PlainText
-from qformer.llm.rows import join, pad, positions
+from qformer.llm.plain_text import PlainText, adds_bos, newline, spaced
+from qformer.llm.rows import join, pad, positions, shared
 from qformer.llm.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
 from qformer.losses import IGNORE
 from qformer.types import Tokens, UsageError
@@ -62,6 +63,7 @@ class LanguageModel(nn.Module, ABC):
         end: id of the token that ends a text. pad: id of the padding after it in a batch.
         start: ids that begin every text; empty if the tokenizer uses no BOS.
         template: prefix of prompts in which special tokens are read as such, like those of a chat; usually empty.
+        chat: ids around image, prompt and answer, see `use_template`; by default there are none.
     """
 
     family: ClassVar[str]  # "causal" or "seq2seq"; the wording of prompts depends on it
@@ -79,9 +81,10 @@ class LanguageModel(nn.Module, ABC):
         self.dropout = dropout
         self.autocast = False
         self.template = ""
+        self.chat = chat.Chat()
         self.adapters: list[nn.Module] = []  # parts that follow `train()` whatever `dropout` is
         self.end: int = end
-        self.start = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        self.start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.abilities = Abilities(caches=cache_name(model) is not None)
         self.width: int = model.get_input_embeddings().weight.shape[1]
@@ -94,6 +97,23 @@ class LanguageModel(nn.Module, ABC):
             decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         )
         self.train()
+
+    def use_template(self, template: str) -> None:
+        """Read images and prompts, and write answers, in the turns of a chat (`qformer.llm.chat`).
+
+        Args:
+            template: a text with places, as in the configuration, or `none`.
+        """
+        self.chat = chat.encode(template, self._plain_text, ends=self.family == "causal")
+        if self.chat:
+            self.start = []  # which the template writes itself if the model wants it
+        if self.chat.ending:
+            self.end = self.chat.ending[-1]
+
+    @property
+    def wording(self) -> str:
+        """Name the column of the table of prompts: `chat` with a template, else the family."""
+        return "chat" if self.chat else self.family
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode and self.dropout)
@@ -160,7 +180,8 @@ class LanguageModel(nn.Module, ABC):
         for first in range(0, len(prompts), max(size, 1)):
             rows = slice(first, first + size)
             with self._own_dtype(prefix.device):
-                step, start, unseen = self.begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
+                read, start, unseen = self.begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
+                step = self.chat.ending_step(read, self.end)
                 texts += write(step, start, self.end, self.pad, config.of_rows(rows), unseen)
         return pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
@@ -175,7 +196,7 @@ class LanguageModel(nn.Module, ABC):
             with torch.no_grad(), self._own_dtype(prefix.device):
                 if tokens is None:
                     step, start, _ = self.begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
-                    tokens = write_tokens(step, start, self.end, self.pad, config)
+                    tokens = write_tokens(self.chat.ending_step(step, self.end), start, self.end, self.pad, config)
                 token = next(tokens, None)
             if token is None:
                 return
@@ -224,8 +245,9 @@ class LanguageModel(nn.Module, ABC):
 
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         """Tokenize texts between `start` and `end`; a text that is cut at `limit` keeps its end."""
-        cut = None if limit is None else limit - 1
-        return [[*row[:cut], self.end] for row in self._ids(texts)]
+        ending = self.chat.ending or (self.end,)
+        cut = None if limit is None else limit - len(ending)
+        return [[*row[:cut], *ending] for row in self._ids(texts)]
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a prompt, including `start`."""
@@ -234,7 +256,18 @@ class LanguageModel(nn.Module, ABC):
     def room(self, visual: int, new: int) -> int | None:
         """Return the number of prompt tokens that fit after `visual` and before `new` tokens; None for no limit."""
         limit = positions(self.model)
-        return None if limit is None else limit - visual - (new if self.family == "causal" else 1)
+        return None if limit is None else limit - visual - self.chat.length - (new if self.family == "causal" else 1)
+
+    def examples(self, pairs: list[tuple[str, str]]) -> list[list[int]]:
+        """Tokenize prompts with their texts as rows of training after their image; a template begins the next turn."""
+        if not self.chat:
+            return self.ended([spaced(*pair) for pair in pairs])
+        asked = self.chat.around(self._ids([prompt for prompt, _ in pairs]))
+        said = self.ended([text for _, text in pairs])
+        return [[*front, *back, *self.chat.head] for front, back in zip(asked, said, strict=True)]
+
+    def _with_head(self, prefix: Tensor, prefix_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.chat.headed(self.model.get_input_embeddings(), prefix, prefix_mask)
 
 
 class CausalLM(LanguageModel):
@@ -250,7 +283,7 @@ class CausalLM(LanguageModel):
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, dropout: bool = False) -> None:
         is_opt = model.config.model_type == "opt"
-        end = _newline(tokenizer) if is_opt else tokenizer.eos_token_id
+        end = newline(tokenizer) if is_opt else tokenizer.eos_token_id
         super().__init__(model, tokenizer, end=end, dropout=dropout)
         self.one_line = is_opt
         if is_opt and tokenizer.bos_token_id is not None:  # OPT was trained with BOS, which some tokenizers omit
@@ -260,6 +293,7 @@ class CausalLM(LanguageModel):
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
         row, targets = self._targets(text, prompt, max_tokens, prefix.device)
+        prefix, prefix_mask = self._with_head(prefix, prefix_mask)
         visual = prefix_mask.sum(dim=1, keepdim=True)  # (B, 1)
         # Text token t of a row is in column `visual + t`, so the column before it predicts it.
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
@@ -274,12 +308,17 @@ class CausalLM(LanguageModel):
     ) -> tuple[Tokens, Tensor]:
         if self.one_line:
             text = [line.replace("\n", " ") for line in text]
-        whole = self._ids([_spaced(p, t) for p, t in zip(prompt, text, strict=True)])
-        known = [ids if p else [] for p, ids in zip(prompt, self._ids(prompt), strict=True)]
-        given = [_shared(*both) for both in zip(known, whole, strict=True)]
-        kept = [self._cut([*ids, self.end], of, max_tokens) for ids, of in zip(whole, given, strict=True)]
-        row = pad([ids for ids, _ in kept], self.end, device)
-        read = torch.tensor([count for _, count in kept], device=device)[:, None]  # (B, 1)
+        if self.chat:  # tokens never span prompt and text, between which turns change
+            known = self._ids(prompt)
+            whole = [asked + said for asked, said in zip(known, self.ended(text), strict=True)]
+        else:
+            whole = self.ended([spaced(p, t) for p, t in zip(prompt, text, strict=True)])
+            known = [ids if p else [] for p, ids in zip(prompt, self._ids(prompt), strict=True)]
+        given = [shared(*both) for both in zip(known, whole, strict=True)]
+        kept = [self._cut(ids, of, max_tokens) for ids, of in zip(whole, given, strict=True)]
+        asked = self.chat.around([ids[:count] for ids, count in kept])
+        row = pad([front + ids[count:] for front, (ids, count) in zip(asked, kept, strict=True)], self.end, device)
+        read = torch.tensor([len(front) for front in asked], device=device)[:, None]  # (B, 1)
         in_prompt = torch.arange(row.ids.shape[1], device=device) < read  # (B, T)
         return row, row.ids.masked_fill(~row.mask | in_prompt, IGNORE)
 
@@ -293,11 +332,13 @@ class CausalLM(LanguageModel):
     def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
-        row = pad(self._ids(prompts), self.end, prefix.device)
+        row = pad(self.chat.around(self._ids(prompts)), self.end, prefix.device)
+        prefix, prefix_mask = self._with_head(prefix, prefix_mask)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
         inputs = join(self.model, prefix, prefix_mask, row, "left", new)
         step = CausalStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
-        return step, row.ids.new_empty(len(prompts), 0), row.mask.sum(dim=1).clamp(min=1)
+        unseen = 1 if self.chat else row.mask.sum(dim=1).clamp(min=1)
+        return step, row.ids.new_empty(len(prompts), 0), unseen
 
 
 class Seq2SeqLM(LanguageModel):
@@ -329,8 +370,7 @@ class Seq2SeqLM(LanguageModel):
     def _predict(
         self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
     ) -> tuple[Tensor, Tensor]:
-        read = pad(self.ended(prompt, max_tokens), self.end, prefix.device)
-        inputs = join(self.model, prefix, prefix_mask, read, "right")
+        inputs = join(self.model, *self._read(prefix, prefix_mask, prompt, max_tokens), "right")
         _, targets = self._targets(text, prompt, max_tokens, prefix.device)
         first = targets.new_full((len(targets), 1), self.first)
         shifted = torch.cat([first, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.pad)], dim=1)
@@ -345,33 +385,15 @@ class Seq2SeqLM(LanguageModel):
     def begin(
         self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
-        read = pad(self.ended(prompts), self.end, prefix.device)
-        inputs = join(self.model, prefix, prefix_mask, read, "right", new=0)  # the decoder has positions of its own
+        # The decoder has positions of its own.
+        inputs = join(self.model, *self._read(prefix, prefix_mask, prompts), "right", new=0)
         step = Seq2SeqStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
-        return step, read.ids.new_full((len(prompts), 1), self.first), 0
+        return step, inputs["attention_mask"].new_full((len(prompts), 1), self.first), 0
 
-
-def _shared(prompt: list[int], whole: list[int]) -> int:
-    """Count the leading ids that a row shares with its prompt tokenized alone.
-
-    A token that merges the end of the prompt with the beginning of the text belongs to the text.
-    """
-    differ = (place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other)
-    return next(differ, min(len(prompt), len(whole)))
-
-
-def _newline(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return ids[-1] if ids else None
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if the tokenizer starts texts with its BOS; many have a BOS and never use it."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return tokenizer("a")["input_ids"][: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
-
-
-def _spaced(prompt: str, text: str) -> str:
-    """Join prompt and text with a space, unless there is one already or one of them is empty."""
-    touching = prompt and text and not prompt[-1].isspace() and not text[0].isspace()
-    return f"{prompt} {text}" if touching else prompt + text
+    def _read(
+        self, prefix: Tensor, prefix_mask: Tensor, prompt: list[str], limit: int | None = None
+    ) -> tuple[Tensor, Tensor, Tokens]:
+        """Make what the encoder reads: a prefix, its mask and the tokens after it, whose prompts are cut at `limit`."""
+        asked = self.chat.around([row[:-1] for row in self.ended(prompt, limit)])
+        read = pad([[*row, self.end] for row in asked], self.end, prefix.device)
+        return *self._with_head(prefix, prefix_mask), read

@@ -19,9 +19,11 @@ from transformers import (
 from qformer.devices import DTYPES as NAMED
 from qformer.files import pretrained
 from qformer.files.tensors import refuse
+from qformer.llm import chat
 from qformer.llm import quantize as quantizing
 from qformer.llm.abilities import examine
 from qformer.llm.base import CausalLM, Seq2SeqLM
+from qformer.template import NONE
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from qformer.language_schema import LLMConfig
     from qformer.llm.base import LanguageModel
 
     Dtype = torch.dtype | Literal["auto"] | None
@@ -137,6 +140,23 @@ def wrap_language_model(
     if tried:
         llm.abilities = examine(llm, str(tokenizer_of))
     return llm
+
+
+def equip(llm: LanguageModel, config: LLMConfig) -> LLMConfig:
+    """Let a language model use the template of a configuration; returns the configuration with the template's text.
+
+    Raises:
+        UsageError: see `chat.resolve`; or the prompt holds special tokens, which the template is there to write.
+    """
+    template = chat.resolve(config.template, llm.tokenizer, config.path)
+    for token in llm.tokenizer.all_special_tokens if template != NONE else ():
+        if token in config.prompt:
+            raise UsageError(
+                f"llm.prompt holds the special token {token}, but llm.template is there to write such tokens; give a "
+                "prompt of words alone"
+            )
+    llm.use_template(template)
+    return config.model_copy(update={"template": template})
 
 
 def choose_dtype(config: PreTrainedConfig, device: torch.device | str, dtype: Dtype) -> torch.dtype | str:

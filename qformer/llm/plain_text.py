@@ -44,9 +44,31 @@ class PlainText:
         rows = self._read(rests, split=True)
         rows = [[letter for one in row for letter in self.letters.get(one, (one,))] for row in rows]
         if template:
-            front = self._read([template], split=False)[0]
+            front = self.meant(template)
             rows = [front + row if rest != text else row for text, rest, row in zip(texts, rests, rows, strict=True)]
         return rows
 
+    def meant(self, text: str) -> list[int]:
+        """Tokenize a text of the configuration, in which special tokens are read as such."""
+        return self._read([text], split=False)[0] if text else []
+
     def _read(self, texts: list[str], split: bool) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
+
+
+def newline(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of a newline; None if the tokenizer has none."""
+    ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return ids[-1] if ids else None
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True if the tokenizer starts texts with its BOS; many have a BOS and never use it."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return tokenizer("a")["input_ids"][: 1 + len(plain)] == [tokenizer.bos_token_id, *plain]
+
+
+def spaced(prompt: str, text: str) -> str:
+    """Join prompt and text with a space, unless there is one already or one of them is empty."""
+    touching = prompt and text and not prompt[-1].isspace() and not text[0].isspace()
+    return f"{prompt} {text}" if touching else prompt + text

@@ -52,6 +52,7 @@ LONG = {
     "no_repeat_ngram_size": 3,
 }
 QUESTION, SHORT_QUESTION = "Question: {} Answer:", "Question: {} Short answer:"
+BRIEFLY = "{} Answer with a single word or a short phrase."
 STEPS = "Let's think step by step."  # Kojima et al., arXiv:2205.11916
 TURN = "Question: {} Answer: {}."
 
@@ -83,15 +84,30 @@ PRESETS: dict[str, dict[str, dict[str, Wording]]] = {
         }
     },
 }
+CHAT = "chat"  # the wording of language models that are spoken to in the turns of a template
+#: Instruct models behind a young bridge repeat themselves, the more so the more a search rewards long texts.
+SAID = SENTENCE | {"length_penalty": 0.0, "no_repeat_ngram_size": 3}
+#: By task, what a user says in a turn, whatever the preset; these models have learned instructions, and are told so.
+TURNS: dict[str, Wording] = {
+    "caption": Wording("Describe the photo in one sentence.", SAID),
+    "vqa": Wording(BRIEFLY, SHORT),
+    "context": Wording(BRIEFLY, SHORT, "Context: {}."),
+    "dialogue": Wording("{}", SAID),
+    "knowledge": Wording("{}", SAID | {"max_new_tokens": 50}),
+    "reasoning": Wording(f"{{}} {STEPS}", LONG),
+    "writing": Wording("{}", LONG),
+    "ask": Wording("Ask a question about the picture.", SAID),
+}
 
 
 def wording(task: str, preset: str, family: str) -> Wording:
-    """Look up the row of the table for language models of `family` ("causal" or "seq2seq").
+    """Look up the row of the table for language models of `family` ("causal" or "seq2seq"), or with a template, "chat".
 
     Raises:
         UsageError: an unknown task, preset or family.
     """
-    return find(find(find(PRESETS, preset, "preset"), task, "task"), family, "family of language models")
+    row = find(find(PRESETS, preset, "preset"), task, "task")
+    return find(row | {CHAT: TURNS[task]}, family, "family of language models")
 
 
 def vqa_preset(preset: str, family: str) -> Wording:

@@ -25,6 +25,15 @@ def pad(rows: Sequence[Sequence[int]], end: int, device: torch.device) -> Tokens
     return Tokens(ids, mask).to(device)
 
 
+def shared(prompt: list[int], whole: list[int]) -> int:
+    """Count the leading ids that a row shares with its prompt tokenized alone.
+
+    A token that merges the end of the prompt with the beginning of the text belongs to the text.
+    """
+    differ = (place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other)
+    return next(differ, min(len(prompt), len(whole)))
+
+
 def pack(embeds: Tensor, mask: Tensor, side: Literal["left", "right"]) -> tuple[Tensor, Tensor, Tensor]:
     """Gather the valid tokens of each row in their order, with all the padding on one `side`.
 
@@ -45,6 +54,18 @@ def positions(model: Any) -> int | None:
     Rotary positions count as many as the configuration states.
     """
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@torch.no_grad()
+def word_spread(model: Any, words: int) -> float:
+    """Measure the root mean square of the embeddings of the first `words` tokens as the model gets them; the median.
+
+    Some families scale their embeddings (Gemma), and some hold rows that no tokenizer uses.
+    """
+    embed = model.get_input_embeddings()
+    device = next(embed.parameters()).device
+    ids = torch.arange(min(words, embed.weight.shape[0]), device=device)
+    return float(torch.cat([embed(part).float().square().mean(dim=1).sqrt() for part in ids.split(4096)]).median())
 
 
 def join(

@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from qformer.llm.decoding import GenerateConfig
-from qformer.llm.prompts import Prompt, compose
+from qformer.llm.prompts import CHAT, Prompt, compose
 from qformer.model.interleave import interleave, put_in_front
 from qformer.types import Tiles, UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Turn = tuple[str, str]  # a question and its answer
     Example = tuple[Tiles, str]  # one image, and the text that belongs to it
     AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
+    WordedExample = tuple[Tiles, str, str | tuple[str, str]]  # and what is read, with a template as prompt and answer
     See = Callable[[Tiles, list[list[str]] | None], tuple[Tensor, Tensor]]  # `VisionLanguageModel.prefix`
 
 ROWS = 64  # questions that are answered at once
@@ -114,7 +115,7 @@ def see(
     prefix: See,
     tiles: Tiles,
     questions: list[list[str]] | None,
-    examples: Sequence[Sequence[AnsweredExample]] | None,
+    examples: Sequence[Sequence[WordedExample]] | None,
 ) -> tuple[Tensor, Tensor]:
     """`prefix` of B images, or of each question of each, after the image's examples: image, question, text.
 
@@ -127,14 +128,24 @@ def see(
     return interleave(llm, *prefix(images, asked), rows)
 
 
-def without_questions(examples: Sequence[Sequence[Example]] | None) -> list[list[AnsweredExample]] | None:
-    """Examples without a question for the Q-Former."""
-    return None if examples is None else [[(image, "", text) for image, text in shown] for shown in examples]
+def without_questions(
+    llm: LanguageModel, examples: Sequence[Sequence[Example]] | None, prompts: Sequence[str]
+) -> list[list[WordedExample]] | None:
+    """Examples without a question for the Q-Former; with a template, the user says their row's prompt in them."""
+    if examples is None:
+        return None
+    if not llm.chat:
+        return [[(image, "", text) for image, text in shown] for shown in examples]
+    if len(examples) != len(prompts):
+        raise UsageError(f"got {len(examples)} lists of examples for {len(prompts)} images; give one for each image")
+    return [
+        [(image, "", (prompt, text)) for image, text in shown] for shown, prompt in zip(examples, prompts, strict=True)
+    ]
 
 
 def worded(
     examples: Sequence[Sequence[AnsweredExample]] | None, key: tuple[str, str, str]
-) -> list[list[AnsweredExample]] | None:
+) -> list[list[WordedExample]] | None:
     """Examples as image, question, and the text that is read: worded like what is asked, then the answer.
 
     Args:
@@ -142,7 +153,12 @@ def worded(
     """
     if examples is None:
         return None
-    return [[(image, one, f"{compose(one, *key).text} {answer}") for image, one, answer in shown] for shown in examples]
+
+    def text(question: str, answer: str) -> str | tuple[str, str]:
+        asked = compose(question, *key).text
+        return (asked, answer) if key[2] == CHAT else f"{asked} {answer}"
+
+    return [[(image, one, text(one, answer)) for image, one, answer in shown] for shown in examples]
 
 
 def first_question(text: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from qformer import resolution, vision
 from qformer.llm import lora
-from qformer.llm.loading import DTYPES, load_language_model
+from qformer.llm.loading import DTYPES, equip, load_language_model
 from qformer.model import connectors
 from qformer.model.bert import read_tokenizer
 from qformer.model.connectors import QFormerConnector
@@ -106,15 +106,16 @@ def build_vision_language(
         erf_gelu=config.llm.erf_gelu,
         quantize=config.llm.quantize,
     )
-    if config.llm.lora is not None:
-        lora.add(llm, config.llm.lora)
+    config = config.model_copy(update={"llm": (section := equip(llm, config.llm))})
+    if section.lora is not None:
+        lora.add(llm, section.lora)
     encoder = encoder or build_encoder(config)
     connector, sized = _build_connector(config, encoder, llm, tokenizer_of)
     if connector.normalized:
         frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
     else:
         frontend = FrontEnd(encoder, strategy)
-    return VisionLanguageModel(frontend, connector, llm, config.llm.prompt, config.llm.max_tokens), sized
+    return VisionLanguageModel(frontend, connector, llm, section.prompt, section.max_tokens), sized
 
 
 def _build_connector(
@@ -144,7 +145,8 @@ def _build_bridge(config: Config, width: int, llm_width: int, tokenizer_of: Any)
         width: of the image tokens. llm_width: of the language model.
     """
     assert config.llm is not None
-    sizes, scale = with_encoder_width(config.qformer, width), config.llm.visual_scale
+    sizes, factor = with_encoder_width(config.qformer, width), config.llm.visual_scale
+    scale = 1.0 if isinstance(factor, str) else factor  # `auto` is measured when training begins
     if config.question is None:
         return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale)
     if tokenizer_of is None:

@@ -16,25 +16,29 @@ if TYPE_CHECKING:
 
     from qformer.llm.base import LanguageModel
 
+    Text = str | tuple[str, str]  # behind an image: a text, or a prompt and what is written after it
+
 
 def interleave(
-    llm: LanguageModel, visual: Tensor, mask: Tensor, rows: Sequence[Sequence[int | str]]
+    llm: LanguageModel, visual: Tensor, mask: Tensor, rows: Sequence[Sequence[int | Text]]
 ) -> tuple[Tensor, Tensor]:
     """Prefixes in which images and texts alternate, for k-shot prompts: rows of any length.
 
     A text is written as behind an image of training: with the token that begins texts, where the model has one, and
     the one that ends them. So an example is such a row, and the asked image stands behind it as behind another row.
+    With a template, it is a turn of the user, who shows the image, and one of the assistant.
 
     Args:
         visual: float[N, M, L], the visual tokens of N images. mask: bool[N, M].
-        rows: B rows of numbers of images and texts, in the order in which they are read.
+        rows: B rows of numbers of images and texts, in the order in which they are read; a text may be a pair of a
+            prompt and what is written after it.
 
     Returns:
         float[B, X, L] and bool[B, X], a prefix as any other.
     """
-    texts = [part for row in rows for part in row if isinstance(part, str)]
+    texts = [("", part) if isinstance(part, str) else part for row in rows for part in row if not isinstance(part, int)]
     embed = llm.model.get_input_embeddings()
-    ids = iter(llm.ended(texts)) if texts else iter(())
+    ids = iter(llm.examples(texts)) if texts else iter(())
     joined = []
     for row in rows:
         parts = [
@@ -50,8 +54,8 @@ def interleave(
 
 
 def put_in_front(
-    tiles: Tiles, questions: Sequence[Sequence[str]], examples: Sequence[Sequence[tuple[Tiles, str, str]]]
-) -> tuple[Tiles, list[list[str]], list[list[int | str]]]:
+    tiles: Tiles, questions: Sequence[Sequence[str]], examples: Sequence[Sequence[tuple[Tiles, str, Text]]]
+) -> tuple[Tiles, list[list[str]], list[list[int | Text]]]:
     """Plan k-shot prompts: each image of several examples is encoded once.
 
     Args:
@@ -79,9 +83,9 @@ def put_in_front(
         if question not in asked[place[id(image)]]:
             asked[place[id(image)]].append(question)
     first = [0, *accumulate(len(own) for own in asked)]
-    rows: list[list[int | str]] = []
+    rows: list[list[int | Text]] = []
     for number, shown in enumerate(examples):
-        front: list[int | str] = []
+        front: list[int | Text] = []
         for image, question, text in shown:
             other = place[id(image)]
             front += [first[other] + asked[other].index(question), text]

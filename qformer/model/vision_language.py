@@ -19,7 +19,7 @@ from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qformer.model.answers import AnsweredExample, Example, Turn
+    from qformer.model.answers import AnsweredExample, Example, Turn, WordedExample
     from qformer.model.connectors.base import Connector, Prefix
     from qformer.vision.base import VisionEncoder
 
@@ -116,7 +116,8 @@ class VisionLanguageModel(nn.Module):
         prompts = [prompt] * len(tiles) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
-        ids = self.llm.generate(*self._see(tiles, None, answers.without_questions(examples)), prompts, **options)
+        shown = answers.without_questions(self.llm, examples, prompts)
+        ids = self.llm.generate(*self._see(tiles, None, shown), prompts, **self._usual() | options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
@@ -136,8 +137,9 @@ class VisionLanguageModel(nn.Module):
         """
         if len(tiles) != 1:
             raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
-        prefix, mask = self._see(tiles, None, answers.without_questions(examples))
-        return stream(self.llm, prefix, mask, self.prompt if prompt is None else prompt, options)
+        prompt = self.prompt if prompt is None else prompt
+        prefix, mask = self._see(tiles, None, answers.without_questions(self.llm, examples, [prompt]))
+        return stream(self.llm, prefix, mask, prompt, self._usual() | {"num_beams": 1} | options)
 
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
@@ -178,7 +180,7 @@ class VisionLanguageModel(nn.Module):
             UsageError: numbers of images, questions, contexts, histories or examples that differ, an unknown preset,
                 task or option, or a question that does not fit by itself.
         """
-        nested, key = answers.nest(questions), (task, preset, self.llm.family)
+        nested, key = answers.nest(questions), (task, preset, self.llm.wording)
         prompts = answers.prompts_of_images(nested, len(tiles), context, history, key)
         visual = self._see(tiles, nested, answers.worded(examples, key))
         grouped = answers.reply(self.llm, visual, prompts, wording(*key).generate | options)
@@ -200,8 +202,8 @@ class VisionLanguageModel(nn.Module):
         Raises:
             UsageError: an unknown task, preset or option, or a question that alone is longer than fits.
         """
-        config = GenerateConfig.of(wording(task, preset, self.llm.family).generate | options)
-        prompt = compose(question, task, preset, self.llm.family, context, history)
+        config = GenerateConfig.of(wording(task, preset, self.llm.wording).generate | options)
+        prompt = compose(question, task, preset, self.llm.wording, context, history)
         return answers.fit(self.llm, [prompt], [self.count_tokens(plan)], config.max_new_tokens)[0]
 
     @torch.no_grad()
@@ -222,7 +224,7 @@ class VisionLanguageModel(nn.Module):
         """
         if len(tiles) != 1:
             raise UsageError(f"got {len(tiles)} images; the answer about one image can be streamed")
-        settings = wording(task, preset, self.llm.family).generate | {"num_beams": 1} | options
+        settings = wording(task, preset, self.llm.wording).generate | {"num_beams": 1} | options
         prompt = self.prompt_for(tiles.plans[0], question, context, history, preset, task, **settings)
         return stream(self.llm, *self.prefix(tiles, [question]), prompt, settings)
 
@@ -237,7 +239,7 @@ class VisionLanguageModel(nn.Module):
         seen = self.frontend(tiles)
 
         def say(task: str, asked: list[str], **given: Any) -> list[str]:
-            nested, key = [[one] for one in asked], (task, preset, self.llm.family)
+            nested, key = [[one] for one in asked], (task, preset, self.llm.wording)
             prompts = answers.prompts_of_images(nested, len(tiles), context, None, key)
             visual = self.prefix_of(seen, nested)
             return [text for (text,) in answers.reply(self.llm, visual, prompts, wording(*key).generate | given)]
@@ -245,8 +247,12 @@ class VisionLanguageModel(nn.Module):
         questions = list(map(answers.first_question, say("ask", [""] * len(tiles), **options)))
         return list(zip(questions, say("vqa", questions), strict=True))
 
+    def _usual(self) -> dict[str, Any]:
+        """Options of captions that differ from the paper's, which a language model with a template needs."""
+        return wording("caption", "paper", "chat").generate if self.llm.chat else {}
+
     def _see(
-        self, tiles: Tiles, questions: list[list[str]] | None, examples: Sequence[Sequence[AnsweredExample]] | None
+        self, tiles: Tiles, questions: list[list[str]] | None, examples: Sequence[Sequence[WordedExample]] | None
     ) -> tuple[Tensor, Tensor]:
         return answers.see(self.llm, self.prefix, tiles, questions, examples)
 
@@ -257,7 +263,7 @@ class VisionLanguageModel(nn.Module):
             )
         if batch.question is not None:
             targets = batch.answer or [accepted[0] for accepted in batch.answers or []]
-            return [vqa_prompt(question, "paper", self.llm.family) for question in batch.question], targets
+            return [vqa_prompt(question, "paper", self.llm.wording) for question in batch.question], targets
         if isinstance(self.llm, Seq2SeqLM):
             cuts = self._cuts(batch)
             halves = [split_caption(*both) for both in zip(batch.text, cuts, strict=True)]

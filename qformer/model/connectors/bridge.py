@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from qformer.types import Plan, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from qformer.model.qformer import QFormerLayer
 
 
 class QFormerConnector(Connector):
@@ -49,11 +51,26 @@ class QFormerConnector(Connector):
             )
         self.qformer = qformer
         self.projection = nn.Linear(qformer.config.hidden_size, llm_width)
-        with torch.no_grad():
-            for parameter in self.projection.parameters():
-                parameter.mul_(scale)
+        self.rescale(scale)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Make the projection `factor` times as large."""
+        for parameter in self.projection.parameters():
+            parameter.mul_(factor)
+
+    @torch.no_grad()
+    def spread(self) -> float:
+        """Estimate the root mean square of what the projection makes of query outputs, from the weights alone.
+
+        Query outputs come from a LayerNorm, so its weight and bias tell how large they are.
+        """
+        norm = cast("QFormerLayer", self.qformer.layers[-1]).query_ffn.norm
+        inputs = norm.weight.square().mean() + norm.bias.square().mean()
+        weight, bias = self.projection.weight, self.projection.bias
+        return float((inputs * weight.square().sum(dim=1).mean() + bias.square().mean()).sqrt())
 
     def forward(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
         """Make the visual prefix of B images; M = Q times the most tiles.
