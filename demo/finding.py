@@ -94,6 +94,8 @@ def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
     Raises:
         UsageError: no text, or more than `MOST_TEXTS`.
     """
+    if not model.can_match:
+        raise UsageError("this checkpoint was trained without ITM (loss.itm: 0); open one that can match")
     picture = picture_of(image)
     lines = texts if isinstance(texts, list) else check_text("list of texts", texts, MAX_CONTEXT).splitlines()
     given = [check_text("text", line, MAX_QUESTION).strip() for line in lines]

@@ -16,10 +16,10 @@ from qformer.data import sources
 from qformer.data.features import MANIFEST, FeatureStore
 from qformer.evaluation.linear import LINEAR, SentenceTower, collect, read_sentences, solve
 from qformer.files.records import LINEAR_MAP, LinearMapNumbers, read_object, replace_text
-from qformer.model.warm_start import check_warm_start, warm_start
 from qformer.progress import console
 from qformer.stages.features import describe_contents
 from qformer.stages.loop import shards
+from qformer.stages.warm_start import check_warm_start, warm_start
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def of_checkpoint(path: str, model: ImageTextModel, trust: bool = False, show: b
 
 
 def start_warm(model: ImageTextModel, source: Source, store: FeatureStore) -> None:
-    """Begin stage one at the linear maps between its frozen towers (`qformer.model.warm_start`).
+    """Begin stage one at the linear maps between its frozen towers (`qformer.stages.warm_start`).
 
     Raises:
         UsageError: the sizes of the Q-Former do not allow it, or the store is damaged.

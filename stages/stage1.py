@@ -57,7 +57,7 @@ def train(config: Config) -> Path:
         elif config.start == "warm" and store is not None:
             linear.start_warm(model, source, store)
     batches = Batches(source, strategy, config.data, config.seed, store)
-    evaluate = None if held is None else Validation(held, config.train.rerank)
+    evaluate = None if held is None else Validation(held, config.train.rerank if model.can_match else 0)
     begin = None if held is None or store is None else partial(linear.announce, held=held, source=source, store=store)
     return fit(model, batches, config, evaluate, model.tokenizer.save_pretrained, begin)
 

@@ -64,7 +64,10 @@ def start_from(model: ImageTextModel | VisionLanguageModel, source: checkpoint.C
     own = captioning_tensors(mine) | {n: tensor for n, tensor in mine.items() if n.startswith((ENCODER, LLM))}
     if isinstance(model, VisionLanguageModel):
         own |= {name: tensor for name, tensor in mine.items() if _in_text_path(name)}
-    load_trained(model, own | source.tensors, source.path)
+    given = source.tensors
+    if isinstance(model, ImageTextModel) and model.qformer.lm_head is None:
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(CAPTIONING)}
+    load_trained(model, own | given, source.path)
 
 
 def _in_text_path(name: str) -> bool:

@@ -130,6 +130,7 @@ class Images:
             k: number of candidates, in either direction.
             show: draw a progress bar.
         """
+        k = k if self.model.can_match else 0
         tokens = read_texts(self.model, texts)
         text_embeds = self._embed_texts(tokens)
         starts, count = self._starts()

@@ -70,6 +70,8 @@ def build_image_text(
         qformer = QFormer.from_bert(config.text.bert, sizes, config.text.fold_token_types)
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
+    if not config.loss.itg:
+        qformer.lm_head = None  # it would stay untrained
     frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
     model = ImageTextModel(frontend, qformer, tokenizer, config.loss, config.text.max_tokens, config.text.pooling)
     model.reader_learns = config.train.bert_rate > 0

@@ -103,6 +103,11 @@ class ImageTextModel(Captioning, nn.Module):
         weights = {"itc": 1.0, "itm": self.config.itm, "itg": self.config.itg}
         return torch.stack([weights[name] * loss for name, loss in found.items()]).sum()
 
+    @property
+    def can_match(self) -> bool:
+        """True unless the head of ITM was left untrained: then nothing can be re-ranked."""
+        return self.config.itm > 0
+
     def count_targets(self, batch: Batch) -> int:
         """Number of tokens that ITG predicts."""
         return len(target_places(self.tokenize(batch.text)))

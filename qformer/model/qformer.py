@@ -356,8 +356,8 @@ class QFormer(nn.Module):
         """
         if self.lm_head is None:
             raise UsageError(
-                "this Q-Former has no captioning head, which files of transformers cannot store; train it, "
-                "or use the file of LAVIS"
+                "this Q-Former has no captioning head: it was trained with loss.itg 0, or comes from a file of "
+                "transformers, which cannot store one; train it, or use the file of LAVIS"
             )
         return self.lm_head(hidden, self.embeddings.words.weight)
 

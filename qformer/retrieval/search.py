@@ -161,7 +161,7 @@ class Retriever:
             for id_, entry in entries.items()
         ]
         hits = _balance(hits) if by_text and by_image else _rank(hits)
-        if texts is not None and shortlist > 0 and self.model is not None:
+        if texts is not None and shortlist > 0 and self.model is not None and self.model.can_match:
             hits = self._rerank(hits, entries, texts, shortlist)
         return self._locate((_balance(hits) if by_text and by_image else hits)[:k], entries)
 

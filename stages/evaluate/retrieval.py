@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 KINDS = {"itc": "ITC", "itm": "ITM", "reranked": "ITM + ITC", LINEAR: "linear map"}
 SHOWN = 5  # skipped samples whose reason is printed
+UNMATCHED = "This checkpoint was trained without ITM (loss.itm: 0), so ITC alone is measured."
 STRICT = "Rows named 'original' accept only a text's own image, so that equal captions count as misses."
 MORE_ROOM = "set TMPDIR to a folder with more room, or measure ITC alone with -k 0"
 QUERIES = {"i2t": "image", "t2i": "text"}
@@ -59,6 +61,9 @@ def evaluate_retrieval(settings: Settings, bench: retrieval.Retrieval | None = N
         source = sources.build(str(options.pop("name", "jsonl")), **options)
         writable(settings.output, settings.html)
         model = _load(settings)
+        if settings.k and not model.can_match:
+            console.print(UNMATCHED, soft_wrap=True)
+            settings, bench.k = replace(settings, k=0), 0
         listed, skipped = bench.items(source, settings.limit)
         baseline, note = _linear_map(settings, model)
         bench.pools = distributed.gather_objects(baseline is not None)[0]

@@ -23,11 +23,10 @@ from qformer.data.held_out import list_images
 from qformer.evaluation import retrieval
 from qformer.evaluation.linear import LINEAR
 from qformer.files.pretrained import tower
-from qformer.files.records import read_object
+from qformer.files.records import LINEAR_MAP, LinearMapNumbers, read_object
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.progress import console
-from qformer.stages import linear
 from qformer.stages.checking import check
 from qformer.stages.evaluate.settings import autocast
 from qformer.stages.quickstart import real_exam as exam
@@ -143,16 +142,19 @@ def _retrieve(bridge: ImageTextModel, held: exam.Photos, config: Config) -> repo
             images.add(group.tiles)
             numbers += group.numbers
         captions = [held.listed[number].captions for number in numbers]
-        scores = images.score([text for own in captions for text in own], CANDIDATES, show=True)
+        texts = [text for own in captions for text in own]
+        scores = images.score(texts, CANDIDATES if bridge.can_match else 0, show=True)
     recalls = retrieval.recall_table(scores, captions)
-    return report.Found(numbers, scores, _linear(Path(config.run) / linear.FILE, recalls["itc"]) | recalls)
+    if not bridge.can_match:
+        del recalls["reranked"]
+    return report.Found(numbers, scores, _linear(Path(config.run) / LINEAR_MAP, recalls["itc"]) | recalls)
 
 
 def _linear(file: Path, like: Iterable[str]) -> dict[str, dict[str, float]]:
     """The row of the linear map, which stage one has measured on the same photos when it began, where it could."""
     if not file.is_file():
         return {}
-    found = read_object(file, linear.Measured)[LINEAR]
+    found = read_object(file, LinearMapNumbers)[LINEAR]
     return {LINEAR: {name: found[name] for name in like}}
 
 

@@ -13,8 +13,8 @@ from qformer.alignment import pooled
 from qformer.config import LossConfig
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
-from qformer.model.warm_start import warm_start
 from qformer.schema import QFormerConfig
+from qformer.stages.warm_start import warm_start
 from qformer.types import Tiles, UsageError, VisualTokens
 from tests.tiny import CAPTIONS, tiny_tokenizer
 from tests.tiny_stage1 import WIDTH, Patches
