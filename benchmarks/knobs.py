@@ -32,9 +32,9 @@ from qformer.llm.base import CausalLM
 from qformer.model.connectors import QFormerConnector
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
-from qformer.model.recompute import recompute_layers
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import QFormerConfig
+from qformer.stages.recompute import recompute_layers
 from qformer.types import Batch, Tiles
 from qformer.vision.base import VisionEncoder
 

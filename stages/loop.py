@@ -29,10 +29,10 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.config import dump_config
 from qformer.data.loader import Skipped, training_batches
 from qformer.model.chunked import chunked_step
-from qformer.model.recompute import recompute_layers
 from qformer.progress import Bar, console
 from qformer.schema import Config
 from qformer.stages.optim import adamw, learning_rate
+from qformer.stages.recompute import recompute_layers
 from qformer.stages.resume import Stop, claimed, end, print_skipped, resume, save
 from qformer.stages.run import Run, is_due, write_record
 from qformer.stages.trainer_state import NonFiniteLoss

@@ -38,6 +38,11 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
             f"the language model of '{source}' reads the image inside a turn of a chat (llm.template), for which LAVIS "
             "and transformers have no place, since images come first there; use the checkpoint as it is"
         )
+    if form != "qformer" and opened.config.stage == "stage1" and opened.config.text.pooling != "class":
+        raise UsageError(
+            f"'{source}' compares the mean of a text's rows (text.pooling), and LAVIS and transformers its [CLS] row; "
+            "it would retrieve wrongly there, so use the checkpoint as it is"
+        )
     if opened.folder is not None:
         take_apart(opened)
     target.parent.mkdir(parents=True, exist_ok=True)

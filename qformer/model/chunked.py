@@ -104,10 +104,10 @@ def chunked_step(
         with autocast():
             keys_values, own_image, _, own_text, text_rows = model.read(own, part.tokens)
             _set_random_state(fresh, device)
-            if len(drawn):
-                keys_values = keys_values.join(model.keys_values(drawn)[1])
             some = {}
             if model.config.itm:
+                if len(drawn):
+                    keys_values = keys_values.join(model.keys_values(drawn)[1])
                 pairs, text_places = _pairs(everyone.tokens, part.rows, texts_drawn[part.rows])
                 legal = ~everyone.same[part.rows].all(dim=1)
                 loss = model.matching_loss(keys_values, pairs, (places, text_places), legal)
@@ -115,11 +115,10 @@ def chunked_step(
             if text_rows is not None:
                 some["itg"] = model.captioning_loss(text_rows, part.tokens, part.targets, count)
         fresh = _random_state(device)
-        assert image.grad is not None
-        assert text.grad is not None
+        assert image.grad is not None and text.grad is not None  # noqa: PT018
         torch.autograd.backward(
-            [*([scale(model.weigh(some))] if some else []), own_image.float(), own_text.float()],
-            [*([None] if some else []), image.grad[part.rows, : own_image.shape[1]], text.grad[part.rows]],
+            [own_image.float(), own_text.float(), *([scale(model.weigh(some))] if some else [])],
+            [image.grad[part.rows, : own_image.shape[1]], text.grad[part.rows], *([None] if some else [])],
         )
         images.collect(part, own, drawn)
         found |= {name: found.get(name, 0) + loss.detach() for name, loss in some.items()}

@@ -158,7 +158,7 @@ class ImageTextModel(Captioning, nn.Module):
         return F.normalize(self.text_proj(rows), dim=-1)
 
     def read_texts(self, tokens: Tokens) -> Tensor:
-        """What ITC projects of each text, float[B, H]: its `[CLS]` row or the mean of its rows."""
+        """Read what ITC projects of each text, float[B, H]: its `[CLS]` row or the mean of its rows."""
         if self.pooling == "class":
             return self.qformer.encode_cls(tokens.ids, tokens.mask)
         rows, mask = self.qformer.encode_text(tokens.ids, tokens.mask), tokens.mask[..., None]  # (B, T, H), (B, T, 1)

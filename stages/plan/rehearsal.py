@@ -18,11 +18,11 @@ import torch
 
 from qformer import compat, distributed
 from qformer.model import chunked, image_text
-from qformer.model.recompute import recompute_layers
 from qformer.resolution.base import cut_all
 from qformer.stages.plan import hardware
 from qformer.stages.plan.ledger import AsOnGPU, Step, part_of, run_step
 from qformer.stages.plan.outline import outline, words
+from qformer.stages.recompute import recompute_layers
 from qformer.types import Batch, Tiles, Tokens, VisualTokens
 
 if TYPE_CHECKING:

@@ -172,5 +172,5 @@ def test_similarity_and_matching(retrieval: tuple[Any, ImageTextModel, Path]) ->
 def test_what_transformers_does_not_hold_is_not_made_up(retrieval: tuple[Any, ImageTextModel, Path]) -> None:
     _, ours, _ = retrieval
     assert not any("lm_head" in name for name in ours.state_dict())
-    with pytest.raises(UsageError, match="has no captioning head.* transformers, which cannot store one"):
+    with pytest.raises(UsageError, match=r"has no captioning head.* transformers, which cannot store one"):
         ours.caption(both("itr")[0])

@@ -61,6 +61,19 @@ def test_chunks_give_the_plain_step(rule: dict[str, Any], tiles: str, chunk: int
     )
 
 
+@pytest.mark.parametrize("weights", [(0.5, 2.0), (0.0, 1.0), (0.25, 0.0), (0.0, 0.0)], ids=str)
+def test_weighted_losses_are_those_of_the_plain_step(weights: tuple[float, float]) -> None:
+    """A loss of weight 0 is not computed, and what it alone would train gets no gradient."""
+    loss = dict(zip(("itm", "itg"), weights, strict=True))
+    step = plain(tiny_model(**loss), tiny_batch(8))
+    same(chunked(tiny_model(**loss), tiny_batch(8), 3), step)
+    whole, _ = plain(tiny_model(), tiny_batch(8))
+    kept = {name: weight for name, weight in loss.items() if weight}
+    assert step[0].keys() == {"loss", "itc", *kept}
+    assert step[0]["loss"] == pytest.approx(whole["itc"] + sum(kept[name] * whole[name] for name in kept), abs=1e-5)
+    assert ("itm_head.weight" in step[1]) == bool(loss["itm"])
+
+
 def test_the_temperature_learns_from_itc_alone_and_once() -> None:
     model = tiny_model()
     model(tiny_batch(8))["itc"].backward()

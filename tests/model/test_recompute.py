@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qformer.model.assembly import build_image_text, build_vision_language
-from qformer.model.recompute import recompute_layers
+from qformer.stages.recompute import recompute_layers
 from qformer.types import Batch, Tiles
 from tests.workspace import config, make_workspace
 
