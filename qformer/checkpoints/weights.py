@@ -40,7 +40,8 @@ def load_tensors(model: ImageTextModel | VisionLanguageModel, tensors: dict[str,
         UsageError: listing what is missing, left over or of another shape.
     """
     mine = trained_tensors(model)
-    if isinstance(model, ImageTextModel) and not any(name.startswith(CAPTIONING) for name in tensors):
+    lacks = not any(name.startswith(CAPTIONING) for name in tensors)
+    if isinstance(model, ImageTextModel) and model.qformer.lm_head is not None and lacks:
         model.qformer.lm_head = None
         mine = {name: tensor for name, tensor in mine.items() if name not in captioning_tensors(mine)}
     _put(mine, tensors, source)

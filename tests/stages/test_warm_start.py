@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM
 
+from qformer import load, stages
 from qformer.alignment import pooled
+from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.parts import LoadOptions
 from qformer.config import LossConfig
 from qformer.model.image_text import ImageTextModel
 from qformer.model.qformer import QFormer
@@ -18,6 +23,7 @@ from qformer.stages.warm_start import warm_start
 from qformer.types import Tiles, UsageError, VisualTokens
 from tests.tiny import CAPTIONS, tiny_tokenizer
 from tests.tiny_stage1 import WIDTH, Patches
+from tests.workspace import config, make_workspace
 
 PHOTOS, QUERIES = 60, 4
 SIZES = {"hidden_size": 32, "layers": 3, "heads": 4, "intermediate_size": 48, "queries": QUERIES}
@@ -111,3 +117,58 @@ def test_text_path_that_stays_gets_no_gradient() -> None:
     model.embed_texts(CAPTIONS).sum().backward()
     assert model.text_proj.weight.grad is not None
     assert all(parameter.grad is None for parameter in model.qformer.parameters())
+
+
+WARM = {
+    "start": "warm",
+    "text": {"fold_token_types": True, "pooling": "mean"},
+    "qformer": {"cross_attention_every": 1, "dropout": 0},
+    "loss": {"itm": 0, "itg": 0},
+}
+
+
+def run(root: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """Train on a store at a rate of next to nothing, measured on the photos of training; returns the measurement."""
+    store = {"features": str(root / "store"), "crop": [1, 1], "flip": 0}
+    store["validation"] = {"name": "jsonl", "path": str(root / "captions.jsonl"), "where": {"split": "train"}}
+    train = {"steps": 1, "warmup": 0, "lr": 1e-9, "min_lr": 0, "bert_rate": 0}
+    given = config(root, "stage1", run=str(root / name), data=store, train=train, **changes)
+    stages.train(given)
+    lines = (root / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if '"validation"' in line][-1]
+
+
+def test_runs_begin_at_the_map_and_say_what_they_cannot(tmp_path: Path) -> None:
+    root = make_workspace(tmp_path)
+    warm, cold = run(root, "warm", **WARM), run(root, "cold", **WARM | {"start": "paper"})
+    for way in ("i2t", "t2i"):
+        assert warm[f"itc_{way}_r5"] >= cold[f"itc_{way}_r5"] + 0.2, "of eight photos of noise"
+    assert not {"itm", "itg"} & warm.keys()
+    assert not any(key.startswith("reranked") for key in warm)
+
+    model = load(root / "warm", "cpu")
+    assert isinstance(model, ImageTextModel)
+    assert (model.pooling, model.can_match, model.qformer.lm_head) == ("mean", False, None)
+    with pytest.raises(UsageError, match=r"no captioning head: it was trained with loss\.itg 0"):
+        model.caption(model.frontend.tiles([str(root / "images" / "0.png")]))
+    with pytest.raises(UsageError, match=r"mean of a text's rows \(text.pooling\)"):
+        convert_checkpoint(str(root / "warm"), root / "there.pth", "lavis", LoadOptions())
+
+    everything = config(root, "stage1", run=str(root / "all"), init=str(root / "warm"), text=WARM["text"],
+                        qformer=WARM["qformer"])  # fmt: skip
+    assert isinstance(load(stages.train(everything), "cpu"), ImageTextModel), "its captioning head starts untrained"
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "said"),
+    [
+        ("stage1", {}, "stores no tokens: give data.features a folder"),
+        ("stage1", {"init": "other", "data": {"features": "store"}}, "has an init to start from"),
+        ("stage2", {"data": {"features": "store"}}, "has no Q-Former to start"),
+    ],
+)
+def test_runs_without_what_a_warm_start_needs_are_refused(
+    tmp_path: Path, stage: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        config(tmp_path, stage, start="warm", **changes)
