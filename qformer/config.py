@@ -28,7 +28,6 @@ from qformer.schema import (
     TextConfig,
     TrainConfig,
 )
-from qformer.template import NONE
 from qformer.types import UsageError
 
 __all__ = [
@@ -183,17 +182,30 @@ def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[st
     return found
 
 
+#: Keys that the first configurations of a release did not have.
+LATER = (
+    ("start",),
+    ("text", "pooling"),
+    ("loss", "itm"),
+    ("loss", "itg"),
+    ("llm", "template"),
+    ("train", "bert_rate"),
+)
+
+
 def dump_config(config: Config) -> str:
     """Write the whole resolved configuration, defaults included, as YAML.
 
-    The connector is written only if it is not the Q-Former's, so that a configuration of an older version, which had no
-    choice of connectors, is written as before, and older versions can read it. So is `llm.template` if there is one.
+    The connector is written only if it is not the Q-Former's, and keys of `LATER` only if they differ from their
+    defaults: so a configuration of an older version is written as before, and older versions can read it.
     """
     values = config.model_dump(mode="json", exclude_none=True)
     if config.has_qformer:
         del values["connector"]
-    if config.llm is not None and config.llm.template == NONE:
-        del values["llm"]["template"]
+    for *place, key in LATER:
+        section = getattr(config, place[0]) if place else config
+        if section is not None and getattr(section, key) == type(section).model_fields[key].default:
+            del (values[place[0]] if place else values)[key]
     return yaml.safe_dump(values, sort_keys=False)
 
 

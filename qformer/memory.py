@@ -14,7 +14,7 @@ import platform
 #: 32 MiB is the most that glibc accepts for the first; larger blocks go back to the system as before.
 OPTIONS = (
     (-3, 32 << 20, "MALLOC_MMAP_THRESHOLD_"),
-    (-1, 1 << 30, "MALLOC_TRIM_THRESHOLD_"),
+    (-1, 256 << 20, "MALLOC_TRIM_THRESHOLD_"),
 )
 
 

@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` a file stays in one process, and so do all that share the long quickstart, first."""
-    if not getattr(config.option, "loadgroup", False):  # set by pytest-xdist in its processes
-        return
-    long = {item.path for item in items if "whole_quickstart" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in long)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("quickstart" if item.path in long else item.location[0]))
+    """Put files with the long quickstart first where pytest-xdist divides the work, with `--dist loadfile`."""
+    if hasattr(config, "workerinput"):  # set by pytest-xdist in its processes
+        long = {item.path for item in items if "whole_quickstart" in getattr(item, "fixturenames", ())}
+        items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +109,13 @@ def run(
 
 @pytest.fixture(scope="session")
 def whole_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one `qformer quickstart`, five minutes, for the slow tests."""
+    """The folder of one `qformer quickstart`, five minutes, for the slow tests: one for all processes of pytest-xdist."""
     from qformer.stages.quickstart import run as quickstart
 
-    folder = tmp_path_factory.mktemp("quickstart")
-    quickstart.run(folder, [])
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "whole-quickstart"
+    folder.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "report.html").is_file():
+            quickstart.run(folder, [])
     return folder

@@ -117,7 +117,7 @@ def test_a_shipped_configuration_is_found_by_its_name(run: Run) -> None:
     ("name", "near"),
     [
         ("quickstart/stge1.yaml", "did you mean 'quickstart/stage1.yaml' or 'quickstart/stage2.yaml'?"),
-        ("stage1", "did you mean 'quickstart/stage1.yaml'?"),
+        ("stage1", "did you mean 'quickstart/stage1.yaml' or 'real/stage1.yaml'?"),
         ("configs/quickstart/../../pyproject.toml", "such as quickstart/stage1.yaml"),
         ("zzz.yaml", "such as quickstart/stage1.yaml"),
     ],
