@@ -109,7 +109,7 @@ def run(
 
 @pytest.fixture(scope="session")
 def whole_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one `qformer quickstart`, five minutes, for the slow tests: one for all processes of pytest-xdist."""
+    """The folder of one `qformer quickstart`, five minutes, which all processes of pytest-xdist share."""
     from qformer.stages.quickstart import run as quickstart
 
     root = tmp_path_factory.getbasetemp()

@@ -27,6 +27,7 @@ TOWERS = [
     "stage1.resolution.size=120",
     "stage1.text.bert=mini:bert",
     "stage1.qformer.cross_attention_every=1",
+    "stage1.loss.itm=1",
     "stage2.llm.path=mini:opt",
 ]
 FEW = [
