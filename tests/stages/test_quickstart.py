@@ -123,7 +123,7 @@ def test_it_learns(whole_quickstart: Path) -> None:
     for way in ("i2t_r1", "t2i_r1"):  # ITC below what the page says: runs differ, most in that
         assert step0[way] < 0.02
         assert itc[way] >= 0.3
-        assert reranked[way] >= itc[way] + 0.03
+        assert reranked[way] >= itc[way] + 0.05
         assert reranked[way] >= 0.4
     for name in ("opt", "t5"):
         values = results["vqa"][name]
