@@ -1,8 +1,8 @@
 """A warm start of stage one, beside the paper's: the bridge begins where its frozen towers are.
 
 BLIP-2 starts cross-attention, queries and heads at random, and learns from 129 million images what belongs together.
-Much of that two frozen towers share from the beginning, as two linear maps that are solved in closed form
-(`qformer.alignment`). Here they are written into the last cross-attention and the heads of ITC: the first half of the
+Two pre-trained towers already share much of that, as two linear maps that are solved in closed form
+(`qformer.alignment`). Here the maps are written into the last cross-attention and the heads of ITC: the first half of the
 attention heads attends to the class token, the other half to the patches, the values of each half are its share of the
 solved map, and the head of ITC adds both. What texts pass through (embeddings, self-attention, text feed-forwards)
 stays BERT's, so the text features that were solved for are those of the model.
@@ -40,8 +40,8 @@ def check_warm_start(model: ImageTextModel) -> None:
     """Refuse a model that the maps cannot be written into.
 
     Raises:
-        UsageError: the last layer has no cross-attention, the Q-Former has too few heads to divide between the class
-            token and the patches, or ITC has fewer dimensions than the maps have.
+        UsageError: the last layer has no cross-attention, or the heads cannot be divided between the class token and
+            the patches.
     """
     config = model.qformer.config
     if (config.layers - 1) % config.cross_attention_every:
@@ -58,16 +58,13 @@ def check_warm_start(model: ImageTextModel) -> None:
 
 
 @torch.no_grad()
-def warm_start(
-    model: ImageTextModel, pools: Tensor, texts: Tensor, some: VisualTokens, ridge: float | None = None
-) -> Alignment:
+def warm_start(model: ImageTextModel, pools: Tensor, texts: Tensor, some: VisualTokens) -> Alignment:
     """Write the alignment of N photos with their captions into a model of stage one that was just built from BERT.
 
     Args:
         pools: float[N, 2 * D], or float[N, D] without a class token: `pooled` tokens behind the front end's adapter.
         texts: float[N, H], the mean over a photo's captions of what `model.read_texts` gives.
         some: the tokens of a few photos, behind the adapter: they show how patches differ.
-        ridge: see `align`.
 
     Returns:
         The maps, of which the first H / 2 directions (H without a class token) are in the model now.
@@ -81,7 +78,7 @@ def warm_start(
     reader, hidden = layer.cross_attention, model.qformer.config.hidden_size
     halves = 2 if some.extra else 1
     width = min(hidden // halves, model.config.embed_width)
-    solved = align(pools, texts, width, ridge) if ridge is not None else align(pools, texts, width)
+    solved = align(pools, texts, width)
     _write_values(reader, solved, pools, halves)
     nn.init.eye_(reader.output.weight)
     for silent in (reader.output.bias, layer.query_ffn.output.weight, layer.query_ffn.output.bias):
