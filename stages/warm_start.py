@@ -2,9 +2,9 @@
 
 BLIP-2 starts cross-attention, queries and heads at random, and learns from 129 million images what belongs together.
 Two pre-trained towers already share much of that, as two linear maps that are solved in closed form
-(`qformer.alignment`). Here the maps are written into the last cross-attention and the heads of ITC: the first half of the
-attention heads attends to the class token, the other half to the patches, the values of each half are its share of the
-solved map, and the head of ITC adds both. What texts pass through (embeddings, self-attention, text feed-forwards)
+(`qformer.alignment`). Here the maps are written into the last cross-attention and the heads of ITC: the first half of
+the attention heads attends to the class token, the other half to the patches, the values of each half are its share of
+the solved map, and the head of ITC adds both. What texts pass through (embeddings, self-attention, text feed-forwards)
 stays BERT's, so the text features that were solved for are those of the model.
 
 All queries read the same map. They differ in how they weigh the patches: the first one averages them, the others
