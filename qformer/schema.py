@@ -273,8 +273,8 @@ class Config(Section):
         stage: part to train: a tower from scratch (`vision`, `language`) or the bridge (`stage1`, `stage2`).
         run: folder for everything that the run writes.
         init: run or checkpoint to start from; stage two takes its Q-Former from stage one.
-        start: `paper` draws queries, cross-attention and heads at random; `warm` begins stage one at the linear maps
-            between the frozen towers, solved on `data.features` (docs/real.md).
+        start: `paper` draws what is new at random. `warm` solves it on `data.features`: stage one begins at the linear
+            maps between the frozen towers, stage two's projection at the words of the captions (docs/real.md).
         vision_norm_eps: epsilon of the LayerNorm after the encoder; BLIP-2 in transformers has 1e-6.
         connector: in stage two, turns image tokens into embeddings of the language model. Others than `qformer` have
             options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
@@ -338,6 +338,18 @@ class Config(Section):
             )
         return self
 
+    def _cold(self) -> str:
+        """Say why a warm start is impossible; empty if it is not."""
+        if self.stage not in ("stage1", "stage2"):
+            return "trains no bridge"
+        if self.data.features is None:
+            return "stores no tokens: give data.features a folder"
+        if self.stage == "stage1":
+            return "" if self.init is None else "has an init to start from"
+        if self.connector.name != QFORMER:
+            return f"has the connector '{self.connector.name}', and it is the projection of '{QFORMER}' that is solved"
+        return "has no Q-Former yet: give init a run of stage1" if self.init is None else ""
+
     @model_validator(mode="after")
     def _sections_fit_the_stage(self) -> Self:
         if self.train.chunk and self.stage != "stage1":
@@ -348,11 +360,8 @@ class Config(Section):
         if self.data.features is not None and (not self.freeze_vision or self.stage in ("vision", "language")):
             why = "trains the image encoder" if self.stage == "vision" or not self.freeze_vision else "reads no images"
             raise ValueError(f"data.features holds tokens of a frozen image encoder, but this run {why}; leave it out")
-        if self.start == "warm" and (self.stage != "stage1" or self.data.features is None or self.init is not None):
-            why = "has no Q-Former to start" if self.stage != "stage1" else "has an init to start from"
-            if self.stage == "stage1" and self.init is None:
-                why = "stores no tokens: give data.features a folder"
-            raise ValueError(f"start: warm is solved on stored tokens in stage1, but this run {why}; or leave it out")
+        if self.start == "warm" and (why := self._cold()):
+            raise ValueError(f"start: warm is solved on stored tokens of photos, but this run {why}; or leave it out")
         if self.question is not None and self.stage != "stage2":
             raise ValueError(
                 f"question is for stage2, whose Q-Former reads it for a language model, not for '{self.stage}'; "

@@ -71,7 +71,7 @@ def start_warm(model: ImageTextModel, source: Source, store: FeatureStore) -> No
     check_warm_start(model)
     training = model.training
     model.eval()
-    pairs = collect(model, store, source, adapted=True, show=distributed.rank() == 0)
+    pairs = collect(model.frontend, store, source, adapted=True, show=distributed.rank() == 0)
     read = partial(read_sentences, model, model.read_texts, model.qformer.config.hidden_size)
     warm_start(model, pairs.pools, pairs.mean(read), pairs.first)
     model.train(training)

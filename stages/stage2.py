@@ -26,6 +26,7 @@ from qformer.stages.features import prepare, validation_data
 from qformer.stages.inherit import inherit, text_path, with_text_sizes
 from qformer.stages.loop import fit
 from qformer.stages.stage1 import keep_tokens, mean_losses
+from qformer.stages.warm_projection import start_at_words
 from qformer.template import AUTO, NONE
 from qformer.types import UsageError
 
@@ -58,6 +59,11 @@ def train(config: Config, trust: bool = False) -> Path:
     start = None if config.init is None else checkpoint.read(config.init, trust)
     if start is not None:
         config = inherit(config, start.config)
+        if config.start == "warm" and start.config.stage == "stage2":
+            raise UsageError(
+                f"start: warm would replace the projection that init '{config.init}' has trained; leave start out, or "
+                "give init a run of stage1"
+            )
     source = sources.for_run(config.data.train, config.run)
     strategy = resolution.chosen(config.resolution)
     held = validation_data(config)
@@ -77,6 +83,9 @@ def train(config: Config, trust: bool = False) -> Path:
             begin(model, start, config)
         if text is not None and text is not start:
             load_text_path(model, text)
+        if config.start == "warm" and store is not None:
+            start_at_words(model, source, store)
+            config = with_scale(config, 1.0)  # the words' own
         config = measured(model, config, start)
     batches = Batches(source, strategy, config.data, config.seed, store)
     evaluate = None if held is None else Validation(held, Path(config.run), pictures)
@@ -176,7 +185,13 @@ def measured(model: VisionLanguageModel, config: Config, start: Checkpoint | Non
         connector.rescale(scale)
         if distributed.rank() == 0:
             console.print(f"llm.visual_scale: {scale:g} (words are {words:.3g}, visual tokens were {visual:.3g})")
-    return config.model_copy(update={"llm": llm.model_copy(update={"visual_scale": scale})})
+    return with_scale(config, scale)
+
+
+def with_scale(config: Config, scale: float) -> Config:
+    """Write down the factor by which the projection was made larger when the run began."""
+    assert config.llm is not None
+    return config.model_copy(update={"llm": config.llm.model_copy(update={"visual_scale": scale})})
 
 
 class Validation:

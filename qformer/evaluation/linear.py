@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qformer.alignment import Alignment
     from qformer.data.base import Source
     from qformer.data.features import FeatureStore
+    from qformer.model.frontend import FrontEnd
     from qformer.model.image_text import ImageTextModel
     from qformer.types import VisualTokens
 
@@ -120,7 +121,7 @@ class Pairs:
     """Training photos of a feature store with their captions, as the maps are solved on them.
 
     Attributes:
-        pools: float[N, D or 2 * D] from `pooled`. captions: at most `CAPTIONS` of each photo.
+        pools: float[N, D or 2 * D] from `pooled`, or what another `pool` gave. captions: at most `CAPTIONS` of each photo.
         first: the tokens of the first photos, with the same adapter.
     """
 
@@ -135,11 +136,12 @@ class Pairs:
 
 
 def collect(
-    model: ImageTextModel,
+    frontend: FrontEnd,
     store: FeatureStore,
     source: Source,
     photos: int = PHOTOS,
     adapted: bool = False,
+    pool: Callable[[VisualTokens], Tensor] = pooled,
     show: bool = False,
 ) -> Pairs:
     """Read the photos of a feature store and the captions of the source that it was filled from.
@@ -147,6 +149,7 @@ def collect(
     Args:
         photos: records to use at most, spread evenly over the source; the first `CAPTIONS` captions of each photo.
         adapted: pool the tokens behind the front end's adapter, as the Q-Former reads them.
+        pool: makes the tokens of B photos one row of features each, float[B, D].
         show: draw a progress bar.
 
     Raises:
@@ -159,11 +162,11 @@ def collect(
     first: list[VisualTokens] = []
     group: list[Tiles] = []
 
-    def pool() -> None:
+    def read_group() -> None:
         with torch.no_grad():
-            tokens = model.frontend.encode_tiles(Tiles.join(group))
-            tokens = model.frontend.adapt(tokens) if adapted else tokens
-        pools.append(pooled(tokens).cpu())
+            tokens = frontend.encode_tiles(Tiles.join(group))
+            tokens = frontend.adapt(tokens) if adapted else tokens
+            pools.append(pool(tokens).cpu())
         first.extend([] if first else [tokens])
         group.clear()
 
@@ -172,14 +175,14 @@ def collect(
             sample = source[number]
             texts = usable_captions(sample)
             if sample.image_id not in captions:
-                group.append(store.read(number, 0, sample, model.frontend.strategy))
+                group.append(store.read(number, 0, sample, frontend.strategy))
         except BadSample:
             continue
         captions.setdefault(sample.image_id, []).extend(texts)
         if len(group) == GROUP:
-            pool()
+            read_group()
     if group:
-        pool()
+        read_group()
     if len(captions) < 2:
         raise UsageError(f"{len(captions)} of {len(used)} training samples have a stored image and a caption")
     return Pairs(torch.cat(pools), [own[:CAPTIONS] for own in captions.values()], first[0])
@@ -193,7 +196,7 @@ def solve(
     Args:
         width: of the common space.
     """
-    pairs = collect(sentences.model, store, source, photos, show=show)
+    pairs = collect(sentences.model.frontend, store, source, photos, show=show)
     texts = pairs.mean(partial(sentences, show=show))
     solved = align(pairs.pools, texts, width)
     return LinearMap(sentences, solved, len(pairs.captions), sum(map(len, pairs.captions)))

@@ -20,6 +20,7 @@ from qformer.checkpoints.folder import read_meta
 from qformer.config import by_prefix, load_config, shipped
 from qformer.data import sources
 from qformer.data.held_out import list_images
+from qformer.devices import choose, fastest_precision
 from qformer.evaluation import retrieval
 from qformer.evaluation.linear import LINEAR
 from qformer.files.pretrained import tower
@@ -36,6 +37,7 @@ from qformer.stages.quickstart.exam import names_own_class
 from qformer.stages.quickstart.own_photos import OwnPhotos
 from qformer.stages.quickstart.photos import blind, divide
 from qformer.stages.quickstart.questions import make_questions
+from qformer.template import AUTO
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -118,8 +120,24 @@ def _configurations(folder: Path, data: list[str], overrides: list[str]) -> tupl
     assert second.llm is not None
     for path in (first.vision.options.get("path", ""), first.text.bert, second.llm.path):
         tower(path)  # before photos are fetched
+    first, second = _in_fast_precision(first, second)
     train, held = divide(data)
     return _with_data(first, train, held), _with_data(second, train, held)
+
+
+def _in_fast_precision(first: Config, second: Config) -> tuple[Config, Config]:
+    """Keep the weights of the frozen towers in the precision in which this machine computes fastest.
+
+    What the user has set stays. Training takes that precision too (`train.precision: auto`), but the towers compute in
+    that of their weights.
+    """
+    fastest, _ = fastest_precision(choose(None).type)
+    assert second.llm is not None
+    if first.vision.name == "hf" and "precision" not in first.vision.options:
+        first = first.model_copy(update={"vision": first.vision.model_copy(update={"precision": fastest})})
+    if second.llm.dtype == "auto":
+        second = second.model_copy(update={"llm": second.llm.model_copy(update={"dtype": fastest})})
+    return first, second
 
 
 def _with_data(config: Config, train: Choice, held: Choice) -> Config:
@@ -181,8 +199,11 @@ def _twin(config: Config, folder: Path, size: int) -> Config:
         update={"train": blind(config.data.train, size), "validation": None, "features": None}
     )
     resolution = config.resolution.model_copy(update={"size": size})
-    run = str(folder / "stage2-blind")
-    return check(config.model_copy(update={"run": run, "train": train, "data": data, "resolution": resolution}))
+    assert config.llm is not None
+    changes: dict[str, Any] = {"train": train, "data": data, "resolution": resolution}
+    if config.start == "warm":  # which is solved on photos
+        changes |= {"start": "paper", "llm": config.llm.model_copy(update={"visual_scale": AUTO})}
+    return check(config.model_copy(update={"run": str(folder / "stage2-blind"), **changes}))
 
 
 def _index(own: OwnPhotos, bridge: ImageTextModel, folder: Path) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Tiles
 
-GROUP = 32  # photos encoded at a time
+GROUP = 64  # photos encoded and captioned at a time: more share the reading of the weights for each word
 GREEDY: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0}
 
 

@@ -164,7 +164,8 @@ def test_runs_begin_at_the_map_and_say_what_they_cannot(tmp_path: Path) -> None:
     [
         ("stage1", {}, "stores no tokens: give data.features a folder"),
         ("stage1", {"init": "other", "data": {"features": "store"}}, "has an init to start from"),
-        ("stage2", {"data": {"features": "store"}}, "has no Q-Former to start"),
+        ("stage2", {"data": {"features": "store"}, "init": None}, "has no Q-Former yet: give init a run of stage1"),
+        ("stage2", {"data": {"features": "store"}, "connector": {"name": "mlp"}}, "has the connector .mlp."),
     ],
 )
 def test_runs_without_what_a_warm_start_needs_are_refused(
