@@ -121,7 +121,8 @@ class Pairs:
     """Training photos of a feature store with their captions, as the maps are solved on them.
 
     Attributes:
-        pools: float[N, D or 2 * D] from `pooled`, or what another `pool` gave. captions: at most `CAPTIONS` of each photo.
+        pools: float[N, D or 2 * D] from `pooled`, or what another `pool` gave.
+        captions: at most `CAPTIONS` of each photo.
         first: the tokens of the first photos, with the same adapter.
     """
 
