@@ -29,6 +29,7 @@ class VisionEncoder(nn.Module, ABC):
         frozen: True after `freeze()`.
         align_corners, interpolation: how its position table is resized.
         per_patch: tokens of each patch (2: interleaved mixture).
+        temporal_patch: frames of a clip that a tile of several, float[frames, 3, h, w], must have; 1: none is read.
         floors: what is left of a tile to the right of and below the last whole patch is not read; else it is refused.
         layers: where tokens of several layers are concatenated, those layers; D is then their widths together.
     """
@@ -36,6 +37,7 @@ class VisionEncoder(nn.Module, ABC):
     align_corners = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     per_patch = 1
+    temporal_patch = 1
     floors = False
     mean: Tensor
     std: Tensor
@@ -77,8 +79,14 @@ class VisionEncoder(nn.Module, ABC):
         """Whole patches of pixels float[..., 3, h, w] in [0, 1], with the mean and std of the encoder taken out.
 
         Raises:
-            UsageError: as `forward`.
+            UsageError: as `forward`, or tiles of another number of frames than `temporal_patch`.
         """
+        if pixels.ndim == 5 and pixels.shape[1] != self.temporal_patch:
+            reads = "one picture at a time" if self.temporal_patch == 1 else f"{self.temporal_patch} frames at a time"
+            raise UsageError(
+                f"a tile of {pixels.shape[1]} frames was given to an image encoder that reads {reads}; use a "
+                "resolution strategy and an image encoder that are made for each other"
+            )
         rows, columns = self.grid(pixels.shape[-1], pixels.shape[-2])
         if self.floors:
             pixels = pixels[..., : rows * self.patch_size, : columns * self.patch_size]

@@ -77,18 +77,9 @@ class Qwen2VLViT(Tower):
         self.stop_gradients()
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Normalized pixels float[N, 3, h, w], or float[N, frames, 3, h, w], -> float32[N, rows * columns, D].
-
-        Raises:
-            UsageError: another number of frames than in a patch.
-        """
+        """Normalized pixels float[N, 3, h, w], or float[N, frames, 3, h, w], -> float32[N, rows * columns, D]."""
         if pixels.ndim == 4:
             pixels = pixels[:, None].expand(-1, self.temporal_patch, -1, -1, -1)
-        if pixels.shape[1] != self.temporal_patch:
-            raise UsageError(
-                f"a tile of {pixels.shape[1]} frames was given to an encoder whose patches are made of "
-                f"{self.temporal_patch}; give tiles of one picture or of {self.temporal_patch} frames"
-            )
         patches = _patches(pixels, self.patch_size)  # (N, rows, columns, 3 * T * p * p)
         return self.patch_embed(patches.flatten(1, 2))
 

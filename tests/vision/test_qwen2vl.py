@@ -114,10 +114,10 @@ def test_a_picture_is_a_clip_of_equal_frames() -> None:
     torch.testing.assert_close(clip[0], clip[2], **CLOSE)
 
 
-@torch.no_grad()
 def test_frames_do_not_see_each_other() -> None:
-    encoder, clip = make(), normalized(frames(4, 28, 56))
+    encoder, clip = make().freeze(), normalized(frames(4, 28, 56))
     before = encoder.encode_patches(patchify(clip), [(2, 2, 4)])
+    assert not before.requires_grad
     clip[3] = 0
     after = encoder.encode_patches(patchify(clip), [(2, 2, 4)])
     torch.testing.assert_close(after[:8], before[:8], **CLOSE)
@@ -175,8 +175,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         patchify(frames(1, 28, 42))
     with pytest.raises(UsageError, match="0 frames of 28x28 pixels"):
         patchify(torch.rand(0, 3, 28, 28))
-    with pytest.raises(UsageError, match="a tile of 3 frames was given to an encoder whose patches are made of 2"):
+    with pytest.raises(UsageError, match="a tile of 3 frames was given to an image encoder that reads 2 frames at"):
         encoder(torch.rand(1, 3, 3, 28, 28))
+    with pytest.raises(UsageError, match="a tile of 2 frames was given to an image encoder that reads one picture at"):
+        vision.build("oryx", image_size=32, width=8, depth=1, heads=2).encode_all([torch.rand(2, 3, 32, 32)])
     with pytest.raises(UsageError, match="heads of 6, but rows and columns turn a quarter each"):
         vision.build("qwen2vl", width=24, heads=4)
     torch.save({"lm_head.weight": torch.ones(2, 2)}, tmp_path / "text.pth")
