@@ -1,4 +1,4 @@
-"""Encoders made from the vision transformers of `transformers`: CLIP, SigLIP, DINOv2, ViT and similar models.
+"""Encoders made from the vision transformers of `transformers`: CLIP, SigLIP, DINOv2, InternViT, ViT and such.
 
 Only the vision tower of a model is kept, and only the parts that the chosen layer needs: later blocks, the final norm
 where it does not apply, poolers, heads and mask tokens are removed, so that no computation is wasted and every
@@ -49,6 +49,7 @@ STATISTICS = {
     "dinov2": IMAGENET,
     "dinov2_with_registers": IMAGENET,
     "dinov3_vit": IMAGENET,
+    "internvl_vision": IMAGENET,
     "vit": HALF,
     "deit": IMAGENET,
 }

@@ -32,6 +32,7 @@ FAMILIES = {
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}, 0, HALF),
     "dinov2": ("Dinov2Model", "Dinov2Config", {"mlp_ratio": 2}, 1, IMAGENET),
     "dinov2 with registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {"mlp_ratio": 2}, 5, IMAGENET),
+    "internvl": ("InternVLVisionModel", "InternVLVisionConfig", {}, 1, IMAGENET),
     "vit": ("ViTModel", "ViTConfig", {}, 1, HALF),
     "deit": ("DeiTModel", "DeiTConfig", {}, 2, IMAGENET),
 }
@@ -63,7 +64,7 @@ def pixels(width, height):
 def reference(model, image, statistics):
     """The model's own answer, with all its hidden states, to pixels in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
-    resize = {} if model.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    resize = {} if model.config.model_type.startswith(("dinov2", "internvl")) else {"interpolate_pos_encoding": True}
     return model((image - mean) / std, output_hidden_states=True, **resize)
 
 
@@ -94,13 +95,13 @@ def test_nothing_is_left_that_the_tokens_do_not_need(family, layer):
 
 
 @torch.no_grad()
-def test_only_clip_leaves_its_patch_tokens_without_a_norm():
+def test_clip_and_internvit_leave_their_patch_tokens_without_a_norm():
     bare = []
     for family, (*_, statistics) in FAMILIES.items():
         stream = reference(make(family), pixels(28, 28), statistics).hidden_states[-1]
         if torch.allclose(HFVisionEncoder(make(family))(pixels(28, 28)), stream, atol=1e-5):
             bare.append(family)
-    assert bare == ["clip"]
+    assert bare == ["clip", "internvl"]
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
