@@ -181,6 +181,8 @@ def describe_contents(
     assert features is not None
     options = vision.options_of(config.vision)
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
+    if kept.get("layers", ()) is None:  # left out, as in older stores
+        del kept["layers"]
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_weights(encoder), **kept},
         "resolution": {"name": config.resolution.name, **vars(strategy)},

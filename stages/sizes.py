@@ -112,7 +112,8 @@ def _encoder_width(config: Config) -> int | None:
     width = getattr(options, "width", None)
     if width is None and (found := described(str(getattr(options, "path", "")))) is not None:
         width = (found.get("vision_config") or found).get("hidden_size")
-    return width if isinstance(width, int) else None
+    layers = getattr(options, "layers", None)  # whose tokens are concatenated
+    return width * len(layers or (None,)) if isinstance(width, int) else None
 
 
 def _of_language_model(path: str) -> str:

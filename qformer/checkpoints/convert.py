@@ -43,6 +43,11 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
             f"'{source}' compares the mean of a text's rows (text.pooling), and LAVIS and transformers its [CLS] row; "
             "it would retrieve wrongly there, so use the checkpoint as it is"
         )
+    if form != "qformer" and opened.config.vision.options.get("layers") is not None:
+        raise UsageError(
+            f"'{source}' reads several layers of its image encoder (vision.layers), for which LAVIS and transformers "
+            "have no place in BLIP-2; use the checkpoint as it is"
+        )
     if opened.folder is not None:
         take_apart(opened)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -29,12 +29,15 @@ class VisionEncoder(nn.Module, ABC):
         frozen: True after `freeze()`.
         align_corners, interpolation: how its position table is resized.
         per_patch: tokens of each patch (2: interleaved mixture).
+        temporal_patch: frames of a clip that a tile of several, float[frames, 3, h, w], must have; 1: none is read.
         floors: what is left of a tile to the right of and below the last whole patch is not read; else it is refused.
+        layers: where tokens of several layers are concatenated, those layers; D is then their widths together.
     """
 
     align_corners = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     per_patch = 1
+    temporal_patch = 1
     floors = False
     mean: Tensor
     std: Tensor
@@ -55,6 +58,7 @@ class VisionEncoder(nn.Module, ABC):
         self.image_size = image_size
         self.extra = extra
         self.frozen = False
+        self.layers: tuple[int, ...] | None = None  # not of the class, where it would hide somebody's module
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -68,11 +72,25 @@ class VisionEncoder(nn.Module, ABC):
         Raises:
             UsageError: a side is not a multiple of the patch size, or with `floors` is shorter than it.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encode(self.normalized(pixels))
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Whole patches of pixels float[..., 3, h, w] in [0, 1], with the mean and std of the encoder taken out.
+
+        Raises:
+            UsageError: as `forward`, or tiles of another number of frames than `temporal_patch`.
+        """
+        if pixels.ndim == 5 and pixels.shape[1] != self.temporal_patch:
+            reads = "one picture at a time" if self.temporal_patch == 1 else f"{self.temporal_patch} frames at a time"
+            raise UsageError(
+                f"a tile of {pixels.shape[1]} frames was given to an image encoder that reads {reads}; use a "
+                "resolution strategy and an image encoder that are made for each other"
+            )
         rows, columns = self.grid(pixels.shape[-1], pixels.shape[-2])
         if self.floors:
             pixels = pixels[..., : rows * self.patch_size, : columns * self.patch_size]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.encode((pixels - self.mean) / self.std)
+        return (pixels - self.mean) / self.std
 
     def encode_all(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Tiles of any sizes, each float[3, h, w] in [0, 1] -> the tokens of each, float[S, D], in the same order.

@@ -1,7 +1,7 @@
 """CLIP ViT-L/14 as BLIP-2 uses it: the residual stream after the second-to-last block, without a norm, with CLS.
 
 Sources: CLIP (arXiv 2103.00020) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters have the names of the released
-`clip_vit_L.pth` and of `visual_encoder` in LAVIS's checkpoints. `store_fp16` leaves the joint projection of queries,
+`clip_vit_L.pth` and of `visual_encoder` in LAVIS's checkpoints. `store` leaves the joint projection of queries,
 keys and values in fp32, as in the original. CLIP models of transformers are loaded by `qformer.vision.hf`.
 """
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
-from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store_fp16
+from qformer.vision.base import resize_positions
+from qformer.vision.blocks import quick_gelu
+from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store
+from qformer.vision.packed import Segments, Tower, attend, split_heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,13 +41,20 @@ def build_from(config: ViTOptions, state: Mapping[str, Tensor], source: str) -> 
     return encoder
 
 
-class ClipViT(VisionEncoder):
+class ClipViT(Tower):
     """The vision transformer; tokens are CLS, then the patches row by row."""
 
     align_corners = True
 
     def __init__(self, config: ViTOptions) -> None:
-        super().__init__(width=config.width, patch_size=config.patch_size, image_size=config.image_size, extra=1)
+        super().__init__(
+            width=config.width,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+            depth=config.depth,
+            layers=config.layers,
+            extra=1,
+        )
         side, width = config.image_size // config.patch_size, config.width
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(1 + side * side, width))
@@ -53,9 +62,13 @@ class ClipViT(VisionEncoder):
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(config) for _ in range(config.depth))})
         if config.precision == "fp16":
-            store_fp16(self)
+            store(self, "fp16")
+        self.stop_gradients()
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def stack(self) -> nn.ModuleList:
+        return cast("nn.ModuleList", self.transformer["resblocks"])
+
+    def embed(self, pixels: Tensor) -> Tensor:
         """Normalized pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
         grid = self.grid(pixels.shape[-1], pixels.shape[-2])
         positions = resize_positions(
@@ -66,14 +79,11 @@ class ClipViT(VisionEncoder):
             F.conv2d(pixels, weight, stride=self.conv1.stride).flatten(2).transpose(1, 2)
         )  # (N, rows * columns, D)
         cls = self.class_embedding.expand(len(patches), 1, -1)
-        x = self.ln_pre(torch.cat([cls, patches], dim=1) + positions)  # (N, S, D), fp32 as CLS and positions are
-        for block in cast("nn.ModuleList", self.transformer["resblocks"]):
-            x = block(x)
-        return x
+        return self.ln_pre(torch.cat([cls, patches], dim=1) + positions)  # (N, S, D), fp32 as CLS and positions are
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a residual stream float32[N, S, D]."""
+    """Pre-norm transformer block on a residual stream float32[N, S, D], or float32[n, D] of packed tiles."""
 
     def __init__(self, config: ViTOptions) -> None:
         super().__init__()
@@ -83,14 +93,13 @@ class Block(nn.Module):
         inner, outer = Linear(config.width, config.mlp_hidden), Linear(config.mlp_hidden, config.width)
         self.mlp = nn.ModuleDict({"c_fc": inner, "c_proj": outer})
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        hidden = self.mlp["c_fc"](self.ln_2(x))
-        return x + self.mlp["c_proj"](hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), segments)
+        return x + self.mlp["c_proj"](quick_gelu(self.mlp["c_fc"](self.ln_2(x))))
 
 
 class Attention(nn.Module):
-    """Self-attention, [N, S, D] -> [N, S, D]."""
+    """Self-attention, [N, S, D] -> [N, S, D], or [n, D] -> [n, D] within each of `segments`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -99,13 +108,10 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tiles, length, width = x.shape
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         qkv = F.linear(*one_dtype(x, self.in_proj_weight, self.in_proj_bias))
-        qkv = qkv.view(tiles, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (N, heads, S, D / heads) each
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(x.transpose(1, 2).reshape(tiles, length, width))  # (N, S, D)
+        query, key, value = split_heads(qkv, self.heads)
+        return self.out_proj(attend(query, key, value, segments))
 
 
 CLIP = ("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_pre.bias")

@@ -3,7 +3,7 @@
 Sources: EVA (arXiv 2211.07636) and BLIP-2 (arXiv 2301.12597, section 3.4). Parameters have the names under
 `visual_encoder` in LAVIS's checkpoints, which therefore load once the prefix is stripped.
 
-BLIP-2 stores Linear and Conv weights in fp16 and the rest in fp32; `store_fp16` is that rule. The residual stream and
+BLIP-2 stores Linear and Conv weights in fp16 and the rest in fp32; `store` is that rule. The residual stream and
 the output are always fp32, inside and outside autocast.
 """
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from qformer.files import releases
 from qformer.files.tensors import read_tensors
-from qformer.vision.base import VisionEncoder, resize_positions
-from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store_fp16
+from qformer.vision.base import resize_positions
+from qformer.vision.blocks import Mlp, PatchEmbed
+from qformer.vision.layers import Linear, ViTOptions, assign, one_dtype, store
+from qformer.vision.packed import Segments, Tower, attend, split_heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,11 +47,18 @@ def build_from(config: EvaOptions, state: Mapping[str, Tensor], source: str) -> 
     return encoder
 
 
-class EvaViT(VisionEncoder):
+class EvaViT(Tower):
     """The vision transformer; tokens are CLS, then the patches row by row."""
 
     def __init__(self, config: EvaOptions) -> None:
-        super().__init__(width=config.width, patch_size=config.patch_size, image_size=config.image_size, extra=1)
+        super().__init__(
+            width=config.width,
+            patch_size=config.patch_size,
+            image_size=config.image_size,
+            depth=config.depth,
+            layers=config.layers,
+            extra=1,
+        )
         side = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -57,18 +66,16 @@ class EvaViT(VisionEncoder):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.reset_parameters()
         if config.precision == "fp16":
-            store_fp16(self)
+            store(self, "fp16")
+        self.stop_gradients()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalized pixels float[N, 3, h, w] -> float32[N, 1 + rows * columns, D]."""
         grid = self.grid(pixels.shape[-1], pixels.shape[-2])
         positions = resize_positions(self.pos_embed, self.extra, grid, self.align_corners, self.interpolation)
         patches = self.patch_embed(pixels)
         cls = self.cls_token.expand(len(patches), -1, -1)
-        x = torch.cat([cls, patches], dim=1) + positions  # (N, S, D); CLS and positions are fp32, so x is
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return torch.cat([cls, patches], dim=1) + positions  # (N, S, D); CLS and positions are fp32, so this is
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -86,21 +93,8 @@ class EvaViT(VisionEncoder):
             block.mlp.fc2.weight /= math.sqrt(2 * number)
 
 
-class PatchEmbed(nn.Module):
-    """Patch embedding by one convolution: float[N, 3, h, w] -> [N, rows * columns, D]."""
-
-    def __init__(self, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        pixels, weight, bias = one_dtype(pixels, self.proj.weight, self.proj.bias)
-        patches = F.conv2d(pixels, weight, bias, stride=self.proj.stride)  # (N, D, rows, columns)
-        return patches.flatten(2).transpose(1, 2)  # (N, rows * columns, D)
-
-
 class Block(nn.Module):
-    """Pre-norm transformer block on a residual stream float32[N, S, D]."""
+    """Pre-norm transformer block on a residual stream float32[N, S, D], or float32[n, D] of packed tiles."""
 
     def __init__(self, config: EvaOptions) -> None:
         super().__init__()
@@ -109,13 +103,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Mlp(config.width, config.mlp_hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), segments)
         return x + self.mlp(self.norm2(x))
 
 
 class Attention(nn.Module):
-    """Self-attention, [N, S, D] -> [N, S, D]. Queries and values have a bias, keys have none: softmax cancels it."""
+    """Self-attention, [N, S, D] -> [N, S, D], or [n, D] -> [n, D] within each of `segments`.
+
+    Queries and values have a bias, keys have none: softmax cancels it.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -125,26 +122,11 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        tiles, length, width = x.shape
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(*one_dtype(x, self.qkv.weight, bias))
-        qkv = qkv.view(tiles, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (N, heads, S, D / heads) each
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(tiles, length, width))  # (N, S, D)
-
-
-class Mlp(nn.Module):
-    """Feed-forward of two layers with an exact (erf) GELU, [N, S, D] -> [N, S, D]."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        query, key, value = split_heads(qkv, self.heads)
+        return self.proj(attend(query, key, value, segments))
 
 
 EVA = (  # here and in LAVIS, in transformers

@@ -1,4 +1,4 @@
-"""Encoders made from the vision transformers of `transformers`: CLIP, SigLIP, DINOv2, ViT and similar models.
+"""Encoders made from the vision transformers of `transformers`: CLIP, SigLIP, DINOv2, InternViT, ViT and such.
 
 Only the vision tower of a model is kept, and only the parts that the chosen layer needs: later blocks, the final norm
 where it does not apply, poolers, heads and mask tokens are removed, so that no computation is wasted and every
@@ -9,6 +9,8 @@ remaining parameter gets a gradient.
 * the last layer (-1) is the `last_hidden_state` that the model itself returns: after the final norm for SigLIP, DINOv2
   and ViT, before it for CLIP, whose final norm was trained on the pooled CLS token only;
 * any other layer is the residual stream after that block, without a norm. LLaVA and BLIP-2 read CLIP at -2.
+
+With `layers` the tokens of several are concatenated, the last one first.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from qformer.devices import DTYPES
 from qformer.files import pretrained
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
+from qformer.vision.levels import levels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +49,7 @@ STATISTICS = {
     "dinov2": IMAGENET,
     "dinov2_with_registers": IMAGENET,
     "dinov3_vit": IMAGENET,
+    "internvl_vision": IMAGENET,
     "vit": HALF,
     "deit": IMAGENET,
 }
@@ -68,7 +72,7 @@ NO_ENCODER = (
 INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
 
 
-def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
+def build(given: str, layer: int, precision: str, layers: tuple[int, ...] | None = None) -> HFVisionEncoder:
     """Build the encoder; see `HFVisionConfig.build`."""
     path = pretrained.tower(given)
     config = pretrained.read(AutoConfig, path, NO_ENCODER)
@@ -77,7 +81,7 @@ def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
     mean, std = _statistics(path, vision.model_type)
     loading = {"dtype": DTYPES[precision], "output_loading_info": True}
     model, report = pretrained.read(AutoModel, path, NO_ENCODER, **loading)
-    encoder = HFVisionEncoder(model, layer, mean, std)
+    encoder = HFVisionEncoder(model, layer, mean, std, layers)
     missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
     missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
     if missing:
@@ -88,7 +92,8 @@ def build(given: str, layer: int, precision: str) -> HFVisionEncoder:
 class HFVisionEncoder(VisionEncoder):
     """The vision tower of a transformers model; CLS, distillation and register tokens come first, as `extra`.
 
-    For tiles of any size, the position table is resized in the model's own way.
+    For tiles of any size, the position table is resized in the model's own way. A model that does not read its pictures
+    to the edge (SigLIP at 384: 27 patches of 14) leaves the rest of a tile unread (`floors`).
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class HFVisionEncoder(VisionEncoder):
         layer: int = -1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        layers: tuple[int, ...] | None = None,
     ) -> None:
         """Takes the tower out of `model` and removes from it what `layer` does not need, so the model is used up.
 
@@ -104,9 +110,10 @@ class HFVisionEncoder(VisionEncoder):
             model: CLIP, SigLIP, DINOv2, ViT or one built like them, or a model with such a `vision_model`.
             layer: which hidden state, see the top of this module.
             mean, std: pixel statistics, given together; those of the family where they are not.
+            layers: hidden states that are concatenated, in place of `layer`; see `qformer.vision.levels`.
 
         Raises:
-            UsageError: it is no vision transformer, has no such layer, or its statistics are not known.
+            UsageError: it is no vision transformer, has no such layers, or its statistics are not known.
         """
         tower: Any = getattr(model, "vision_model", model)
         config = tower.config
@@ -114,20 +121,25 @@ class HFVisionEncoder(VisionEncoder):
         if mean is None or std is None:
             mean, std = _family(config.model_type)
         front = sum(p.numel() for name, p in tower.named_parameters() if name.endswith(FRONT_TOKENS))
-        patch_size = _side(config.patch_size)
+        patch_size, image_size = _side(config.patch_size), _side(config.image_size)
+        read = levels((layer,) if layers is None else layers, config.num_hidden_layers)
         super().__init__(
-            width=config.hidden_size,
+            width=config.hidden_size * len(read),
             patch_size=patch_size,
-            image_size=_side(config.image_size) // patch_size * patch_size,  # SigLIP at 384 has 27 patches of 14
+            image_size=image_size // patch_size * patch_size,
             extra=front // config.hidden_size,
             mean=mean,
             std=std,
         )
-        _cut(tower, layer)
+        _cut(tower, read[0])
         self.tower = tower
+        self.layers, self._read = layers, read
+        self.floors = image_size % patch_size > 0
         # DINOv2 has no such argument and always resizes
         has_switch = "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters
         self._arguments = {"interpolate_pos_encoding": True} if has_switch else {}
+        if len(read) > 1:
+            self._arguments["output_hidden_states"] = True
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalized pixels float[N, 3, h, w] -> float32[N, extra + rows * columns, D].
@@ -136,7 +148,10 @@ class HFVisionEncoder(VisionEncoder):
             UsageError: the model does not give one token for each patch.
         """
         with self._own_precision(pixels.device.type):
-            tokens = self.tower(pixel_values=pixels, **self._arguments).last_hidden_state
+            output = self.tower(pixel_values=pixels, **self._arguments)
+        tokens = output.last_hidden_state
+        if before := [output.hidden_states[level].float() for level in self._read[1:]]:
+            tokens = torch.cat([tokens.float(), *before], dim=-1)
         rows, columns = self.grid(pixels.shape[-1], pixels.shape[-2])
         if tokens.shape[1:] != (self.extra + rows * columns, self.width):
             raise UsageError(
@@ -152,12 +167,9 @@ class HFVisionEncoder(VisionEncoder):
         return torch.autocast(device, enabled=False)
 
 
-def _cut(tower: Any, layer: int) -> None:
-    """Remove the parts of the tower that its `last_hidden_state` at `layer` does not depend on."""
+def _cut(tower: Any, last: int) -> None:
+    """Remove the parts of the tower that its `last_hidden_state` after `last` blocks does not depend on."""
     total = tower.config.num_hidden_layers
-    if not -total - 1 <= layer <= total:
-        raise UsageError(f"layer {layer} does not exist in a model of {total} blocks; use {-total - 1} to {total}")
-    last = layer % (total + 1)
     blocks = next((m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == total), None)
     if blocks is None:
         raise UsageError(f"a '{tower.config.model_type}' model is no row of {total} blocks; {INSTEAD}")

@@ -102,7 +102,7 @@ def outline_encoder(config: Config) -> VisionEncoder:
         model = AutoModel.from_config(
             read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
         )
-        encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD)
+        encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD, options.layers)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
     else:

@@ -280,6 +280,9 @@ def test_what_has_no_place_elsewhere_is_refused(trained: Path, tmp_path: Path) -
     stages.train(config(trained, "stage2", run=str(run), llm=llm, **SHORT))
     with pytest.raises(UsageError, match=r"no place for a model of these sizes: language_projection\.bias, "):
         convert(run, tmp_path / "theirs", "transformers")
+    stages.train(on_eva(trained, {"layers": [1, 2]}, run=str(tmp_path / "layers"), **SHORT))
+    with pytest.raises(UsageError, match=r"reads several layers of its image encoder \(vision\.layers\)"):
+        convert(tmp_path / "layers", tmp_path / "theirs", "lavis")
     stages.train(on_eva(trained, {}, run=str(tmp_path / "random"), **SHORT))
     with pytest.raises(UsageError, match="random"):
         convert(tmp_path / "random", tmp_path / "theirs", "transformers")

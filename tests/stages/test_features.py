@@ -112,6 +112,28 @@ def test_losses_are_those_of_the_same_crops(space: Path, tmp_path: Path, dtype: 
             assert speaker(stored)["lm"].item() == pytest.approx(lm, rel=CLOSE[dtype])
 
 
+def test_stored_is_encoded_whatever_the_sizes_and_layers(space: Path, tmp_path: Path) -> None:
+    """Tiles of one image that are packed with others; and manifests are as they were where no layers are named."""
+    options = {"image_size": 56, "patch_size": 14, "width": 16, "depth": 2, "heads": 2, "mlp_hidden": 24}
+    for name, layers in (("qwen2vl", None), ("oryx", [1, 2])):
+        seen = Choice(name=name, **options, **({} if layers is None else {"layers": layers}))
+        data = {"features": {"path": str(tmp_path / name), "crops": 3}}
+        settings = config(space, "stage1", data=data).model_copy(update=TILES | {"vision": seen})
+        torch.manual_seed(0)
+        store = fill(settings)
+        torch.manual_seed(0)
+        frontend = FrontEnd(build_encoder(settings))
+        direct, stored = pairs(settings, store)
+        encoded, read = frontend.encode_tiles(direct.tiles), frontend.encode_tiles(stored.tiles)
+        assert read.lengths == encoded.lengths
+        assert set(read.lengths) == {4, 6}
+        assert read.grids == encoded.grids
+        torch.testing.assert_close(read.packed.float(), encoded.packed, atol=1e-5, rtol=1e-3)  # it is stored in fp16
+        assert read.packed.shape[1] == store.about["encoder"]["width"] == 16 * (1 if layers is None else 2)
+        assert store.about["made"]["vision"].get("layers") == layers
+        assert ("layers" in store.about["made"]["vision"]) == (layers is not None)
+
+
 @pytest.mark.parametrize("changes", [{"workers": 2, "chunk": 2}, {"stage": "stage2"}], ids=str)
 def test_whole_runs_are_those_of_the_direct_path(space: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Images are shown whole, so that both see the same; captions, negatives and dropout are drawn alike."""

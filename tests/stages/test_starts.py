@@ -99,6 +99,8 @@ def test_sizes_are_those_that_are_trained(space: Path) -> None:
         sizes = with_sizes(load_config(f"configs/{path}.yaml"))[0].qformer
         found = (sizes.hidden_size, sizes.layers, sizes.queries, sizes.encoder_width, sizes.vocab_size)
         assert found == expected
+    several = load_config("configs/stage1_vitg.yaml", ["vision.layers=[13,26,39]"])
+    assert with_sizes(several)[0].qformer.encoder_width == 3 * 1408
     _, told = with_sizes(load_config("configs/quickstart/stage2.yaml", ["init=none", "llm.path=no/model"]))
     assert told == [
         "the sizes come from init, which cannot be read: no checkpoint at 'none'; give a run folder or one of its "

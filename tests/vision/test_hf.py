@@ -32,6 +32,7 @@ FAMILIES = {
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", {}, 0, HALF),
     "dinov2": ("Dinov2Model", "Dinov2Config", {"mlp_ratio": 2}, 1, IMAGENET),
     "dinov2 with registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {"mlp_ratio": 2}, 5, IMAGENET),
+    "internvl": ("InternVLVisionModel", "InternVLVisionConfig", {}, 1, IMAGENET),
     "vit": ("ViTModel", "ViTConfig", {}, 1, HALF),
     "deit": ("DeiTModel", "DeiTConfig", {}, 2, IMAGENET),
 }
@@ -63,7 +64,7 @@ def pixels(width, height):
 def reference(model, image, statistics):
     """The model's own answer, with all its hidden states, to pixels in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
-    resize = {} if model.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    resize = {} if model.config.model_type.startswith(("dinov2", "internvl")) else {"interpolate_pos_encoding": True}
     return model((image - mean) / std, output_hidden_states=True, **resize)
 
 
@@ -94,13 +95,13 @@ def test_nothing_is_left_that_the_tokens_do_not_need(family, layer):
 
 
 @torch.no_grad()
-def test_only_clip_leaves_its_patch_tokens_without_a_norm():
+def test_clip_and_internvit_leave_their_patch_tokens_without_a_norm():
     bare = []
     for family, (*_, statistics) in FAMILIES.items():
         stream = reference(make(family), pixels(28, 28), statistics).hidden_states[-1]
         if torch.allclose(HFVisionEncoder(make(family))(pixels(28, 28)), stream, atol=1e-5):
             bare.append(family)
-    assert bare == ["clip"]
+    assert bare == ["clip", "internvl"]
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
@@ -161,6 +162,51 @@ def test_frozen_survives_train_and_takes_no_gradient():
     assert not any(module.training for module in encoder.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
     assert not encoder(pixels(28, 28)).requires_grad
+
+
+@torch.no_grad()
+def test_the_rest_of_a_picture_stays_unread_where_the_model_leaves_it():
+    """SigLIP at 384 has 27 x 27 patches of 14; so has our tile of 384, and a table of 27 x 27 is not resized."""
+    config = transformers.SiglipVisionConfig(**{**SIZES, "image_size": 384, "patch_size": 14})
+    torch.manual_seed(0)
+    model = transformers.SiglipVisionModel(config).eval()
+    image = pixels(384, 384)
+    expected = model((image - 0.5) / 0.5).last_hidden_state
+    encoder = HFVisionEncoder(model)
+    assert (encoder.image_size, encoder.grid(384, 384), encoder.grid(400, 30)) == (378, (27, 27), (2, 28))
+    assert (encoder(image) - expected).abs().max() < 1e-5
+    rows = encoder.encode_all([image[0], image[0, :, :30, :60], image[1]])
+    assert [len(row) for row in rows] == [27 * 27, 2 * 4, 27 * 27]
+    assert (rows[2] - expected[1]).abs().max() < 1e-5
+    assert rows[1].equal(encoder(image[:1, :, :28, :56])[0])
+    assert not HFVisionEncoder(make("siglip")).floors
+    with pytest.raises(UsageError, match="30x28 pixels does not divide into patches of 7"):
+        HFVisionEncoder(make("siglip"))(pixels(30, 28))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [(1, -1), (0, 2, 1)])
+@torch.no_grad()
+def test_hidden_states_of_several_layers(family, layers, tmp_path):
+    """The last one first, which is after the norm where the model's own tokens are."""
+    model = make(family)
+    model.save_pretrained(tmp_path)
+    image = pixels(42, 21)
+    output = reference(model, image, FAMILIES[family][-1])
+    expected = [output.hidden_states[level] for level in sorted((layer % 4 for layer in layers), reverse=True)]
+    if -1 in layers:
+        expected[0] = output.last_hidden_state
+    encoder = vision.build("hf", path=str(tmp_path), layers=layers)
+    assert encoder.width == 32 * len(layers)
+    assert (encoder(image) - torch.cat(expected, dim=-1)).abs().max() < 1e-5
+
+
+def test_one_layer_or_several(tmp_path):
+    make("vit").save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"vision\.layer is -2 and vision\.layers is \[1, 2\]; give one of the two"):
+        vision.build("hf", path=str(tmp_path), layer=-2, layers=[1, 2])
+    with pytest.raises(UsageError, match="layer 5 does not exist in a model of 3 blocks"):
+        vision.build("hf", path=str(tmp_path), layers=[1, 5])
 
 
 def test_image_size_is_rounded_down_to_whole_patches():
