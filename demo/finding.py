@@ -218,7 +218,7 @@ def slices(
 ) -> list[tuple[Image.Image, str, dict[str, Any]]]:
     """Draw the tiles of each strategy on the picture, with the strategy's name and its numbers."""
     picture = picture_of(image)
-    own = model.frontend.strategy
+    own = model.frontend.strategy.rule
     found = []
     for name in look.STRATEGIES:
         options: dict[str, Any] = {}
