@@ -80,7 +80,7 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
 
 
 def record(name: str, plan: Plan) -> dict[str, Any]:
-    """What `--json` prints of a strategy: sizes are (width, height) of each tile in reading order, `useful` is a share.
+    """Numbers of a plan, as `--json` prints them: sizes are (width, height) of each tile in reading order, `useful` is a share.
 
     `gflops` is the cost of BLIP-2's ViT-g/14 on these tiles: one encoder for all strategies.
     """
