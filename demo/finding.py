@@ -216,14 +216,17 @@ def relevance(
 def slices(
     model: VisionLanguageModel | ImageTextModel, image: str | None
 ) -> list[tuple[Image.Image, str, dict[str, Any]]]:
-    """Draw the tiles of each strategy on the picture, with the strategy's name and its numbers."""
+    """Draw the tiles of each strategy that takes the picture on it, with the strategy's name and its numbers."""
     picture = picture_of(image)
-    own = model.frontend.strategy
+    own = model.frontend.strategy.rule
     found = []
     for name in look.STRATEGIES:
         options: dict[str, Any] = {}
         if is_dataclass(own) and find(resolution.STRATEGIES, name, "strategy") is type(own):
             options = {field.name: getattr(own, field.name) for field in fields(own) if field.init}
-        drawn, numbers = look.slices(picture, name, **options)
+        try:
+            drawn, numbers = look.slices(picture, name, **options)
+        except UsageError:  # too thin for this one
+            continue
         found.append((drawn, name, numbers))
     return found

@@ -185,6 +185,7 @@ def by_prefix(overrides: list[str], names: tuple[str, ...]) -> dict[str, list[st
 #: Keys that the first configurations of a release did not have.
 LATER = (
     ("start",),
+    ("limits",),
     ("text", "pooling"),
     ("loss", "itm"),
     ("loss", "itg"),

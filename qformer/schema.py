@@ -263,6 +263,18 @@ class TrainConfig(Section):
         return self
 
 
+class LimitsConfig(Section):
+    """Most that a picture may take, and several of one row together; more is refused, in training data skipped.
+
+    Attributes:
+        tiles: tiles that the image encoder sees; None is any number.
+        tokens: tokens of the published system's connector; None is any number.
+    """
+
+    tiles: Positive | None = None
+    tokens: Positive | None = None
+
+
 QFORMER = "qformer"  # the connector of BLIP-2 and of stage one
 
 
@@ -291,6 +303,7 @@ class Config(Section):
     freeze_vision: bool = True
     vision_norm_eps: Epsilon = 1e-5
     resolution: Choice = Choice(name="fixed")
+    limits: LimitsConfig = LimitsConfig()
     text: TextConfig = TextConfig()
     qformer: QFormerConfig = QFormerConfig()
     connector: Choice = Choice(name=QFORMER)

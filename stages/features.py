@@ -96,7 +96,7 @@ def fill_alone(config: Config, trust: bool = False) -> Path:
     if config.stage == "stage2" and config.init is not None:
         config = inherit(config, checkpoint.read_config(config.init, trust))
     source = sources.for_run(config.data.train, config.run)
-    held, strategy = validation_data(config), resolution.chosen(config.resolution)
+    held, strategy = validation_data(config), resolution.chosen(config.resolution, config.limits)
     encoder = build_encoder(config)
     store = fill(config, source, strategy, encoder)
     if held is not None:
@@ -109,7 +109,7 @@ def validation_data(config: Config) -> HeldOut | None:
     if config.data.validation is None:
         return None
     source = sources.for_run(config.data.validation, config.run)
-    strategy = resolution.chosen(config.resolution)
+    strategy = resolution.chosen(config.resolution, config.limits)
     return held_out(source, strategy, config.data.validation_size, config.data.batch)
 
 
@@ -185,7 +185,7 @@ def describe_contents(
         del kept["layers"]
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_weights(encoder), **kept},
-        "resolution": {"name": config.resolution.name, **vars(strategy)},
+        "resolution": {"name": config.resolution.name, **vars(strategy.rule)},
         "data": {
             "crop": data.crop,
             "flip": data.flip,

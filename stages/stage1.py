@@ -42,7 +42,7 @@ def train(config: Config) -> Path:
         UsageError: the data, the towers or `init` cannot be used.
     """
     source = sources.for_run(config.data.train, config.run)
-    strategy = resolution.chosen(config.resolution)
+    strategy = resolution.chosen(config.resolution, config.limits)
     held = validation_data(config)
     encoder, store, held = prepare(config, source, strategy, held)
     model, config = build_image_text(config, encoder=encoder)

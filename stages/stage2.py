@@ -65,7 +65,7 @@ def train(config: Config, trust: bool = False) -> Path:
                 "give init a run of stage1"
             )
     source = sources.for_run(config.data.train, config.run)
-    strategy = resolution.chosen(config.resolution)
+    strategy = resolution.chosen(config.resolution, config.limits)
     held = validation_data(config)
     on_gpu = torch.cuda.is_available() and not config.train.fsdp  # FSDP moves layers one by one
     device = f"cuda:{distributed.local_rank()}" if on_gpu else "cpu"

@@ -81,7 +81,7 @@ def caption(
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
-    for group in reader.track("captioning", groups):
+    for group in reader.track("captioning", groups, model.frontend.strategy):
         texts = model.generate(_tiles(model, group), prompt, **decoding)
         each = len(texts) // len(group)
         for number, (file, _) in enumerate(group):
@@ -157,7 +157,7 @@ def ask(
         if asking.show_prompt and not asking.as_json:
             for question in asked:
                 print(f"prompt: {asking.prompt(question, model.llm.wording)}", file=sys.stderr)
-        for group in reader.track("asking", groups):
+        for group in reader.track("asking", groups, model.frontend.strategy):
             tiles = _tiles(model, group)
             if asking.self_ask:
                 turns = [[turn] for turn in model.self_ask(tiles, asking.context, asking.preset, **decoding)]

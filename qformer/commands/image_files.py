@@ -12,12 +12,15 @@ from rich.console import Console
 from qformer.data.folders import Listing, list_images
 from qformer.images import read_image
 from qformer.progress import Bar
+from qformer.resolution.base import plannable
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+    from qformer.resolution.base import ResolutionStrategy
 
     Images = list[tuple[Path, Tensor]]
 
@@ -75,12 +78,33 @@ class ImageFiles:
         self._report()
         if self.skipped:
             print(f"qformer: skipped {len(self.skipped)} of {len(self.files)} files", file=sys.stderr)
+        if len(self.skipped) == len(self.files):
+            sys.exit(1)
 
-    def track(self, what: str, groups: Iterator[Images]) -> Iterator[Images]:
-        """Show a progress bar on standard error, or a line a minute, unless printed results already show progress."""
+    def track(self, what: str, groups: Iterator[Images], strategy: ResolutionStrategy) -> Iterator[Images]:
+        """Groups without the images that the strategy refuses, which are skipped; those without any are left out.
+
+        A progress bar is shown on standard error, or a line a minute, unless printed results already show progress.
+
+        Raises:
+            UsageError: the only image is refused.
+        """
         quiet = len(self.files) <= self.batch or sys.stdout.isatty()
         with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
             task = progress.add_task(what, total=len(self.files))
             for group in groups:
-                yield group
+                if taken := self._plannable(group, strategy):
+                    yield taken
                 progress.update(task, completed=self.files.index(group[-1][0]) + 1)
+
+    def _plannable(self, group: Images, strategy: ResolutionStrategy) -> Images:
+        taken = []
+        for file, pixels in group:
+            try:
+                taken.append((file, plannable(pixels, strategy)))
+            except BadSample as bad:
+                if len(self.files) == 1:
+                    raise
+                self.skipped.append(f"{file}: {bad}")
+        self._report()
+        return taken

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from qformer.data.base import Source
 
 
-def pairs(words: list[str]) -> dict[str, Any]:
-    """Parse options of a data source, written as `key=value` with YAML values.
+def pairs(words: list[str], of: str = "the data source", such: str = "path=captions.jsonl") -> dict[str, Any]:
+    """Parse options of a data source (or of something else), written as `key=value` with YAML values.
 
     Raises:
         UsageError: a word of another form.
     """
-    return dict(map(_parse_pair, words))
+    return dict(_parse_pair(word, of, such) for word in words)
 
 
-def _parse_pair(text: str) -> tuple[str, object]:
+def _parse_pair(text: str, of: str, such: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     try:
         read = yaml.safe_load(value)
     except yaml.YAMLError:
         equals = ""
     if not equals:
-        raise UsageError(f"'{text}' is not an option of the data source; write key=value, such as path=captions.jsonl")
+        raise UsageError(f"'{text}' is not an option of {of}; write key=value, such as {such}")
     return key, os.path.expanduser(read) if isinstance(read, str) and read.startswith("~/") else read
 
 

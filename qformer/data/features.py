@@ -83,11 +83,10 @@ class CropDataset(Dataset[StoredSample]):
                 data = read_file(data)
                 views.file = (*views.file[:2], _start_of(digest(data)))
             image = read_image(data)
+            draws = [np.random.default_rng([number, crop]) for crop in range(self.data.features.crops)]
+            views.tiles = cut_all([augment(image, self.data.crop, self.data.flip, rng) for rng in draws], self.strategy)
         except BadSample as bad:
             views.fault = bad.kind, bad.detail
-            return views
-        draws = [np.random.default_rng([number, crop]) for crop in range(self.data.features.crops)]
-        views.tiles = cut_all([augment(image, self.data.crop, self.data.flip, rng) for rng in draws], self.strategy)
         return views
 
 

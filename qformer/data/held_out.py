@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.data.base import indices
 from qformer.data.texts import answers_of, clean_question, usable_captions
 from qformer.images import read_image
-from qformer.resolution.base import cut_all
+from qformer.resolution.base import cut_all, plannable
 from qformer.types import BadSample, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_groups(
         images, group = [], Group([], None, [])
         for number in numbers:
             try:
-                images.append(listed[number].read(source))
+                images.append(plannable(listed[number].read(source), strategy))
                 group.numbers.append(number)
             except BadSample as bad:
                 group.skipped.append(_record(listed[number].index, bad))
@@ -160,7 +160,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
                 continue
             if len(held) == limit:
                 break
-            images.append(read_image(sample.image))
+            images.append(plannable(read_image(sample.image), strategy))
         except BadSample as bad:
             held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
             continue

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from qformer import resolution
 from qformer.figures.heat import FAINT, GROUND, INK, SIDE, load_font
+from qformer.resolution.measures import useful
 from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         "grid": plan.grid,
         "tokens": plan.tokens,
         "pixels": sum(tile.size[0] * tile.size[1] for tile in plan.tiles),
-        "cost": sum(_gflops(*tile.size) for tile in plan.tiles),
+        "cost": gflops(plan),
     }
     whole = None if plan.overview is None else _canvas(plan.tiles[plan.overview])
     kinds = sorted(dict.fromkeys(map(_canvas, plan.tiles)), key=lambda canvas: canvas == whole)
@@ -58,7 +59,8 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         y += panel.height + gap
     size = " and ".join(f"{w} x {h}" for w, h in dict.fromkeys(tile.size for tile in plan.tiles))
     tiles = "1 tile" if len(plan.tiles) == 1 else f"{len(plan.tiles)} tiles"
-    first, second = f"{plan.tokens:,} tokens", f"{facts['pixels'] / 1e6:.2f} Mpx, {facts['cost']:,.0f} GFLOP"
+    first = f"{plan.tokens:,} tokens"
+    second = f"{useful(plan):.0%} used, {facts['pixels'] / 1e6:.2f} Mpx, {facts['cost']:,.0f} GFLOP"
     right = card.width - gap
     pen.text((gap, head / 2), strategy, fill=INK, font=load_font(32), anchor="lm")
     pen.text((gap, height - foot / 2 - 18), f"{tiles} of {size}", fill=INK, font=load_font(28), anchor="lm")
@@ -78,7 +80,8 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
     across, down = (max(1, round(zoom * length)) for length in size)
     panel = _hatched(across, down)
     width, height = (max(1, round(zoom * length)) for length in content)
-    panel.paste(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), _zoomed(offset, zoom))
+    small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    panel.paste(small, _zoomed(offset, zoom))
     pen = ImageDraw.Draw(panel)
     for number, tile in enumerate(plan.tiles, start=1):
         if _canvas(tile) != canvas:
@@ -86,6 +89,7 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
         left, top = _zoomed(tile.box[:2], zoom)
         right, bottom = _zoomed(tile.box[2:], zoom)
         colour = OVERVIEW if plan.overview == number - 1 else TILE
+        right, bottom = max(right, left + 1), max(bottom, top + 1)  # a strip may be thinner than a pixel
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=4)
         _badge(pen, (left, top), f"{number}", colour, min(40, (bottom - top) // 3))
     return panel
@@ -115,8 +119,27 @@ def _zoomed(point: tuple[int, ...], zoom: float) -> tuple[int, int]:
     return round(zoom * x), round(zoom * y)
 
 
+def side_by_side(cards: list[Image.Image]) -> Image.Image:
+    """Put drawings of `slices` next to one another, up to four in a row."""
+    rows = [cards[start : start + 4] for start in range(0, len(cards), 4)]
+    heights = [max(card.height for card in row) for row in rows]
+    sheet = Image.new("RGB", (max(sum(card.width for card in row) for row in rows), sum(heights)), GROUND)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for card in row:
+            sheet.paste(card, (left, top))
+            left += card.width
+        top += height
+    return sheet
+
+
+def gflops(plan: Plan) -> float:
+    """Count 10^9 operations of BLIP-2's ViT-g/14 on the tiles, two per multiply-add, without norms and the like."""
+    return sum(len(tile.frames) * _gflops(*tile.size) for tile in plan.tiles)
+
+
 def _gflops(width: int, height: int) -> float:
-    """Count 10^9 operations of ViT-g/14 on one tile, two per multiply-add, without norms and the like."""
     size = VIT_G
     tokens = width * height / size.patch_size**2 + 1
     linear = 4 * size.width**2 + 2 * size.width * size.mlp_hidden  # multiplications per token and block

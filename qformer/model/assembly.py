@@ -62,7 +62,7 @@ def build_image_text(
             weights are not needed.
         encoder: in place of the one that the configuration names.
     """
-    strategy = resolution.chosen(config.resolution)  # refused before anything is read
+    strategy = resolution.chosen(config.resolution, config.limits)  # refused before anything is read
     encoder = encoder or build_encoder(config)
     sizes = with_encoder_width(config.qformer, encoder.width)
     if tokenizer_of is None:
@@ -97,7 +97,7 @@ def build_vision_language(
             encoder's.
     """
     assert config.llm is not None, "the schema asks for an LLM in stage two"
-    strategy = resolution.chosen(config.resolution)
+    strategy = resolution.chosen(config.resolution, config.limits)
     if encoder is None:
         vision.options_of(config.vision)  # refused before gigabytes are read
     llm = llm or load_language_model(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qformer.resolution.base import ResolutionStrategy
-from qformer.types import Plan, Tile, UsageError
+from qformer.resolution.base import ResolutionStrategy, require_size, whole
+from qformer.types import Plan, UsageError
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,5 @@ class Fixed(ResolutionStrategy):
             raise UsageError(f"resolution.size is {self.size}; give a positive number of pixels, such as 224")
 
     def plan(self, width: int, height: int) -> Plan:
-        square = (self.size, self.size)
-        tile = Tile(content=square, canvas=square, offset=(0, 0), box=(0, 0, self.size, self.size))
-        return Plan(image=(width, height), tiles=(tile,), grid=(1, 1), overview=0, tokens=32)
+        require_size(width, height)
+        return Plan(image=(width, height), tiles=(whole(self.size, self.size),), grid=(1, 1), overview=0, tokens=32)

@@ -19,7 +19,7 @@ from qformer.data.base import number_of
 from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
-from qformer.resolution.base import cut_all
+from qformer.resolution.base import cut_all, plannable
 from qformer.retrieval.embedders import Embedder, as_embedder, fingerprint
 from qformer.retrieval.entries import Entry, Place, is_utf8
 from qformer.retrieval.places import digest, find_spelling, plain_bytes, status, tar_time, to_nfc
@@ -124,6 +124,8 @@ class Reader:
             found.seen.append(ReadSample(index, place, id_, captions))
             return
         pixels = read_image(data)
+        if self.embedder.matcher is not None:
+            plannable(pixels, self.embedder.matcher.frontend.strategy)
         self.ids.add(id_)
         entry = Entry(id_, [place], len(plain), pixels.shape[2], pixels.shape[1], np.zeros((0, 0), np.float16))
         found.seen.append(ReadSample(index, place, id_, captions, entry))

@@ -1,0 +1,74 @@
+"""Limits of what a picture and a request may take: tiles to encode, tokens for the language model to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qformer.resolution.base import Refused, ResolutionStrategy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.types import Plan
+
+ALL = "max_slices (uhd), max_tiles (internvl), max_side or max_patches (anyres), high (oryx) or max_tokens (qwen2vl)"
+
+
+def guard(plans: Sequence[Plan], tiles: int | None = None, tokens: int | None = None, reduced_by: str = ALL) -> None:
+    """Refuse plans with more tiles or tokens than these; None is no limit.
+
+    Where a row shows several pictures, the limits hold for each of them and for the whole row.
+
+    Args:
+        reduced_by: options of the strategy that lower these numbers, for the message.
+
+    Raises:
+        UsageError: a plan exceeds a limit.
+    """
+    for whole in plans:
+        for plan in (*whole.parts, whole):
+            for what, number, most in (("tiles", len(plan.tiles), tiles), ("tokens", plan.tokens, tokens)):
+                if most is None or number <= most:
+                    continue
+                raise Refused(
+                    f"{_name(plan)} makes {number:,} {what}, but limits.{what} is {most:,}; "
+                    + (f"lower {reduced_by} of resolution, " if reduced_by else "")
+                    + f"{'or ' * bool(reduced_by)}raise limits.{what}"
+                )
+
+
+def _name(plan: Plan) -> str:
+    if plan.parts:
+        return f"a row of {len(plan.parts)} pictures"
+    frames = 1 + max(frame for tile in plan.tiles for frame in tile.frames)
+    return f"a {'picture' if frames == 1 else f'clip of {frames} frames'} of {plan.image[0]} x {plan.image[1]} pixels"
+
+
+@dataclass(frozen=True)
+class Limited(ResolutionStrategy):
+    """Another strategy, whose plans must stay within limits; see `guard`."""
+
+    inner: ResolutionStrategy
+    tiles: int | None = None
+    tokens: int | None = None
+
+    @property
+    def rule(self) -> ResolutionStrategy:
+        return self.inner
+
+    def plan(self, width: int, height: int) -> Plan:
+        return self._within(self.inner.plan(width, height))
+
+    def plan_many(self, sizes: Sequence[tuple[int, int]]) -> Plan:
+        return self._within(self.inner.plan_many(sizes))
+
+    def plan_video(self, width: int, height: int, frames: int) -> Plan:
+        return self._within(self.inner.plan_video(width, height, frames))
+
+    def sample(self, total: int, fps: float) -> list[int]:
+        return self.inner.sample(total, fps)
+
+    def _within(self, plan: Plan) -> Plan:
+        guard([plan], self.tiles, self.tokens, self.inner.reduced_by)
+        return plan
