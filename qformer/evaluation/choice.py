@@ -48,14 +48,20 @@ class AnswerLosses:
 
 
 def answer_losses(
-    llm: LanguageModel, prefix: Tensor, mask: Tensor, answers: list[str], prompts: list[str], max_tokens: int
+    llm: LanguageModel,
+    prefix: Tensor,
+    mask: Tensor,
+    answers: list[str],
+    prompts: list[str],
+    max_tokens: int,
+    places: Tensor | None = None,
 ) -> AnswerLosses:
     """The token losses of given answers, each after its visual prefix and its prompt; arguments as of `llm.predict`.
 
     Args:
-        prefix: float[B, M, L]. mask: bool[B, M].
+        prefix: float[B, M, L]. mask: bool[B, M]. places: long[B, M, 3] or None.
     """
-    logits, targets = llm.predict(prefix, mask, answers, prompts, max_tokens)
+    logits, targets = llm.predict(prefix, mask, answers, prompts, max_tokens, places)
     losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
     greedy = (logits.argmax(dim=2) == targets) | targets.eq(IGNORE)
     return AnswerLosses(targets, losses, greedy, len(llm.chat.ending) or 1)
@@ -63,7 +69,12 @@ def answer_losses(
 
 @torch.no_grad()
 def choice_losses(
-    model: VisionLanguageModel, prefix: Tensor, mask: Tensor, prompts: Sequence[str], choices: Sequence[Sequence[str]]
+    model: VisionLanguageModel,
+    prefix: Tensor,
+    mask: Tensor,
+    prompts: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    places: Tensor | None = None,
 ) -> list[tuple[list[float], list[int]]]:
     """Compute the sum of the token losses of each choice after its prompt, and the number of its tokens.
 
@@ -71,7 +82,7 @@ def choice_losses(
     (arXiv:2305.06500) ranks candidates; nothing is generated.
 
     Args:
-        prefix: float[n, M, L], the visual prefix of each of n questions. mask: bool[n, M].
+        prefix: float[n, M, L], the visual prefix of each of n questions. mask: bool[n, M]. places: long[n, M, 3].
         prompts: n strings. choices: n lists of answers.
     """
     flat = [(row, prompts[row], text) for row, texts in enumerate(choices) for text in texts]
@@ -81,7 +92,8 @@ def choice_losses(
         part = flat[start : start + ROWS]
         rows = torch.tensor([row for row, _, _ in part], device=prefix.device)
         answers, asked = [text for _, _, text in part], [prompt for _, prompt, _ in part]
-        found = answer_losses(model.llm, prefix[rows], mask[rows], answers, asked, ROOM)
+        placed = None if places is None else places[rows]
+        found = answer_losses(model.llm, prefix[rows], mask[rows], answers, asked, ROOM, placed)
         sums += found.losses.sum(dim=1).tolist()
         counts += found.targets.ne(IGNORE).sum(dim=1).tolist()
     values = iter(zip(sums, counts, strict=True))
