@@ -92,7 +92,7 @@ def number(places: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parts(plan: Plan) -> list[Part]:
-    """What a row with the pictures of a plan consists of: markers, and the grid that the language model reads of each.
+    """Divide the row of a plan into its markers and the grids that the language model reads of the pictures.
 
     A plan of Qwen2-VL for 224 x 224 pixels gives `[1, (1, 8, 8), 1]`. Tokens that are no grid, such as those of a
     Q-Former, are text.
