@@ -108,6 +108,20 @@ def parts(plan: Plan) -> list[Part]:
     return found
 
 
+def of_plans(plans: Sequence[Plan], mask: Tensor) -> Tensor:
+    """Places of the visual tokens of B rows, long[B, M, 3]; a row with another number of them than planned is text.
+
+    Args:
+        plans: of the B rows. mask: bool[B, M], True where a row has a token.
+    """
+    found = torch.full((*mask.shape, 3), TEXT, device=mask.device)
+    for row, plan in enumerate(plans):
+        own = places(parts(plan))
+        if len(own) == int(mask[row].sum()):
+            found[row, mask[row]] = own.to(mask.device)
+    return found
+
+
 def rotary(
     ids: Tensor, width: int, sections: Sequence[int] = (16, 24, 24), theta: float = 1e6
 ) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qformer import distributed
+from qformer.llm import mrope
 from qformer.llm.base import LanguageModel, Seq2SeqLM
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
 from qformer.model import answers
+from qformer.model.connectors.base import owners
 from qformer.model.frontend import FrontEnd
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
@@ -84,6 +86,9 @@ class VisionLanguageModel(nn.Module):
     def prefix_of(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
         """`prefix` of what the front end has made of B images, each with its list of questions."""
         prefix: Prefix = self.connector(visual, questions)
+        if self.llm.has_places and self.connector.keeps_grid:
+            images = range(len(visual)) if questions is None else owners(questions).tolist()
+            prefix.places = mrope.of_plans([visual.plans[image] for image in images], prefix.mask)
         return prefix
 
     def count_tokens(self, plan: Plan) -> int:

@@ -58,11 +58,14 @@ class Connector(nn.Module):
         normalized: whether the LayerNorm of BLIP-2's front end stands before it; tokens come as they are otherwise.
         patch: side in pixels of the encoder's patches, by which `count_tokens` goes; None where it does not matter. An
             encoder with other patches is refused when a model is assembled.
+        keeps_grid: the language model gets the tokens of a plan as the grid that the plan says (`fine`), so that one
+            with M-RoPE numbers them by time, row and column; otherwise they are read as text.
         tokenizer: of the questions that the connector reads, saved with its checkpoints; None where it reads none.
     """
 
     normalized: bool = False
     patch: int | None = None
+    keeps_grid: bool = False
     tokenizer: Any = None
 
     def project(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
