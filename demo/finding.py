@@ -70,7 +70,7 @@ def captions(
             model.llm.generate(*seen, [start], places=seen.places, num_return_sequences=2 * (wanted - 1), **drawn)
         )
     unlike = list(dict.fromkeys(text for text in texts if text))[:wanted]
-    sums, counts = choice_losses(model, *seen, [start], [unlike], seen.places)[0]
+    sums, counts = choice_losses(model, seen, [start], [unlike])[0]
     scored = [Caption(text, -total / max(n, 1)) for text, total, n in zip(unlike, sums, counts, strict=True)]
     return sorted(scored, key=lambda caption: -caption.score)
 

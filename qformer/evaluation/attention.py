@@ -150,7 +150,7 @@ def score(
     room = llm.room(seen.embeds.shape[1], length)
     text = prompt.text if room is None else prompt.fit(llm.count_tokens, room).text
     most = llm.count_tokens(text) + length + 1
-    found = answer_losses(llm, *seen, [answer] * rows, [text] * rows, most, seen.places).without_end()
+    found = answer_losses(llm, seen, [answer] * rows, [text] * rows, most).without_end()
     ids = found.targets[0]
     places = ids.ne(IGNORE).nonzero()[:, 0]  # (n)
     if ids[places[: len(llm.start)]].tolist() == llm.start:  # which is predicted, too, where there is no prompt

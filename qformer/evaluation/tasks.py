@@ -173,7 +173,7 @@ class GivenAnswers(Benchmark):
         """The `losses` of the choices of each item, and the number of their `tokens`."""
         choices = [item.choices for group in items for item in group]
         seen, prompts = _prompted(model, tiles, items, ask)
-        losses = choice_losses(model, *seen, prompts, choices, seen.places)
+        losses = choice_losses(model, seen, prompts, choices)
         return [{"losses": sums, "tokens": counts} for sums, counts in losses]
 
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qformer.images import regular, shown
+from qformer.formats import VIDEOS
+from qformer.images import read_image, regular
+from qformer.images import shown as describe
 from qformer.images.orientation import upright
 from qformer.types import BadSample, UsageError
 
@@ -87,6 +89,28 @@ def read_video(path: str | Path, sample: Sample | None = None) -> Clip:
     return Video(path).read(sample)
 
 
+def is_video(shown: Any) -> bool:
+    """Return True for the path of a file that is a video by its name."""
+    return isinstance(shown, str | Path) and Path(shown).suffix.lower() in VIDEOS
+
+
+def read_shown(shown: Any, strategy: Any) -> Tensor | Clip:
+    """Read a picture in any form (`read_image`), or a file that is a video by its name.
+
+    Args:
+        strategy: the `ResolutionStrategy` that chooses frames.
+
+    Returns:
+        uint8[3, h, w], or a clip of the frames that were chosen.
+
+    Raises:
+        UsageError, BadSample: as `read_image` and `read_video` do.
+    """
+    if isinstance(shown, Clip):
+        return shown
+    return read_video(shown, strategy.sample) if is_video(shown) else read_image(shown)
+
+
 class Video:
     """A video file whose packets have been listed.
 
@@ -145,8 +169,8 @@ class Video:
         numbers = list(range(self.total)) if sample is None else [int(one) for one in sample(self.total, self.fps)]
         if not numbers or min(numbers) < 0 or max(numbers) >= self.total:
             raise UsageError(
-                f"frames {numbers[:8]} of '{shown(self.path)}' were asked for; name some of its {self.total} frames, "
-                "counted from 0"
+                f"frames {numbers[:8]} of '{describe(self.path)}' were asked for; name some of its {self.total} "
+                "frames, counted from 0"
             )
         found = self._decode(sorted(set(numbers)))
         return Clip(torch.stack([found[one] for one in numbers]), self.fps, sample is not None)
@@ -234,14 +258,14 @@ class Video:
                 yield container, stream
         except av.error.DecoderNotFoundError as error:
             raise UsageError(
-                f"the video '{shown(self.path)}' is encoded in a way for which this PyAV has no decoder; convert it, "
-                "such as to MP4 with H.264"
+                f"the video '{describe(self.path)}' is encoded in a way for which this PyAV has no decoder; convert "
+                "it, such as to MP4 with H.264"
             ) from error
         except (av.error.FFmpegError, OSError) as error:
             raise self._bad(f"cannot be read ({error.strerror or type(error).__name__})") from error
 
     def _bad(self, fault: str) -> BadSample:
-        return BadSample("undecodable", f"the video '{shown(self.path)}' {fault}")
+        return BadSample("undecodable", f"the video '{describe(self.path)}' {fault}")
 
 
 def _pyav() -> Any:

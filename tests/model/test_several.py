@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from qformer.llm.base import CausalLM
 from qformer.llm.loading import without_tower
-from qformer.model import frontend as module
 from qformer.model.connectors import Connector
 from qformer.model.frontend import FrontEnd
 from qformer.model.vision_language import VisionLanguageModel
@@ -20,6 +19,7 @@ from qformer.resolution.base import ResolutionStrategy, cut
 from qformer.types import BadSample, Batch, Plan, Tile, UsageError
 from qformer.videos import Clip
 from qformer.vision.base import VisionEncoder
+from tests.several import complete
 from tests.tiny import tiny_llm
 
 if TYPE_CHECKING:
@@ -86,19 +86,7 @@ class Whole(Connector):
 
 @pytest.fixture(autouse=True)
 def clips_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frame by frame, where `cut` does not do so itself yet."""
-    if hasattr(ResolutionStrategy, "plan_video"):
-        return
-
-    def cut_frames(image: Tensor, plan: Plan) -> list[Tensor]:
-        clip = image if image.ndim == 4 else image[None]
-        found = []
-        for tile in plan.tiles:
-            frames = [cut(clip[frame], replace(plan, tiles=(tile,)))[0] for frame in tile.frames]
-            found.append(frames[0] if len(frames) == 1 else torch.stack(frames))
-        return found
-
-    monkeypatch.setattr(module, "cut", cut_frames)
+    complete(monkeypatch)
 
 
 @pytest.fixture
