@@ -64,10 +64,10 @@ def captions(
     }
     tiles = model.frontend.tiles([picture])
     seen = model.prefix(tiles)
-    texts = model.llm.decode(model.llm.generate(*seen, [start], places=seen.places, num_beams=5))
+    texts = model.llm.decode(model.llm.generate(*seen, [start], seen.places, num_beams=5))
     if wanted > 1:
         texts += model.llm.decode(
-            model.llm.generate(*seen, [start], places=seen.places, num_return_sequences=2 * (wanted - 1), **drawn)
+            model.llm.generate(*seen, [start], seen.places, num_return_sequences=2 * (wanted - 1), **drawn)
         )
     unlike = list(dict.fromkeys(text for text in texts if text))[:wanted]
     sums, counts = choice_losses(model, seen, [start], [unlike])[0]

@@ -158,7 +158,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
 
     @torch.no_grad()
     def generate(
-        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], *, places: Tensor | None = None, **options: Any
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], places: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Generate texts after [visual][prompt].
 
@@ -188,7 +188,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
         return pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
     def stream(
-        self, prefix: Tensor, prefix_mask: Tensor, prompt: str, *, places: Tensor | None = None, **options: Any
+        self, prefix: Tensor, prefix_mask: Tensor, prompt: str, places: Tensor | None = None, **options: Any
     ) -> Iterator[int]:
         """Yield the ids of one greedy or sampled text as they are generated; they equal those of `generate`.
 

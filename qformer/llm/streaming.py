@@ -46,7 +46,7 @@ def stream(
             "only one greedy or sampled text can be streamed, because beam search can change any word until the end; "
             "leave num_beams and num_return_sequences out, or use generate"
         )
-    return _pieces(llm, llm.stream(prefix, mask, prompt, places=places, **options))
+    return _pieces(llm, llm.stream(prefix, mask, prompt, places, **options))
 
 
 def _pieces(llm: LanguageModel, tokens: Iterator[int]) -> Iterator[str]:
