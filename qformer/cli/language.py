@@ -144,15 +144,7 @@ def ask(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    how = asking.Asking(
-        context=context,
-        preset=preset,
-        task=task,
-        self_ask=self_ask,
-        show_prompt=show_prompt,
-        as_json=as_json,
-        together=together,
-    )
+    how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json, together)
     asking.ask(
         path,
         words,

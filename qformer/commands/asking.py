@@ -149,10 +149,7 @@ def ask(
     GenerateConfig.of({**worded.generate, **decoding})
     reader = ImageFiles(files, None if asking.together else max(batch // len(asked or [""]), 1))
     if len(files) == 1 and not files[0].is_dir():
-        try:
-            Video(files[0]) if is_video(files[0]) else read_image(files[0])
-        except BadSample as bad:
-            raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); {FORMATS}") from bad
+        _require_readable(files[0])
     groups = reader.groups()
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
@@ -177,6 +174,14 @@ def ask(
                 for turn in own_turns:
                     _print_answer(files_shown, turn, asking, model.llm.wording, several, len(asked) > 1)
     reader.tell_skipped()
+
+
+def _require_readable(file: Path) -> None:
+    """Refuse an only file that is no image and no video, before a model is loaded for it."""
+    try:
+        Video(file) if is_video(file) else read_image(file)
+    except BadSample as bad:
+        raise UsageError(f"'{file}' cannot be read as an image ({bad}); {FORMATS}") from bad
 
 
 def divide(words: list[str], questions: list[str]) -> tuple[list[Path], list[str] | None]:
@@ -331,7 +336,7 @@ def _record(files: list[Path]) -> dict[str, Any]:
 
 
 def _rows(images: Images, together: bool) -> list[Row]:
-    """What the model sees at once, with its files: each image, or all of them `together`."""
+    """Rows that the model sees at once, with their files: each image, or all of them `together`."""
     if together:
         return [([file for file, _ in images], [shown for _, shown in images])]
     return [([file], [shown]) for file, shown in images]
