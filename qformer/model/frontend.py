@@ -120,7 +120,6 @@ class FrontEnd(nn.Module):
         with _as_they_are(torch.device("cpu")):
             stacks = [torch.stack([given[i] for i in members]).to(self.device) for members in groups]
         stacks = [unpack(stack) if stored else _unit(stack) for stack in stacks]
-        self._require_frames(tiles.plans)
         if len(groups) == 1:
             tokens = stacks[0] if stored else self.encoder(stacks[0])  # (N, S, D)
             packed, lengths = tokens.flatten(0, 1), [tokens.shape[1]] * len(tokens)
@@ -130,15 +129,6 @@ class FrontEnd(nn.Module):
             packed, lengths = pack(rows), [len(row) for row in rows]
         grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
         return VisualTokens.unpack(packed, lengths, grids, self.encoder.extra, tiles.plans, self.encoder.per_patch)
-
-    def _require_frames(self, plans: Sequence[Plan]) -> None:
-        """Refuse tiles of several frames where the encoder looks at one after the other."""
-        most = max((len(tile.frames) for plan in plans for tile in plan.tiles), default=1)
-        if most not in (1, getattr(self.encoder, "temporal_patch", 1)):
-            raise UsageError(
-                f"the resolution makes tiles of {most} frames, but this image encoder does not look at {most} frames "
-                "at once; use the encoder that it is for, or another resolution"
-            )
 
     def adapt(self, visual: VisualTokens) -> VisualTokens:
         """Pass the encoder's tokens through the adapter."""
