@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,6 @@ from qformer.model.interleave import interleave
 from qformer.model.mrope import parts, position_ids, rotary
 from qformer.types import Plan, Tile, UsageError
 from tests.tiny import save_tiny_llm, tiny_llm
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROWS: list[list[Any]] = [[2, (1, 2, 3), 1], [4], [1, (3, 2, 2), 1, (1, 1, 2), 2]]
 PROMPTS = ["a photo of", "", "Question: what is on the old bus? Answer:"]
@@ -268,3 +266,10 @@ def test_examples_keep_their_places() -> None:
         *[[-1] * 3] * words,
         *prefix.places[2][prefix.mask[2]].tolist(),  # type: ignore[index]
     ]
+
+
+def test_the_example_of_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs/video.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[-1].split("```")[0]
+    assert "position_ids" in example
+    exec(compile(example, "docs/video.md", "exec"), {})
