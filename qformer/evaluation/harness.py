@@ -184,7 +184,7 @@ class Harness(lmms):
         """Score each target, one row at a time if the rows do not fit together."""
         llm, longest = self.model.llm, 1 << 30
         limit, prompts = positions(llm.model), []
-        for context, target, tokens in zip(contexts, targets, self._counts(visual), strict=True):
+        for context, target, tokens in zip(contexts, targets, visual.mask.sum(dim=1).tolist(), strict=True):
             needs = llm.count_tokens(target) + 1
             is_too_long = limit is not None and llm.family != "causal" and needs > limit
             room = llm.room(tokens, needs)
@@ -227,7 +227,7 @@ class Harness(lmms):
         """Generate a text for each row. Tasks allow thousands of tokens; a row gets as many of them as fit."""
         llm, wanted = self.model.llm, options.get("max_new_tokens", GenerateConfig.max_new_tokens)
         texts, rows_of, prompts = [""] * len(contexts), dict[int, list[int]](), list[str]()
-        for row, (context, tokens) in enumerate(zip(contexts, self._counts(visual), strict=True)):
+        for row, (context, tokens) in enumerate(zip(contexts, visual.mask.sum(dim=1).tolist(), strict=True)):
             prompt = self._fitting(context, llm.room(tokens, min(wanted, ROOM)))
             prompts.append(prompt or "")
             is_empty = not tokens and not (prompt or "").strip()
@@ -297,9 +297,6 @@ class Harness(lmms):
                 found.append(read_shown(one, self.model.frontend.strategy))
         self.ignored_images += len(given) - len(found) if found else 0
         return found
-
-    def _counts(self, visual: Prefix) -> list[int]:
-        return visual.mask.sum(dim=1).tolist()
 
     def _warn(self) -> None:
         """Warn about the shortfalls so far, if there are new ones since the last warning."""
