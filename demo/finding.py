@@ -63,14 +63,14 @@ def captions(
         "temperature": check_number("temperature", temperature, 0.05, 5),
     }
     tiles = model.frontend.tiles([picture])
-    prefix, mask = model.prefix(tiles)
-    texts = model.llm.decode(model.llm.generate(prefix, mask, [start], num_beams=5))
+    seen = model.prefix(tiles)
+    texts = model.llm.decode(model.llm.generate(*seen, [start], seen.places, num_beams=5))
     if wanted > 1:
         texts += model.llm.decode(
-            model.llm.generate(prefix, mask, [start], num_return_sequences=2 * (wanted - 1), **drawn)
+            model.llm.generate(*seen, [start], seen.places, num_return_sequences=2 * (wanted - 1), **drawn)
         )
     unlike = list(dict.fromkeys(text for text in texts if text))[:wanted]
-    sums, counts = choice_losses(model, prefix, mask, [start], [unlike])[0]
+    sums, counts = choice_losses(model, seen, [start], [unlike])[0]
     scored = [Caption(text, -total / max(n, 1)) for text, total, n in zip(unlike, sums, counts, strict=True)]
     return sorted(scored, key=lambda caption: -caption.score)
 

@@ -1,4 +1,4 @@
-"""Image formats that are read, and the suffixes of their files; importing this needs neither torch nor Pillow."""
+"""Formats of images and videos, and the suffixes of their files; importing this needs neither torch nor Pillow."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ UNREAD = (
     | {".ico", ".icns", ".psd", ".psb", ".xcf", ".tga", ".exr", ".hdr", ".eps", ".dcm", ".pcx", ".qoi", ".dds", ".wmf"}
     | {".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"}
 ) - SUFFIXES
+#: Suffixes of videos, which are read by PyAV. A GIF is a picture, its first, where pictures and videos are told apart.
+VIDEOS = frozenset(
+    {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".flv", ".wmv"}
+    | {".3gp", ".3g2"}
+)
 #: Names of system files and folders of macOS, Windows and network drives, in lower case.
 SYSTEM = frozenset(
     {"__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd", ".temporaryitems"}

@@ -19,7 +19,7 @@ CONFIG = ("fields", "template", "language_schema", "schema", "config")
 FLOORS = (
     ("formats", "identity", "memory", "ragged", "types", "trust", "lookup", *CONFIG),
     ("compat", "devices", "distributed", "files", "images", "progress"),
-    ("alignment", "losses", "resolution", "vision", "wheels"),
+    ("alignment", "losses", "resolution", "videos", "vision", "wheels"),
     ("data", "llm", "scenes"),
     ("model",),
     ("checkpoints",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ from qformer.data import sources
 from qformer.llm.prompts import TASKS
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.types import BadSample, UsageError
+from qformer.videos import read_video
+from tests.clips import write_clip
 from tests.model.test_vision_language import _model
+from tests.several import complete
 from tests.test_cli import one_sentence
 from tests.workspace import make_workspace
 
@@ -394,3 +398,49 @@ def test_penalties_that_are_no_numbers_of_use(run: Run, model: VisionLanguageMod
         assert one_sentence(err)
         assert words[-2][2:].replace("-", "_") in err
         assert "must be" in err or "a finite number, but got" in err
+
+
+def test_together_is_one_answer_about_all(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two pictures and a video, also in batches of one; what is no image is left out."""
+    complete(monkeypatch)
+    write_clip(Path("clip.mp4"), 16)
+    files = ["1.png", "text.png", "clip.mp4", "2.png"]
+    row = ["1.png", read_video("clip.mp4", model.frontend.strategy.sample), "2.png"]
+    tiles = model.frontend.tiles([row])
+    assert tiles.counts == [1 + 2 + 1]
+    code, out, err = run("caption", "x", *files, *QUICK, "--together", "--batch", "1")
+    (said,) = model.generate(tiles, **OPTIONS)
+    assert (code, out) == (0, f"1.png, clip.mp4, 2.png\t{said}\n")
+    assert "skipped text.png" in err
+    (answer,) = model.answer(tiles, ["what is it?"], **OPTIONS)
+    assert run("ask", "x", *files, "What is it?", "--together", *QUICK)[:2] == (0, f"{answer}\n")
+    code, out, _ = run("ask", "x", *files, "-q", "what?", "-q", "who?", "--together", "--json", *QUICK)
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [record["images"] for record in told] == [["1.png", "clip.mp4", "2.png"]] * 2
+    assert [record["answer"] for record in told] == model.answer(tiles, [["what?", "who?"]], **OPTIONS)[0]
+    monkeypatch.setattr("sys.stdin", Terminal("what is it?\n"))
+    assert run("ask", "x", *files, "--together", *QUICK)[:2] == (0, f"{answer}\n")
+
+
+def test_videos_beside_pictures(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each; one that is cut off is skipped, and refused where it is the only one."""
+    complete(monkeypatch)
+    write_clip(Path("clip.mp4"), 16)
+    Path("cut.mp4").write_bytes(Path("clip.mp4").read_bytes()[:1000])
+    clip = read_video("clip.mp4", model.frontend.strategy.sample)
+    said = model.generate(model.frontend.tiles(["1.png", clip]), **OPTIONS)
+    code, out, err = run("caption", "x", "1.png", "cut.mp4", "clip.mp4", *QUICK)
+    assert (code, out) == (0, f"1.png\t{said[0]}\nclip.mp4\t{said[1]}\n")
+    assert "qformer: skipped cut.mp4: undecodable: the video 'cut.mp4'" in err
+    (answer,) = model.answer(model.frontend.tiles([clip]), ["what?"], **OPTIONS)
+    assert run("ask", "x", "clip.mp4", "what?", *QUICK)[:2] == (0, f"{answer}\n")
+    for file, said_of in (("cut.mp4", "cannot be read as an image"), ("none.mov", "missing: none.mov")):
+        code, out, err = run("ask", "x", file, "what?")
+        assert (code, out) == (2, "")
+        assert said_of in one_sentence(err)
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, out, err = run("caption", "x", "1.png", "clip.mp4")
+    assert (code, out) == (2, "")
+    assert "PyAV, which is not installed; run: pip install" in one_sentence(err)

@@ -20,6 +20,9 @@ import torch
 import qformer
 from qformer.llm.rows import positions
 from qformer.types import UsageError
+from qformer.videos import read_video
+from tests.clips import write_clip
+from tests.several import complete
 from tests.their_blip2 import make
 
 ROOT = Path(__file__).parent.parent
@@ -211,12 +214,31 @@ def test_rounds(folder: Path) -> None:
     assert [rounds[1] for rounds in said] == harness(folder, again).generate_until(asking(again))
 
 
+def test_all_pictures_and_clips_of_a_document_are_shown(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the document, beside others of one picture; what cannot be read is left out and counted."""
+    complete(monkeypatch)
+    docs, clip = documents(), write_clip(tmp_path / "clip.mp4", 20)
+    pictures = [doc["images"][0] for doc in docs]
+    docs[0]["images"] = [pictures[0], [pictures[1], None], b"no image"]
+    docs[1]["images"] = [str(clip), pictures[1]]
+    tested = harness(folder, docs, batch_size=5)
+    said = tested.generate_until(asking(docs))
+    model: Any = tested.model
+    rows = [pictures[:2], [read_video(clip, model.frontend.strategy.sample), pictures[1]], *pictures[2:]]
+    tiles = model.frontend.tiles(rows)
+    assert tiles.counts == [2, 4, 1, 1, 1]  # three frames of the clip at one a second
+    known = SETTINGS | {"temperature": 1}
+    assert said == model.answer(tiles, [doc["question"] for doc in docs], **known)
+    assert tested.ignored_images == 1
+    first = model.frontend.tiles(pictures[:2])
+    assert said[:2] != model.answer(first, [doc["question"] for doc in docs[:2]], **known)
+
+
 def test_images_and_refusals(folder: Path) -> None:
     docs = documents()
-    docs[0]["images"] *= 3
     tested = harness(folder, docs)
-    tested.generate_until(asking(docs))
-    assert tested.ignored_images == 2
     assert tested.device == torch.device("cpu")
     for wrong, said in (({"prompt": "papr"}, "did you mean 'paper'"), ({"batch_size": "auto"}, "batch_size is 'auto'")):
         with pytest.raises(UsageError, match=said):

@@ -2,7 +2,8 @@
 
 Tokenizers: `bert` (WordPiece), `opt`, `llama`, `gpt2`, `qwen2` (byte-level BPE), `t5` (Unigram), with the special
 tokens of the real ones. Language models: `opt`, `opt-projected` (input embeddings narrower than the layers, as in
-OPT-350m), `llama`, `gpt2`, `t5`, `flan-t5`; and `qwen2`, `phi` (half of each head rotary), `ul2`.
+OPT-350m), `llama`, `gpt2`, `t5`, `flan-t5`; and `qwen2`, `phi` (half of each head rotary), `ul2`; `qwen2_vl` is the
+whole of a Qwen2-VL, whose rotary sections are 1, 1 and 2 wide.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -42,7 +45,13 @@ CAPTIONS = [
 ]
 LLM_KINDS = ("opt", "opt-projected", "llama", "gpt2", "t5", "flan-t5")
 MORE_LLM_KINDS = ("qwen2", "phi", "ul2")
-TOKENIZERS = {"opt-projected": "opt", "flan-t5": "t5", "phi": "gpt2", "ul2": "t5"}  # of kinds that have no own one
+TOKENIZERS = {  # of kinds that have no own one
+    "opt-projected": "opt",
+    "flan-t5": "t5",
+    "phi": "gpt2",
+    "ul2": "t5",
+    "qwen2_vl": "qwen2",
+}
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -84,6 +93,8 @@ def tiny_llm(kind: str, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
             model = GPT2LMHeadModel(GPT2Config(**sizes))
         elif kind == "qwen2":
             model = Qwen2ForCausalLM(Qwen2Config(intermediate_size=24, num_key_value_heads=1, **sizes))
+        elif kind == "qwen2_vl":
+            model = Qwen2VLForConditionalGeneration(_qwen2_vl(sizes))
         elif kind == "phi":
             model = PhiForCausalLM(PhiConfig(intermediate_size=24, partial_rotary_factor=0.5, **sizes))
         elif kind == "t5":
@@ -101,6 +112,13 @@ def tiny_llm(kind: str, seed: int = 0) -> tuple[Any, PreTrainedTokenizerFast]:
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.4)
     return model.eval(), tokenizer
+
+
+def _qwen2_vl(sizes: dict[str, Any]) -> Qwen2VLConfig:
+    rope = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 1, 2]}
+    text = sizes | {"intermediate_size": 24, "num_key_value_heads": 1, "rope_parameters": rope}
+    tower = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16, "mlp_ratio": 1, "patch_size": 14}
+    return Qwen2VLConfig(text_config=text, vision_config=tower)
 
 
 def save_tiny_llm(path: Path, kind: str, seed: int = 0) -> Path:

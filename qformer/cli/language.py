@@ -39,7 +39,7 @@ Quantize = Annotated[
 ImagesAndQuestion = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGE... [QUESTION]", help="image files, and a question in quotes, or - to read one per line"
+        metavar="IMAGE... [QUESTION]", help="images or videos, and a question in quotes, or - to read one per line"
     ),
 ]
 Task = Annotated[
@@ -48,12 +48,13 @@ Task = Annotated[
         help="kind of prompt: vqa, context, dialogue, knowledge, reasoning, writing; without QUESTION: caption, ask"
     ),
 ]
+Together = Annotated[bool, typer.Option("--together", help="show all images at once, for one answer about all of them")]
 Seed = Annotated[int | None, typer.Option(help="with --sample: equal seeds give equal texts", min=0)]
 
 
 def caption(
     path: Checkpoint,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files or folders")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="images, videos or folders of images")],
     prompt: Annotated[str | None, typer.Option(help="start of the caption; by default the prompt of training")] = None,
     captions: Annotated[int, typer.Option(help="with --sample: captions per image", min=1)] = 1,
     beams: Beams = None,
@@ -64,6 +65,7 @@ def caption(
     temperature: Temperature = None,
     repetition_penalty: Repetition = None,
     length_penalty: Length = None,
+    together: Together = False,
     batch: Batch = 16,
     seed: Seed = None,
     as_json: Json = False,
@@ -97,6 +99,7 @@ def caption(
         device=device,
         quantize=quantize and quantize.value,
         trust=trust,
+        together=together,
     )
 
 
@@ -119,6 +122,7 @@ def ask(
     temperature: Temperature = None,
     repetition_penalty: Repetition = None,
     length_penalty: Length = None,
+    together: Together = False,
     batch: Batch = 16,
     seed: Seed = None,
     as_json: Json = False,
@@ -140,9 +144,7 @@ def ask(
         repetition_penalty=repetition_penalty,
         length_penalty=length_penalty,
     )
-    how = asking.Asking(
-        context=context, preset=preset, task=task, self_ask=self_ask, show_prompt=show_prompt, as_json=as_json
-    )
+    how = asking.Asking(context, preset, task, self_ask, show_prompt, as_json, together)
     asking.ask(
         path,
         words,

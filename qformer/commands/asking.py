@@ -1,4 +1,4 @@
-"""`qformer caption` and `qformer ask`: what a stage-two model says of images, as lines of text or of JSON.
+"""`qformer caption` and `qformer ask`: what a stage-two model says of images and videos, as lines of text or of JSON.
 
 Answers go to standard output as they come; what was skipped or cut, and a bar where the work is long, to standard
 error.
@@ -18,20 +18,23 @@ import torch
 
 from qformer import lookup
 from qformer.checkpoints import loading
-from qformer.commands.image_files import ImageFiles
+from qformer.commands.image_files import FORMATS, ImageFiles
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
-from qformer.formats import SUFFIXES, UNREAD
+from qformer.formats import SUFFIXES, UNREAD, VIDEOS
 from qformer.images import read_image, shown
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.types import BadSample, Tiles, UsageError
+from qformer.videos import Video, is_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.commands.image_files import Images
     from qformer.model.vision_language import VisionLanguageModel
+
+    Row = tuple[list[Path], list[Any]]  # files, and what is read of them
 
 
 #: Tasks whose questions are cleaned as those that models were trained on; others keep their stops and capitals.
@@ -68,8 +71,9 @@ def caption(
     device: str | None,
     quantize: str | None = None,
     trust: bool = False,
+    together: bool = False,
 ) -> None:
-    """Write the captions of images and of folders of images, in their order.
+    """Write the captions of images, videos and folders of images, in their order; or one of all of them `together`.
 
     Raises:
         UsageError: a checkpoint or options that cannot be used.
@@ -77,19 +81,20 @@ def caption(
     """
     GenerateConfig.of(decoding)
     _check_text(prompt=prompt)
-    reader = ImageFiles(_paths(given), batch)
+    reader = ImageFiles(_paths(given), None if together else batch)
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     for group in reader.track("captioning", groups, model.frontend.strategy):
-        texts = model.generate(_tiles(model, group), prompt, **decoding)
-        each = len(texts) // len(group)
-        for number, (file, _) in enumerate(group):
+        rows = _rows(group, together)
+        texts = model.generate(_tiles(model, rows), prompt, **decoding)
+        each = len(texts) // len(rows)
+        for number, (files, _) in enumerate(rows):
             own = texts[number * each : (number + 1) * each]
             if as_json:
-                _print_json(image=str(file), captions=own)
+                _print_json(**_record(files), captions=own)
             else:
-                print(*(f"{_name(file)}\t{text}" for text in own), sep="\n", flush=True)
+                print(*(f"{_name(files)}\t{text}" for text in own), sep="\n", flush=True)
     reader.tell_skipped()
 
 
@@ -103,6 +108,7 @@ class Asking:
     self_ask: bool = False
     show_prompt: bool = False
     as_json: bool = False
+    together: bool = False
 
     def prompt(self, question: str, family: str, history: list[tuple[str, str]] | None = None) -> str:
         """Before anything of it is cut."""
@@ -141,33 +147,41 @@ def ask(
     if asked is not None and asks:
         asked = [_cleaned(question, asking.task) for question in asked]
     GenerateConfig.of({**worded.generate, **decoding})
-    reader = ImageFiles(files, max(batch // len(asked or [""]), 1))
+    reader = ImageFiles(files, None if asking.together else max(batch // len(asked or [""]), 1))
     if len(files) == 1 and not files[0].is_dir():
-        try:
-            read_image(files[0])
-        except BadSample as bad:
-            raise UsageError(f"'{files[0]}' cannot be read as an image ({bad}); give a JPEG, PNG or WebP file") from bad
+        _require_readable(files[0])
     groups = reader.groups()
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     with _told():
+        groups = reader.track("asking", groups, model.frontend.strategy)
         if asked is None:
             converse(model, list(chain.from_iterable(groups)), asking, decoding)
             return
         if asking.show_prompt and not asking.as_json:
             for question in asked:
                 print(f"prompt: {asking.prompt(question, model.llm.wording)}", file=sys.stderr)
-        for group in reader.track("asking", groups, model.frontend.strategy):
-            tiles = _tiles(model, group)
+        for group in groups:
+            rows = _rows(group, asking.together)
+            tiles = _tiles(model, rows)
             if asking.self_ask:
                 turns = [[turn] for turn in model.self_ask(tiles, asking.context, asking.preset, **decoding)]
             else:
-                answers = _answers(model, tiles, [asked] * len(group), asking, decoding)
+                answers = _answers(model, tiles, [asked] * len(rows), asking, decoding)
                 turns = [list(zip(asked, own, strict=True)) for own in answers]
-            for (file, _), own_turns in zip(group, turns, strict=True):
+            several = len(reader.files) > 1 and not asking.together
+            for (files_shown, _), own_turns in zip(rows, turns, strict=True):
                 for turn in own_turns:
-                    _print_answer(file, turn, asking, model.llm.wording, len(reader.files) > 1, len(asked) > 1)
+                    _print_answer(files_shown, turn, asking, model.llm.wording, several, len(asked) > 1)
     reader.tell_skipped()
+
+
+def _require_readable(file: Path) -> None:
+    """Refuse an only file that is no image and no video, before a model is loaded for it."""
+    try:
+        Video(file) if is_video(file) else read_image(file)
+    except BadSample as bad:
+        raise UsageError(f"'{file}' cannot be read as an image ({bad}); {FORMATS}") from bad
 
 
 def divide(words: list[str], questions: list[str]) -> tuple[list[Path], list[str] | None]:
@@ -227,7 +241,9 @@ def _names_file(word: str) -> bool:
     """Return True if a word names an image file, even a missing one, and is not a question."""
     if not word.strip():
         return False
-    if (lookup.address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD) and not any(map(str.isspace, word)):
+    if (lookup.address(word) or Path(word).suffix.lower() in SUFFIXES | UNREAD | VIDEOS) and not any(
+        map(str.isspace, word)
+    ):
         return True
     try:
         return Path(word).exists()
@@ -237,8 +253,9 @@ def _names_file(word: str) -> bool:
 
 def converse(model: VisionLanguageModel, images: Images, asking: Asking, decoding: dict[str, Any]) -> None:
     """Ask for questions and answer them, each behind the turns before it; the images are encoded once."""
-    tiles = _remembered(model, _tiles(model, images))
-    history: list[list[tuple[str, str]]] = [[] for _ in images]
+    rows = _rows(images, asking.together)
+    tiles = _remembered(model, _tiles(model, rows))
+    history: list[list[tuple[str, str]]] = [[] for _ in rows]
     print("qformer: ask about the picture; an empty line forgets what was said, Ctrl-D ends", file=sys.stderr)
     while True:
         try:
@@ -249,18 +266,18 @@ def converse(model: VisionLanguageModel, images: Images, asking: Asking, decodin
             print(f"qformer: that is not text in UTF-8 ({error}); ask again", file=sys.stderr)
             continue
         if not question.strip():
-            history = [[] for _ in images]
+            history = [[] for _ in rows]
             continue
         try:
             asked = _cleaned(question, asking.task)
-            answers = _answers(model, tiles, [[asked]] * len(images), asking, decoding, history)
+            answers = _answers(model, tiles, [[asked]] * len(rows), asking, decoding, history)
         except UsageError as error:
             print(f"qformer: {error}", file=sys.stderr)
             continue
-        for (file, _), turns, (answer,) in zip(images, history, answers, strict=True):
+        for (files, _), turns, (answer,) in zip(rows, history, answers, strict=True):
             if asking.show_prompt and not asking.as_json:
                 print(f"prompt: {asking.prompt(asked, model.llm.wording, turns)}", file=sys.stderr)
-            _print_answer(file, (asked, answer), asking, model.llm.wording, len(images) > 1, False, turns)
+            _print_answer(files, (asked, answer), asking, model.llm.wording, len(rows) > 1, False, turns)
             turns.append((asked, answer))
 
 
@@ -284,7 +301,7 @@ def _answers(
 
 
 def _print_answer(
-    file: Path,
+    files: list[Path],
     turn: tuple[str, str],
     asking: Asking,
     family: str,
@@ -297,9 +314,9 @@ def _print_answer(
     if asking.as_json:
         asked = "" if asking.self_ask else question
         shown = {"prompt": asking.prompt(asked, family, history)} if asking.show_prompt else {}
-        _print_json(image=str(file), question=question, answer=answer, **shown)
+        _print_json(**_record(files), question=question, answer=answer, **shown)
         return
-    columns = [_name(file)] if name_image else []
+    columns = [_name(files)] if name_image else []
     columns += [question] if name_question or asking.self_ask else []
     print(*columns, answer, sep="\t", flush=True)
 
@@ -308,13 +325,25 @@ def _print_json(**record: Any) -> None:
     print(to_json(record), flush=True)
 
 
-def _name(file: Path | str) -> str:
-    """A name as it can be printed; bytes of it that are no UTF-8 as numbers."""
-    return str(file).encode("utf-8", "backslashreplace").decode()
+def _name(files: list[Path]) -> str:
+    """The names of a row as they can be printed; bytes of them that are no UTF-8 as numbers."""
+    return ", ".join(map(str, files)).encode("utf-8", "backslashreplace").decode()
 
 
-def _tiles(model: VisionLanguageModel, group: Images) -> Tiles:
-    return model.frontend.tiles([pixels for _, pixels in group])
+def _record(files: list[Path]) -> dict[str, Any]:
+    """The names of a row in a line of JSON: `image`, or `images` where it shows several."""
+    return {"image": str(files[0])} if len(files) == 1 else {"images": list(map(str, files))}
+
+
+def _rows(images: Images, together: bool) -> list[Row]:
+    """Rows that the model sees at once, with their files: each image, or all of them `together`."""
+    if together:
+        return [([file for file, _ in images], [shown for _, shown in images])]
+    return [([file], [shown]) for file, shown in images]
+
+
+def _tiles(model: VisionLanguageModel, rows: list[Row]) -> Tiles:
+    return model.frontend.tiles([shown for _, shown in rows])
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
-"""Images of the files and folders given to a command, in groups; other files are reported, counted and skipped."""
+"""Images and videos given to a command, in groups; other files are reported, counted and skipped."""
 
 from __future__ import annotations
 
 import sys
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -13,7 +13,8 @@ from qformer.data.folders import Listing, list_images
 from qformer.images import read_image
 from qformer.progress import Bar
 from qformer.resolution.base import plannable
-from qformer.types import BadSample
+from qformer.types import BadSample, UsageError
+from qformer.videos import Clip, Video, is_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
 
     from qformer.resolution.base import ResolutionStrategy
 
-    Images = list[tuple[Path, Tensor]]
+    Images = list[tuple[Path, Tensor | Clip | Video]]  # a video before it is read, when it has become a clip
 
-FORMATS = "give JPEG, PNG or WebP files"
+FORMATS = "give JPEG, PNG or WebP files, or videos in MP4, MOV, WebM or MKV"
 
 
 class ImageFiles:
-    """Image files and the images in folders, read in groups; other files are reported, counted and skipped."""
+    """Images, videos, and the images in folders, read in groups; other files are reported, counted and skipped.
 
-    def __init__(self, given: list[Path], batch: int) -> None:
+    Frames of videos are read by `track`, since the strategy of a model chooses them.
+    """
+
+    def __init__(self, given: list[Path], batch: int | None) -> None:
+        """Find the files; without a `batch` all are one group."""
         self.files: list[Path] = []
         for path in given:
             inside = list_images(path) if path.is_dir() else Listing()
@@ -38,7 +43,7 @@ class ImageFiles:
             inside.unread, inside.alone = [], 0  # reported when they are read; captions are not used here
             if inside.left_out:
                 print(f"qformer: '{path}': left out: {inside.left_out}", file=sys.stderr)
-        self.batch = batch
+        self.batch = batch or len(self.files)
         self.skipped: list[str] = []
         self.reported = 0  # how many of the skipped files
 
@@ -56,12 +61,12 @@ class ImageFiles:
             sys.exit(1)
         return chain([first], iter(lambda: list(islice(images, self.batch)), []))
 
-    def _images(self) -> Iterator[tuple[Path, Tensor]]:
+    def _images(self) -> Iterator[tuple[Path, Tensor | Clip | Video]]:
         for file in self.files:
             try:
                 if file.is_dir():
                     raise BadSample("a folder without images")
-                pixels = read_image(file)
+                pixels = Video(file) if is_video(file) else read_image(file)
             except BadSample as bad:
                 self.skipped.append(f"{file}: {bad}")
                 continue
@@ -82,29 +87,40 @@ class ImageFiles:
             sys.exit(1)
 
     def track(self, what: str, groups: Iterator[Images], strategy: ResolutionStrategy) -> Iterator[Images]:
-        """Groups without the images that the strategy refuses, which are skipped; those without any are left out.
+        """Groups whose videos are read, of which the strategy chooses frames, without images that it refuses.
+
+        What cannot be used is skipped; groups without any image are left out.
 
         A progress bar is shown on standard error, or a line a minute, unless printed results already show progress.
 
         Raises:
-            UsageError: the only image is refused.
+            UsageError: the only file is an image that is refused, or a video whose frames cannot be decoded.
         """
         quiet = len(self.files) <= self.batch or sys.stdout.isatty()
         with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
             task = progress.add_task(what, total=len(self.files))
             for group in groups:
-                if taken := self._plannable(group, strategy):
+                if taken := self._ready(group, strategy):
                     yield taken
                 progress.update(task, completed=self.files.index(group[-1][0]) + 1)
 
-    def _plannable(self, group: Images, strategy: ResolutionStrategy) -> Images:
-        taken = []
-        for file, pixels in group:
+    def _ready(self, group: Images, strategy: ResolutionStrategy) -> Images:
+        """The group with clips in place of its videos, without images that the strategy has no plan for."""
+        taken: Images = []
+        for file, shown in group:
             try:
-                taken.append((file, plannable(pixels, strategy)))
+                taken.append((file, _usable(shown, strategy)))
             except BadSample as bad:
-                if len(self.files) == 1:
+                if len(self.files) == 1 and not isinstance(shown, Video):
                     raise
+                if len(self.files) == 1:
+                    raise UsageError(f"'{file}' cannot be read as a video ({bad}); {FORMATS}") from bad
                 self.skipped.append(f"{file}: {bad}")
         self._report()
         return taken
+
+
+def _usable(shown: Tensor | Clip | Video, strategy: ResolutionStrategy) -> Tensor | Clip | Video:
+    if isinstance(shown, Video):
+        return shown.read(strategy.sample)
+    return shown if isinstance(shown, Clip) else plannable(shown, strategy)

@@ -144,13 +144,13 @@ def score(
     """
     llm, rows = model.llm, len(features)
     images = VisualTokens.join([visual] * rows).repack(features.flatten(0, 1))
-    prefix, exists = model.prefix_of(images, [[question]] * rows)
+    seen = model.prefix_of(images, [[question]] * rows)
     prompt = compose(question, family=llm.wording, context=context) if question else Prompt("", (), model.prompt)
     length = llm.count_tokens(answer) + (len(llm.chat.ending) or 1)  # with the end
-    room = llm.room(prefix.shape[1], length)
+    room = llm.room(seen.embeds.shape[1], length)
     text = prompt.text if room is None else prompt.fit(llm.count_tokens, room).text
     most = llm.count_tokens(text) + length + 1
-    found = answer_losses(llm, prefix, exists, [answer] * rows, [text] * rows, most).without_end()
+    found = answer_losses(llm, seen, [answer] * rows, [text] * rows, most).without_end()
     ids = found.targets[0]
     places = ids.ne(IGNORE).nonzero()[:, 0]  # (n)
     if ids[places[: len(llm.start)]].tolist() == llm.start:  # which is predicted, too, where there is no prompt

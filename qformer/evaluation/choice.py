@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qformer.llm.base import LanguageModel
+    from qformer.model.connectors.base import Prefix
     from qformer.model.vision_language import VisionLanguageModel
 
 ROOM = 2048  # tokens; more than any prompt and answer have, so they are not cut
@@ -48,14 +49,10 @@ class AnswerLosses:
 
 
 def answer_losses(
-    llm: LanguageModel, prefix: Tensor, mask: Tensor, answers: list[str], prompts: list[str], max_tokens: int
+    llm: LanguageModel, visual: Prefix, answers: list[str], prompts: list[str], max_tokens: int
 ) -> AnswerLosses:
-    """The token losses of given answers, each after its visual prefix and its prompt; arguments as of `llm.predict`.
-
-    Args:
-        prefix: float[B, M, L]. mask: bool[B, M].
-    """
-    logits, targets = llm.predict(prefix, mask, answers, prompts, max_tokens)
+    """The token losses of given answers, each after its visual prefix and its prompt; arguments as of `llm.predict`."""
+    logits, targets = llm.predict(*visual, answers, prompts, max_tokens, visual.places)
     losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=IGNORE, reduction="none")
     greedy = (logits.argmax(dim=2) == targets) | targets.eq(IGNORE)
     return AnswerLosses(targets, losses, greedy, len(llm.chat.ending) or 1)
@@ -63,7 +60,7 @@ def answer_losses(
 
 @torch.no_grad()
 def choice_losses(
-    model: VisionLanguageModel, prefix: Tensor, mask: Tensor, prompts: Sequence[str], choices: Sequence[Sequence[str]]
+    model: VisionLanguageModel, visual: Prefix, prompts: Sequence[str], choices: Sequence[Sequence[str]]
 ) -> list[tuple[list[float], list[int]]]:
     """Compute the sum of the token losses of each choice after its prompt, and the number of its tokens.
 
@@ -71,7 +68,7 @@ def choice_losses(
     (arXiv:2305.06500) ranks candidates; nothing is generated.
 
     Args:
-        prefix: float[n, M, L], the visual prefix of each of n questions. mask: bool[n, M].
+        visual: the prefix of each of n questions.
         prompts: n strings. choices: n lists of answers.
     """
     flat = [(row, prompts[row], text) for row, texts in enumerate(choices) for text in texts]
@@ -79,9 +76,9 @@ def choice_losses(
     counts: list[int] = []
     for start in range(0, len(flat), ROWS):
         part = flat[start : start + ROWS]
-        rows = torch.tensor([row for row, _, _ in part], device=prefix.device)
+        rows = torch.tensor([row for row, _, _ in part], device=visual.mask.device)
         answers, asked = [text for _, _, text in part], [prompt for _, prompt, _ in part]
-        found = answer_losses(model.llm, prefix[rows], mask[rows], answers, asked, ROOM)
+        found = answer_losses(model.llm, visual.select(rows), answers, asked, ROOM)
         sums += found.losses.sum(dim=1).tolist()
         counts += found.targets.ne(IGNORE).sum(dim=1).tolist()
     values = iter(zip(sums, counts, strict=True))

@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import groupby
@@ -26,7 +27,9 @@ from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import vqa_preset
 from qformer.llm.rows import positions
 from qformer.lookup import nearest
+from qformer.model.connectors.base import Prefix
 from qformer.types import BadSample, Tiles, UsageError
+from qformer.videos import read_shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +59,7 @@ class Shortfalls:
     """Numbers of requests that could not be handled as given.
 
     Attributes:
-        imageless: documents without an image, or with an unreadable first image, answered from their text.
+        imageless: documents without a picture or clip that can be read, answered from their text.
         cut: contexts that lost words at their start, since they exceeded the positions of the language model.
         unanswered: requests that are empty or do not fit at all; they get an empty text, or a score of -inf.
     """
@@ -70,8 +73,9 @@ class Harness(lmms):
     """A stage-two checkpoint, or a BLIP-2 of another form, under test.
 
     The text of a task is worded as in BLIP-2 (`prompt=paper`), used unchanged (`plain`), or replaced by the model's own
-    caption prompt (`caption`). Only the first image of a document is used; `ignored_images` counts the others. No
-    document stops a benchmark: problems are counted in `shortfalls` and reported in a warning.
+    caption prompt (`caption`). All pictures and clips of a document are shown in its row; `ignored_images` counts those
+    that cannot be read beside others. No document stops a benchmark: problems are counted in `shortfalls` and reported
+    in a warning.
     """
 
     def __init__(
@@ -176,13 +180,11 @@ class Harness(lmms):
 
         return read
 
-    def _score(
-        self, visual: tuple[Tensor, Tensor], contexts: list[str], targets: list[str]
-    ) -> list[tuple[float, bool]]:
+    def _score(self, visual: Prefix, contexts: list[str], targets: list[str]) -> list[tuple[float, bool]]:
         """Score each target, one row at a time if the rows do not fit together."""
         llm, longest = self.model.llm, 1 << 30
         limit, prompts = positions(llm.model), []
-        for context, target, tokens in zip(contexts, targets, self._counts(visual), strict=True):
+        for context, target, tokens in zip(contexts, targets, visual.mask.sum(dim=1).tolist(), strict=True):
             needs = llm.count_tokens(target) + 1
             is_too_long = limit is not None and llm.family != "causal" and needs > limit
             room = llm.room(tokens, needs)
@@ -190,7 +192,7 @@ class Harness(lmms):
         scores = [(-math.inf, False)] * len(targets)
         for rows in self._together(visual, prompts, targets):
             answers, before = [targets[row] for row in rows], [prompts[row] or "" for row in rows]
-            found = answer_losses(llm, visual[0][rows], visual[1][rows], answers, before, longest)
+            found = answer_losses(llm, visual.select(rows), answers, before, longest)
             found = found.without_end()  # which is no part of the continuation
             sums: Tensor = -found.losses.sum(dim=1)
             for row, *score in zip(rows, sums.tolist(), found.greedy.all(dim=1).tolist(), strict=True):
@@ -198,13 +200,11 @@ class Harness(lmms):
         self.shortfalls.unanswered += prompts.count(None)
         return scores
 
-    def _together(
-        self, visual: tuple[Tensor, Tensor], prompts: list[str | None], targets: list[str]
-    ) -> list[list[int]]:
+    def _together(self, visual: Prefix, prompts: list[str | None], targets: list[str]) -> list[list[int]]:
         """Group the rows that are scored at once: all rows, or each one alone if they do not fit together."""
         rows = [row for row, prompt in enumerate(prompts) if prompt is not None]
         llm = self.model.llm
-        room = llm.room(visual[0].shape[1], 2)
+        room = llm.room(visual.embeds.shape[1], 2)
         lengths = [llm.count_tokens(f"{prompts[row]} {targets[row]}") for row in rows]
         fits = room is None or max(lengths, default=0) <= room
         return [rows] if rows and fits else [[row] for row in rows]
@@ -223,11 +223,11 @@ class Harness(lmms):
                 texts += [_until(text, stops) for text in self._write(visual, contexts, options)]
         return texts
 
-    def _write(self, visual: tuple[Tensor, Tensor], contexts: list[str], options: dict[str, Any]) -> list[str]:
+    def _write(self, visual: Prefix, contexts: list[str], options: dict[str, Any]) -> list[str]:
         """Generate a text for each row. Tasks allow thousands of tokens; a row gets as many of them as fit."""
         llm, wanted = self.model.llm, options.get("max_new_tokens", GenerateConfig.max_new_tokens)
         texts, rows_of, prompts = [""] * len(contexts), dict[int, list[int]](), list[str]()
-        for row, (context, tokens) in enumerate(zip(contexts, self._counts(visual), strict=True)):
+        for row, (context, tokens) in enumerate(zip(contexts, visual.mask.sum(dim=1).tolist(), strict=True)):
             prompt = self._fitting(context, llm.room(tokens, min(wanted, ROOM)))
             prompts.append(prompt or "")
             is_empty = not tokens and not (prompt or "").strip()
@@ -237,7 +237,8 @@ class Harness(lmms):
                 rows_of.setdefault(self._new_tokens(wanted, tokens, prompt), []).append(row)
         for new, rows in rows_of.items():
             own = [prompts[row] for row in rows]
-            ids = llm.generate(visual[0][rows], visual[1][rows], own, **options | {"max_new_tokens": new})
+            part = visual.select(rows)
+            ids = llm.generate(*part, own, part.places, **options | {"max_new_tokens": new})
             for row, text in zip(rows, llm.decode(ids), strict=True):
                 texts[row] = text
         return texts
@@ -268,30 +269,34 @@ class Harness(lmms):
         self.shortfalls.cut += 1
         return self._worded(text[starts[kept] :])
 
-    def _visual(self, images: list[Any], contexts: list[str]) -> tuple[Tensor, Tensor]:
-        """Compute the visual prefix of each document: float[B, M, L], and bool[B, M], all False if it has no image."""
+    def _visual(self, images: list[Any], contexts: list[str]) -> Prefix:
+        """Compute the visual prefix of each document, without a token if it has no image."""
         tiles: list[Tiles] = []
         rows = []
         for row, given in enumerate(images):
-            own = _flat(given)
-            self.ignored_images += max(len(own) - 1, 0)
+            own = self._readable(_flat(given))
             try:
-                tiles += [self.model.frontend.tiles(own[:1])] if own else []
+                tiles += [self.model.frontend.tiles([own])] if own else []
             except BadSample:
                 own = []
             rows += [row] if own else []
         self.shortfalls.imageless += len(images) - len(rows)
         if not rows:
             blank = torch.zeros(len(images), 0, self.model.llm.width, device=self.device)
-            return blank, torch.zeros(len(images), 0, dtype=torch.bool, device=self.device)
-        seen, exists = self.model.prefix(Tiles.join(tiles), [self._question(contexts[row]) for row in rows])
-        prefix = seen.new_zeros(len(images), *seen.shape[1:])
-        mask = exists.new_zeros(len(images), exists.shape[1])
-        prefix[rows], mask[rows] = seen, exists
-        return prefix, mask
+            return Prefix(blank, torch.zeros(len(images), 0, dtype=torch.bool, device=self.device))
+        seen = self.model.prefix(Tiles.join(tiles), [self._question(contexts[row]) for row in rows])
+        every = seen.select([rows.index(row) if row in rows else 0 for row in range(len(images))])
+        every.mask[[row for row in range(len(images)) if row not in rows]] = False
+        return every
 
-    def _counts(self, visual: tuple[Tensor, Tensor]) -> list[int]:
-        return visual[1].sum(dim=1).tolist()
+    def _readable(self, given: list[Any]) -> list[Any]:
+        """The pictures and clips of a document that can be read."""
+        found = []
+        for one in given:
+            with suppress(BadSample):
+                found.append(read_shown(one, self.model.frontend.strategy))
+        self.ignored_images += len(given) - len(found) if found else 0
+        return found
 
     def _warn(self) -> None:
         """Warn about the shortfalls so far, if there are new ones since the last warning."""

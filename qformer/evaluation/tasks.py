@@ -41,8 +41,7 @@ from qformer.types import BadSample
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
-
+    from qformer.model.connectors.base import Prefix
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample, Tiles
 
@@ -114,7 +113,8 @@ class OpenQuestion(Benchmark):
             answers = model.answer(tiles, questions, preset=ask.preset, **ask.decoding)
             return [{"said": answer} for group in answers for answer in group]
         options = {**vqa_preset(ask.preset, model.llm.wording).generate, **ask.decoding}
-        ids = model.llm.generate(*_prompted(model, tiles, items, ask), **options)
+        seen, prompts = _prompted(model, tiles, items, ask)
+        ids = model.llm.generate(*seen, prompts, seen.places, **options)
         return [{"said": text} for text in model.llm.decode(ids)]
 
     def submit(self, items: Sequence[Item], records: Mapping[str, Record]) -> list[Record] | Record:
@@ -172,7 +172,8 @@ class GivenAnswers(Benchmark):
     ) -> list[Record]:
         """The `losses` of the choices of each item, and the number of their `tokens`."""
         choices = [item.choices for group in items for item in group]
-        losses = choice_losses(model, *_prompted(model, tiles, items, ask), choices)
+        seen, prompts = _prompted(model, tiles, items, ask)
+        losses = choice_losses(model, seen, prompts, choices)
         return [{"losses": sums, "tokens": counts} for sums, counts in losses]
 
 
@@ -280,17 +281,17 @@ def _says(value: Any) -> bool:
 
 def _prompted(
     model: VisionLanguageModel, tiles: Tiles, items: Sequence[Sequence[Item]], ask: AskOptions
-) -> tuple[Tensor, Tensor, list[str]]:
-    """The visual prefix float[n, M, L] of each of n questions, its mask bool[n, M], and the prompts."""
+) -> tuple[Prefix, list[str]]:
+    """The visual prefix of each of n questions, and the prompts."""
     questions = [[item.question for item in group] for group in items]
-    prefix, mask = model.prefix(tiles, questions)
+    seen = model.prefix(tiles, questions)
     kind = model.llm.wording
     prompts = [
         vqa_prompt(question, ask.preset, kind) if ask.prompt is None else ask.prompt.replace("{}", question)
         for group in questions
         for question in group
     ]
-    return prefix, mask, prompts
+    return seen, prompts
 
 
 def _texts(records: Sequence[Record], lemmas: bool) -> list[str]:

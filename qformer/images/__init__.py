@@ -7,6 +7,7 @@ JPEG, also inside TIFF, is decoded by `simplejpeg` and never by Pillow (docs/sec
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from qformer.images.orientation import of_info, upright
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     ImageLike = bytes | str | Path | np.ndarray | Image.Image | Tensor
 
@@ -84,12 +85,23 @@ def read_file(path: Path) -> bytes:
     Raises:
         BadSample: kinds `missing` and `unreadable`.
     """
+    with regular(path):
+        return path.read_bytes()
+
+
+@contextmanager
+def regular(path: Path) -> Iterator[None]:
+    """Context in which a regular file may be opened; what is no file is refused before.
+
+    Raises:
+        BadSample: kinds `missing` and `unreadable`.
+    """
     try:
         if lookup.address(path) and not path.exists():
             raise FileNotFoundError
         if path.exists() and not path.is_file():  # reading from a device or a pipe may never end
             raise BadSample("unreadable", f"{path}: not a file")
-        return path.read_bytes()
+        yield
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null byte in the name
         raise BadSample("missing", _describe_missing(path)) from error
     except OSError as error:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -20,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from qformer.llm import chat
+from qformer.llm import chat, mrope
 from qformer.llm.decoding import GenerateConfig, write, write_tokens
-from qformer.llm.plain_text import PlainText, adds_bos, newline, spaced
+from qformer.llm.plain_text import adds_bos, newline, spaced
 from qformer.llm.rows import join, pad, positions, shared
-from qformer.llm.steps import CausalStep, ModelStep, Seq2SeqStep, cache_name
+from qformer.llm.steps import Abilities, CausalStep, ModelStep, Seq2SeqStep, cache_name
+from qformer.llm.tokenization import Tokenization
 from qformer.losses import IGNORE
 from qformer.types import Tokens, UsageError
 
@@ -37,20 +36,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 32  # length at which training texts are cut, including special tokens
 
 
-@dataclass(frozen=True)
-class Abilities:
-    """Abilities of a model that generation can rely on.
-
-    Attributes:
-        caches: its cache can be repeated and reordered; otherwise every token reads the whole row again.
-        batches: a padded row gets the same scores as the row alone; otherwise rows are read one by one.
-    """
-
-    caches: bool = True
-    batches: bool = True
-
-
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(nn.Module, Tokenization, ABC):
     """A frozen language model and its tokenizer. Its weights get no gradient, but its inputs do.
 
     The given transformers model is modified: parameters are frozen, generation settings cleared (special ids stay).
@@ -60,6 +46,7 @@ class LanguageModel(nn.Module, ABC):
         autocast: follow the surrounding autocast, for a small model that is itself trained.
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         abilities: see `qformer.llm.abilities`.
+        has_places: number tokens of pictures by time, row and column (`qformer.llm.mrope`).
         end: id of the token that ends a text. pad: id of the padding after it in a batch.
         start: ids that begin every text; empty if the tokenizer uses no BOS.
         template: prefix of prompts in which special tokens are read as such, like those of a chat; usually empty.
@@ -87,6 +74,7 @@ class LanguageModel(nn.Module, ABC):
         self.start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
         self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.abilities = Abilities(caches=cache_name(model) is not None)
+        self.has_places = model.config.model_type in mrope.FAMILIES
         self.width: int = model.get_input_embeddings().weight.shape[1]
         model.config.return_dict = True  # outputs are read by name
         # Special ids only; they are exported with the model.
@@ -128,6 +116,7 @@ class LanguageModel(nn.Module, ABC):
         text: list[str],
         prompt: list[str] | None = None,
         max_tokens: int = MAX_TOKENS,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the cross-entropy of `text` after the visual prefix, without smoothing.
 
@@ -136,35 +125,46 @@ class LanguageModel(nn.Module, ABC):
             text: B target texts.
             prompt: B texts that are read but not predicted; None means empty ones.
             max_tokens: length at which texts are cut (in training; `generate` never cuts prompts).
+            places: long[B, M, 3], time, row and column of each visual token in its picture, -1 where it is read as
+                text; models without `has_places` ignore them. None: all are read as text.
 
         Returns:
             The sum of the token losses, float32[], and the number of targets, long[]. The caller divides, because over
             processes the sums and the counts add up but the means do not.
         """
-        logits, targets = self.predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens)
+        logits, targets = self.predict(prefix, prefix_mask, text, prompt or [""] * len(text), max_tokens, places)
         total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
         return total, targets.ne(IGNORE).sum()
 
     def predict(
-        self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        text: list[str],
+        prompt: list[str],
+        max_tokens: int = MAX_TOKENS,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute the logits float[B, T, V] at the positions of the texts, and their targets long[B, T].
 
         `IGNORE` marks positions without a target. The arguments are those of `loss`.
         """
         with self._own_dtype(prefix.device):
-            return self._predict(prefix, prefix_mask, text, prompt, max_tokens)
+            return self._predict(prefix, prefix_mask, text, prompt, max_tokens, self._known(places))
 
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
         """Count the targets of a `loss` with at least one visual token in every row."""
         return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
 
     @torch.no_grad()
-    def generate(self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], **options: Any) -> Tensor:
+    def generate(
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], places: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Generate texts after [visual][prompt].
 
         Args:
             prefix: float[B, M, L]. prefix_mask: bool[B, M]. prompts: B strings, possibly empty, never cut.
+            places: long[B, M, 3], see `loss`.
             options: fields of `GenerateConfig`.
 
         Returns:
@@ -179,23 +179,27 @@ class LanguageModel(nn.Module, ABC):
         texts: list[Tensor] = []
         for first in range(0, len(prompts), max(size, 1)):
             rows = slice(first, first + size)
+            own = None if places is None else places[rows]
             with self._own_dtype(prefix.device):
-                read, start, unseen = self.begin(prefix[rows], prefix_mask[rows], prompts[rows], config.max_new_tokens)
+                visual = prefix[rows], prefix_mask[rows]
+                read, start, unseen = self.begin(*visual, prompts[rows], config.max_new_tokens, own)
                 step = self.chat.ending_step(read, self.end)
                 texts += write(step, start, self.end, self.pad, config.of_rows(rows), unseen)
         return pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
-    def stream(self, prefix: Tensor, prefix_mask: Tensor, prompt: str, **options: Any) -> Iterator[int]:
+    def stream(
+        self, prefix: Tensor, prefix_mask: Tensor, prompt: str, places: Tensor | None = None, **options: Any
+    ) -> Iterator[int]:
         """Yield the ids of one greedy or sampled text as they are generated; they equal those of `generate`.
 
         Args:
-            prefix: float[1, M, L]. prefix_mask: bool[1, M].
+            prefix: float[1, M, L]. prefix_mask: bool[1, M]. places: long[1, M, 3], see `loss`.
         """
         config, tokens = GenerateConfig.of(options), None
         while True:  # between two tokens, the caller's gradient mode and precision apply
             with torch.no_grad(), self._own_dtype(prefix.device):
                 if tokens is None:
-                    step, start, _ = self.begin(prefix, prefix_mask, [prompt], config.max_new_tokens)
+                    step, start, _ = self.begin(prefix, prefix_mask, [prompt], config.max_new_tokens, places)
                     tokens = write_tokens(self.chat.ending_step(step, self.end), start, self.end, self.pad, config)
                 token = next(tokens, None)
             if token is None:
@@ -207,7 +211,13 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def _predict(
-        self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        text: list[str],
+        prompt: list[str],
+        max_tokens: int,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Compute logits float[B, T, V] at the text positions and their targets long[B, T], `IGNORE` for none."""
 
@@ -219,7 +229,7 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def begin(
-        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int, places: Tensor | None = None
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         """Start generation after rows [visual][prompt].
 
@@ -231,43 +241,19 @@ class LanguageModel(nn.Module, ABC):
             the text length in beam search, as in the original.
         """
 
-    def decode(self, ids: Tensor | list[list[int]]) -> list[str]:
-        """Decode ids long[B, T] to texts, without special tokens and outer whitespace (OPT ends texts by a newline)."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Tokenize texts after `start`. The tokenizer adds nothing: some end prompts, and some omit BOS."""
-        return [self.start + row for row in self._plain_text.ids(texts, self.template)]
-
-    @cached_property
-    def _plain_text(self) -> PlainText:
-        return PlainText(self.tokenizer)
-
-    def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
-        """Tokenize texts between `start` and `end`; a text that is cut at `limit` keeps its end."""
-        ending = self.chat.ending or (self.end,)
-        cut = None if limit is None else limit - len(ending)
-        return [[*row[:cut], *ending] for row in self._ids(texts)]
-
-    def count_tokens(self, text: str) -> int:
-        """Count the tokens of a prompt, including `start`."""
-        return len(self._ids([text])[0])
-
     def room(self, visual: int, new: int) -> int | None:
         """Return the number of prompt tokens that fit after `visual` and before `new` tokens; None for no limit."""
         limit = positions(self.model)
         return None if limit is None else limit - visual - self.chat.length - (new if self.family == "causal" else 1)
 
-    def examples(self, pairs: list[tuple[str, str]]) -> list[list[int]]:
-        """Tokenize prompts with their texts as rows of training after their image; a template begins the next turn."""
-        if not self.chat:
-            return self.ended([spaced(*pair) for pair in pairs])
-        asked = self.chat.around(self._ids([prompt for prompt, _ in pairs]))
-        said = self.ended([text for _, text in pairs])
-        return [[*front, *back, *self.chat.head] for front, back in zip(asked, said, strict=True)]
-
     def _with_head(self, prefix: Tensor, prefix_mask: Tensor) -> tuple[Tensor, Tensor]:
         return self.chat.headed(self.model.get_input_embeddings(), prefix, prefix_mask)
+
+    def _known(self, places: Tensor | None) -> Tensor | None:
+        """The places with those of a template's head, which is text; None where this model has no use for them."""
+        if places is None or not self.has_places:
+            return None
+        return F.pad(places, (0, 0, len(self.chat.head), 0), value=mrope.TEXT)
 
 
 class CausalLM(LanguageModel):
@@ -290,7 +276,13 @@ class CausalLM(LanguageModel):
             self.start = [tokenizer.bos_token_id]
 
     def _predict(
-        self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        text: list[str],
+        prompt: list[str],
+        max_tokens: int,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         row, targets = self._targets(text, prompt, max_tokens, prefix.device)
         prefix, prefix_mask = self._with_head(prefix, prefix_mask)
@@ -299,7 +291,7 @@ class CausalLM(LanguageModel):
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
         targets = targets.masked_fill(columns < 0, IGNORE)  # no token precedes the first one if there is no image
 
-        inputs = join(self.model, prefix, prefix_mask, row, "right")
+        inputs = join(self.model, prefix, prefix_mask, row, "right", places=places)
         # Compute logits of these columns only: a prefix of many tiles would produce thousands of unused ones.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
 
@@ -330,13 +322,14 @@ class CausalLM(LanguageModel):
         return [*ids[:front], *ids[front + gone :]][:max_tokens], given - gone
 
     def begin(
-        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int, places: Tensor | None = None
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         row = pad(self.chat.around(self._ids(prompts)), self.end, prefix.device)
         prefix, prefix_mask = self._with_head(prefix, prefix_mask)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
-        inputs = join(self.model, prefix, prefix_mask, row, "left", new)
-        step = CausalStep(self.model, inputs["inputs_embeds"], inputs["attention_mask"], self.abilities.caches)
+        inputs = join(self.model, prefix, prefix_mask, row, "left", new, self._known(places))
+        embeds, mask, ids = inputs["inputs_embeds"], inputs["attention_mask"], inputs.get("position_ids")
+        step = CausalStep(self.model, embeds, mask, self.abilities.caches, ids)
         unseen = 1 if self.chat else row.mask.sum(dim=1).clamp(min=1)
         return step, row.ids.new_empty(len(prompts), 0), unseen
 
@@ -368,7 +361,13 @@ class Seq2SeqLM(LanguageModel):
                     module.act = nn.GELU()
 
     def _predict(
-        self, prefix: Tensor, prefix_mask: Tensor, text: list[str], prompt: list[str], max_tokens: int
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        text: list[str],
+        prompt: list[str],
+        max_tokens: int,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         inputs = join(self.model, *self._read(prefix, prefix_mask, prompt, max_tokens), "right")
         _, targets = self._targets(text, prompt, max_tokens, prefix.device)
@@ -383,7 +382,7 @@ class Seq2SeqLM(LanguageModel):
         return target, target.ids.masked_fill(~target.mask, IGNORE)
 
     def begin(
-        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int
+        self, prefix: Tensor, prefix_mask: Tensor, prompts: list[str], new: int, places: Tensor | None = None
     ) -> tuple[ModelStep, Tensor, Tensor | int]:
         # The decoder has positions of its own.
         inputs = join(self.model, *self._read(prefix, prefix_mask, prompts), "right", new=0)

@@ -12,6 +12,7 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
@@ -19,7 +20,7 @@ from transformers import (
 from qformer.devices import DTYPES as NAMED
 from qformer.files import pretrained
 from qformer.files.tensors import refuse
-from qformer.llm import chat
+from qformer.llm import chat, mrope
 from qformer.llm import quantize as quantizing
 from qformer.llm.abilities import examine
 from qformer.llm.base import CausalLM, Seq2SeqLM
@@ -52,6 +53,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal or encoder-decoder language model and its tokenizer from a folder or hub id.
 
+    Of a Qwen2-VL the language model alone is kept; it numbers pictures by time, row and column (`qformer.llm.mrope`).
+
     Args:
         dtype: None keeps the stored dtype. "auto" is float32 on the CPU, where 16 bits are slow; elsewhere it is the
             stored dtype if that has 16 bits, else bfloat16. So OPT (stored in float16) and Flan-T5 (stored in float32)
@@ -73,13 +76,26 @@ def load_language_model(
     # transformers gives encoders such as BERT a causal head without complaint.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (is_seq2seq or getattr(config, "is_decoder", False)):
         raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
-    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     options = _options(config, device, dtype, quantize, str(path))
-    model, report = pretrained.read(auto, path, NO_MODEL, output_loading_info=True, **options)
+    model, report = pretrained.read(auto_class(config), path, NO_MODEL, output_loading_info=True, **options)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
-    return wrap_language_model(_placed(model, options, device), path, dropout, erf_gelu, tried)
+    return wrap_language_model(_placed(without_tower(model), options, device), path, dropout, erf_gelu, tried)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes the language model of a configuration."""
+    if getattr(config, "is_encoder_decoder", False):
+        return AutoModelForSeq2SeqLM
+    return AutoModelForImageTextToText if config.model_type in mrope.FAMILIES else AutoModelForCausalLM
+
+
+def without_tower(model: Any) -> Any:
+    """Take the image encoder out of a model of transformers that has one, in place; `qformer.vision` has its own."""
+    if model.config.model_type in mrope.FAMILIES:
+        model.model.visual = None
+    return model
 
 
 def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
@@ -92,7 +108,7 @@ def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, qu
     kind, tensors = type(model), model.state_dict()
     with pretrained.quiet():
         model = kind.from_pretrained(None, config=model.config, state_dict=tensors, trust_remote_code=False, **options)
-    return _placed(model, options, device)
+    return _placed(without_tower(model), options, device)
 
 
 def _options(config: Any, device: torch.device | str, dtype: Dtype, quantize: str, source: str) -> dict[str, Any]:
@@ -179,10 +195,9 @@ def language_model(config: Any, tensors: Mapping[str, Tensor], source: str) -> P
     Raises:
         UsageError: other tensors are missing or left over.
     """
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):  # files have no buffers, such as rotary frequencies
         try:
-            model = auto.from_config(config, trust_remote_code=False)
+            model = without_tower(auto_class(config).from_config(config, trust_remote_code=False))
         except ValueError as error:  # such as a width that the heads do not divide
             raise UsageError(f"the configuration of the language model in '{source}' is not valid ({error})") from error
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qformer.llm import mrope
 from qformer.types import Tokens, TooLong
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def join(
     text: Tokens,
     side: Literal["left", "right"],
     new: int | None = None,
+    places: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Build the inputs of a transformers model: packed rows [visual][text], with the padding on one `side`.
 
@@ -82,24 +85,29 @@ def join(
         prefix: float[B, M, L]. prefix_mask: bool[B, M].
         new: the number of tokens to generate after the rows, which are then cut to the longest of them. None keeps
             all M + T columns, so that nothing has to be copied from a GPU.
+        places: long[B, M, 3], see `qformer.llm.mrope`; then `position_ids`, long[3, B, X], are among the inputs.
 
     Raises:
         TooLong: more tokens than the model has positions.
     """
     embeds = model.get_input_embeddings()(text.ids)
     embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
-    embeds, mask, _ = pack(embeds, torch.cat([prefix_mask, text.mask], dim=1), side)
+    embeds, mask, order = pack(embeds, torch.cat([prefix_mask, text.mask], dim=1), side)
     visual, words = prefix.shape[1], text.ids.shape[1]
+    if places is not None:
+        places = F.pad(places, (0, 0, 0, words), value=mrope.TEXT).take_along_dim(order[..., None], dim=1)
     if new is not None and len(embeds):
         lengths = prefix_mask.sum(dim=1), text.mask.sum(dim=1)
         longest = int((lengths[0] + lengths[1]).argmax())
         visual, words = (int(length[longest]) for length in lengths)
         kept = slice(-(visual + words) or None, None) if side == "left" else slice(visual + words)
         embeds, mask, words = embeds[:, kept], mask[:, kept], words + new
+        places = None if places is None else places[:, kept]
     limit = positions(model)
     if limit is not None and visual + words > limit:
         raise TooLong(
             f"{visual} visual and {words} text tokens exceed the {limit} positions of this {model.config.model_type} "
             "model; use fewer tiles or examples, a connector with fewer tokens, or shorter text"
         )
-    return {"inputs_embeds": embeds, "attention_mask": mask.long()}
+    inputs = {"inputs_embeds": embeds, "attention_mask": mask.long()}
+    return inputs if places is None else inputs | {"position_ids": mrope.number(places, mask)[0]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,20 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Abilities of a model that generation can rely on.
+
+    Attributes:
+        caches: its cache can be repeated and reordered; otherwise every token reads the whole row again.
+        batches: a padded row gets the same scores as the row alone; otherwise rows are read one by one.
+    """
+
+    caches: bool = True
+    batches: bool = True
+
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # argument of `forward`: since 5.24, up to 5.23, in Mamba
 
@@ -112,11 +127,16 @@ class CausalStep(ModelStep):
 
     Args:
         embeds: float[B, X, L], padded on the left. mask: long[B, X], 1 where there is a token.
+        ids: long[3, B, X], positions of a model that numbers them by time, row and column; None counts tokens.
     """
 
-    def __init__(self, model: Any, embeds: Tensor, mask: Tensor, cached: bool = True) -> None:
+    def __init__(
+        self, model: Any, embeds: Tensor, mask: Tensor, cached: bool = True, ids: Tensor | None = None
+    ) -> None:
         super().__init__(model, cached)
-        self.embeds, self.mask = embeds, mask
+        self.embeds, self.mask, self.ids = embeds, mask, ids
+        # How far the ids of what is generated are ahead of the number of tokens: a picture has fewer ids than tokens.
+        self.ahead = None if ids is None else ((ids.amax(dim=0) + 1) * mask).amax(dim=1) - mask.sum(dim=1)
 
     def _count(self) -> int:
         return len(self.embeds)
@@ -131,6 +151,8 @@ class CausalStep(ModelStep):
         if self.cache_name is None:
             self.embeds = self.embeds[rows]
         self.mask = self.mask[rows]
+        if self.ids is not None and self.ahead is not None:
+            self.ids, self.ahead = self.ids[:, rows], self.ahead[rows]
 
     def _read_whole(self, texts: Tensor) -> Tensor:
         embeds, mask = self.embeds, self.mask
@@ -138,16 +160,24 @@ class CausalStep(ModelStep):
             embeds = torch.cat([embeds, self.model.get_input_embeddings()(texts).to(embeds.dtype)], dim=1)
             mask = torch.cat([mask, torch.ones_like(texts)], dim=1)
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return self._forward(inputs_embeds=embeds, attention_mask=mask, **self._positions(places))
+        return self._forward(inputs_embeds=embeds, attention_mask=mask, **self._positions(places, self.embeds.shape[1]))
 
     def _read_next(self, token: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(token)], dim=1)
         places = self.mask.sum(dim=1, keepdim=True) - 1
         return self._forward(input_ids=token, attention_mask=self.mask, **self._positions(places))
 
-    def _positions(self, places: Tensor) -> dict[str, Tensor]:
-        """Pass the positions of tokens in their row, not counting padding, if `forward` takes them."""
-        return {"position_ids": places} if "position_ids" in self.arguments else {}
+    def _positions(self, places: Tensor, given: int = 0) -> dict[str, Tensor]:
+        """Pass the positions of tokens in their row, not counting padding, if `forward` takes them.
+
+        Args:
+            places: long[n, t], the number of each token in its row.
+            given: how many columns are of the rows themselves, whose ids are known.
+        """
+        if self.ids is None or self.ahead is None:
+            return {"position_ids": places} if "position_ids" in self.arguments else {}
+        generated = (places + self.ahead[:, None])[:, given:].expand(3, -1, -1)
+        return {"position_ids": torch.cat([self.ids[..., :given], generated], dim=2)}
 
 
 class Seq2SeqStep(ModelStep):

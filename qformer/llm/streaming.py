@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 UNFINISHED = "\ufffd"  # stands for the first bytes of a character
 
 
-def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, options: dict[str, Any]) -> Iterator[str]:
+def stream(
+    llm: LanguageModel,
+    prefix: Tensor,
+    mask: Tensor,
+    prompt: str,
+    options: dict[str, Any],
+    places: Tensor | None = None,
+) -> Iterator[str]:
     """Generate the text after [visual][prompt] in pieces, which add up to the text of `generate`.
 
     Args:
         prefix: float[1, M, L]. mask: bool[1, M].
         options: fields of `GenerateConfig`; one beam is the default.
+        places: long[1, M, 3], see `LanguageModel.loss`.
 
     Raises:
         UsageError: several beams or texts, an unknown option, or a row that exceeds the positions of the model.
@@ -38,13 +46,13 @@ def stream(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, option
             "only one greedy or sampled text can be streamed, because beam search can change any word until the end; "
             "leave num_beams and num_return_sequences out, or use generate"
         )
-    return _pieces(llm, prefix, mask, prompt, options)
+    return _pieces(llm, llm.stream(prefix, mask, prompt, places, **options))
 
 
-def _pieces(llm: LanguageModel, prefix: Tensor, mask: Tensor, prompt: str, options: dict[str, Any]) -> Iterator[str]:
+def _pieces(llm: LanguageModel, tokens: Iterator[int]) -> Iterator[str]:
     ids: list[int] = []
     shown = ""
-    for token in llm.stream(prefix, mask, prompt, **options):
+    for token in tokens:
         ids.append(token)
         text = _settled(llm, ids)
         if len(text) > len(shown) and text.startswith(shown):

@@ -16,15 +16,14 @@ from qformer.types import Tiles, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
-
     from qformer.llm.base import LanguageModel
+    from qformer.model.connectors.base import Prefix
 
     Turn = tuple[str, str]  # a question and its answer
     Example = tuple[Tiles, str]  # one image, and the text that belongs to it
     AnsweredExample = tuple[Tiles, str, str]  # one image, a question and its answer
     WordedExample = tuple[Tiles, str, str | tuple[str, str]]  # and what is read, with a template as prompt and answer
-    See = Callable[[Tiles, list[list[str]] | None], tuple[Tensor, Tensor]]  # `VisionLanguageModel.prefix`
+    See = Callable[[Tiles, list[list[str]] | None], Prefix]  # `VisionLanguageModel.prefix`
 
 ROWS = 64  # questions that are answered at once
 
@@ -82,13 +81,11 @@ def fit(llm: LanguageModel, prompts: list[Prompt], visual: list[int], new: int) 
     return fitting
 
 
-def reply(
-    llm: LanguageModel, visual: tuple[Tensor, Tensor], prompts: list[list[Prompt]], settings: dict[str, Any]
-) -> list[list[str]]:
+def reply(llm: LanguageModel, visual: Prefix, prompts: list[list[Prompt]], settings: dict[str, Any]) -> list[list[str]]:
     """A text for each of the prompts of each image.
 
     Args:
-        visual: the prefix, float[n, M, L] and bool[n, M], a row for each prompt.
+        visual: the prefix, a row for each prompt.
         settings: fields of `GenerateConfig`.
 
     Raises:
@@ -97,15 +94,15 @@ def reply(
     config = GenerateConfig.of(settings)
     if config.num_return_sequences != 1:
         raise UsageError("num_return_sequences is for captions (`generate`); ask a question several times instead")
-    prefix, mask = visual
     flat = [prompt for asked in prompts for prompt in asked]
     config.check_draws(len(flat))
-    fitting = fit(llm, flat, mask.sum(dim=1).tolist(), config.max_new_tokens)
+    fitting = fit(llm, flat, visual.mask.sum(dim=1).tolist(), config.max_new_tokens)
     texts: list[str] = []
     for start in range(0, len(fitting), ROWS):
         rows = slice(start, start + ROWS)
         own = settings if config.draws is None else settings | {"draws": config.of_rows(rows).draws}
-        texts += llm.decode(llm.generate(prefix[rows], mask[rows], fitting[rows], **own))
+        part = visual.select(rows)
+        texts += llm.decode(llm.generate(*part, fitting[rows], part.places, **own))
     answers = iter(texts)
     return [[next(answers) for _ in asked] for asked in prompts]
 
@@ -116,7 +113,7 @@ def see(
     tiles: Tiles,
     questions: list[list[str]] | None,
     examples: Sequence[Sequence[WordedExample]] | None,
-) -> tuple[Tensor, Tensor]:
+) -> Prefix:
     """`prefix` of B images, or of each question of each, after the image's examples: image, question, text.
 
     Raises:
@@ -125,7 +122,8 @@ def see(
     if examples is None or not any(examples):
         return prefix(tiles, questions)
     images, asked, rows = put_in_front(tiles, questions or [[""]] * len(tiles), examples)
-    return interleave(llm, *prefix(images, asked), rows)
+    seen = prefix(images, asked)
+    return interleave(llm, *seen, rows, seen.places)
 
 
 def without_questions(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qformer.llm.mrope import TEXT
+from qformer.model.connectors.base import Prefix
 from qformer.types import Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
 
 def interleave(
-    llm: LanguageModel, visual: Tensor, mask: Tensor, rows: Sequence[Sequence[int | Text]]
-) -> tuple[Tensor, Tensor]:
+    llm: LanguageModel,
+    visual: Tensor,
+    mask: Tensor,
+    rows: Sequence[Sequence[int | Text]],
+    places: Tensor | None = None,
+) -> Prefix:
     """Prefixes in which images and texts alternate, for k-shot prompts: rows of any length.
 
     A text is written as behind an image of training: with the token that begins texts, where the model has one, and
@@ -32,6 +38,7 @@ def interleave(
         visual: float[N, M, L], the visual tokens of N images. mask: bool[N, M].
         rows: B rows of numbers of images and texts, in the order in which they are read; a text may be a pair of a
             prompt and what is written after it.
+        places: of the visual tokens, long[N, M, 3], see `Prefix`.
 
     Returns:
         float[B, X, L] and bool[B, X], a prefix as any other.
@@ -39,7 +46,7 @@ def interleave(
     texts = [("", part) if isinstance(part, str) else part for row in rows for part in row if not isinstance(part, int)]
     embed = llm.model.get_input_embeddings()
     ids = iter(llm.examples(texts)) if texts else iter(())
-    joined = []
+    joined, placed = [], []
     for row in rows:
         parts = [
             visual[part][mask[part]].to(embed.weight.dtype)
@@ -48,9 +55,14 @@ def interleave(
             for part in row
         ]
         joined.append(torch.cat(parts))
+        if places is not None:
+            words = (places.new_full((len(part), 3), TEXT) for part in parts)
+            seen = zip(row, words, strict=True)
+            placed.append(torch.cat([places[p][mask[p]] if isinstance(p, int) else text for p, text in seen]))
     lengths = torch.tensor([len(row) for row in joined], device=visual.device)
     prefix = pad_sequence(joined, batch_first=True)
-    return prefix, torch.arange(prefix.shape[1], device=visual.device) < lengths[:, None]
+    exists = torch.arange(prefix.shape[1], device=visual.device) < lengths[:, None]
+    return Prefix(prefix, exists, pad_sequence(placed, True, TEXT) if placed else None)
 
 
 def put_in_front(

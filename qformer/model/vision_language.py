@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qformer import distributed
+from qformer.llm import mrope
 from qformer.llm.base import LanguageModel, Seq2SeqLM
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
 from qformer.model import answers
+from qformer.model.connectors.base import owners
 from qformer.model.frontend import FrontEnd
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
@@ -56,9 +58,9 @@ class VisionLanguageModel(nn.Module):
         writes the rest. Question data is asked with the VQA prompt; the target is the answer that was drawn for
         this step, or else the first accepted one.
         """
-        prefix, mask = self.prefix(batch.tiles, batch.question)
+        seen = self.prefix(batch.tiles, batch.question)
         prompts, targets = self._prompts_and_targets(batch)
-        total, count = self.llm.loss(prefix, mask, targets, prompts, self.max_tokens)
+        total, count = self.llm.loss(*seen, targets, prompts, self.max_tokens, seen.places)
         if batch.targets is not None:
             count = batch.targets.to(total.device)
         elif distributed.world() > 1:
@@ -84,6 +86,9 @@ class VisionLanguageModel(nn.Module):
     def prefix_of(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
         """`prefix` of what the front end has made of B images, each with its list of questions."""
         prefix: Prefix = self.connector(visual, questions)
+        if self.llm.has_places and self.connector.keeps_grid:
+            images = range(len(visual)) if questions is None else owners(questions).tolist()
+            prefix.places = mrope.of_plans([visual.plans[image] for image in images], prefix.mask)
         return prefix
 
     def count_tokens(self, plan: Plan) -> int:
@@ -117,7 +122,8 @@ class VisionLanguageModel(nn.Module):
         if len(prompts) != len(tiles):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
         shown = answers.without_questions(self.llm, examples, prompts)
-        ids = self.llm.generate(*self._see(tiles, None, shown), prompts, **self._usual() | options)
+        seen = self._see(tiles, None, shown)
+        ids = self.llm.generate(*seen, prompts, seen.places, **self._usual() | options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
@@ -138,8 +144,8 @@ class VisionLanguageModel(nn.Module):
         if len(tiles) != 1:
             raise UsageError(f"got {len(tiles)} images; the text of one image can be streamed")
         prompt = self.prompt if prompt is None else prompt
-        prefix, mask = self._see(tiles, None, answers.without_questions(self.llm, examples, [prompt]))
-        return stream(self.llm, prefix, mask, prompt, self._usual() | {"num_beams": 1} | options)
+        seen = self._see(tiles, None, answers.without_questions(self.llm, examples, [prompt]))
+        return stream(self.llm, *seen, prompt, self._usual() | {"num_beams": 1} | options, seen.places)
 
     @overload
     def answer(self, tiles: Tiles, questions: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
@@ -226,7 +232,8 @@ class VisionLanguageModel(nn.Module):
             raise UsageError(f"got {len(tiles)} images; the answer about one image can be streamed")
         settings = wording(task, preset, self.llm.wording).generate | {"num_beams": 1} | options
         prompt = self.prompt_for(tiles.plans[0], question, context, history, preset, task, **settings)
-        return stream(self.llm, *self.prefix(tiles, [question]), prompt, settings)
+        seen = self.prefix(tiles, [question])
+        return stream(self.llm, *seen, prompt, settings, seen.places)
 
     @torch.no_grad()
     def self_ask(self, tiles: Tiles, context: str | None = None, preset: str = "paper", **options: Any) -> list[Turn]:
@@ -253,7 +260,7 @@ class VisionLanguageModel(nn.Module):
 
     def _see(
         self, tiles: Tiles, questions: list[list[str]] | None, examples: Sequence[Sequence[WordedExample]] | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Prefix:
         return answers.see(self.llm, self.prefix, tiles, questions, examples)
 
     def _prompts_and_targets(self, batch: Batch) -> tuple[list[str], list[str]]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from qformer import compat, vision
 from qformer.files import pretrained
 from qformer.llm.base import CausalLM, Seq2SeqLM
-from qformer.llm.loading import DTYPES, choose_dtype
+from qformer.llm.loading import DTYPES, auto_class, choose_dtype, without_tower
 from qformer.llm.quantize import targets
 from qformer.model.assembly import assemble
 from qformer.model.bert import bert_sizes
@@ -121,9 +121,8 @@ def outline_language_model(config: Config, device: str) -> LanguageModel:
     dtype = choose_dtype(theirs, device, DTYPES[config.llm.dtype])
     quantize = config.llm.quantize
     is_seq2seq = getattr(theirs, "is_encoder_decoder", False)
-    auto = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     try:
-        model = auto.from_config(theirs, dtype=dtype, trust_remote_code=False)
+        model = without_tower(auto_class(theirs).from_config(theirs, dtype=dtype, trust_remote_code=False))
     except ValueError as error:
         raise UsageError(
             f"llm.path '{config.llm.path}' is a {theirs.model_type} model, which generates no text"

@@ -10,6 +10,7 @@ import torch
 from qformer.evaluation import choice
 from qformer.evaluation.choice import choice_losses
 from qformer.llm.loading import load_language_model
+from qformer.model.connectors import Prefix
 from tests.tiny import save_tiny_llm
 
 
@@ -28,7 +29,7 @@ def test_each_choice_costs_what_it_costs_alone(tmp_path: Path, monkeypatch: pyte
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     prompts = ["Question: a cat? Answer:", "Question: what is it that is there on the mat? Answer:"]
     choices = [["yes", "no"], ["a dog", "a very long answer that goes on", "cat"]]
-    found = choice_losses(Speaking(llm), prefix, mask, prompts, choices)
+    found = choice_losses(Speaking(llm), Prefix(prefix, mask), prompts, choices)
     for row, texts in enumerate(choices):
         for number, text in enumerate(texts):
             loss, count = llm.loss(prefix[row : row + 1], mask[row : row + 1], [text], [prompts[row]], choice.ROOM)

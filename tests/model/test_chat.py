@@ -22,6 +22,7 @@ from qformer.llm.prompts import TASKS, TURNS, compose
 from qformer.llm.rows import word_spread
 from qformer.losses import IGNORE
 from qformer.model.assembly import build_vision_language
+from qformer.model.connectors import Prefix
 from qformer.model.interleave import interleave
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.inherit import inherit
@@ -205,9 +206,9 @@ def test_examples_are_turns(llm: LanguageModel) -> None:
 
 
 def test_likelihoods_leave_out_all_that_ends_a_turn(llm: LanguageModel) -> None:
-    given = visual(llm, 2), torch.ones(2, 5).bool(), ["red", "two people"], ["what?", "who?"]
-    found = answer_losses(llm, *given, 100).without_end()
-    for row, text in zip(found.targets, given[2], strict=True):
+    seen, said = Prefix(visual(llm, 2), torch.ones(2, 5).bool()), ["red", "two people"]
+    found = answer_losses(llm, seen, said, ["what?", "who?"], 100).without_end()
+    for row, text in zip(found.targets, said, strict=True):
         assert row[row != IGNORE].tolist() == ids(llm, text)
     assert (found.losses[found.targets == IGNORE] == 0).all()
 

@@ -32,8 +32,8 @@ class Prefix(_Pair):
     Attributes:
         embeds: float[B, M, L], input embeddings of the language model, padded to the longest row.
         mask: bool[B, M], True at embeddings that exist.
-        places: long[B, M, 3], time, row and column of each in its image; None where the language model numbers its
-            positions one after the other.
+        places: long[B, M, 3], time, row and column of each in its image, -1 at what is read as text, such as markers;
+            None where all is. Language models without M-RoPE (`qformer.llm.mrope`) ignore them.
     """
 
     places: Tensor | None
@@ -43,8 +43,8 @@ class Prefix(_Pair):
         made.places = places
         return made
 
-    def select(self, rows: Tensor) -> Prefix:
-        """Those of the rows long[n], in that order; a row may be taken several times."""
+    def select(self, rows: Tensor | slice | list[int]) -> Prefix:
+        """Those of the rows, long[n], in that order; a row may be taken several times."""
         return Prefix(self.embeds[rows], self.mask[rows], None if self.places is None else self.places[rows])
 
 
@@ -58,11 +58,14 @@ class Connector(nn.Module):
         normalized: whether the LayerNorm of BLIP-2's front end stands before it; tokens come as they are otherwise.
         patch: side in pixels of the encoder's patches, by which `count_tokens` goes; None where it does not matter. An
             encoder with other patches is refused when a model is assembled.
+        keeps_grid: the language model gets the tokens of a plan as the grid that the plan says (`fine`), so that one
+            with M-RoPE numbers them by time, row and column; otherwise they are read as text.
         tokenizer: of the questions that the connector reads, saved with its checkpoints; None where it reads none.
     """
 
     normalized: bool = False
     patch: int | None = None
+    keeps_grid: bool = False
     tokenizer: Any = None
 
     def project(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
