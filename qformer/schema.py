@@ -264,6 +264,7 @@ class TrainConfig(Section):
 
 
 QFORMER = "qformer"  # the connector of BLIP-2 and of stage one
+LINKS = ("none", "joint", "per_slice")
 
 
 class Config(Section):
@@ -278,6 +279,7 @@ class Config(Section):
         vision_norm_eps: epsilon of the LayerNorm after the encoder; BLIP-2 in transformers has 1e-6.
         connector: in stage two, turns image tokens into embeddings of the language model. Others than `qformer` have
             options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
+            For `qformer`, see also `links`.
         question: option of the connector `qformer`: let the Q-Former read the question too; by default only the
             language model does.
     """
@@ -306,6 +308,15 @@ class Config(Section):
         """True if the connector is BLIP-2's, as in stage one."""
         return self.connector.name == QFORMER
 
+    @property
+    def links(self) -> Literal["none", "joint", "per_slice"]:
+        """Option of the connector `qformer`: how its queries read the tiles of a picture.
+
+        Each tile by itself (`none`), all by one set of queries (`joint`), or all by a set for each tile (`per_slice`).
+        In stage one the images of ITM and ITG get the places of tiles with either of the last two.
+        """
+        return self.connector.options.get("links", "none") if self.has_qformer else "none"
+
     @model_validator(mode="before")
     @classmethod
     def _question_by_itself(cls, given: Any) -> Any:
@@ -322,8 +333,13 @@ class Config(Section):
     def _connector_fits(self) -> Self:
         name = self.connector.name
         if self.has_qformer:
-            for key in self.connector.options:
-                raise ValueError(f"connector.{key} is not an option of 'qformer': known are question")
+            for key, given in self.connector.options.items():
+                if key != "links":
+                    raise ValueError(f"connector.{key} is not an option of 'qformer': known are links, question")
+                if given not in LINKS:
+                    raise ValueError(f"connector.links is {given!r}; give one of {', '.join(LINKS)}")
+            if self.links != "none" and self.stage not in ("stage1", "stage2"):
+                raise ValueError(f"connector.links is for stage1 and stage2, not for '{self.stage}'; leave it out")
             return self
         if self.stage != "stage2":
             why = "trains a Q-Former" if self.stage == "stage1" else "has no connector"

@@ -21,6 +21,7 @@ FLOORS = (
     ("compat", "devices", "distributed", "files", "images", "progress"),
     ("alignment", "losses", "resolution", "vision", "wheels"),
     ("data", "llm", "scenes"),
+    ("connectors",),
     ("model",),
     ("checkpoints",),
     ("figures", "retrieval"),
