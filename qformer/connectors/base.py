@@ -231,11 +231,11 @@ def square_root(queries: int, connector: Connector) -> int:
     Raises:
         UsageError: they are no square.
     """
-    side = math.isqrt(max(queries, 0))
-    if side < 1 or side * side != queries:
+    side = max(math.isqrt(max(queries, 0)), 1)
+    if side * side != queries:
         raise UsageError(
             f"queries of the connector {type(connector).__name__} is {queries}; its queries are a square grid, so give "
-            f"a square number such as {max(side, 1) ** 2} or {(side + 1) ** 2}"
+            f"a square number such as {side**2} or {(side + 1) ** 2}"
         )
     return side
 
