@@ -7,6 +7,7 @@ A connector of one's own is a subclass with an `__init__(width, llm_width, **opt
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -86,16 +87,17 @@ class Connector(nn.Module):
         return {}
 
     def pieces(self, tiles: Sequence[Tensor], plan: Plan) -> list[Tensor]:
-        """Flatten what came of each tile of one plan, and put in what the connector itself adds between them.
+        """Flatten what came of each tile, and put in what the connector itself adds between them.
 
         Args:
-            tiles: what `project` gave for each tile of the plan, float[rows, columns, L] or float[Q, L].
+            tiles: for each tile of the plan what `project` gave, float[n, rows, columns, L] or float[n, Q, L], of n
+                images of this plan.
 
         Returns:
-            float[m, L] for each tile, in their order: `sequence` joins them, and markers stand around them. Where
+            float[n, m, L] for each tile, in their order: `sequence` joins them, and markers stand around them. Where
             several tiles become one view, the first of them has it and those of the others are empty.
         """
-        return [tile.flatten(0, -2) for tile in tiles]
+        return [tile.flatten(1, -2) for tile in tiles]
 
     def sequence(self, tiles: Sequence[Tensor], plan: Plan) -> Tensor:
         """Order the embeddings of the tiles of one image, without markers.
@@ -106,7 +108,7 @@ class Connector(nn.Module):
         Returns:
             float[M, L], M = `count_tokens(plan)`.
         """
-        return torch.cat(self.pieces(tiles, plan))
+        return torch.cat(self.pieces([tile[None] for tile in tiles], plan), dim=1)[0]
 
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix of a plan without its markers; of a plan with `parts`, the sum of theirs.
@@ -114,7 +116,7 @@ class Connector(nn.Module):
         Raises:
             UsageError: as of `count_part`.
         """
-        return sum(self.count_part(part) for part in plan.parts or (plan,))
+        return sum(map(self.count_part, units([plan])))
 
     def count_part(self, plan: Plan) -> int:
         """Length of the prefix of one picture or clip; by default an embedding for each patch of each tile.
@@ -149,48 +151,84 @@ class Connector(nn.Module):
         Raises:
             UsageError: tiles, or tokens of a patch, that the connector cannot read.
         """
-        tiles, rows = iter(self._project_all(visual)), []
-        for plan in visual.plans:
-            parts = [self._row([next(tiles) for _ in part.tiles], part, marker) for part in plan.parts or (plan,)]
-            rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
-        prefix = join_rows(rows)
+        parts = units(visual.plans)
+        groups = self._lay_out(visual, parts, marker)
+        if len(groups) == 1 and len(parts) == len(visual.plans):  # images of one plan, at once
+            embeds = groups[0][1]
+            prefix = Prefix(embeds, embeds.new_ones(embeds.shape[:2], dtype=torch.bool))
+        else:
+            found = {number: row for numbers, rows in groups for number, row in zip(numbers, rows, strict=True)}
+            own = (found[number] for number in range(len(parts)))
+            rows = [[next(own) for _ in plan.parts or (plan,)] for plan in visual.plans]
+            prefix = join_rows([torch.cat(row) if len(row) > 1 else row[0] for row in rows])
         if questions is None or all(len(asked) == 1 for asked in questions):  # a row each, as they are
             return prefix
         return prefix.select(owners(questions).to(prefix.embeds.device))
 
-    def _row(self, tiles: Sequence[Tensor], plan: Plan, marker: Marker | None) -> Tensor:
-        if marker is None or not plan.markers:
-            return self.sequence(tiles, plan)
+    def _lay_out(
+        self, visual: VisualTokens, parts: Sequence[Plan], marker: Marker | None
+    ) -> list[tuple[list[int], Tensor]]:
+        """Numbers of the pictures and clips of each plan, and what the language model reads of them: float[n, M, L]."""
+        made, places = self._project_all(visual, parts)
+        starts = [0, *accumulate(len(part.tiles) for part in parts)]
+        alike: dict[Any, list[int]] = {}
+        for number, part in enumerate(parts):
+            alike.setdefault((part, *visual.grids[starts[number] : starts[number + 1]]), []).append(number)
+        found = []
+        for (plan, *_), numbers in alike.items():
+            tiles = []
+            for tile in range(len(plan.tiles)):
+                group, _ = places[starts[numbers[0]] + tile]
+                rows = [places[starts[number] + tile][1] for number in numbers]
+                whole = rows == list(range(len(made[group])))
+                tiles.append(made[group] if whole else made[group][torch.tensor(rows, device=made[group].device)])
+            found.append((numbers, self._rows(tiles, plan, marker)))
+        return found
+
+    def _rows(self, tiles: Sequence[Tensor], plan: Plan, marker: Marker | None) -> Tensor:
+        """What the language model reads of n images of a plan, whose tiles became float[n, ..., L]: float[n, M, L]."""
+        marker = marker if plan.markers else None
         if type(self).sequence is Connector.sequence:
-            return torch.cat(with_markers(self.pieces(tiles, plan), plan, marker))
-        whole = self.sequence(tiles, plan)
-        first, last = plan.tiles[0], plan.tiles[-1]
-        if bool(first.before) + bool(last.after) != plan.markers:
+            pieces = self.pieces(tiles, plan)
+            return torch.cat(pieces if marker is None else with_markers(pieces, plan, marker), dim=1)
+        whole = torch.stack([self.sequence(own, plan) for own in zip(*tiles, strict=True)])  # (n, M, L)
+        if marker is None:
+            return whole
+        if bool(plan.tiles[0].before) + bool(plan.tiles[-1].after) != plan.markers:
             raise UsageError(
                 f"the connector {type(self).__name__} orders tiles by a `sequence` of its own, which has no place for "
                 "the markers between them; give it `pieces` instead, or use another strategy"
             )
-        return torch.cat(with_markers([whole, *[whole[:0]] * (len(tiles) - 1)], plan, marker))
+        return torch.cat(with_markers([whole, *[whole[:, :0]] * (len(tiles) - 1)], plan, marker), dim=1)
 
-    def _project_all(self, visual: VisualTokens) -> list[Tensor]:
-        """Project each of the N tiles; those that are projected alike pass together."""
+    def _project_all(
+        self, visual: VisualTokens, parts: Sequence[Plan]
+    ) -> tuple[list[Tensor], dict[int, tuple[int, int]]]:
+        """Project the N tiles, those that are projected alike together; and where each is: (group, row)."""
         if self.per_patch not in (None, visual.per_patch):
             raise UsageError(
                 f"the connector {type(self).__name__} reads {self.per_patch} tokens of a patch, but this image encoder "
                 f"makes {visual.per_patch}; use the connector 'mlp' with as many adapters"
             )
-        plans = [part for plan in visual.plans for part in plan.parts or (plan,)]
-        owner = (plan for plan in plans for _ in plan.tiles)
+        owner = (part for part in parts for _ in part.tiles)
         groups: dict[Any, list[int]] = {}
         for tile, (grid, plan) in enumerate(zip(visual.grids, owner, strict=True)):
             groups.setdefault((grid, *self.options_of(plan, grid).items()), []).append(tile)
-        found: dict[int, Tensor] = {}
+        made = []
         for ((rows, columns), *options), members in groups.items():
-            kept = slice(visual.extra, visual.extra + visual.per_patch * rows * columns)
-            # fp32 first: autocast in bf16 cannot stack rows of a store in fp16
-            tokens = torch.stack([visual.rows[tile][kept].float() for tile in members])  # (n, per_patch * S, D)
-            found |= zip(members, self.project(tokens, (rows, columns), **dict(options)), strict=True)
-        return [found[tile] for tile in range(len(visual.grids))]
+            tokens = self._stack(visual, members, visual.per_patch * rows * columns)  # (n, per_patch * S, D)
+            made.append(self.project(tokens, (rows, columns), **dict(options)))
+        numbers = enumerate(groups.values())
+        return made, {tile: (group, row) for group, tiles in numbers for row, tile in enumerate(tiles)}
+
+    @staticmethod
+    def _stack(visual: VisualTokens, members: Sequence[int], count: int) -> Tensor:
+        """The tokens of the patches of those tiles, so many of each, in single precision: float[n, count, D]."""
+        kept = slice(visual.extra, visual.extra + count)
+        if len(members) == len(visual.rows):  # at once, however many they are
+            return visual.packed.unflatten(0, (len(members), -1))[:, kept].float()
+        # fp32 first: autocast in bf16 cannot stack rows of a store in fp16
+        return torch.stack([visual.rows[tile][kept].float() for tile in members])
 
     @property
     def reader(self) -> Any:
@@ -204,13 +242,20 @@ def is_clip(plan: Plan) -> bool:
 
 
 def with_markers(pieces: Sequence[Tensor], plan: Plan, marker: Marker) -> list[Tensor]:
-    """The piece of each tile of a plan, float[m, L], with the vectors of its markers in front of it and behind it."""
+    """The piece of each tile of a plan, float[n, m, L], with its markers' vectors in front of it and behind it."""
     found = []
     for piece, tile in zip(pieces, plan.tiles, strict=True):
-        found += [marker(tile.before)[None].to(piece.dtype)] if tile.before else []
-        found.append(piece)
-        found += [marker(tile.after)[None].to(piece.dtype)] if tile.after else []
+        around = [
+            marker(text).to(piece.dtype).expand(len(piece), 1, -1) if text else piece[:, :0]
+            for text in (tile.before, tile.after)
+        ]
+        found += [around[0], piece, around[1]]
     return found
+
+
+def units(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans of single pictures and clips: the `parts` of those that have some."""
+    return [part for plan in plans for part in plan.parts or (plan,)]
 
 
 def join_rows(rows: Sequence[Tensor]) -> Prefix:

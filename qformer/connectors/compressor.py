@@ -68,14 +68,15 @@ class Compressor(Connector):
         return max(grid[0] // plan.fine[0], 1) if plan.fine is not None and is_clip(plan) else 1
 
     def pieces(self, tiles: Sequence[Tensor], plan: Plan) -> list[Tensor]:
-        begin, separator, end = self.image_begin[None], self.image_sep[None], self.image_end[None]
+        around = (self.image_begin, self.image_sep, self.image_end)
+        begin, separator, end = (vector.expand(len(tiles[0]), 1, -1) for vector in around)
         made = []
         for number, tile in enumerate(tiles, start=1):
-            rows = torch.cat([tile, self.image_newline.expand(len(tile), 1, -1)], dim=1).flatten(0, 1)
-            parts = [begin, rows] if number == 1 else [rows]
+            lines = torch.cat([tile, self.image_newline.expand(*tile.shape[:2], 1, -1)], dim=2).flatten(1, 2)
+            parts = [begin, lines] if number == 1 else [lines]
             if number < len(tiles) or plan.overview is None:
                 parts.append(separator)
-            made.append(torch.cat([*parts, end] if number == len(tiles) else parts))
+            made.append(torch.cat([*parts, end] if number == len(tiles) else parts, dim=1))
         return made
 
     def count_part(self, plan: Plan) -> int:

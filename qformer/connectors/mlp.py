@@ -61,11 +61,12 @@ class MLP(Connector):
         elif plan.newline == "row":
             made = self._views(tiles, plan)
         else:
-            made = [tile.flatten(0, -2) for tile in tiles]
+            made = super().pieces(tiles, plan)
+        newline = self.image_newline.expand(len(tiles[0]), 1, -1)
         if plan.newline == "frame":
-            return [torch.cat([piece, self.image_newline[None]]) for piece in made]
+            return [torch.cat([piece, newline], dim=1) for piece in made]
         if plan.newline == "end":
-            made[-1] = torch.cat([made[-1], self.image_newline[None]])
+            made[-1] = torch.cat([made[-1], newline], dim=1)
         return made
 
     def _views(self, tiles: Sequence[Tensor], plan: Plan) -> list[Tensor]:
@@ -78,21 +79,21 @@ class MLP(Connector):
                 "plan one crop for each"
             )
         grids = [self._by_patch(tiles[number]) for number in crops]
-        whole = torch.cat([torch.cat(grids[row * columns :][:columns], dim=1) for row in range(rows)])
-        made = [tile.flatten(0, -2)[: None if number == plan.overview else 0] for number, tile in enumerate(tiles)]
+        whole = torch.cat([torch.cat(grids[row * columns :][:columns], dim=2) for row in range(rows)], dim=1)
+        made = [tile.flatten(1, 2)[:, : None if number == plan.overview else 0] for number, tile in enumerate(tiles)]
         made[crops[0]] = self._lines(_resize(unpad(whole, plan.image), plan.fine), True)
         return made
 
     def _by_patch(self, tile: Tensor) -> Tensor:
-        """[rows, adapters * columns, L] -> [rows, columns, adapters * L]."""
-        return tile.unflatten(1, (-1, self.adapters)).flatten(2)
+        """[n, rows, adapters * columns, L] -> [n, rows, columns, adapters * L]."""
+        return tile.unflatten(2, (-1, self.adapters)).flatten(3)
 
     def _lines(self, view: Tensor, newlines: bool) -> Tensor:
-        """[rows, columns, adapters * L] -> the tokens row by row, with a newline after each row or without."""
-        view = view.unflatten(2, (self.adapters, -1)).flatten(1, 2)  # (rows, adapters * columns, L)
+        """[n, rows, columns, adapters * L] -> the tokens row by row, with a newline after each row or without."""
+        view = view.unflatten(3, (self.adapters, -1)).flatten(2, 3)  # (n, rows, adapters * columns, L)
         if newlines:
-            view = torch.cat([view, self.image_newline.expand(len(view), 1, -1)], dim=1)
-        return view.flatten(0, 1)
+            view = torch.cat([view, self.image_newline.expand(*view.shape[:2], 1, -1)], dim=2)
+        return view.flatten(1, 2)
 
     def count_part(self, plan: Plan) -> int:
         """Length of the prefix of one picture or clip, newlines included."""
@@ -112,21 +113,21 @@ def unpad(view: Tensor, image: tuple[int, int]) -> Tensor:
     """Cut off the rows or columns of a view that show no picture, but padding: as many on either side.
 
     Args:
-        view: [rows, columns, ...] of a canvas on which a picture was scaled to fit and centered.
+        view: [n, rows, columns, ...] of a canvas on which a picture was scaled to fit and centered.
         image: (width, height) of the picture.
     """
     width, height = image
-    rows, columns = view.shape[:2]
+    rows, columns = view.shape[1:3]
     if width / height > columns / rows:  # in this order of operations, which rounds as LLaVA's code does
         pad = (rows - int(height * (columns / width))) // 2
-        return view[pad : rows - pad]
+        return view[:, pad : rows - pad]
     pad = (columns - int(width * (rows / height))) // 2
-    return view[:, pad : columns - pad]
+    return view[:, :, pad : columns - pad]
 
 
 def _resize(view: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Interpolate [rows, columns, C] bilinearly to another grid; the same one is given back as it is."""
-    if grid is None or view.shape[:2] == grid:
+    """Interpolate [n, rows, columns, C] bilinearly to another grid; the same one is given back as it is."""
+    if grid is None or view.shape[1:3] == grid:
         return view
-    resized = F.interpolate(view.float().permute(2, 0, 1)[None], grid, mode="bilinear", align_corners=False)
-    return resized[0].permute(1, 2, 0).to(view.dtype)
+    resized = F.interpolate(view.float().permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(view.dtype)

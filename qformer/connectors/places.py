@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from qformer.types import Plan, Tile, VisualTokens
+    from qformer.types import Tile, VisualTokens
 
 RATES = (1.0, 2.0, 4.0, 8.0)
 FRAME = 1 / 8  # radians a frame at the lowest rate
@@ -54,8 +54,3 @@ def waves_of(tile: Tile) -> list[float]:
         rate * angle for angle in (*(math.pi * share for share in shares), FRAME * tile.frames[0]) for rate in RATES
     ]
     return [wave for angle in angles for wave in (math.sin(angle), math.cos(angle))]
-
-
-def units(plans: list[Plan]) -> list[Plan]:
-    """The plans of single pictures and clips: the `parts` of those that have some."""
-    return [part for plan in plans for part in plan.parts or (plan,)]

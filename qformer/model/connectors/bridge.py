@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from qformer.connectors.base import Connector, Prefix, join_rows, owners, with_markers
-from qformer.connectors.places import units
+from qformer.connectors.base import Connector, Prefix, join_rows, owners, units, with_markers
 from qformer.model.frontend import join_tiles
 from qformer.model.qformer import QFormer
 from qformer.types import Plan, Tokens, UsageError, VisualTokens
@@ -154,12 +153,12 @@ class QFormerConnector(Connector):
         starts = [0, *accumulate(counts)]
         rows = []
         for plan, start in zip(plans, starts, strict=False):
-            sets, parts = iter(embeds[start:]), []
+            sets, parts = iter(embeds[start:, None]), []  # (1, Q, L) each
             for part in units([plan]):
                 mine = [next(sets) for _ in range(self._sets(part))]
-                mine += [mine[0][:0]] * (len(part.tiles) - len(mine))  # a picture that is read as one
+                mine += [mine[0][:, :0]] * (len(part.tiles) - len(mine))  # a picture that is read as one
                 parts += with_markers(mine, part, marker)
-            rows.append(torch.cat(parts))
+            rows.append(torch.cat(parts, dim=1)[0])
         return join_rows(rows)
 
     def count_part(self, plan: Plan) -> int:
