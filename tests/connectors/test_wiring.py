@@ -19,6 +19,7 @@ from qformer.model.vision_language import VisionLanguageModel
 from qformer.schema import Config
 from qformer.stages.checking import check
 from qformer.stages.plan.outline import outline
+from qformer.stages.plan.rehearsal import Subject
 from qformer.types import Batch, UsageError
 from tests.commands import outcome
 from tests.slices import Slices
@@ -160,6 +161,15 @@ def test_a_plan_outlines_the_same_model(name: str, root: Path) -> None:
     assert {part: weight.shape for part, weight in outlined.connector.state_dict().items()} == {
         part: weight.shape for part, weight in real.connector.state_dict().items()
     }
+
+
+@pytest.mark.parametrize("name", ["qformer", "mlp"])
+def test_a_plan_names_the_part_between_the_towers(name: str, root: Path) -> None:
+    sizes = {"queries": 3, "hidden_size": 16, "layers": 1, "heads": 2}
+    values = settings(root, name, qformer=sizes, resolution={"name": "fixed", "size": 28})
+    subject = Subject.of(values, "cpu", 1)
+    counted = {part for _, part, _ in subject.step(2).flops}
+    assert counted == {"image encoder", "Q-Former" if name == "qformer" else "connector", "language model"}
 
 
 @pytest.mark.parametrize(
