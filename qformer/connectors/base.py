@@ -186,7 +186,7 @@ class Connector(nn.Module):
         return found
 
     def _rows(self, tiles: Sequence[Tensor], plan: Plan, marker: Marker | None) -> Tensor:
-        """What the language model reads of n images of a plan, whose tiles became float[n, ..., L]: float[n, M, L]."""
+        """Order the tiles of n images of a plan, float[n, ..., L] each, with their markers: float[n, M, L]."""
         marker = marker if plan.markers else None
         if type(self).sequence is Connector.sequence:
             pieces = self.pieces(tiles, plan)

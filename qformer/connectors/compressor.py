@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Compressor(Connector):
-    """Oryx' dynamic compressor (arXiv:2409.12961, section 3.2), then Linear, GELU, Linear.
+    """Oryx' dynamic compressor (arXiv:2409.12961), then Linear, GELU, Linear.
 
     Frames of a clip are compressed in blocks, whose side is the rows of their patches over those of the plan's `fine`
     grid: 2 for 4x, 4 for 16x. Pictures stay as they are in the released code, which adds each token to itself (one

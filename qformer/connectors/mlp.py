@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class MLP(Connector):
-    """Linear, GELU, Linear on each patch (LLaVA-1.5, arXiv:2310.03744, section 3.2).
+    """Linear, GELU, Linear on each patch (LLaVA-1.5, arXiv:2310.03744).
 
-    The rows that LLaVA-NeXT and LLaVA-OneVision (arXiv:2408.03326, section 3.2) make of tiles are its own: crops are
+    The rows that LLaVA-NeXT and LLaVA-OneVision (arXiv:2408.03326) make of tiles are its own: crops are
     put together to one view, its padding is cut off, it is interpolated to the `fine` grid of the plan, and a learned
     newline stands where the plan says. Frames of a clip are interpolated to the `fine` grid one by one.
     """

@@ -43,7 +43,7 @@ class AvgPool(Connector):
 
 
 class CAbstractor(Connector):
-    """Honeybee's C-Abstractor (arXiv:2312.06742, section 3.2): convolutions, adaptive average pooling, convolutions.
+    """Honeybee's C-Abstractor (arXiv:2312.06742): convolutions, adaptive average pooling, convolutions.
 
     Each of the two stages has `depth` blocks of RegNet with squeeze and excitation (`Block`); a Linear, SiLU and Linear
     read out. The learned places of the patches are interpolated to grids that are not `side` x `side`.
@@ -90,7 +90,7 @@ def stage(depth: int, width: int, hidden: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """RegNet's block Y (arXiv:2003.13678, section 5) with SiLU and LayerNorm, as Honeybee has it.
+    """RegNet's block Y (arXiv:2003.13678) with SiLU and LayerNorm, as Honeybee has it.
 
     A 1x1 convolution, a 3x3 one of each channel by itself, squeeze and excitation, and a 1x1 one; around them the
     input, which a convolution brings to another width.

@@ -20,7 +20,7 @@ BINS = ((4, 2), (3, 2), (4, 3), (3, 3), (2, 4), (2, 3), (3, 4))
 
 
 class Resampler(Connector):
-    """The perceiver resampler of LLaVA-UHD as on arXiv (2403.11703v1, section 3.3): one layer of cross-attention.
+    """The perceiver resampler of LLaVA-UHD as on arXiv (2403.11703v1): one layer of cross-attention.
 
     Queries and keys carry fixed sines of their place; those of the keys are interpolated to the tile's grid.
     """

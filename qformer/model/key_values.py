@@ -1,4 +1,4 @@
-"""What a Q-Former keeps of images and of texts between passes: keys and values of attention."""
+"""Keys and values of attention, which a Q-Former keeps of images and of texts between passes."""
 
 from __future__ import annotations
 
