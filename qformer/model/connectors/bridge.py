@@ -128,7 +128,7 @@ class QFormerConnector(Connector):
         return self._join(queries, [counts[row] for row in rows], [plans[row] for row in rows], marker)
 
     def _sets_of(self, visual: VisualTokens) -> tuple[KeyValues, Tensor | None, Tensor | None]:
-        """What the sets of queries read: keys and values; which of them each set reads; and what is added to it.
+        """Keys and values that the sets of queries read; which of them each set reads; and what is added to it.
 
         The second is long[n], None where each set has its own; the third is float[n, H], None for nothing.
         """
