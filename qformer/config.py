@@ -15,13 +15,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from qformer import lookup
+from qformer.data_schema import DataConfig, FeaturesConfig
 from qformer.fields import Choice
 from qformer.language_schema import LLMConfig, LoraConfig
 from qformer.schema import (
     BackboneConfig,
     Config,
-    DataConfig,
-    FeaturesConfig,
     LossConfig,
     QFormerConfig,
     QuestionConfig,
@@ -197,11 +196,11 @@ LATER = (
 def dump_config(config: Config) -> str:
     """Write the whole resolved configuration, defaults included, as YAML.
 
-    The connector is written only if it is not the Q-Former's, and keys of `LATER` only if they differ from their
-    defaults: so a configuration of an older version is written as before, and older versions can read it.
+    The connector is written only if it is not the Q-Former's without links, and keys of `LATER` only if they differ
+    from their defaults: so a configuration of an older version is written as before, and older versions can read it.
     """
     values = config.model_dump(mode="json", exclude_none=True)
-    if config.has_qformer:
+    if config.has_qformer and config.links == "none":
         del values["connector"]
     for *place, key in LATER:
         section = getattr(config, place[0]) if place else config

@@ -14,27 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from qformer.fields import Choice, Count, Epsilon, Fraction, Named, Packing, Positive, Section, Share
+from qformer.data_schema import DataConfig, LimitsConfig
+from qformer.fields import Choice, Count, Epsilon, Fraction, Named, Positive, Section, Share
 from qformer.language_schema import LLMConfig
-
-
-class FeaturesConfig(Section):
-    """A store of the frozen image encoder's tokens, which training reads instead of images.
-
-    Attributes:
-        path: folder of the store.
-        crops: number of random crops (and flips) stored for each image; training draws one at each visit.
-        dtype: dtype of the stored tokens; int8 has a scale for each token.
-    """
-
-    path: Named
-    crops: Positive = 1
-    dtype: Packing = "fp16"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _folder_alone(cls, given: Any) -> Any:
-        return {"path": given} if isinstance(given, str) else given
 
 
 class QuestionConfig(Section):
@@ -169,46 +151,6 @@ class QFormerConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """Sources of samples, and their augmentation and batching.
-
-    Attributes:
-        train, validation: sources (`jsonl`, `webdataset`, `datasets`, `coco`, `mix`, ...: docs/data.md); validation is
-            optional.
-        features: folder of a store of image tokens, or its `path`, `crops` and `dtype`; by default training reads the
-            images.
-        batch: B, samples per step and process (before accumulation).
-        workers: processes that decode images; 0 decodes in the training process.
-        crop: area range of the random resized crop; `[1, 1]` with `flip: 0` leaves images unchanged.
-        flip: probability of a horizontal flip; use 0 if captions mention left or right.
-        max_bad: largest share of bad samples among the last 1,000; a run with more stops.
-        validation_size: maximum number of validation samples used during training.
-    """
-
-    train: Choice
-    validation: Choice | None = None
-    features: FeaturesConfig | None = None
-    batch: Positive = 64
-    workers: Count = 0
-    crop: tuple[Fraction, Fraction] = (0.5, 1.0)
-    flip: Fraction = 0.5
-    max_bad: Fraction = 0.2
-    validation_size: Positive = 500
-
-    @model_validator(mode="after")
-    def _crop_range(self) -> Self:
-        if not 0 < self.crop[0] <= self.crop[1]:
-            raise ValueError(
-                f"data.crop is {list(self.crop)}; give [smallest, largest] share of the area, such as [0.5, 1]"
-            )
-        if self.features is not None and self.features.crops > 1 and self.crop == (1, 1) and not self.flip:
-            raise ValueError(
-                f"data.features.crops is {self.features.crops}, but data.crop and data.flip leave images as they are: "
-                "all crops would be the same; leave crops out"
-            )
-        return self
-
-
 class TrainConfig(Section):
     """Optimization; the defaults are the paper's (section 3.4 and appendix).
 
@@ -263,19 +205,8 @@ class TrainConfig(Section):
         return self
 
 
-class LimitsConfig(Section):
-    """Most that a picture may take, and several of one row together; more is refused, in training data skipped.
-
-    Attributes:
-        tiles: tiles that the image encoder sees; None is any number.
-        tokens: tokens of the published system's connector; None is any number.
-    """
-
-    tiles: Positive | None = None
-    tokens: Positive | None = None
-
-
 QFORMER = "qformer"  # the connector of BLIP-2 and of stage one
+LINKS = ("none", "joint", "per_slice")
 
 
 class Config(Section):
@@ -290,6 +221,7 @@ class Config(Section):
         vision_norm_eps: epsilon of the LayerNorm after the encoder; BLIP-2 in transformers has 1e-6.
         connector: in stage two, turns image tokens into embeddings of the language model. Others than `qformer` have
             options of their own and leave `qformer`, `text` and `vision_norm_eps` unread.
+            For `qformer`, see also `links`.
         question: option of the connector `qformer`: let the Q-Former read the question too; by default only the
             language model does.
     """
@@ -319,6 +251,15 @@ class Config(Section):
         """True if the connector is BLIP-2's, as in stage one."""
         return self.connector.name == QFORMER
 
+    @property
+    def links(self) -> Literal["none", "joint", "per_slice"]:
+        """Option of the connector `qformer`: how its queries read the tiles of a picture.
+
+        Each tile by itself (`none`), all by one set of queries (`joint`), or all by a set for each tile (`per_slice`).
+        In stage one the images of ITM and ITG get the places of tiles with either of the last two.
+        """
+        return self.connector.options.get("links", "none") if self.has_qformer else "none"
+
     @model_validator(mode="before")
     @classmethod
     def _question_by_itself(cls, given: Any) -> Any:
@@ -335,8 +276,13 @@ class Config(Section):
     def _connector_fits(self) -> Self:
         name = self.connector.name
         if self.has_qformer:
-            for key in self.connector.options:
-                raise ValueError(f"connector.{key} is not an option of 'qformer': known are question")
+            for key, given in self.connector.options.items():
+                if key != "links":
+                    raise ValueError(f"connector.{key} is not an option of 'qformer': known are links, question")
+                if given not in LINKS:
+                    raise ValueError(f"connector.links is {given!r}; give one of {', '.join(LINKS)}")
+            if self.links != "none" and self.stage not in ("stage1", "stage2"):
+                raise ValueError(f"connector.links is for stage1 and stage2, not for '{self.stage}'; leave it out")
             return self
         if self.stage != "stage2":
             why = "trains a Q-Former" if self.stage == "stage1" else "has no connector"

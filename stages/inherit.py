@@ -74,6 +74,8 @@ def inherit(config: Config, start: Config) -> Config:
     own_text = "text" in config.model_fields_set and start.stage == "stage2" and start.question is None
     bridge = [name for name in BRIDGE if name != "text" or not own_text]  # that Q-Former never read text
     taken: dict[str, Any] = {name: getattr(start, name) for name in bridge}
+    if start.has_qformer and config.links != "none":
+        taken["connector"] = config.connector  # slices may be linked from now on, or otherwise
     if "vision" in config.model_fields_set:
         changes = {key: value for key, value in config.vision.options.items() if key in ENCODER_CHANGES}
         taken["vision"] = start.vision.model_copy(update=changes)

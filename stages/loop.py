@@ -183,12 +183,13 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
                 broadcast_buffers=False,  # all buffers are constants
                 gradient_as_bucket_view=True,
                 # Towers and connectors of others may have parts that no loss uses, and a batch of captions skips the
-                # question reader.
+                # question reader or shows no marker of a resolution.
                 find_unused_parameters=not all(
                     (
                         config.freeze_vision,
                         config.question is None,
                         config.has_qformer,
+                        config.resolution.name == "fixed",
                         config.loss.itm and config.loss.itg,
                         config.train.bert_rate,
                     )

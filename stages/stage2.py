@@ -178,7 +178,7 @@ def measured(model: VisionLanguageModel, config: Config, start: Checkpoint | Non
     if llm.visual_scale != AUTO or not isinstance(connector, QFormerConnector):
         return config
     if start is not None and start.config.llm is not None:
-        scale = start.config.llm.visual_scale
+        scale = cast("float", start.config.llm.visual_scale)
     else:
         words, visual = word_spread(model.llm.model, len(model.llm.tokenizer)), connector.spread()
         scale = float(f"{words / visual:.4g}")

@@ -15,12 +15,13 @@ import qformer
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("qformer", "stages", "demo")
 PRODUCT = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-CONFIG = ("fields", "template", "language_schema", "schema", "config")
+CONFIG = ("fields", "template", "data_schema", "language_schema", "schema", "config")
 FLOORS = (
     ("formats", "identity", "memory", "ragged", "types", "trust", "lookup", *CONFIG),
     ("compat", "devices", "distributed", "files", "images", "progress"),
     ("alignment", "losses", "resolution", "videos", "vision", "wheels"),
     ("data", "llm", "scenes"),
+    ("connectors",),
     ("model",),
     ("checkpoints",),
     ("figures", "retrieval"),

@@ -61,6 +61,11 @@ def take_apart(opened: OpenCheckpoint) -> None:
             f"LAVIS and transformers have no place for the connector of '{opened.source}', '{config.connector.name}'; "
             "use the checkpoint as it is"
         )
+    if config.links != "none":
+        raise UsageError(
+            f"the Q-Former of '{opened.source}' has links between slices (connector.links), for which LAVIS and "
+            "transformers have no place; use the checkpoint as it is"
+        )
     if config.question is not None:
         raise UsageError(
             f"the Q-Former of '{opened.source}' reads questions, for which stage two of BLIP-2 has no place in LAVIS "

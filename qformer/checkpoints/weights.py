@@ -17,6 +17,8 @@ TEXT_EMBEDDINGS = ("qformer.embeddings.words.", "qformer.embeddings.positions.")
 #: What stage one trains and stage two has no use for; of the text path only where its Q-Former reads no questions.
 STAGE_ONE_ONLY = ("temp", "vision_proj.", "text_proj.", "itm_head.", "qformer.lm_head.", *TEXT_EMBEDDINGS)
 ENCODER, LLM = "frontend.encoder.", "llm."  # begin names of what may be trained in one run and frozen in the next
+MARKERS = "markers."  # begins names of what depends on the resolution, which may differ from one run to the next
+PLACES = "qformer.place_"  # of links between slices, which may come in later
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -56,18 +58,21 @@ def start_from(model: ImageTextModel | VisionLanguageModel, source: checkpoint.C
     """Start training from a checkpoint of the same stage, which may lack what was not trained there.
 
     That is the captioning head, which transformers has no place for, an image encoder that was frozen, a text path
-    that stage two had not, and adapters of a language model: those stay as they are.
+    that stage two had not, adapters of a language model, markers of another resolution and the places of links: those
+    stay as they are.
 
     Raises:
         UsageError: listing what else is missing, left over or of another shape.
     """
     mine = trained_tensors(model)
-    own = captioning_tensors(mine) | {n: tensor for n, tensor in mine.items() if n.startswith((ENCODER, LLM))}
+    kept = (ENCODER, LLM, MARKERS, PLACES, f"connector.{PLACES}")
+    own = captioning_tensors(mine) | {n: tensor for n, tensor in mine.items() if n.startswith(kept)}
     if isinstance(model, VisionLanguageModel):
         own |= {name: tensor for name, tensor in mine.items() if _in_text_path(name)}
     given = source.tensors
     if isinstance(model, ImageTextModel) and model.qformer.lm_head is None:
         given = {name: tensor for name, tensor in given.items() if not name.startswith(CAPTIONING)}
+    given = {name: tensor for name, tensor in given.items() if name in mine or not name.startswith(MARKERS)}
     load_trained(model, own | given, source.path)
 
 
@@ -104,7 +109,7 @@ def load_stage_one(model: VisionLanguageModel, source: checkpoint.Checkpoint) ->
         ours = f"connector.{name}" if name.startswith("qformer.") else name
         if ours in mine or not (name.startswith(STAGE_ONE_ONLY) or _in_text_path(name)):
             taken[ours] = tensor
-    fresh = ("connector.projection.", ENCODER, LLM)
+    fresh = ("connector.projection.", f"connector.{PLACES}", ENCODER, LLM, MARKERS)
     load_trained(model, {name: tensor for name, tensor in mine.items() if name.startswith(fresh)} | taken, source.path)
 
 

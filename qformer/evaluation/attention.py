@@ -43,7 +43,7 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
     questions gets none. Attention shows the places that a query reads, not the information it takes from them.
 
     Raises:
-        UsageError: the image cannot be read, or the connector has no Q-Former.
+        UsageError: the image cannot be read, the connector has no Q-Former, or its queries read linked tiles.
     """
     with _at_rest(model):
         visual = _see(model, image)
@@ -52,6 +52,11 @@ def query_maps(model: VisionLanguageModel | ImageTextModel, image: Image.Image) 
         qformer = model.qformer if isinstance(model, ImageTextModel) else model.connector.reader
         if qformer is None:
             raise UsageError("the connector of this model has no queries, so there is no attention of theirs to show")
+        if qformer.place_tokens is not None:
+            raise UsageError(
+                "the queries of this model read all tiles of an image together (connector.links), so there is no "
+                "attention of theirs to one tile; ask for the relevance for an answer instead"
+            )
         with watch(qformer) as weights:
             qformer.encode_image(visual.rows[number][None])
     mean = torch.stack(weights).float().mean(dim=(0, 2))[0]  # (layers, 1, heads, Q, S) -> (Q, S)

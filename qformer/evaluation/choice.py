@@ -14,8 +14,8 @@ from qformer.losses import IGNORE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.connectors.base import Prefix
     from qformer.llm.base import LanguageModel
-    from qformer.model.connectors.base import Prefix
     from qformer.model.vision_language import VisionLanguageModel
 
 ROOM = 2048  # tokens; more than any prompt and answer have, so they are not cut

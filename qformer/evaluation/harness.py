@@ -22,12 +22,12 @@ import torch
 from lmms_eval.api.model import lmms
 
 from qformer.checkpoints.loading import load_vision_language
+from qformer.connectors.base import Prefix
 from qformer.evaluation.choice import answer_losses
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import vqa_preset
 from qformer.llm.rows import positions
 from qformer.lookup import nearest
-from qformer.model.connectors.base import Prefix
 from qformer.types import BadSample, Tiles, UsageError
 from qformer.videos import read_shown
 

@@ -165,8 +165,7 @@ def collect(
 
     def read_group() -> None:
         with torch.no_grad():
-            tokens = frontend.encode_tiles(Tiles.join(group))
-            tokens = frontend.adapt(tokens) if adapted else tokens
+            tokens = (frontend if adapted else frontend.encode_tiles)(Tiles.join(group))
             pools.append(pool(tokens).cpu())
         first.extend([] if first else [tokens])
         group.clear()
@@ -192,11 +191,7 @@ def collect(
 def solve(
     sentences: SentenceTower, store: FeatureStore, source: Source, width: int, photos: int = PHOTOS, show: bool = False
 ) -> LinearMap:
-    """Solve the maps on a feature store and the captions of its source; see `collect`.
-
-    Args:
-        width: of the common space.
-    """
+    """Solve the maps, into a space `width` wide, on a feature store and the captions of its source; see `collect`."""
     pairs = collect(sentences.model.frontend, store, source, photos, show=show)
     texts = pairs.mean(partial(sentences, show=show))
     solved = align(pairs.pools, texts, width)

@@ -41,7 +41,7 @@ from qformer.types import BadSample
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from qformer.model.connectors.base import Prefix
+    from qformer.connectors.base import Prefix
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample, Tiles
 

@@ -62,6 +62,19 @@ def newline(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return ids[-1] if ids else None
 
 
+def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """Return the id of the one token that is this text, without a space that a tokenizer adds; None if there is none.
+
+    T5 writes a comma as a piece for a space and the comma itself: the comma.
+    """
+    found = tokenizer.convert_tokens_to_ids(text)
+    if isinstance(found, int) and found != tokenizer.unk_token_id:
+        return found
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    own = [number for number in ids if str(tokenizer.decode([number])).strip(" ")]
+    return own[0] if len(own) == 1 and str(tokenizer.decode(own)).strip(" ") == text else None
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return True if the tokenizer starts texts with its BOS; many have a BOS and never use it."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]

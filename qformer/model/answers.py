@@ -16,8 +16,8 @@ from qformer.types import Tiles, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from qformer.connectors.base import Prefix
     from qformer.llm.base import LanguageModel
-    from qformer.model.connectors.base import Prefix
 
     Turn = tuple[str, str]  # a question and its answer
     Example = tuple[Tiles, str]  # one image, and the text that belongs to it

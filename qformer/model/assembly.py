@@ -72,6 +72,8 @@ def build_image_text(
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
     if not config.loss.itg:
         qformer.lm_head = None  # it would stay untrained
+    if config.links != "none":
+        qformer.link(each=False)
     frontend = FrontEnd.for_qformer(encoder, strategy, config.vision_norm_eps)
     model = ImageTextModel(frontend, qformer, tokenizer, config.loss, config.text.max_tokens, config.text.pooling)
     model.reader_learns = config.train.bert_rate > 0
@@ -137,6 +139,11 @@ def _build_connector(
             f"the connector '{config.connector.name}' is for patches of {connector.patch} pixels, but this image "
             f"encoder has patches of {encoder.patch_size}; set its patch to that, or use another encoder"
         )
+    if connector.per_patch not in (None, encoder.per_patch):
+        raise UsageError(
+            f"the connector '{config.connector.name}' reads {connector.per_patch} tokens of a patch, but this image "
+            f"encoder makes {encoder.per_patch}; use the connector 'mlp' with adapters {encoder.per_patch}"
+        )
     return connector, config
 
 
@@ -150,14 +157,15 @@ def _build_bridge(config: Config, width: int, llm_width: int, tokenizer_of: Any)
     sizes, factor = with_encoder_width(config.qformer, width), config.llm.visual_scale
     scale = 1.0 if isinstance(factor, str) else factor  # `auto` is measured when training begins
     if config.question is None:
-        return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale)
+        return QFormerConnector(QFormer(sizes).drop_text(), llm_width, scale, links=config.links)
     if tokenizer_of is None:
         given = sizes.model_dump(include=sizes.model_fields_set - {"vocab_size", "max_positions"})  # which are BERT's
         tokenizer = read_tokenizer(config.text.bert)
         qformer = QFormer.from_bert(config.text.bert, QFormerConfig(**given), config.text.fold_token_types)
     else:
         tokenizer, qformer = read_tokenizer(tokenizer_of), QFormer(sizes)
-    return QFormerConnector(qformer.drop_captioning(), llm_width, scale, tokenizer, config.question.max_tokens)
+    length = config.question.max_tokens
+    return QFormerConnector(qformer.drop_captioning(), llm_width, scale, tokenizer, length, config.links)
 
 
 def with_encoder_width(sizes: QFormerConfig, width: int) -> QFormerConfig:

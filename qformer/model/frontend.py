@@ -95,7 +95,8 @@ class FrontEnd(nn.Module):
         if not pictures:
             raise UsageError("a row shows nothing; give a list of at least one picture or clip")
         pixels, plan = plan_row(pictures, self.strategy)
-        cuts = [cut(own, part) for own, part in zip(pixels, plan.parts or (plan,), strict=True)]
+        exact = self.strategy.rule.exact
+        cuts = [cut(own, part, exact) for own, part in zip(pixels, plan.parts or (plan,), strict=True)]
         return Tiles([tile for own in cuts for tile in own], [plan])
 
     def forward(self, tiles: Tiles) -> VisualTokens:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qformer.connectors.base import Prefix
 from qformer.llm.mrope import TEXT
-from qformer.model.connectors.base import Prefix
 from qformer.types import Tiles, UsageError
 
 if TYPE_CHECKING:

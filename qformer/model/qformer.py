@@ -14,17 +14,17 @@ or `VisualTokens`, of which it is here alone that the shorter rows are padded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qformer.connectors.places import PlaceEmbedding
 from qformer.model.bert import Attention, Embeddings, FeedForward, LMHead, Mode, attention_mask, bert_weights
+from qformer.model.key_values import KeyValues, TextCache
 from qformer.ragged import Padding
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError, VisualTokens
@@ -35,69 +35,7 @@ if TYPE_CHECKING:
 BERT_WIDTH = 768  # of BERT-base, for which the initial scale of 0.02 was chosen
 
 
-@dataclass
-class KeyValues:
-    """Cross-attention keys and values of B images in each layer that has cross-attention.
-
-    Attributes:
-        layers: pairs of float[B, heads, S, H / heads].
-        mask: bool[B, 1, 1, S], or None where every token exists.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-    mask: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.layers[0][0])
-
-    def select(self, images: Tensor) -> KeyValues:
-        """Select the images long[n], in that order; gradients flow back to each."""
-        layers = [(keys[images], values[images]) for keys, values in self.layers]
-        return KeyValues(layers, None if self.mask is None else self.mask[images])
-
-    def join(self, other: KeyValues) -> KeyValues:
-        """Concatenate these images and those of `other`; the shorter ones are padded."""
-        own, others = (part.layers[0][0].shape[2] for part in (self, other))
-        others = others if len(other) else own  # no images have any length
-        more = max(own, others)
-
-        def padded(rows: Tensor) -> Tensor:
-            return F.pad(rows, (0, 0, 0, more - rows.shape[2]))  # (B, heads, more, H / heads)
-
-        layers = [
-            (
-                torch.cat([padded(keys), padded(theirs[0])]),
-                torch.cat([padded(values), padded(theirs[1])]),
-            )
-            for (keys, values), theirs in zip(self.layers, other.layers, strict=True)
-        ]
-        if self.mask is None and other.mask is None and own == others:
-            return KeyValues(layers, None)
-        masks = []
-        for part, length in ((self, own), (other, others)):
-            exists = part.layers[0][0].new_ones(len(part), 1, 1, length, dtype=torch.bool)
-            masks.append(F.pad(exists if part.mask is None else part.mask, (0, more - length)))
-        return KeyValues(layers, torch.cat(masks))
-
-
 Image = Tensor | VisualTokens | KeyValues
-
-
-@dataclass
-class TextCache:
-    """A cache of the self-attention keys and values of every layer, for generation token by token.
-
-    Attributes:
-        layers: pairs of float[B, heads, Q + t, H / heads]: the queries, which never change, then t tokens of text.
-        length: t.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-    length: int = 0
-
-    def select(self, rows: Tensor) -> TextCache:
-        """Select the rows long[n], in that order."""
-        return TextCache([(keys[rows], values[rows]) for keys, values in self.layers], self.length)
 
 
 class QFormerLayer(nn.Module):
@@ -163,6 +101,8 @@ class QFormer(nn.Module):
             QFormerLayer(config, layer % config.cross_attention_every == 0) for layer in range(config.layers)
         )
         self.lm_head: LMHead | None = LMHead(config)
+        self.place_tokens: PlaceEmbedding | None = None
+        self.place_queries: PlaceEmbedding | None = None
         std = 0.02 * math.sqrt(BERT_WIDTH / config.hidden_size)
         self.apply(partial(_init, std=std))
         nn.init.normal_(self.queries, std=std)
@@ -232,22 +172,38 @@ class QFormer(nn.Module):
         del self.lm_head, last.text_ffn
         return self
 
+    def link(self, each: bool) -> Self:
+        """Give image tokens an embedding of their tile's place, and with `each` the queries that read for one tile.
+
+        They start at zero, where nothing changes. Images of plans have them, `VisualTokens`.
+        """
+        self.place_tokens = PlaceEmbedding(self.config.encoder_width)
+        self.place_queries = PlaceEmbedding(self.config.hidden_size) if each else None
+        return self
+
     def keys_values(self, image: Image, image_mask: Tensor | None = None) -> KeyValues:
         """float[B, S, D] and bool[B, S] (None: all exist) -> keys and values for all passes over these images."""
         if isinstance(image, KeyValues):
             return image
         if isinstance(image, VisualTokens):
-            return self._regroup(self._project(image.packed[None]), image.lengths)
+            return self._regroup(self._project(self._placed(image)[None]), image.lengths)
         return KeyValues(self._project(image), None if image_mask is None else image_mask[:, None, None, :])
 
     def join_keys_values(self, visual: VisualTokens) -> tuple[KeyValues, KeyValues]:
         """Compute keys and values of each of N tiles, and of the tiles of each of B images; equal objects if N = B."""
-        layers = self._project(visual.packed[None])
+        layers = self._project(self._placed(visual)[None])
         per_tile = self._regroup(layers, visual.lengths)
         if max(visual.counts, default=1) == 1:
             return per_tile, per_tile
         lengths = iter(visual.lengths)
         return per_tile, self._regroup(layers, [sum(islice(lengths, count)) for count in visual.counts])
+
+    def _placed(self, visual: VisualTokens) -> Tensor:
+        """All tokens of tiles, float[sum of S, D], with the embedding of their tile's place where there is one."""
+        if self.place_tokens is None:
+            return visual.packed
+        tiles = torch.arange(len(visual.rows)).repeat_interleave(torch.tensor(visual.lengths)).to(visual.device)
+        return visual.packed + self.place_tokens(visual)[tiles]
 
     def _project(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """float[B, S, D] -> keys and values of each layer that has cross-attention, float[B, heads, S, H / heads]."""
@@ -266,9 +222,13 @@ class QFormer(nn.Module):
             [(rows(keys), rows(values)) for keys, values in layers], None if mask is None else mask[:, None, None, :]
         )
 
-    def encode_image(self, image: Image, image_mask: Tensor | None = None) -> Tensor:
-        """Compute the queries after reading the image without text: float[B, Q, H]."""
-        return self._run(self.keys_values(image, image_mask), None, None)
+    def encode_image(self, image: Image, image_mask: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """Compute the queries after reading the image without text: float[B, Q, H].
+
+        Args:
+            places: float[B, H], added to the queries of each image.
+        """
+        return self._run(self.keys_values(image, image_mask), None, None, places=places)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode text without an image, as BERT does: long[B, T], bool[B, T] -> float[B, T, H]."""
@@ -289,11 +249,13 @@ class QFormer(nn.Module):
         hidden = self._run(self.keys_values(image, image_mask), ids, self_mask)
         return hidden[:, : self.config.queries], hidden[:, self.config.queries :]
 
-    def match(self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor) -> Tensor:
-        """Compute the queries after reading image and text: float[B, Q, H]."""
+    def match(
+        self, image: Image, image_mask: Tensor | None, ids: Tensor, mask: Tensor, places: Tensor | None = None
+    ) -> Tensor:
+        """Compute the queries after reading image and text: float[B, Q, H]. `places`: as of `encode_image`."""
         count = self.config.queries
         self_mask = attention_mask(count, mask, "bidirectional")
-        return self._run(self.keys_values(image, image_mask), ids, self_mask, rows=count)
+        return self._run(self.keys_values(image, image_mask), ids, self_mask, count, places)
 
     def match_pairs(self, image: KeyValues, ids: Tensor, mask: Tensor, pairs: Tensor) -> Tensor:
         """Compute `match` for the pairs (image, text) long[n, 2]: float[n, Q, H].
@@ -361,11 +323,19 @@ class QFormer(nn.Module):
             )
         return self.lm_head(hidden, self.embeddings.words.weight)
 
-    def _run(self, image: KeyValues | None, ids: Tensor | None, mask: Tensor | None, rows: int | None = None) -> Tensor:
+    def _run(
+        self,
+        image: KeyValues | None,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        rows: int | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Run all layers; in the last one only the first `rows` rows are computed, if given."""
         if ids is not None:
             self._check_length(ids.shape[1])
         queries = None if image is None else self.queries.expand(len(image), -1, -1)  # (B, Q, H)
+        queries = queries if queries is None or places is None else queries + places[:, None]
         count = 0 if queries is None else queries.shape[1]
         return self._through(self.embeddings(queries, ids), 0, image, count, mask, rows)
 

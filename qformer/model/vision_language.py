@@ -8,26 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from qformer import distributed
+from qformer.connectors.base import owners
+from qformer.connectors.markers import Markers
 from qformer.llm import mrope
 from qformer.llm.base import LanguageModel, Seq2SeqLM
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
 from qformer.model import answers
-from qformer.model.connectors.base import owners
 from qformer.model.frontend import FrontEnd
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from qformer.connectors.base import Connector, Prefix
     from qformer.model.answers import AnsweredExample, Example, Turn, WordedExample
-    from qformer.model.connectors.base import Connector, Prefix
     from qformer.vision.base import VisionEncoder
 
 
 class VisionLanguageModel(nn.Module):
     """Frozen encoder, connector, frozen LLM. Only the connector and, before a Q-Former, a LayerNorm are trained.
+
+    Markers that plans ask for around their tiles are tokens of the language model, or else trained too (`Markers`).
 
     An encoder alone sees whole images, as BLIP-2 does; a `FrontEnd` may cut them, or go without the LayerNorm. `prompt`
     is put in front of every caption in training and when captioning (`a photo of`).
@@ -45,7 +48,10 @@ class VisionLanguageModel(nn.Module):
         whole = FrontEnd.for_qformer if connector.normalized else FrontEnd
         self.frontend = encoder if isinstance(encoder, FrontEnd) else whole(encoder)
         self.connector = connector
+        if connector.patch is None:
+            connector.patch = self.frontend.encoder.patch_size
         self.llm = llm
+        self.markers = Markers(self.frontend.strategy, llm)
         self.prompt = prompt
         if any(special in prompt for special in llm.tokenizer.all_special_tokens):
             llm.template = prompt  # the configuration's, not typed by whoever asks
@@ -85,15 +91,17 @@ class VisionLanguageModel(nn.Module):
 
     def prefix_of(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
         """`prefix` of what the front end has made of B images, each with its list of questions."""
-        prefix: Prefix = self.connector(visual, questions)
+        marked = any(plan.markers for plan in visual.plans)
+        extra = {"marker": lambda text: self.markers.vector(text, self.llm)} if marked else {}
+        prefix: Prefix = self.connector(visual, questions, **extra)
         if self.llm.has_places and self.connector.keeps_grid:
             images = range(len(visual)) if questions is None else owners(questions).tolist()
             prefix.places = mrope.of_plans([visual.plans[image] for image in images], prefix.mask)
         return prefix
 
     def count_tokens(self, plan: Plan) -> int:
-        """Length of the prefix that an image of this plan really produces."""
-        return self.connector.count_tokens(plan)
+        """Length of the prefix that an image of this plan really produces, markers included."""
+        return self.connector.count_tokens(plan) + plan.markers
 
     @torch.no_grad()
     def generate(

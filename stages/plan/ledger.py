@@ -40,7 +40,10 @@ PARTS = {
     "llm": "language model",
     "frontend": "Q-Former",
     "qformer": "Q-Former",
-    "connector": "Q-Former",
+    "connector.qformer": "Q-Former",
+    "connector.projection": "Q-Former",
+    "connector": "connector",
+    "markers": "connector",
     "vision_proj": "Q-Former",
     "text_proj": "Q-Former",
     "itm_head": "Q-Former",
@@ -54,6 +57,12 @@ SINGLE = {torch.layer_norm, F.layer_norm, torch.softmax, F.softmax, torch.log_so
 def part_of(name: str) -> str:
     """Find the part of the model that a module or parameter belongs to."""
     return next((part for prefix, part in PARTS.items() if name == prefix or name.startswith(f"{prefix}.")), OUTSIDE)
+
+
+def _part_of_module(name: str, module: nn.Module) -> str:
+    """Find the part of a module; a connector is that of its weights."""
+    first = next((weight for weight, _ in module.named_parameters()), "") if name == "connector" else ""
+    return part_of(f"{name}.{first}".strip("."))
 
 
 @dataclass
@@ -160,7 +169,7 @@ class Ledger:
 
         hooks = []
         for name, module in model.named_modules():
-            if (part := part_of(name)) != OUTSIDE:
+            if (part := _part_of_module(name, module)) != OUTSIDE:
                 hooks.append(module.register_forward_pre_hook(lambda *_, part=part: self.parts.append(part)))
                 hooks.append(module.register_forward_hook(lambda *_: self.parts.pop() and None, always_call=True))
         for name, parameter in model.named_parameters():

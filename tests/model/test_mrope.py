@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
+from qformer.connectors.base import Prefix
 from qformer.llm import mrope
 from qformer.llm.base import CausalLM
 from qformer.llm.loading import load_language_model, without_tower
 from qformer.losses import IGNORE
-from qformer.model.connectors.base import Prefix
 from qformer.model.interleave import interleave
 from qformer.model.mrope import parts, position_ids, rotary
 from qformer.types import Plan, Tile, UsageError
