@@ -100,9 +100,9 @@ class QFormerConnector(Connector):
         The keys and values of an image are computed once for all its questions.
         """
         plans = visual.plans
-        linked = (
-            visual if self.links == "none" else replace(visual.repack(visual.packed), plans=units(plans), counts=[])
-        )
+        linked = visual
+        if self.links != "none":
+            linked = replace(visual, plans=units(plans), counts=[]).repack(visual.packed)
         counts = [self._sets(plan) for plan in plans] if self.links == "joint" else visual.counts
         if questions is None or self.tokenizer is None or not any(any(asked) for asked in questions):
             key_values, images, places = self._sets_of(linked)
