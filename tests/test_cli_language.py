@@ -20,7 +20,6 @@ from qformer.types import BadSample, UsageError
 from qformer.videos import read_video
 from tests.clips import write_clip
 from tests.model.test_vision_language import _model
-from tests.several import complete
 from tests.test_cli import one_sentence
 from tests.workspace import make_workspace
 
@@ -404,7 +403,6 @@ def test_together_is_one_answer_about_all(
     run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two pictures and a video, also in batches of one; what is no image is left out."""
-    complete(monkeypatch)
     write_clip(Path("clip.mp4"), 16)
     files = ["1.png", "text.png", "clip.mp4", "2.png"]
     row = ["1.png", read_video("clip.mp4", model.frontend.strategy.sample), "2.png"]
@@ -426,7 +424,6 @@ def test_together_is_one_answer_about_all(
 
 def test_videos_beside_pictures(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line for each; one that is cut off is skipped, and refused where it is the only one."""
-    complete(monkeypatch)
     write_clip(Path("clip.mp4"), 16)
     Path("cut.mp4").write_bytes(Path("clip.mp4").read_bytes()[:1000])
     clip = read_video("clip.mp4", model.frontend.strategy.sample)

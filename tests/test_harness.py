@@ -22,7 +22,6 @@ from qformer.llm.rows import positions
 from qformer.types import UsageError
 from qformer.videos import read_video
 from tests.clips import write_clip
-from tests.several import complete
 from tests.their_blip2 import make
 
 ROOT = Path(__file__).parent.parent
@@ -214,11 +213,8 @@ def test_rounds(folder: Path) -> None:
     assert [rounds[1] for rounds in said] == harness(folder, again).generate_until(asking(again))
 
 
-def test_all_pictures_and_clips_of_a_document_are_shown(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_pictures_and_clips_of_a_document_are_shown(folder: Path, tmp_path: Path) -> None:
     """In the order of the document, beside others of one picture; what cannot be read is left out and counted."""
-    complete(monkeypatch)
     docs, clip = documents(), write_clip(tmp_path / "clip.mp4", 20)
     pictures = [doc["images"][0] for doc in docs]
     docs[0]["images"] = [pictures[0], [pictures[1], None], b"no image"]

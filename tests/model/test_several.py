@@ -19,7 +19,6 @@ from qformer.resolution.base import ResolutionStrategy, cut
 from qformer.types import BadSample, Batch, Plan, Tile, UsageError
 from qformer.videos import Clip
 from qformer.vision.base import VisionEncoder
-from tests.several import complete
 from tests.tiny import tiny_llm
 
 if TYPE_CHECKING:
@@ -84,11 +83,6 @@ class Whole(Connector):
     def project(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         projected: Tensor = self.linear(tokens)
         return projected.unflatten(1, grid)
-
-
-@pytest.fixture(autouse=True)
-def clips_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    complete(monkeypatch)
 
 
 @pytest.fixture
