@@ -111,7 +111,7 @@ class ImageFiles:
             try:
                 taken.append((file, _usable(shown, strategy)))
             except BadSample as bad:
-                if len(self.files) == 1 and not isinstance(shown, Video):
+                if len(self.files) == 1 and isinstance(bad, UsageError):
                     raise
                 if len(self.files) == 1:
                     raise UsageError(f"'{file}' cannot be read as a video ({bad}); {FORMATS}") from bad
@@ -120,7 +120,10 @@ class ImageFiles:
         return taken
 
 
-def _usable(shown: Tensor | Clip | Video, strategy: ResolutionStrategy) -> Tensor | Clip | Video:
-    if isinstance(shown, Video):
-        return shown.read(strategy.sample)
-    return shown if isinstance(shown, Clip) else plannable(shown, strategy)
+def _usable(shown: Tensor | Clip | Video, strategy: ResolutionStrategy) -> Tensor | Clip:
+    """A picture, or the frames of a video that the strategy chooses, if it has a plan for them."""
+    clip = shown.read(strategy.sample) if isinstance(shown, Video) else shown
+    if not isinstance(clip, Clip):
+        return plannable(clip, strategy)
+    strategy.plan_video(clip.frames.shape[3], clip.frames.shape[2], len(clip.frames))
+    return clip

@@ -153,6 +153,12 @@ def test_captions_and_answers(space: Path, kind: str) -> None:
     assert [line.split("\t")[1] for line in asked] == model.answer(tiles, ["what color is it?"] * 2)
 
 
+def test_every_strategy_cuts_a_picture(space: Path) -> None:
+    plans = json.loads(command("tiles", space / "0.png", "--all", "--json"))
+    assert {plan["strategy"] for plan in plans} >= {"fixed", "uhd", "internvl", "anyres", "oryx", "qwen2vl"}
+    assert all(plan["tokens"] > 0 for plan in plans)
+
+
 def test_own_captions_are_kept_beside_others(space: Path) -> None:
     words = ("--captioner", space / "opt", "--ranker", space / "stage1", "--captions", "2", "-o", space / "filtered")
     command("capfilt", space / "captions.jsonl", *words)
