@@ -216,7 +216,7 @@ def relevance(
 def slices(
     model: VisionLanguageModel | ImageTextModel, image: str | None
 ) -> list[tuple[Image.Image, str, dict[str, Any]]]:
-    """Draw the tiles of each strategy that takes the picture on it, with the strategy's name and its numbers."""
+    """Draw the tiles of each strategy on the picture, with its name and numbers; those that refuse it are left out."""
     picture = picture_of(image)
     own = model.frontend.strategy.rule
     found = []

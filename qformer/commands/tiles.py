@@ -82,8 +82,8 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
 def record(name: str, plan: Plan) -> dict[str, Any]:
     """Numbers of a plan, as `--json` prints them.
 
-    `sizes` are (width, height) of each tile in reading order, `useful` is a share, and `gflops` is the cost of BLIP-2's
-    ViT-g/14 on these tiles: one encoder for all strategies.
+    `sizes` are (width, height) of each tile in reading order, and `useful` is a share in 0..1. `gflops`
+    is the cost of BLIP-2's ViT-g/14 on these tiles: one encoder for all strategies.
     """
     return {
         "strategy": name,

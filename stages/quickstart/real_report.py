@@ -14,7 +14,7 @@ from qformer.figures import page as sheet
 from qformer.figures.page import table
 from qformer.images import read_image
 from qformer.stages.quickstart.questions import KINDS
-from qformer.stages.quickstart.shown import BEST, STYLE, percent, png, query, telling, template
+from qformer.stages.quickstart.shown import BEST, QUERIES, STYLE, percent, png, query, telling, template
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ No photo below was trained on.</p>
 {{ figure("stage1", "stage one") }}
 <div class=side>{{ figure("stage2", "stage two") }}{{ figure("stage2-blind", "its blind twin") }}</div>
 <h2>Retrieval: a caption looks for its photo</h2>
-<p>The {{ best }} best of {{ photos }}, by ITC, then with {{ candidates }} candidates re-ranked by ITM. The right one is
-outlined.</p>
+<p>The {{ best }} best of {{ photos }}, by ITC{% if reranked %}, then with {{ candidates }} candidates re-ranked by
+ITM{% endif %}. The right one is outlined.</p>
 {{ searches(queries) }}
 <h2>Captions</h2>
 <p>Bold is what the model wrote, below it what two people did.</p>
@@ -123,6 +123,7 @@ def write(folder: Path, results: dict[str, Any], shown: Shown, candidates: int) 
         best=BEST,
         photos=len(shown.found.numbers),
         candidates=candidates,
+        reranked="reranked" in shown.found.recalls,
         queries=_queries(shown),
         captioned=[
             (shown.picture(number), text, shown.held.listed[number].captions[:2])
@@ -187,15 +188,16 @@ def tables(results: dict[str, Any]) -> dict[str, tuple[list[str], list[list[str]
 
 
 def _queries(shown: Shown) -> list[tuple[str, dict[str, list[Markup]]]]:
-    """Captions, one of each photo, and their best photos before and after re-ranking."""
-    numbers, scores = shown.found.numbers, shown.found.scores
+    """Captions, one of each photo, and their best photos before re-ranking and, where there is any, after it."""
+    numbers, scores, reranked = shown.found.numbers, shown.found.scores, "reranked" in shown.found.recalls
     texts = [(row, text) for row, number in enumerate(numbers) for text in shown.held.listed[number].captions]
     firsts = list({row: place for place, (row, _) in reversed(list(enumerate(texts)))}.values())[::-1]
 
     def show(row: int, kind: str) -> Markup:
         return shown.picture(numbers[row], SIDE // 2, kind)
 
-    return [(texts[place][1], query(place, texts[place][0], scores, show)) for place in telling(scores, firsts)]
+    places = telling(scores, firsts) if reranked else spread(firsts, QUERIES)
+    return [(texts[place][1], query(place, texts[place][0], scores, show, reranked)) for place in places]
 
 
 def _answered(shown: Shown) -> list[tuple[Markup, Closed, str, str]]:

@@ -70,15 +70,19 @@ def telling(scores: Scores, choices: Sequence[int]) -> list[int]:
     return changed + others[: QUERIES - len(changed)]
 
 
-def query(text: int, owner: int, scores: Scores, show: Callable[[int, str], Markup]) -> dict[str, list[Markup]]:
+def query(
+    text: int, owner: int, scores: Scores, show: Callable[[int, str], Markup], reranked: bool = True
+) -> dict[str, list[Markup]]:
     """The best pictures for a text before and after re-ranking.
 
     Args:
         text, owner: numbers of the text and of its picture.
         show: makes HTML of the picture with a number, of a CSS class.
+        reranked: the bridge has learned ITM; otherwise there is nothing after.
     """
     rows = {}
-    for label, column in (("ITC", scores.itc[:, text]), ("re-ranked", scores.text_to_image[:, text])):
+    columns = {"ITC": scores.itc[:, text]} | ({"re-ranked": scores.text_to_image[:, text]} if reranked else {})
+    for label, column in columns.items():
         best = column.topk(min(BEST, len(column))).indices.tolist()
         rows[label] = [show(image, "found" if image == owner else "") for image in best]
     return rows
