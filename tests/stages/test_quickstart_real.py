@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from markupsafe import Markup
 from PIL import Image
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
 from qformer.data import sources
+from qformer.evaluation.retrieval import Scores
 from qformer.stages.quickstart.photos import BLIND, PART, blind, divide
 from qformer.stages.quickstart.questions import Closed
 from qformer.stages.quickstart.real_exam import Answers
+from qformer.stages.quickstart.shown import query
 from tests.commands import command, outcome
 
 SUBJECTS = {
@@ -174,6 +178,17 @@ def test_other_sources_are_divided_by_their_option_or_their_records(tmp_path: Pa
     given = divide(["name=scenes", "count=60", "split=any"])
     assert [choice.name for choice in given] == [PART, PART]
     assert sum(len(sources.for_run(choice)) for choice in given) == 60
+
+
+def test_a_bridge_that_was_not_trained_on_matching_shows_no_re_ranking() -> None:
+    itc = torch.eye(3)
+    scores = Scores(itc, itc, itc, itc.bool(), itc.bool())
+    shown = [
+        query(2, 2, scores, lambda image, kind: Markup(f"{image}{kind}"), reranked=reranked)
+        for reranked in (False, True)
+    ]
+    assert [list(rows) for rows in shown] == [["ITC"], ["ITC", "re-ranked"]]
+    assert shown[0]["ITC"][0] == "2found"
 
 
 def test_a_gray_picture_hides_everything() -> None:
