@@ -46,6 +46,11 @@ class Prefix(_Pair):
         made.places = places
         return made
 
+    @property
+    def placing(self) -> dict[str, Tensor]:
+        """The places as an argument by name of a language model's methods; none where everything is text."""
+        return {} if self.places is None else {"places": self.places}
+
     def select(self, rows: Tensor | slice | list[int]) -> Prefix:
         """Those of the rows, long[n], in that order; a row may be taken several times."""
         return Prefix(self.embeds[rows], self.mask[rows], None if self.places is None else self.places[rows])
