@@ -47,7 +47,7 @@ class Prefix(_Pair):
         return made
 
     @property
-    def placing(self) -> dict[str, Tensor]:
+    def placing(self) -> dict[str, Any]:
         """The places as an argument by name of a language model's methods; none where everything is text."""
         return {} if self.places is None else {"places": self.places}
 
