@@ -238,7 +238,7 @@ class Harness(lmms):
         for new, rows in rows_of.items():
             own = [prompts[row] for row in rows]
             part = visual.select(rows)
-            ids = llm.generate(*part, own, **part.placing, **options | {"max_new_tokens": new})
+            ids = llm.generate(*part, own, **part.placing | options | {"max_new_tokens": new})
             for row, text in zip(rows, llm.decode(ids), strict=True):
                 texts[row] = text
         return texts

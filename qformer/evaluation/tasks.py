@@ -114,7 +114,7 @@ class OpenQuestion(Benchmark):
             return [{"said": answer} for group in answers for answer in group]
         options = {**vqa_preset(ask.preset, model.llm.wording).generate, **ask.decoding}
         seen, prompts = _prompted(model, tiles, items, ask)
-        ids = model.llm.generate(*seen, prompts, **seen.placing, **options)
+        ids = model.llm.generate(*seen, prompts, **seen.placing | options)
         return [{"said": text} for text in model.llm.decode(ids)]
 
     def submit(self, items: Sequence[Item], records: Mapping[str, Record]) -> list[Record] | Record:

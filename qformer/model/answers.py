@@ -102,7 +102,7 @@ def reply(llm: LanguageModel, visual: Prefix, prompts: list[list[Prompt]], setti
         rows = slice(start, start + ROWS)
         own = settings if config.draws is None else settings | {"draws": config.of_rows(rows).draws}
         part = visual.select(rows)
-        texts += llm.decode(llm.generate(*part, fitting[rows], **part.placing, **own))
+        texts += llm.decode(llm.generate(*part, fitting[rows], **part.placing | own))
     answers = iter(texts)
     return [[next(answers) for _ in asked] for asked in prompts]
 

@@ -131,7 +131,7 @@ class VisionLanguageModel(nn.Module):
             raise UsageError(f"got {len(prompts)} prompts for {len(tiles)} images; give one for all, or one for each")
         shown = answers.without_questions(self.llm, examples, prompts)
         seen = self._see(tiles, None, shown)
-        ids = self.llm.generate(*seen, prompts, **seen.placing, **self._usual() | options)
+        ids = self.llm.generate(*seen, prompts, **seen.placing | self._usual() | options)
         return ids if return_ids else self.llm.decode(ids)
 
     @torch.no_grad()
