@@ -1,4 +1,4 @@
-"""Presets of published systems: the mini ones train, write and count; the full ones have the published sizes and cost."""
+"""Presets of published systems: the mini ones train, write and count; the full ones have the published sizes."""
 
 from __future__ import annotations
 
