@@ -64,17 +64,31 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="memory of one GPU, such as 80GB; by default its own")] = None,
     precision: Annotated[Precision | None, typer.Option(help="by default that of the configuration")] = None,
     efficiency: Annotated[float, typer.Option(help="share of the peak that training reaches", min=0.01, max=1)] = 0.4,
+    picture: Annotated[str, typer.Option(help="width x height of a picture before it is cut, in pixels")] = "640x480",
+    beside: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="another configuration to compare with, overrides included")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
     trust: Trust = False,
 ) -> None:
     """Estimate memory, time and traffic of a training, without weights and before anything is downloaded."""
+    from dataclasses import replace
+
     from qformer.config import load_config
+    from qformer.stages.plan import beside as comparison
     from qformer.stages.plan.forecast import plan as forecast
     from qformer.stages.plan.forecast import show
 
-    chosen = [] if precision is None else [f"train.precision={precision.value}"]
-    checked = load_config(config, [*(overrides or []), *chosen])
-    show(forecast(checked, gpu, gpus, memory, efficiency, trust), as_json)
+    size = comparison.parse_picture(picture)
+    chosen = [*(overrides or []), *([] if precision is None else [f"train.precision={precision.value}"])]
+    checked = load_config(config, chosen)
+    other = None if beside is None else load_config(beside, chosen)
+    found = forecast(checked, gpu, gpus, memory, efficiency, trust, size)
+    if other is not None:
+        theirs = forecast(other, gpu, gpus, memory, efficiency, trust, size)
+        costs = comparison.compare(found.flops, theirs.flops) | comparison.published(checked, other)
+        found = replace(found, beside={"config": str(beside)} | costs)
+    show(found, as_json)
 
 
 def quickstart(

@@ -122,14 +122,32 @@ class FrontEnd(nn.Module):
             stacks = [torch.stack([given[i] for i in members]).to(self.device) for members in groups]
         stacks = [unpack(stack) if stored else _unit(stack) for stack in stacks]
         if len(groups) == 1:
-            tokens = stacks[0] if stored else self.encoder(stacks[0])  # (N, S, D)
+            tokens = stacks[0] if stored else self._encode(stacks[0])  # (N, S, D)
             packed, lengths = tokens.flatten(0, 1), [tokens.shape[1]] * len(tokens)
         else:
             rows = in_order(stacks, groups)
-            rows = rows if stored else self.encoder.encode_all(rows)
+            rows = rows if stored else self._encode_all(rows)
             packed, lengths = pack(rows), [len(row) for row in rows]
         grids = [self.encoder.grid(*tile.size) for plan in tiles.plans for tile in plan.tiles]
         return VisualTokens.unpack(packed, lengths, grids, self.encoder.extra, tiles.plans, self.encoder.per_patch)
+
+    def _encode(self, stack: Tensor) -> Tensor:
+        """Tokens of equal tiles, float[N, 3, h, w] or of several frames [N, frames, 3, h, w]: float[N, S, D].
+
+        An encoder of single pictures reads frames one by one, and the tokens of a tile are their mean.
+        """
+        whole = stack.ndim == 4 or self.encoder.temporal_patch > 1
+        tokens: Tensor = self.encoder(stack if whole else stack.flatten(0, 1))
+        return tokens if whole else tokens.unflatten(0, stack.shape[:2]).mean(dim=1)
+
+    def _encode_all(self, tiles: Sequence[Tensor]) -> list[Tensor]:
+        """Tokens of unequal tiles, float[S, D] each; see `_encode`."""
+        counts = [1 if tile.ndim == 3 else len(tile) for tile in tiles]
+        if self.encoder.temporal_patch > 1 or all(tile.ndim == 3 for tile in tiles):
+            return self.encoder.encode_all(tiles)
+        frames = [frame for tile in tiles for frame in (tile if tile.ndim == 4 else tile[None])]
+        read = iter(self.encoder.encode_all(frames))
+        return [torch.stack([next(read) for _ in range(count)]).mean(dim=0) for count in counts]
 
     def adapt(self, visual: VisualTokens) -> VisualTokens:
         """Pass the encoder's tokens through the adapter."""

@@ -1,7 +1,8 @@
 """`qformer plan`: a forecast of memory, time and traffic, before anything is downloaded.
 
 The real model of a configuration runs one step (`stages/plan/rehearsal.py`) on tensors without data (`outline.py`),
-while its memory and FLOPs are counted (`ledger.py`). Texts have the maximal length, and images have 640 x 480 pixels.
+while its memory and FLOPs are counted (`ledger.py`). Texts have the maximal length, and images have 640 x 480 pixels
+unless another size is given.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
@@ -24,10 +25,10 @@ from qformer.devices import DTYPES, fastest_precision
 from qformer.progress import console
 from qformer.stages.checking import check
 from qformer.stages.inherit import inherit
-from qformer.stages.plan import hardware
+from qformer.stages.plan import beside, hardware
 from qformer.stages.plan.ledger import part_of
 from qformer.stages.plan.outline import OutlinedLinear
-from qformer.stages.plan.rehearsal import Subject, polynomial
+from qformer.stages.plan.rehearsal import PICTURE, Subject, polynomial
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Forecast:
         store: bytes of the stored tokens of one image, in all the crops of `data.features`.
         images: the number of images; None if counting them takes a pass over the data.
         notes: the assumptions.
+        beside: the cost of an image beside that of another configuration (`stages/plan/beside.py`), if there is one.
     """
 
     stage: str
@@ -92,6 +94,7 @@ class Forecast:
     store: dict[str, int]
     images: int | None
     notes: list[str]
+    beside: dict[str, Any] | None = None
 
 
 def plan(
@@ -101,6 +104,7 @@ def plan(
     memory: str | None = None,
     efficiency: float = 0.4,
     trust: bool = False,
+    picture: tuple[int, int] = PICTURE,
 ) -> Forecast:
     """Forecast the training of a configuration on `gpus` processes with one GPU each.
 
@@ -109,6 +113,7 @@ def plan(
         memory: memory of one GPU, such as `80GB`; the default is that of the table.
         efficiency: share of the peak FLOP/s that training reaches.
         trust: allow running the code that `init` names for its image encoder.
+        picture: (width, height) of every image, before it is cut.
 
     Raises:
         UsageError: an unknown GPU or tower, a number or amount out of range, or a stage that has no forecast.
@@ -119,7 +124,7 @@ def plan(
     limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
     config, notes = _with_bridge(_with_precision(check(config), gpu), trust)
     kind = "cpu" if gpu == hardware.CPU else "cuda"
-    subject = Subject.of(config, kind, gpus)
+    subject = Subject.of(config, kind, gpus, picture)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
     samples = config.data.batch * config.train.accumulate * gpus
     seconds = _seconds(step, config.data.batch, device, efficiency)
@@ -326,6 +331,8 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     if forecast.images is not None:
         stored += f"; {_of_images(forecast.store, forecast.images)} for all {forecast.images:,}"
     yield stored
+    for line in beside.lines(forecast.beside):
+        yield escape(line)
     for note in forecast.notes:
         yield f"note: {escape(note)}"
     needed = f"{_gb(forecast.peak)} GB needed, {_gb(forecast.limit)} GB available"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
-PICTURE = (3, 480, 640)
+PICTURE = (640, 480)
 CHUNKS = (2, 3, 4)  # chunks in the batches that are run
 
 
@@ -54,15 +54,16 @@ class Subject:
     mode: Any
     device: str
     gpus: int
+    picture: tuple[int, int] = PICTURE
     _known: dict[int, Rehearsed] = field(default_factory=dict, init=False)
 
     @classmethod
-    def of(cls, config: Config, device: str, gpus: int) -> Subject:
-        """Outline the model of a configuration and prepare it as for training."""
+    def of(cls, config: Config, device: str, gpus: int, picture: tuple[int, int] = PICTURE) -> Subject:
+        """Outline the model of a configuration and prepare it as for training on pictures of (width, height)."""
         model, mode = outline(config, device)
         if config.train.gradient_checkpointing:
             recompute_layers(model, AsOnGPU if device == "cuda" else nullcontext)
-        return cls(config, model, mode, device, gpus)
+        return cls(config, model, mode, device, gpus, picture)
 
     @property
     def encoder(self) -> VisionEncoder:
@@ -97,7 +98,8 @@ class Subject:
 
     def batch(self, count: int) -> Batch:
         """So many samples, of texts as long as may be."""
-        cut = cut_all([torch.zeros(PICTURE, dtype=torch.uint8)], self.model.frontend.strategy)
+        width, height = self.picture
+        cut = cut_all([torch.zeros(3, height, width, dtype=torch.uint8)], self.model.frontend.strategy)
         pixels: list[Tensor] = [self.mode.from_tensor(tile) for tile in cut.pixels]
         tiles = Tiles(pixels * count, cut.plans * count)
         if self.config.llm is not None and self.config.stage == "stage2":

@@ -101,6 +101,62 @@ SMOLLM2: dict[str, Any] = {
     "dtype": "float16",
 }
 
+VICUNA_13B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "vocab_size": 32000,
+    "dtype": "float16",
+}
+#: Its own code is not run; a Llama of these sizes computes the same.
+INTERNLM2_20B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 6144,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "vocab_size": 92544,
+    "dtype": "bfloat16",
+}
+_QWEN2: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+QWEN2_7B: dict[str, Any] = {"model_type": "qwen2", **_QWEN2, "dtype": "bfloat16"}
+QWEN2_VL_7B: dict[str, Any] = {
+    "model_type": "qwen2_vl",
+    "text_config": {**_QWEN2, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+    "dtype": "bfloat16",
+}
+SIGLIP_SO400M: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 384,
+}
+#: As transformers builds it; the code that comes with it is not run.
+INTERNVIT_6B: dict[str, Any] = {
+    "model_type": "internvl_vision",
+    "hidden_size": 3200,
+    "intermediate_size": 12800,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "use_qk_norm": True,
+    "norm_type": "rms_norm",
+    "patch_size": 14,
+    "image_size": 448,
+}
+
 KNOWN: dict[str, dict[str, Any]] = {
     **{f"facebook/opt-{size}": _opt(size) for size in OPT},
     **{f"google-t5/t5-{size}": _t5(row, gated=False) for size, row in T5.items()},
@@ -110,6 +166,12 @@ KNOWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bert-base-uncased", "google-bert/bert-base-uncased"), BERT_BASE),
     "openai/clip-vit-large-patch14": CLIP_LARGE,
     "openai/clip-vit-large-patch14-336": CLIP_LARGE | {"image_size": 336},
+    "google/siglip-so400m-patch14-384": SIGLIP_SO400M,
+    "OpenGVLab/InternViT-6B-448px-V1-5": INTERNVIT_6B,
+    "lmsys/vicuna-13b-v1.5": VICUNA_13B,
+    "internlm/internlm2-chat-20b": INTERNLM2_20B,
+    "Qwen/Qwen2-7B-Instruct": QWEN2_7B,
+    "Qwen/Qwen2-VL-7B-Instruct": QWEN2_VL_7B,
     "real:dinov2-small-focus": DINOV2_SMALL,
     "real:minilm-l6": MINILM,
     "real:smollm2-135m-q4": SMOLLM2,
