@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import CHAT, Prompt, compose
-from qformer.model.interleave import interleave, put_in_front
+from qformer.connectors.interleave import interleave, put_in_front
 from qformer.types import Tiles, UsageError
 
 if TYPE_CHECKING:

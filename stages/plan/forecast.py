@@ -120,14 +120,12 @@ def plan(
     """
     gpu = hardware.full_name(gpu)
     _check_amounts(gpus, efficiency)
-    device = hardware.find(gpu)
-    limit = int(hardware.parse_memory(memory) if memory else device.memory * 1e9)
+    limit = int(hardware.parse_memory(memory) if memory else hardware.find(gpu).memory * 1e9)
     config, notes = _with_bridge(_with_precision(check(config), gpu), trust)
-    kind = "cpu" if gpu == hardware.CPU else "cuda"
-    subject = Subject.of(config, kind, gpus, picture)
+    subject = Subject.of(config, "cpu" if gpu == hardware.CPU else "cuda", gpus, picture)
     step, peak = subject.step(config.data.batch), subject.peak(config.data.batch)
     samples = config.data.batch * config.train.accumulate * gpus
-    seconds = _seconds(step, config.data.batch, device, efficiency)
+    seconds = _seconds(step, config.data.batch, hardware.find(gpu), efficiency)
     speed = None if seconds is None else gpus / seconds
     images, uncounted = counting.count(config.data.train.name, config.data.train.options)
     with console.status("looking for the largest batch that fits"):

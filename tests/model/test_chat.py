@@ -23,7 +23,7 @@ from qformer.llm.rows import word_spread
 from qformer.losses import IGNORE
 from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import Prefix
-from qformer.model.interleave import interleave
+from qformer.connectors.interleave import interleave
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.inherit import inherit
 from qformer.stages.stage2 import measured

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
-from qformer.model.interleave import interleave, put_in_front
+from qformer.connectors.interleave import interleave, put_in_front
 from qformer.types import Tiles
 from tests.tiny import tiny_llm
 
