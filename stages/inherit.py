@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import Choice
+from qformer.fields import Section
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def inherit(config: Config, start: Config) -> Config:
 
 
 def _agree(given: Any, taken: Any) -> bool:
-    """Return True if a section agrees with the inherited one; encoder options that it leaves out do not count."""
+    """Return True if a section agrees with the inherited one; what it leaves out does not count."""
     if isinstance(given, Choice):
         return given.name == taken.name and given.options.items() <= taken.options.items()
+    if isinstance(given, Section):
+        return all(getattr(given, name) == getattr(taken, name) for name in given.model_fields_set)
     return bool(given == taken)
