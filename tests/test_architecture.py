@@ -33,6 +33,8 @@ ONLY_BY = {
         "qformer/checkpoints/hugging_face.py",
         "qformer/checkpoints/ours.py",
         "qformer/checkpoints/parts.py",
+        "qformer/checkpoints/systems.py",
+        "qformer/checkpoints/whole.py",
         "qformer/files/pretrained.py",
         "qformer/llm/base.py",
         "qformer/llm/decoding.py",

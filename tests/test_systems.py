@@ -1,4 +1,4 @@
-"""Published systems in folders of transformers, against the classes of transformers themselves on tiny random models."""
+"""Published systems in folders of transformers, against its own classes on tiny random models."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def hold_towers(opened: OpenCheckpoint) -> None:
     if opened.seen is None:
         if opened.parts.vision:
             raise UsageError(
-                f"'{opened.source}' has trained its image encoder, of which it holds a part; use the checkpoint as it is"
+                f"'{opened.source}' has trained its image encoder and holds a part of it; use the checkpoint as it is"
             )
         path = pretrained.tower(opened.config.vision.options["path"])
         tower = pretrained.read(AutoModel, path, NO_SYSTEM, dtype="auto")
