@@ -60,8 +60,8 @@ def take_apart(opened: OpenCheckpoint, form: str) -> None:
     config, parts, inside = opened.config, opened.parts, str(opened.folder)
     if not config.has_qformer and form != "transformers":
         raise UsageError(
-            f"no other form than that of transformers has a place for the connector of '{opened.source}', "
-            f"'{config.connector.name}'; use the checkpoint as it is"
+            f"LAVIS and transformers have no place for the connector of '{opened.source}', '{config.connector.name}'; "
+            "use the checkpoint as it is"
         )
     if config.links != "none":
         raise UsageError(
