@@ -11,6 +11,7 @@ from qformer.checkpoints.lavis import write_lavis
 from qformer.checkpoints.loading import open_checkpoint
 from qformer.checkpoints.ours import take_apart, write_ours
 from qformer.checkpoints.parts import LoadOptions
+from qformer.checkpoints.whole import require
 from qformer.files import pretrained
 from qformer.files.records import replacing
 from qformer.template import NONE
@@ -33,7 +34,9 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
     sizes = {name: value for name, value in asdict(given).items() if value is not None}
     opened = open_checkpoint(source, sizes, trust)
     llm = opened.config.llm
-    if form != "qformer" and llm is not None and llm.template != NONE:
+    if form == "transformers" and not opened.config.has_qformer:
+        require(opened.config, source)
+    elif form != "qformer" and llm is not None and llm.template != NONE:
         raise UsageError(
             f"the language model of '{source}' reads the image inside a turn of a chat (llm.template), for which LAVIS "
             "and transformers have no place, since images come first there; use the checkpoint as it is"
@@ -49,7 +52,9 @@ def convert_checkpoint(source: str, target: Path, form: Form, given: LoadOptions
             "have no place in BLIP-2; use the checkpoint as it is"
         )
     if opened.folder is not None:
-        take_apart(opened)
+        take_apart(opened, form)
+    if form == "lavis" and not opened.config.has_qformer:
+        raise UsageError(f"LAVIS has no place for '{source}', which has no Q-Former; use the checkpoint as it is")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial, pretrained.quiet():
         {"qformer": write_ours, "lavis": write_lavis, "transformers": write_transformers}[form](opened, partial)

@@ -33,6 +33,8 @@ from qformer.checkpoints.parts import (
     take,
     tower_choice,
 )
+from qformer.checkpoints.systems import SYSTEMS
+from qformer.checkpoints.whole import open_system, write_system
 from qformer.config import parse_config
 from qformer.files import pretrained
 from qformer.files.pretrained import configuration
@@ -127,14 +129,17 @@ COMPUTED = (("vision_config", "hidden_act", "gelu"), ("qformer_config", "hidden_
 
 
 def open_transformers(path_or_id: str, given: LoadOptions) -> OpenCheckpoint:
-    """A folder that `Blip2ForConditionalGeneration` or `Blip2ForImageTextRetrieval` was saved to, or its hub id.
+    """A folder that a BLIP-2 of transformers, or a system of the table in `systems.py`, was saved to, or its hub id.
 
     Raises:
         UsageError: there is none, or it is another model.
     """
     theirs = configuration(path_or_id)
+    if theirs.model_type in SYSTEMS:
+        return open_system(path_or_id, theirs, given)
     if theirs.model_type != "blip-2":
-        raise UsageError(f"'{path_or_id}' holds a {theirs.model_type} model; give a BLIP-2")
+        others = ", ".join(system.title for system in SYSTEMS.values())
+        raise UsageError(f"'{path_or_id}' holds a {theirs.model_type} model; give a BLIP-2, or one of {others}")
     for section, key, value in COMPUTED:
         if (found := getattr(getattr(theirs, section), key)) != value:
             raise UsageError(
@@ -158,11 +163,14 @@ EXTRA = 1  # CLS stands in front of the patches
 
 
 def write_transformers(opened: OpenCheckpoint, folder: Path) -> None:
-    """A folder for `Blip2ForConditionalGeneration`, or `Blip2ForImageTextRetrieval`, and its processor.
+    """A folder for `Blip2ForConditionalGeneration`, `Blip2ForImageTextRetrieval` or a system, and its processor.
 
     Raises:
-        UsageError: a tower that it needs cannot be had, or is no EVA.
+        UsageError: a tower that it needs cannot be had, or is no EVA; or transformers has no such system.
     """
+    if not opened.config.has_qformer:
+        write_system(opened, folder)
+        return
     if opened.config.vision.name != "eva":
         raise UsageError(
             f"BLIP-2 in transformers sees with EVA, and this checkpoint with '{opened.config.vision.name}', "

@@ -13,10 +13,12 @@ from qformer.checkpoints.parts import (
     FAMILIES,
     LLM_FOLDER,
     VISION_FILE,
+    VISION_FOLDER,
     OpenCheckpoint,
     Parts,
     check_words,
     load_tokenizer,
+    save_tower,
 )
 from qformer.checkpoints.weights import ENCODER, LLM, load_trained
 from qformer.config import Choice, dump_config
@@ -47,7 +49,7 @@ def open_ours(path: str | Path, trust: bool = False, verify: bool = True) -> Ope
     return OpenCheckpoint(str(path), parts, config, tokenizer, folder=saved.path)
 
 
-def take_apart(opened: OpenCheckpoint) -> None:
+def take_apart(opened: OpenCheckpoint, form: str) -> None:
     """Move what a checkpoint of ours holds of its towers out of its bridge, and adapters into their language model.
 
     Other forms have whole towers, and no place for parts of them.
@@ -56,7 +58,7 @@ def take_apart(opened: OpenCheckpoint) -> None:
         UsageError: its text path has no place in other forms.
     """
     config, parts, inside = opened.config, opened.parts, str(opened.folder)
-    if not config.has_qformer:
+    if not config.has_qformer and form != "transformers":
         raise UsageError(
             f"LAVIS and transformers have no place for the connector of '{opened.source}', '{config.connector.name}'; "
             "use the checkpoint as it is"
@@ -104,8 +106,12 @@ def write_ours(opened: OpenCheckpoint, folder: Path) -> None:
     folder.mkdir()
     _save(parts.bridge, folder / checkpoint.WEIGHTS)
     if parts.vision:
-        _save(parts.vision, folder / VISION_FILE.removeprefix(checkpoint.INSIDE))
-        options = {**config.vision.options, "weights": VISION_FILE}
+        if opened.seen is None:
+            options = {**config.vision.options, "weights": VISION_FILE}
+            _save(parts.vision, folder / VISION_FILE.removeprefix(checkpoint.INSIDE))
+        else:
+            options = {**config.vision.options, "path": VISION_FOLDER}
+            save_tower(opened.seen, parts.vision, folder / VISION_FOLDER.removeprefix(checkpoint.INSIDE))
         kept = {"vision": Choice(name=config.vision.name, **options), "freeze_vision": True}  # beside what is trained
         config = config.model_copy(update=kept)
     if parts.llm:

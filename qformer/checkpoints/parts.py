@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from qformer import lookup, vision
 from qformer.checkpoints.names import Stage
@@ -25,6 +25,7 @@ from qformer.llm.loading import load_language_model
 from qformer.model.bert import read_tokenizer
 from qformer.schema import Config, QFormerConfig
 from qformer.types import UsageError
+from qformer.vision import hf
 from qformer.vision.options import ClipConfig, EvaConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 HEAD_WIDTHS = {"eva": 88, "clip": 64}  # of ViT-g and ViT-L
 #: Where a checkpoint of ours keeps the towers that it holds itself.
-VISION_FILE, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:llm"
+VISION_FILE, VISION_FOLDER, LLM_FOLDER = "checkpoint:vision.safetensors", "checkpoint:vision", "checkpoint:llm"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ class LoadOptions:
 
 
 @dataclass
+class Seen:
+    """What is known of an image encoder of transformers beside its tensors: its configuration, and pixel statistics."""
+
+    config: Any
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+@dataclass
 class OpenCheckpoint:
     """A checkpoint of any form, taken apart.
 
@@ -71,6 +81,7 @@ class OpenCheckpoint:
         llm: the language model's configuration in transformers; None where `parts` do not hold its tensors.
         merged: the language model to whose weights adapters were added, if any were.
         folder: of a checkpoint of ours; None for any other form.
+        seen: of the image encoder `hf` whose tensors `parts` hold, whole and by their names in transformers.
     """
 
     source: str
@@ -80,6 +91,7 @@ class OpenCheckpoint:
     llm: Any = None
     merged: str = ""
     folder: Path | None = None
+    seen: Seen | None = None
 
     def hold_towers(self) -> None:
         """Fetch the towers that the checkpoint leaves out.
@@ -94,6 +106,14 @@ class OpenCheckpoint:
                 )
             encoder = vision.options_of(self.config.vision).build()
             self.parts.vision = encoder.state_dict()
+        self.hold_language_model()
+
+    def hold_language_model(self) -> None:
+        """Fetch the language model, if the checkpoint leaves it out.
+
+        Raises:
+            UsageError: it cannot be had.
+        """
         if self.config.llm is not None and not self.parts.llm:
             # by transformers' own means: on the hub are files of older forms and names, too
             model = load_language_model(self.config.llm.path, dtype=None, tried=False).model
@@ -116,15 +136,24 @@ def check_words(opened: OpenCheckpoint, tokenizer: Any) -> None:
         )
 
 
-def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str) -> VisionEncoder:
+def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str, seen: Seen | None = None) -> VisionEncoder:
     """The encoder that `config` describes, with these tensors.
 
     Raises:
         UsageError: they do not fit.
     """
+    if seen is not None:
+        layer = config.vision.options.get("layer", -1)
+        return hf.HFVisionEncoder(hf.with_tensors(seen.config, tensors, source), layer, seen.mean, seen.std)
     options = {key: value for key, value in config.vision.options.items() if key != "weights"}
     kind = EvaConfig if config.vision.name == "eva" else ClipConfig
     return kind(**options).build_from(tensors, source)
+
+
+def save_tower(seen: Seen, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write an image encoder of transformers to a folder of its own, with its pixel statistics."""
+    hf.with_tensors(seen.config, tensors, str(folder)).save_pretrained(folder)
+    CLIPImageProcessorPil(image_mean=list(seen.mean), image_std=list(seen.std)).save_pretrained(folder)
 
 
 def common_values(parts: Parts, source: str, tower: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -32,7 +33,7 @@ from qformer.vision.base import CLIP_MEAN, CLIP_STD, VisionEncoder
 from qformer.vision.levels import levels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from transformers import PreTrainedModel
@@ -78,7 +79,7 @@ def build(given: str, layer: int, precision: str, layers: tuple[int, ...] | None
     config = pretrained.read(AutoConfig, path, NO_ENCODER)
     vision = getattr(config, "vision_config", config)
     _check(vision)  # before the weights, which may have to be downloaded
-    mean, std = _statistics(path, vision.model_type)
+    mean, std = pixel_statistics(path, vision.model_type)
     loading = {"dtype": DTYPES[precision], "output_loading_info": True}
     model, report = pretrained.read(AutoModel, path, NO_ENCODER, **loading)
     encoder = HFVisionEncoder(model, layer, mean, std, layers)
@@ -87,6 +88,24 @@ def build(given: str, layer: int, precision: str, layers: tuple[int, ...] | None
     if missing:
         raise UsageError(f"vision.path '{given}' lacks weights, {min(missing)} for one; give a complete model")
     return encoder
+
+
+def with_tensors(config: Any, tensors: Mapping[str, Tensor], source: str) -> PreTrainedModel:
+    """Make the model of a configuration of transformers with these tensors, which are not copied.
+
+    Raises:
+        UsageError: they do not fit; `source` names them.
+    """
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModel.from_config(config, trust_remote_code=False)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[1:2]).rstrip(". ")
+        raise UsageError(
+            f"the image encoder in '{source}' does not fit its configuration ({reason}); save it again"
+        ) from error
+    return model.eval()
 
 
 class HFVisionEncoder(VisionEncoder):
@@ -194,7 +213,7 @@ def _check(config: Any) -> None:
         raise UsageError(f"a '{config.model_type}' model is no vision transformer; {INSTEAD}")
 
 
-def _statistics(path: str, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
+def pixel_statistics(path: str, model_type: str) -> tuple[Sequence[float], Sequence[float]]:
     """Read the pixel mean and std from the preprocessor file at `path`; those of the family if there is none."""
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)

@@ -1,0 +1,137 @@
+"""Published systems in folders of transformers, without a Q-Former: what each is put together from here, in one table.
+
+Transformers itself reads a folder, whatever spelling its version gave to names, and the tensors of its model are moved
+to our names by the rows below. A folder that computes anything in another way than the system published is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qformer.schema import Config
+
+    Values = Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Attributes:
+        title: its name, for messages.
+        model: its class in transformers.
+        sections: names in the sections `vision`, `connector` and `resolution` of what it is made of here.
+        tower: begins the names of its image encoder in transformers.
+        connector: names of the connector's tensors here and in transformers.
+        unused: tensors of the connector here that the system has no use for, by the key of their width.
+        language: beginnings of the names of the language model's tensors in transformers and here.
+        towers: types of the image encoders that it may have.
+        computed: keys of its configuration that must have a value, which no tensor tells.
+        values: makes the sections' options of its configuration.
+        theirs: makes its configuration of the configurations of its towers and of ours.
+        template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one.
+        words: tokens that stand for a visual token, by the key of the configuration that has their number.
+    """
+
+    title: str
+    model: Any
+    sections: tuple[str, str, str]
+    tower: str
+    connector: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]
+    language: tuple[tuple[str, str], ...]
+    towers: tuple[str, ...]
+    computed: tuple[tuple[str, Any], ...]
+    values: Values
+    theirs: Callable[[Config, Any, Any], Any]
+    template: str
+    words: tuple[tuple[str, str], ...]
+
+
+def _rows(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Weight and bias of modules of a connector: (name here, name in transformers)."""
+    return tuple(
+        (f"connector.{ours}.{kind}", f"model.{theirs}.{kind}") for ours, theirs in pairs for kind in ("weight", "bias")
+    )
+
+
+PROJECTOR = _rows(("mlp.0", "multi_modal_projector.linear_1"), ("mlp.2", "multi_modal_projector.linear_2"))
+INNER = (("model.language_model.", "model."), ("lm_head.", "lm_head."))
+NEWLINE = "connector.image_newline"
+
+
+def _llava(theirs: Any) -> dict[str, Any]:
+    size, patch = theirs.vision_config.image_size, theirs.vision_config.patch_size
+    return {
+        "vision": {"layer": theirs.vision_feature_layer},
+        "connector": {"hidden": theirs.text_config.hidden_size, "patch": patch},
+        "resolution": {"size": size, "patch": patch},
+    }
+
+
+def _to_llava(config: Config, tower: Any, llm: Any) -> Any:
+    return LlavaConfig(
+        vision_config=tower.to_dict(),
+        text_config=llm.to_dict(),
+        vision_feature_layer=config.vision.options.get("layer", -1),
+        tie_word_embeddings=llm.tie_word_embeddings,
+    )
+
+
+#: By the type in the configuration of transformers.
+SYSTEMS: dict[str, System] = {
+    "llava": System(
+        title="LLaVA-1.5",
+        model=LlavaForConditionalGeneration,
+        sections=("hf", "mlp", "pad_square"),
+        tower="model.vision_tower.",
+        connector=PROJECTOR,
+        unused=(NEWLINE,),
+        language=INNER,
+        towers=("clip_vision_model",),
+        computed=(
+            ("projector_hidden_act", "gelu"),
+            ("vision_feature_select_strategy", "default"),
+            ("multimodal_projector_bias", True),
+        ),
+        values=_llava,
+        theirs=_to_llava,
+        template="{bos}USER: {image}\n{text} ASSISTANT:{answer}{eos}",
+        words=(("image_token_id", "<image>"),),
+    ),
+}
+
+
+def system_of(config: Config) -> System | None:
+    """The published system that a configuration is made of; None where transformers has none."""
+    mine = (config.vision.name, config.connector.name, config.resolution.name)
+    return next((system for system in SYSTEMS.values() if system.sections == mine), None)
+
+
+def check(system: System, theirs: Any, source: str) -> None:
+    """Refuse a folder whose model computes anything in another way than its system here.
+
+    Raises:
+        UsageError: saying what differs.
+    """
+    if (found := theirs.vision_config.model_type) not in system.towers:
+        raise UsageError(
+            f"'{source}' sees with a {found}, and {system.title} here with {' or '.join(system.towers)}; give one of "
+            "its published folders"
+        )
+    for key, value in system.computed:
+        if (found := getattr(theirs, key)) != value:
+            raise UsageError(f"'{source}' is no {system.title}: {key} is {found}, not {value}; set it if it is wrong")
+    if not isinstance(layer := getattr(theirs, "vision_feature_layer", -1), int):
+        raise UsageError(
+            f"'{source}' reads the layers {list(layer)} of its image encoder together, and {system.title} reads one; "
+            "give one of its published folders"
+        )

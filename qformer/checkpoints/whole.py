@@ -1,0 +1,186 @@
+"""Whole systems of transformers (`systems.py`) opened as a checkpoint, and written back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
+
+from qformer.checkpoints.parts import (
+    LLM_FOLDER,
+    VISION_FOLDER,
+    LoadOptions,
+    OpenCheckpoint,
+    Parts,
+    Seen,
+    check_words,
+    load_tokenizer,
+    take,
+)
+from qformer.checkpoints.systems import SYSTEMS, System, check, system_of
+from qformer.config import parse_config
+from qformer.files import pretrained
+from qformer.files.tensors import listed, refuse
+from qformer.llm.loading import put_in
+from qformer.llm.plain_text import adds_bos
+from qformer.schema import QFormerConfig
+from qformer.types import UsageError
+from qformer.vision.hf import pixel_statistics
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from qformer.schema import Config
+
+NO_SYSTEM = "no whole model can be read from {where} ({reason}); give a folder that save_pretrained has written"
+PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpoint:
+    """A folder that a system of the table was saved to, or its hub id.
+
+    Args:
+        theirs: its configuration in transformers.
+
+    Raises:
+        UsageError: tensors are missing or left over, or it is not the system as published.
+    """
+    system = SYSTEMS[theirs.model_type]
+    check(system, theirs, path_or_id)
+    folder = pretrained.local_folder(path_or_id)
+    model, report = pretrained.read(system.model, folder, NO_SYSTEM, dtype="auto", output_loading_info=True)
+    if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise UsageError(
+            f"'{path_or_id}' is no whole {system.title}: {listed(odd)} missing or left over; save it again"
+        )
+    left = dict(model.state_dict())
+    bridge, missing = take(left, [(name, ours) for ours, name in system.connector])
+    bridge |= {name: torch.zeros(theirs.text_config.hidden_size) for name in system.unused}
+    seen = _begun(left, system.tower, "")
+    llm: dict[str, Tensor] = {}
+    for start, ours in system.language:
+        llm |= _begun(left, start, ours)
+    refuse(missing, list(left), f"the {system.title} in '{path_or_id}'")
+    tokenizer = given.tokenizer or str(folder)
+    values = system.values(theirs)
+    vision, connector, resolution = (
+        {"name": name, **values[key]}
+        for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
+    )
+    precision = PRECISIONS.get(next(iter(seen.values())).dtype, "fp32")
+    config = parse_config(
+        {
+            "stage": "stage2",
+            "run": path_or_id,
+            "vision": {**vision, "path": VISION_FOLDER, "precision": precision},
+            "connector": connector,
+            "resolution": resolution,
+            "llm": {"path": LLM_FOLDER, "template": _template(system, tokenizer)},
+            "data": {"train": {"name": "none"}},  # it was trained elsewhere
+            "train": {"steps": 1, "warmup": 0},
+        }
+    )
+    text = theirs.text_config
+    text.tie_word_embeddings = theirs.tie_word_embeddings  # the whole model's word counts, not that of the part
+    parts = Parts("stage2", bridge, seen, llm, QFormerConfig())
+    eye = Seen(theirs.vision_config, *pixel_statistics(str(folder), theirs.vision_config.model_type))
+    return OpenCheckpoint(path_or_id, parts, config, tokenizer, text, seen=eye)
+
+
+def _begun(left: dict[str, Tensor], start: str, ours: str) -> dict[str, Tensor]:
+    """Move the tensors whose names begin with `start` out of `left`, with another beginning."""
+    names = [name for name in left if name.startswith(start)]
+    return {ours + name.removeprefix(start): left.pop(name) for name in names}
+
+
+def _template(system: System, tokenizer_of: str) -> str:
+    """The turns of a system's chat, with the tokens of this tokenizer."""
+    tokenizer = pretrained.read(AutoTokenizer, tokenizer_of)
+    marks = {"{bos}": tokenizer.bos_token if adds_bos(tokenizer) else "", "{eos}": tokenizer.eos_token}
+    text = system.template
+    for place, token in marks.items():
+        text = text.replace(place, token or "")
+    return text
+
+
+def write_system(opened: OpenCheckpoint, folder: Path) -> None:
+    """A folder for the class of transformers that a checkpoint's system has, and its tokenizer.
+
+    Raises:
+        UsageError: transformers has no such system, or a tower of the checkpoint cannot be had.
+    """
+    system = require(opened.config, opened.source)
+    hold_towers(opened)
+    parts, eye = opened.parts, opened.seen
+    assert eye is not None, "`hold_towers` has found it"
+    made, missing = take(dict(parts.bridge), list(system.connector))
+    refuse(missing, [n for n in parts.bridge if n not in made and n not in _ours(system)], f"the {system.title}")
+    made |= {f"{system.tower}{name}": tensor for name, tensor in parts.vision.items()}
+    for start, ours in system.language:
+        made |= {start + n.removeprefix(ours): tensor for n, tensor in parts.llm.items() if n.startswith(ours)}
+    tokenizer = load_tokenizer(opened)
+    check_words(opened, tokenizer)
+    config = system.theirs(opened.config, eye.config, opened.llm)
+    for key, word in system.words:
+        if tokenizer.convert_tokens_to_ids(word) in (None, tokenizer.unk_token_id):
+            tokenizer.add_tokens([word], special_tokens=True)
+        setattr(config, key, tokenizer.convert_tokens_to_ids(word))
+    config.dtype = next(iter(parts.llm.values())).dtype
+    with torch.device("meta"):
+        model = system.model(config)
+    put_in(model, made, f"'{opened.source}' as {system.title} in transformers")
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < len(tokenizer):  # the word is only a place: the mean of all words is never the likeliest
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = eye.config.image_size
+    size = (
+        {"height": side, "width": side} if isinstance(side, int) else dict(zip(("height", "width"), side, strict=True))
+    )
+    CLIPImageProcessorPil(
+        size=size, crop_size=size, image_mean=list(eye.mean), image_std=list(eye.std)
+    ).save_pretrained(folder)
+
+
+def _ours(system: System) -> set[str]:
+    """Names of the tensors of a system's connector here."""
+    return {ours for ours, _ in system.connector} | set(system.unused)
+
+
+def require(config: Config, source: str) -> System:
+    """The system of the table that a configuration is made of.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (system := system_of(config)) is None:
+        raise UsageError(
+            f"transformers has no place for the connector of '{source}', '{config.connector.name}', with the image "
+            f"encoder '{config.vision.name}' and the resolution '{config.resolution.name}'; use the checkpoint as it is"
+        )
+    return system
+
+
+def hold_towers(opened: OpenCheckpoint) -> None:
+    """Fetch the towers that a checkpoint of a system leaves out, whole.
+
+    Raises:
+        UsageError: they cannot be had.
+    """
+    if opened.seen is None:
+        if opened.parts.vision:
+            raise UsageError(
+                f"'{opened.source}' has trained its image encoder and holds a part of it; use the checkpoint as it is"
+            )
+        path = pretrained.tower(opened.config.vision.options["path"])
+        tower = pretrained.read(AutoModel, path, NO_SYSTEM, dtype="auto")
+        tower_config = getattr(tower.config, "vision_config", tower.config)
+        opened.parts.vision = getattr(tower, "vision_model", tower).state_dict()
+        opened.seen = Seen(tower_config, *pixel_statistics(path, tower_config.model_type))
+    opened.hold_language_model()
