@@ -8,9 +8,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from qformer.connectors.interleave import interleave, put_in_front
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import CHAT, Prompt, compose
-from qformer.connectors.interleave import interleave, put_in_front
 from qformer.types import Tiles, UsageError
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.folder import read_config
 from qformer.checkpoints.parts import LoadOptions
 from qformer.config import dump_config, load_config
+from qformer.connectors.interleave import interleave
 from qformer.evaluation.choice import answer_losses
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.llm.chat import Chat, resolve
@@ -23,7 +24,6 @@ from qformer.llm.rows import word_spread
 from qformer.losses import IGNORE
 from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import Prefix
-from qformer.connectors.interleave import interleave
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.inherit import inherit
 from qformer.stages.stage2 import measured

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 from qformer.connectors.base import Prefix
+from qformer.connectors.interleave import interleave
 from qformer.llm import mrope
 from qformer.llm.base import CausalLM
 from qformer.llm.loading import load_language_model, without_tower
 from qformer.losses import IGNORE
-from qformer.connectors.interleave import interleave
 from qformer.model.mrope import parts, position_ids, rotary
 from qformer.types import Plan, Tile, UsageError
 from tests.tiny import save_tiny_llm, tiny_llm

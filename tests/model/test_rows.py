@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.connectors.interleave import interleave, put_in_front
+from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.types import Tiles
 from tests.tiny import tiny_llm
 
