@@ -63,7 +63,7 @@ class LoadOptions:
 
 @dataclass
 class Seen:
-    """What is known of an image encoder of transformers beside its tensors: its configuration, and pixel statistics."""
+    """The configuration of an image encoder of transformers and its pixel statistics: all but its tensors."""
 
     config: Any
     mean: Sequence[float]
