@@ -135,14 +135,13 @@ def ranked_captions(path: Path, images: Sequence[Tensor], records: Sequence[dict
             figure.text(left + 0.11, top, f"{score:.3f}", **style)
             figure.text(left + 0.135, top, origin, **style)
             figure.text(left + 0.17, top, textwrap.shorten(_shown(caption), 90, placeholder=" ..."), **style)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # for characters that the font lacks
-        _save(figure, path, dpi=80)
+    _save(figure, path, dpi=80)
 
 
 def _save(figure: Any, path: Path, **options: Any) -> None:
     """Replace a picture; if its name is a link, replace the link and not the file that it points to."""
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", **options)
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(partial, format="png", **options)  # which warns of characters that the font lacks
     plt.close(figure)
 
 

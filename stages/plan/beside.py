@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from qformer.types import UsageError
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 MOST = 20_000  # pixels of a side
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published:
     """Numbers of a paper about two systems, this one first: TFLOP of an image, and hours of training."""
 
     names: str
@@ -47,7 +49,7 @@ def compare(mine: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mappin
 def published(mine: Config, theirs: Config) -> dict[str, Any]:
     """The published numbers of two systems, known by their strategies; empty if there are none."""
     known = PUBLISHED.get((mine.resolution.name, theirs.resolution.name))
-    return {} if known is None else {"published": known._asdict()}
+    return {} if known is None else {"published": asdict(known)}
 
 
 def lines(beside: Mapping[str, Any] | None) -> list[str]:

@@ -245,7 +245,7 @@ def _store(subject: Subject) -> dict[str, int]:
 
 def _largest(subject: Subject, count: int, limit: int) -> int:
     """Find the largest batch that fits: a polynomial through the known sizes gives each guess, until one is right."""
-    known = {size: subject.peak(size) for size in {count, max(count // 2, 1)}}
+    known = {size: subject.peak(size) for size in {count, count // 2 or 2}}  # one size would say nothing of others
     while True:
         fits = max([size for size, needed in known.items() if needed <= limit], default=0)
         over = min([size for size, needed in known.items() if needed > limit], default=MOST + 1)

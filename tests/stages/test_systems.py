@@ -162,7 +162,7 @@ def test_towers_of_transformers_have_the_published_sizes(path: str) -> None:
     assert tower.num_parameters() == pytest.approx(TOWERS[path], rel=0.01)
 
 
-@pytest.mark.weekly  # InternViT-6B takes 22 GB here: an outline draws the weights of towers of transformers
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_full_presets_are_outlined(name: str) -> None:
     """Towers of our own, and language models, as published; the tower of Qwen2-VL is counted with its merger."""
@@ -181,7 +181,7 @@ def test_full_presets_are_outlined(name: str) -> None:
         assert own == pytest.approx(theirs, rel=0.01)
 
 
-@pytest.mark.weekly  # two plans of 13 billion parameters, many minutes
+@pytest.mark.weekly  # two plans of 13 billion parameters: many minutes, and more than 20 GB
 def test_llava_uhd_costs_less_than_llava_15_as_published() -> None:
     """At 672 x 1008, without text (arXiv 2403.11703v1, table 1: 14.63 and 15.50 TFLOP)."""
     words = (
