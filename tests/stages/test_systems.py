@@ -181,7 +181,7 @@ def test_full_presets_are_outlined(name: str) -> None:
         assert own == pytest.approx(theirs, rel=0.01)
 
 
-@pytest.mark.weekly  # two plans of 13 billion parameters: many minutes, and more than 20 GB
+@pytest.mark.slow
 def test_llava_uhd_costs_less_than_llava_15_as_published() -> None:
     """At 672 x 1008, without text (arXiv 2403.11703v1, table 1: 14.63 and 15.50 TFLOP)."""
     words = (
