@@ -20,7 +20,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # files to download from the hub
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml", "*.jinja")  # files to download from the hub
 OLDER = "*.bin"  # weights of a repository without safetensors
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 UNREADABLE = "nothing can be loaded from {where} ({reason}); give a folder or hub id of transformers"

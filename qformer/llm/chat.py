@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qformer.llm.plain_text import adds_bos
 from qformer.template import ANSWER, AUTO, IMAGE, NONE, TEXT, Template
 from qformer.types import UsageError
 
@@ -116,6 +117,59 @@ def resolve(template: str, tokenizer: Any, source: str) -> str:
         )
     Template.parse(text)
     return str(text)
+
+
+def shown(tokenizer: Any, source: str, word: str) -> tuple[str, str] | None:
+    """The text of the template of a tokenizer whose turns show pictures, and what it writes between two pictures.
+
+    The assistant's turn begins as it does when an answer is generated, which some templates write in another way.
+
+    Args:
+        source: where the tokenizer was loaded from, for messages.
+        word: what the template writes for a picture.
+
+    Returns:
+        The text with its places, and the text between two pictures; None where the tokenizer has no template.
+
+    Raises:
+        UsageError: the template fails, or does not repeat the picture and what a user and an assistant say.
+    """
+    if not tokenizer.chat_template:
+        return None
+
+    def turns(pictures: int) -> list[dict[str, Any]]:
+        said = [{"type": "text", "text": TEXT}]
+        return [{"role": "user", "content": [{"type": "image"}] * pictures + said}]
+
+    answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    try:
+        whole = tokenizer.apply_chat_template([*turns(1), answer], tokenize=False)
+        asked, asked_two = (
+            tokenizer.apply_chat_template(turns(pictures), tokenize=False, add_generation_prompt=True)
+            for pictures in (1, 2)
+        )
+        bare = tokenizer.apply_chat_template(turns(1), tokenize=False)
+    except Exception as error:  # a template can raise what it likes
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"the chat template of the tokenizer in '{source}' fails ({type(error).__name__}: {reason}); remove it"
+        ) from error
+    if asked != bare:
+        whole = asked + ANSWER + whole.rpartition(ANSWER)[2]
+    for place in (word, TEXT, ANSWER):
+        if whole.count(place) != 1 or len(whole) > LONGEST:
+            raise UsageError(
+                f"the chat template of the tokenizer in '{source}' writes {place}, which it was told to say once, "
+                f"{whole.count(place)} times in {len(whole):,} characters; remove it"
+            )
+    if adds_bos(tokenizer) and not whole.startswith(tokenizer.bos_token):
+        whole = tokenizer.bos_token + whole
+    front, back = asked.split(word)
+    pieces = asked_two.split(word)
+    between = pieces[1] if (len(pieces), pieces[0], pieces[-1]) == (3, front, back) else ""
+    text = whole.replace(word, IMAGE)
+    Template.parse(text)
+    return text, between
 
 
 def encode(template: str, words: PlainText, ends: bool) -> Chat:

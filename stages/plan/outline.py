@@ -102,7 +102,8 @@ def outline_encoder(config: Config) -> VisionEncoder:
         model = AutoModel.from_config(
             read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
         )
-        encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD, options.layers)
+        read = (options.layer, CLIP_MEAN, CLIP_STD, options.layers, options.final_norm)
+        encoder = HFVisionEncoder(model, *read)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
     else:

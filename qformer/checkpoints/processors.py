@@ -1,0 +1,70 @@
+"""Files of the processors of transformers: how a system resizes its pictures, and which classes make its inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from qformer.files import pretrained
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NO_PROCESSOR = (
+    "{{where}} does not say how {title} cuts its pictures ({{reason}}); put its preprocessor_config.json there"
+)
+BICUBIC = 3  # Pillow's number
+#: What an image processor must do, as the strategies here do it.
+PROCESSED = (
+    ("do_resize", True),
+    ("do_rescale", True),
+    ("do_normalize", True),
+    ("do_center_crop", None),
+    ("resample", BICUBIC),
+)
+
+
+def read(kind: Any, folder: Path, title: str) -> Any:
+    """The image processor of a folder, of this class of transformers.
+
+    Raises:
+        UsageError: there is none, it is damaged, or it changes pixels in another way than published.
+    """
+    images = pretrained.read(kind, folder, NO_PROCESSOR.format(title=title))
+    for key, expected in PROCESSED:
+        found = getattr(images, key, None)
+        if (found or None) != (expected or None):
+            raise UsageError(
+                f"the image processor in '{folder}' has {key} {found}, and {title} {expected}; set it to that"
+            )
+    if not math.isclose(images.rescale_factor, 1 / 255):
+        raise UsageError(
+            f"the image processor in '{folder}' has rescale_factor {images.rescale_factor}; set it to 1/255"
+        )
+    return images
+
+
+def square(images: Any, folder: Path) -> int:
+    """Side of the squares that an image processor makes.
+
+    Raises:
+        UsageError: they are no squares.
+    """
+    width, height = images.size.width, images.size.height
+    if not width or width != height:
+        raise UsageError(
+            f"the image processor in '{folder}' makes tiles of {width} x {height} pixels; set both to the same number"
+        )
+    return int(width)
+
+
+def write(folder: Path, own: dict[str, Any], clips: dict[str, Any]) -> None:
+    """Write what a processor is beside its image processor and its tokenizer, as transformers 4 and 5 read it.
+
+    Args:
+        own: its class and options. clips: the class and options of its processor of clips.
+    """
+    for name, values in (("processor_config.json", own), ("video_preprocessor_config.json", clips)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
