@@ -46,8 +46,8 @@ def values(theirs: Any) -> dict[str, Any]:
     size, patch = tower.image_size, tower.patch_size
     if len({*size}) > 1 or len({*patch}) > 1 or size[0] % (2 * patch[0]):
         raise UsageError(
-            f"the image encoder of this {TITLE} reads pictures of {list(size)} pixels in patches of {list(patch)}; give "
-            "one with squares of an even number of patches a side"
+            f"the image encoder of this {TITLE} reads pictures of {list(size)} pixels in patches of {list(patch)}; "
+            "give one with squares of an even number of patches a side"
         )
     return {
         "vision": {"layer": layer, "final_norm": layer == -1},
@@ -65,8 +65,8 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     vision, strategy = config.vision.options, chosen(config.resolution).rule
     if config.connector.options.get("version", "v2") != "v2" or not strategy.thumbnail:
         raise UsageError(
-            f"{TITLE} in transformers has version v2 of its connector and a thumbnail, and this checkpoint has not; use "
-            "it as it is"
+            f"{TITLE} in transformers has version v2 of its connector and a thumbnail, and this checkpoint has "
+            "not; use it as it is"
         )
     layer = vision.get("layer", -1)
     if layer == -1 and not vision.get("final_norm", True):

@@ -41,8 +41,8 @@ def values(theirs: Any) -> dict[str, Any]:
     limit = re.fullmatch(f"{ASPECT}([1-9][0-9]*)", theirs.vision_aspect_ratio)
     if limit is None:
         raise UsageError(
-            f"vision_aspect_ratio of this {TITLE} is '{theirs.vision_aspect_ratio}'; set it to {ASPECT}9, or to another "
-            "number of crops"
+            f"vision_aspect_ratio of this {TITLE} is '{theirs.vision_aspect_ratio}'; set it to {ASPECT}9, or to "
+            "another number of crops"
         )
     pins = [[width, height] for height, width in theirs.image_grid_pinpoints]
     return {

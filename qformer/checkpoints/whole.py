@@ -109,8 +109,8 @@ def _agreed(values: dict[str, Any], processed: dict[str, Any], source: str) -> d
     for key in values.keys() & processed.keys():
         if values[key] != processed[key]:
             raise UsageError(
-                f"the processor and the model in '{source}' are not of one system: resolution.{key} is {processed[key]} "
-                f"and {values[key]}; save both again"
+                f"the processor and the model in '{source}' are not of one system: resolution.{key} is "
+                f"{processed[key]} and {values[key]}; save both again"
             )
     return values | processed
 
