@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def has_text(self) -> bool:
-        """True where the language model reads text between the visual tokens: markers, or the `lead` of a tile."""
+        """True where the language model reads text around the tiles."""
         return any(tile.lead or tile.before or tile.after for tile in self.tiles)
 
     @classmethod
@@ -103,10 +103,7 @@ class Plan:
         """One row that shows several pictures, in this order; a single plan is given back as it is.
 
         Of the whole there is no fine view and no overview, and `image` is the size of the first picture: what belongs
-        to one picture is in `parts`.
-
-        Args:
-            between: text of the language model between the pictures, in the `lead` of the second and those behind it.
+        to one picture is in `parts`. `between` is text of the language model between the pictures.
 
         Raises:
             ValueError: no plans.
@@ -117,14 +114,14 @@ class Plan:
             return plans[0]
         parts = tuple(part for plan in plans for part in plan.parts or (plan,))
         if between:
-            parts = tuple(part._led_by(between if number else "", between) for number, part in enumerate(parts))
+            parts = tuple(part._led_by(between * bool(number), between) for number, part in enumerate(parts))
         tiles = tuple(tile for part in parts for tile in part.tiles)
         return cls(parts[0].image, tiles, (1, 1), None, sum(part.tokens for part in parts), parts=parts)
 
     def _led_by(self, text: str, old: str) -> Plan:
         """The same plan with `text` in front of its first tile, in place of `old` where that is there."""
-        first, *others = self.tiles
-        return replace(self, tiles=(replace(first, lead=text + first.lead.removeprefix(old)), *others))
+        lead = text + self.tiles[0].lead.removeprefix(old)
+        return replace(self, tiles=(replace(self.tiles[0], lead=lead), *self.tiles[1:]))
 
 
 @dataclass

@@ -326,13 +326,13 @@ def _break(folder: Path, fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("no processor", "does not say how .* cuts its pictures .*; put its preprocessor_config.json there"),
+        ("no processor", "has no preprocessor_config.json, which says how .* cuts its pictures; put its own there"),
         ("broken processor", "cuts its pictures|is not valid JSON"),
         ("another size", "are not of one system: resolution"),
         ("nearest pixels", "has resample 0, and .* 3; set it to that"),
         ("missing", "multi_modal_projector.linear_1.weight missing or left over"),
         ("left over", "model.more missing or left over"),
-        ("shape", "no whole model can be read"),
+        ("shape", "multi_modal_projector.linear_1.weight of the .* has another size; save it again"),
         ('["projector_hidden_act", "relu"]', "projector_hidden_act is relu, not gelu"),
         ('["vision_feature_layer", [-2, -1]]', "reads the layers"),
         ('["model_type", "llava_next"]', "holds a llava_next model; give a BLIP-2, or one of .*InternVL"),

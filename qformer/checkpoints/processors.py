@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 NO_PROCESSOR = (
     "{{where}} does not say how {title} cuts its pictures ({{reason}}); put its preprocessor_config.json there"
 )
+FILES = ("preprocessor_config.json", "processor_config.json")
 BICUBIC = 3  # Pillow's number
 #: What an image processor must do, as the strategies here do it.
 PROCESSED = (
@@ -27,11 +28,13 @@ PROCESSED = (
 
 
 def read(kind: Any, folder: Path, title: str) -> Any:
-    """The image processor of a folder, of this class of transformers.
+    """The image processor of a folder, of this class of transformers (version 4 keeps it in the first of `FILES`).
 
     Raises:
         UsageError: there is none, it is damaged, or it changes pixels in another way than published.
     """
+    if not any((folder / name).is_file() for name in FILES):
+        raise UsageError(f"'{folder}' has no {FILES[0]}, which says how {title} cuts its pictures; put its own there")
     images = pretrained.read(kind, folder, NO_PROCESSOR.format(title=title))
     for key, expected in PROCESSED:
         found = getattr(images, key, None)
@@ -66,5 +69,5 @@ def write(folder: Path, own: dict[str, Any], clips: dict[str, Any]) -> None:
     Args:
         own: its class and options. clips: the class and options of its processor of clips.
     """
-    for name, values in (("processor_config.json", own), ("video_preprocessor_config.json", clips)):
+    for name, values in ((FILES[1], own), ("video_preprocessor_config.json", clips)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

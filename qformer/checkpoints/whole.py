@@ -56,7 +56,10 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     values["resolution"] = _agreed(values["resolution"], system.read_processor(folder), path_or_id)
     template, between = _template(system, given.tokenizer or str(folder), theirs)
     values["resolution"] |= {"between": between} if between else {}
-    model, report = pretrained.read(system.model, folder, NO_SYSTEM, dtype="auto", output_loading_info=True)
+    how = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = pretrained.read(system.model, folder, NO_SYSTEM, **how)
+    if sized := sorted(name for name, *_ in report["mismatched_keys"]):
+        raise UsageError(f"{listed(sized)} of the {system.title} in '{path_or_id}' has another size; save it again")
     if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UsageError(
             f"'{path_or_id}' is no whole {system.title}: {listed(odd)} missing or left over; save it again"
