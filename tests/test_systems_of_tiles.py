@@ -223,7 +223,7 @@ def _their_inputs(oracle: Oracle, shown: list[Any]) -> dict[str, Any]:
 def test_logits_and_texts_are_those_of_transformers(oracle: Oracle, mine: Any, row: str) -> None:
     inputs = _their_inputs(oracle, ROWS[row])
     asked = inputs["input_ids"].shape[1]
-    answer = oracle.tokenizer(ANSWER, return_tensors="pt")["input_ids"]
+    answer = oracle.tokenizer(ANSWER, add_special_tokens=False, return_tensors="pt")["input_ids"]
     said = torch.cat([inputs["input_ids"], answer], dim=1)
     theirs = oracle.model(**inputs | {"input_ids": said}).logits[0]
     tiles = mine.frontend.tiles([ROWS[row]])
