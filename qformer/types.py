@@ -95,15 +95,15 @@ class Plan:
 
     @property
     def has_text(self) -> bool:
-        """True where the language model reads text around the tiles."""
-        return any(tile.lead or tile.before or tile.after for tile in self.tiles)
+        """True where the language model reads markers or other text around tiles."""
+        return self.markers > 0 or any(tile.lead for tile in self.tiles)
 
     @classmethod
     def join(cls, plans: Sequence[Plan], between: str = "") -> Plan:
-        """One row that shows several pictures, in this order; a single plan is given back as it is.
+        """One row that shows several pictures, in this order, with the text `between`; a single plan stays as it is.
 
         Of the whole there is no fine view and no overview, and `image` is the size of the first picture: what belongs
-        to one picture is in `parts`. `between` is text of the language model between the pictures.
+        to one picture is in `parts`.
 
         Raises:
             ValueError: no plans.
@@ -113,15 +113,14 @@ class Plan:
         if len(plans) == 1:
             return plans[0]
         parts = tuple(part for plan in plans for part in plan.parts or (plan,))
-        if between:
-            parts = tuple(part._led_by(between * bool(number), between) for number, part in enumerate(parts))
+        parts = tuple(part._led_by(between * bool(number), between) for number, part in enumerate(parts))
         tiles = tuple(tile for part in parts for tile in part.tiles)
         return cls(parts[0].image, tiles, (1, 1), None, sum(part.tokens for part in parts), parts=parts)
 
     def _led_by(self, text: str, old: str) -> Plan:
         """The same plan with `text` in front of its first tile, in place of `old` where that is there."""
         lead = text + self.tiles[0].lead.removeprefix(old)
-        return replace(self, tiles=(replace(self.tiles[0], lead=lead), *self.tiles[1:]))
+        return replace(self, tiles=(replace(self.tiles[0], lead=lead), *self.tiles[1:])) if old else self
 
 
 @dataclass

@@ -281,10 +281,23 @@ def test_written_back_bit_equal(oracle: Oracle, mine: Any, ours: Path, tmp_path:
     assert again.llm.chat == mine.llm.chat
 
 
-@pytest.mark.parametrize("form", ["names in memory", "shards"])
+@pytest.mark.parametrize("form", ["names in memory", "shards", "files of a processor"])
 def test_other_files_load(oracle: Oracle, mine: Any, tmp_path: Path, form: str) -> None:
-    """Files have names of version 4, such as `language_model.model.norm.weight`, or those that models have now."""
+    """Files have names of version 4, such as `language_model.model.norm.weight`, or those that models have now.
+
+    Version 5 writes what a processor does to one file, version 4 its chat template to a file of its own.
+    """
     shutil.copytree(oracle.folder, tmp_path / "x")
+    if form == "files of a processor":
+        images, template = (tmp_path / "x" / name for name in ("preprocessor_config.json", "chat_template.jinja"))
+        own = {"image_processor": json.loads(images.read_text()), "processor_class": "Own"}
+        (tmp_path / "x" / "processor_config.json").write_text(json.dumps(own))
+        (tmp_path / "x" / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+        images.unlink()
+        template.unlink()
+        assert qformer.load(tmp_path / "x", "cpu").frontend.strategy == mine.frontend.strategy
+        assert qformer.load(tmp_path / "x", "cpu").llm.chat == mine.llm.chat
+        return
     (tmp_path / "x" / "model.safetensors").unlink()
     if form == "shards":
         oracle.model.save_pretrained(tmp_path / "x", max_shard_size="20KB")
