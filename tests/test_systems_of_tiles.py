@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,15 @@ from transformers import (
 )
 
 import qformer
+from qformer import resolution
 from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.hugging_face import write_transformers
+from qformer.checkpoints.loading import open_checkpoint
 from qformer.checkpoints.parts import LoadOptions
+from qformer.config import Choice
 from qformer.types import UsageError
 from qformer.videos import Clip
+from tests.test_cli import one_sentence
 from tests.tiny import tiny_tokenizer
 
 QUESTION, ANSWER = "what is this", "a red ball"
@@ -357,3 +363,42 @@ def test_a_broken_folder_is_refused_in_one_sentence(oracle: Oracle, tmp_path: Pa
     with pytest.raises(UsageError, match=sentence) as error:
         qformer.load(tmp_path / "x", "cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"thumbnail": False, "newline": "frame"}, "has no place for the resolution.(thumbnail|newline) of this"),
+        ({"markers": True}, "the markers of .* are no words of its language model"),
+    ],
+)
+def test_what_has_no_place_in_transformers_is_named(
+    oracle: Oracle, tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    opened = open_checkpoint(oracle.folder, {})
+    chosen = opened.config.resolution
+    known = {field.name for field in fields(resolution.chosen(chosen))}
+    options = chosen.options | {key: value for key, value in change.items() if key in known}
+    opened.config = opened.config.model_copy(update={"resolution": Choice(name=chosen.name, **options)})
+    if "markers" in change:
+        opened.parts.bridge["markers.0"] = torch.zeros(32)
+    with pytest.raises(UsageError, match=sentence):
+        write_transformers(opened, tmp_path)
+
+
+def test_from_the_command_line(oracle: Oracle, mine: Any, run: Any, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    pictures = [_picture(60, 40), _picture(30, 170)]
+    for file, picture in zip(files, pictures, strict=True):
+        _pil(picture).save(file)
+    answers = mine.answer(mine.frontend.tiles(pictures), [QUESTION] * 2)
+    said = "".join(f"{file}\t{answer}\n" for file, answer in zip(files, answers, strict=True))
+    back, ours = tmp_path / "back", tmp_path / "ours"
+    assert run("convert", str(oracle.folder), "-o", str(ours))[:2] == (0, f"{ours}\n")
+    assert run("convert", str(ours), "-o", str(back), "--to", "transformers")[:2] == (0, f"{back}\n")
+    assert run("ask", str(back), *map(str, files), QUESTION)[:2] == (0, said)
+    assert run("caption", str(ours), str(files[0]))[0] == 0
+    (back / "preprocessor_config.json").unlink()
+    code, _, err = run("ask", str(back), str(files[0]), QUESTION)
+    assert code == 2
+    assert "put its own there" in one_sentence(err)

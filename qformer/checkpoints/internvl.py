@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 TITLE = "InternVL"
+TOWER = "internvl_vision"
 IMAGE, VIDEO = "<IMG_CONTEXT>", "<video>"
 FRAME = "Frame{}: "
 #: Turns where a folder's tokenizer has no template.
@@ -63,11 +64,12 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
         UsageError: the class has no place for an option.
     """
     vision, strategy = config.vision.options, chosen(config.resolution).rule
-    if config.connector.options.get("version", "v2") != "v2" or not strategy.thumbnail:
-        raise UsageError(
-            f"{TITLE} in transformers has version v2 of its connector and a thumbnail, and this checkpoint has "
-            "not; use it as it is"
-        )
+    odd = {
+        "connector.version": config.connector.options.get("version", "v2") != "v2",
+        "resolution.thumbnail": not strategy.thumbnail,
+        f"image encoder, a {tower.model_type},": tower.model_type != TOWER,
+    }
+    processors.require_place(odd, TITLE)
     layer = vision.get("layer", -1)
     if layer == -1 and not vision.get("final_norm", True):
         layer = tower.num_hidden_layers  # counted so, it is read without the norm there

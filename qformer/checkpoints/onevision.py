@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TITLE = "LLaVA-OneVision"
 #: Turns where a folder's tokenizer has no template.
 TEMPLATE = "{bos}<|im_start|>user\n{image}\n{text}<|im_end|><|im_start|>assistant\n{answer}<|im_end|>"
+TOWER = "siglip_vision_model"
 ASPECT = "anyres_max_"
 COMPUTED = (
     ("projector_hidden_act", "gelu"),
@@ -64,9 +65,9 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
         "vision.final_norm": vision.get("final_norm", True) and layer in (-1, tower.num_hidden_layers),
         "resolution.max_patches": strategy.max_patches is None,
         "resolution.newline": strategy.newline != "one_token",
+        f"image encoder, a {tower.model_type},": tower.model_type != TOWER,
     }
-    if named := [key for key, is_odd in odd.items() if is_odd]:
-        raise UsageError(f"{TITLE} in transformers has no place for the {named[0]} of this checkpoint; use it as it is")
+    processors.require_place(odd, TITLE)
     return LlavaOnevisionConfig(
         vision_config=tower.to_dict(),
         text_config=llm.to_dict(),

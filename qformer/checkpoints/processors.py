@@ -28,12 +28,13 @@ PROCESSED = (
 
 
 def read(kind: Any, folder: Path, title: str) -> Any:
-    """The image processor of a folder, of this class of transformers (version 4 keeps it in the first of `FILES`).
+    """The image processor of a folder, of this class of transformers; version 5 keeps it in the second of `FILES`.
 
     Raises:
         UsageError: there is none, it is damaged, or it changes pixels in another way than published.
     """
-    if not any((folder / name).is_file() for name in FILES):
+    own, whole = (folder / name for name in FILES)
+    if not own.is_file() and not (whole.is_file() and b'"image_processor"' in whole.read_bytes()):
         raise UsageError(f"'{folder}' has no {FILES[0]}, which says how {title} cuts its pictures; put its own there")
     images = pretrained.read(kind, folder, NO_PROCESSOR.format(title=title))
     for key, expected in PROCESSED:
@@ -61,6 +62,19 @@ def square(images: Any, folder: Path) -> int:
             f"the image processor in '{folder}' makes tiles of {width} x {height} pixels; set both to the same number"
         )
     return int(width)
+
+
+def require_place(odd: dict[str, bool], title: str) -> None:
+    """Refuse a checkpoint with something for which the class of a system has no place.
+
+    Args:
+        odd: by its name, True where the class has no place for what the checkpoint has.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    if named := [key for key, is_odd in odd.items() if is_odd]:
+        raise UsageError(f"{title} in transformers has no place for the {named[0]} of this checkpoint; use it as it is")
 
 
 def write(folder: Path, own: dict[str, Any], clips: dict[str, Any]) -> None:

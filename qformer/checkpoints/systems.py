@@ -131,7 +131,7 @@ SYSTEMS: dict[str, System] = {
         connector=(*PROJECTOR, (NEWLINE, "model.image_newline")),
         unused=(),
         language=INNER,
-        towers=("siglip_vision_model",),
+        towers=(onevision.TOWER,),
         computed=onevision.COMPUTED,
         values=onevision.values,
         theirs=onevision.to_theirs,
@@ -153,7 +153,7 @@ SYSTEMS: dict[str, System] = {
         ),
         unused=(),
         language=INNER,
-        towers=("internvl_vision",),
+        towers=(internvl.TOWER,),
         computed=(
             ("projector_hidden_act", "gelu"),
             ("downsample_ratio", 0.5),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 NO_SYSTEM = "no whole model can be read from {where} ({reason}); give a folder that save_pretrained has written"
+MARKERS = "markers."  # begins the names of vectors that were trained for markers
 PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -153,6 +154,11 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     hold_towers(opened)
     parts, eye = opened.parts, opened.seen
     assert eye is not None, "`hold_towers` has found it"
+    if any(name.startswith(MARKERS) for name in parts.bridge):
+        raise UsageError(
+            f"the markers of '{opened.source}' are no words of its language model, but vectors of their own, for which "
+            f"{system.title} in transformers has no place; use the checkpoint as it is"
+        )
     made, missing = take(dict(parts.bridge), list(system.connector))
     refuse(missing, [n for n in parts.bridge if n not in made and n not in _ours(system)], f"the {system.title}")
     made |= {f"{system.tower}{name}": tensor for name, tensor in parts.vision.items()}
