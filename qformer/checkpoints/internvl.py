@@ -76,7 +76,7 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     return InternVLConfig(
         vision_config=tower.to_dict(),
         text_config=llm.to_dict(),
-        image_seq_length=strategy.plan(1, 1).tokens,
+        image_seq_length=strategy.plan_video(1, 1, 1).tokens,
         vision_feature_layer=layer,
         tie_word_embeddings=llm.tie_word_embeddings,
     )
@@ -101,6 +101,6 @@ def write_processor(opened: OpenCheckpoint, folder: Path) -> None:
     pixels = {"image_mean": list(eye.mean), "image_std": list(eye.std)}
     tiles = {"crop_to_patches": True, "min_patches": strategy.min_tiles, "max_patches": strategy.max_tiles}
     GotOcr2ImageProcessorPil(size=size, **pixels, **tiles).save_pretrained(folder)
-    own = {"processor_class": "InternVLProcessor", "image_seq_length": strategy.plan(1, 1).tokens}
+    own = {"processor_class": "InternVLProcessor", "image_seq_length": strategy.plan_video(1, 1, 1).tokens}
     processors.write(folder, own, {"video_processor_type": "InternVLVideoProcessor", "size": size, **pixels})
     pretrained.read(AutoTokenizer, folder, extra_special_tokens=WORDS).save_pretrained(folder)

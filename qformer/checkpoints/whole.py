@@ -110,7 +110,7 @@ def _agreed(values: dict[str, Any], processed: dict[str, Any], source: str) -> d
     Raises:
         UsageError: they contradict each other.
     """
-    for key in values.keys() & processed.keys():
+    for key in sorted(values.keys() & processed.keys()):
         if values[key] != processed[key]:
             raise UsageError(
                 f"the processor and the model in '{source}' are not of one system: resolution.{key} is "
