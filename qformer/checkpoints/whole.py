@@ -60,7 +60,7 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     how = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = pretrained.read(system.model, folder, NO_SYSTEM, **how)
     if sized := sorted(name for name, *_ in report["mismatched_keys"]):
-        raise UsageError(f"{listed(sized)} of the {system.title} in '{path_or_id}' has another size; save it again")
+        raise UsageError(NO_SYSTEM.format(where=f"'{path_or_id}'", reason=f"of another size: {listed(sized, 3)}"))
     if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UsageError(
             f"'{path_or_id}' is no whole {system.title}: {listed(odd)} missing or left over; save it again"
