@@ -287,6 +287,15 @@ def test_written_back_bit_equal(oracle: Oracle, mine: Any, ours: Path, tmp_path:
     assert again.llm.chat == mine.llm.chat
 
 
+def test_without_a_chat_template_the_published_turns_are_taken(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
+    shutil.copytree(oracle.folder, tmp_path / "x")
+    (tmp_path / "x" / "chat_template.jinja").unlink()
+    made = qformer.load(tmp_path / "x", "cpu")
+    head = oracle.tokenizer("<|im_start|>user\n")["input_ids"]
+    assert (list(made.llm.chat.head), made.llm.chat.between) == (head, mine.llm.chat.between)
+    assert made.frontend.strategy == mine.frontend.strategy
+
+
 @pytest.mark.parametrize("form", ["names in memory", "shards", "files of a processor"])
 def test_other_files_load(oracle: Oracle, mine: Any, tmp_path: Path, form: str) -> None:
     """Files have names of version 4, such as `language_model.model.norm.weight`, or those that models have now.
@@ -329,6 +338,8 @@ def _break(folder: Path, fault: str) -> None:
         images.write_text(re.sub('("(height|width)"): [0-9]+', r"\1: 28", images.read_text()))
     elif fault == "nearest pixels":
         images.write_text(json.dumps(json.loads(images.read_text()) | {"resample": 0}))
+    elif fault.startswith("{{"):
+        (folder / "chat_template.jinja").write_text(fault)
     elif fault in ("missing", "shape", "left over"):
         if fault == "missing":
             del weights[name]
@@ -352,6 +363,8 @@ def _break(folder: Path, fault: str) -> None:
         ("missing", "multi_modal_projector.linear_1.weight missing or left over"),
         ("left over", "model.more missing or left over"),
         ("shape", r"no whole model can be read .*\(of another size: model.multi_modal_projector.linear_1.weight\)"),
+        ("{{ raise_exception('no') }}", r"chat template of the tokenizer .* fails \(TemplateError: no\); remove it"),
+        ("{{ messages[0].content[-1].text }}", "which it was told to say once, 0 times"),
         ('["projector_hidden_act", "relu"]', "projector_hidden_act is relu, not gelu"),
         ('["vision_feature_layer", [-2, -1]]', "reads the layers"),
         ('["model_type", "llava_next"]', "holds a llava_next model; give a BLIP-2, or one of .*InternVL"),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 NO_SYSTEM = "no whole model can be read from {where} ({reason}); give a folder that save_pretrained has written"
+OLDER_IMAGE = "<image>"  # in chat templates of the first folders of InternVL, in place of its own word
 MARKERS = "markers."  # begins the names of vectors that were trained for markers
 PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -135,7 +136,7 @@ def _template(system: System, tokenizer_of: str, theirs: Any) -> tuple[str, str]
     if system.shows:
         key, usual = system.words[0]
         word = tokenizer.convert_ids_to_tokens(getattr(theirs, key)) or usual
-        if found := chat.shown(tokenizer, tokenizer_of, word):
+        if found := chat.shown(tokenizer, tokenizer_of, (word, OLDER_IMAGE)):
             return found
     marks = {"{bos}": tokenizer.bos_token if adds_bos(tokenizer) else "", "{eos}": tokenizer.eos_token}
     text = system.template

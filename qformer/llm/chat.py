@@ -19,7 +19,7 @@ from qformer.template import ANSWER, AUTO, IMAGE, NONE, TEXT, Template
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -119,14 +119,14 @@ def resolve(template: str, tokenizer: Any, source: str) -> str:
     return str(text)
 
 
-def shown(tokenizer: Any, source: str, word: str) -> tuple[str, str] | None:
+def shown(tokenizer: Any, source: str, words: Sequence[str]) -> tuple[str, str] | None:
     """The text of the template of a tokenizer whose turns show pictures, and what it writes between two pictures.
 
     The assistant's turn begins as it does when an answer is generated, which some templates write in another way.
 
     Args:
         source: where the tokenizer was loaded from, for messages.
-        word: what the template writes for a picture.
+        words: what the template may write for a picture, the likeliest first.
 
     Returns:
         The text with its places, and the text between two pictures; None where the tokenizer has no template.
@@ -154,6 +154,7 @@ def shown(tokenizer: Any, source: str, word: str) -> tuple[str, str] | None:
         raise UsageError(
             f"the chat template of the tokenizer in '{source}' fails ({type(error).__name__}: {reason}); remove it"
         ) from error
+    word = next((word for word in words if word in asked), words[0])
     if asked != bare:
         whole = asked + ANSWER + whole.rpartition(ANSWER)[2]
     for place in (word, TEXT, ANSWER):
