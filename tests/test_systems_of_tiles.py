@@ -245,6 +245,14 @@ def test_logits_and_texts_are_those_of_transformers(oracle: Oracle, mine: Any, r
     assert given == [oracle.tokenizer.decode(written, skip_special_tokens=True).strip()]
 
 
+def test_rows_of_all_kinds_in_one_batch_are_answered_as_alone(mine: Any) -> None:
+    tiles = mine.frontend.tiles(list(ROWS.values()))
+    few = {"num_beams": 1, "max_new_tokens": 6}
+    alone = [mine.answer(mine.frontend.tiles([row]), [QUESTION], **few)[0] for row in ROWS.values()]
+    assert mine.answer(tiles, [QUESTION] * len(ROWS), **few) == alone
+    assert len(set(alone)) >= 3
+
+
 def test_text_alone_is_that_of_transformers(oracle: Oracle, mine: Any) -> None:
     ids = mine.llm.chat.head + tuple(mine.llm.chat.between)
     asked = [*ids, *oracle.tokenizer(QUESTION)["input_ids"], *mine.llm.chat.after]
