@@ -3,8 +3,9 @@
 A row is [head][visual][between][prompt][after], and then the answer and what ends the assistant's turn. Only these
 parts are read with their special tokens; whatever people type between them is plain text, so nobody can end a turn that
 is not theirs. The template of a tokenizer is code (Jinja), which transformers runs in its sandbox. It is run once, on
-the names of the places instead of their contents, when a model is made from `llm.template: auto`; the text that comes
-out is saved with checkpoints, so that loading one runs no code and a changed tokenizer or date changes nothing.
+the names of the places instead of their contents, when a model is made from `llm.template: auto`, or from a folder of a
+system whose turns show pictures; the text that comes out is saved with checkpoints, so that loading one runs no code
+and a changed tokenizer or date changes nothing.
 """
 
 from __future__ import annotations
