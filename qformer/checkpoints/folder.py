@@ -291,8 +291,10 @@ def with_own_towers(config: Config, folder: Path) -> Config:
         return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
 
     options = {key: place(value) for key, value in config.vision.options.items()}
-    update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
-    if config.llm is not None:
+    update: dict[str, Any] = {}
+    if options != config.vision.options:  # what stays as it is must not count as given
+        update["vision"] = config.vision.model_copy(update=options)
+    if config.llm is not None and place(config.llm.path) != config.llm.path:
         update["llm"] = config.llm.model_copy(update={"path": place(config.llm.path)})
     return config.model_copy(update=update)
 
