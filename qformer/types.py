@@ -41,6 +41,7 @@ class Tile:
         fill: RGB of the canvas around the content, 0..255.
         frames: frames of a clip that the tile is made of; (0,) for a picture.
         before, after: markers, text of the language model around the tile's tokens; each is exactly one vector.
+        lead: further text in front of it, as many vectors as it has tokens.
     """
 
     content: tuple[int, int]
@@ -52,6 +53,7 @@ class Tile:
     frames: tuple[int, ...] = (0,)
     before: str = ""
     after: str = ""
+    lead: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,9 +93,14 @@ class Plan:
         """Number of markers, `before` and `after` tiles; they are not in `tokens`."""
         return sum(bool(marker) for tile in self.tiles for marker in (tile.before, tile.after))
 
+    @property
+    def has_text(self) -> bool:
+        """True where the language model reads markers or other text around tiles."""
+        return self.markers > 0 or any(tile.lead for tile in self.tiles)
+
     @classmethod
-    def join(cls, plans: Sequence[Plan]) -> Plan:
-        """One row that shows several pictures, in this order; a single plan is given back as it is.
+    def join(cls, plans: Sequence[Plan], between: str = "") -> Plan:
+        """One row that shows several pictures, in this order, with the text `between`; a single plan stays as it is.
 
         Of the whole there is no fine view and no overview, and `image` is the size of the first picture: what belongs
         to one picture is in `parts`.
@@ -106,8 +113,14 @@ class Plan:
         if len(plans) == 1:
             return plans[0]
         parts = tuple(part for plan in plans for part in plan.parts or (plan,))
+        parts = tuple(part._led_by(between * bool(number), between) for number, part in enumerate(parts))
         tiles = tuple(tile for part in parts for tile in part.tiles)
         return cls(parts[0].image, tiles, (1, 1), None, sum(part.tokens for part in parts), parts=parts)
+
+    def _led_by(self, text: str, old: str) -> Plan:
+        """The same plan with `text` in front of its first tile, in place of `old` where that is there."""
+        lead = text + self.tiles[0].lead.removeprefix(old)
+        return replace(self, tiles=(replace(self.tiles[0], lead=lead), *self.tiles[1:])) if old else self
 
 
 @dataclass

@@ -31,6 +31,8 @@ LARGER = {"qformer/data": 4200, "demo": 3150}
 ONLY_BY = {
     "transformers": {
         "qformer/checkpoints/hugging_face.py",
+        "qformer/checkpoints/internvl.py",
+        "qformer/checkpoints/onevision.py",
         "qformer/checkpoints/ours.py",
         "qformer/checkpoints/parts.py",
         "qformer/checkpoints/systems.py",

@@ -278,21 +278,23 @@ def read_config(path: str | Path, trust: bool = False) -> Config:
 
 def _read_config(folder: Path, trust: bool) -> Config:
     try:
-        config = _with_own_towers(load_config(folder / CONFIG), folder)
+        config = with_own_towers(load_config(folder / CONFIG), folder)
     except UsageError as error:
         raise _damaged(folder, f"its {CONFIG} is refused: {error}") from error
     return config if trust else read_from(config, f"the configuration of the checkpoint '{folder}'")
 
 
-def _with_own_towers(config: Config, folder: Path) -> Config:
-    """Paths of towers that begin with `checkpoint:` made those of files in the folder."""
+def with_own_towers(config: Config, folder: Path) -> Config:
+    """Paths of towers that begin with `checkpoint:` made those of files in the folder of the configuration."""
 
     def place(path: Any) -> Any:
         return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
 
     options = {key: place(value) for key, value in config.vision.options.items()}
-    update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
-    if config.llm is not None:
+    update: dict[str, Any] = {}
+    if options != config.vision.options:  # what stays as it is must not count as given
+        update["vision"] = config.vision.model_copy(update=options)
+    if config.llm is not None and place(config.llm.path) != config.llm.path:
         update["llm"] = config.llm.model_copy(update={"path": place(config.llm.path)})
     return config.model_copy(update=update)
 

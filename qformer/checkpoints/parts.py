@@ -143,8 +143,9 @@ def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str, seen
         UsageError: they do not fit.
     """
     if seen is not None:
-        layer = config.vision.options.get("layer", -1)
-        return hf.HFVisionEncoder(hf.with_tensors(seen.config, tensors, source), layer, seen.mean, seen.std)
+        layer, normed = config.vision.options.get("layer", -1), config.vision.options.get("final_norm", True)
+        tower = hf.with_tensors(seen.config, tensors, source)
+        return hf.HFVisionEncoder(tower, layer, seen.mean, seen.std, final_norm=normed)
     options = {key: value for key, value in config.vision.options.items() if key != "weights"}
     kind = EvaConfig if config.vision.name == "eva" else ClipConfig
     return kind(**options).build_from(tensors, source)

@@ -9,13 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    InternVLForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+)
 
+from qformer.checkpoints import internvl, onevision
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from qformer.checkpoints.parts import OpenCheckpoint
     from qformer.schema import Config
 
     Values = Callable[[Any], dict[str, Any]]
@@ -39,6 +47,10 @@ class System:
         theirs: makes its configuration of the configurations of its towers and of ours.
         template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one.
         words: tokens that stand for a visual token, by the key of the configuration that has their number.
+        markers: further words that its tokenizer must have.
+        shows: the folder's own chat template goes before `template`, where there is one; it is shown pictures.
+        read_processor: reads further options of `resolution` of the files of a folder's processor.
+        write_processor: writes these files; None: those of a processor of CLIP.
     """
 
     title: str
@@ -54,6 +66,10 @@ class System:
     theirs: Callable[[Config, Any, Any], Any]
     template: str
     words: tuple[tuple[str, str], ...]
+    markers: tuple[str, ...] = ()
+    shows: bool = False
+    read_processor: Callable[[Path], dict[str, Any]] = lambda _folder: {}
+    write_processor: Callable[[OpenCheckpoint, Path], None] | None = None
 
 
 def _rows(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
@@ -106,6 +122,51 @@ SYSTEMS: dict[str, System] = {
         theirs=_to_llava,
         template="{bos}USER: {image}\n{text} ASSISTANT:{answer}{eos}",
         words=(("image_token_id", "<image>"),),
+    ),
+    "llava_onevision": System(
+        title=onevision.TITLE,
+        model=LlavaOnevisionForConditionalGeneration,
+        sections=("hf", "mlp", "anyres"),
+        tower="model.vision_tower.",
+        connector=(*PROJECTOR, (NEWLINE, "model.image_newline")),
+        unused=(),
+        language=INNER,
+        towers=(onevision.TOWER,),
+        computed=onevision.COMPUTED,
+        values=onevision.values,
+        theirs=onevision.to_theirs,
+        template=onevision.TEMPLATE,
+        words=(("image_token_id", "<image>"), ("video_token_id", "<video>")),
+        shows=True,
+        read_processor=onevision.read_processor,
+        write_processor=onevision.write_processor,
+    ),
+    "internvl": System(
+        title=internvl.TITLE,
+        model=InternVLForConditionalGeneration,
+        sections=("hf", "pixel_shuffle_mlp", "internvl"),
+        tower="model.vision_tower.",
+        connector=_rows(
+            ("mlp.0", "multi_modal_projector.layer_norm"),
+            ("mlp.1", "multi_modal_projector.linear_1"),
+            ("mlp.3", "multi_modal_projector.linear_2"),
+        ),
+        unused=(),
+        language=INNER,
+        towers=(internvl.TOWER,),
+        computed=(
+            ("projector_hidden_act", "gelu"),
+            ("downsample_ratio", 0.5),
+            ("vision_feature_select_strategy", "default"),
+        ),
+        values=internvl.values,
+        theirs=internvl.to_theirs,
+        template=internvl.TEMPLATE,
+        words=(("image_token_id", internvl.IMAGE),),
+        markers=(internvl.BEFORE, internvl.AFTER),
+        shows=True,
+        read_processor=internvl.read_processor,
+        write_processor=internvl.write_processor,
     ),
 }
 

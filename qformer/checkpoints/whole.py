@@ -22,8 +22,9 @@ from qformer.checkpoints.systems import SYSTEMS, System, check, system_of
 from qformer.config import parse_config
 from qformer.files import pretrained
 from qformer.files.tensors import listed, refuse
+from qformer.llm import chat
 from qformer.llm.loading import put_in
-from qformer.llm.plain_text import adds_bos
+from qformer.llm.plain_text import adds_bos, single_token
 from qformer.schema import QFormerConfig
 from qformer.types import UsageError
 from qformer.vision.hf import pixel_statistics
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 NO_SYSTEM = "no whole model can be read from {where} ({reason}); give a folder that save_pretrained has written"
+OLDER_IMAGE = "<image>"  # in chat templates of the first folders of InternVL, in place of its own word
+MARKERS = "markers."  # begins the names of vectors that were trained for markers
 PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -50,8 +53,15 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     """
     system = SYSTEMS[theirs.model_type]
     check(system, theirs, path_or_id)
+    values = system.values(theirs)
     folder = pretrained.local_folder(path_or_id)
-    model, report = pretrained.read(system.model, folder, NO_SYSTEM, dtype="auto", output_loading_info=True)
+    values["resolution"] = _agreed(values["resolution"], system.read_processor(folder), path_or_id)
+    template, between = _template(system, given.tokenizer or str(folder), theirs)
+    values["resolution"] |= {"between": between} if between else {}
+    how = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = pretrained.read(system.model, folder, NO_SYSTEM, **how)
+    if sized := sorted(name for name, *_ in report["mismatched_keys"]):
+        raise UsageError(NO_SYSTEM.format(where=f"'{path_or_id}'", reason=f"of another size: {listed(sized, 3)}"))
     if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UsageError(
             f"'{path_or_id}' is no whole {system.title}: {listed(odd)} missing or left over; save it again"
@@ -65,7 +75,6 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
         llm |= _begun(left, start, ours)
     refuse(missing, list(left), f"the {system.title} in '{path_or_id}'")
     tokenizer = given.tokenizer or str(folder)
-    values = system.values(theirs)
     vision, connector, resolution = (
         {"name": name, **values[key]}
         for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
@@ -78,7 +87,7 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
             "vision": {**vision, "path": VISION_FOLDER, "precision": precision},
             "connector": connector,
             "resolution": resolution,
-            "llm": {"path": LLM_FOLDER, "template": _template(system, tokenizer)},
+            "llm": {"path": LLM_FOLDER, "template": template},
             "data": {"train": {"name": "none"}},  # it was trained elsewhere
             "train": {"steps": 1, "warmup": 0},
         }
@@ -96,14 +105,44 @@ def _begun(left: dict[str, Tensor], start: str, ours: str) -> dict[str, Tensor]:
     return {ours + name.removeprefix(start): left.pop(name) for name in names}
 
 
-def _template(system: System, tokenizer_of: str) -> str:
-    """The turns of a system's chat, with the tokens of this tokenizer."""
+def _agreed(values: dict[str, Any], processed: dict[str, Any], source: str) -> dict[str, Any]:
+    """Options of `resolution` by a model's configuration and by its processor together.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    for key in sorted(values.keys() & processed.keys()):
+        if values[key] != processed[key]:
+            raise UsageError(
+                f"the processor and the model in '{source}' are not of one system: resolution.{key} is "
+                f"{processed[key]} and {values[key]}; save both again"
+            )
+    return values | processed
+
+
+def _template(system: System, tokenizer_of: str, theirs: Any) -> tuple[str, str]:
+    """The turns of a system's chat, with the tokens of this tokenizer, and the text between pictures.
+
+    Raises:
+        UsageError: the tokenizer lacks a word, or its template fails.
+    """
     tokenizer = pretrained.read(AutoTokenizer, tokenizer_of)
+    for word in system.markers:
+        if single_token(tokenizer, word) is None:
+            raise UsageError(
+                f"the tokenizer in '{tokenizer_of}' has no token {word}, which stands around the pictures of "
+                f"{system.title}; give its own"
+            )
+    if system.shows:
+        key, usual = system.words[0]
+        word = tokenizer.convert_ids_to_tokens(getattr(theirs, key)) or usual
+        if found := chat.shown(tokenizer, tokenizer_of, (word, OLDER_IMAGE)):
+            return found
     marks = {"{bos}": tokenizer.bos_token if adds_bos(tokenizer) else "", "{eos}": tokenizer.eos_token}
     text = system.template
     for place, token in marks.items():
         text = text.replace(place, token or "")
-    return text
+    return text, "\n" if system.shows else ""
 
 
 def write_system(opened: OpenCheckpoint, folder: Path) -> None:
@@ -116,6 +155,11 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     hold_towers(opened)
     parts, eye = opened.parts, opened.seen
     assert eye is not None, "`hold_towers` has found it"
+    if any(name.startswith(MARKERS) for name in parts.bridge):
+        raise UsageError(
+            f"the markers of '{opened.source}' are no words of its language model, but vectors of their own, for which "
+            f"{system.title} in transformers has no place; use the checkpoint as it is"
+        )
     made, missing = take(dict(parts.bridge), list(system.connector))
     refuse(missing, [n for n in parts.bridge if n not in made and n not in _ours(system)], f"the {system.title}")
     made |= {f"{system.tower}{name}": tensor for name, tensor in parts.vision.items()}
@@ -131,6 +175,9 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     config.dtype = next(iter(parts.llm.values())).dtype
     with torch.device("meta"):
         model = system.model(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if odd := [name for name in made if name in shapes and shapes[name] != made[name].shape]:
+        raise UsageError(f"{system.title} in transformers has no place for tensors of these sizes: {listed(odd)}")
     put_in(model, made, f"'{opened.source}' as {system.title} in transformers")
     rows = model.get_input_embeddings().num_embeddings
     if rows < len(tokenizer):  # the word is only a place: the mean of all words is never the likeliest
@@ -139,6 +186,9 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
             table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if system.write_processor is not None:
+        system.write_processor(opened, folder)
+        return
     side = eye.config.image_size
     size = (
         {"height": side, "width": side} if isinstance(side, int) else dict(zip(("height", "width"), side, strict=True))

@@ -74,6 +74,7 @@ def plan(
     """Estimate memory, time and traffic of a training, without weights and before anything is downloaded."""
     from dataclasses import replace
 
+    from qformer.checkpoints.folder import with_own_towers
     from qformer.config import load_config
     from qformer.stages.plan import beside as comparison
     from qformer.stages.plan.forecast import plan as forecast
@@ -81,7 +82,7 @@ def plan(
 
     size = comparison.parse_picture(picture)
     chosen = [*(overrides or []), *([] if precision is None else [f"train.precision={precision.value}"])]
-    checked = load_config(config, chosen)
+    checked = with_own_towers(load_config(config, chosen), config.parent)
     other = None if beside is None else load_config(beside, chosen)
     found = forecast(checked, gpu, gpus, memory, efficiency, trust, size)
     if other is not None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from qformer.types import Plan, Tile, VisualTokens
 
-    Marker = Callable[[str], Tensor]  # the vector of a marker's text, float[L]
+    # The vector of a marker's text, float[L]; called with (text, words=True), those of its tokens, float[n, L].
+    Marker = Callable[..., Tensor]
 
 
 class _Pair(NamedTuple):
@@ -195,14 +196,15 @@ class Connector(nn.Module):
 
     def _rows(self, tiles: Sequence[Tensor], plan: Plan, marker: Marker | None) -> Tensor:
         """Order the tiles of n images of a plan, float[n, ..., L] each, with their markers: float[n, M, L]."""
-        marker = marker if plan.markers else None
+        marker = marker if plan.has_text else None
         if type(self).sequence is Connector.sequence:
             pieces = self.pieces(tiles, plan)
             return torch.cat(pieces if marker is None else with_markers(pieces, plan, marker), dim=1)
         whole = torch.stack([self.sequence(own, plan) for own in zip(*tiles, strict=True)])  # (n, M, L)
         if marker is None:
             return whole
-        if bool(plan.tiles[0].before) + bool(plan.tiles[-1].after) != plan.markers:
+        inside = bool(plan.tiles[0].before) + bool(plan.tiles[-1].after) != plan.markers
+        if inside or any(tile.lead for tile in plan.tiles[1:]):
             raise UsageError(
                 f"the connector {type(self).__name__} orders tiles by a `sequence` of its own, which has no place for "
                 "the markers between them; give it `pieces` instead, or use another strategy"
@@ -250,13 +252,15 @@ def is_clip(plan: Plan) -> bool:
 
 
 def with_markers(pieces: Sequence[Tensor], plan: Plan, marker: Marker) -> list[Tensor]:
-    """The piece of each tile of a plan, float[n, m, L], with its markers' vectors in front of it and behind it."""
+    """The piece of each tile of a plan, float[n, m, L], with the vectors of its texts in front of it and behind it."""
     found = []
     for piece, tile in zip(pieces, plan.tiles, strict=True):
         around = [
             marker(text).to(piece.dtype).expand(len(piece), 1, -1) if text else piece[:, :0]
             for text in (tile.before, tile.after)
         ]
+        if tile.lead:
+            found.append(marker(tile.lead, words=True).to(piece.dtype).expand(len(piece), -1, -1))
         found += [around[0], piece, around[1]]
     return found
 

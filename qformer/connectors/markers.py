@@ -1,4 +1,4 @@
-"""Markers around tiles: a text of the language model that is one vector, such as `<|vision_start|>` or a comma."""
+"""Text around tiles: markers, each one vector, such as `<|vision_start|>` or a comma, and words in front of a tile."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.llm.base import LanguageModel
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.types import Plan
 
 #: (width, height) of pictures whose plans show which markers a strategy uses.
 PICTURES = ((64, 64), (640, 480), (480, 640), (2000, 2000), (4000, 1000), (1000, 4000))
@@ -33,12 +34,15 @@ class Markers(nn.ParameterList):
         super().__init__(new_vector(llm.width) for _ in new)
         self._places = {text: number for number, text in enumerate(new)}
 
-    def vector(self, text: str, llm: LanguageModel) -> Tensor:
-        """The vector of a marker, float[L].
+    def vector(self, text: str, llm: LanguageModel, words: bool = False) -> Tensor:
+        """The vector of a marker, float[L]; of `words`, those of all tokens of the text, float[n, L].
 
         Raises:
             UsageError: it is no token of the language model, and the strategy did not show it when the model was made.
         """
+        embed = llm.model.get_input_embeddings()
+        if words:
+            return embed(torch.tensor(llm.words_of(text), device=embed.weight.device))
         if text in self._places:
             return self[self._places[text]]
         if text not in self._tokens:
@@ -49,8 +53,12 @@ class Markers(nn.ParameterList):
                 f"the marker {text!r} is no token of this language model and has no trained vector; build the model "
                 "with the resolution that asks for it"
             )
-        embed = llm.model.get_input_embeddings()
         return embed(torch.tensor([token], device=embed.weight.device))[0]
+
+    @staticmethod
+    def count_leads(plan: Plan, llm: LanguageModel) -> int:
+        """Number of tokens in front of the tiles of a plan, apart from markers."""
+        return sum(len(llm.words_of(tile.lead)) for tile in plan.tiles if tile.lead)
 
 
 def texts_of(strategy: ResolutionStrategy) -> list[str]:

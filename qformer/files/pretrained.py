@@ -20,8 +20,9 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")  # files to download from the hub
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml", "*.jinja")  # files to download from the hub
 OLDER = "*.bin"  # weights of a repository without safetensors
+OLDER_TEMPLATE = "chat_template.json"
 INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
 UNREADABLE = "nothing can be loaded from {where} ({reason}); give a folder or hub id of transformers"
 
@@ -87,13 +88,28 @@ def _read(kind: Any, path: str, options: dict[str, Any]) -> Any:
     if kind.__name__ in ("AutoTokenizer", "AutoProcessor"):
         _check_vocabulary(str(path))
     try:
-        return kind.from_pretrained(path, trust_remote_code=False, **options)
+        made = kind.from_pretrained(path, trust_remote_code=False, **options)
+        return _with_older_template(made, Path(path)) if kind.__name__ == "AutoTokenizer" else made
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise UsageError(
             f"'{path}' needs code of its own, which is not run; give a model that transformers knows by itself"
         ) from error
+
+
+def _with_older_template(tokenizer: Any, folder: Path) -> Any:
+    """Give a tokenizer without a chat template that of a processor of transformers 4, which wrote it to its own file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    file = folder / OLDER_TEMPLATE
+    if not getattr(tokenizer, "chat_template", None) and file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and isinstance(values.get("chat_template"), str):
+            tokenizer.chat_template = values["chat_template"]
+    return tokenizer
 
 
 def as_words(tokenizer: Any) -> Any:

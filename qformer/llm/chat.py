@@ -3,8 +3,9 @@
 A row is [head][visual][between][prompt][after], and then the answer and what ends the assistant's turn. Only these
 parts are read with their special tokens; whatever people type between them is plain text, so nobody can end a turn that
 is not theirs. The template of a tokenizer is code (Jinja), which transformers runs in its sandbox. It is run once, on
-the names of the places instead of their contents, when a model is made from `llm.template: auto`; the text that comes
-out is saved with checkpoints, so that loading one runs no code and a changed tokenizer or date changes nothing.
+the names of the places instead of their contents, when a model is made from `llm.template: auto`, or from a folder of a
+system whose turns show pictures; the text that comes out is saved with checkpoints, so that loading one runs no code
+and a changed tokenizer or date changes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qformer.llm.plain_text import adds_bos
 from qformer.template import ANSWER, AUTO, IMAGE, NONE, TEXT, Template
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -116,6 +118,60 @@ def resolve(template: str, tokenizer: Any, source: str) -> str:
         )
     Template.parse(text)
     return str(text)
+
+
+def shown(tokenizer: Any, source: str, words: Sequence[str]) -> tuple[str, str] | None:
+    """The text of the template of a tokenizer whose turns show pictures, and what it writes between two pictures.
+
+    The assistant's turn begins as it does when an answer is generated, which some templates write in another way.
+
+    Args:
+        source: where the tokenizer was loaded from, for messages.
+        words: what the template may write for a picture, the likeliest first.
+
+    Returns:
+        The text with its places, and the text between two pictures; None where the tokenizer has no template.
+
+    Raises:
+        UsageError: the template fails, or does not repeat the picture and what a user and an assistant say.
+    """
+    if not tokenizer.chat_template:
+        return None
+
+    def turns(pictures: int) -> list[dict[str, Any]]:
+        said = [{"type": "text", "text": TEXT}]
+        return [{"role": "user", "content": [{"type": "image"}] * pictures + said}]
+
+    answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    try:
+        whole = tokenizer.apply_chat_template([*turns(1), answer], tokenize=False)
+        asked, asked_two = (
+            tokenizer.apply_chat_template(turns(pictures), tokenize=False, add_generation_prompt=True)
+            for pictures in (1, 2)
+        )
+        bare = tokenizer.apply_chat_template(turns(1), tokenize=False)
+    except Exception as error:  # a template can raise what it likes
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"the chat template of the tokenizer in '{source}' fails ({type(error).__name__}: {reason}); remove it"
+        ) from error
+    word = next((word for word in words if word in asked), words[0])
+    if asked != bare:
+        whole = asked + ANSWER + whole.rpartition(ANSWER)[2]
+    for place in (word, TEXT, ANSWER):
+        if whole.count(place) != 1 or len(whole) > LONGEST:
+            raise UsageError(
+                f"the chat template of the tokenizer in '{source}' writes {place}, which it was told to say once, "
+                f"{whole.count(place)} times in {len(whole):,} characters; remove it"
+            )
+    if adds_bos(tokenizer) and not whole.startswith(tokenizer.bos_token):
+        whole = tokenizer.bos_token + whole
+    front, back = asked.split(word)
+    pieces = asked_two.split(word)
+    between = pieces[1] if (len(pieces), pieces[0], pieces[-1]) == (3, front, back) else ""
+    text = whole.replace(word, IMAGE)
+    Template.parse(text)
+    return text, between
 
 
 def encode(template: str, words: PlainText, ends: bool) -> Chat:

@@ -35,6 +35,10 @@ class Tokenization:
     def _plain_text(self) -> PlainText:
         return PlainText(self.tokenizer)
 
+    def words_of(self, text: str) -> list[int]:
+        """Tokenize a text of the configuration by itself, without `start`."""
+        return self._plain_text.meant(text)
+
     def ended(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         """Tokenize texts between `start` and `end`; a text that is cut at `limit` keeps its end."""
         ending = self.chat.ending or (self.end,)

@@ -187,7 +187,7 @@ def plan_row(pictures: Sequence[Any], strategy: Any) -> tuple[list[Tensor], Plan
             kept = one
             plans.append(next(parts))
         pixels.append(kept)
-    return pixels, Plan.join(plans)
+    return pixels, Plan.join(plans, strategy.rule.between)
 
 
 def _as_they_are(device: torch.device) -> torch.autocast:

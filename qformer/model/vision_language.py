@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -91,8 +92,8 @@ class VisionLanguageModel(nn.Module):
 
     def prefix_of(self, visual: VisualTokens, questions: Sequence[Sequence[str]] | None = None) -> Prefix:
         """`prefix` of what the front end has made of B images, each with its list of questions."""
-        marked = any(plan.markers for plan in visual.plans)
-        extra = {"marker": lambda text: self.markers.vector(text, self.llm)} if marked else {}
+        marked = any(plan.has_text for plan in visual.plans)
+        extra = {"marker": partial(self.markers.vector, llm=self.llm)} if marked else {}
         prefix: Prefix = self.connector(visual, questions, **extra)
         if self.llm.has_places and self.connector.keeps_grid:
             images = range(len(visual)) if questions is None else owners(questions).tolist()
@@ -100,8 +101,8 @@ class VisionLanguageModel(nn.Module):
         return prefix
 
     def count_tokens(self, plan: Plan) -> int:
-        """Length of the prefix that an image of this plan really produces, markers included."""
-        return self.connector.count_tokens(plan) + plan.markers
+        """Length of the prefix that an image of this plan really produces, text around its tiles included."""
+        return self.connector.count_tokens(plan) + plan.markers + self.markers.count_leads(plan, self.llm)
 
     @torch.no_grad()
     def generate(

@@ -50,6 +50,7 @@ class AnyRes(ResolutionStrategy):
         fps: frames of a clip that are taken a second.
         max_frames: frames of a clip; more than these are thinned out evenly.
         fill: RGB of the padding where a row shows several pictures, which are padded to squares of one tile each.
+        between: text of the language model between the pictures and clips of a row, such as a line break.
     """
 
     exact: ClassVar[bool] = True
@@ -63,6 +64,7 @@ class AnyRes(ResolutionStrategy):
     fps: float = 1.0
     max_frames: int = 32
     fill: tuple[int, int, int] = (127, 127, 127)
+    between: str = ""
 
     def __post_init__(self) -> None:
         require(self, "patch", "max_side", "max_patches", "max_frames")
@@ -82,7 +84,7 @@ class AnyRes(ResolutionStrategy):
 
     def plan(self, width: int, height: int) -> Plan:
         require_size(width, height)
-        across, down = _pin(width, height, _pins(self.size, self.max_side) if self.pins is None else self.pins)
+        across, down = _pin(width, height, grids(self.size, self.max_side) if self.pins is None else self.pins)
         to_width, to_height = across / width, down / height
         if to_width < to_height:
             content = (across, min(ceil(height * to_width), down))
@@ -108,7 +110,8 @@ class AnyRes(ResolutionStrategy):
             require_size(*size)
         tokens = self._unit**2 + 1
         return Plan.join(
-            [Plan(size, (padded(*size, self.size, self.fill),), (1, 1), 0, tokens, newline="end") for size in sizes]
+            [Plan(size, (padded(*size, self.size, self.fill),), (1, 1), 0, tokens, newline="end") for size in sizes],
+            self.between,
         )
 
     def plan_video(self, width: int, height: int, frames: int) -> Plan:
@@ -159,6 +162,7 @@ def _pin(width: int, height: int, pins: Sequence[tuple[int, int]]) -> tuple[int,
 
 
 @lru_cache(maxsize=64)
-def _pins(size: int, sides: int) -> tuple[tuple[int, int], ...]:
+def grids(size: int, sides: int) -> tuple[tuple[int, int], ...]:
+    """Sizes (width, height) of all grids of up to `sides` x `sides` crops, the narrow ones first."""
     counts = range(1, sides + 1)
     return tuple((columns * size, rows * size) for columns in counts for rows in counts)

@@ -38,10 +38,12 @@ class ResolutionStrategy(ABC):
     Attributes:
         exact: let `cut_all` resize as Pillow does, to the last bit; otherwise it is faster, see `resize`.
         reduced_by: options that lower the number of tiles or tokens, for messages.
+        between: text of the language model between the pictures and clips of a row.
     """
 
     exact: ClassVar[bool] = False
     reduced_by: ClassVar[str] = ""
+    between = ""
 
     @property
     def rule(self) -> ResolutionStrategy:
@@ -62,7 +64,7 @@ class ResolutionStrategy(ABC):
         Raises:
             UsageError: see `plan`; or there are no pictures.
         """
-        return Plan.join([self.plan(*size) for size in some(sizes)])
+        return Plan.join([self.plan(*size) for size in some(sizes)], self.between)
 
     def plan_video(self, width: int, height: int, frames: int) -> Plan:
         """Plan a clip of so many frames, which are sampled already: by default each frame as a picture.

@@ -27,6 +27,9 @@ class InternVL(ResolutionStrategy):
         size: side of a tile, in pixels.
         patch: side of a patch of the encoder; the published connector makes one token of 2 x 2 patches.
         thumbnail: add the whole picture behind two tiles or more, as all shipped configurations do.
+        shared: let the pictures of one row share `max_tiles`, as in training; otherwise each may have as many.
+        between: text of the language model between the pictures and clips of a row, such as a line break.
+        frame: text in front of each frame of a clip, in a line of its own; `{}` is its number, from 1 on.
     """
 
     exact: ClassVar[bool] = True
@@ -36,6 +39,9 @@ class InternVL(ResolutionStrategy):
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
+    shared: bool = True
+    between: str = ""
+    frame: str = ""
 
     def __post_init__(self) -> None:
         require(self, "patch", "min_tiles", "max_tiles")
@@ -54,17 +60,22 @@ class InternVL(ResolutionStrategy):
         return self._plan(width, height, self.max_tiles)
 
     def plan_many(self, sizes: Sequence[tuple[int, int]]) -> Plan:
-        """The pictures share `max_tiles`; each has at least one tile."""
-        most = max(1, self.max_tiles // len(some(sizes)))
-        return Plan.join([self._plan(*size, most) for size in sizes])
+        """The pictures share `max_tiles`, if they are to; each has at least one tile."""
+        most = max(1, self.max_tiles // len(some(sizes))) if self.shared else self.max_tiles
+        return Plan.join([self._plan(*size, most) for size in sizes], self.between)
 
     def plan_video(self, width: int, height: int, frames: int) -> Plan:
         """One tile for each frame, between markers of its own."""
         require_size(width, height)
         require_frames(frames)
         tile = whole(self.size, self.size, before=BEFORE, after=AFTER)
-        tiles = tuple(replace(tile, frames=(frame,)) for frame in range(frames))
+        leads = (self._lead(number) for number in range(frames))
+        tiles = tuple(replace(tile, frames=(number,), lead=lead) for number, lead in enumerate(leads))
         return Plan((width, height), tiles, (1, 1), None, frames * self._tokens)
+
+    def _lead(self, number: int) -> str:
+        """Text in front of a frame, counted from 0."""
+        return "\n" * bool(self.frame and number) + self.frame.replace("{}", str(number + 1))
 
     def _plan(self, width: int, height: int, most: int) -> Plan:
         require_size(width, height)

@@ -8,6 +8,7 @@ remaining parameter gets a gradient.
 
 * the last layer (-1) is the `last_hidden_state` that the model itself returns: after the final norm for SigLIP, DINOv2
   and ViT, before it for CLIP, whose final norm was trained on the pooled CLS token only;
+* with `final_norm: false` the last layer is read before that norm, too;
 * any other layer is the residual stream after that block, without a norm. LLaVA and BLIP-2 read CLIP at -2.
 
 With `layers` the tokens of several are concatenated, the last one first.
@@ -73,7 +74,9 @@ NO_ENCODER = (
 INSTEAD = "use CLIP, SigLIP, DINOv2, ViT or a model that is built like them"
 
 
-def build(given: str, layer: int, precision: str, layers: tuple[int, ...] | None = None) -> HFVisionEncoder:
+def build(
+    given: str, layer: int, precision: str, layers: tuple[int, ...] | None = None, final_norm: bool = True
+) -> HFVisionEncoder:
     """Build the encoder; see `HFVisionConfig.build`."""
     path = pretrained.tower(given)
     config = pretrained.read(AutoConfig, path, NO_ENCODER)
@@ -82,7 +85,7 @@ def build(given: str, layer: int, precision: str, layers: tuple[int, ...] | None
     mean, std = pixel_statistics(path, vision.model_type)
     loading = {"dtype": DTYPES[precision], "output_loading_info": True}
     model, report = pretrained.read(AutoModel, path, NO_ENCODER, **loading)
-    encoder = HFVisionEncoder(model, layer, mean, std, layers)
+    encoder = HFVisionEncoder(model, layer, mean, std, layers, final_norm)
     missing = {key.removeprefix("vision_model.") for key in report["missing_keys"]}
     missing &= encoder.tower.state_dict().keys()  # transformers fills them with random numbers; a pooler may miss
     if missing:
@@ -122,6 +125,7 @@ class HFVisionEncoder(VisionEncoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         layers: tuple[int, ...] | None = None,
+        final_norm: bool = True,
     ) -> None:
         """Takes the tower out of `model` and removes from it what `layer` does not need, so the model is used up.
 
@@ -130,6 +134,7 @@ class HFVisionEncoder(VisionEncoder):
             layer: which hidden state, see the top of this module.
             mean, std: pixel statistics, given together; those of the family where they are not.
             layers: hidden states that are concatenated, in place of `layer`; see `qformer.vision.levels`.
+            final_norm: pass the last layer through the model's final norm, where it has one for its patches.
 
         Raises:
             UsageError: it is no vision transformer, has no such layers, or its statistics are not known.
@@ -150,7 +155,7 @@ class HFVisionEncoder(VisionEncoder):
             mean=mean,
             std=std,
         )
-        _cut(tower, read[0])
+        _cut(tower, read[0], final_norm)
         self.tower = tower
         self.layers, self._read = layers, read
         self.floors = image_size % patch_size > 0
@@ -186,14 +191,14 @@ class HFVisionEncoder(VisionEncoder):
         return torch.autocast(device, enabled=False)
 
 
-def _cut(tower: Any, last: int) -> None:
+def _cut(tower: Any, last: int, final_norm: bool) -> None:
     """Remove the parts of the tower that its `last_hidden_state` after `last` blocks does not depend on."""
     total = tower.config.num_hidden_layers
     blocks = next((m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == total), None)
     if blocks is None:
         raise UsageError(f"a '{tower.config.model_type}' model is no row of {total} blocks; {INSTEAD}")
     del blocks[last:]
-    if last < total or tower.config.model_type in NORM_OF_CLS_ONLY:
+    if last < total or not final_norm or tower.config.model_type in NORM_OF_CLS_ONLY:
         for name in FINAL_NORMS:
             if hasattr(tower, name):
                 setattr(tower, name, nn.Identity())

@@ -131,12 +131,15 @@ class HFVisionConfig:
         layer: which hidden state, see the top of that module.
         precision: how all weights are stored; tokens come out in fp32 all the same.
         layers: layers whose tokens are concatenated, in place of `layer`; see `qformer.vision.levels`.
+        final_norm: pass the last layer through the model's own final norm, where it has one for its patches.
+            LLaVA-OneVision reads SigLIP without it.
     """
 
     path: str
     layer: int = -1
     precision: Precision = "fp32"
     layers: tuple[int, ...] | None = None
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.layers is not None and self.layer != -1:
@@ -152,7 +155,7 @@ class HFVisionConfig:
         """
         from qformer.vision import hf
 
-        return hf.build(self.path, self.layer, self.precision, self.layers)
+        return hf.build(self.path, self.layer, self.precision, self.layers, self.final_norm)
 
 
 @dataclass

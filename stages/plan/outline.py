@@ -7,7 +7,7 @@ would compute and keep can be counted (`stages/plan/ledger.py`).
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,8 @@ def outline_encoder(config: Config) -> VisionEncoder:
         model = AutoModel.from_config(
             read_sizes(options.path, "vision.path"), dtype=DTYPES[options.precision], trust_remote_code=False
         )
-        encoder = HFVisionEncoder(model, options.layer, CLIP_MEAN, CLIP_STD, options.layers)
+        read = (options.layer, CLIP_MEAN, CLIP_STD, options.layers, options.final_norm)
+        encoder = HFVisionEncoder(model, *read)
     elif getattr(options, "weights", None) is not None:
         encoder = dataclasses.replace(options, weights=None).build()
     else:
@@ -161,6 +162,7 @@ class Words:
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = 0, 1, 2, 3
     all_special_ids: tuple[int, ...] = ()  # none stands in a text
     all_special_tokens: tuple[str, ...] = ()
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def convert_tokens_to_ids(self, _token: str) -> int:
         return 4

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from qformer import resolution
+from qformer.model.frontend import plan_row
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Plan, UsageError
+from qformer.videos import Clip
 from tests.resolution.test_strategies import EVERY, made
 
 PICTURES = [(640, 480), (300, 900), (448, 448)]
@@ -41,6 +44,19 @@ def test_pictures_of_a_row_share_the_tiles_of_internvl() -> None:
     assert row.markers == 6
     assert [len(part.tiles) for part in made("internvl").plan_many([(640, 480)] * 13).parts] == [1] * 13
     assert made("internvl", min_tiles=6).plan_many([(640, 480)] * 4).parts[0].grid == (1, 1)  # no grid has 6 to 3 tiles
+
+
+def test_rows_have_the_text_of_a_chat_between_pictures_and_frames() -> None:
+    """Of a picture, a clip of two frames and a picture; there is none by default."""
+    chat = made("internvl", between="\n", frame="Frame{}: ", shared=False)
+    pictures = [torch.zeros(3, 48, 64, dtype=torch.uint8)] * 2
+    clip = Clip(torch.zeros(2, 3, 48, 64, dtype=torch.uint8), fps=1.0)
+    for strategy, leads in ((chat, ["", "\nFrame1: ", "\nFrame2: ", "\n"]), (made("internvl"), [""] * 4)):
+        row = plan_row([pictures[0], clip, pictures[1]], strategy)[1]
+        assert [tile.lead for part in row.parts for tile in part.tiles if tile.before] == leads
+        assert (row.tiles, row.markers) == (tuple(tile for part in row.parts for tile in part.tiles), 8)
+    assert [part.grid for part in chat.plan_many(PICTURES).parts] == [chat.plan(*size).grid for size in PICTURES]
+    assert [part.tiles[0].lead for part in made("anyres", between="; ").plan_many(PICTURES).parts] == ["", "; ", "; "]
 
 
 def test_pictures_of_a_row_are_one_padded_tile_each_in_anyres() -> None:

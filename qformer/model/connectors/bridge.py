@@ -147,7 +147,7 @@ class QFormerConnector(Connector):
     def _join(self, queries: Tensor, counts: Sequence[int], plans: Sequence[Plan], marker: Marker | None) -> Prefix:
         """Query outputs float[n, Q, H], so many sets of each row, as rows for the language model."""
         embeds = self.projection(queries)  # (n, Q, L)
-        if marker is None or not any(plan.markers for plan in plans):
+        if marker is None or not any(plan.has_text for plan in plans):
             embeds, mask = join_tiles(embeds, None, counts)
             return Prefix(embeds, embeds.new_ones(embeds.shape[:2]).bool() if mask is None else mask)
         starts = [0, *accumulate(counts)]
