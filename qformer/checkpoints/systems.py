@@ -7,14 +7,19 @@ to our names by the rows below. A folder that computes anything in another way t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2VLForConditionalGeneration
 
+from qformer.checkpoints import qwen2vl
+from qformer.resolution.qwen2vl import AFTER, BEFORE
+from qformer.template import AUTO
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from qformer.schema import Config
 
@@ -34,11 +39,14 @@ class System:
         unused: tensors of the connector here that the system has no use for, by the key of their width.
         language: beginnings of the names of the language model's tensors in transformers and here.
         towers: types of the image encoders that it may have.
-        computed: keys of its configuration that must have a value, which no tensor tells.
+        computed: keys of its configuration, dotted ones of its sections, that must have a value, which no tensor tells.
         values: makes the sections' options of its configuration.
         theirs: makes its configuration of the configurations of its towers and of ours.
-        template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one.
+        template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one. `auto`: those
+            that the folder's tokenizer has.
         words: tokens that stand for a visual token, by the key of the configuration that has their number.
+        read_processor: reads further options of `resolution` of the files of a folder's processor.
+        write_processor: writes these files; None: those of a processor of CLIP.
     """
 
     title: str
@@ -54,6 +62,13 @@ class System:
     theirs: Callable[[Config, Any, Any], Any]
     template: str
     words: tuple[tuple[str, str], ...]
+    read_processor: Callable[[Path], dict[str, Any]] = lambda _folder: {}
+    write_processor: Callable[[Config, Path], None] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the class of the language model here is that of the whole system, without its image encoder."""
+        return all(theirs == ours for theirs, ours in self.language)
 
 
 def _rows(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
@@ -107,6 +122,28 @@ SYSTEMS: dict[str, System] = {
         template="{bos}USER: {image}\n{text} ASSISTANT:{answer}{eos}",
         words=(("image_token_id", "<image>"),),
     ),
+    "qwen2_vl": System(
+        title="Qwen2-VL",
+        model=Qwen2VLForConditionalGeneration,
+        sections=("qwen2vl", "merger", "qwen2vl"),
+        tower="model.visual.",
+        connector=_rows(*((part, f"visual.merger.{part}") for part in ("ln_q", "mlp.0", "mlp.2"))),
+        unused=(),
+        language=(("model.language_model.", "model.language_model."), ("lm_head.", "lm_head.")),
+        towers=("qwen2_vl_vision",),
+        computed=qwen2vl.COMPUTED,
+        values=qwen2vl.values,
+        theirs=qwen2vl.to_theirs,
+        template=AUTO,
+        words=(
+            ("image_token_id", "<|image_pad|>"),
+            ("video_token_id", "<|video_pad|>"),
+            ("vision_start_token_id", BEFORE),
+            ("vision_end_token_id", AFTER),
+        ),
+        read_processor=qwen2vl.read_processor,
+        write_processor=qwen2vl.write_processor,
+    ),
 }
 
 
@@ -128,7 +165,7 @@ def check(system: System, theirs: Any, source: str) -> None:
             "its published folders"
         )
     for key, value in system.computed:
-        if (found := getattr(theirs, key)) != value:
+        if (found := attrgetter(key)(theirs)) != value:
             raise UsageError(f"'{source}' is no {system.title}: {key} is {found}, not {value}; set it if it is wrong")
     if not isinstance(layer := getattr(theirs, "vision_feature_layer", -1), int):
         raise UsageError(

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
 from qformer.checkpoints.parts import (
     LLM_FOLDER,
+    VISION_FILE,
     VISION_FOLDER,
     LoadOptions,
     OpenCheckpoint,
@@ -22,9 +23,11 @@ from qformer.checkpoints.systems import SYSTEMS, System, check, system_of
 from qformer.config import parse_config
 from qformer.files import pretrained
 from qformer.files.tensors import listed, refuse
+from qformer.llm.chat import resolve
 from qformer.llm.loading import put_in
 from qformer.llm.plain_text import adds_bos
 from qformer.schema import QFormerConfig
+from qformer.template import AUTO
 from qformer.types import UsageError
 from qformer.vision.hf import pixel_statistics
 
@@ -51,6 +54,7 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     system = SYSTEMS[theirs.model_type]
     check(system, theirs, path_or_id)
     folder = pretrained.local_folder(path_or_id)
+    processed = system.read_processor(folder)
     model, report = pretrained.read(system.model, folder, NO_SYSTEM, dtype="auto", output_loading_info=True)
     if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
         raise UsageError(
@@ -71,21 +75,24 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
         for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
     )
     precision = PRECISIONS.get(next(iter(seen.values())).dtype, "fp32")
+    place = {"path": VISION_FOLDER} if vision["name"] == "hf" else {"weights": VISION_FILE}
     config = parse_config(
         {
             "stage": "stage2",
             "run": path_or_id,
-            "vision": {**vision, "path": VISION_FOLDER, "precision": precision},
+            "vision": {**vision, **place, "precision": precision},
             "connector": connector,
-            "resolution": resolution,
+            "resolution": {**resolution, **processed},
             "llm": {"path": LLM_FOLDER, "template": _template(system, tokenizer)},
             "data": {"train": {"name": "none"}},  # it was trained elsewhere
             "train": {"steps": 1, "warmup": 0},
         }
     )
+    parts = Parts("stage2", bridge, seen, llm, QFormerConfig())
+    if system.is_whole:
+        return OpenCheckpoint(path_or_id, parts, config, tokenizer, theirs)
     text = theirs.text_config
     text.tie_word_embeddings = theirs.tie_word_embeddings  # the whole model's word counts, not that of the part
-    parts = Parts("stage2", bridge, seen, llm, QFormerConfig())
     eye = Seen(theirs.vision_config, *pixel_statistics(str(folder), theirs.vision_config.model_type))
     return OpenCheckpoint(path_or_id, parts, config, tokenizer, text, seen=eye)
 
@@ -99,6 +106,8 @@ def _begun(left: dict[str, Tensor], start: str, ours: str) -> dict[str, Tensor]:
 def _template(system: System, tokenizer_of: str) -> str:
     """The turns of a system's chat, with the tokens of this tokenizer."""
     tokenizer = pretrained.read(AutoTokenizer, tokenizer_of)
+    if system.template == AUTO:
+        return resolve(AUTO, tokenizer, tokenizer_of)
     marks = {"{bos}": tokenizer.bos_token if adds_bos(tokenizer) else "", "{eos}": tokenizer.eos_token}
     text = system.template
     for place, token in marks.items():
@@ -115,7 +124,6 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     system = require(opened.config, opened.source)
     hold_towers(opened)
     parts, eye = opened.parts, opened.seen
-    assert eye is not None, "`hold_towers` has found it"
     made, missing = take(dict(parts.bridge), list(system.connector))
     refuse(missing, [n for n in parts.bridge if n not in made and n not in _ours(system)], f"the {system.title}")
     made |= {f"{system.tower}{name}": tensor for name, tensor in parts.vision.items()}
@@ -123,7 +131,7 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
         made |= {start + n.removeprefix(ours): tensor for n, tensor in parts.llm.items() if n.startswith(ours)}
     tokenizer = load_tokenizer(opened)
     check_words(opened, tokenizer)
-    config = system.theirs(opened.config, eye.config, opened.llm)
+    config = system.theirs(opened.config, eye and eye.config, opened.llm)
     for key, word in system.words:
         if tokenizer.convert_tokens_to_ids(word) in (None, tokenizer.unk_token_id):
             tokenizer.add_tokens([word], special_tokens=True)
@@ -139,6 +147,10 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
             table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if system.write_processor is not None:
+        system.write_processor(opened.config, folder)
+        return
+    assert eye is not None, "`hold_towers` has found it"
     side = eye.config.image_size
     size = (
         {"height": side, "width": side} if isinstance(side, int) else dict(zip(("height", "width"), side, strict=True))
@@ -173,6 +185,9 @@ def hold_towers(opened: OpenCheckpoint) -> None:
     Raises:
         UsageError: they cannot be had.
     """
+    if opened.config.vision.name != "hf":
+        opened.hold_towers()
+        return
     if opened.seen is None:
         if opened.parts.vision:
             raise UsageError(
