@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from qformer.videos import Clip
 from qformer.vision.qwen2vl import patchify
 from tests.commands import command
 from tests.tiny import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TURNS = (
@@ -125,13 +129,18 @@ def _theirs(oracle: Oracle, rows: list[Any], tiles: Tiles | None, said: str = ""
 def _with_text_alone(prefix: Prefix) -> Prefix:
     """The rows of a prefix, and one that shows nothing."""
     assert prefix.places is not None
-    rows = (nn.functional.pad(part, (0, 0) * (part.ndim - 1) + (0, 1), value=fill) for part, fill in _filled(prefix))
-    return Prefix(*rows)
+    parts = ((prefix.embeds, 0.0), (prefix.mask, False), (prefix.places, -1))
+    return Prefix(*(torch.cat([part, torch.full_like(part[:1], fill)]) for part, fill in parts))
 
 
-def _filled(prefix: Prefix) -> list[tuple[Tensor, Any]]:
-    assert prefix.places is not None
-    return [(prefix.embeds, 0.0), (prefix.mask, False), (prefix.places, -1)]
+@contextmanager
+def _as_in_transformers(mine: Any) -> Iterator[None]:
+    """What follows a clip is numbered as there."""
+    mine.llm.clip_ids = "transformers"
+    try:
+        yield
+    finally:
+        mine.llm.clip_ids = "paper"
 
 
 @torch.no_grad()
@@ -159,11 +168,8 @@ def test_the_folder_is_transformers(oracle: Oracle, mine: Any, number: int) -> N
     tiles = mine.frontend.tiles(rows)
     prefix = mine.prefix(tiles)
     assert prefix.mask.sum(dim=1).tolist() == [plan.tokens + plan.markers for plan in tiles.plans]
-    mine.llm.clip_ids = "transformers"
-    try:
+    with _as_in_transformers(mine):
         _agree(oracle, mine, rows, tiles, prefix)
-    finally:
-        mine.llm.clip_ids = "paper"
     if number == 2:
         assert [tile.frames for tile in tiles.plans[0].tiles] == [(0, 1), (2, 3), (4, 5), (6, 7)]  # 1 fps, of 8 s
         with pytest.raises(AssertionError, match="not close"):
@@ -174,11 +180,8 @@ def test_a_batch_of_all_and_text_alone_is_transformers(oracle: Oracle, mine: Any
     """Rows of unequal length, which transformers pads on the left."""
     rows = _rows()
     tiles = mine.frontend.tiles(rows)
-    mine.llm.clip_ids = "transformers"
-    try:
+    with _as_in_transformers(mine):
         _agree(oracle, mine, [*rows, None], tiles, _with_text_alone(mine.prefix(tiles)))
-    finally:
-        mine.llm.clip_ids = "paper"
     only = Prefix(torch.zeros(1, 0, 16), torch.zeros(1, 0).bool(), None)
     _agree(oracle, mine, [None], None, only)
 
@@ -200,7 +203,9 @@ def test_written_back_bit_equal(oracle: Oracle, tmp_path: Path, tied: bool) -> N
     assert ("lm_head.weight" in before) is not tied
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     kept, made = (json.loads((folder / "config.json").read_text()) for folder in (theirs, back))
-    assert {key: value for key, value in made.items() if value != kept[key]} == {}
+    for values in (made, made["text_config"], made["vision_config"], kept):
+        values.pop("dtype", None)  # which transformers repeats in the sections, or not
+    assert made == kept
     again = Qwen2VLForConditionalGeneration.from_pretrained(back)
     assert again.config.tie_word_embeddings is tied
     processors = [Qwen2VLImageProcessorPil.from_pretrained(folder).to_dict() for folder in (theirs, back)]
@@ -253,7 +258,7 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
         f"llm: {{path: {oracle.folder}, template: auto, clip_ids: transformers}}\n"
         "data: {train: {name: scenes, size: 60}, batch: 2}\ntrain: {steps: 1, warmup: 0, validate_every: 0}\n"
     )
-    assert json.loads(command("plan", config, "--json"))["parameters"]["trainable"] > 0
+    assert json.loads(command("plan", config, "--json"))["parameters"]["connector"]["trained"] > 0
     command("train", config)
     run = qformer.load(tmp_path / "run", "cpu")
     assert run.llm.clip_ids == "transformers" and run.llm.has_places
@@ -270,7 +275,7 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
         ({"config.json": {"vision_config": {"embed_dim": 24}}}, "no whole model can be read"),
         ({"preprocessor_config.json": {"image_mean": [0.5, 0.5, 0.5]}}, r"has image_mean \[0.5, 0.5, 0.5\]"),
         ({"preprocessor_config.json": None}, "does not say how large the pictures"),
-        ({"video_preprocessor_config.json": None, "processor_config.json": "["}, "is no JSON object"),
+        ({"video_preprocessor_config.json": "[]"}, "video_preprocessor_config.json' is no JSON object"),
         ({"model.safetensors": "visual.merger.mlp.2.bias"}, "model.visual.merger.mlp.2.bias missing or left over"),
         ({"tokenizer.json": None, "tokenizer_config.json": None}, "tokenizer"),
     ],

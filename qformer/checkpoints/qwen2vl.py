@@ -8,6 +8,7 @@ alone; published folders say nothing of clips.
 from __future__ import annotations
 
 import json
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from transformers import Qwen2VLConfig as TheirConfig
@@ -23,6 +24,7 @@ from qformer.vision.options import Qwen2VLConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qformer.checkpoints.parts import OpenCheckpoint
     from qformer.schema import Config
 
 NO_PROCESSOR = (
@@ -64,7 +66,16 @@ def values(theirs: Any) -> dict[str, Any]:
 
 
 def to_theirs(config: Config, _tower: Any, llm: Any) -> Any:
-    """Make the configuration of transformers of that of the language model, which has its class, and of ours."""
+    """Make the configuration of transformers of that of the language model, which has its class, and of ours.
+
+    Raises:
+        UsageError: the language model is another.
+    """
+    if llm.model_type != TheirConfig.model_type:
+        raise UsageError(
+            f"Qwen2-VL in transformers has a language model of its own, and this checkpoint a {llm.model_type}, for "
+            "which it has no place; use the checkpoint as it is"
+        )
     ours = vision.options_of(config.vision)
     given = llm.to_dict()
     tower = given["vision_config"] | {
@@ -88,10 +99,10 @@ def read_processor(folder: Path) -> dict[str, Any]:
     """
     images = pretrained.read(Qwen2VLImageProcessorPil, folder, NO_PROCESSOR)
     for key, expected in PROCESSED:
-        found = getattr(images, key)
-        if (tuple(found) if isinstance(expected, tuple) else found) != expected:
-            given = list(expected) if isinstance(expected, tuple) else expected
-            raise UsageError(f"the image processor in '{folder}' has {key} {found}, and Qwen2-VL {given}; set it to that")
+        if (found := getattr(images, key)) not in (expected, as_list := _listed(expected)):
+            raise UsageError(
+                f"the image processor in '{folder}' has {key} {_listed(found)}, and Qwen2-VL {as_list}; set it to that"
+            )
     area = (images.patch_size * images.merge_size) ** 2
     least, most = _tokens(images.size, area)
     found = {"min_tokens": least, "max_tokens": most}
@@ -105,6 +116,10 @@ def read_processor(folder: Path) -> dict[str, Any]:
     if videos.get("cap_pixels_per_frame") and videos.get("max_video_tokens"):
         found["video_tokens"] = int(videos["max_video_tokens"] * SHARE)
     return found
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _tokens(edges: Any, area: int) -> list[int]:
@@ -124,17 +139,19 @@ def _video_processor(folder: Path) -> dict[str, Any]:
             continue
         try:
             values = json.loads(file.read_bytes())
-            found = values.get("video_processor") if name == BOTH else values
-        except (ValueError, RecursionError, AttributeError) as error:
-            raise UsageError(f"'{file}' is no JSON object ({error}); repair or remove it") from error
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise UsageError(f"'{file}' is no JSON object; repair or remove it")
+        found = values.get("video_processor") if name == BOTH else values
         if isinstance(found, dict):
             return found
     return {}
 
 
-def write_processor(config: Config, folder: Path) -> None:
+def write_processor(opened: OpenCheckpoint, folder: Path) -> None:
     """Write the processor's files of pictures and of clips by the section `resolution`."""
-    strategy = chosen(config.resolution).rule
+    strategy = chosen(opened.config.resolution).rule
     area = (strategy.patch * strategy.merge) ** 2
     sizes = {"patch_size": strategy.patch, "merge_size": strategy.merge, "temporal_patch_size": 2}
     pictures = _edges((strategy.min_tokens, strategy.max_tokens), area)
@@ -148,7 +165,7 @@ def write_processor(config: Config, folder: Path) -> None:
         "min_frames": strategy.min_frames,
         "max_frames": strategy.max_frames or 768,
         "cap_pixels_per_frame": True,
-        "max_video_tokens": round(strategy.video_tokens / SHARE),
+        "max_video_tokens": ceil(strategy.video_tokens / SHARE),
     }
     (folder / VIDEO).write_text(json.dumps(clips, indent=2), encoding="utf-8")
 

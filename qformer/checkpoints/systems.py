@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from qformer.checkpoints.parts import OpenCheckpoint
     from qformer.schema import Config
 
     Values = Callable[[Any], dict[str, Any]]
@@ -63,7 +64,7 @@ class System:
     template: str
     words: tuple[tuple[str, str], ...]
     read_processor: Callable[[Path], dict[str, Any]] = lambda _folder: {}
-    write_processor: Callable[[Config, Path], None] | None = None
+    write_processor: Callable[[OpenCheckpoint, Path], None] | None = None
 
     @property
     def is_whole(self) -> bool:

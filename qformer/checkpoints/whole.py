@@ -148,7 +148,7 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if system.write_processor is not None:
-        system.write_processor(opened.config, folder)
+        system.write_processor(opened, folder)
         return
     assert eye is not None, "`hold_towers` has found it"
     side = eye.config.image_size

@@ -129,17 +129,19 @@ def parts(plan: Plan) -> list[Part]:
     return found
 
 
-def of_plans(plans: Sequence[Plan], mask: Tensor) -> Tensor:
+def of_plans(plans: Sequence[Plan], counts: Sequence[int], longest: int) -> Tensor:
     """Places of the visual tokens of B rows, long[B, M, 3]; a row with another number of them than planned is text.
 
     Args:
-        plans: of the B rows. mask: bool[B, M], True where a row has a token.
+        plans: of the B rows, whose tokens stand from the first column on.
+        counts: tokens of each row, markers included.
+        longest: M.
     """
-    found = torch.full((*mask.shape, 3), TEXT, device=mask.device)
-    for row, plan in enumerate(plans):
+    found = torch.full((len(plans), longest, 3), TEXT)
+    for row, (plan, count) in enumerate(zip(plans, counts, strict=True)):
         own = places(parts(plan))
-        if len(own) == int(mask[row].sum()):
-            found[row, mask[row]] = own.to(mask.device)
+        if len(own) == count:
+            found[row, :count] = own
     return found
 
 
