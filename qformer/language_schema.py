@@ -41,6 +41,8 @@ class LLMConfig(Section):
         dtype, quantize: storage of the weights; `auto` is as in the files (docs/quantization.md).
         erf_gelu: compute a T5's gated GELU with erf, as the original does; false follows the model's configuration.
         dropout: leave the LLM's own dropout active in training, as the original does by accident.
+        clip_ids: of a Qwen2-VL, where its ids of time, row and column go on behind a clip: as in the `paper` and the
+            released code, or as in `transformers` 5 (docs/video.md).
         visual_scale: factor on PyTorch's initialization of the projection. Visual tokens should be about as large as
             word embeddings, and those of a T5 are large; `auto` measures both when training begins, and a run saves
             the factor.
@@ -55,6 +57,7 @@ class LLMConfig(Section):
     quantize: Literal["none", "int8", "nf4"] = "none"
     erf_gelu: bool = True
     dropout: bool = False
+    clip_ids: Literal["paper", "transformers"] = "paper"
     visual_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.0
     lora: LoraConfig | None = None
 

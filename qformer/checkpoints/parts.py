@@ -26,7 +26,7 @@ from qformer.model.bert import read_tokenizer
 from qformer.schema import Config, QFormerConfig
 from qformer.types import UsageError
 from qformer.vision import hf
-from qformer.vision.options import ClipConfig, EvaConfig
+from qformer.vision.options import ClipConfig, EvaConfig, Qwen2VLConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +126,8 @@ def check_words(opened: OpenCheckpoint, tokenizer: Any) -> None:
     Raises:
         UsageError: it has.
     """
-    known = opened.parts.sizes.vocab_size if opened.parts.stage == "stage1" else getattr(opened.llm, "vocab_size", None)
+    llm = getattr(opened.llm, "text_config", opened.llm)
+    known = opened.parts.sizes.vocab_size if opened.parts.stage == "stage1" else getattr(llm, "vocab_size", None)
     has_head = any(name.startswith(CAPTIONING) for name in opened.parts.bridge)
     needed = len(tokenizer) - (opened.parts.stage == "stage1" and not has_head)  # [DEC] is of the head alone
     if known is not None and needed > known:
@@ -147,7 +148,7 @@ def build_tower(config: Config, tensors: Mapping[str, Tensor], source: str, seen
         tower = hf.with_tensors(seen.config, tensors, source)
         return hf.HFVisionEncoder(tower, layer, seen.mean, seen.std, final_norm=normed)
     options = {key: value for key, value in config.vision.options.items() if key != "weights"}
-    kind = EvaConfig if config.vision.name == "eva" else ClipConfig
+    kind: Any = {"eva": EvaConfig, "clip": ClipConfig, "qwen2vl": Qwen2VLConfig}[config.vision.name]
     return kind(**options).build_from(tensors, source)
 
 

@@ -7,6 +7,7 @@ to our names by the rows below. A folder that computes anything in another way t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from transformers import (
@@ -14,9 +15,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
 )
 
-from qformer.checkpoints import internvl, onevision
+from qformer.checkpoints import internvl, onevision, qwen2vl
+from qformer.resolution.qwen2vl import AFTER, BEFORE
+from qformer.template import AUTO
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -42,10 +46,11 @@ class System:
         unused: tensors of the connector here that the system has no use for, by the key of their width.
         language: beginnings of the names of the language model's tensors in transformers and here.
         towers: types of the image encoders that it may have.
-        computed: keys of its configuration that must have a value, which no tensor tells.
+        computed: keys of its configuration, dotted ones of its sections, that must have a value, which no tensor tells.
         values: makes the sections' options of its configuration.
         theirs: makes its configuration of the configurations of its towers and of ours.
-        template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one.
+        template: turns of its chat; `{bos}` stands for the token that begins texts, where there is one. `auto`: those
+            that the folder's tokenizer has.
         words: tokens that stand for a visual token, by the key of the configuration that has their number.
         markers: further words that its tokenizer must have.
         shows: the folder's own chat template goes before `template`, where there is one; it is shown pictures.
@@ -70,6 +75,11 @@ class System:
     shows: bool = False
     read_processor: Callable[[Path], dict[str, Any]] = lambda _folder: {}
     write_processor: Callable[[OpenCheckpoint, Path], None] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the class of the language model here is that of the whole system, without its image encoder."""
+        return all(theirs == ours for theirs, ours in self.language)
 
 
 def _rows(*pairs: tuple[str, str]) -> tuple[tuple[str, str], ...]:
@@ -168,6 +178,28 @@ SYSTEMS: dict[str, System] = {
         read_processor=internvl.read_processor,
         write_processor=internvl.write_processor,
     ),
+    "qwen2_vl": System(
+        title="Qwen2-VL",
+        model=Qwen2VLForConditionalGeneration,
+        sections=("qwen2vl", "merger", "qwen2vl"),
+        tower="model.visual.",
+        connector=_rows(*((part, f"visual.merger.{part}") for part in ("ln_q", "mlp.0", "mlp.2"))),
+        unused=(),
+        language=(("model.language_model.", "model.language_model."), ("lm_head.", "lm_head.")),
+        towers=("qwen2_vl_vision",),
+        computed=qwen2vl.COMPUTED,
+        values=qwen2vl.values,
+        theirs=qwen2vl.to_theirs,
+        template=AUTO,
+        words=(
+            ("image_token_id", "<|image_pad|>"),
+            ("video_token_id", "<|video_pad|>"),
+            ("vision_start_token_id", BEFORE),
+            ("vision_end_token_id", AFTER),
+        ),
+        read_processor=qwen2vl.read_processor,
+        write_processor=qwen2vl.write_processor,
+    ),
 }
 
 
@@ -189,7 +221,7 @@ def check(system: System, theirs: Any, source: str) -> None:
             "its published folders"
         )
     for key, value in system.computed:
-        if (found := getattr(theirs, key)) != value:
+        if (found := attrgetter(key)(theirs)) != value:
             raise UsageError(f"'{source}' is no {system.title}: {key} is {found}, not {value}; set it if it is wrong")
     if not isinstance(layer := getattr(theirs, "vision_feature_layer", -1), int):
         raise UsageError(

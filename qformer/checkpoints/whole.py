@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
 
 from qformer.checkpoints.parts import (
     LLM_FOLDER,
+    VISION_FILE,
     VISION_FOLDER,
     LoadOptions,
     OpenCheckpoint,
@@ -26,6 +27,7 @@ from qformer.llm import chat
 from qformer.llm.loading import put_in
 from qformer.llm.plain_text import adds_bos, single_token
 from qformer.schema import QFormerConfig
+from qformer.template import AUTO
 from qformer.types import UsageError
 from qformer.vision.hf import pixel_statistics
 
@@ -80,11 +82,12 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
         for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
     )
     precision = PRECISIONS.get(next(iter(seen.values())).dtype, "fp32")
+    place = {"path": VISION_FOLDER} if vision["name"] == "hf" else {"weights": VISION_FILE}
     config = parse_config(
         {
             "stage": "stage2",
             "run": path_or_id,
-            "vision": {**vision, "path": VISION_FOLDER, "precision": precision},
+            "vision": {**vision, **place, "precision": precision},
             "connector": connector,
             "resolution": resolution,
             "llm": {"path": LLM_FOLDER, "template": template},
@@ -92,9 +95,11 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
             "train": {"steps": 1, "warmup": 0},
         }
     )
+    parts = Parts("stage2", bridge, seen, llm, QFormerConfig())
+    if system.is_whole:
+        return OpenCheckpoint(path_or_id, parts, config, tokenizer, theirs)
     text = theirs.text_config
     text.tie_word_embeddings = theirs.tie_word_embeddings  # the whole model's word counts, not that of the part
-    parts = Parts("stage2", bridge, seen, llm, QFormerConfig())
     eye = Seen(theirs.vision_config, *pixel_statistics(str(folder), theirs.vision_config.model_type))
     return OpenCheckpoint(path_or_id, parts, config, tokenizer, text, seen=eye)
 
@@ -127,6 +132,8 @@ def _template(system: System, tokenizer_of: str, theirs: Any) -> tuple[str, str]
         UsageError: the tokenizer lacks a word, or its template fails.
     """
     tokenizer = pretrained.read(AutoTokenizer, tokenizer_of)
+    if system.template == AUTO:
+        return chat.resolve(AUTO, tokenizer, tokenizer_of), ""
     for word in system.markers:
         if single_token(tokenizer, word) is None:
             raise UsageError(
@@ -154,7 +161,6 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     system = require(opened.config, opened.source)
     hold_towers(opened)
     parts, eye = opened.parts, opened.seen
-    assert eye is not None, "`hold_towers` has found it"
     if any(name.startswith(MARKERS) for name in parts.bridge):
         raise UsageError(
             f"the markers of '{opened.source}' are no words of its language model, but vectors of their own, for which "
@@ -167,7 +173,7 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
         made |= {start + n.removeprefix(ours): tensor for n, tensor in parts.llm.items() if n.startswith(ours)}
     tokenizer = load_tokenizer(opened)
     check_words(opened, tokenizer)
-    config = system.theirs(opened.config, eye.config, opened.llm)
+    config = system.theirs(opened.config, eye and eye.config, opened.llm)
     for key, word in system.words:
         if tokenizer.convert_tokens_to_ids(word) in (None, tokenizer.unk_token_id):
             tokenizer.add_tokens([word], special_tokens=True)
@@ -189,6 +195,7 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     if system.write_processor is not None:
         system.write_processor(opened, folder)
         return
+    assert eye is not None, "`hold_towers` has found it"
     side = eye.config.image_size
     size = (
         {"height": side, "width": side} if isinstance(side, int) else dict(zip(("height", "width"), side, strict=True))
@@ -223,6 +230,9 @@ def hold_towers(opened: OpenCheckpoint) -> None:
     Raises:
         UsageError: they cannot be had.
     """
+    if opened.config.vision.name != "hf":
+        opened.hold_towers()
+        return
     if opened.seen is None:
         if opened.parts.vision:
             raise UsageError(

@@ -47,6 +47,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
         width: L, the width of the *input embeddings* (OPT-350m: 512, though its layers are 1024 wide).
         abilities: see `qformer.llm.abilities`.
         has_places: number tokens of pictures by time, row and column (`qformer.llm.mrope`).
+        clip_ids: rule by which these numbers go on behind a clip, `paper` or `transformers`.
         end: id of the token that ends a text. pad: id of the padding after it in a batch.
         start: ids that begin every text; empty if the tokenizer uses no BOS.
         template: prefix of prompts in which special tokens are read as such, like those of a chat; usually empty.
@@ -75,6 +76,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
         self.pad: int = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.abilities = Abilities(caches=cache_name(model) is not None)
         self.has_places = model.config.model_type in mrope.FAMILIES
+        self.clip_ids: mrope.Rule = "paper"
         self.width: int = model.get_input_embeddings().weight.shape[1]
         model.config.return_dict = True  # outputs are read by name
         # Special ids only; they are exported with the model.
@@ -291,7 +293,7 @@ class CausalLM(LanguageModel):
         columns = visual - 1 + torch.arange(row.ids.shape[1], device=visual.device)  # (B, T)
         targets = targets.masked_fill(columns < 0, IGNORE)  # no token precedes the first one if there is no image
 
-        inputs = join(self.model, prefix, prefix_mask, row, "right", places=places)
+        inputs = join(self.model, prefix, prefix_mask, row, "right", places=places, clip_ids=self.clip_ids)
         # Compute logits of these columns only: a prefix of many tiles would produce thousands of unused ones.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
 
@@ -327,7 +329,7 @@ class CausalLM(LanguageModel):
         row = pad(self.chat.around(self._ids(prompts)), self.end, prefix.device)
         prefix, prefix_mask = self._with_head(prefix, prefix_mask)
         # Padding in front of the visual tokens: new tokens follow the prompt in every row.
-        inputs = join(self.model, prefix, prefix_mask, row, "left", new, self._known(places))
+        inputs = join(self.model, prefix, prefix_mask, row, "left", new, self._known(places), self.clip_ids)
         embeds, mask, ids = inputs["inputs_embeds"], inputs["attention_mask"], inputs.get("position_ids")
         step = CausalStep(self.model, embeds, mask, self.abilities.caches, ids)
         unseen = 1 if self.chat else row.mask.sum(dim=1).clamp(min=1)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Dtype = torch.dtype | Literal["auto"] | None
 
 HINT = "give a folder or hub id of a causal or encoder-decoder language model, such as facebook/opt-2.7b"
+TOWER = "model.visual."  # begins the names of an image encoder beside a language model
 NO_MODEL = f"no language model can be loaded from {{where}} ({{reason}}); {HINT}"
 
 
@@ -78,8 +79,7 @@ def load_language_model(
         raise UsageError(f"'{path}' is a {config.model_type} model, an encoder that cannot generate text; {HINT}")
     options = _options(config, device, dtype, quantize, str(path))
     model, report = pretrained.read(auto_class(config), path, NO_MODEL, output_loading_info=True, **options)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := _lacking(report):
         raise UsageError(f"the weights in '{path}' lack {len(missing)} tensors ({missing[0]}, ...); {HINT}")
     return wrap_language_model(_placed(without_tower(model), options, device), path, dropout, erf_gelu, tried)
 
@@ -95,7 +95,13 @@ def without_tower(model: Any) -> Any:
     """Take the image encoder out of a model of transformers that has one, in place; `qformer.vision` has its own."""
     if model.config.model_type in mrope.FAMILIES:
         model.model.visual = None
+        model.config.vision_config.depth = 0  # a folder that it is saved to is read without making one up
     return model
+
+
+def _lacking(report: Mapping[str, Any]) -> list[str]:
+    """Names of tensors that transformers has not found, but for those of an image encoder, which is not needed."""
+    return sorted(name for name in report["missing_keys"] if not name.startswith(TOWER))
 
 
 def quantize_held(model: Any, device: torch.device | str, dtype: torch.dtype, quantize: str, source: str) -> Any:
@@ -162,7 +168,8 @@ def equip(llm: LanguageModel, config: LLMConfig) -> LLMConfig:
     """Let a language model use the template of a configuration; returns the configuration with the template's text.
 
     Raises:
-        UsageError: see `chat.resolve`; or the prompt holds special tokens, which the template is there to write.
+        UsageError: see `chat.resolve`; or the prompt holds special tokens, which the template is there to write; or
+            `clip_ids` are asked of a model that does not number pictures by time, row and column.
     """
     template = chat.resolve(config.template, llm.tokenizer, config.path)
     for token in llm.tokenizer.all_special_tokens if template != NONE else ():
@@ -172,6 +179,12 @@ def equip(llm: LanguageModel, config: LLMConfig) -> LLMConfig:
                 "prompt of words alone"
             )
     llm.use_template(template)
+    if config.clip_ids != "paper" and not llm.has_places:
+        raise UsageError(
+            f"llm.clip_ids is '{config.clip_ids}', but a {llm.model.config.model_type} model has no ids of time, row and "
+            "column; leave it out"
+        )
+    llm.clip_ids = config.clip_ids
     return config.model_copy(update={"template": template})
 
 
@@ -224,9 +237,9 @@ def _by_names_in_memory(kind: Any, config: Any, tensors: Mapping[str, Tensor], s
             raise UsageError(
                 f"the tensors of the language model in '{source}' cannot be placed ({reason}); give it as it was saved"
             ) from error
-    if report["missing_keys"] or report["unexpected_keys"]:
+    if _lacking(report) or report["unexpected_keys"]:
         return tensors
-    return model.state_dict()
+    return without_tower(model).state_dict()
 
 
 def put_in(model: Any, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -3,7 +3,8 @@
 A text token has the same id on all three axes, and the next one follows it. The tokens of a picture or clip that begins
 at id s have s + time, s + row and s + column, row by row on the merged grid; what follows has the largest of all these
 ids + 1. This is the rule of the paper and of transformers up to 4.46. transformers 5 differs for clips: text behind one
-begins at s + max(rows, columns), so that ids occur twice where a clip has more time steps than that.
+begins at s + max(rows, columns), so that ids occur twice where a clip has more time steps than that, and the first token
+that is generated has the largest of all ids + 1. The rule `transformers` of `position_ids` does the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qformer.types import UsageError
@@ -22,26 +24,31 @@ if TYPE_CHECKING:
     from qformer.types import Plan
 
     Part = int | tuple[int, int, int]
+    Rule = Literal["paper", "transformers"]
 
 TEXT = -1  # in place of a time, row and column
 PAD = 1  # id of what stands for nothing
+RULES = ("paper", "transformers")  # of what follows a clip
 FAMILIES = ("qwen2_vl",)  # types of transformers' configurations whose language models have such positions
 
 
-def position_ids(rows: Sequence[Sequence[Part]], side: Literal["left", "right"] = "left") -> tuple[Tensor, Tensor]:
+def position_ids(
+    rows: Sequence[Sequence[Part]], side: Literal["left", "right"] = "left", rule: Rule = "paper"
+) -> tuple[Tensor, Tensor]:
     """Number the tokens of B rows of text, pictures and clips.
 
     Args:
         rows: of each row its parts in their order: a number of text tokens (markers are text), or the (time, rows,
             columns) of a merged grid.
         side: where shorter rows are padded.
+        rule: what the id of the token behind a clip follows, see the top of this module.
 
     Returns:
         The ids long[3, B, T], 1 at padding; and long[B], how far the next id of each row is ahead of its length: the
         n-th token of a row, from 0, that is generated behind it has the id n + delta on all three axes.
 
     Raises:
-        UsageError: another side, a negative number of tokens, or a grid with an empty side.
+        UsageError: another side or rule, a negative number of tokens, or a grid with an empty side.
     """
     if side not in ("left", "right"):
         raise UsageError(f"side is '{side}'; give left or right, where shorter rows are padded")
@@ -52,7 +59,7 @@ def position_ids(rows: Sequence[Sequence[Part]], side: Literal["left", "right"] 
     for row, own in enumerate(placed):
         kept = slice(longest - len(own), None) if side == "left" else slice(len(own))
         given[row, kept], mask[row, kept] = own, True
-    return number(given, mask)
+    return number(given, mask, rule)
 
 
 def places(parts: Sequence[Part]) -> Tensor:
@@ -74,21 +81,35 @@ def places(parts: Sequence[Part]) -> Tensor:
     return torch.cat(found)
 
 
-def number(places: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def number(places: Tensor, mask: Tensor, rule: Rule = "paper") -> tuple[Tensor, Tensor]:
     """`position_ids` of rows whose tokens have these places.
 
     Args:
         places: long[B, T, 3], time, row and column of each token in its picture, whole grids row by row; -1 at text.
         mask: bool[B, T], True where there is a token; padding stands on one side of each row.
     """
+    if rule not in RULES:
+        raise UsageError(f"the ids behind a clip are numbered by '{rule}' (llm.clip_ids); give {' or '.join(RULES)}")
     seen = (places >= 0).all(dim=-1) & mask  # (B, T)
     follows = torch.zeros_like(seen)  # a picture's token that the next one continues
     follows[:, :-1] = seen[:, 1:] & (places[:, 1:] > 0).any(dim=-1)
     # Ids grow by one behind a text token, and behind the last token of a picture, whose place is the farthest, by that.
-    growth = torch.where(seen, (places.amax(dim=-1) + 1).masked_fill(follows, 0), 1) * mask
+    farthest = places.amax(dim=-1) if rule == "paper" else places[..., 1:].amax(dim=-1)  # without the time
+    growth = torch.where(seen, (farthest + 1).masked_fill(follows, 0), 1) * mask
     first = growth.cumsum(dim=1) - growth
     ids = (first[..., None] + places.clamp(min=0)).masked_fill(~mask[..., None], PAD)
-    return ids.permute(2, 0, 1), growth.sum(dim=1) - mask.sum(dim=1)
+    ids = ids.permute(2, 0, 1)
+    return ids, ahead(ids, mask)
+
+
+def ahead(ids: Tensor, mask: Tensor) -> Tensor:
+    """Count how far the id after the largest of each row, long[3, B, T], is ahead of the row's tokens: long[B].
+
+    Args:
+        mask: bool or long[B, T], nonzero where there is a token.
+    """
+    following = (ids.amax(dim=0) + 1) * mask
+    return F.pad(following, (1, 0)).amax(dim=1) - mask.sum(dim=1)  # a row may have no column at all
 
 
 def parts(plan: Plan) -> list[Part]:
@@ -108,17 +129,19 @@ def parts(plan: Plan) -> list[Part]:
     return found
 
 
-def of_plans(plans: Sequence[Plan], mask: Tensor) -> Tensor:
+def of_plans(plans: Sequence[Plan], counts: Sequence[int], longest: int) -> Tensor:
     """Places of the visual tokens of B rows, long[B, M, 3]; a row with another number of them than planned is text.
 
     Args:
-        plans: of the B rows. mask: bool[B, M], True where a row has a token.
+        plans: of the B rows, whose tokens stand from the first column on.
+        counts: tokens of each row, markers included.
+        longest: M.
     """
-    found = torch.full((*mask.shape, 3), TEXT, device=mask.device)
-    for row, plan in enumerate(plans):
+    found = torch.full((len(plans), longest, 3), TEXT)
+    for row, (plan, count) in enumerate(zip(plans, counts, strict=True)):
         own = places(parts(plan))
-        if len(own) == int(mask[row].sum()):
-            found[row, mask[row]] = own.to(mask.device)
+        if len(own) == count:
+            found[row, :count] = own
     return found
 
 

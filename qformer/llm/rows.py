@@ -78,6 +78,7 @@ def join(
     side: Literal["left", "right"],
     new: int | None = None,
     places: Tensor | None = None,
+    clip_ids: mrope.Rule = "paper",
 ) -> dict[str, Tensor]:
     """Build the inputs of a transformers model: packed rows [visual][text], with the padding on one `side`.
 
@@ -86,6 +87,7 @@ def join(
         new: the number of tokens to generate after the rows, which are then cut to the longest of them. None keeps
             all M + T columns, so that nothing has to be copied from a GPU.
         places: long[B, M, 3], see `qformer.llm.mrope`; then `position_ids`, long[3, B, X], are among the inputs.
+        clip_ids: rule by which they are numbered.
 
     Raises:
         TooLong: more tokens than the model has positions.
@@ -110,4 +112,4 @@ def join(
             "model; use fewer tiles or examples, a connector with fewer tokens, or shorter text"
         )
     inputs = {"inputs_embeds": embeds, "attention_mask": mask.long()}
-    return inputs if places is None else inputs | {"position_ids": mrope.number(places, mask)[0]}
+    return inputs if places is None else inputs | {"position_ids": mrope.number(places, mask, clip_ids)[0]}

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from qformer.llm import mrope
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -136,7 +138,7 @@ class CausalStep(ModelStep):
         super().__init__(model, cached)
         self.embeds, self.mask, self.ids = embeds, mask, ids
         # How far the ids of what is generated are ahead of the number of tokens: a picture has fewer ids than tokens.
-        self.ahead = None if ids is None else ((ids.amax(dim=0) + 1) * mask).amax(dim=1) - mask.sum(dim=1)
+        self.ahead = None if ids is None else mrope.ahead(ids, mask)
 
     def _count(self) -> int:
         return len(self.embeds)

@@ -97,7 +97,10 @@ class VisionLanguageModel(nn.Module):
         prefix: Prefix = self.connector(visual, questions, **extra)
         if self.llm.has_places and self.connector.keeps_grid:
             images = range(len(visual)) if questions is None else owners(questions).tolist()
-            prefix.places = mrope.of_plans([visual.plans[image] for image in images], prefix.mask)
+            plans = [visual.plans[image] for image in images]
+            # from the plans alone: a plan of a training has no numbers in its tensors, and a GPU is not waited for
+            placed = mrope.of_plans(plans, list(map(self.count_tokens, plans)), prefix.mask.shape[1])
+            prefix.places = placed.to(prefix.mask.device)
         return prefix
 
     def count_tokens(self, plan: Plan) -> int:

@@ -162,6 +162,7 @@ class Words:
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = 0, 1, 2, 3
     all_special_ids: tuple[int, ...] = ()  # none stands in a text
     all_special_tokens: tuple[str, ...] = ()
+    chat_template = None  # the template `auto` is none, then
     added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def convert_tokens_to_ids(self, _token: str) -> int:

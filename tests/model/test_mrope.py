@@ -96,6 +96,25 @@ def test_images_are_numbered_as_in_transformers(side: Any) -> None:
     assert after_clip.tolist() == [1 + 3] * 3  # transformers 5.24 says 1 + max(2, 2) = 3, which the last frame has too
 
 
+def test_clips_are_numbered_as_in_transformers_if_that_is_asked() -> None:
+    """Behind a clip of 4 steps of 1 x 2 tokens at 2, text begins at 4; what is generated follows 5, the largest id."""
+    ids, delta = position_ids([[2, (4, 1, 2), 1], [1, (2, 3, 1), 2]], rule="transformers")
+    assert ids[:, 0].tolist() == [
+        [0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 4],
+        [0, 1, 2, 2, 2, 2, 2, 2, 2, 2, 4],
+        [0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4],
+    ]
+    assert delta.tolist() == [6 - 11, 6 - 9]
+    kinds = torch.tensor([[0] * 2 + [2] * 8 + [0], [0] * 3 + [2] * 6 + [0] * 2])
+    mask = torch.tensor([[1] * 11, [0] * 2 + [1] * 9])
+    grids = torch.tensor([(4, 2, 4), (2, 6, 2)])
+    theirs, ahead = tiny_llm("qwen2_vl")[0].model.get_rope_index(torch.ones_like(mask), kinds, None, grids, mask)
+    assert torch.equal(ids.permute(1, 2, 0)[mask.bool()], theirs.permute(1, 2, 0)[mask.bool()])
+    assert delta.tolist() == ahead[:, 0].tolist()
+    with pytest.raises(UsageError, match="numbered by 'newest' \\(llm.clip_ids\\); give paper or transformers"):
+        position_ids([[1]], rule="newest")  # type: ignore[arg-type]
+
+
 def test_what_a_plan_puts_into_a_row() -> None:
     picture, clip = planned((224, 224), (8, 8)), planned((112, 56), (2, 4), steps=3)
     assert parts(picture) == [1, (1, 8, 8), 1]
