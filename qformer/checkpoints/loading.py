@@ -51,7 +51,8 @@ def load(
 
     Args:
         path_or_id: a run (its newest checkpoint) or a checkpoint; a `.pth` file of LAVIS or the name of a release; a
-            folder or hub id of BLIP-2, LLaVA-1.5 or Qwen2-VL in transformers; the hub id of what `qformer push` put there.
+            folder or hub id of BLIP-2, LLaVA-1.5 or Qwen2-VL in transformers; the hub id of what `qformer push` put
+            there.
         device: where to; None is the GPU where there is one.
         dtype: of the language model: `fp32`, `fp16`, `bf16`; None is as its configuration says.
         quantize: the language model: `int8`, `nf4` or `none`; None is as its configuration says (docs/quantization.md).
