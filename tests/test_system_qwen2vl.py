@@ -214,7 +214,8 @@ def test_written_back_bit_equal(oracle: Oracle, tmp_path: Path, tied: bool) -> N
     state = opened.state_dict()
     for other in (converted, returned):
         assert other.frontend.strategy == opened.frontend.strategy
-        assert other.llm.chat == opened.llm.chat and other.llm.chat
+        assert other.llm.chat == opened.llm.chat
+        assert other.llm.chat
         assert state.keys() == other.state_dict().keys()
         assert all(torch.equal(state[key], tensor) for key, tensor in other.state_dict().items())
     strategy = opened.frontend.strategy
@@ -232,7 +233,10 @@ def test_shards_newer_names_and_one_file_of_the_processor(oracle: Oracle, mine: 
     for shard in tmp_path.glob("model-*"):
         shard.unlink()
     (tmp_path / "model.safetensors.index.json").unlink()
-    save_file({name: tensor.contiguous() for name, tensor in oracle.model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in oracle.model.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
     newer = qformer.load(tmp_path, "cpu")
     for other in (sharded, newer):
         assert all(torch.equal(mine.state_dict()[name], tensor) for name, tensor in other.state_dict().items())
@@ -261,7 +265,8 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
     assert json.loads(command("plan", config, "--json"))["parameters"]["connector"]["trained"] > 0
     command("train", config)
     run = qformer.load(tmp_path / "run", "cpu")
-    assert run.llm.clip_ids == "transformers" and run.llm.has_places
+    assert run.llm.clip_ids == "transformers"
+    assert run.llm.has_places
     command("convert", tmp_path / "run", "-o", tmp_path / "back", "--to", "transformers")
     again = qformer.load(tmp_path / "back", "cpu")
     assert all(torch.equal(run.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
@@ -271,7 +276,10 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"config.json": {"model_type": "qwen2_5_vl"}}, "holds a qwen2_5_vl model; give a BLIP-2, or one of"),
-        ({"config.json": {"vision_config": {"hidden_act": "silu"}}}, "vision_config.hidden_act is silu, not quick_gelu"),
+        (
+            {"config.json": {"vision_config": {"hidden_act": "silu"}}},
+            "vision_config.hidden_act is silu, not quick_gelu",
+        ),
         ({"config.json": {"vision_config": {"embed_dim": 24}}}, "no whole model can be read"),
         ({"preprocessor_config.json": {"image_mean": [0.5, 0.5, 0.5]}}, r"has image_mean \[0.5, 0.5, 0.5\]"),
         ({"preprocessor_config.json": None}, "does not say how large the pictures"),

@@ -181,8 +181,8 @@ def equip(llm: LanguageModel, config: LLMConfig) -> LLMConfig:
     llm.use_template(template)
     if config.clip_ids != "paper" and not llm.has_places:
         raise UsageError(
-            f"llm.clip_ids is '{config.clip_ids}', but a {llm.model.config.model_type} model has no ids of time, row and "
-            "column; leave it out"
+            f"llm.clip_ids is '{config.clip_ids}', but a {llm.model.config.model_type} model has no ids of time, row "
+            "and column; leave it out"
         )
     llm.clip_ids = config.clip_ids
     return config.model_copy(update={"template": template})

@@ -3,8 +3,8 @@
 A text token has the same id on all three axes, and the next one follows it. The tokens of a picture or clip that begins
 at id s have s + time, s + row and s + column, row by row on the merged grid; what follows has the largest of all these
 ids + 1. This is the rule of the paper and of transformers up to 4.46. transformers 5 differs for clips: text behind one
-begins at s + max(rows, columns), so that ids occur twice where a clip has more time steps than that, and the first token
-that is generated has the largest of all ids + 1. The rule `transformers` of `position_ids` does the same.
+begins at s + max(rows, columns), so that ids occur twice where a clip has more time steps than that, and the first
+token that is generated has the largest of all ids + 1. The rule `transformers` of `position_ids` does the same.
 """
 
 from __future__ import annotations
