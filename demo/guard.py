@@ -365,6 +365,11 @@ def _check_kind(block: Any, value: Any) -> None:
         raise Refused(400, f"'{label}' must be {wanted}, but got {limits.kind(value)}")
     if picture and "path" not in value:
         raise Refused(400, NO_PATH)
+    if kind == "array" and block.data_model is not None:
+        try:
+            block.data_model.model_validate(value)
+        except ValueError as error:
+            raise Refused(400, f"'{label}' must be a list of files that were uploaded to this page") from error
     if kind in ("number", "integer"):
         low, high = getattr(block, "minimum", None), getattr(block, "maximum", None)
         if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):
