@@ -31,16 +31,7 @@ DECODING = {
     "Nucleus sampling: a random text each time, word by word": "nucleus",
 }
 assert set(DECODING.values()) == set(METHODS)
-OPTIONS = (
-    "method",
-    "beams",
-    "top_p",
-    "temperature",
-    "max_new_tokens",
-    "min_new_tokens",
-    "length_penalty",
-    "repetition_penalty",
-)
+OPTIONS = ("method", *backend.LIMITS)
 #: Saves a text from the server as a file of the visitor; nothing is written on the server.
 SAVE = """(made) => {
   const link = document.createElement("a");
@@ -133,7 +124,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
         page.on([ask.click, question.submit, context.submit], _make_ask(page, model), inputs, outputs, chat),
         page.on([suggest.click], _make_suggest(page, model), [picture, context, more, talk], outputs, chat),
     ]
-    stop.click(_keep, [talk], [chat, talk], cancels=events, **CONFIRM)
+    stop.click(lambda talk: (talk.messages(), talk), [talk], [chat, talk], cancels=events, **CONFIRM)
     gr.on([clear.click, chat.clear, picture.clear], _clear, None, [chat, talk, prompt], cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
     changes = [picture.change, more.change]
@@ -215,10 +206,6 @@ def _make_suggest(page: Page, model: VisionLanguageModel) -> Callable[..., Itera
             yield now.messages(), gr.skip(), now, words.places + words.prompt
 
     return suggest
-
-
-def _keep(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
-    return talk.messages(), talk
 
 
 def _clear() -> tuple[list[Any], Conversation, str]:

@@ -11,9 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
@@ -27,9 +24,6 @@ from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.retrieval import places as kept
 from qformer.retrieval.search import Retriever
-from qformer.scenes.scenes import Scenes
-from qformer.scenes.stories import statement
-from qformer.scenes.text import COLOURS, Question
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -39,8 +33,6 @@ if TYPE_CHECKING:
 
     Turn = tuple[str, str]  # a question and its answer
 
-EXAMPLES = 4
-EXAMPLE_SIZE = 240  # pixels
 MOST_TURNS = 50  # turns that are read; of these, the ones that do not fit the model are dropped
 #: Presets of the page: label, and row of `qformer.llm.prompts.TASKS`.
 PRESETS = {
@@ -340,16 +332,3 @@ def draw_photos(folder: Path, models: Models) -> list[list[str]]:
         found = (kept.find(entry, lambda place: b"") for entry in entries)  # records of tars count as changed
         own = [name for name, fault in found if not fault]
     return photos.draw_photos(folder, own)
-
-
-def draw_examples(folder: Path) -> list[list[str]]:
-    """Draw scenes that training never shows into `folder`: rows (file, question, context), the last one misleading."""
-    source = Scenes("val", size=EXAMPLE_SIZE, seed=785, count=EXAMPLES, questions=True)
-    samples = [source[place] for place in range(EXAMPLES)]
-    rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
-    for sample, (file, *_) in zip(samples, rows, strict=True):
-        Image.fromarray(np.asarray(sample.image)).save(file)
-    first = samples[0]  # its question asks for a color
-    wrong = next(colour for colour in COLOURS if colour not in first.answers)
-    claim = statement(Question("colour", first.question or "", ""), wrong)
-    return [*rows, [rows[0][0], rows[0][1], f"{claim}."]]

@@ -20,6 +20,8 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+HIT = ("name", "caption", "itc", "itm", "fault")  # of a hit
+
 
 def endpoints(page: Page) -> None:
     """Register the functions; those without a model reply with the message of their tab."""
@@ -74,7 +76,6 @@ def _image() -> gr.Image:
 
 
 def _files() -> gr.File:
-    """Component of the further pictures and clips; requests of clients that do not know it leave it out."""
     return gr.File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
 
 
@@ -168,13 +169,10 @@ def _search(page: Page) -> Callable[..., Any]:
             retriever = _needed(page.models.retriever, backend.NO_GALLERY)
             values = (text, path_of(image), k, shortlist)
             lists = page.gate.run(finding.search, retriever, *values, request=request)
-            return dict(zip(("itc", "reranked"), ([_hit(one) for one in hits] for hits in lists), strict=True))
+            first, second = ([{key: getattr(one, key) for key in HIT} for one in hits] for hits in lists)
+            return {"itc": first, "reranked": second}
 
     return search
-
-
-def _hit(one: finding.ShownHit) -> dict[str, Any]:
-    return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm, "fault": one.fault}
 
 
 def _look(page: Page) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_t
 from qformer.demo.shown import row_of
 from qformer.evaluation.choice import choice_losses
 from qformer.lookup import find
+from qformer.resolution.measures import useful
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -231,5 +232,7 @@ def slices(
             drawn, numbers = look.slices(picture, name, **options)
         except UsageError:  # too thin for this one
             continue
-        found.append((drawn, name, numbers))
+        plan = resolution.build(name, **options).plan(*picture.size)
+        seen = {"sizes": [tile.size for tile in plan.tiles], "useful": useful(plan), "own": bool(options)}
+        found.append((drawn, name, numbers | seen))
     return found

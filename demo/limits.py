@@ -7,6 +7,7 @@ import math
 import unicodedata
 import warnings
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,13 @@ from PIL import Image
 
 from qformer.images import read_file, read_head, read_image, shown
 from qformer.types import BadSample, UsageError
-from qformer.videos import Bounds, Clip, Video
+from qformer.videos import STRANGERS, Video, begins_as_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.videos import Clip
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
@@ -28,20 +30,8 @@ MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
 MAX_DEPTH = 50  # nesting of a request's JSON
-#: Clips that are read: common containers and codecs alone, since FFmpeg has hundreds that nobody sends.
-CLIPS = Bounds(
-    containers="mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif",
-    codecs="h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,gif",
-    frames=10_000,
-    seconds=300,
-    pixels=10_000_000,
-    in_all=8_000_000_000,  # two minutes in full HD
-    kept=100_000_000,  # 48 frames in full HD
-)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # common formats; Pillow before 13 has holes in others (docs/security.md)
 
-EBML, BOXES = b"\x1aE\xdf\xa3", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # how WebM and MP4 begin
-STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # pictures in the container of MP4
 LINES = "\n\t"  # control characters that a text can contain
 ONE_CLIP = Lock()  # is looked into at a time, which bounds what FFmpeg takes; the queue bounds what is decoded
 
@@ -55,7 +45,11 @@ def check_picture(path: str | Path) -> bytes:
         UsageError: no such file, too many bytes or pixels, or not a picture.
     """
     try:
-        _check_bytes(path, "picture")
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"the picture has {size / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.0f}, so make it smaller"
+            )
         data = read_file(Path(path))
     except BadSample as bad:
         raise UsageError("the picture is no longer there; choose it again") from bad
@@ -72,50 +66,38 @@ def check_picture(path: str | Path) -> bytes:
     return data
 
 
-def _check_bytes(path: str | Path, what: str) -> None:
-    size = Path(path).stat().st_size if Path(path).is_file() else 0
-    if size > MAX_BYTES:
-        raise UsageError(f"the {what} has {size / 1e6:.1f} MB; the limit is {MAX_BYTES / 1e6:.0f}, so make it smaller")
-
-
 def check_file(path: str | Path) -> None:
     """Check an upload: a picture (`check_picture`), or a clip, of which no frame is made.
 
     Raises:
         UsageError: neither, or beyond the limits.
     """
-    if is_clip(path):
-        open_clip(path)
-    else:
+    if not begins_as_video(path):
         check_picture(path)
+        return
+    with _of_stranger(path):
+        pass
 
 
-def is_clip(path: str | Path) -> bool:
-    """Return True for MP4, MOV, WebM and the like by their first bytes; a GIF is a picture in this."""
-    if not Path(path).is_file():
-        return False
-    with Path(path).open("rb") as file:
-        head = file.read(12)
-    return head.startswith(EBML) or (head[4:8] in BOXES and head[8:12] not in STILL)
-
-
-def open_clip(path: str | Path, strategy: ResolutionStrategy | None = None) -> Clip | None:
-    """Read those frames of a clip that a strategy chooses, decoding as few as possible; without one, check it alone.
+def open_clip(path: str | Path, strategy: ResolutionStrategy) -> Clip:
+    """Read those frames of a clip that a strategy chooses, decoding as few as possible.
 
     Raises:
-        UsageError: a file that cannot be read, or beyond a limit of the page or the strategy; it names no folder.
+        UsageError: a file that cannot be read, or beyond a limit of the page or of the strategy.
     """
+    with _of_stranger(path) as video:
+        chosen = strategy.sample(video.total, video.fps)
+        strategy.plan_video(*video.size, len(chosen))  # refuses before anything is decoded
+        return video.read(lambda *_: chosen)
+
+
+@contextmanager
+def _of_stranger(path: str | Path) -> Iterator[Video]:
+    """A clip, whose faults are said without where it lies."""
     try:
-        _check_bytes(path, "clip")
         with ONE_CLIP:
-            video = Video(path, CLIPS)
-
-        def sample(total: int, fps: float) -> list[int]:
-            chosen = strategy.sample(total, fps)
-            strategy.plan_video(*video.size, len(chosen))  # refuses before anything is decoded
-            return chosen
-
-        return None if strategy is None else video.read(sample)
+            video = Video(path, STRANGERS)
+        yield video
     except (UsageError, BadSample) as error:
         said = error.detail if isinstance(error, BadSample) else str(error)
         raise UsageError(said.replace(shown(path), shown(Path(path).name))) from error

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qformer.demo.limits import is_clip, open_clip, open_picture
+from qformer.connectors.markers import write_out
+from qformer.demo.limits import open_clip, open_picture
 from qformer.types import UsageError
-from qformer.videos import INSTALL, Clip
+from qformer.videos import INSTALL, Clip, begins_as_video
 
 if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 8  # pictures and clips in a row
 SIDE = 224  # pixels of a picture that is planned to find out whether a second one fits
-GIF = (b"GIF87a", b"GIF89a")
 
 
 def row_of(model: VisionLanguageModel, image: Any, more: Any = None) -> list[Image.Image | Clip]:
@@ -32,8 +32,6 @@ def row_of(model: VisionLanguageModel, image: Any, more: Any = None) -> list[Ima
         UsageError: nothing, too much, an unusable file, or more than this model can be shown.
     """
     further = more or []
-    if not isinstance(further, list | tuple):
-        raise UsageError(f"the further pictures are a {type(further).__name__}; give a list of files")
     files = [*([] if image is None and further else [image]), *further]
     if len(files) > MOST_SHOWN:
         raise UsageError(f"got {len(files)} pictures and clips; give at most {MOST_SHOWN}")
@@ -45,12 +43,12 @@ def row_of(model: VisionLanguageModel, image: Any, more: Any = None) -> list[Ima
 def _open(model: VisionLanguageModel, file: Any, moves: bool) -> Image.Image | Clip:
     if not isinstance(file, str):
         return open_picture(file)
-    if is_clip(file):
+    if begins_as_video(file):
         if why := lacks(model, clips=True):
             raise UsageError(why)
         return open_clip(file, model.frontend.strategy)
     picture = open_picture(file)
-    if moves and Path(file).read_bytes()[:6] in GIF and not lacks(model, clips=True):
+    if moves and Path(file).read_bytes()[:4] == b"GIF8" and not lacks(model, clips=True):
         clip = open_clip(file, model.frontend.strategy)
         return clip if len(clip.frames) > 1 else picture
     return picture
@@ -78,13 +76,7 @@ def places(model: VisionLanguageModel, row: list[Image.Image | Clip], plan: Plan
     for number, (one, part) in enumerate(zip(row, plan.parts or (plan,), strict=True), start=1):
         name = f"{'clip' if isinstance(one, Clip) else 'picture'}{f' {number}' * (len(row) > 1)}"
         frames = f"{len(one.frames)} frames, " if isinstance(one, Clip) else ""
-        whole = f"[{name}: {frames}{model.connector.count_tokens(part):,} tokens]"
-        first, last = part.tiles[0], part.tiles[-1]
-        if part.markers == bool(first.before) + bool(last.after):
-            texts.append(f"{first.before}{whole}{last.after}")
-            continue
-        names = [whole, *(f"[tile {place}]" for place in range(2, len(part.tiles) + 1))]
-        texts += [f"{tile.before}{text}{tile.after}" for tile, text in zip(part.tiles, names, strict=True)]
+        texts.append(write_out(part, f"[{name}: {frames}{model.connector.count_tokens(part):,} tokens]"))
     return "".join(texts)
 
 

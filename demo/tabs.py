@@ -93,10 +93,7 @@ def more_box(model: VisionLanguageModel, name: str) -> gr.Gallery:
     """Make the component for further pictures and clips; where the model is shown one picture alone, it says so."""
     why, no_clips = lacks(model), lacks(model, clips=True)
     with gr.Accordion("More pictures, or a clip", open=False, elem_id=f"{name}-open"):
-        gr.Markdown(
-            escape(f"{why}." if why else MORE + (f" But {no_clips}." if no_clips else ""), quote=False),
-            elem_classes="told",
-        )
+        gr.Markdown(escape(f"{why}." if why else MORE + (f" But {no_clips}." if no_clips else ""), quote=False))
         return gr.Gallery(
             file_types=["image"] if no_clips else ["image", "video"],
             label="More",
@@ -127,8 +124,6 @@ def path_of(picture: Any) -> str | None:
 
 def paths_of(more: Any) -> list[str]:
     """Paths of the files in a gallery component, or in a list of files; raises as `path_of` does."""
-    if not isinstance(more or [], list):
-        raise UsageError("the further pictures are no list; give a list of files that were uploaded to this page")
     files = [one.get("image") or one.get("video") or one if isinstance(one, dict) else "" for one in more or []]
     return [path for path in map(path_of, files) if path]
 

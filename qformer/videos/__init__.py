@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 INSTALL = "videos are read by PyAV, which is not installed; run: pip install -e '.[video]'"
 #: Containers that are opened, by their names in FFmpeg: none that names other files or addresses, as playlists do.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpeg,mpegts,ogg,flv,asf"
+#: How files of WebM and MKV, and of MP4 and MOV begin; and brands of pictures in the container of MP4.
+EBML, BOXES = b"\x1aE\xdf\xa3", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 COMPLETE, SLACK = 0.9, 0.5  # least share of the duration that must be there, or all but so many seconds
 MIXED = 4  # packets of all streams for each frame that is allowed; sound has about two
 AGREE = 0.01  # by which the stated rate and that of the time stamps may differ; then the stated one is exact
@@ -65,6 +68,16 @@ class Bounds:
 
 
 USUAL = Bounds()
+#: For files of strangers: common containers and codecs alone, since FFmpeg has hundreds that nobody sends.
+STRANGERS = Bounds(
+    containers="mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif",
+    codecs="h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,gif",
+    frames=10_000,
+    seconds=300,
+    pixels=10_000_000,
+    in_all=8_000_000_000,  # two minutes in full HD
+    kept=100_000_000,  # 48 frames in full HD
+)
 #: EXIF's orientation by the first two rows of a display matrix, of which the last column is never used.
 TURNS = {
     (1, 0, 0, 1): 1,
@@ -115,6 +128,15 @@ def read_video(path: str | Path, sample: Sample | None = None) -> Clip:
         BadSample: kinds `missing` and `unreadable`; `undecodable`: it is no video, damaged or cut off.
     """
     return Video(path).read(sample)
+
+
+def begins_as_video(path: str | Path) -> bool:
+    """Return True for a file that begins as MP4, MOV, WebM and MKV do, whatever its name; a GIF is a picture here."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+    return head.startswith(EBML) or (head[4:8] in BOXES and head[8:12] not in STILL)
 
 
 def is_video(shown: Any) -> bool:

@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from benchmarks.demo_contexts import FALSE, PLAIN, TRUE, asked, contexts
 from qformer.demo import app, backend, finding, server
 from qformer.demo.backend import Models
+from qformer.scenes.examples import draw_examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +37,7 @@ ASK = "what color is the star?"
 
 def serve(models: Models, gate: server.Gate) -> Iterator[str]:
     with server.workplace() as folder:
-        page = app.build(models, gate, backend.draw_examples(folder))
+        page = app.build(models, gate, draw_examples(folder))
         _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, **app.LOOKS)
         yield url.rstrip("/")
         server.close(page, gate)
@@ -136,7 +137,7 @@ def test_a_conversation(page: Page, no_network: None, model: VisionLanguageModel
     assert replies(page, 2) == [first, answered(model, *said)]
     expect(page.locator("#chat")).to_contain_text("the star is <b>green</b>")
     page.locator("#prompt button").first.click()
-    expect(page.locator("#prompt textarea")).to_have_value(backend.prepare(model, *said).prompt)
+    expect(page.locator("#prompt textarea")).to_have_value(f"[picture: 8 tokens]{backend.prepare(model, *said).prompt}")
 
     with page.expect_download() as download:
         page.locator("#save-json").click()

@@ -139,7 +139,7 @@ def test_without_pyav(model: VisionLanguageModel, clip: Path, moving: Path, monk
 def test_limits_of_clips(clip: Path, bounds: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused at the upload, before a frame is made; and nobody learns where files lie."""
     limits.check_file(clip)
-    monkeypatch.setattr(limits, "CLIPS", replace(limits.CLIPS, **bounds))
+    monkeypatch.setattr(limits, "STRANGERS", replace(limits.STRANGERS, **bounds))
     with pytest.raises(UsageError, match=said) as refused:
         limits.check_file(clip)
     assert str(clip.parent) not in str(refused.value)
@@ -148,7 +148,7 @@ def test_limits_of_clips(clip: Path, bounds: dict[str, Any], said: str, monkeypa
 
 def test_what_is_shown_is_bounded_too(model: VisionLanguageModel, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = model.frontend.strategy
-    monkeypatch.setattr(limits, "CLIPS", replace(limits.CLIPS, kept=9_000))
+    monkeypatch.setattr(limits, "STRANGERS", replace(limits.STRANGERS, kept=9_000))
     with pytest.raises(UsageError, match="has 9,216 pixels in the 3 frames that are shown, more than 9,000"):
         limits.open_clip(clip, strategy)
     with pytest.raises(UsageError, match=r"a clip of 3 frames of 64 x 48 pixels makes 3 tiles, but limits\.tiles is 2"):
