@@ -19,8 +19,8 @@ from qformer import resolution
 from qformer.demo import backend, finding, limits, shown, tabs
 from qformer.resolution.limits import Limited
 from qformer.types import Plan, UsageError
-from qformer.videos import Clip, read_video
-from tests.clips import STEP, level, write_clip
+from qformer.videos import STRANGERS, Clip, Video, read_video
+from tests.clips import SIZE, STEP, level, write_clip
 from tests.clips import picture as drawn
 from tests.demo.visitor import API, META, Visitor
 
@@ -155,6 +155,24 @@ def test_what_is_shown_is_bounded_too(model: VisionLanguageModel, clip: Path, mo
         limits.open_clip(clip, Limited(strategy, tiles=2))
     with pytest.raises(UsageError, match="got 9 pictures and clips; give at most 8"):
         shown.row_of(model, None, [str(clip)] * 9)
+
+
+def test_a_clip_with_sound(tmp_path: Path) -> None:
+    """It is read although no decoder of sound is among those that strangers' files may use."""
+    file = tmp_path / "loud.mp4"
+    with av.open(str(file), "w") as container:
+        stream, loud = container.add_stream("libx264", rate=8), container.add_stream("aac", rate=48000)
+        (stream.width, stream.height), stream.pix_fmt = SIZE, "yuv420p"
+        for number in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(drawn(number), format="rgb24")))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 48000
+            container.mux(loud.encode(frame))
+        container.mux(stream.encode(None))
+        container.mux(loud.encode(None))
+    assert Video(file, STRANGERS).total == 8
+    with pytest.raises(UsageError, match="no decoder; convert it"):
+        Video(file, replace(STRANGERS, codecs="aac"))
 
 
 def test_files_that_are_no_clips(tmp_path: Path, clip: Path) -> None:
