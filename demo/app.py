@@ -16,6 +16,7 @@ from qformer.demo.hosts import Hosts
 from qformer.demo.looking import look_tab
 from qformer.demo.markup import CSS
 from qformer.demo.tabs import Page, caption_tab, match_tab, search_tab
+from qformer.scenes.examples import draw_examples
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def serve(
     models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
-        examples = backend.draw_examples(folder) if backend.of_scenes(path) else backend.draw_photos(folder, models)
+        examples = draw_examples(folder) if backend.of_scenes(path) else backend.draw_photos(folder, models)
         page = build(models, gate, examples)
         try:
             server.launch(

@@ -12,7 +12,8 @@ import gradio as gr
 
 from qformer.demo import backend
 from qformer.demo.backend import METHODS, PRESETS, Decoding
-from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
+from qformer.demo.shown import row_of, still
+from qformer.demo.tabs import CONFIRM, Page, more_box, path_of, paths_of, picture_box, show_errors
 from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import wording
@@ -30,16 +31,7 @@ DECODING = {
     "Nucleus sampling: a random text each time, word by word": "nucleus",
 }
 assert set(DECODING.values()) == set(METHODS)
-OPTIONS = (
-    "method",
-    "beams",
-    "top_p",
-    "temperature",
-    "max_new_tokens",
-    "min_new_tokens",
-    "length_penalty",
-    "repetition_penalty",
-)
+OPTIONS = ("method", *backend.LIMITS)
 #: Saves a text from the server as a file of the visitor; nothing is written on the server.
 SAVE = """(made) => {
   const link = document.createElement("a");
@@ -60,14 +52,16 @@ NAME_EXAMPLES = """() => {
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of a conversation about one picture file."""
+    """Turns of a conversation about the files of one row: a picture or none, and further pictures and clips."""
 
     picture: str | None = None
+    more: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
 
-    def about(self, picture: str | None) -> Conversation:
-        """Continue the conversation, or begin a new one if the picture is another."""
-        return self if picture == self.picture else Conversation(picture)
+    def about(self, picture: Any, more: Any) -> Conversation:
+        """Continue the conversation, or begin a new one if the values of the components are other files."""
+        shown = path_of(picture), tuple(paths_of(more))
+        return self if shown == (self.picture, self.more) else Conversation(*shown)
 
     def and_then(self, turn: Turn) -> Conversation:
         return replace(self, turns=(*self.turns, turn))
@@ -93,6 +87,7 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             picture = picture_box("picture")
+            more = more_box(model, "more")
             _, asked, told = examples[-1] if examples else ["", "what color is the star?", ""]
             question = _line("question", "Question", asked, ENTER)
             context = _line("context", "Context (optional)", told or "the star is red.", CONTEXT)
@@ -123,19 +118,20 @@ def ask_tab(page: Page, examples: list[list[str]]) -> None:
                 save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
                 save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
             made = gr.JSON(visible="hidden")
-    inputs = [picture, question, context, preset, *decoding, talk]
+    inputs = [picture, question, context, preset, *decoding, more, talk]
     outputs = [chat, question, talk, prompt]
     events = [
         page.on([ask.click, question.submit, context.submit], _make_ask(page, model), inputs, outputs, chat),
-        page.on([suggest.click], _make_suggest(page, model), [picture, context, talk], outputs, chat),
+        page.on([suggest.click], _make_suggest(page, model), [picture, context, more, talk], outputs, chat),
     ]
-    stop.click(_keep, [talk], [chat, talk], cancels=events, **CONFIRM)
+    stop.click(lambda talk: (talk.messages(), talk), [talk], [chat, talk], cancels=events, **CONFIRM)
     gr.on([clear.click, chat.clear, picture.clear], _clear, None, [chat, talk, prompt], cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
-    picture.change(_change_picture, [picture, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
+    changes = [picture.change, more.change]
+    gr.on(changes, _change_picture, [picture, more, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
     preset.change(lambda task: _default_options(model, task), [preset], decoding[1:], **CONFIRM)
     for button, kind in ((save_json, "json"), (save_html, "html")):
-        button.click(_make_save(page, kind), [talk], [made], preprocess=False, **CONFIRM).success(
+        button.click(_make_save(page, model, kind), [talk], [made], preprocess=False, **CONFIRM).success(
             None, [made], None, js=SAVE, **CONFIRM
         )
 
@@ -176,17 +172,16 @@ def _default_options(model: VisionLanguageModel, task: str) -> list[float]:
 
 def _make_ask(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
     def ask(request: gr.Request, picture: Any, question: Any, context: Any, task: Any, *rest: Any) -> Iterator[Any]:
-        *values, talk = rest
+        *values, more, talk = rest
         with show_errors():
-            path = path_of(picture)
             decoding = Decoding.of(dict(zip(OPTIONS, values, strict=True)))
-            before = talk.about(path)
+            before = talk.about(picture, more)
             history = [(turn.question, turn.answer) for turn in before.turns if turn.question]
-            asked = backend.prepare(model, path, question, context, history, task, decoding)
+            asked = backend.prepare(model, before.picture, question, context, history, task, decoding, before.more)
             turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options, stopped=True)
             if asked.cut:
                 gr.Info("The beginning of the context or of the conversation was left out, because it is too long.")
-            yield before.and_then(turn).messages(), "", before, asked.prompt
+            yield before.and_then(turn).messages(), "", before, asked.places + asked.prompt
             with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
                 for text in texts:
                     turn = replace(turn, answer=text)
@@ -199,47 +194,43 @@ def _make_ask(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[
 
 
 def _make_suggest(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
-    def suggest(request: gr.Request, picture: Any, context: Any, talk: Conversation) -> Iterator[Any]:
+    def suggest(request: gr.Request, picture: Any, context: Any, more: Any, talk: Conversation) -> Iterator[Any]:
         with show_errors():
-            path = path_of(picture)
-            before = talk.about(path)
+            before = talk.about(picture, more)
             yield before.messages(), gr.skip(), before, gr.skip()
-            question, answer = page.gate.run(backend.suggest, model, path, context, request=request)
-            words = backend.prepare(model, path, question, context)
+            shown = before.picture, context, before.more
+            question, answer = page.gate.run(backend.suggest, model, *shown, request=request)
+            words = backend.prepare(model, before.picture, question, context, more=before.more)
             turn = Turn(question, answer, words.context or "", words.task, words.prompt, suggested=True)
             now = before.and_then(turn)
-            yield now.messages(), gr.skip(), now, words.prompt
+            yield now.messages(), gr.skip(), now, words.places + words.prompt
 
     return suggest
-
-
-def _keep(talk: Conversation) -> tuple[list[dict[str, str]], Conversation]:
-    return talk.messages(), talk
 
 
 def _clear() -> tuple[list[Any], Conversation, str]:
     return [], Conversation(), ""
 
 
-def _change_picture(picture: Any, talk: Conversation) -> tuple[Any, ...]:
+def _change_picture(picture: Any, more: Any, talk: Conversation) -> tuple[Any, ...]:
     """Begin a new conversation for a new picture."""
     with show_errors():
-        known = talk.picture is not None and talk.picture == path_of(picture)
+        known = talk.turns and talk.about(picture, more) is talk
         return (gr.skip(), gr.skip(), gr.skip()) if known else _clear()
 
 
-def _make_save(page: Page, kind: str) -> Callable[..., dict[str, str]]:
+def _make_save(page: Page, model: VisionLanguageModel, kind: str) -> Callable[..., dict[str, str]]:
     """Make the function that returns the transcript as text, with its file name and MIME type."""
 
     def save(talk: Conversation) -> dict[str, str]:
         with show_errors():
             if not talk.turns:
                 raise UsageError("there is no conversation to save yet; ask something first")
-            shown = backend.picture_of(talk.picture)
+            shown = map(still, row_of(model, talk.picture, talk.more))
             if kind == "json":
-                text, mime = as_json(page.models.name, talk.turns, shown), "application/json"
+                text, mime = as_json(page.models.name, talk.turns, *shown), "application/json"
             else:
-                text, mime = as_html(page.models.name, talk.turns, shown), "text/html"
+                text, mime = as_html(page.models.name, talk.turns, *shown), "text/html"
             return {"text": text, "type": mime, "name": f"conversation.{kind}"}
 
     return save

@@ -11,33 +11,28 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, open_picture
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text
+from qformer.demo.shown import places, row_of
 from qformer.images import photos
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.lookup import find
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
-from qformer.retrieval import places
+from qformer.retrieval import places as kept
 from qformer.retrieval.search import Retriever
-from qformer.scenes.scenes import Scenes
-from qformer.scenes.stories import statement
-from qformer.scenes.text import COLOURS, Question
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from qformer.types import Tiles
+
     Turn = tuple[str, str]  # a question and its answer
 
-EXAMPLES = 4
-EXAMPLE_SIZE = 240  # pixels
 MOST_TURNS = 50  # turns that are read; of these, the ones that do not fit the model are dropped
 #: Presets of the page: label, and row of `qformer.llm.prompts.TASKS`.
 PRESETS = {
@@ -217,11 +212,12 @@ class PreparedQuestion:
     """A question that is checked and ready to be answered.
 
     Attributes:
-        question: text as the model reads it. prompt: exact text after the image.
-        cut: whether part of the context or of the earlier turns was dropped to fit.
+        tiles: what the question is about, as one row. question: text as the model reads it.
+        prompt: exact text after the image. cut: part of the context or of the earlier turns was dropped to fit.
+        places: text for what stands in front of the prompt (`qformer.demo.shown.places`).
     """
 
-    picture: Image.Image
+    tiles: Tiles
     question: str
     context: str | None
     history: tuple[Turn, ...]
@@ -229,6 +225,7 @@ class PreparedQuestion:
     options: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
     cut: bool = False
+    places: str = ""
 
 
 def prepare(
@@ -239,33 +236,36 @@ def prepare(
     history: Any = None,
     task: Any = "vqa",
     decoding: Decoding | None = None,
+    more: Any = None,
 ) -> PreparedQuestion:
     """Check the input of a visitor, and compose the prompt.
 
     Args:
-        image: path of a file. question: as a person types it; empty for a caption. context: text before the question.
+        image, more: files that the question is about, see `qformer.demo.shown.row_of`.
+        question: as a person types it; empty for a caption. context: text before the question.
         history: earlier (question, answer) pairs about this image. task: one of the values of `PRESETS`.
 
     Raises:
         UsageError: no image, or other unusable input.
     """
-    picture = picture_of(image)
+    row = row_of(model, image, more)
     if task not in PRESETS.values():
         raise UsageError(f"the task is {task!r:.40}; give one of {', '.join(PRESETS.values())}")
     asked = check_text("question", question, MAX_QUESTION)
     asked = clean_question(" ".join(asked.split())) if task in CLEANED else asked.strip()
     told = check_text("context", context, MAX_CONTEXT).strip() or None
     turns = _turns(history)
+    tiles = model.frontend.tiles([row])
+    before = places(model, row, tiles.plans[0])
     if not asked:
         options = (decoding or Decoding()).options("caption", model.llm.wording)
-        return PreparedQuestion(picture, "", None, (), "caption", options, model.prompt)
+        return PreparedQuestion(tiles, "", None, (), "caption", options, model.prompt, places=before)
     if told and task == "vqa":
         task = "context"  # states it as a fact, and answers as briefly
     options = (decoding or Decoding()).options(task, model.llm.wording)
-    plan = model.frontend.strategy.plan(*picture.size)
-    prompt = model.prompt_for(plan, asked, told, turns, task=task, **options)
+    prompt = model.prompt_for(tiles.plans[0], asked, told, turns, task=task, **options)
     whole = compose(asked, task, family=model.llm.wording, context=told, history=turns).text
-    return PreparedQuestion(picture, asked, told, turns, task, options, prompt, prompt != whole)
+    return PreparedQuestion(tiles, asked, told, turns, task, options, prompt, prompt != whole, before)
 
 
 def _turns(history: Any) -> tuple[Turn, ...]:
@@ -292,7 +292,7 @@ def answer(model: VisionLanguageModel, asked: PreparedQuestion) -> Generator[str
 
     Closing the generator stops the model.
     """
-    tiles = model.frontend.tiles([asked.picture])
+    tiles = asked.tiles
     streamed = asked.options.get("num_beams") == 1
     if not asked.question:
         pieces = model.stream(tiles, **asked.options) if streamed else iter(model.generate(tiles, **asked.options))
@@ -316,24 +316,11 @@ def answer_to(model: VisionLanguageModel, image: str | None, question: Any, *arg
     return [*answer(model, prepare(model, image, question, *args, **options))][-1]
 
 
-def suggest(model: VisionLanguageModel, image: str | None, context: Any = "") -> Turn:
-    """Draw a question of the model's own about the picture, and its own answer."""
+def suggest(model: VisionLanguageModel, image: str | None, context: Any = "", more: Any = None) -> Turn:
+    """Draw a question of the model's own about the picture, and its own answer; arguments as of `prepare`."""
     told = check_text("context", context, MAX_CONTEXT).strip() or None
-    tiles = model.frontend.tiles([picture_of(image)])
+    tiles = model.frontend.tiles([row_of(model, image, more)])
     return model.self_ask(tiles, told, num_beams=1, do_sample=True, top_p=0.9)[0]
-
-
-def picture_of(image: Any) -> Image.Image:
-    """Open the picture file that a visitor sent.
-
-    Raises:
-        UsageError: no file, or one that is not a picture or too large.
-    """
-    if image is None:
-        raise UsageError("there is no picture yet; choose, drop or paste one")
-    if not isinstance(image, str):
-        raise UsageError(f"the picture is a {type(image).__name__}; give a file")
-    return open_picture(image)
 
 
 def draw_photos(folder: Path, models: Models) -> list[list[str]]:
@@ -342,19 +329,6 @@ def draw_photos(folder: Path, models: Models) -> list[list[str]]:
     if models.retriever:
         store = models.retriever.gallery.store
         entries = store.get([known.id for known in islice(store.known(), 2 * photos.COUNT)]).values()
-        found = (places.find(entry, lambda place: b"") for entry in entries)  # records of tars count as changed
+        found = (kept.find(entry, lambda place: b"") for entry in entries)  # records of tars count as changed
         own = [name for name, fault in found if not fault]
     return photos.draw_photos(folder, own)
-
-
-def draw_examples(folder: Path) -> list[list[str]]:
-    """Draw scenes that training never shows into `folder`: rows (file, question, context), the last one misleading."""
-    source = Scenes("val", size=EXAMPLE_SIZE, seed=785, count=EXAMPLES, questions=True)
-    samples = [source[place] for place in range(EXAMPLES)]
-    rows = [[str(folder / f"scene{place}.png"), sample.question or "", ""] for place, sample in enumerate(samples)]
-    for sample, (file, *_) in zip(samples, rows, strict=True):
-        Image.fromarray(np.asarray(sample.image)).save(file)
-    first = samples[0]  # its question asks for a color
-    wrong = next(colour for colour in COLOURS if colour not in first.answers)
-    claim = statement(Question("colour", first.question or "", ""), wrong)
-    return [*rows, [rows[0][0], rows[0][1], f"{claim}."]]

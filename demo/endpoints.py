@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from qformer.demo import backend, finding
+from qformer.demo import backend, finding, guard
 from qformer.demo.backend import Decoding
-from qformer.demo.tabs import Page, path_of, show_errors
+from qformer.demo.tabs import Page, path_of, paths_of, show_errors
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+HIT = ("name", "caption", "itc", "itm", "fault")  # of a hit
 
 
 def endpoints(page: Page) -> None:
@@ -26,16 +28,19 @@ def endpoints(page: Page) -> None:
     _endpoint(
         "ask",
         _ask(page),
-        [_image(), _text("question"), _text("context"), _text("task", "vqa"), *_json("history", "decoding")],
+        [_image(), _text("question"), _text("context"), _text("task", "vqa"), *_json("history", "decoding"), _files()],
         _text("answer"),
     )
     _endpoint(
-        "suggest", _suggest(page), [_image(), _text("context")], gr.JSON(label="question and answer", visible=False)
+        "suggest",
+        _suggest(page),
+        [_image(), _text("context"), _files()],
+        gr.JSON(label="question and answer", visible=False),
     )
     _endpoint(
         "caption",
         _caption(page),
-        [_image(), _number("count", 5), _text("prompt"), _number("top_p", 0.9), _number("temperature", 1)],
+        [_image(), _number("count", 5), _text("prompt"), _number("top_p", 0.9), _number("temperature", 1), _files()],
         gr.JSON(label="captions", visible=False),
     )
     _endpoint("match", _match(page), [_image(), *_json("texts")], gr.JSON(label="matches", visible=False))
@@ -70,6 +75,10 @@ def _image() -> gr.Image:
     return gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
 
 
+def _files() -> gr.File:
+    return gr.File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
+
+
 def _text(label: str, value: str = "") -> gr.Textbox:
     return gr.Textbox(value, label=label.capitalize(), visible=False)
 
@@ -97,11 +106,13 @@ def _ask(page: Page) -> Callable[..., Any]:
         task: Any = "vqa",
         history: Any = None,
         decoding: Any = None,
+        more: Any = None,
     ) -> Iterator[str]:
-        """Yield the growing answer; history: [question, answer] pairs; decoding: see docs/demo.md."""
+        """Yield the growing answer; history: [question, answer] pairs; decoding, and more files: see docs/demo.md."""
         with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
-            asked = backend.prepare(model, path_of(image), question, context, history, task, Decoding.of(decoding))
+            values = (question, context, history, task, Decoding.of(decoding), paths_of(more))
+            asked = backend.prepare(model, path_of(image), *values)
             with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
                 yield from texts
 
@@ -109,11 +120,12 @@ def _ask(page: Page) -> Callable[..., Any]:
 
 
 def _suggest(page: Page) -> Callable[..., Any]:
-    def suggest(request: gr.Request, image: Any, context: Any = "") -> dict[str, str]:
+    def suggest(request: gr.Request, image: Any, context: Any = "", more: Any = None) -> dict[str, str]:
         """Draw a question of the model's own, and its answer."""
         with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
-            question, answer = page.gate.run(backend.suggest, model, path_of(image), context, request=request)
+            values = (path_of(image), context, paths_of(more))
+            question, answer = page.gate.run(backend.suggest, model, *values, request=request)
             return {"question": question, "answer": answer}
 
     return suggest
@@ -121,12 +133,18 @@ def _suggest(page: Page) -> Callable[..., Any]:
 
 def _caption(page: Page) -> Callable[..., Any]:
     def caption(
-        request: gr.Request, image: Any, count: Any = 5, prompt: Any = "", top_p: Any = 0.9, temperature: Any = 1
+        request: gr.Request,
+        image: Any,
+        count: Any = 5,
+        prompt: Any = "",
+        top_p: Any = 0.9,
+        temperature: Any = 1,
+        more: Any = None,
     ) -> list[dict[str, Any]]:
         """Write captions, the likeliest first, each with the mean log-likelihood of its tokens."""
         with show_errors():
             model = _needed(page.models.asking, backend.NO_ASKING)
-            values = (path_of(image), count, prompt, top_p, temperature)
+            values = (path_of(image), count, prompt, top_p, temperature, paths_of(more))
             return [asdict(one) for one in page.gate.run(finding.captions, model, *values, request=request)]
 
     return caption
@@ -151,13 +169,10 @@ def _search(page: Page) -> Callable[..., Any]:
             retriever = _needed(page.models.retriever, backend.NO_GALLERY)
             values = (text, path_of(image), k, shortlist)
             lists = page.gate.run(finding.search, retriever, *values, request=request)
-            return dict(zip(("itc", "reranked"), ([_hit(one) for one in hits] for hits in lists), strict=True))
+            first, second = ([{key: getattr(one, key) for key in HIT} for one in hits] for hits in lists)
+            return {"itc": first, "reranked": second}
 
     return search
-
-
-def _hit(one: finding.ShownHit) -> dict[str, Any]:
-    return {"name": one.name, "caption": one.caption, "itc": one.itc, "itm": one.itm, "fault": one.fault}
 
 
 def _look(page: Page) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ class Form:
     """
 
     def __init__(self, boundary: bytes) -> None:
-        self._name, self._value, self._disposition = b"", b"", b""
+        self._begin()
         self._is_whole = False
         self._parser = MultipartParser(
             boundary,
@@ -57,6 +57,7 @@ class Form:
                 "on_header_value": self._on_value,
                 "on_header_end": self._on_header,
                 "on_headers_finished": self._check,
+                "on_part_data": self._count,
                 "on_end": self._end,
             },
         )
@@ -75,7 +76,14 @@ class Form:
             raise MultiPartException("the upload's form is incomplete; send all of it")
 
     def _begin(self) -> None:
-        self._name, self._value, self._disposition = b"", b"", b""
+        self._name, self._value, self._disposition, self._size = b"", b"", b"", 0
+
+    def _count(self, _data: bytes, start: int, end: int) -> None:
+        self._size += end - start
+        if self._size > limits.MAX_BYTES:
+            raise MultiPartException(
+                f"a file has more than {limits.MAX_BYTES / 1e6:.0f} MB, the limit; make it smaller"
+            )
 
     def _on_name(self, data: bytes, start: int, end: int) -> None:
         self._name = self._bounded(self._name + data[start:end])

@@ -15,10 +15,12 @@ from PIL import Image
 from qformer import resolution
 from qformer.data.texts import clean_caption
 from qformer.demo import look
-from qformer.demo.backend import answer, picture_of, prepare
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text
+from qformer.demo.backend import answer, prepare
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, open_picture
+from qformer.demo.shown import row_of
 from qformer.evaluation.choice import choice_losses
 from qformer.lookup import find
+from qformer.resolution.measures import useful
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -46,14 +48,16 @@ def captions(
     prompt: Any = None,
     top_p: Any = 0.9,
     temperature: Any = 1.0,
+    more: Any = None,
 ) -> list[Caption]:
     """Write distinct captions, the likeliest first: one by beam search, the others by nucleus sampling.
 
     Args:
         count: largest number of captions; duplicates count once.
         prompt: start of every caption; None or empty for the prompt of training.
+        more: further files that the captions are about, see `qformer.demo.shown.row_of`.
     """
-    picture = picture_of(image)
+    row = row_of(model, image, more)
     wanted = int(check_number("number of captions", count, 1, MOST_CAPTIONS, whole=True))
     start = check_text("beginning", prompt, MAX_QUESTION).strip() or model.prompt
     drawn: dict[str, Any] = {
@@ -62,8 +66,7 @@ def captions(
         "top_p": check_number("top_p", top_p, 0.01, 1),
         "temperature": check_number("temperature", temperature, 0.05, 5),
     }
-    tiles = model.frontend.tiles([picture])
-    seen = model.prefix(tiles)
+    seen = model.prefix(model.frontend.tiles([row]))
     texts = model.llm.decode(model.llm.generate(*seen, [start], seen.places, num_beams=5))
     if wanted > 1:
         texts += model.llm.decode(
@@ -96,7 +99,7 @@ def match(model: ImageTextModel, image: str | None, texts: Any) -> list[Match]:
     """
     if not model.can_match:
         raise UsageError("this checkpoint was trained without ITM (loss.itm: 0); open one that can match")
-    picture = picture_of(image)
+    picture = open_picture(image)
     lines = texts if isinstance(texts, list) else check_text("list of texts", texts, MAX_CONTEXT).splitlines()
     given = [check_text("text", line, MAX_QUESTION).strip() for line in lines]
     given = list(dict.fromkeys(line for line in given if any(map(str.isalnum, line))))
@@ -144,7 +147,7 @@ def search(
         UsageError: neither text nor image, or invalid numbers.
     """
     words = check_text("text", text, MAX_QUESTION).strip() or None
-    picture = None if image is None else picture_of(image)
+    picture = None if image is None else open_picture(image)
     if words is None and picture is None:
         raise UsageError("there is nothing to search for; write a text, choose a picture, or both")
     shown = int(check_number("number of hits", k, 1, MOST_HITS, whole=True))
@@ -178,7 +181,7 @@ def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]
 
 def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> Image.Image:
     """Draw the attention of each query, as one sheet of small pictures."""
-    picture = picture_of(image)
+    picture = open_picture(image)
     return look.sheet(picture, look.query_maps(model, picture))
 
 
@@ -202,6 +205,7 @@ def relevance(
     Raises:
         UsageError: no question, or a token that the answer does not have.
     """
+    picture = open_picture(image)
     asked = prepare(model, image, question)
     if not asked.question:
         raise UsageError("there is no question; write one to explain its answer")
@@ -209,15 +213,15 @@ def relevance(
     if not answered:
         raise UsageError("the model gives no answer to this question; write the answer to explain")
     chosen = None if token is None else int(check_number("number of the token", token, 0, 1000, whole=True))
-    tokens, heat = look.answer_relevance(model, asked.picture, asked.question, answered, chosen)
-    return Relevance(answered, tokens, look.overlay(asked.picture, heat))
+    tokens, heat = look.answer_relevance(model, picture, asked.question, answered, chosen)
+    return Relevance(answered, tokens, look.overlay(picture, heat))
 
 
 def slices(
     model: VisionLanguageModel | ImageTextModel, image: str | None
 ) -> list[tuple[Image.Image, str, dict[str, Any]]]:
     """Draw the tiles of each strategy on the picture, with its name and numbers; those that refuse it are left out."""
-    picture = picture_of(image)
+    picture = open_picture(image)
     own = model.frontend.strategy.rule
     found = []
     for name in look.STRATEGIES:
@@ -228,5 +232,7 @@ def slices(
             drawn, numbers = look.slices(picture, name, **options)
         except UsageError:  # too thin for this one
             continue
-        found.append((drawn, name, numbers))
+        plan = resolution.build(name, **options).plan(*picture.size)
+        seen = {"sizes": [tile.size for tile in plan.tiles], "useful": useful(plan), "own": bool(options)}
+        found.append((drawn, name, numbers | seen))
     return found

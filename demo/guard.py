@@ -45,12 +45,13 @@ READ = re.compile(  # paths that the page and the clients of its API fetch
 )
 WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
 MAX_STORED = 2_000_000_000  # bytes of pictures kept at once
-OF_FORM = 100_000  # bytes of an upload besides its files
+MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
 START = f"{API}/startup-events"  # requested once by Gradio itself
 KEEP_FILES = 3600.0  # seconds
 KEEP_SESSION = 600.0  # seconds without a connection; a laptop closed briefly keeps its conversation
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
+ADDED = "added-later"  # class of inputs that requests may leave out at the end, since clients came before them
 NO_PATH = "a picture must be an object with the 'path' that its upload returned"
 CLOSED = "the page is shutting down and accepts no new requests; try again later"
 FULL = "{} requests are waiting, which is the limit; try again in a moment"
@@ -256,19 +257,18 @@ class Guard:
             raise Refused(503, CLOSED)
         if not length.isdigit():
             raise Refused(411, "an upload must have a length (Content-Length)")
-        if int(length) > limits.MAX_BYTES + OF_FORM:
-            raise Refused(
-                413, f"the upload has {int(length) / 1e6:.1f} MB; the limit is {limits.MAX_BYTES / 1e6:.0f} MB"
-            )
+        if int(length) > MAX_UPLOAD:
+            raise Refused(413, f"the upload has {int(length) / 1e6:.1f} MB; the limit is {MAX_UPLOAD / 1e6:.0f} MB")
         if await run_sync(self.visits.stored) > MAX_STORED:
             raise Refused(503, "too many pictures are stored; try again in a few minutes")
         exchange.hold(headers.get(b"content-type", ""))
         await self.app(scope, exchange.receive, exchange.send)
+        await exchange.drain()
         if exchange.status == 200:
             refused: list[UsageError] = []
             for name in json.loads(exchange.held):
                 try:
-                    await run_sync(limits.check_picture, name)
+                    await run_sync(limits.check_file, name)
                 except UsageError as error:
                     await run_sync(self.visits.remove, Path(name))
                     refused.append(error)
@@ -307,7 +307,10 @@ class Guard:
             asked = f"the function {name[:100]!r}" if not name.startswith("/") else f"a function {str(number)[:20]!r}"
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:
-            await self._check_inputs(function, body.get("data"))
+            data = body.get("data")
+            if isinstance(data, list):
+                data += [None for block in function.inputs[len(data) :] if ADDED in block.elem_classes]
+            await self._check_inputs(function, data)
         kept: dict[str, Any] = {key: body[key] for key in KEPT if key in body}
         if session := kept.get("session_hash"):
             self.visits.last[session] = time.time()
@@ -342,7 +345,7 @@ class Guard:
         for key in ("url", "size", "mime_type", "is_stream"):  # the file itself is more reliable
             part.pop(key, None)
         try:
-            await run_sync(limits.check_picture, name)
+            await run_sync(limits.check_file, name)
         except UsageError as error:
             raise Refused(400, str(error)) from error
 
@@ -362,6 +365,11 @@ def _check_kind(block: Any, value: Any) -> None:
         raise Refused(400, f"'{label}' must be {wanted}, but got {limits.kind(value)}")
     if picture and "path" not in value:
         raise Refused(400, NO_PATH)
+    if kind == "array" and block.data_model is not None:
+        try:
+            block.data_model.model_validate(value)
+        except ValueError as error:
+            raise Refused(400, f"'{label}' must be a list of files that were uploaded to this page") from error
     if kind in ("number", "integer"):
         low, high = getattr(block, "minimum", None), getattr(block, "maximum", None)
         if not (-math.inf if low is None else low) <= value <= (math.inf if high is None else high):

@@ -1,4 +1,4 @@
-"""Limits of the page: pictures, texts and numbers are checked before the model reads them. Independent of Gradio."""
+"""Limits of the page: pictures, clips, texts and numbers are checked before the model reads them; without Gradio."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import math
 import unicodedata
 import warnings
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from qformer.images import read_file, read_head, read_image
+from qformer.images import read_file, read_head, read_image, shown
 from qformer.types import BadSample, UsageError
+from qformer.videos import STRANGERS, Video, begins_as_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from qformer.resolution.base import ResolutionStrategy
+    from qformer.videos import Clip
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
@@ -27,6 +33,7 @@ MAX_DEPTH = 50  # nesting of a request's JSON
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # common formats; Pillow before 13 has holes in others (docs/security.md)
 
 LINES = "\n\t"  # control characters that a text can contain
+ONE_CLIP = Lock()  # is looked into at a time, which bounds what FFmpeg takes; the queue bounds what is decoded
 
 
 def check_picture(path: str | Path) -> bytes:
@@ -59,12 +66,55 @@ def check_picture(path: str | Path) -> bytes:
     return data
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def check_file(path: str | Path) -> None:
+    """Check an upload: a picture (`check_picture`), or a clip, of which no frame is made.
+
+    Raises:
+        UsageError: neither, or beyond the limits.
+    """
+    if not begins_as_video(path):
+        check_picture(path)
+        return
+    with _of_stranger(path):
+        pass
+
+
+def open_clip(path: str | Path, strategy: ResolutionStrategy) -> Clip:
+    """Read those frames of a clip that a strategy chooses, decoding as few as possible.
+
+    Raises:
+        UsageError: a file that cannot be read, or beyond a limit of the page or of the strategy.
+    """
+    with _of_stranger(path) as video:
+        chosen = strategy.sample(video.total, video.fps)
+        strategy.plan_video(*video.size, len(chosen))  # refuses before anything is decoded
+        return video.read(lambda *_: chosen)
+
+
+@contextmanager
+def _of_stranger(path: str | Path) -> Iterator[Video]:
+    """A clip, whose faults are said without where it lies."""
+    try:
+        with ONE_CLIP:
+            video = Video(path, STRANGERS)
+        yield video
+    except (UsageError, BadSample) as error:
+        said = error.detail if isinstance(error, BadSample) else str(error)
+        raise UsageError(said.replace(shown(path), shown(Path(path).name))) from error
+    except Exception as error:  # whatever PyAV makes of a stranger's file
+        raise UsageError(f"this file cannot be read as a video ({type(error).__name__}); give MP4 or WebM") from error
+
+
+def open_picture(path: Any) -> Image.Image:
     """Open a picture as RGB, upright, alpha on white, 16 bits as 8, the first frame of several (`qformer.images`).
 
     Raises:
-        UsageError: a file that `check_picture` refuses, before anything is decoded, or a damaged one.
+        UsageError: no file, one that `check_picture` refuses, before anything is decoded, or a damaged one.
     """
+    if path is None:
+        raise UsageError("there is no picture yet; choose, drop or paste one")
+    if not isinstance(path, str | Path):
+        raise UsageError(f"the picture is a {type(path).__name__}; give a file")
     data = check_picture(path)
     try:
         pixels = read_image(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,6 +14,7 @@ from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
 from qformer.types import UsageError
 
 ALL = "the whole answer"
+SHEET = "Where each query looks: cross-attention, averaged over heads and layers"
 METHOD = (
     "Integrated gradients (Sundararajan et al., arXiv:1703.01365) at the image tokens: what each patch adds to the "
     "log-probability of the answer, from a blank picture to this one"
@@ -37,8 +40,9 @@ def look_tab(page: Page) -> None:
                 [], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300
             )
     tiles = gr.HTML(elem_id="look-tiles")
-    page.on([queries.click], _queries(page), [picture], [queries_shown], status)
-    page.on([cut.click], _slices(page), [picture], [tiles], status)
+    draw = partial(markup.figure, caption=SHEET, wide=True)
+    page.on([queries.click], _show(page, finding.queries, draw), [picture], [queries_shown], status)
+    page.on([cut.click], _show(page, finding.slices, markup.slice_cards), [picture], [tiles], status)
     if asking:
         _explaining(page, picture, asking, status, relevance, token)
     shown = [queries_shown, relevance, tiles, token]
@@ -93,21 +97,9 @@ def _explaining(
     page.on([token.input], of_token, [picture, question, explained, token], [relevance], relevance)
 
 
-def _queries(page: Page) -> Any:
-    def show(request: gr.Request, picture: Any) -> Any:
+def _show(page: Page, find: Callable[..., Any], draw: Callable[[Any], str]) -> Callable[..., str]:
+    def show(request: gr.Request, picture: Any) -> str:
         with show_errors():
-            sheet = page.gate.run(finding.queries, page.models.looking, path_of(picture), request=request)
-            return markup.figure(
-                sheet, "Where each query looks: cross-attention, averaged over heads and layers", wide=True
-            )
-
-    return show
-
-
-def _slices(page: Page) -> Any:
-    def show(request: gr.Request, picture: Any) -> Any:
-        with show_errors():
-            found = page.gate.run(finding.slices, page.models.looking, path_of(picture), request=request)
-            return markup.slice_cards(found)
+            return draw(page.gate.run(find, page.models.looking, path_of(picture), request=request))
 
     return show

@@ -46,6 +46,7 @@ figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wid
 figure.seen figcaption { color: var(--body-text-color-subdued); font-size: .85rem; padding: .4rem 0 }
 ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
+.more .grid-wrap { padding-top: 2.6rem }
 #chat .placeholder, #chat .placeholder-content { padding-inline: 1rem; text-align: center }
 @media (max-width: 640px) {
   figure.wide img { width: 56rem; max-width: none }
@@ -122,8 +123,10 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     cards = []
     for picture, name, numbers in drawn:
         tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
-        caption = f"{name}: {tiles}, {numbers['tokens']:,} visual tokens, {numbers['cost']:,.0f} GFLOP"
-        cards.append(Markup("<li>{}</li>").format(figure(picture, caption)))
+        sizes = " and ".join(f"{width} x {height}" for width, height in dict.fromkeys(numbers["sizes"]))
+        whose = f"{name} (this model's)" if numbers["own"] else name
+        read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
+        cards.append(Markup("<li>{}</li>").format(figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 
 

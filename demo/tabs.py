@@ -17,13 +17,16 @@ import gradio as gr
 
 from qformer.demo import backend, finding, markup
 from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION
+from qformer.demo.shown import MOST_SHOWN, lacks
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
     from qformer.demo.backend import Models
     from qformer.demo.server import Gate
+    from qformer.model.vision_language import VisionLanguageModel
     from qformer.retrieval.search import Retriever
 
+MORE = f"They follow the picture, {MOST_SHOWN} in all. A moving GIF is a clip here; in the box above it is a picture."
 #: Options of events that need no model: they do not wait, and are not part of the API.
 CONFIRM: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -86,6 +89,25 @@ def picture_box(name: str, label: str = "Picture") -> gr.Image:
     )
 
 
+def more_box(model: VisionLanguageModel, name: str) -> gr.Gallery:
+    """Make the component for further pictures and clips; where the model is shown one picture alone, it says so."""
+    why, no_clips = lacks(model), lacks(model, clips=True)
+    with gr.Accordion("More pictures, or a clip", open=False, elem_id=f"{name}-open"):
+        gr.Markdown(escape(f"{why}." if why else MORE + (f" But {no_clips}." if no_clips else ""), quote=False))
+        return gr.Gallery(
+            file_types=["image"] if no_clips else ["image", "video"],
+            label="More",
+            elem_id=name,
+            elem_classes="more",
+            columns=3,
+            height=220,
+            object_fit="contain",
+            interactive=True,
+            buttons=[],
+            visible=not (why and no_clips),
+        )
+
+
 def path_of(picture: Any) -> str | None:
     """Path of the file in an image component; Gradio has checked that it was uploaded here.
 
@@ -100,6 +122,12 @@ def path_of(picture: Any) -> str | None:
     return path
 
 
+def paths_of(more: Any) -> list[str]:
+    """Paths of the files in a gallery component, or in a list of files; raises as `path_of` does."""
+    files = [one.get("image") or one.get("video") or one if isinstance(one, dict) else "" for one in more or []]
+    return [path for path in map(path_of, files) if path]
+
+
 def caption_tab(page: Page) -> None:
     model = page.models.asking
     if model is None:
@@ -108,6 +136,7 @@ def caption_tab(page: Page) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             picture = picture_box("caption-picture")
+            more = more_box(model, "caption-more")
         with gr.Column(min_width=300):
             count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
             prompt = gr.Textbox(
@@ -127,14 +156,13 @@ def caption_tab(page: Page) -> None:
             )
             said = gr.HTML(elem_id="captions", min_height=120)
 
-    def write(request: gr.Request, picture: Any, count: Any, prompt: Any, top_p: Any, temperature: Any) -> str:
+    def write(request: gr.Request, picture: Any, *rest: Any) -> str:
         with show_errors():
-            found = page.gate.run(
-                finding.captions, model, path_of(picture), count, prompt, top_p, temperature, request=request
-            )
-            return markup.caption_bars(found)
+            values = (path_of(picture), *rest[:-1], paths_of(rest[-1]))
+            return markup.caption_bars(page.gate.run(finding.captions, model, *values, request=request))
 
-    page.on([button.click, prompt.submit], write, [picture, count, prompt, top_p, temperature], [said], said)
+    inputs = [picture, count, prompt, top_p, temperature, more]
+    page.on([button.click, prompt.submit], write, inputs, [said], said)
 
 
 def match_tab(page: Page) -> None:

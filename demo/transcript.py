@@ -23,7 +23,7 @@ img { max-width: 100%; border-radius: .5rem }
 dt { font-weight: 600; margin-top: 1.2rem } dd { margin: .2rem 0 0 }
 small, summary { opacity: .7 } pre { white-space: pre-wrap; overflow-wrap: anywhere }
 </style></head><body><h1>About a picture</h1><p><small>{{ model }}</small></p>
-{% if picture %}<img src="{{ picture }}" alt="the picture of the conversation">{% endif %}
+{% for picture in pictures %}<img src="{{ picture }}" alt="picture {{ loop.index }} of the conversation">{% endfor %}
 <dl>
 {% for turn in turns %}
 <dt>{{ turn.question or "A caption" }}
@@ -59,14 +59,13 @@ class Turn:
         return context + ["asked by the model itself"] * self.suggested + ["stopped"] * self.stopped
 
 
-def as_json(model: str, turns: Sequence[Turn], picture: Image.Image | None = None) -> str:
-    """The conversation, the model's name, and the picture as a data URI."""
-    shown = None if picture is None else data_uri(picture, SIDE)
-    record = {"model": model, "picture": shown, "turns": [asdict(turn) for turn in turns]}
-    return json.dumps(record, ensure_ascii=False, indent=1)
+def as_json(model: str, turns: Sequence[Turn], *pictures: Image.Image) -> str:
+    """The conversation, the model's name, and the pictures as data URIs: `picture`, and further ones as `more`."""
+    first, *more = [data_uri(one, SIDE) for one in pictures] or [None]
+    record = {"model": model, "picture": first, "turns": [asdict(turn) for turn in turns]}
+    return json.dumps(record | ({"more": more} if more else {}), ensure_ascii=False, indent=1)
 
 
-def as_html(model: str, turns: Sequence[Turn], picture: Image.Image | None = None) -> str:
-    """The conversation as one HTML file with the picture inside."""
-    shown = None if picture is None else data_uri(picture, SIDE)
-    return PAGE.render(model=model, turns=turns, picture=shown)
+def as_html(model: str, turns: Sequence[Turn], *pictures: Image.Image) -> str:
+    """The conversation as one HTML file with the pictures inside."""
+    return PAGE.render(model=model, turns=turns, pictures=[data_uri(one, SIDE) for one in pictures])

@@ -72,3 +72,15 @@ def texts_of(strategy: ResolutionStrategy) -> list[str]:
         for tile in plan.tiles:
             found |= dict.fromkeys(filter(None, (tile.before, tile.after)))
     return list(found)
+
+
+def write_out(plan: Plan, whole: str) -> str:
+    """Write what a picture or clip puts into a prompt: `whole` for its visual tokens, with their markers around them.
+
+    Where markers stand between tiles, `whole` stands for the first tile and `[tile 2]` for the second.
+    """
+    first, last = plan.tiles[0], plan.tiles[-1]
+    if plan.markers == bool(first.before) + bool(last.after):
+        return f"{first.before}{whole}{last.after}"
+    names = [whole, *(f"[tile {place}]" for place in range(2, len(plan.tiles) + 1))]
+    return "".join(f"{tile.before}{name}{tile.after}" for tile, name in zip(plan.tiles, names, strict=True))

@@ -34,9 +34,50 @@ if TYPE_CHECKING:
 INSTALL = "videos are read by PyAV, which is not installed; run: pip install -e '.[video]'"
 #: Containers that are opened, by their names in FFmpeg: none that names other files or addresses, as playlists do.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpeg,mpegts,ogg,flv,asf"
+#: How files of WebM and MKV, and of MP4 and MOV begin; and brands of pictures in the container of MP4.
+EBML, BOXES = b"\x1aE\xdf\xa3", (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 COMPLETE, SLACK = 0.9, 0.5  # least share of the duration that must be there, or all but so many seconds
+MIXED = 4  # packets of all streams for each frame that is allowed; sound has about two
 AGREE = 0.01  # by which the stated rate and that of the time stamps may differ; then the stated one is exact
 LARGEST = 178_956_970  # pixels of a frame; as of pictures
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of the videos that are read; by default those for files of one's own.
+
+    Attributes:
+        containers, codecs: names of demuxers and decoders in FFmpeg, separated by commas; without codecs, any.
+        frames, seconds: most of them. pixels: most of a frame; in_all: of all frames; kept: of those asked for.
+    """
+
+    containers: str = CONTAINERS
+    codecs: str = ""
+    frames: float = math.inf
+    seconds: float = math.inf
+    pixels: int = LARGEST
+    in_all: float = math.inf
+    kept: float = math.inf
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options of FFmpeg, which also hold for what it decodes to look into a file."""
+        narrow = {"codec_whitelist": self.codecs, "max_pixels": f"{self.pixels}"} if self.codecs else {}
+        return {"format_whitelist": self.containers, **narrow}
+
+
+USUAL = Bounds()
+#: For files of strangers: common containers and codecs alone, since FFmpeg has hundreds that nobody sends.
+STRANGERS = Bounds(
+    containers="mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif",
+    codecs="h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4,gif",
+    frames=10_000,
+    seconds=300,
+    pixels=10_000_000,
+    in_all=8_000_000_000,  # two minutes in full HD
+    kept=100_000_000,  # 48 frames in full HD
+)
 #: EXIF's orientation by the first two rows of a display matrix, of which the last column is never used.
 TURNS = {
     (1, 0, 0, 1): 1,
@@ -89,6 +130,15 @@ def read_video(path: str | Path, sample: Sample | None = None) -> Clip:
     return Video(path).read(sample)
 
 
+def begins_as_video(path: str | Path) -> bool:
+    """Return True for a file that begins as MP4, MOV, WebM and MKV do, whatever its name; a GIF is a picture here."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+    return head.startswith(EBML) or (head[4:8] in BOXES and head[8:12] not in STILL)
+
+
 def is_video(shown: Any) -> bool:
     """Return True for the path of a file that is a video by its name."""
     return isinstance(shown, str | Path) and Path(shown).suffix.lower() in VIDEOS
@@ -117,20 +167,26 @@ class Video:
     Attributes:
         total: number of its frames.
         fps: how many of them are shown a second, on average.
+        size: (width, height) of a frame as it is stored, in pixels.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, bounds: Bounds = USUAL) -> None:
         """List the packets.
 
         Raises:
-            UsageError, BadSample: see `read_video`.
+            UsageError, BadSample: see `read_video`; or it exceeds the bounds.
         """
         self.path = Path(path)
+        self.bounds = bounds
         self._packets: list[tuple[int | None, bool]] = []  # time stamp, and can decoding begin here; as stored
         shown_at: list[int | None] = []
         end, seconds = 0, 0.0  # of the video, in units of its time stamps; of all streams
         with self._open() as (container, stream):
-            for packet in container.demux():
+            self.size: tuple[int, int] = (stream.codec_context.width, stream.codec_context.height)
+            self._check_size(self.size)
+            for number, packet in enumerate(container.demux()):
+                if len(self._packets) > bounds.frames or number > MIXED * bounds.frames:
+                    raise self._bad(f"has more than {bounds.frames:,} frames, or too much sound")
                 until = (packet.pts or 0) + (packet.duration or 0)
                 seconds = max(seconds, float(until * (packet.time_base or 0)))
                 if packet.stream_index != stream.index or not packet.size:
@@ -148,6 +204,8 @@ class Video:
             #: When each frame is shown, in that order; empty where packets do not say, so that frames are counted.
             self._times = [] if None in shown_at else sorted(time for time in shown_at if time is not None)
             self.fps = self._rate(stream, end)
+        self._require("seconds", self.total / self.fps, bounds.seconds)
+        self._require("pixels in all its frames", self.total * self.size[0] * self.size[1], bounds.in_all)
 
     def _rate(self, stream: Any, end: int) -> float:
         """Frames a second, by the time stamps unless the container states the same."""
@@ -172,6 +230,8 @@ class Video:
                 f"frames {numbers[:8]} of '{describe(self.path)}' were asked for; name some of its {self.total} "
                 "frames, counted from 0"
             )
+        kept = len(numbers) * self.size[0] * self.size[1]
+        self._require(f"pixels in the {len(numbers)} frames that are shown", kept, self.bounds.kept)
         found = self._decode(sorted(set(numbers)))
         return Clip(torch.stack([found[one] for one in numbers]), self.fps, sample is not None)
 
@@ -227,14 +287,21 @@ class Video:
         """Upright RGB pixels of a frame, uint8[3, h, w], after it is resized to (width, height)."""
         if frame.is_corrupt:
             raise self._bad("has damaged frames")
-        if size[0] * size[1] > LARGEST:
-            raise self._bad(f"has frames of {size[0]} x {size[1]} pixels, more than {LARGEST:,}")
+        self._check_size(size)
         clear = any(component.is_alpha for component in frame.format.components)
         pixels = frame.reformat(*size, format="rgba" if clear else "rgb24").to_ndarray()
         if clear:  # onto white, as pictures
             alpha = pixels[..., 3:].astype(np.uint16)
             pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         return torch.from_numpy(np.array(upright(pixels, _orientation(frame)))).permute(2, 0, 1)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if size[0] * size[1] > self.bounds.pixels:
+            raise self._bad(f"has frames of {size[0]} x {size[1]} pixels, more than {self.bounds.pixels:,}")
+
+    def _require(self, what: str, number: float, most: float) -> None:
+        if number > most:
+            raise self._bad(f"has {number:,.0f} {what}, more than {most:,.0f}; make it shorter or smaller")
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
@@ -245,7 +312,7 @@ class Video:
         try:
             with (
                 file,
-                av.open(file, options={"format_whitelist": CONTAINERS}, metadata_errors="ignore") as container,
+                av.open(file, options=self.bounds.options, metadata_errors="ignore") as container,
             ):
                 if not container.streams:
                     raise self._bad("is damaged or cut off: no stream is left")
@@ -253,8 +320,13 @@ class Video:
                 stream = next((one for one in container.streams.video if not one.disposition & cover), None)
                 if stream is None:
                     raise self._bad("has no video stream")
-                if stream.codec_context is None:
+                known = self.bounds.codecs.split(",")
+                if stream.codec_context is None or (
+                    self.bounds.codecs and stream.codec_context.codec.name not in known
+                ):
                     raise av.error.DecoderNotFoundError(0, "")
+                if self.bounds.codecs:
+                    stream.codec_context.options = {"max_pixels": f"{self.bounds.pixels}"}
                 yield container, stream
         except av.error.DecoderNotFoundError as error:
             raise UsageError(

@@ -20,6 +20,7 @@ from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.images import photos
 from qformer.model.image_text import ImageTextModel
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.scenes.examples import EXAMPLE_SIZE, EXAMPLES, draw_examples
 from qformer.scenes.scenes import Scenes
 from qformer.types import UsageError
 
@@ -262,14 +263,14 @@ def test_what_the_page_shows_is_escaped() -> None:
 
 
 def test_examples_are_questions_about_drawn_scenes_and_one_is_misled(tmp_path: Path) -> None:
-    rows = backend.draw_examples(tmp_path)
-    assert [context for _, _, context in rows[:-1]] == [""] * backend.EXAMPLES
+    rows = draw_examples(tmp_path)
+    assert [context for _, _, context in rows[:-1]] == [""] * EXAMPLES
     file, question, context = rows[-1]
     assert [file, question] == rows[0][:2]
     truth = Scenes("test", size=8, seed=7, count=4, questions=True)[0].answers[0]
     assert context
     assert not context.endswith(f" {truth}.")
-    assert all(Image.open(row[0]).size == (backend.EXAMPLE_SIZE,) * 2 for row in rows)
+    assert all(Image.open(row[0]).size == (EXAMPLE_SIZE,) * 2 for row in rows)
 
 
 def test_examples_for_photos_are_free_ones_or_the_user_s_own(

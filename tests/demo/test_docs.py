@@ -14,8 +14,9 @@ from PIL import Image
 
 from qformer import cli
 from qformer.cli import page as page_command
-from qformer.demo import app, backend, guard, limits, password, server
+from qformer.demo import app, backend, guard, limits, password, server, shown
 from qformer.demo.backend import Models
+from qformer.videos import STRANGERS
 from tests.demo.conftest import ROOT
 
 PAGE = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
@@ -88,6 +89,10 @@ def test_limits_are_those_of_the_code() -> None:
         f"{limits.MAX_BYTES / 1e6:.0f} MB, {limits.MAX_PIXELS / 1e6:.0f} million pixels",
         f"a question {limits.MAX_QUESTION:,} characters, a context {limits.MAX_CONTEXT:,}",
         f"{guard.MAX_STORED / 1e9:.0f} GB at once",
+        f"{STRANGERS.seconds} seconds, {STRANGERS.frames:,} frames, {STRANGERS.pixels / 1e6:.0f} million pixels in a "
+        f"frame, {STRANGERS.in_all / 1e6:,.0f} million in all frames and {STRANGERS.kept / 1e6:.0f} million in those",
+        f"{guard.MAX_UPLOAD / 1e6:.0f} MB in one go, {limits.MAX_BYTES / 1e6:.0f} MB a file",
+        f"| a question | {shown.MOST_SHOWN} pictures and clips",
         f"a client has {password.EACH[0]} tries, then one in {password.EACH[1]:.0f} seconds",
         f"all together {password.ALL[0]}, then one in {password.ALL[1]:.0f} seconds",
     ):

@@ -21,6 +21,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from benchmarks.demo_contexts import FALSE, PLAIN, TRUE, asked, contexts
 from qformer.demo import app, backend, finding, server
 from qformer.demo.backend import Models
+from qformer.scenes.examples import draw_examples
+from tests.clips import write_clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,7 @@ ASK = "what color is the star?"
 
 def serve(models: Models, gate: server.Gate) -> Iterator[str]:
     with server.workplace() as folder:
-        page = app.build(models, gate, backend.draw_examples(folder))
+        page = app.build(models, gate, draw_examples(folder))
         _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, **app.LOOKS)
         yield url.rstrip("/")
         server.close(page, gate)
@@ -136,7 +138,7 @@ def test_a_conversation(page: Page, no_network: None, model: VisionLanguageModel
     assert replies(page, 2) == [first, answered(model, *said)]
     expect(page.locator("#chat")).to_contain_text("the star is <b>green</b>")
     page.locator("#prompt button").first.click()
-    expect(page.locator("#prompt textarea")).to_have_value(backend.prepare(model, *said).prompt)
+    expect(page.locator("#prompt textarea")).to_have_value(f"[picture: 8 tokens]{backend.prepare(model, *said).prompt}")
 
     with page.expect_download() as download:
         page.locator("#save-json").click()
@@ -171,6 +173,30 @@ def test_a_new_picture_begins_a_new_conversation(page: Page, no_network: None, m
     expect(page.locator("#chat")).to_contain_text("(a caption)")
     page.locator("#suggest").click()
     replies(page, 2)
+
+
+@browser_only
+def test_several_pictures_and_a_clip(
+    page: Page, no_network: None, model: VisionLanguageModel, picture: Path, tmp_path: Path
+) -> None:
+    """In one question, in the order of the page; another one begins a new conversation."""
+    clip = write_clip(tmp_path / "clip.mp4")
+    choose(page, picture)
+    page.locator("#more-open button").first.click()
+    page.locator("#more input[type=file]").first.set_input_files([picture, clip])
+    expect(page.locator("#more .thumbnail-item")).to_have_count(2)
+    write(page, "question", ASK)
+    page.locator("#ask").click()
+    asked = backend.prepare(model, str(picture), ASK, more=[str(picture), str(clip)])
+    assert replies(page, 1) == [[*backend.answer(model, asked)][-1].strip()]
+    page.locator("#prompt button").first.click()
+    expect(page.locator("#prompt textarea")).to_have_value(asked.places + asked.prompt)
+    with page.expect_download() as download:
+        page.locator("#save-json").click()
+    record = json.loads(download.value.path().read_text())
+    assert len([record["picture"], *record["more"]]) == 3
+    page.locator("#more [aria-label=Clear]").click()
+    expect(page.locator("#chat .message.bot")).to_have_count(0)
 
 
 @browser_only

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from qformer.demo import app, backend, server
 from qformer.demo.hosts import Hosts
+from qformer.scenes.examples import draw_examples
 from tests.demo.test_page import CHROMIUM, FLAGS, WAIT, browser_only, choose, replies, tab, write
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def test_a_visitor_behind_a_proxy(models: Models, picture: Path, no_network: Non
     with proxy() as (port, kept), server.workplace() as folder, sync_playwright() as play:
         address = f"http://{NAME}:{port}/demo"
         hosts = Hosts([NAME], "/demo") if forwards else Hosts([], address)
-        page = app.build(models, gate, backend.draw_examples(folder))
+        page = app.build(models, gate, draw_examples(folder))
         _, url, _ = server.launch(
             page, folder=folder, gate=gate, block=False, hosts=hosts, auth=("ann", "secret"), **app.LOOKS
         )
