@@ -84,7 +84,7 @@ def test_a_configuration_has_its_own_tokens_and_costs(photo: Path, tmp_path: Pat
     assert (blip2["strategy"], blip2["sizes"], blip2["tokens"]) == ("fixed", [[120, 120]], 8)
     assert llava["gflops"] == blip2["gflops"] > 0  # the mini ViT on one tile
     assert llava["first_token_seconds"] > 0
-    assert llava["estimated"].startswith("measured here: ")
+    assert llava["estimated"].startswith("this machine, measured: ")
     command("tiles", photo, *options, "-o", tmp_path / "both.png")
     assert Image.open(tmp_path / "both.png").width > 1200
     (smaller,) = shown(photo, *options[:2], "resolution.size=60")
@@ -94,8 +94,8 @@ def test_a_configuration_has_its_own_tokens_and_costs(photo: Path, tmp_path: Pat
 def test_a_gpu_is_taken_at_a_share_of_its_peak(photo: Path) -> None:
     (fast,) = shown(photo, "--strategy", "uhd", "--gpu", "h200")
     (slow,) = shown(photo, "--strategy", "uhd", "--gpu", "t4")
-    assert fast["estimated"] == "0.4 of the peak of H200: 396 TFLOP/s in bf16"
-    assert slow["estimated"] == "0.4 of the peak of T4: 26 TFLOP/s in fp16"
+    assert fast["estimated"] == "H200, 0.4 of its peak: 396 TFLOP/s in bf16"
+    assert slow["estimated"] == "T4, 0.4 of its peak: 26 TFLOP/s in fp16"
     work = fast["gflops"] + fast["connector_gflops"] + fast["prefill_gflops"]
     assert fast["first_token_seconds"] == pytest.approx(work / 395_760, rel=0.01)
     assert slow["first_token_seconds"] == pytest.approx(work / 26_000, rel=0.01)

@@ -34,7 +34,7 @@ class Machine:
     """A rate in FLOP/s for each dtype, of whatever does the operations.
 
     Args:
-        name: whose rate it is, such as `measured here`.
+        name: whose rate it is, and how it is known, with a comma between.
         rate: gives FLOP/s in a dtype.
         dtype: that of a model which may have any.
     """
@@ -60,7 +60,7 @@ def this_machine() -> Machine:
     """The GPU of this machine, or else its CPU, with rates that are measured once."""
     device = devices.choose(None)
     fastest = devices.DTYPES[devices.fastest_precision(device.type)[0]]
-    return Machine("measured here", lambda dtype: devices.matmul_rate(device, dtype), fastest)
+    return Machine("this machine, measured", lambda dtype: devices.matmul_rate(device, dtype), fastest)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Cost:
     """Operations until the first token, two per multiply-add, in 10^9 (GFLOP), and the estimated seconds.
 
     Attributes:
-        machine: the rates that the estimate rests on.
+        machine: the rates that the estimate rests on; its name comes first.
     """
 
     encoder: float

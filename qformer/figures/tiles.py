@@ -21,6 +21,7 @@ STRATEGIES = list(resolution.STRATEGIES)
 
 
 TILE, OVERVIEW = (255, 196, 0), (90, 200, 250)
+THINNEST = 40  # pixels: a strip has room for its number beside it
 
 
 def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Image, dict[str, Any]]:
@@ -63,7 +64,7 @@ def draw(image: Image.Image, plan: Plan, title: str, cost: Cost) -> Image.Image:
     size = " and ".join(f"{w} x {h}" for w, h in dict.fromkeys(tile.size for tile in plan.tiles))
     tiles = "1 tile" if len(plan.tiles) == 1 else f"{len(plan.tiles)} tiles"
     second = f"{useful(plan):.0%} used, {_pixels(plan) / 1e6:.2f} Mpx, {cost.encoder:,.0f} GFLOP to encode"
-    third = f"first token in about {in_words(cost.seconds)} (an estimate)"
+    third = f"first token in about {in_words(cost.seconds)} (estimate, {cost.machine.partition(',')[0]})"
     right = card.width - gap
     pen.text((gap, head / 2), title, fill=INK, font=load_font(32), anchor="lm")
     pen.text((gap, y + 20), f"{tiles} of {size}", fill=INK, font=load_font(28), anchor="lm")
@@ -86,7 +87,8 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
     content, size, offset = canvas
     zoom = side / max(size)
     across, down = (max(1, round(zoom * length)) for length in size)
-    panel = _hatched(across, down)
+    panel = Image.new("RGB", (max(across, THINNEST), max(down, THINNEST)), GROUND)
+    panel.paste(_hatched(across, down))
     width, height = (max(1, round(zoom * length)) for length in content)
     small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     panel.paste(small, _zoomed(offset, zoom))
@@ -99,7 +101,7 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
         colour = OVERVIEW if plan.overview == number - 1 else TILE
         right, bottom = max(right, left + 1), max(bottom, top + 1)  # a strip may be thinner than a pixel
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=4)
-        _badge(pen, (left, top), f"{number}", colour, min(40, (bottom - top) // 3))
+        _badge(pen, (left, top), f"{number}", colour, min(40, (bottom - top) // 3, (right - left) // 3))
     return panel
 
 

@@ -89,4 +89,4 @@ def gpu(name: str) -> Machine:
     def rate(dtype: torch.dtype) -> float:
         return EFFICIENCY * (known.rate(dtype) or 0.0)
 
-    return Machine(f"{EFFICIENCY} of the peak of {full}", rate, devices.DTYPES["bf16" if known.has_bf16 else "fp16"])
+    return Machine(f"{full}, {EFFICIENCY} of its peak", rate, devices.DTYPES["bf16" if known.has_bf16 else "fp16"])
