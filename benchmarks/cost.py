@@ -41,15 +41,19 @@ def counted(name: str, device: str = "cpu") -> list[dict[str, Any]]:
     reader, machine, found = Reader(load_config(f"configs/{name}.yaml"), device), this_machine(), []
     for size in SIZES:
         plan = reader.plan(*size)
-        operations = reader.operations(*size)
-        seconds = sum(
-            count / machine.rate(dtype) for part in operations.values() for dtype, count in part.items()
-        )  # in fp32, as the shipped towers are
-        found.append(
-            {"preset": name, "size": list(size), "tiles": len(plan.tiles), "tokens": reader.tokens(plan) + plan.markers}
-            | {part: sum(operations[part].values()) for part in PARTS}
-            | ({"estimate": seconds} if device == "cpu" else {})
-        )
+        row = {"preset": name, "size": list(size), "tiles": len(plan.tiles)}
+        row["tokens"] = reader.tokens(plan) + plan.markers
+        found.append(row)
+        try:
+            operations = reader.operations(*size)
+        except UsageError as error:  # more than the positions of the language model
+            row["refused"] = str(error)
+            continue
+        row |= {part: sum(operations[part].values()) for part in PARTS}
+        if device == "cpu":
+            row["estimate"] = sum(
+                count / machine.rate(dtype) for part in operations.values() for dtype, count in part.items()
+            )
     return found
 
 
@@ -85,14 +89,8 @@ def measured(rows: list[dict[str, Any]], rounds: int) -> None:
     pictures = {size: torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8) for size in SIZES}
     for _ in range(rounds + 1):  # the first warms up
         for row in rows:
-            if "refused" in row:
-                continue
-            try:
-                seconds, megabytes = first_token(models[row["preset"]], pictures[tuple(row["size"])])
-            except UsageError as error:  # more than the positions of the mini OPT
-                row["refused"] = str(error)
-                continue
-            row.setdefault("all", []).append((seconds, megabytes))
+            if "refused" not in row:
+                row.setdefault("all", []).append(first_token(models[row["preset"]], pictures[tuple(row["size"])]))
     for row in rows:
         if "all" in row:
             kept = row.pop("all")[1:]
@@ -107,13 +105,12 @@ def show(rows: list[dict[str, Any]], unit: float, name: str) -> Table:
     table = Table(*head, *(["ms to the first token", "estimated", "MB"] if timed else []))
     for row in rows:
         cells = [row["preset"], "{} x {}".format(*row["size"]), f"{row['tiles']}", f"{row['tokens']:,}"]
+        if "refused" in row:
+            table.add_row(*cells, "refused")
+            continue
         cells += [f"{row[part] / unit:,.2f}" for part in PARTS]
         if timed:
-            cells += [
-                f"{1e3 * row['seconds']:,.0f}" if "seconds" in row else "refused",
-                f"{1e3 * row['estimate']:,.0f}",
-                f"{row['megabytes']:,.0f}" if "megabytes" in row else "",
-            ]
+            cells += [f"{1e3 * row['seconds']:,.0f}", f"{1e3 * row['estimate']:,.0f}", f"{row['megabytes']:,.0f}"]
         table.add_row(*cells)
     return table
 
@@ -127,14 +124,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(2)
     console = Console(width=140)
-    full = []
-    if given.full:
-        for name in given.presets:
-            full += counted(f"system_{name}_full", "cuda")
-        console.print(show(full, 1e12, "TFLOP"))
     rows = [row for name in given.presets for row in counted(f"system_{name}")]
     measured(rows, given.rounds)
     console.print(show(rows, 1e9, "GFLOP"))
+    full = [row for name in given.presets if given.full for row in counted(f"system_{name}_full", "cuda")]
+    if full:
+        console.print(show(full, 1e12, "TFLOP"))
     if given.output is not None:
         given.output.write_text(json.dumps({"mini": rows, "full": full}, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from qformer.figures import tiles as drawing
 from qformer.figures.cost import Cost, in_words, this_machine, usual
 from qformer.images import read_image
 from qformer.resolution.measures import useful
-from qformer.types import BadSample, Plan, UsageError
+from qformer.types import BadSample, Plan, TooLong, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,7 +79,7 @@ def show(
     for name, read in readers.items():
         try:
             plan, own, cost = read(*picture.size)
-        except BadSample as bad:  # this picture, not the options
+        except (BadSample, TooLong) as bad:  # this picture, not the options
             refused.append(UsageError(f"{name}: {bad}"))
             continue
         if output is not None:

@@ -108,9 +108,10 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
 def _badge(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: tuple[int, int, int], size: int
 ) -> None:
-    font = load_font(max(size, 12))
+    size = max(size, 12)
+    font = load_font(size)
     x, y = corner
-    width, height = round(pen.textlength(text, font)) + size // 2, round(1.25 * max(size, 12))
+    width, height = round(pen.textlength(text, font)) + size // 2, round(1.25 * size)
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     pen.text((x + width / 2, y + height / 2), text, fill=GROUND, font=font, anchor="mm")
 
