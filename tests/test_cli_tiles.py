@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qformer.figures.cost import usual
 from qformer.figures.tiles import TILE, gflops, side_by_side
 from qformer.resolution import STRATEGIES
 from qformer.resolution.measures import useful
@@ -35,6 +36,8 @@ def test_numbers_of_every_strategy(photo: Path) -> None:
     assert list(found) == list(STRATEGIES)
     for name, one in found.items():
         plan = made(name).plan(640, 480)
+        cost = usual(plan)
+        assert one.pop("estimated") == cost.machine
         assert one == {
             "image": [640, 480],
             "grid": list(plan.grid),
@@ -44,6 +47,9 @@ def test_numbers_of_every_strategy(photo: Path) -> None:
             "markers": plan.markers,
             "useful": pytest.approx(useful(plan), abs=1e-4),
             "gflops": pytest.approx(gflops(plan), abs=0.1),
+            "connector_gflops": pytest.approx(cost.connector, abs=0.1),
+            "prefill_gflops": pytest.approx(cost.prefill, abs=0.1),
+            "first_token_seconds": pytest.approx(cost.seconds, rel=0.01),
         }
     assert {name: one["useful"] for name, one in found.items() if one["useful"] < 1} == {
         "pad_square": 0.75,

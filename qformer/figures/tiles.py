@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from qformer import resolution
+from qformer.figures.cost import gflops, in_words, usual
 from qformer.figures.heat import FAINT, GROUND, INK, SIDE, load_font
 from qformer.resolution.measures import useful
-from qformer.vision.options import EvaConfig
 
 if TYPE_CHECKING:
+    from qformer.figures.cost import Cost
     from qformer.types import Plan, Tile
 
 
 #: Names of the resolution strategies.
 STRATEGIES = list(resolution.STRATEGIES)
-#: Sizes of the encoder for which costs are computed: BLIP-2's ViT-g/14.
-VIT_G = EvaConfig()
 
 
 TILE, OVERVIEW = (255, 196, 0), (90, 200, 250)
+THINNEST = 40  # pixels: a strip has room for its number beside it
 
 
 def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Image, dict[str, Any]]:
@@ -31,26 +31,30 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         strategy: one of `STRATEGIES`. options: its fields.
 
     Returns:
-        The drawing, with a panel for each size to which the picture is resized, hatched where there is padding. And
-        numbers: `tiles`; `grid`, columns and rows of the fine view; `tokens`, visual tokens of the strategy's usual
-        connector; `pixels` that the encoder reads; and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, one encoder
-        for all strategies.
+        The drawing, with a panel for each size to which the picture is resized, hatched where there is padding, and an
+        estimate of the time to the first token (`qformer.figures.cost`). And numbers: `tiles`; `grid`, columns and rows
+        of the fine view; `tokens`, visual tokens of the strategy's usual connector; `pixels` that the encoder reads;
+        and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, one encoder for all strategies.
 
     Raises:
         UsageError: an unknown strategy or option.
     """
     plan = resolution.build(strategy, **options).plan(*image.size)
-    facts: dict[str, Any] = {
+    return draw(image, plan, strategy, usual(plan)), {
         "tiles": len(plan.tiles),
         "grid": plan.grid,
         "tokens": plan.tokens,
-        "pixels": sum(tile.size[0] * tile.size[1] for tile in plan.tiles),
+        "pixels": _pixels(plan),
         "cost": gflops(plan),
     }
+
+
+def draw(image: Image.Image, plan: Plan, title: str, cost: Cost) -> Image.Image:
+    """Draw the tiles of a plan of this picture with their cost, see `slices`."""
     whole = None if plan.overview is None else _canvas(plan.tiles[plan.overview])
     kinds = sorted(dict.fromkeys(map(_canvas, plan.tiles)), key=lambda canvas: canvas == whole)
     panels = [_panel(image, plan, canvas, SIDE // 2 if place else SIDE) for place, canvas in enumerate(kinds)]
-    gap, head, foot = 16, 56, 92
+    gap, head, foot = 16, 56, 132
     height = head + sum(panel.height + gap for panel in panels) + foot
     card = Image.new("RGB", (SIDE + 2 * gap, height), GROUND)
     pen, y = ImageDraw.Draw(card), head
@@ -59,14 +63,19 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         y += panel.height + gap
     size = " and ".join(f"{w} x {h}" for w, h in dict.fromkeys(tile.size for tile in plan.tiles))
     tiles = "1 tile" if len(plan.tiles) == 1 else f"{len(plan.tiles)} tiles"
-    first = f"{plan.tokens:,} tokens"
-    second = f"{useful(plan):.0%} used, {facts['pixels'] / 1e6:.2f} Mpx, {facts['cost']:,.0f} GFLOP"
+    second = f"{useful(plan):.0%} used, {_pixels(plan) / 1e6:.2f} Mpx, {cost.encoder:,.0f} GFLOP to encode"
+    third = f"first token in about {in_words(cost.seconds)} (estimate, {cost.machine.partition(',')[0]})"
     right = card.width - gap
-    pen.text((gap, head / 2), strategy, fill=INK, font=load_font(32), anchor="lm")
-    pen.text((gap, height - foot / 2 - 18), f"{tiles} of {size}", fill=INK, font=load_font(28), anchor="lm")
-    pen.text((right, height - foot / 2 - 18), first, fill=INK, font=load_font(28), anchor="rm")
-    pen.text((gap, height - foot / 2 + 20), second, fill=FAINT, font=load_font(24), anchor="lm")
-    return card, facts
+    pen.text((gap, head / 2), title, fill=INK, font=load_font(32), anchor="lm")
+    pen.text((gap, y + 20), f"{tiles} of {size}", fill=INK, font=load_font(28), anchor="lm")
+    pen.text((right, y + 20), f"{plan.tokens:,} tokens", fill=INK, font=load_font(28), anchor="rm")
+    pen.text((gap, y + 60), second, fill=FAINT, font=load_font(24), anchor="lm")
+    pen.text((gap, y + 98), third, fill=FAINT, font=load_font(24), anchor="lm")
+    return card
+
+
+def _pixels(plan: Plan) -> int:
+    return sum(tile.size[0] * tile.size[1] for tile in plan.tiles)
 
 
 def _canvas(tile: Tile) -> tuple[tuple[int, int], ...]:
@@ -78,7 +87,8 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
     content, size, offset = canvas
     zoom = side / max(size)
     across, down = (max(1, round(zoom * length)) for length in size)
-    panel = _hatched(across, down)
+    panel = Image.new("RGB", (max(across, THINNEST), max(down, THINNEST)), GROUND)
+    panel.paste(_hatched(across, down))
     width, height = (max(1, round(zoom * length)) for length in content)
     small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     panel.paste(small, _zoomed(offset, zoom))
@@ -91,16 +101,17 @@ def _panel(image: Image.Image, plan: Plan, canvas: tuple[tuple[int, int], ...], 
         colour = OVERVIEW if plan.overview == number - 1 else TILE
         right, bottom = max(right, left + 1), max(bottom, top + 1)  # a strip may be thinner than a pixel
         pen.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=4)
-        _badge(pen, (left, top), f"{number}", colour, min(40, (bottom - top) // 3))
+        _badge(pen, (left, top), f"{number}", colour, min(40, (bottom - top) // 3, (right - left) // 3))
     return panel
 
 
 def _badge(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: tuple[int, int, int], size: int
 ) -> None:
-    font = load_font(max(size, 12))
+    size = max(size, 12)
+    font = load_font(size)
     x, y = corner
-    width, height = round(pen.textlength(text, font)) + size // 2, round(1.25 * max(size, 12))
+    width, height = round(pen.textlength(text, font)) + size // 2, round(1.25 * size)
     pen.rectangle((x, y, x + width, y + height), fill=colour)
     pen.text((x + width / 2, y + height / 2), text, fill=GROUND, font=font, anchor="mm")
 
@@ -132,16 +143,3 @@ def side_by_side(cards: list[Image.Image]) -> Image.Image:
             left += card.width
         top += height
     return sheet
-
-
-def gflops(plan: Plan) -> float:
-    """Count 10^9 operations of BLIP-2's ViT-g/14 on the tiles, two per multiply-add, without norms and the like."""
-    return sum(len(tile.frames) * _gflops(*tile.size) for tile in plan.tiles)
-
-
-def _gflops(width: int, height: int) -> float:
-    size = VIT_G
-    tokens = width * height / size.patch_size**2 + 1
-    linear = 4 * size.width**2 + 2 * size.width * size.mlp_hidden  # multiplications per token and block
-    blocks = size.depth * (tokens * linear + 2 * tokens**2 * size.width)
-    return 2 * (blocks + (tokens - 1) * 3 * size.patch_size**2 * size.width) / 1e9

@@ -28,7 +28,7 @@ class Published:
 #: Strategy of this configuration and of the other -> what is published.
 PUBLISHED = {
     ("uhd", "pad_square"): Published(
-        "LLaVA-UHD : LLaVA-1.5", (14.63, 15.50), (23, 26), "13B, 8 A100, arXiv 2403.11703v1, table 1"
+        "LLaVA-UHD : LLaVA-1.5", (14.63, 15.50), (23, 26), "13B, 8 A100, arXiv 2403.11703v1, table 2 and abstract"
     )
 }
 

@@ -97,6 +97,7 @@ SMOLLM2: dict[str, Any] = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "vocab_size": 49152,
+    "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
     "dtype": "float16",
 }
@@ -108,6 +109,7 @@ VICUNA_13B: dict[str, Any] = {
     "num_hidden_layers": 40,
     "num_attention_heads": 40,
     "vocab_size": 32000,
+    "max_position_embeddings": 4096,
     "dtype": "float16",
 }
 #: Its own code is not run; a Llama of these sizes computes the same.
@@ -119,6 +121,7 @@ INTERNLM2_20B: dict[str, Any] = {
     "num_attention_heads": 48,
     "num_key_value_heads": 8,
     "vocab_size": 92544,
+    "max_position_embeddings": 32768,
     "dtype": "bfloat16",
 }
 _QWEN2: dict[str, Any] = {
