@@ -27,18 +27,20 @@ class InternVL(ResolutionStrategy):
         size: side of a tile, in pixels.
         patch: side of a patch of the encoder; the published connector makes one token of 2 x 2 patches.
         thumbnail: add the whole picture behind two tiles or more, as all shipped configurations do.
+        max_frames: frames of a clip, one a second; more than these are thinned out evenly.
     """
 
     exact: ClassVar[bool] = True
-    reduced_by: ClassVar[str] = "max_tiles"
+    reduced_by: ClassVar[str] = "max_tiles, or for clips max_frames,"
     size: int = 448
     patch: int = 14
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
+    max_frames: int = 32
 
     def __post_init__(self) -> None:
-        require(self, "patch", "min_tiles", "max_tiles")
+        require(self, "patch", "min_tiles", "max_tiles", "max_frames")
         require(self, "size", least=2 * self.patch)
         if self.min_tiles > self.max_tiles:
             raise UsageError(
@@ -65,6 +67,9 @@ class InternVL(ResolutionStrategy):
         tile = whole(self.size, self.size, before=BEFORE, after=AFTER)
         tiles = tuple(replace(tile, frames=(frame,)) for frame in range(frames))
         return Plan((width, height), tiles, (1, 1), None, frames * self._tokens)
+
+    def markers(self) -> tuple[str, ...]:
+        return BEFORE, AFTER
 
     def _plan(self, width: int, height: int, most: int) -> Plan:
         require_size(width, height)
