@@ -185,6 +185,8 @@ def _require_readable(files: list[Path]) -> None:
     try:
         Video(file) if is_video(file) else read_image(file)
     except BadSample as bad:
+        if isinstance(bad, UsageError):  # says what to do already
+            raise
         raise UsageError(f"'{file}' cannot be read as an image ({bad}); {FORMATS}") from bad
 
 
