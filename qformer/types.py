@@ -273,7 +273,7 @@ class VisualTokens:
         """The images of all parts, one after the other; nothing is copied."""
         if len(parts) == 1:
             return parts[0]
-        known = all(part.plans for part in parts)
+        known = all(part.plans or not part.counts for part in parts)
         joined = replace(
             parts[0],
             rows=[row for part in parts for row in part.rows],

@@ -35,6 +35,7 @@ from qformer.files.records import replace_records, replace_text
 from qformer.model.assembly import build_encoder
 from qformer.model.frontend import FrontEnd
 from qformer.progress import Bar, console
+from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Sample, Tiles, UsageError
 from qformer.vision.base import Absent
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
     from qformer.data.base import Source
     from qformer.data.features import StoredSample
-    from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
@@ -183,9 +183,13 @@ def describe_contents(
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
     if kept.get("layers", ()) is None:  # left out, as in older stores
         del kept["layers"]
+    rule = dict(vars(strategy.rule))
+    usual = type(strategy.rule).sample is ResolutionStrategy.sample
+    if usual and rule.get("max_frames") == ResolutionStrategy.max_frames:  # left out, as in older stores
+        del rule["max_frames"]
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_weights(encoder), **kept},
-        "resolution": {"name": config.resolution.name, **vars(strategy.rule)},
+        "resolution": {"name": config.resolution.name, **rule},
         "data": {
             "crop": data.crop,
             "flip": data.flip,

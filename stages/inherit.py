@@ -94,6 +94,8 @@ def inherit(config: Config, start: Config) -> Config:
         taken["llm"] = llm.model_copy(update={"template": trained.template})  # in which it was shown pictures
     if "resolution" not in config.model_fields_set:
         taken["resolution"] = start.resolution
+    if "limits" not in config.model_fields_set and taken.get("resolution", config.resolution) == start.resolution:
+        taken["limits"] = start.limits  # of another strategy they say nothing
     return config.model_copy(update=taken)
 
 

@@ -1,4 +1,4 @@
-"""Short videos that tests write by PyAV: frame number n is gray, n times `STEP`, and its upper left corner is red."""
+"""Short videos that tests write by PyAV: frame number n is gray, n times `STEP` up to 255, and a corner is red."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_clip(
 
 def picture(number: int) -> np.ndarray:
     """Pixels uint8[h, w, 3] of a frame."""
-    pixels = np.full((SIZE[1], SIZE[0], 3), number * STEP, np.uint8)
+    pixels = np.full((SIZE[1], SIZE[0], 3), min(number * STEP, 255), np.uint8)
     pixels[: SIZE[1] // 2, : SIZE[0] // 2] = 255, 0, 0
     return pixels
 

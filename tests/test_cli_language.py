@@ -16,6 +16,7 @@ from qformer.checkpoints import loading
 from qformer.data import sources
 from qformer.llm.prompts import TASKS
 from qformer.model.vision_language import VisionLanguageModel
+from qformer.resolution.pad_square import PadSquare
 from qformer.types import BadSample, UsageError
 from qformer.videos import read_video
 from tests.clips import write_clip
@@ -422,6 +423,27 @@ def test_together_is_one_answer_about_all(
     assert run("ask", "x", *files, "--together", *QUICK)[:2] == (0, f"{answer}\n")
 
 
+def test_what_a_model_cannot_be_shown_is_skipped(
+    run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip with more frames than positions, a strip that padding makes a huge square; alone each is refused."""
+    limit = model.llm.model.config.max_position_embeddings
+    frames = limit // model.connector.qformer.config.queries + 1  # type: ignore[union-attr, operator]
+    monkeypatch.setattr(model.frontend, "strategy", PadSquare(size=28, max_frames=frames))
+    write_clip(Path("long.mp4"), frames, fps=1)
+    Image.new("RGB", (1, 14_000)).save("thin.png")
+    (said,) = texts(model, "1.png")
+    code, out, err = run("caption", "x", "1.png", "long.mp4", "thin.png", *QUICK)
+    assert (code, out) == (0, f"1.png\t{said}\n")
+    assert f"skipped long.mp4: a clip of {frames} frames of 64 x 48 pixels makes" in err
+    assert "skipped thin.png: a picture of 1 x 14000 pixels would be padded to 14000 x 14000" in err
+    for file, told in (("long.mp4", "lower size, or for clips max_frames, of resolution"), ("thin.png", "padded")):
+        for words in (("caption", "x", file), ("ask", "x", file, "what?")):
+            code, out, err = run(*words, *QUICK)
+            assert (code, out) == (2, "")
+            assert told in one_sentence(err)
+
+
 def test_videos_beside_pictures(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line for each; one that is cut off is skipped, and refused where it is the only one."""
     write_clip(Path("clip.mp4"), 16)
@@ -434,9 +456,10 @@ def test_videos_beside_pictures(run: Run, model: VisionLanguageModel, monkeypatc
     (answer,) = model.answer(model.frontend.tiles([clip]), ["what?"], **OPTIONS)
     assert run("ask", "x", "clip.mp4", "what?", *QUICK)[:2] == (0, f"{answer}\n")
     for file, said_of in (("cut.mp4", "cannot be read as an image"), ("none.mov", "missing: none.mov")):
-        code, out, err = run("ask", "x", file, "what?")
-        assert (code, out) == (2, "")
-        assert said_of in one_sentence(err)
+        for words in (("ask", "x", file, "what?"), ("caption", "x", file)):
+            code, out, err = run(*words)
+            assert (code, out) == (2, "")
+            assert said_of in one_sentence(err)
     monkeypatch.setitem(sys.modules, "av", None)
     code, out, err = run("caption", "x", "1.png", "clip.mp4")
     assert (code, out) == (2, "")

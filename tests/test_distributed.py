@@ -25,7 +25,7 @@ RULES = [
     {"gather_grad": "anchor"},
     {"gather_grad": "full"},
     {"gather_grad": "full", "frozen": False},
-    {"gather_grad": "anchor", "frozen": False},
+    {"gather_grad": "anchor", "frozen": False, "linked": True},
 ]
 
 

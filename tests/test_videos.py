@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +132,11 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadSample, match=said):
             read_video(file)
-    with pytest.raises(UsageError, match="no decoder; convert it"):
+    with pytest.raises(UsageError, match="no decoder; convert it") as raised:
         read_video(without_codec(write_clip(tmp_path / "odd.mp4", 2)))
+    again = pickle.loads(pickle.dumps(raised.value))  # on its way from a data worker, where it is a bad sample
+    assert isinstance(again, BadSample)
+    assert (again.kind, str(again)) == ("undecodable", str(raised.value))
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

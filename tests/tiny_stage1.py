@@ -61,7 +61,7 @@ class Views(ResolutionStrategy):
         return Plan((width, height), tuple(tiles), (len(tiles) - 1 or 1, 1), 0, QUERIES * len(tiles))
 
 
-def tiny_model(dropout: float = 0.0, frozen: bool = True, **loss: Any) -> ImageTextModel:
+def tiny_model(dropout: float = 0.0, frozen: bool = True, linked: bool = False, **loss: Any) -> ImageTextModel:
     """In train mode, with large weights, so that everything matters."""
     tokenizer = tiny_tokenizer("bert")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
@@ -74,7 +74,7 @@ def tiny_model(dropout: float = 0.0, frozen: bool = True, **loss: Any) -> ImageT
         )
         model = ImageTextModel(
             encoder.freeze() if frozen else encoder,
-            QFormer(config),
+            QFormer(config).link(each=False) if linked else QFormer(config),
             tokenizer,
             LossConfig(**{"embed_width": 8, "temperature": 0.2} | loss),
         )

@@ -55,15 +55,15 @@ def take_apart(opened: OpenCheckpoint, form: str) -> None:
     Other forms have whole towers, and no place for parts of them.
 
     Raises:
-        UsageError: its text path has no place in other forms.
+        UsageError: its connector or its text path has no place in that form.
     """
     config, parts, inside = opened.config, opened.parts, str(opened.folder)
-    if not config.has_qformer and form != "transformers":
+    if not config.has_qformer and form == "lavis":
         raise UsageError(
             f"LAVIS and transformers have no place for the connector of '{opened.source}', '{config.connector.name}'; "
             "use the checkpoint as it is"
         )
-    if config.links != "none":
+    if config.links != "none" and form != "qformer":
         raise UsageError(
             f"the Q-Former of '{opened.source}' has links between slices (connector.links), for which LAVIS and "
             "transformers have no place; use the checkpoint as it is"

@@ -76,16 +76,18 @@ def caption(
     """Write the captions of images, videos and folders of images, in their order; or one of all of them `together`.
 
     Raises:
-        UsageError: a checkpoint or options that cannot be used.
-        SystemExit: 1, none of the files is an image.
+        UsageError: an only image that cannot be read, or a checkpoint or options that cannot be used.
+        SystemExit: 1, none of several files is an image.
     """
-    GenerateConfig.of(decoding)
+    new = GenerateConfig.of(decoding).max_new_tokens
     _check_text(prompt=prompt)
-    reader = ImageFiles(_paths(given), None if together else batch)
+    files = _paths(given)
+    reader = ImageFiles(files, None if together else batch)
+    _require_readable(files)
     groups = reader.groups()  # the first of which is read before the model
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
-    for group in reader.track("captioning", groups, model.frontend.strategy):
+    for group in reader.track("captioning", groups, model, None if together else new):
         rows = _rows(group, together)
         texts = model.generate(_tiles(model, rows), prompt, **decoding)
         each = len(texts) // len(rows)
@@ -146,15 +148,14 @@ def ask(
     files, asked = divide(words, questions) if asks else (_paths(words), [""])
     if asked is not None and asks:
         asked = [_cleaned(question, asking.task) for question in asked]
-    GenerateConfig.of({**worded.generate, **decoding})
+    new = GenerateConfig.of({**worded.generate, **decoding}).max_new_tokens
     reader = ImageFiles(files, None if asking.together else max(batch // len(asked or [""]), 1))
-    if len(files) == 1 and not files[0].is_dir():
-        _require_readable(files[0])
+    _require_readable(files)
     groups = reader.groups()
     model = loading.load_vision_language(path, device, quantize, trust)
     _seed(seed)
     with _told():
-        groups = reader.track("asking", groups, model.frontend.strategy)
+        groups = reader.track("asking", groups, model, None if asking.together else new)
         if asked is None:
             converse(model, list(chain.from_iterable(groups)), asking, decoding)
             return
@@ -176,11 +177,16 @@ def ask(
     reader.tell_skipped()
 
 
-def _require_readable(file: Path) -> None:
+def _require_readable(files: list[Path]) -> None:
     """Refuse an only file that is no image and no video, before a model is loaded for it."""
+    if len(files) > 1 or files[0].is_dir():
+        return
+    (file,) = files
     try:
         Video(file) if is_video(file) else read_image(file)
     except BadSample as bad:
+        if isinstance(bad, UsageError):  # says what to do already
+            raise
         raise UsageError(f"'{file}' cannot be read as an image ({bad}); {FORMATS}") from bad
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from qformer.data.folders import Listing, list_images
 from qformer.images import read_image
 from qformer.progress import Bar
-from qformer.resolution.base import plannable
+from qformer.resolution.base import require_canvas
 from qformer.types import BadSample, UsageError
 from qformer.videos import Clip, Video, is_video
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qformer.resolution.base import ResolutionStrategy
+    from qformer.model.vision_language import VisionLanguageModel
 
     Images = list[tuple[Path, Tensor | Clip | Video]]  # a video before it is read, when it has become a clip
 
@@ -86,8 +86,12 @@ class ImageFiles:
         if len(self.skipped) == len(self.files):
             sys.exit(1)
 
-    def track(self, what: str, groups: Iterator[Images], strategy: ResolutionStrategy) -> Iterator[Images]:
-        """Groups whose videos are read, of which the strategy chooses frames, without images that it refuses.
+    def track(
+        self, what: str, groups: Iterator[Images], model: VisionLanguageModel, new: int | None
+    ) -> Iterator[Images]:
+        """Groups whose videos are read, of which the model's strategy chooses frames, without images that it refuses.
+
+        Nor are there any behind which the language model has no positions for `new` tokens; None does not ask.
 
         What cannot be used is skipped; groups without any image are left out.
 
@@ -100,16 +104,16 @@ class ImageFiles:
         with Bar(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as progress:
             task = progress.add_task(what, total=len(self.files))
             for group in groups:
-                if taken := self._ready(group, strategy):
+                if taken := self._ready(group, model, new):
                     yield taken
                 progress.update(task, completed=self.files.index(group[-1][0]) + 1)
 
-    def _ready(self, group: Images, strategy: ResolutionStrategy) -> Images:
-        """The group with clips in place of its videos, without images that the strategy has no plan for."""
+    def _ready(self, group: Images, model: VisionLanguageModel, new: int | None) -> Images:
+        """The group with clips in place of its videos, without images that the model cannot be shown."""
         taken: Images = []
         for file, shown in group:
             try:
-                taken.append((file, _usable(shown, strategy)))
+                taken.append((file, _usable(shown, model, new)))
             except BadSample as bad:
                 if len(self.files) == 1 and isinstance(bad, UsageError):
                     raise
@@ -120,10 +124,16 @@ class ImageFiles:
         return taken
 
 
-def _usable(shown: Tensor | Clip | Video, strategy: ResolutionStrategy) -> Tensor | Clip:
-    """A picture, or the frames of a video that the strategy chooses, if it has a plan for them."""
-    clip = shown.read(strategy.sample) if isinstance(shown, Video) else shown
-    if not isinstance(clip, Clip):
-        return plannable(clip, strategy)
-    strategy.plan_video(clip.frames.shape[3], clip.frames.shape[2], len(clip.frames))
-    return clip
+def _usable(shown: Tensor | Clip | Video, model: VisionLanguageModel, new: int | None) -> Tensor | Clip:
+    """A picture, or the frames of a video that the strategy chooses, if the model can be shown them."""
+    strategy = model.frontend.strategy
+    seen = shown.read(strategy.sample) if isinstance(shown, Video) else shown
+    if isinstance(seen, Clip):
+        plan = strategy.plan_video(seen.frames.shape[3], seen.frames.shape[2], len(seen.frames))
+    else:
+        plan = strategy.plan(seen.shape[2], seen.shape[1])
+    for tile in plan.tiles:
+        require_canvas(tile)
+    if new is not None:
+        model.require_positions(plan, new)
+    return seen

@@ -16,19 +16,16 @@ if TYPE_CHECKING:
     from qformer.resolution.base import ResolutionStrategy
     from qformer.types import Plan
 
-#: (width, height) of pictures whose plans show which markers a strategy uses.
-PICTURES = ((64, 64), (640, 480), (480, 640), (2000, 2000), (4000, 1000), (1000, 4000))
-
 
 class Markers(nn.ParameterList):
     """The vectors of the markers of a strategy.
 
     A marker that is one token of the language model is the embedding of this token, which stays frozen. For any other
-    a vector is trained; it is `markers.<n>` in checkpoints, in the order in which plans of pictures show them.
+    a vector is trained; it is `markers.<n>` in checkpoints, in the order of `ResolutionStrategy.markers`.
     """
 
     def __init__(self, strategy: ResolutionStrategy, llm: LanguageModel) -> None:
-        texts = texts_of(strategy)
+        texts = strategy.markers()
         self._tokens = {text: single_token(llm.tokenizer, text) for text in texts}
         new = [text for text, token in self._tokens.items() if token is None]
         super().__init__(new_vector(llm.width) for _ in new)
@@ -38,7 +35,7 @@ class Markers(nn.ParameterList):
         """The vector of a marker, float[L]; of `words`, those of all tokens of the text, float[n, L].
 
         Raises:
-            UsageError: it is no token of the language model, and the strategy did not show it when the model was made.
+            UsageError: it is no token of the language model, and was none of the strategy's when the model was made.
         """
         embed = llm.model.get_input_embeddings()
         if words:
@@ -59,19 +56,6 @@ class Markers(nn.ParameterList):
     def count_leads(plan: Plan, llm: LanguageModel) -> int:
         """Number of tokens in front of the tiles of a plan, apart from markers."""
         return sum(len(llm.words_of(tile.lead)) for tile in plan.tiles if tile.lead)
-
-
-def texts_of(strategy: ResolutionStrategy) -> list[str]:
-    """Find the markers of a strategy, each once, in the plans of pictures of many shapes (`PICTURES`)."""
-    found: dict[str, None] = {}
-    for width, height in PICTURES:
-        try:
-            plan = strategy.plan(width, height)
-        except UsageError:
-            continue  # too large or too narrow for it
-        for tile in plan.tiles:
-            found |= dict.fromkeys(filter(None, (tile.before, tile.after)))
-    return list(found)
 
 
 def write_out(plan: Plan, whole: str) -> str:

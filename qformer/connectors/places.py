@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.types import UsageError
-
 if TYPE_CHECKING:
     from qformer.types import Tile, VisualTokens
 
@@ -27,18 +25,9 @@ class PlaceEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width, WAVES))
 
     def forward(self, visual: VisualTokens) -> Tensor:
-        """Embed the places of the N tiles: float[N, width].
-
-        Raises:
-            UsageError: the tiles come from another process and have no plans.
-        """
-        if not visual.plans:
-            raise UsageError(
-                "connector.links needs the places of slices, which processes do not send each other; train stage one "
-                "in one process, or leave connector.links out"
-            )
+        """Embed the places of the N tiles of plans: float[N, width]."""
         waves = [waves_of(tile) for plan in visual.plans for tile in plan.tiles]
-        return F.linear(torch.tensor(waves, device=self.weight.device), self.weight)
+        return F.linear(torch.tensor(waves, device=self.weight.device).view(-1, WAVES), self.weight)
 
 
 def waves_of(tile: Tile) -> list[float]:

@@ -23,6 +23,9 @@ class TokenPacker(Connector):
 
     The last level is interpolated to one point for `scale` x `scale` patches. Each point attends to its patches, whose
     keys and values come from all levels together by an MLP, and an MLP follows; the point itself is not added again.
+
+    Encoders put the last level first, and the released code last (hidden states 12, 16, 22, 23 of CLIP). The levels are
+    turned around here, so that the released weights fit as they are.
     """
 
     def __init__(self, width: int, llm_width: int, scale: int = 2, levels: int = 1, patch: int | None = None) -> None:
@@ -73,7 +76,8 @@ class TokenPacker(Connector):
             cut = features.unflatten(1, (rows, self.scale, columns, self.scale)).transpose(2, 3)
             return cut.flatten(3, 4).flatten(0, 2)  # (n * rows * columns, scale**2, inner)
 
-        keys, values = blocks(self.ln_k_1(self.k_proj_1(tokens))), blocks(self.ln_v_1(self.v_proj_1(tokens)))
+        levels = tokens.unflatten(2, (-1, self.inner)).flip(2).flatten(2)
+        keys, values = blocks(self.ln_k_1(self.k_proj_1(levels))), blocks(self.ln_v_1(self.v_proj_1(levels)))
         read = self.clip_attn(queries.flatten(0, 2)[:, None], keys, values, need_weights=False)[0]
         return self.mlp(read.view(len(tokens), rows * columns, self.inner))
 

@@ -109,7 +109,7 @@ def join(
     if limit is not None and visual + words > limit:
         raise TooLong(
             f"{visual} visual and {words} text tokens exceed the {limit} positions of this {model.config.model_type} "
-            "model; use fewer tiles or examples, a connector with fewer tokens, or shorter text"
+            "model; use fewer tiles, frames or examples, a connector with fewer tokens, or shorter text"
         )
     inputs = {"inputs_embeds": embeds, "attention_mask": mask.long()}
     return inputs if places is None else inputs | {"position_ids": mrope.number(places, mask, clip_ids)[0]}

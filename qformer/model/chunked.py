@@ -94,7 +94,7 @@ def chunked_step(
     with autocast():
         image_for_text, text_for_image = batch.negatives or model.mine_negatives(image, text, valid, everyone, chunk)
     texts_drawn = everyone.text_place(text_for_image.to(device))
-    images = Images(chunks, image_for_text.to(device), trained=not model.frontend.encoder.frozen)
+    images = Images(model, chunks, image_for_text.to(device))
 
     found = {"itc": itc}
     fresh = _random_state(device)  # ITM draws on from here, as it would without chunks
@@ -190,15 +190,16 @@ class Images:
     Own images come first, in the order of the batch.
     """
 
-    def __init__(self, chunks: list[Chunk], wanted: Tensor, trained: bool) -> None:
+    def __init__(self, model: ImageTextModel, chunks: list[Chunk], wanted: Tensor) -> None:
         """`wanted`: long[B], the image drawn for each own text, numbered in the global batch."""
+        trained = not model.frontend.encoder.frozen
         joined = VisualTokens.join([part.encoded for part in chunks])
         self.own = joined.repack(joined.packed.requires_grad_(trained))
         for part in chunks:  # one copy is enough
             part.encoded = part.encoded.repack(self.own.packed.detach()[part.span])
         self.all, self.others = self.own, None
         if distributed.world() > 1:
-            self.others, wanted = fetch_images(self.own, wanted)
+            self.others, wanted = fetch_images(self.own, wanted, model.qformer.place_tokens is not None)
             self.all = VisualTokens.join([self.own, self.others])
         self.places = wanted.tolist()
         packed = self.own.packed

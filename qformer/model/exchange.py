@@ -23,6 +23,8 @@ from qformer.types import Tokens, VisualTokens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.types import Plan
+
 
 @dataclass
 class GlobalBatch:
@@ -96,16 +98,17 @@ def _codes(ids: Sequence[str | int] | Tensor | None, count: int) -> Tensor:
     return torch.tensor([int.from_bytes(digest, signed=True) for digest in digests])
 
 
-def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, Tensor]:
+def fetch_images(encoded: VisualTokens, wanted: Tensor, planned: bool = False) -> tuple[VisualTokens, Tensor]:
     """The images of other processes among those wanted, each sent once however often it was drawn.
 
     Args:
         encoded: the B images of this process.
         wanted: long[B], numbers in the global batch.
+        planned: send their plans too, for a Q-Former that reads where a tile stands.
 
     Returns:
-        R images, tokens and numbers of tiles alone, and long[B]: where in [own B images; those R] each wanted one
-        stands.
+        R images, tokens and numbers of tiles alone unless `planned`, and long[B]: where in [own B images; those R] each
+        wanted one stands.
     """
     world, rank, count = distributed.world(), distributed.rank(), len(encoded)
     asked = distributed.gather(wanted).view(world, -1).tolist()
@@ -128,7 +131,19 @@ def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, T
     place = {owner * count + image: count + number for number, (owner, image) in enumerate(taken)}
     places = torch.tensor([place.get(i, i % count) for i in asked[rank]], device=wanted.device)
     counts, rows = [len(own) for own in tiles], [n for own in tiles for n in own]
-    return VisualTokens.unpack(packed, rows, [], encoded.extra, [], encoded.per_patch, counts), places
+    grids, plans = _geometry(encoded, {i for own in needs for i in own[rank]}, taken) if planned else ([], [])
+    return VisualTokens.unpack(packed, rows, grids, encoded.extra, plans, encoded.per_patch, counts), places
+
+
+def _geometry(
+    encoded: VisualTokens, asked: set[int], taken: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[Plan]]:
+    """Grids of the tiles, and plans, of the images (process, number) that are taken; `asked` are those of others."""
+    chosen = sorted(asked)
+    told = [(own.grids, own.plans[0]) for own in (encoded.select([image]) for image in chosen)]
+    every = distributed.gather_objects(dict(zip(chosen, told, strict=True)))
+    found = [every[owner][image] for owner, image in taken]
+    return [grid for grids, _ in found for grid in grids], [plan for _, plan in found]
 
 
 def _tile_lengths(encoded: VisualTokens) -> Tensor:

@@ -91,7 +91,7 @@ class ImageTextModel(Captioning, nn.Module):
             image_for_text, text_for_image = batch.negatives or self.mine_negatives(*embeds, everyone)
             negatives = image_for_text.to(self.device), everyone.text_place(text_for_image.to(self.device))
             if distributed.world() > 1:
-                others, places = fetch_images(encoded, negatives[0])
+                others, places = fetch_images(encoded, negatives[0], self.qformer.place_tokens is not None)
                 image, negatives = image.join(self.keys_values(others)[1]), (places, negatives[1])
             found["itm"] = self.matching_loss(image, everyone.tokens, negatives, ~everyone.same.all(dim=1))
         if text_rows is not None:

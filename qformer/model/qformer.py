@@ -202,8 +202,8 @@ class QFormer(nn.Module):
         """All tokens of tiles, float[sum of S, D], with the embedding of their tile's place where there is one."""
         if self.place_tokens is None:
             return visual.packed
-        tiles = torch.arange(len(visual.rows)).repeat_interleave(torch.tensor(visual.lengths)).to(visual.device)
-        return visual.packed + self.place_tokens(visual)[tiles]
+        lengths = torch.tensor(visual.lengths, dtype=torch.long)  # perhaps of no tiles at all
+        return visual.packed + self.place_tokens(visual)[torch.arange(len(lengths)).repeat_interleave(lengths)]
 
     def _project(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """float[B, S, D] -> keys and values of each layer that has cross-attention, float[B, heads, S, H / heads]."""

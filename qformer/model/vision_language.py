@@ -18,6 +18,8 @@ from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
 from qformer.model import answers
 from qformer.model.frontend import FrontEnd
+from qformer.resolution.base import Refused
+from qformer.resolution.limits import named
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
@@ -106,6 +108,23 @@ class VisionLanguageModel(nn.Module):
     def count_tokens(self, plan: Plan) -> int:
         """Length of the prefix that an image of this plan really produces, text around its tiles included."""
         return self.connector.count_tokens(plan) + plan.markers + self.markers.count_leads(plan, self.llm)
+
+    def require_positions(self, plan: Plan, new: int = 1) -> None:
+        """Check that the language model has positions for a picture, row or clip of this plan and `new` tokens.
+
+        Raises:
+            UsageError: it has not; a bad sample of a data set (`Refused`).
+        """
+        visual = self.count_tokens(plan)
+        room = self.llm.room(visual, new)
+        least = len(self.llm.start)
+        if room is not None and room < least:
+            raise Refused(
+                f"{named(plan)} makes {visual:,} visual tokens, but before a text of {new} this "
+                f"{self.llm.model.config.model_type} model has {max(room + visual - least, 0):,} positions for them; "
+                f"lower {self.frontend.strategy.rule.reduced_by or 'max_frames'} of resolution, or use a connector "
+                "with fewer tokens"
+            )
 
     @torch.no_grad()
     def generate(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+#: (width, height) of pictures whose plans show the markers of a strategy that does not name them.
+SHOWN = ((64, 64), (640, 480), (480, 640), (2000, 2000), (4000, 1000), (1000, 4000))
 LARGEST = 178_956_970  # pixels of a canvas: as many as a picture may have that is read (Pillow's limit)
 
 
@@ -39,11 +41,13 @@ class ResolutionStrategy(ABC):
         exact: let `cut_all` resize as Pillow does, to the last bit; otherwise it is faster, see `resize`.
         reduced_by: options that lower the number of tiles or tokens, for messages.
         between: text of the language model between the pictures and clips of a row.
+        max_frames: frames that `sample` takes of a clip; more than these are thinned out evenly.
     """
 
     exact: ClassVar[bool] = False
     reduced_by: ClassVar[str] = ""
     between = ""
+    max_frames: int | None = 32
 
     @property
     def rule(self) -> ResolutionStrategy:
@@ -78,12 +82,27 @@ class ResolutionStrategy(ABC):
         return Plan(plan.image, tiles, plan.grid, None, frames * plan.tokens)
 
     def sample(self, total: int, fps: float) -> list[int]:
-        """Choose frames of a clip of `total` frames, `fps` of them a second: by default one a second, 32 at most.
+        """Choose frames of a clip of `total` frames, `fps` of them a second: by default one a second.
 
         Raises:
             UsageError: there are no frames, or the rate is no positive number.
         """
-        return spread(total, fps, rate=1.0, most=32)
+        return spread(total, fps, rate=1.0, most=self.max_frames or total)
+
+    def markers(self) -> tuple[str, ...]:
+        """List the texts that may stand around tiles (`Tile.before` and `after`), each once.
+
+        By default they are looked for in plans of pictures of a few sizes; a strategy that shows others elsewhere, such
+        as in clips, names them itself.
+        """
+        found: dict[str, None] = {}
+        for size in SHOWN:
+            try:
+                tiles = self.plan(*size).tiles
+            except UsageError:
+                continue  # too large or too narrow for it
+            found |= dict.fromkeys(text for tile in tiles for text in (tile.before, tile.after) if text)
+        return tuple(found)
 
     def slice(self, image: Tensor) -> list[Tensor]:
         """Plan and cut an image: uint8[3, h, w] -> its tiles, see `cut`."""
@@ -223,26 +242,37 @@ def _paste(content: Tensor, tile: Tile) -> Tensor:
 
     if tile.canvas == tile.content:
         return content
-    width, height = tile.canvas
-    if width * height > LARGEST:
-        raise Refused(
-            f"a picture of {tile.content[0]} x {tile.content[1]} pixels would be padded to {width} x {height}, more "
-            f"than {LARGEST:,} pixels; crop or shrink it, or use another strategy"
-        )
-    x, y = tile.offset
+    require_canvas(tile)
+    (width, height), (x, y) = tile.canvas, tile.offset
     fill = torch.tensor(tile.fill, device=content.device)[:, None, None]
-    canvas = (fill / 255 if content.is_floating_point() else fill).to(content.dtype).repeat(1, height, width)
+    canvas = content.new_empty(height, width, 3).permute(2, 0, 1)  # channels last, as Pillow reads it without a copy
+    canvas[:] = fill / 255 if content.is_floating_point() else fill
     canvas[:, y : y + content.shape[1], x : x + content.shape[2]] = content
     return canvas
 
 
+def require_canvas(tile: Tile) -> None:
+    """Check that the canvas of a tile can be painted.
+
+    Raises:
+        UsageError: padding makes it too large.
+    """
+    width, height = tile.canvas
+    if tile.canvas != tile.content and width * height > LARGEST:
+        raise Refused(
+            f"a picture of {tile.content[0]} x {tile.content[1]} pixels would be padded to {width} x {height}, more "
+            f"than {LARGEST:,} pixels; crop or shrink it, or use another strategy"
+        )
+
+
 def plannable(image: Tensor, strategy: ResolutionStrategy) -> Tensor:
-    """The same image, uint8[3, h, w], if the strategy has a plan for it.
+    """The same image, uint8[3, h, w], if the strategy has a plan for it that can be cut.
 
     Raises:
         BadSample: it has none (`Refused`).
     """
-    strategy.plan(image.shape[2], image.shape[1])
+    for tile in strategy.plan(image.shape[2], image.shape[1]).tiles:
+        require_canvas(tile)
     return image
 
 

@@ -30,10 +30,11 @@ class InternVL(ResolutionStrategy):
         shared: let the pictures of one row share `max_tiles`, as in training; otherwise each may have as many.
         between: text of the language model between the pictures and clips of a row, such as a line break.
         frame: text in front of each frame of a clip, in a line of its own; `{}` is its number, from 1 on.
+        max_frames: frames of a clip, one a second; more than these are thinned out evenly.
     """
 
     exact: ClassVar[bool] = True
-    reduced_by: ClassVar[str] = "max_tiles"
+    reduced_by: ClassVar[str] = "max_tiles, or for clips max_frames,"
     size: int = 448
     patch: int = 14
     min_tiles: int = 1
@@ -42,9 +43,10 @@ class InternVL(ResolutionStrategy):
     shared: bool = True
     between: str = ""
     frame: str = ""
+    max_frames: int = 32
 
     def __post_init__(self) -> None:
-        require(self, "patch", "min_tiles", "max_tiles")
+        require(self, "patch", "min_tiles", "max_tiles", "max_frames")
         require(self, "size", least=2 * self.patch)
         if self.min_tiles > self.max_tiles:
             raise UsageError(
@@ -76,6 +78,9 @@ class InternVL(ResolutionStrategy):
     def _lead(self, number: int) -> str:
         """Text in front of a frame, counted from 0."""
         return "\n" * bool(self.frame and number) + self.frame.replace("{}", str(number + 1))
+
+    def markers(self) -> tuple[str, ...]:
+        return BEFORE, AFTER
 
     def _plan(self, width: int, height: int, most: int) -> Plan:
         require_size(width, height)

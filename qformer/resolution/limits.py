@@ -32,13 +32,14 @@ def guard(plans: Sequence[Plan], tiles: int | None = None, tokens: int | None = 
                 if most is None or number <= most:
                     continue
                 raise Refused(
-                    f"{_name(plan)} makes {number:,} {what}, but limits.{what} is {most:,}; "
+                    f"{named(plan)} makes {number:,} {what}, but limits.{what} is {most:,}; "
                     + (f"lower {reduced_by} of resolution, " if reduced_by else "")
                     + f"{'or ' * bool(reduced_by)}raise limits.{what}"
                 )
 
 
-def _name(plan: Plan) -> str:
+def named(plan: Plan) -> str:
+    """Say what a plan is of, for messages."""
     if plan.parts:
         return f"a row of {len(plan.parts)} pictures"
     frames = 1 + max(frame for tile in plan.tiles for frame in tile.frames)
@@ -68,6 +69,10 @@ class Limited(ResolutionStrategy):
 
     def sample(self, total: int, fps: float) -> list[int]:
         return self.inner.sample(total, fps)
+
+    def markers(self) -> tuple[str, ...]:
+        """Those of the other strategy, also where its plans for common sizes exceed the limits."""
+        return self.inner.markers()
 
     def _within(self, plan: Plan) -> Plan:
         guard([plan], self.tiles, self.tokens, self.inner.reduced_by)

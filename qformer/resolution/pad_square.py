@@ -18,15 +18,18 @@ class PadSquare(ResolutionStrategy):
     Attributes:
         patch: side of a patch of the encoder, in pixels; the published connector makes a token of each patch.
         fill: RGB of the padding, by default the mean of CLIP's training pictures.
+        max_frames: frames of a clip, one a second; more than these are thinned out evenly.
     """
 
     exact: ClassVar[bool] = True
+    reduced_by: ClassVar[str] = "size, or for clips max_frames,"
     size: int = 336
     patch: int = 14
     fill: tuple[int, int, int] = (122, 116, 104)
+    max_frames: int = 32
 
     def __post_init__(self) -> None:
-        require(self, "patch")
+        require(self, "patch", "max_frames")
         require(self, "size", least=self.patch)
 
     def plan(self, width: int, height: int) -> Plan:

@@ -93,6 +93,9 @@ class Qwen2VL(ResolutionStrategy):
         )
         return Plan((width, height), tiles, (1, 1), None, len(pairs) * rows * columns, (rows, columns))
 
+    def markers(self) -> tuple[str, ...]:
+        return BEFORE, AFTER
+
     def sample(self, total: int, fps: float) -> list[int]:
         require_frames(total)
         import torch  # whose float32 decides at ties, as in qwen-vl-utils

@@ -12,6 +12,7 @@ from qformer.types import Plan, Tile
 
 SLICES = {"released": 7, "arxiv": 6}
 QUERIES = {"released": 144, "arxiv": 64}
+SEPARATOR, ROW_END = ",", "\n"  # behind a slice
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Uhd(ResolutionStrategy):
         rescale: longer side, in pixels, to which the picture is thought to be brought first, as the released evaluation
             does with 1024; pixels still come from the original.
         multiple: sides of tiles are multiples of so many patches; connectors that merge 2 x 2 patches need 2.
+        max_frames: frames of a clip, one a second; more than these are thinned out evenly.
     """
 
     exact: ClassVar[bool] = True
-    reduced_by: ClassVar[str] = "max_slices or queries"
+    reduced_by: ClassVar[str] = "max_slices or queries, or for clips max_frames,"
     variant: Literal["released", "arxiv"] = "released"
     size: int = 336
     patch: int = 14
@@ -46,17 +48,23 @@ class Uhd(ResolutionStrategy):
     schema: bool = True
     rescale: int | None = None
     multiple: int = 1
+    max_frames: int = 32
 
     def __post_init__(self) -> None:
-        require(self, "patch", "max_slices", "queries", "rescale", "multiple")
+        require(self, "patch", "max_slices", "queries", "rescale", "multiple", "max_frames")
         require(self, "size", least=self.patch * self.multiple)
+
+    @property
+    def _most(self) -> int:
+        """Slices at most, without the overview."""
+        return self.max_slices or SLICES[self.variant]
 
     def plan(self, width: int, height: int) -> Plan:
         require_size(width, height)
         image = (width, height)
         if self.rescale is not None:
             width, height = _rescaled(width, height, self.rescale)
-        most = self.max_slices or SLICES[self.variant]
+        most = self._most
         queries = self.queries or QUERIES[self.variant]
         slices = min(ceil(width * height / (self.size * self.size)), most)
         if slices <= 1:
@@ -66,6 +74,9 @@ class Uhd(ResolutionStrategy):
         overview = whole(*self._fit(width, height, False))
         tiles = (*_slices(columns, rows, across, down, self.schema), overview)
         return Plan(image, tiles, (columns, rows), len(tiles) - 1, len(tiles) * queries)
+
+    def markers(self) -> tuple[str, ...]:
+        return (SEPARATOR, ROW_END) if self.schema and self._most > 1 else ()
 
     def _fit(self, width: float, height: float, enlarge: bool) -> tuple[int, int]:
         """Bring a rectangle to the encoder's area, keeping its aspect ratio, and to whole patches."""
@@ -127,7 +138,7 @@ def _grids(slices: int, most: int) -> tuple[tuple[int, int, float], ...]:
 @lru_cache(maxsize=4096)
 def _slices(columns: int, rows: int, width: int, height: int, schema: bool) -> tuple[Tile, ...]:
     size = (columns * width, rows * height)
-    ends = [","] * (columns - 1) + ["\n"] if schema else [""] * columns
+    ends = [SEPARATOR] * (columns - 1) + [ROW_END] if schema else [""] * columns
     return tuple(
         Tile(size, size, (0, 0), (x * width, y * height, (x + 1) * width, (y + 1) * height), after=ends[x])
         for y in range(rows)

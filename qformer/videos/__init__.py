@@ -113,6 +113,17 @@ class Clip:
             raise UsageError(f"the clip has {self.fps} frames a second; give a positive number")
 
 
+class NoDecoder(UsageError, BadSample):
+    """A video that PyAV cannot decode here: wrong input to a command, a bad sample of a data set."""
+
+    def __init__(self, message: str) -> None:
+        UsageError.__init__(self, message)
+        self.kind, self.detail = "undecodable", message
+
+    def __str__(self) -> str:
+        return self.detail
+
+
 def read_video(path: str | Path, sample: Sample | None = None) -> Clip:
     """Read a video file; of frames that are not named none is made, and as few as possible are decoded.
 
@@ -125,7 +136,8 @@ def read_video(path: str | Path, sample: Sample | None = None) -> Clip:
 
     Raises:
         UsageError: PyAV is not installed, it has no decoder for this video, or `sample` names frames that do not exist.
-        BadSample: kinds `missing` and `unreadable`; `undecodable`: it is no video, damaged or cut off.
+        BadSample: kinds `missing` and `unreadable`; `undecodable`: it is no video, damaged, cut off, or PyAV has no
+            decoder for it (`NoDecoder`, an error of both kinds).
     """
     return Video(path).read(sample)
 
@@ -329,7 +341,7 @@ class Video:
                     stream.codec_context.options = {"max_pixels": f"{self.bounds.pixels}"}
                 yield container, stream
         except av.error.DecoderNotFoundError as error:
-            raise UsageError(
+            raise NoDecoder(
                 f"the video '{describe(self.path)}' is encoded in a way for which this PyAV has no decoder; convert "
                 "it, such as to MP4 with H.264"
             ) from error

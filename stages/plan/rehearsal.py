@@ -206,12 +206,13 @@ def one_of(world: int, received: Counter[str], mode: Any) -> Iterator[None]:
             _set(module, values)
 
 
-def fetch_images(encoded: VisualTokens, wanted: Tensor) -> tuple[VisualTokens, Tensor]:
+def fetch_images(encoded: VisualTokens, wanted: Tensor, planned: bool = False) -> tuple[VisualTokens, Tensor]:
     """As `exchange.fetch_images`, without asking who wants what: the others ask of rank 0 as many as it asks of them.
 
     Args:
         encoded: the B images of rank 0; those of the others have as many tiles.
         wanted: long[B], indices in the global batch.
+        planned: as there; plans are known here anyway.
     """
     count = len(encoded)
     distributed.gather(wanted)

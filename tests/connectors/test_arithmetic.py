@@ -259,7 +259,7 @@ def test_c_abstractor() -> None:
 
 @pytest.mark.parametrize(("scale", "levels"), [(2, 1), (3, 2)])
 def test_token_packer(scale: int, levels: int) -> None:
-    """The query is the last level's, which stands first; keys and values are made of all levels."""
+    """The query is the last level's, which comes first; keys and values are made of all levels, the last one last."""
     connector = lively(TokenPacker(4 * levels, 5, scale=scale, levels=levels))
     assert isinstance(connector, TokenPacker)
     grid = (scale, 2 * scale)
@@ -271,9 +271,10 @@ def test_token_packer(scale: int, levels: int) -> None:
     queries = F.layer_norm(
         points @ connector.q_proj_1.weight.T, (4,), connector.ln_q_1.weight, connector.ln_q_1.bias, 1e-6
     )
+    ascending = torch.cat(list(reversed(x[0].split(4, dim=1))), dim=1)  # as the released code puts its hidden states
     parts = []
     for layers, norm in ((connector.k_proj_1, connector.ln_k_1), (connector.v_proj_1, connector.ln_v_1)):
-        parts.append(F.layer_norm(two_layers(x[0], layers), (4,), norm.weight, norm.bias, 1e-6).view(*grid, 4))
+        parts.append(F.layer_norm(two_layers(ascending, layers), (4,), norm.weight, norm.bias, 1e-6).view(*grid, 4))
     rows = []
     for column, query in enumerate(queries):
         read = [part[:, column * scale : (column + 1) * scale].flatten(0, 1) for part in parts]

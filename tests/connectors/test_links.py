@@ -197,6 +197,10 @@ def test_stages_one_and_two_with_links(root: Path, tmp_path: Path) -> None:
     assert relevance.sum().item() == pytest.approx(1, abs=1e-4)
     with pytest.raises(UsageError, match="has links between slices"):
         convert_checkpoint(str(last), tmp_path / "converted", "lavis", LoadOptions(), trust=True)
+    own = convert_checkpoint(str(last), tmp_path / "own", "qformer", LoadOptions(), trust=True)
+    copied = qformer.load(own, device="cpu", trust=True)
+    assert isinstance(copied, VisionLanguageModel)
+    assert torch.equal(copied.prefix(tiles).embeds, prefix.embeds)
 
 
 def test_what_cannot_be_is_refused(root: Path) -> None:
@@ -205,6 +209,3 @@ def test_what_cannot_be_is_refused(root: Path) -> None:
     plain = linked(root, "stage2", "none")
     assert "connector" not in yaml.safe_load(dump_config(plain))
     assert parse_config(yaml.safe_load(dump_config(plain))).links == "none"
-    others = VisualTokens([torch.zeros(5, 6)], [], 1, [], counts=[1])
-    with pytest.raises(UsageError, match="processes do not send each other"):
-        connector("joint").qformer.keys_values(others)

@@ -23,7 +23,7 @@ RULES = [
     {"gather_grad": "anchor"},
     {"gather_grad": "full"},
     {"gather_grad": "full", "frozen": False},
-    {"gather_grad": "anchor", "frozen": False},
+    {"gather_grad": "anchor", "frozen": False, "linked": True},
 ]
 Step = tuple[dict[str, float], dict[str, Tensor]]
 

@@ -86,6 +86,10 @@ def test_a_connector_from_outside_is_trained_and_used(root: Path, tmp_path: Path
 
     with pytest.raises(UsageError, match=f"LAVIS and transformers have no place for the connector of .*'{LINEAR}'"):
         convert_checkpoint(str(again), tmp_path / "converted", "lavis", LoadOptions(), trust=True)
+    own = convert_checkpoint(str(again), tmp_path / "own", "qformer", LoadOptions(), trust=True)
+    copied = qformer.load(own, device="cpu", trust=True)
+    assert isinstance(copied, VisionLanguageModel)
+    assert torch.equal(copied.prefix(tiles).embeds, model.prefix(tiles).embeds)
     with pytest.raises(UsageError, match="has no queries"):
         query_maps(model, Image.open(images(root)[0]))
 

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qformer.files.packing import pack
 from qformer.llm.base import CausalLM
 from qformer.llm.loading import without_tower
 from qformer.model.connectors import Connector
 from qformer.model.frontend import FrontEnd
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.resolution.base import ResolutionStrategy, cut
-from qformer.types import BadSample, Batch, Plan, Tile, UsageError
+from qformer.types import BadSample, Batch, Plan, Tile, Tiles, UsageError
 from qformer.videos import Clip
 from qformer.vision.base import VisionEncoder
 from tests.tiny import tiny_llm
@@ -68,6 +69,17 @@ class Patches(VisionEncoder):
     def encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels[:, None].expand(-1, 2, -1, -1, -1) if pixels.ndim == 4 else pixels
         return self.project(F.unfold(pixels.flatten(1, 2), 14, stride=14).transpose(1, 2))
+
+
+class FrameByFrame(VisionEncoder):
+    """The same of single frames."""
+
+    def __init__(self) -> None:
+        super().__init__(width=WIDTH, patch_size=14, image_size=28, extra=0)
+        self.project = nn.Linear(3 * 14 * 14, WIDTH)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.project(F.unfold(pixels, 14, stride=14).transpose(1, 2))
 
 
 class Whole(Connector):
@@ -186,6 +198,23 @@ def test_a_clip_of_equal_frames_is_the_picture(model: VisionLanguageModel) -> No
     still = picture(40, 40)
     pair = model.frontend(model.frontend.tiles([Clip(still[None].repeat(4, 1, 1, 1), 8.0)]))
     torch.testing.assert_close(pair.rows[0], model.frontend(model.frontend.tiles([still])).rows[0])
+
+
+@pytest.mark.parametrize("temporal", [1, 2])
+def test_stored_tokens_of_frame_pairs_are_those_of_the_frames(model: VisionLanguageModel, temporal: int) -> None:
+    """Of an encoder of pairs, and of one that reads frames one by one, in every row and in the precision of a store."""
+    torch.manual_seed(1)
+    encoder = model.frontend.encoder if temporal == 2 else FrameByFrame().freeze()
+    frontend = FrontEnd(encoder, Pairs())
+    tiles = frontend.tiles(shown())
+    direct = frontend.encode_tiles(tiles)
+    stored = frontend.encode_tiles(Tiles([], tiles.plans, [pack(row, "fp16") for row in direct.rows]))
+    assert stored.lengths == direct.lengths
+    assert (stored.grids, stored.plans) == (direct.grids, direct.plans)
+    torch.testing.assert_close(stored.packed.float(), direct.packed, atol=1e-3, rtol=1e-3)
+    prefix, again = (model.connector(visual) for visual in (direct, stored))
+    assert torch.equal(prefix.mask, again.mask)
+    torch.testing.assert_close(prefix.embeds, again.embeds, atol=1e-2, rtol=1e-2)
 
 
 def test_it_trains_on_mixed_rows(model: VisionLanguageModel) -> None:

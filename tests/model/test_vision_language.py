@@ -180,7 +180,7 @@ def test_examples_that_do_not_fit(root: Path) -> None:
         model.answer(two, ["a", "b"], examples=[[(one, "what?", "it")]])
     with pytest.raises(UsageError, match="holds 2 images"):
         model.answer(one, ["a"], examples=[[(two, "what?", "it")]])
-    with pytest.raises(UsageError, match="fewer tiles or examples"):
+    with pytest.raises(UsageError, match="fewer tiles, frames or examples"):
         model.answer(one, ["a"], examples=[[(one, "what?", "it")] * 12])
 
 

@@ -19,6 +19,7 @@ from qformer.resolution import chosen, guard
 from qformer.resolution.base import Refused, cut_all, plannable
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig, LimitsConfig
+from qformer.stages.inherit import inherit
 from qformer.types import BadSample, Sample, UsageError
 from tests.resolution.test_strategies import made
 from tests.test_config import refused, values
@@ -87,11 +88,22 @@ def test_a_strategy_within_limits_refuses_by_the_name_of_its_own_option() -> Non
         lambda: strategy.plan_many([(300, 300)] * 5),
         lambda: strategy.plan_video(300, 300, 5),
     ):
-        with pytest.raises(
-            UsageError, match=r"5 tiles, but limits.tiles is 4; lower max_slices or queries of resolution"
-        ):
+        lower = "lower max_slices or queries, or for clips max_frames, of resolution"
+        with pytest.raises(UsageError, match=f"5 tiles, but limits.tiles is 4; {lower}"):
             plan()
     assert isinstance(chosen(Choice(name="fixed"), LimitsConfig()), Fixed)
+
+
+def test_stage_two_takes_the_limits_of_its_init_with_its_resolution() -> None:
+    start = parse_config(values(stage="stage1", resolution={"name": "uhd"}, limits={"tiles": 4}))
+    bare = {"stage": "stage2", "llm": {"path": "mini:opt"}, "init": "one"}
+    for more, tiles in (
+        ({}, 4),
+        ({"resolution": {"name": "uhd"}}, 4),
+        ({"limits": {"tiles": 9}}, 9),
+        ({"resolution": {"name": "internvl"}}, None),  # of which 4 tiles say nothing
+    ):
+        assert inherit(parse_config(values(**bare, **more)), start).limits.tiles == tiles
 
 
 def test_a_refusal_is_a_bad_sample_that_survives_pickling() -> None:

@@ -230,3 +230,11 @@ def test_frames_of_qwen2vl_are_spread_evenly() -> None:
 def test_frames_that_are_not_there_are_refused(options: dict[str, int], total: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         made("qwen2vl", **options).sample(total, 25.0)
+
+
+@pytest.mark.parametrize("name", ["fixed", "pad_square", "uhd", "internvl"])
+def test_strategies_without_a_rule_for_clips_take_as_many_frames_as_they_are_told(name: str) -> None:
+    assert made(name, max_frames=3).sample(200, 25.0) == [0, 99, 199]
+    assert made(name, max_frames=3).sample(60, 25.0) == [0, 25, 50]
+    with pytest.raises(UsageError, match=r"resolution\.max_frames is 0; give 1 or more"):
+        made(name, max_frames=0)

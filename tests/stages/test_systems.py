@@ -20,7 +20,7 @@ from qformer.stages import loop
 from qformer.stages.plan import beside
 from qformer.stages.plan.forecast import plan
 from qformer.stages.plan.outline import outline, outline_language_model, read_sizes
-from qformer.types import Plan, UsageError
+from qformer.types import Batch, Plan, UsageError
 from qformer.videos import Clip
 from tests.commands import command, outcome
 
@@ -58,8 +58,14 @@ def test_a_mini_preset_learns_and_reads_pictures_of_any_size(tmp_path: Path, nam
     model = qformer.load(tmp_path / "run", device="cpu")
     assert isinstance(model, VisionLanguageModel)
     clip = Clip(torch.stack([picture(130, 100, seed) for seed in range(4)]), 2.0)
-    shown: list[Any] = [picture(640, 480, 1), picture(100, 400, 2), [picture(200, 300, 3), picture(50, 60, 4)], clip]
-    tiles = model.frontend.tiles(shown)
+    sizes = [(640, 480), (100, 400), (333, 777), (120, 120), (50, 31), (900, 130)]
+    pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    shown: list[Any] = [*pictures, [picture(200, 300, 3), picture(50, 60, 4)], clip]
+    tiles, new = model.frontend.tiles(shown), {"num_beams": 1, "min_new_tokens": 6, "max_new_tokens": 6}
+    told = ["a red ball", "two", "a blue cube on a ball", "a"] * 2
+    asked = ["what is this?", "how many balls are red?"] * 4
+    captions, answers = model.generate(tiles, **new), model.answer(tiles, asked, **new)
+    losses_alone = []
     with torch.no_grad():
         together = model.prefix(tiles)
         for row, (plan_of, one) in enumerate(zip(tiles.plans, shown, strict=True)):
@@ -67,11 +73,17 @@ def test_a_mini_preset_learns_and_reads_pictures_of_any_size(tmp_path: Path, nam
             assert int(together.mask[row].sum()) == counted
             if name != "blip2":  # whose plans know nothing of the Q-Former
                 assert counted == tokens_and_markers(plan_of)
-            alone = model.prefix(model.frontend.tiles([one]))
+            by_itself = model.frontend.tiles([one])
+            alone = model.prefix(by_itself)
             torch.testing.assert_close(alone.embeds[0], together.embeds[row, :counted], rtol=1e-4, atol=1e-4)
-    captions = model.generate(tiles, max_new_tokens=2)
-    answers = model.answer(tiles, ["what is this?"] * len(shown), max_new_tokens=2)
-    assert len(captions) == len(answers) == len(shown)
+            assert model.generate(by_itself, **new) == captions[row : row + 1]
+            assert model.answer(by_itself, asked[row : row + 1], **new) == answers[row : row + 1]
+            batch = Batch(by_itself, told[row : row + 1])
+            losses_alone.append(float(model(batch)["lm"]) * model.count_targets(batch))
+        batch = Batch(tiles, told)
+        mean = sum(losses_alone) / model.count_targets(batch)
+        assert float(model(batch)["lm"]) == pytest.approx(mean, rel=1e-5)
+    assert len({*captions, *answers}) > 1  # they do not say the same whatever they see
 
 
 def tokens_and_markers(plan_of: Plan) -> int:
