@@ -23,13 +23,15 @@ def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
     """Identity of an image, equal for all records that show it.
 
     Args:
-        image: the field of a `Sample`.
+        image: the field of a `Sample`; several pictures are the same image if each of them is, in the same order.
         given: the id from its source, if there is one.
         name: name of the record, used if `image` is neither a path nor data.
     """
     known = plain_id(given)
     if known is not None:
         return known
+    if isinstance(image, list):
+        return " + ".join(str(of_picture(one, name=name)) for one in image)
     if isinstance(image, str | os.PathLike):
         return of_path(image)
     return f"bytes {digest(image)}" if holds_bytes(image) else name
@@ -82,6 +84,8 @@ def digest(image: Any) -> str:
 
 def stamp(image: Any) -> str:
     """Fingerprint that changes with an image: size and modification time of its file, or the digest of its bytes."""
+    if isinstance(image, list):
+        return " + ".join(map(stamp, image))
     if isinstance(image, str | os.PathLike):
         found = look(image)
         return MISSING if found is None else "{} {}".format(*found)
