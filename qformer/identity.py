@@ -92,8 +92,11 @@ def stamp(image: Any) -> str:
     return digest(image) if holds_bytes(image) else ""
 
 
-def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Size in bytes and modification time in ns of a file; None if it cannot be accessed."""
+def look(path: str | os.PathLike[str] | list[Path]) -> tuple[int, int] | None:
+    """Size in bytes and modification time in ns of a file, or of a list of them together; None if one is not there."""
+    if isinstance(path, list):
+        seen = [found for found in map(look, path) if found is not None]
+        return (sum(size for size, _ in seen), max(time for _, time in seen)) if len(seen) == len(path) else None
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -101,8 +104,8 @@ def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def is_same(path: Path, size: int, time: int, known: str) -> bool:
-    """Check if a file is unchanged, by its size and time, or by its bytes if only the time differs.
+def is_same(path: Path | list[Path], size: int, time: int, known: str) -> bool:
+    """Check if a file is unchanged, by its size and time, or by its bytes if only the time differs; or a list of files.
 
     A file that cannot be accessed counts as unchanged.
 
@@ -117,6 +120,7 @@ def is_same(path: Path, size: int, time: int, known: str) -> bool:
     if found[0] != size:
         return False
     try:
-        return digest(path.read_bytes()).startswith(known)
+        paths = path if isinstance(path, list) else [path]
+        return digest(b"".join(one.read_bytes() for one in paths)).startswith(known)
     except OSError:
         return True

@@ -8,13 +8,15 @@ import torch
 
 from qformer.images import read_image
 from qformer.resolution.base import cut, resize
-from qformer.types import Plan, Tiles, UsageError
+from qformer.types import BadSample, Plan, Tiles, UsageError
 from qformer.videos import Clip, is_video, read_shown, read_video
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from qformer.types import Sample
 
 
 def parts_of(shown: Any) -> list[Any]:
@@ -29,6 +31,20 @@ def parts_of(shown: Any) -> list[Any]:
     return parts
 
 
+def only_picture(sample: Sample) -> Any:
+    """Get the picture of a sample, for what takes one picture each, such as a gallery.
+
+    Raises:
+        BadSample: kinds `several images`, and `no image` for a video.
+    """
+    parts = parts_of(sample.image)
+    if len(parts) > 1:
+        raise BadSample("several images", f"{sample.key} shows {len(parts)} together; one is taken here")
+    if is_video(parts[0]):
+        raise BadSample("no image", f"{sample.key} shows a video; a picture is taken here")
+    return parts[0]
+
+
 def read_row(shown: Any, strategy: Any) -> list[Tensor | Clip]:
     """Read the pictures of a row, uint8[3, h, w], and of its videos the frames that the strategy chooses.
 
@@ -38,7 +54,19 @@ def read_row(shown: Any, strategy: Any) -> list[Tensor | Clip]:
     Raises:
         UsageError, BadSample: as `read_image` and `read_video` do.
     """
-    return [read_shown(one, strategy) for one in parts_of(shown)]
+    parts = parts_of(shown)
+    read: list[Tensor | Clip] = []
+    for number, one in enumerate(parts, 1):
+        try:
+            found = read_shown(one, strategy)
+        except BadSample as bad:
+            if len(parts) == 1 or isinstance(bad, UsageError):
+                raise
+            raise BadSample(bad.kind, f"number {number} of the {len(parts)} shown: {bad.detail}") from bad
+        if isinstance(found, Clip) and not found.sampled:
+            found = Clip(found.frames[strategy.sample(len(found.frames), found.fps)], found.fps, True)
+        read.append(found)
+    return read
 
 
 def glance(shown: Any) -> Tensor:
@@ -56,40 +84,33 @@ def glance(shown: Any) -> Tensor:
     return torch.cat([resize(one, width, height) for one, width in zip(pictures, widths, strict=True)], dim=2)
 
 
+def sizes_of(row: Sequence[Tensor | Clip]) -> list[tuple[int, int, int]]:
+    """Width, height and number of frames of each part of a row, 0 frames of a picture."""
+    pixels = [(one.frames, len(one.frames)) if isinstance(one, Clip) else (one, 0) for one in row]
+    return [(own.shape[-1], own.shape[-2], frames) for own, frames in pixels]
+
+
 def cut_row(row: Sequence[Tensor | Clip], strategy: Any) -> Tiles:
-    """Plan the pictures and clips of one row and cut them into its tiles.
+    """Plan what `read_row` has read, and cut it into the tiles of one row.
 
     Raises:
-        UsageError: the strategy refuses them; the error is a `BadSample` as well.
+        UsageError: the strategy refuses it; the error is a `BadSample` as well.
     """
-    pixels, plan = plan_row(row, strategy)
-    exact = strategy.rule.exact
+    plan, exact = plan_row(sizes_of(row), strategy), strategy.rule.exact
+    pixels = [one.frames if isinstance(one, Clip) else one for one in row]
     cuts = [cut(own, part, exact) for own, part in zip(pixels, plan.parts or (plan,), strict=True)]
     return Tiles([tile for own in cuts for tile in own], [plan])
 
 
-def plan_row(row: Sequence[Tensor | Clip], strategy: Any) -> tuple[list[Tensor], Plan]:
-    """Plan a row that shows several pictures and clips; pictures share what the strategy gives to several of them.
+def plan_row(sizes: Sequence[Sequence[int]], strategy: Any) -> Plan:
+    """Plan a row by its `sizes_of`; its pictures share what the strategy gives to several of them.
 
     Args:
-        row: uint8[3, h, w] or `Clip`s, at least one.
         strategy: a `ResolutionStrategy`.
 
-    Returns:
-        The pixels of each part of the plan: of a picture, or of the frames of a clip that are shown, uint8[F, 3, h, w].
+    Raises:
+        UsageError: as `cut_row`.
     """
-    pixels, sizes = [], []
-    for one in row:
-        kept = one
-        if isinstance(one, Clip):
-            kept = one.frames if one.sampled else one.frames[strategy.sample(len(one.frames), one.fps)]
-        sizes.append((kept.shape[-1], kept.shape[-2], len(kept) if isinstance(one, Clip) else 0))
-        pixels.append(kept)
-    return pixels, plan_sizes(sizes, strategy)
-
-
-def plan_sizes(sizes: Sequence[Sequence[int]], strategy: Any) -> Plan:
-    """Plan a row from width, height and number of frames of each part, 0 for a picture; see `plan_row`."""
     pictures = [(width, height) for width, height, frames in sizes if not frames]
     stills: Plan | None = strategy.plan_many(pictures) if pictures else None
     if stills is not None and len(pictures) == len(sizes):

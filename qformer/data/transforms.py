@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qformer.data.rows import sizes_of
 from qformer.videos import Clip
 
 if TYPE_CHECKING:
@@ -49,21 +50,13 @@ def augment(
 
     Those of one size are cropped alike, and all are mirrored or none, so that what can be compared stays comparable.
     """
-    boxes: dict[tuple[int, int], tuple[int, int, int, int]] = {}
-    for size in map(_size, row):
-        if size not in boxes:
-            boxes[size] = random_crop_box(*size, scale, rng)
+    sizes = [(width, height) for width, height, _ in sizes_of(row)]
+    boxes = {size: random_crop_box(*size, scale, rng) for size in dict.fromkeys(sizes)}
     mirrored = bool(flip) and rng.random() < flip
     done: list[Tensor | Clip] = []
-    for one in row:
-        left, top, right, bottom = boxes[_size(one)]
+    for one, size in zip(row, sizes, strict=True):
+        left, top, right, bottom = boxes[size]
         pixels = (one.frames if isinstance(one, Clip) else one)[..., top:bottom, left:right]
         pixels = pixels.flip(-1) if mirrored else pixels
         done.append(replace(one, frames=pixels) if isinstance(one, Clip) else pixels)
     return done
-
-
-def _size(shown: Tensor | Clip) -> tuple[int, int]:
-    """(width, height) of a picture or of the frames of a clip."""
-    height, width = (shown.frames if isinstance(shown, Clip) else shown).shape[-2:]
-    return width, height

@@ -138,19 +138,19 @@ def test_what_is_broken_is_skipped_and_named(tmp_path: Path) -> None:
         {"video": {"bytes": b"1".hex(), "path": None}},
         {"image": ["0.png"] * 10},  # more than limits.tokens
         {"image": ["0.png", "clip.mp4"]},  # together
-        {"image": ["1.png", "2.png"]},
+        *[{"image": ["1.png", "2.png"]}] * 10,
     ]
     path = jsonl(tmp_path / "bad.jsonl", [{"caption": f"number {n}"} | one for n, one in enumerate(shown)])
-    made = batches(sources.build("jsonl", path=path), Limited(STRATEGY, tokens=38), batch=11)
+    made = batches(sources.build("jsonl", path=path), Limited(STRATEGY, tokens=38), batch=20)
     found = {record["index"]: record for record in made[0].skipped if "replacement" not in record}
     kinds = ["undecodable", "missing", "no image", "no image", "missing", "undecodable", "unreadable", "no image"]
     assert {index: record["kind"] for index, record in found.items()} == {
         str(n): kind for n, kind in enumerate([*kinds, "refused", "refused"])
     }
-    assert "broken.png" in found["0"]["detail"]
+    assert found["0"]["detail"].startswith("number 2 of the 2 shown: not an image")
     assert "a row of 10 pictures makes 40 tokens" in found["8"]["detail"]
     assert "a row of 2 pictures makes 40 tokens, but limits.tokens is 38" in found["9"]["detail"]
-    assert sizes(made[0].batch.tiles) == [[(48, 32), (56, 32)]] * 11
+    assert sizes(made[0].batch.tiles) == [[(48, 32), (56, 32)]] * 20
 
 
 def test_without_pyav_the_run_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
