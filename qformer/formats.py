@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ SYSTEM = frozenset(
     | {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir", "#recycle"}
 )
 APPLE_DOUBLE = "._"  # prefix of a file with the metadata that macOS cannot keep in the file itself
+
+
+class VideoFile(type(Path())):  # type: ignore[misc]
+    """File that is read as a video whatever its name says, such as a GIF that stands among videos."""
 
 
 def is_system_file(parts: Iterable[str]) -> bool:

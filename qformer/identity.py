@@ -23,13 +23,15 @@ def of_picture(image: Any, given: Any = None, name: str = "") -> str | int:
     """Identity of an image, equal for all records that show it.
 
     Args:
-        image: the field of a `Sample`.
+        image: the field of a `Sample`; several pictures are the same image if each of them is, in the same order.
         given: the id from its source, if there is one.
         name: name of the record, used if `image` is neither a path nor data.
     """
     known = plain_id(given)
     if known is not None:
         return known
+    if isinstance(image, list):
+        return " + ".join(str(of_picture(one, name=name)) for one in image)
     if isinstance(image, str | os.PathLike):
         return of_path(image)
     return f"bytes {digest(image)}" if holds_bytes(image) else name
@@ -82,14 +84,19 @@ def digest(image: Any) -> str:
 
 def stamp(image: Any) -> str:
     """Fingerprint that changes with an image: size and modification time of its file, or the digest of its bytes."""
+    if isinstance(image, list):
+        return " + ".join(map(stamp, image))
     if isinstance(image, str | os.PathLike):
         found = look(image)
         return MISSING if found is None else "{} {}".format(*found)
     return digest(image) if holds_bytes(image) else ""
 
 
-def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Size in bytes and modification time in ns of a file; None if it cannot be accessed."""
+def look(path: str | os.PathLike[str] | list[Path]) -> tuple[int, int] | None:
+    """Size in bytes and modification time in ns of a file, or of a list of them together; None if one is not there."""
+    if isinstance(path, list):
+        seen = [found for found in map(look, path) if found is not None]
+        return (sum(size for size, _ in seen), max(time for _, time in seen)) if len(seen) == len(path) else None
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -97,8 +104,8 @@ def look(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def is_same(path: Path, size: int, time: int, known: str) -> bool:
-    """Check if a file is unchanged, by its size and time, or by its bytes if only the time differs.
+def is_same(path: Path | list[Path], size: int, time: int, known: str) -> bool:
+    """Check if a file is unchanged, by its size and time, or by its bytes if only the time differs; or a list of files.
 
     A file that cannot be accessed counts as unchanged.
 
@@ -113,6 +120,7 @@ def is_same(path: Path, size: int, time: int, known: str) -> bool:
     if found[0] != size:
         return False
     try:
-        return digest(path.read_bytes()).startswith(known)
+        paths = path if isinstance(path, list) else [path]
+        return digest(b"".join(one.read_bytes() for one in paths)).startswith(known)
     except OSError:
         return True

@@ -350,7 +350,8 @@ class Sample:
     """One record of a data source.
 
     Attributes:
-        image: encoded bytes, path of a file, or decoded pixels `uint8[h, w, 3]`.
+        image: encoded bytes, path of a file, or decoded pixels `uint8[h, w, 3]`; a file that is a video by its name; or
+            a list of these, which are shown together, in this order.
         key: name of the record in messages and in `skipped.jsonl` (a path, a line number, a seed).
         image_id: equal for records that show the same image. None is replaced by the identity from
             `qformer.identity`: the normalized path of the file, or the digest of the bytes.
@@ -360,7 +361,7 @@ class Sample:
         facts: other fields of the record, by their own names, such as ids, types, choices and labels, for benchmarks.
     """
 
-    image: bytes | Path | np.ndarray
+    image: bytes | Path | np.ndarray | list[Any]
     key: str
     image_id: Any = None  # str or int once the sample is made
     captions: list[str] = field(default_factory=list)

@@ -14,6 +14,7 @@ from qformer.checkpoints.weights import load_stage_one, load_text_path, start_fr
 from qformer.data import sources
 from qformer.data.held_out import HeldOut
 from qformer.data.loader import Batches
+from qformer.data.rows import glance
 from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.figures import curves as drawing
@@ -69,7 +70,8 @@ def train(config: Config, trust: bool = False) -> Path:
     held = validation_data(config)
     on_gpu = torch.cuda.is_available() and not config.train.fsdp  # FSDP moves layers one by one
     device = f"cuda:{distributed.local_rank()}" if on_gpu else "cpu"
-    pictures = [] if held is None else [held.groups[0][i : i + 1].pixels[0] for i in range(len(held.groups[0][:SHOWN]))]
+    first = [] if held is None else held.samples[: min(SHOWN, config.data.batch)]
+    pictures = [glance(sample.image) for sample in first]
     encoder, store, held = prepare(config, source, strategy, held)
     text = None if config.question is None else text_path(config.question, start)
     if text is not None:

@@ -133,17 +133,17 @@ class Karpathy(Annotated):
             return _group(
                 [(_get(r, "image"), strings(_get(r, "caption")), _image_facts(r, "image_id", "img_id")) for r in values]
             )
-        found = _get_lists(values, "images")
-        if found is None:
+        found = _get(values, "images")
+        if not isinstance(found, list):
             raise self.refuse("an object with a list `images`, or a list of objects with `image` and `caption`")
         if "annotations" in values:
             raise UsageError(f"'{self.path}' has the form of coco; read it by name: coco")
         wanted = {"train", "restval"} if self.split in (None, "train") else {self.split}
-        known = {str(_get(record, "split")) for record in found[0]}
-        if found[0] and not known & {*wanted}:
+        known = {str(_get(record, "split")) for record in found}
+        if found and not known & {*wanted}:
             raise UsageError(f"'{self.path}' has no split '{self.split or 'train'}'; it has {', '.join(sorted(known))}")
         rows = []
-        for record in found[0]:
+        for record in found:
             if _get(record, "split") in wanted or not isinstance(record, dict):
                 name, folder = _get(record, "filename"), _get(record, "filepath")
                 sentences = _get(record, "sentences")
@@ -173,13 +173,8 @@ class VisualGenome(Annotated):
         for record in values:
             regions, number = _get(record, "regions"), _get(record, "id")
             phrases = [_get(region, "phrase") for region in regions] if isinstance(regions, list) else []
-            rows.append(
-                (
-                    f"{number}.jpg" if isinstance(number, int | str) else None,
-                    strings(phrases),
-                    _image_facts(record, "id"),
-                )
-            )
+            name = f"{number}.jpg" if isinstance(number, int | str) else None
+            rows.append((name, strings(phrases), _image_facts(record, "id")))
         return _group(rows)
 
     def file(self, name: str) -> Path:
@@ -189,12 +184,6 @@ class VisualGenome(Annotated):
 
 def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
-
-
-def _get_lists(values: Any, *keys: str) -> list[list[Any]] | None:
-    """Get these fields of an object if all are lists, else None."""
-    found = [_get(values, key) for key in keys]
-    return found if all(isinstance(value, list) for value in found) else None
 
 
 def _image_facts(record: Any, *names: str) -> Facts:

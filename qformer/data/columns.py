@@ -1,4 +1,4 @@
-"""Columns of a record, by usual or given names: image, captions, question, answers, choices.
+"""Columns of a record, by usual or given names: image, video, captions, question, answers, choices.
 
 Annotation files differ in the names of columns and in how they store a text: plainly, in a list, in an object
 (`{"answer": "red", "answer_confidence": "yes"}`), or as a printed list in a cell of a table. All sources of records
@@ -13,23 +13,28 @@ import binascii
 import dataclasses
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.encodings import decode_text
+from qformer.formats import VideoFile
 from qformer.identity import of_path, plain_id
+from qformer.types import LeftOut
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-IMAGES = ("image", "image_path", "file_name")
+IMAGES = ("image", "image_path", "file_name", "images")
 CAPTIONS = ("captions", "caption")  # and `text`, if there is no question
 ANSWERS = ("answers", "answer")  # and `label`, if it is a text or the number of a choice
 CHOICES = ("choices", "options")
 QUESTION_IDS = ("question_id", "questionId", "qid", "index")
 WITHIN = ("answer", "caption", "raw", "text")  # keys of a text, or a list of texts, in an object
+CONVERSATION = "conversations"
+PLACES = re.compile(r"(?:\s*<(?:image|video)>)+\s*")  # of pictures in a text; here they come first
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d?)?\}")  # in a pattern such as {split}/{image_id:012}.jpg
 LISTED = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
@@ -44,7 +49,8 @@ class ColumnOptions:
     """Options shared by all sources of records: names of columns, where None means the usual name.
 
     Attributes:
-        image: the picture, or a pattern of columns, such as `{split}/{image_id:012}.jpg`.
+        image: the picture, or a list of several that are shown together, or a pattern of columns, such as
+            `{split}/{image_id:012}.jpg`.
         caption: one text or several.
         question: a text.
         answers: one text or several, a number, or the right choice.
@@ -64,19 +70,27 @@ class ColumnOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns(ColumnOptions):
-    """Columns of a record, and the reading of pictures and texts from them."""
+    """Columns of a record, and the reading of pictures and texts from them.
+
+    Attributes:
+        video: the video file, of records without a picture; an option of sources whose records may have one.
+    """
+
+    video: str | None = None
 
     @staticmethod
     def of(source: ColumnOptions) -> Columns:
         """Take the column names from the options of a source."""
-        return Columns(**{field.name: getattr(source, field.name) for field in dataclasses.fields(ColumnOptions)})
+        return Columns(**{field.name: getattr(source, field.name, None) for field in dataclasses.fields(Columns)})
 
     def needed(self) -> list[str]:
         """List the columns that the user named and that must exist."""
-        patterns = FIELD.findall(self.image or "")
-        image = [name for name, _ in patterns] if patterns else [self.image]
+        shown: list[str | None] = []
+        for column in (self.image, self.video):
+            patterns = FIELD.findall(column or "")
+            shown += [name for name, _ in patterns] if patterns else [column]
         choices = self.choices if isinstance(self.choices, list) else [self.choices]
-        named = [*image, self.caption, self.question, self.answers, *choices, self.statement, self.id]
+        named = [*shown, self.caption, self.question, self.answers, *choices, self.statement, self.id]
         return [name for name in named if name is not None]
 
     def among(self, names: Collection[str]) -> Columns:
@@ -89,9 +103,13 @@ class Columns(ColumnOptions):
                 question = "text"
         if caption is None and question is None:
             caption = _find_first(("text",), names)
-        image = self.image or _find_first(IMAGES, names) or ("{image_id}.jpg" if "image_id" in names else None)
+        video = self.video or _find_first(("video",), names)
+        image = self.image or _find_first(IMAGES, names)
+        if image is None and video is None and "image_id" in names:
+            image = "{image_id}.jpg"
         return Columns(
             image=image,
+            video=video,
             caption=caption,
             question=question,
             answers=self.answers or _find_first(ANSWERS, names),
@@ -100,26 +118,18 @@ class Columns(ColumnOptions):
             id=self.id,
         )
 
-    def picture(self, record: dict[str, Any], folder: Path) -> bytes | Path | None:
-        """Get the encoded image of a record (bytes or base64), or its file; None if there is none, or several."""
-        if FIELD.search(self.image or ""):
-            value: Any = self._fill_pattern(record)
-        else:
-            value = record.get(self.image or "")
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str):
-            return _decode_base64(value) or (folder / value if value.strip() else None)
-        return value if isinstance(value, bytes) and value else None
+    def picture(self, record: dict[str, Any], folder: Path) -> Any:
+        """Get what a record shows: an encoded image (bytes or base64), a file, or a list of several of these.
 
-    def _fill_pattern(self, record: dict[str, Any]) -> str | None:
-        """Fill the pattern of the image's name with a record's values; None if a value is not a text or a number."""
-        values = {name: written(record.get(name)) for name, _ in FIELD.findall(self.image or "")}
-        if not all(values.values()):
-            return None
-        return FIELD.sub(lambda found: values[found[1]].zfill(int(found[2] or 0)), self.image or "")
+        A record without a picture has a `VideoFile`, if it has a video. None if there is nothing, or one of several
+        cannot be a picture.
+        """
+        for column, kind in ((self.image or "", Path), (self.video or "", VideoFile)):
+            value = _fill_pattern(column, record) if FIELD.search(column) else record.get(column)
+            parts = [_picture_in(one, folder, kind) for one in (value if isinstance(value, list) else [value])]
+            if any(part is not None for part in parts):
+                return None if None in parts else parts if len(parts) > 1 else parts[0]
+        return None
 
     def texts(self, record: dict[str, Any]) -> dict[str, Any]:
         """Read `captions`, `question`, `answers` and `facts` of a `Sample` from a record; other types are ignored.
@@ -150,6 +160,8 @@ class Columns(ColumnOptions):
         if self.statement is not None:
             facts["statement"] = record.get(self.statement)
         question = next(iter(strings(record.get(self.question or ""))), None)
+        if question is not None and (isinstance(record.get(self.image or ""), list) or record.get(self.video or "")):
+            question = PLACES.sub(" ", question).strip()
         return {
             "captions": strings(record.get(self.caption or "")),
             "question": question,
@@ -172,15 +184,50 @@ class Columns(ColumnOptions):
         return cells if all(cells) else []
 
 
-def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[bytes | Path | None, dict[str, Any]]:
-    """Read the image and the texts (see `Columns.texts`) of a record, whose columns may differ from those of others.
+def read_record(record: dict[str, Any], named: Columns, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Read what a record shows and its texts (see `Columns`); its columns may differ from those of other records.
 
     Args:
         named: columns named by the user.
         folder: folder that paths of images are relative to.
     """
+    record = unfold(record)
     columns = named.among([name for name, value in record.items() if _is_filled(name, value)])
     return columns.picture(record, folder), columns.texts(record)
+
+
+def unfold(record: dict[str, Any]) -> dict[str, Any]:
+    """Turn `conversations`, as in LLaVA's training files, into a `question` and its `answers`: the first of them."""
+    turns = record.get(CONVERSATION)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return record
+    said = [(turn.get("from"), turn.get("value")) for turn in turns]
+    places = [place for place, (who, value) in enumerate(said) if who == "human" and isinstance(value, str)]
+    rest = {name: value for name, value in record.items() if name != CONVERSATION}
+    if not places:
+        return rest
+    if len(places) > 1:
+        told = "of each of the `conversations`, the first question and its answer are read"
+        warnings.warn(told, LeftOut, stacklevel=1)
+    answers = [value for who, value in said[places[0] + 1 : places[0] + 2] if who == "gpt"]
+    return {"question": PLACES.sub(" ", said[places[0]][1]).strip(), "answers": answers} | rest
+
+
+def _picture_in(value: Any, folder: Path, kind: type[Path]) -> bytes | Path | None:
+    """Get an encoded image, or the file, from one cell; from a cell for videos the file alone."""
+    if isinstance(value, dict):
+        value = (value.get("bytes") if kind is Path else None) or value.get("path")
+    if isinstance(value, str):
+        return (kind is Path and _decode_base64(value)) or (kind(folder / value) if value.strip() else None)
+    return value if isinstance(value, bytes) and value and kind is Path else None
+
+
+def _fill_pattern(pattern: str, record: dict[str, Any]) -> str | None:
+    """Fill the pattern of a file's name with a record's values; None if a value is not a text or a number."""
+    values = {name: written(record.get(name)) for name, _ in FIELD.findall(pattern)}
+    if not all(values.values()):
+        return None
+    return FIELD.sub(lambda found: values[found[1]].zfill(int(found[2] or 0)), pattern)
 
 
 def _is_filled(name: str, value: Any) -> bool:

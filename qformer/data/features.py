@@ -21,15 +21,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
-from qformer.data.shard_file import FILES, ROWS, Manifest, Unsound, read_shard, write_shard
+from qformer.data.rows import cut_row, parts_of, plan_row, read_row, sizes_of
+from qformer.data.shard_file import FILES, PARTS, ROWS, Manifest, Unsound, read_shard, write_shard
 from qformer.data.transforms import augment
 from qformer.files import soundness
 from qformer.files.packing import pack
 from qformer.files.records import read_object
 from qformer.identity import digest, is_same, look
-from qformer.images import read_file, read_image
-from qformer.resolution.base import cut_all
+from qformer.images import read_file
 from qformer.types import BadSample, Sample, Tiles, UsageError
+from qformer.videos import Clip, is_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ class StoredSample:
         mark: result of `mark`; 0 if the source raised an error.
         fault: kind and detail of a `BadSample`.
         file: size, modification time and start of the digest of the image's file; `NO_FILE` if there is no file.
+        shown: `sizes_of` each crop.
     """
 
     number: int
@@ -62,6 +64,7 @@ class StoredSample:
     tiles: Tiles | None = None
     fault: tuple[str, str] | None = None
     file: tuple[int, int, int] = NO_FILE
+    shown: list[list[tuple[int, int, int]]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,24 +80,25 @@ class CropDataset(Dataset[StoredSample]):
         views = StoredSample(number, 0)
         try:
             sample = self.source[number]
-            views.mark = mark(sample)
-            data, views.file = sample.image, _file_of(sample.image)
-            if isinstance(data, Path):
-                data = read_file(data)
-                views.file = (*views.file[:2], _start_of(digest(data)))
-            image = read_image(data)
+            views.mark, parts = mark(sample), parts_of(sample.image)
+            views.file = _file_of(parts)
+            if views.file != NO_FILE:
+                data = [read_file(one) for one in parts]
+                views.file = (*views.file[:2], _start_of(digest(b"".join(data))))
+                parts = [one if is_video(one) else own for one, own in zip(parts, data, strict=True)]
+            row = read_row(parts, self.strategy)
             draws = [np.random.default_rng([number, crop]) for crop in range(self.data.features.crops)]
-            views.tiles = cut_all([augment(image, self.data.crop, self.data.flip, rng) for rng in draws], self.strategy)
+            crops = [augment(row, self.data.crop, self.data.flip, rng) for rng in draws]
+            views.tiles = Tiles.join([cut_row(crop, self.strategy) for crop in crops])
+            views.shown = list(map(sizes_of, crops))
         except BadSample as bad:
             views.fault = bad.kind, bad.detail
         return views
 
 
-def _file_of(image: Any) -> tuple[int, int, int]:
-    """Get size and time of an image's file, or -1 twice if it does not exist."""
-    if not isinstance(image, Path):
-        return NO_FILE
-    return (*(look(image) or (-1, -1)), 0)
+def _file_of(parts: list[Any]) -> tuple[int, int, int]:
+    """Get size and time of the files of what a sample shows, or -1 twice if one does not exist."""
+    return (*(look(parts) or (-1, -1)), 0) if all(isinstance(one, Path) for one in parts) else NO_FILE
 
 
 def _start_of(digest: str) -> int:
@@ -103,9 +107,14 @@ def _start_of(digest: str) -> int:
 
 def mark(sample: Sample) -> int:
     """Compute a cheap positive fingerprint of an image, from its bytes or pixels, or from the end of its path."""
-    image = sample.image
-    known = "/".join(image.parts[-2:]).encode() if isinstance(image, Path) else bytes(image)
+    known = b"\0".join(map(_known, parts_of(sample.image)))
     return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest()) >> 1 or 1
+
+
+def _known(image: Any) -> bytes:
+    if isinstance(image, Path):
+        return "/".join(image.parts[-2:]).encode()
+    return bytes(image.frames.numpy() if isinstance(image, Clip) else image)
 
 
 @dataclass
@@ -118,6 +127,7 @@ class Shard:
         sizes: width and height of each crop, which determine its plan.
         marks, files: fields of each `StoredSample`; shards of earlier versions have no `files`.
         faults: faults of the samples that are not stored, by place.
+        parts: `sizes_of` the crops that show several pictures or a clip, by number of the crop.
     """
 
     rows: Any
@@ -127,6 +137,7 @@ class Shard:
     marks: list[int]
     faults: dict[str, tuple[str, str]]
     files: list[list[int]]
+    parts: dict[int, list[list[int]]]
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> Shard:
@@ -138,7 +149,10 @@ class Shard:
         file, lists, faults = read_shard(path, verify)
         first_tile, first_row = ([0, *accumulate(lists[name])] for name in ("tiles", "lengths"))
         files = lists.get(FILES, [list(NO_FILE)] * len(lists["marks"]))
-        return cls(file, first_tile, first_row, lists["sizes"], lists["marks"], faults, files)
+        parts: dict[int, list[list[int]]] = {}
+        for crop, *size in lists.get(PARTS, ()):
+            parts.setdefault(crop, []).append(size)
+        return cls(file, first_tile, first_row, lists["sizes"], lists["marks"], faults, files, parts)
 
     def read(self, crop: int) -> list[Tensor]:
         """Read the packed tokens of each tile of a crop."""
@@ -158,6 +172,7 @@ class ShardWriter:
     marks: list[int] = field(default_factory=list)
     files: list[tuple[int, int, int]] = field(default_factory=list)
     faults: dict[str, tuple[str, str]] = field(default_factory=dict)
+    parts: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, views: StoredSample, crops: int, tokens: Iterator[Tensor]) -> None:
         """Add the next sample.
@@ -170,6 +185,9 @@ class ShardWriter:
         """
         if views.fault is not None:
             self.faults[str(len(self.marks))] = views.fault
+        for crop, shown in enumerate(views.shown, len(self.sizes)):
+            if len(shown) > 1 or shown[0][2]:
+                self.parts += [(crop, *size) for size in shown]
         plans = [None] * crops if views.tiles is None else views.tiles.plans
         for plan in plans:
             self.tiles.append(0 if plan is None else len(plan.tiles))
@@ -202,6 +220,8 @@ class ShardWriter:
             "marks": torch.tensor(self.marks, dtype=torch.int64),
             FILES: torch.tensor(self.files, dtype=torch.int64),
         }
+        if self.parts:  # without them, as in stores of one picture a sample
+            tensors[PARTS] = torch.tensor(self.parts, dtype=torch.int64)
         write_shard(path, tensors, self.faults)
 
 
@@ -302,8 +322,8 @@ class FeatureStore:
         if bad:
             raise BadSample(*opened.faults[str(place)])
         row = place * self.crops + crop
-        width, height = opened.sizes[row]
-        plan, tokens = strategy.plan(width, height), opened.read(row)
+        plan = plan_row(opened.parts.get(row) or [(*opened.sizes[row], 0)], strategy)
+        tokens = opened.read(row)
         if len(plan.tiles) != len(tokens):
             raise self._damaged_shard_error(
                 shard, f"sample {number} has {len(tokens)} tiles, and would have {len(plan.tiles)}"
@@ -311,16 +331,14 @@ class FeatureStore:
         return Tiles([], [plan], tokens)
 
     def _check(self, number: int, sample: Sample, file: list[int]) -> None:
-        image, (size, time, start) = sample.image, file
-        if not isinstance(image, Path) or tuple(file) == NO_FILE or number in self._same:
+        parts, (size, time, start) = parts_of(sample.image), file
+        if tuple(file) == NO_FILE or number in self._same or _file_of(parts)[:2] in ((size, time), (-1, -1), (0, 0)):
             return
-        if look(image) in (None, (size, time)):
-            return
-        if not is_same(image, size, time, f"{start:0{DIGITS}x}"):
+        if not is_same(parts, size, time, f"{start:0{DIGITS}x}"):
             shard = self.path(number // self.about["per_shard"])
             raise UsageError(
-                f"'{image}' has changed since its tokens were stored; remove '{shard}', or the whole folder if more "
-                "images have changed, and run the same command to store them again"
+                f"'{' + '.join(map(str, parts))}' has changed since its tokens were stored; remove '{shard}', or the "
+                "whole folder if more images have changed, and run the same command to store them again"
             )
         self._same.add(number)
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.base import indices
+from qformer.data.rows import cut_row, glance, read_row
 from qformer.data.texts import answers_of, clean_question, usable_captions
-from qformer.images import read_image
-from qformer.resolution.base import cut_all, plannable
-from qformer.types import BadSample, Sample, UsageError
+from qformer.types import BadSample, Sample, Tiles, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from qformer.data.base import Source
     from qformer.resolution.base import ResolutionStrategy
-    from qformer.types import Tiles
 
 
 @dataclass
@@ -31,12 +29,12 @@ class ImageRecord:
     captions: list[str]
 
     def read(self, source: Source) -> Tensor:
-        """Read the image, uint8[3, h, w].
+        """Read the image, uint8[3, h, w]; several of one record stand side by side, see `glance`.
 
         Raises:
             BadSample: the image cannot be read.
         """
-        return read_image(source[self.index].image)
+        return glance(source[self.index].image)
 
 
 @dataclass
@@ -84,15 +82,14 @@ def read_groups(
     """Read groups of images, not augmented; the next group is read while the caller works on one."""
 
     def read(numbers: range) -> Group:
-        images, group = [], Group([], None, [])
+        rows, group = [], Group([], None, [])
         for number in numbers:
             try:
-                images.append(plannable(listed[number].read(source), strategy))
+                rows.append(_read(source[listed[number].index], strategy))
                 group.numbers.append(number)
             except BadSample as bad:
                 group.skipped.append(_record(listed[number].index, bad))
-        if images:
-            group.tiles = cut_all(images, strategy)
+        group.tiles = Tiles.join(rows) if rows else None
         return group
 
     with ThreadPoolExecutor(1) as ahead:
@@ -102,6 +99,10 @@ def read_groups(
                 done = coming.result()
                 coming = None if following is None else ahead.submit(read, following)
                 yield done
+
+
+def _read(sample: Sample, strategy: ResolutionStrategy) -> Tiles:
+    return cut_row(read_row(sample.image, strategy), strategy)
 
 
 def _record(index: Any, bad: BadSample) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
     """
     groups: list[Tiles] = []
     held = HeldOut(groups, [], [], [])
-    images: list[Tensor] = []
+    rows: list[Tiles] = []
     known: dict[str | int, list[str]] = {}  # captions by image id
     for index in indices(source):
         try:
@@ -160,19 +161,19 @@ def held_out(source: Source, strategy: ResolutionStrategy, limit: int | None, ba
                 continue
             if len(held) == limit:
                 break
-            images.append(plannable(read_image(sample.image), strategy))
+            rows.append(_read(sample, strategy))
         except BadSample as bad:
-            held.skipped.append({"index": str(index), "kind": bad.kind, "detail": bad.detail})
+            held.skipped.append(_record(index, bad))
             continue
         held.samples.append(sample)
         held.captions.append(captions)
         if not asks:
             known[sample.image_id] = captions
-        if len(images) == batch:
-            groups.append(cut_all(images, strategy))
-            images = []
-    if images:
-        groups.append(cut_all(images, strategy))
+        if len(rows) == batch:
+            groups.append(Tiles.join(rows))
+            rows = []
+    if rows:
+        groups.append(Tiles.join(rows))
     if not held.samples:
         raise UsageError(
             f"none of the {len(held.skipped)} validation samples could be used ({held.skipped[:3]}); "

@@ -21,12 +21,13 @@ import yaml
 
 from qformer import trust
 from qformer.data.base import Order, Seed, Shuffled
-from qformer.data.columns import IMAGES, QUESTION_IDS, ColumnOptions, Columns, columns_of, id_of
+from qformer.data.columns import CONVERSATION, IMAGES, QUESTION_IDS, ColumnOptions, Columns, columns_of, id_of, unfold
 from qformer.data.encodings import refuse_utf16
 from qformer.data.fetching import CHAIN, REMOTE, expand_local
 from qformer.data.orders import Windows
 from qformer.data.shards import add_member
 from qformer.data.webdataset import Sharded, open_shards
+from qformer.formats import VideoFile
 from qformer.lookup import nearest
 from qformer.types import BadSample, Sample, UsageError
 
@@ -55,7 +56,8 @@ class HuggingFace(ColumnOptions, Sharded):
         config, revision: configuration and revision on the hub.
         split: such as train (the default) or train[:10%]; a saved data set that is not a `DatasetDict` is one split.
         question_id: column with the ids of questions, for submissions; `question_id`, `questionId` or `qid` by default.
-        images: folder that image paths are relative to.
+        images: folder that paths of images and videos are relative to.
+        video: column with video files, for rows without a picture; `video` by default.
         streaming: read shard after shard instead of downloading everything first.
         window, keep_gb, cache: options of streaming, as in `webdataset`.
     """
@@ -66,6 +68,7 @@ class HuggingFace(ColumnOptions, Sharded):
     split: str | None = None
     question_id: str | None = None
     images: str = "."
+    video: str | None = None
     streaming: bool = False
     window: int = 8
     keep_gb: float = 100.0
@@ -105,11 +108,11 @@ class HuggingFace(ColumnOptions, Sharded):
         for column in [*named.needed(), *filter(None, [self.question_id])]:
             if column not in names:
                 raise UsageError(f"'{self.path}' has no column '{column}': {nearest(column, names)}")
-        columns = named.among(names)
-        if columns.image is None:
+        columns = named.among([*names, *(("question", "answers") if CONVERSATION in names else ())])
+        if columns.image is None and columns.video is None:
             listed = Path(str(self.path)).suffix.lower() in (".json", ".jsonl")
             raise UsageError(
-                f"'{self.path}' has no column {', '.join(IMAGES)}; set data.image to one of {_join_names(names)}"
+                f"'{self.path}' has no column {', '.join(IMAGES)}, video; set data.image to one of {_join_names(names)}"
                 f"{', or read it by name: jsonl' if listed else ''}"
             )
         statements = {"statement", "sentence"} & {*names, self.statement and "statement"}
@@ -250,9 +253,13 @@ class HuggingFace(ColumnOptions, Sharded):
         record = json.loads(members["json"])
         if record["fault"] is not None:
             raise BadSample(record["fault"], key)
-        return self._sample(key, members["img"] if record["path"] is None else Path(record["path"]), record)
+        paths = record["path"] if isinstance(record["path"], list) else [record["path"]]
+        kind = VideoFile if record.get("video") else Path
+        names = ["img"] if len(paths) == 1 else [f"{number}.img" for number in range(len(paths))]
+        image = [members[name] if path is None else kind(path) for name, path in zip(names, paths, strict=True)]
+        return self._sample(key, image if len(image) > 1 else image[0], record)
 
-    def _sample(self, key: str, image: bytes | Path, record: dict[str, Any]) -> Sample:
+    def _sample(self, key: str, image: Any, record: dict[str, Any]) -> Sample:
         record = {"facts": {self.id: record.get("id")}} | record  # for cached shards of older versions
         same = id_of(record["facts"], self.id, self.path)
         return Sample(image=image, key=key, image_id=same, **{key: record[key] for key in TEXTS})
@@ -260,7 +267,7 @@ class HuggingFace(ColumnOptions, Sharded):
     def _read_texts(self, row: dict[str, Any]) -> dict[str, Any]:
         """Read the texts of a row, with class numbers replaced by names."""
         named = {name: self._class_names(name) for name in row}
-        known = {name: _class_name(value, named[name]) for name, value in row.items()}
+        known = unfold({name: _class_name(value, named[name]) for name, value in row.items()})
         texts: dict[str, Any] = self._columns.texts(known)
         if self.question_id is not None:
             texts["facts"]["question_id"] = row[self.question_id]
@@ -287,12 +294,15 @@ class HuggingFace(ColumnOptions, Sharded):
                     for number, row in enumerate(self.rows.shard(num_shards=self.rows.num_shards, index=shard)):
                         image = self._columns.picture(row, Path(self.images))
                         fault = "no image" if image is None else None
-                        record = self._read_texts(row) | {"fault": fault, "path": None}
-                        if isinstance(image, Path):
-                            record["path"] = str(image)
+                        parts = image if isinstance(image, list) else [image]
+                        paths = [str(part) if isinstance(part, Path) else None for part in parts]
+                        record = self._read_texts(row) | {"fault": fault, "path": paths if len(paths) > 1 else paths[0]}
+                        record["video"] = isinstance(parts[0], VideoFile)
                         add_member(tar, f"{number:08d}.json", json.dumps(record, default=lambda _: None).encode())
-                        if isinstance(image, bytes):
-                            add_member(tar, f"{number:08d}.img", image)
+                        for place, part in enumerate(parts):
+                            if isinstance(part, bytes):
+                                name = "img" if len(parts) == 1 else f"{place}.img"
+                                add_member(tar, f"{number:08d}.{name}", part)
             except FileNotFoundError:
                 raise
             except OSError as error:

@@ -29,12 +29,14 @@ class JsonLines(ColumnOptions):
 
     Attributes:
         path: one file or several: a list, or a pattern such as `captions-*.jsonl` or `{00..11}.jsonl`.
-        images: folder that `image` is relative to; the file's own folder by default.
+        images: folder that `image` and `video` are relative to; the file's own folder by default.
+        video: column with a video file, for records without a picture; `video` by default.
         where: keep the records whose fields equal these, such as {split: train}; all by default.
     """
 
     path: str | list[str]
     images: str | None = None
+    video: str | None = None
     where: dict[str, Any] | None = None
     _files: list[str] = field(init=False, repr=False, compare=False)
     # int64[n, 4]: file, line number, start and length in bytes; for a file with one list: file, number in it, 0, 0

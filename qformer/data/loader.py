@@ -23,14 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from qformer import distributed
 from qformer.data.base import number_of, order_of
 from qformer.data.orders import extent_of
-from qformer.data.texts import (
-    clean_question,
-    draw_texts,
-)
+from qformer.data.rows import cut_row, read_row
+from qformer.data.texts import clean_question, draw_texts
 from qformer.data.transforms import augment
 from qformer.files.records import Form, read_lines, replace_records
-from qformer.images import read_image
-from qformer.resolution.base import cut_all
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -126,11 +122,12 @@ class Batches(Dataset[BatchRecord]):
         )
 
     def _read_tiles(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:
-        """Read a random crop of the image as tiles, or its stored tokens."""
+        """Read a random crop of what the sample shows as tiles, or its stored tokens."""
         if self.store is not None:
             crop = int(rng.integers(self.store.crops))
             return self.store.read(number_of(self.source, index), crop, sample, self.strategy)
-        return cut_all([augment(read_image(sample.image), self.data.crop, self.data.flip, rng)], self.strategy)
+        row = read_row(sample.image, self.strategy)
+        return cut_row(augment(row, self.data.crop, self.data.flip, rng), self.strategy)
 
 
 class SkippedLine(Form):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qformer.data.base import indices
+from qformer.data.rows import glance, parts_of
 from qformer.data.texts import draw_texts
-from qformer.images import read_image
 from qformer.types import BadSample
+from qformer.videos import is_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +32,19 @@ def preview(source: Source) -> Iterator[str]:
         try:
             sample = source[index]
             text, _ = draw_texts(sample, rng)
-            height, width = read_image(sample.image).shape[1:]
+            shown = " + ".join(map(_size, parts_of(sample.image)))
         except BadSample as fault:
             bad[fault.kind] += 1
             continue
-        texts.append(f"{width} x {height}: {' '.join(text.split())}")
+        texts.append(f"{shown}: {' '.join(text.split())}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in bad.most_common())
     yield f"{len(texts)} of the first {len(texts) + bad.total()} samples can be used" + (
         f"; not: {kinds}" if bad else ""
     )
     yield from texts[:SHOW]
+
+
+def _size(shown: Any) -> str:
+    """Size of one picture or video that a sample shows, such as `640 x 480` or `video of 640 x 480`."""
+    height, width = glance(shown).shape[1:]
+    return f"{'video of ' * is_video(shown)}{width} x {height}"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ROWS = "tokens"
 LISTS = ("lengths", "tiles", "sizes", "marks")
 FILES = "files"  # long[n, 3], size, time and digest of each sample's file; missing in shards of earlier versions
+PARTS = "parts"  # int[n, 4], number of a crop, width, height and frames of what it shows; of crops of several pictures
 FAULTS = "faults"
 CHECKSUM = "checksum"  # long[1]; a tensor, since safetensors writes several metadata texts in any order
 
@@ -99,9 +100,9 @@ def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dic
         if FAULTS not in metadata:
             raise Unsound(f"it lacks {FAULTS}")
         lists = {name: file.get_tensor(name) for name in LISTS}
-        files = {FILES: file.get_tensor(FILES)} if FILES in names else {}
+        more = {name: file.get_tensor(name) for name in (FILES, PARTS) if name in names}
         if verify and CHECKSUM in names:
-            found = soundness.checksum_of(lists | files | {ROWS: file.get_tensor(ROWS)}, metadata[FAULTS])
+            found = soundness.checksum_of(lists | more | {ROWS: file.get_tensor(ROWS)}, metadata[FAULTS])
             known = file.get_tensor(CHECKSUM).flatten().tolist()
             if [int(found, 16)] != known:
                 written = f"{known[0]:08x}" if len(known) == 1 and isinstance(known[0], int) else "a number"
@@ -109,11 +110,12 @@ def read_shard(path: Path, verify: bool) -> tuple[Any, dict[str, list[Any]], dic
     except (SafetensorError, OSError, RuntimeError) as error:
         raise Unsound(str(error)) from error
     _check_sizes(lists, file.get_slice(ROWS))
-    if files and (files[FILES].dtype != torch.int64 or list(files[FILES].shape) != [len(lists["marks"]), 3]):
-        raise Unsound(f"its {FILES} are {files[FILES].dtype} {list(files[FILES].shape)}")
+    for name, size in ((FILES, [len(lists["marks"]), 3]), (PARTS, [len(more.get(PARTS, ())), 4])):
+        if name in more and (more[name].dtype != torch.int64 or list(more[name].shape) != size):
+            raise Unsound(f"its {name} are {more[name].dtype} {list(more[name].shape)}")
     return (
         file,
-        {name: tensor.tolist() for name, tensor in (lists | files).items()},
+        {name: tensor.tolist() for name, tensor in (lists | more).items()},
         _parse_faults(metadata[FAULTS], lists),
     )
 

@@ -1,11 +1,17 @@
-"""Augmentation of a decoded image in training, before it is cut into tiles."""
+"""Augmentation of what a row shows in training, before it is cut into tiles."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qformer.data.rows import sizes_of
+from qformer.videos import Clip
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from torch import Tensor
 
@@ -37,8 +43,20 @@ def random_crop_box(
     return left, top, left + max(w, 1), top + max(h, 1)
 
 
-def augment(image: Tensor, scale: tuple[float, float], flip: float, rng: np.random.Generator) -> Tensor:
-    """Crop and flip an image at random, without resizing: uint8[3, h, w] -> uint8[3, h', w']."""
-    left, top, right, bottom = random_crop_box(image.shape[2], image.shape[1], scale, rng)
-    image = image[:, top:bottom, left:right]
-    return image.flip(2) if flip and rng.random() < flip else image
+def augment(
+    row: Sequence[Tensor | Clip], scale: tuple[float, float], flip: float, rng: np.random.Generator
+) -> list[Tensor | Clip]:
+    """Crop and flip the pictures and clips of a row at random, without resizing.
+
+    Those of one size are cropped alike, and all are mirrored or none, so that what can be compared stays comparable.
+    """
+    sizes = [(width, height) for width, height, _ in sizes_of(row)]
+    boxes = {size: random_crop_box(*size, scale, rng) for size in dict.fromkeys(sizes)}
+    mirrored = bool(flip) and rng.random() < flip
+    done: list[Tensor | Clip] = []
+    for one, size in zip(row, sizes, strict=True):
+        left, top, right, bottom = boxes[size]
+        pixels = (one.frames if isinstance(one, Clip) else one)[..., top:bottom, left:right]
+        pixels = pixels.flip(-1) if mirrored else pixels
+        done.append(replace(one, frames=pixels) if isinstance(one, Clip) else pixels)
+    return done

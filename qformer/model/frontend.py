@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qformer.data.rows import cut_row, read_row
 from qformer.files.packing import unpack
-from qformer.images import read_image
 from qformer.ragged import pack
-from qformer.resolution.base import cut, cut_all
 from qformer.resolution.fixed import Fixed
-from qformer.types import Plan, Tiles, UsageError, VisualTokens
-from qformer.videos import Clip
+from qformer.types import Tiles, UsageError, VisualTokens
 from qformer.vision.base import by_size, in_order
 
 if TYPE_CHECKING:
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 
     from qformer.images import ImageLike
     from qformer.resolution.base import ResolutionStrategy
+    from qformer.videos import Clip
     from qformer.vision.base import VisionEncoder
 
     Shown = ImageLike | Clip | Sequence[ImageLike | Clip]  # what one row of a batch shows
@@ -77,27 +76,14 @@ class FrontEnd(nn.Module):
         """Images as anybody has them (paths, bytes, PIL, uint8[h, w, 3], tensors) -> tiles cut by `strategy`.
 
         Args:
-            images: B rows, each of them an image; or a `Clip`, of whose frames the strategy chooses some; or a list of
-                images and clips that are shown together, in this order.
+            images: B rows, each of them an image; or a `Clip` or a file that is a video by its name, of whose frames
+                the strategy chooses some; or a list of these, which are shown together, in this order.
 
         Raises:
-            BadSample: one of them is missing or is not an image (`qformer.images.read_image`).
-            UsageError: an empty list.
+            BadSample: one of them is missing, or is not an image or a video (`read_image`, `read_video`).
+            UsageError: an empty list, or a video without PyAV.
         """
-        return Tiles.join([self._cut_row(image) for image in images])
-
-    def _cut_row(self, shown: Any) -> Tiles:
-        """The tiles of one row."""
-        given = list(shown) if isinstance(shown, list | tuple) else [shown]
-        pictures: list[Any] = [one if isinstance(one, Clip) else read_image(one) for one in given]
-        if len(pictures) == 1 and isinstance(pictures[0], Tensor):
-            return cut_all(pictures, self.strategy)
-        if not pictures:
-            raise UsageError("a row shows nothing; give a list of at least one picture or clip")
-        pixels, plan = plan_row(pictures, self.strategy)
-        exact = self.strategy.rule.exact
-        cuts = [cut(own, part, exact) for own, part in zip(pixels, plan.parts or (plan,), strict=True)]
-        return Tiles([tile for own in cuts for tile in own], [plan])
+        return Tiles.join([cut_row(read_row(shown, self.strategy), self.strategy) for shown in images])
 
     def forward(self, tiles: Tiles) -> VisualTokens:
         """The tokens of all tiles of B images, behind the adapter.
@@ -161,33 +147,6 @@ class FrontEnd(nn.Module):
         """
         tokens = self.encoder(_unit(pixels))
         return tokens if self.norm is None else self.norm(tokens)
-
-
-def plan_row(pictures: Sequence[Any], strategy: Any) -> tuple[list[Tensor], Plan]:
-    """Plan a row that shows several pictures and clips; pictures share what the strategy gives to several of them.
-
-    Args:
-        pictures: uint8[3, h, w] or `Clip`s, at least one.
-        strategy: a `ResolutionStrategy`.
-
-    Returns:
-        The pixels of each part of the plan: of a picture, or of the frames of a clip that are shown, uint8[F, 3, h, w].
-    """
-    sizes = [(one.shape[2], one.shape[1]) for one in pictures if isinstance(one, Tensor)]
-    stills: Any = strategy.plan_many(sizes) if sizes else None
-    if len(sizes) == len(pictures):
-        return list(pictures), stills
-    parts = iter(() if stills is None else stills.parts or (stills,))
-    pixels, plans = [], []
-    for one in pictures:
-        if isinstance(one, Clip):
-            kept = one.frames if one.sampled else one.frames[strategy.sample(len(one.frames), one.fps)]
-            plans.append(strategy.plan_video(kept.shape[3], kept.shape[2], len(kept)))
-        else:
-            kept = one
-            plans.append(next(parts))
-        pixels.append(kept)
-    return pixels, Plan.join(plans, strategy.rule.between)
 
 
 def _as_they_are(device: torch.device) -> torch.autocast:

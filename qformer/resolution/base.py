@@ -81,6 +81,10 @@ class ResolutionStrategy(ABC):
         tiles = tuple(replace(tile, frames=(frame,)) for frame in range(frames) for tile in plan.tiles)
         return Plan(plan.image, tiles, plan.grid, None, frames * plan.tokens)
 
+    def join(self, plans: Sequence[Plan]) -> Plan:
+        """Plan a row that shows pictures and clips, whose plans these are; see `Plan.join`."""
+        return Plan.join(plans, self.between)
+
     def sample(self, total: int, fps: float) -> list[int]:
         """Choose frames of a clip of `total` frames, `fps` of them a second: by default one a second.
 

@@ -67,6 +67,9 @@ class Limited(ResolutionStrategy):
     def plan_video(self, width: int, height: int, frames: int) -> Plan:
         return self._within(self.inner.plan_video(width, height, frames))
 
+    def join(self, plans: Sequence[Plan]) -> Plan:
+        return self._within(self.inner.join(plans))
+
     def sample(self, total: int, fps: float) -> list[int]:
         return self.inner.sample(total, fps)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from qformer.data.base import number_of
+from qformer.data.rows import only_picture
 from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
@@ -100,7 +101,8 @@ class Reader:
             name = ""
             try:
                 sample = source[index]
-                name = find_spelling(os.path.abspath(sample.image)) if isinstance(sample.image, Path) else sample.key
+                image = only_picture(sample)
+                name = find_spelling(os.path.abspath(image)) if isinstance(image, Path) else sample.key
                 self._look(sample, name, index, number_of(source, index), found)
             except BadSample as bad:
                 path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qformer.formats import VIDEOS
+from qformer.formats import VIDEOS, VideoFile
 from qformer.images import read_image, regular
 from qformer.images import shown as describe
 from qformer.images.orientation import upright
@@ -152,8 +152,8 @@ def begins_as_video(path: str | Path) -> bool:
 
 
 def is_video(shown: Any) -> bool:
-    """Return True for the path of a file that is a video by its name."""
-    return isinstance(shown, str | Path) and Path(shown).suffix.lower() in VIDEOS
+    """Return True for the path of a file that is a video by its name, or that is a `VideoFile`."""
+    return isinstance(shown, VideoFile) or (isinstance(shown, str | Path) and Path(shown).suffix.lower() in VIDEOS)
 
 
 def read_shown(shown: Any, strategy: Any) -> Tensor | Clip:
@@ -301,7 +301,9 @@ class Video:
             raise self._bad("has damaged frames")
         self._check_size(size)
         clear = any(component.is_alpha for component in frame.format.components)
-        pixels = frame.reformat(*size, format="rgba" if clear else "rgb24").to_ndarray()
+        # A scaler that is gone at once: the frame would keep one with threads, for which a forked worker waits forever.
+        scaler = _pyav().video.reformatter.VideoReformatter()
+        pixels = scaler.reformat(frame, *size, format="rgba" if clear else "rgb24").to_ndarray()
         if clear:  # onto white, as pictures
             alpha = pixels[..., 3:].astype(np.uint16)
             pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

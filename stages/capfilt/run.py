@@ -33,6 +33,7 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.base import indices
+from qformer.data.rows import only_picture
 from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object, replace_text, writing
 from qformer.images import read_image
@@ -191,9 +192,9 @@ class Run:
         """Identify a record by its captions and its image (path, size and time, or bytes), or by its fault."""
         try:
             sample = self.source[index]
+            image = only_picture(sample)
         except BadSample as bad:
             return f"{bad.kind}: {bad.detail}"
-        image = sample.image
         seen = _of_file(image).encode() if isinstance(image, Path) else bytes(image)
         return _digest([hashlib.blake2b(seen, digest_size=16).hexdigest(), *sample.captions])
 
@@ -205,7 +206,7 @@ class Run:
         for place in block:
             try:
                 sample = self.source[samples[place]]
-                read.append((place, sample, read_image(sample.image)))
+                read.append((place, sample, read_image(only_picture(sample))))
             except BadSample as bad:
                 skipped.append(_skipped(samples[place], {"kind": bad.kind, "detail": bad.detail}))
         return read, skipped

@@ -36,6 +36,7 @@ def choices() -> list[dict[str, Any]]:
 def make_files() -> None:
     """What the examples name, small, in the working folder."""
     jsonl(Path("captions.jsonl"), [{"image": "photos/0.jpg", "captions": ["a", "b"], "split": "train"}])
+    jsonl(Path("rows.jsonl"), [{"image": "0.jpg", "caption": "a"}])
     images = ["photos/0.jpg", "train2017/0.jpg", "val2017/0.jpg", "coco/val2014/0.jpg", "visual_genome/VG_100K_2/7.jpg"]
     for image in images:
         Path(image).parent.mkdir(parents=True, exist_ok=True)

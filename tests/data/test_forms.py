@@ -242,6 +242,15 @@ def llava() -> Expected:
     return "vqa", [asked(9, "what flies?")]
 
 
+@form("LLaVA's training files, also those of LLaVA-NeXT-Interleave and LLaVA-OneVision")
+def llava_training() -> Expected:
+    picture("images/001.jpg")
+    said = [{"from": "human", "value": "<image>\nWhat flies?"}, {"from": "gpt", "value": "A kite."}]
+    told = [{"id": "001", "image": "001.jpg", "conversations": said}, {"id": "t1", "conversations": said}]
+    write("llava_v1_5_mix665k.json", told)
+    return "vqa", [asked(0, "what flies?", "A kite."), "no image"]
+
+
 @form("VQAv2, POPE, MME on the hub")
 def vqa_on_the_hub() -> Expected:
     columns = {"image": [PICTURE], "image_id": [42], "question_id": [420], "question": ["What flies?"]}

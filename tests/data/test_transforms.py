@@ -64,15 +64,15 @@ def test_the_whole_image_draws_nothing() -> None:
     rng = np.random.default_rng(3)
     before = rng.bit_generator.state
     image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
-    assert torch.equal(augment(image, (1.0, 1.0), 0.0, rng), image)
+    assert torch.equal(augment([image], (1.0, 1.0), 0.0, rng)[0], image)
     assert rng.bit_generator.state == before
 
 
 def test_mirror() -> None:
     image = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
-    assert torch.equal(augment(image, (1.0, 1.0), 1.0, np.random.default_rng(0)), image.flip(2))
+    assert torch.equal(augment([image], (1.0, 1.0), 1.0, np.random.default_rng(0))[0], image.flip(2))
     rng = np.random.default_rng(0)
-    mirrored = sum(not torch.equal(augment(image, (1.0, 1.0), 0.25, rng), image) for _ in range(400))
+    mirrored = sum(not torch.equal(augment([image], (1.0, 1.0), 0.25, rng)[0], image) for _ in range(400))
     assert 70 <= mirrored <= 130
 
 
@@ -83,6 +83,6 @@ def test_a_crop_is_a_window_of_the_image() -> None:
     rng, twin = np.random.default_rng(5), np.random.default_rng(5)
     for _ in range(20):
         left, top, right, bottom = random_crop_box(90, 40, (0.1, 0.5), twin)
-        crop = augment(image, (0.1, 0.5), 0.0, rng)
+        crop = augment([image], (0.1, 0.5), 0.0, rng)[0]
         assert crop.shape == (3, bottom - top, right - left)
         assert torch.equal(crop, image[:, top:bottom, left:right])
