@@ -27,7 +27,7 @@ from tests.architecture import (
 
 OPENINGS = {"Of", "By", "Whether", "That", "How", "What", "In", "Where"}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-LARGER = {"qformer/data": 4200, "demo": 3300}
+LARGER = {"qformer/data": 4400, "demo": 3300}
 ONLY_BY = {
     "transformers": {
         "qformer/checkpoints/hugging_face.py",
@@ -35,6 +35,7 @@ ONLY_BY = {
         "qformer/checkpoints/onevision.py",
         "qformer/checkpoints/ours.py",
         "qformer/checkpoints/parts.py",
+        "qformer/checkpoints/qwen2vl.py",
         "qformer/checkpoints/systems.py",
         "qformer/checkpoints/whole.py",
         "qformer/files/pretrained.py",

@@ -91,4 +91,4 @@ def test_planned_is_counted_produced_and_positioned(
         assert len(positioned) == prefix.embeds.shape[1]
         if name == "qwen2vl":
             assert int((positioned >= 0).all(dim=1).sum()) == plan.tokens
-            assert torch.equal(mrope.of_plans([plan], prefix.mask)[0], positioned)
+            assert torch.equal(mrope.of_plans([plan], [len(positioned)], len(positioned))[0], positioned)
