@@ -102,7 +102,7 @@ class Plan:
     def join(cls, plans: Sequence[Plan], between: str = "") -> Plan:
         """One row that shows several pictures, in this order, with the text `between`; a single plan stays as it is.
 
-        The whole has no fine view and no overview, and the `image` of the first; `parts` holds what each has of its own.
+        The whole has no fine view, no overview and the `image` of the first; `parts` holds what each has of its own.
 
         Raises:
             ValueError: no plans.
