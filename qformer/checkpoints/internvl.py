@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GotOcr2ImageProcessorPil, InternVLConfig
 from qformer.checkpoints import processors
 from qformer.files import pretrained
 from qformer.resolution import chosen
-from qformer.resolution.internvl import AFTER, BEFORE
+from qformer.resolution.internvl import AFTER, BEFORE, InternVL
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     Raises:
         UsageError: the class has no place for an option.
     """
-    vision, strategy = config.vision.options, chosen(config.resolution).rule
+    vision, strategy = config.vision.options, _strategy(config)
     odd = {
         "connector.version": config.connector.options.get("version", "v2") != "v2",
         "resolution.thumbnail": not strategy.thumbnail,
@@ -82,6 +82,13 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     )
 
 
+def _strategy(config: Config) -> InternVL:
+    """The strategy of a checkpoint of this system, without limits."""
+    rule = chosen(config.resolution).rule
+    assert isinstance(rule, InternVL), "`require` has found the system by its name"
+    return rule
+
+
 def read_processor(folder: Path) -> dict[str, Any]:
     """Options of the section `resolution` by the processor of a folder.
 
@@ -95,11 +102,15 @@ def read_processor(folder: Path) -> dict[str, Any]:
 
 def write_processor(opened: OpenCheckpoint, folder: Path) -> None:
     """Write the processor's files beside the tokenizer's, which get the names of its words."""
-    strategy, eye = chosen(opened.config.resolution).rule, opened.seen
+    strategy, eye = _strategy(opened.config), opened.seen
     assert eye is not None, "a system of transformers sees with a tower of its own"
     size = {"height": strategy.size, "width": strategy.size}
-    pixels = {"image_mean": list(eye.mean), "image_std": list(eye.std)}
-    tiles = {"crop_to_patches": True, "min_patches": strategy.min_tiles, "max_patches": strategy.max_tiles}
+    pixels: dict[str, Any] = {"image_mean": list(eye.mean), "image_std": list(eye.std)}
+    tiles: dict[str, Any] = {
+        "crop_to_patches": True,
+        "min_patches": strategy.min_tiles,
+        "max_patches": strategy.max_tiles,
+    }
     GotOcr2ImageProcessorPil(size=size, **pixels, **tiles).save_pretrained(folder)
     own = {"processor_class": "InternVLProcessor", "image_seq_length": strategy.plan_video(1, 1, 1).tokens}
     processors.write(folder, own, {"video_processor_type": "InternVLVideoProcessor", "size": size, **pixels})

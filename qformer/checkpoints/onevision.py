@@ -59,7 +59,7 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     Raises:
         UsageError: the class has no place for an option.
     """
-    vision, strategy = config.vision.options, chosen(config.resolution).rule
+    vision, strategy = config.vision.options, _strategy(config)
     layer = vision.get("layer", -1)
     odd = {
         "vision.final_norm": vision.get("final_norm", True) and layer in (-1, tower.num_hidden_layers),
@@ -78,9 +78,16 @@ def to_theirs(config: Config, tower: Any, llm: Any) -> Any:
     )
 
 
-def _pins(strategy: Any) -> list[list[int]]:
+def _pins(strategy: anyres.AnyRes) -> list[list[int]]:
     """Sizes of the canvases, (height, width)."""
     return [[height, width] for width, height in strategy.pins or anyres.grids(strategy.size, strategy.max_side)]
+
+
+def _strategy(config: Config) -> anyres.AnyRes:
+    """The strategy of a checkpoint of this system, without limits."""
+    rule = chosen(config.resolution).rule
+    assert isinstance(rule, anyres.AnyRes), "`require` has found the system by its name"
+    return rule
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
@@ -99,10 +106,10 @@ def read_processor(folder: Path) -> dict[str, Any]:
 
 def write_processor(opened: OpenCheckpoint, folder: Path) -> None:
     """Write the processor's files."""
-    strategy, eye = chosen(opened.config.resolution).rule, opened.seen
+    strategy, eye = _strategy(opened.config), opened.seen
     assert eye is not None, "a system of transformers sees with a tower of its own"
     size = {"height": strategy.size, "width": strategy.size}
-    pixels = {"size": size, "image_mean": list(eye.mean), "image_std": list(eye.std)}
+    pixels: dict[str, Any] = {"size": size, "image_mean": list(eye.mean), "image_std": list(eye.std)}
     LlavaOnevisionImageProcessorPil(image_grid_pinpoints=_pins(strategy), **pixels).save_pretrained(folder)
     own = {
         "processor_class": "LlavaOnevisionProcessor",
