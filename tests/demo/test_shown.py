@@ -229,7 +229,7 @@ def test_uploads_that_hold_no_clip_or_too_much(visitor: Visitor, clip: Path) -> 
     for name, content, said in (
         ("a.mp4", data[: len(data) // 2], "the video 'a.mp4' "),
         ("a.mp4", data.replace(b"avc1", b"zzzz"), "no decoder; convert it"),
-        ("a.mp4", data[:100] + bytes(limits.MAX_BYTES), "a file has more than 20 MB"),
+        ("a.mp4", data[:100] + bytes(limits.MAX_BYTES), "a file is too large; the limit is 20 MB"),
         ("a.mp4", bytes(101_000_000), "the limit is 100 MB"),
     ):
         response = visitor.upload(content, name)
