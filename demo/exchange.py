@@ -82,7 +82,7 @@ class Form:
         self._size += end - start
         if self._size > limits.MAX_BYTES:
             raise MultiPartException(
-                f"a file has more than {limits.MAX_BYTES / 1e6:.0f} MB, the limit; make it smaller"
+                f"a file is too large; the limit is {limits.MAX_BYTES / 1e6:.0f} MB, so make it smaller"
             )
 
     def _on_name(self, data: bytes, start: int, end: int) -> None:

@@ -46,7 +46,7 @@ figure.seen img { width: 100%; border-radius: .5rem; display: block } figure.wid
 figure.seen figcaption { color: var(--body-text-color-subdued); font-size: .85rem; padding: .4rem 0 }
 ol.slices { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)) }
-.more .grid-wrap { padding-top: 2.6rem }
+.more .grid-wrap { padding-top: 2.6rem } #chat .bubble-wrap { margin-top: 2.6rem }
 #chat .placeholder, #chat .placeholder-content { padding-inline: 1rem; text-align: center }
 @media (max-width: 640px) {
   figure.wide img { width: 56rem; max-width: none }

@@ -61,9 +61,9 @@ class Turn:
 
 def as_json(model: str, turns: Sequence[Turn], *pictures: Image.Image) -> str:
     """The conversation, the model's name, and the pictures as data URIs: `picture`, and further ones as `more`."""
-    first, *more = [data_uri(one, SIDE) for one in pictures] or [None]
-    record = {"model": model, "picture": first, "turns": [asdict(turn) for turn in turns]}
-    return json.dumps(record | ({"more": more} if more else {}), ensure_ascii=False, indent=1)
+    shown = [data_uri(one, SIDE) for one in pictures]
+    record = {"model": model, "picture": shown[0] if shown else None, "turns": [asdict(turn) for turn in turns]}
+    return json.dumps(record | ({"more": shown[1:]} if shown[1:] else {}), ensure_ascii=False, indent=1)
 
 
 def as_html(model: str, turns: Sequence[Turn], *pictures: Image.Image) -> str:

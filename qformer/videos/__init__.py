@@ -195,7 +195,6 @@ class Video:
         end, seconds = 0, 0.0  # of the video, in units of its time stamps; of all streams
         with self._open() as (container, stream):
             self.size: tuple[int, int] = (stream.codec_context.width, stream.codec_context.height)
-            self._check_size(self.size)
             for number, packet in enumerate(container.demux()):
                 if len(self._packets) > bounds.frames or number > MIXED * bounds.frames:
                     raise self._bad(f"has more than {bounds.frames:,} frames, or too much sound")
@@ -217,7 +216,7 @@ class Video:
             self._times = [] if None in shown_at else sorted(time for time in shown_at if time is not None)
             self.fps = self._rate(stream, end)
         self._require("seconds", self.total / self.fps, bounds.seconds)
-        self._require("pixels in all its frames", self.total * self.size[0] * self.size[1], bounds.in_all)
+        self._check_size(self.size)
 
     def _rate(self, stream: Any, end: int) -> float:
         """Frames a second, by the time stamps unless the container states the same."""
@@ -242,8 +241,7 @@ class Video:
                 f"frames {numbers[:8]} of '{describe(self.path)}' were asked for; name some of its {self.total} "
                 "frames, counted from 0"
             )
-        kept = len(numbers) * self.size[0] * self.size[1]
-        self._require(f"pixels in the {len(numbers)} frames that are shown", kept, self.bounds.kept)
+        self._check_size(self.size, len(numbers))
         found = self._decode(sorted(set(numbers)))
         return Clip(torch.stack([found[one] for one in numbers]), self.fps, sample is not None)
 
@@ -264,7 +262,9 @@ class Video:
                     stream.codec_context.flush_buffers()
                     decodes, before = True, None
                 for frame in packet.decode() if decodes else ():
-                    first = first or (frame.width, frame.height)
+                    if first is None:
+                        first = frame.width, frame.height
+                        self._check_size(first, len(numbers))  # the container may have said otherwise
                     at = (frame.pts or 0) if self._times else counted
                     counted += 1
                     while waiting and at >= self._place(waiting[0][0]):
@@ -299,7 +299,6 @@ class Video:
         """Upright RGB pixels of a frame, uint8[3, h, w], after it is resized to (width, height)."""
         if frame.is_corrupt:
             raise self._bad("has damaged frames")
-        self._check_size(size)
         clear = any(component.is_alpha for component in frame.format.components)
         # A scaler that is gone at once: the frame would keep one with threads, for which a forked worker waits forever.
         scaler = _pyav().video.reformatter.VideoReformatter()
@@ -309,9 +308,13 @@ class Video:
             pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         return torch.from_numpy(np.array(upright(pixels, _orientation(frame)))).permute(2, 0, 1)
 
-    def _check_size(self, size: tuple[int, int]) -> None:
-        if size[0] * size[1] > self.bounds.pixels:
+    def _check_size(self, size: tuple[int, int], kept: int = 0) -> None:
+        """Check that frames of this size are within the bounds, all of them and so many that are kept."""
+        pixels = size[0] * size[1]
+        if pixels > self.bounds.pixels:
             raise self._bad(f"has frames of {size[0]} x {size[1]} pixels, more than {self.bounds.pixels:,}")
+        self._require("pixels in all its frames", self.total * pixels, self.bounds.in_all)
+        self._require(f"pixels in the {kept} frames that are shown", kept * pixels, self.bounds.kept)
 
     def _require(self, what: str, number: float, most: float) -> None:
         if number > most:

@@ -146,7 +146,11 @@ def test_no_jpeg_of_a_visitor_reaches_pillow(visitor: Visitor, by_pillow: list[s
 def test_gradio_reads_no_picture_before_we_do(model: VisionLanguageModel) -> None:
     """Its image component would decode what was sent; our functions take the file unread."""
     page = app.build(backend.Models("test", model), server.Gate(), [])
-    given = [each for each in page.fns.values() if any(isinstance(part, gr.Image) for part in each.inputs)]
+    given = [
+        each
+        for each in page.fns.values()
+        if any(isinstance(part, gr.Image | gr.Gallery | gr.File) for part in each.inputs)
+    ]
     assert len(given) > 8
     assert not [each.name for each in given if each.preprocess]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from qformer import resolution
 from qformer.demo import backend, finding, limits, shown, tabs
 from qformer.resolution.limits import Limited
-from qformer.types import Plan, UsageError
+from qformer.types import BadSample, Plan, UsageError
 from qformer.videos import STRANGERS, Clip, Video, read_video
 from tests.clips import SIZE, STEP, level, write_clip
 from tests.clips import picture as drawn
@@ -153,6 +153,10 @@ def test_what_is_shown_is_bounded_too(model: VisionLanguageModel, clip: Path, mo
         limits.open_clip(clip, strategy)
     with pytest.raises(UsageError, match=r"a clip of 3 frames of 64 x 48 pixels makes 3 tiles, but limits\.tiles is 2"):
         limits.open_clip(clip, Limited(strategy, tiles=2))
+    video = Video(clip, replace(STRANGERS, kept=9_000))
+    video.size = (8, 8)  # the container may lie
+    with pytest.raises(BadSample, match="has 9,216 pixels in the 3 frames that are shown"):
+        video.read(lambda *_: [0, 8, 16])
     with pytest.raises(UsageError, match="got 9 pictures and clips; give at most 8"):
         shown.row_of(model, None, [str(clip)] * 9)
 
@@ -225,7 +229,7 @@ def test_uploads_that_hold_no_clip_or_too_much(visitor: Visitor, clip: Path) -> 
     for name, content, said in (
         ("a.mp4", data[: len(data) // 2], "the video 'a.mp4' "),
         ("a.mp4", data.replace(b"avc1", b"zzzz"), "no decoder; convert it"),
-        ("a.mp4", data[:100] + bytes(limits.MAX_BYTES), "a file has more than 20 MB"),
+        ("a.mp4", data[:100] + bytes(limits.MAX_BYTES), "a file is too large; the limit is 20 MB"),
         ("a.mp4", bytes(101_000_000), "the limit is 100 MB"),
     ):
         response = visitor.upload(content, name)
