@@ -170,7 +170,8 @@ def test_answers_in_a_form_that_is_not_read_are_known_by_any_name() -> None:
 def test_one_picture_in_a_list(tmp_path: Path) -> None:
     columns = Columns(image="images")
     assert columns.picture({"images": ["a.jpg"]}, tmp_path) == tmp_path / "a.jpg"
-    assert columns.picture({"images": ["a.jpg", "b.jpg"]}, tmp_path) is None
+    assert columns.picture({"images": ["a.jpg", "b.jpg"]}, tmp_path) == [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    assert all(columns.picture({"images": some}, tmp_path) is None for some in ([], None, ["a.jpg", None], ["", 3]))
     assert Columns(image="{n:03d}.jpg").picture({"n": 7}, tmp_path) == tmp_path / "007.jpg"
 
 
