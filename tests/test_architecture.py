@@ -33,6 +33,7 @@ ONLY_BY = {
         "qformer/checkpoints/hugging_face.py",
         "qformer/checkpoints/ours.py",
         "qformer/checkpoints/parts.py",
+        "qformer/checkpoints/qwen2vl.py",
         "qformer/checkpoints/systems.py",
         "qformer/checkpoints/whole.py",
         "qformer/files/pretrained.py",
