@@ -16,12 +16,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 import qformer
+from qformer.checkpoints.loading import open_checkpoint
+from qformer.checkpoints.qwen2vl import to_theirs
 from qformer.connectors.base import Prefix
+from qformer.language_schema import LLMConfig
+from qformer.llm.base import CausalLM
+from qformer.llm.loading import equip
 from qformer.types import Tiles, UsageError
-from qformer.videos import Clip
+from qformer.videos import Clip, read_video
 from qformer.vision.qwen2vl import patchify
+from tests.clips import write_clip
 from tests.commands import command
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_llm, tiny_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,24 +196,23 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_written_back_bit_equal(oracle: Oracle, tmp_path: Path, tied: bool) -> None:
-    """In bfloat16, as published, and by names of the folders on the hub; from the command line."""
+def test_written_back_bit_equal(tmp_path: Path) -> None:
+    """In bfloat16 and with a tied head, as published, and by names of the folders on the hub; from the command line."""
     theirs, ours, back = tmp_path / "theirs", tmp_path / "ours", tmp_path / "back"
-    given = _oracle(theirs, tied)
+    given = _oracle(theirs, tied=True)
     given.model.to(torch.bfloat16).save_pretrained(theirs)
     command("convert", theirs, "-o", ours)
     command("convert", ours, "-o", back, "--to", "transformers")
     before, after = _weights(theirs), _weights(back)
     assert {"visual.patch_embed.proj.weight", "model.norm.weight"} <= before.keys() == after.keys()
-    assert ("lm_head.weight" in before) is not tied
+    assert "lm_head.weight" not in before
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
     kept, made = (json.loads((folder / "config.json").read_text()) for folder in (theirs, back))
     for values in (made, made["text_config"], made["vision_config"], kept):
         values.pop("dtype", None)  # which transformers repeats in the sections, or not
     assert made == kept
     again = Qwen2VLForConditionalGeneration.from_pretrained(back)
-    assert again.config.tie_word_embeddings is tied
+    assert again.config.tie_word_embeddings
     processors = [Qwen2VLImageProcessorPil.from_pretrained(folder).to_dict() for folder in (theirs, back)]
     assert processors[0] == processors[1]
     opened, converted, returned = (qformer.load(folder, "cpu") for folder in (theirs, ours, back))
@@ -243,6 +248,15 @@ def test_shards_newer_names_and_one_file_of_the_processor(oracle: Oracle, mine: 
         assert other.frontend.strategy == mine.frontend.strategy
 
 
+def test_what_belongs_to_qwen2vl_alone(oracle: Oracle) -> None:
+    model, tokenizer = tiny_llm("opt")
+    with pytest.raises(UsageError, match=r"llm\.clip_ids is 'transformers', but a opt model has no ids of time"):
+        equip(CausalLM(model, tokenizer), LLMConfig(path="opt", clip_ids="transformers"))
+    config = open_checkpoint(oracle.folder, {}).config
+    with pytest.raises(UsageError, match="has a language model of its own, and this checkpoint a opt, for which"):
+        to_theirs(config, None, model.config)
+
+
 def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
     photos = []
     for name, size in (("one.png", (90, 60)), ("other.png", (40, 80))):
@@ -255,6 +269,10 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
     lines = command("caption", oracle.folder, *rows, *greedy).splitlines()
     texts = mine.generate(mine.frontend.tiles(rows), num_beams=1, max_new_tokens=8)
     assert lines == [f"{photo}\t{text}" for photo, text in zip(photos, texts, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_run_with_its_parts_is_planned_trained_and_written_for_transformers(oracle: Oracle, tmp_path: Path) -> None:
     config = tmp_path / "trained.yaml"
     config.write_text(
         f"stage: stage2\nrun: {tmp_path}/run\nvision: {{name: qwen2vl, weights: {oracle.folder}, width: 16, depth: 2, "
@@ -270,6 +288,14 @@ def test_commands(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
     command("convert", tmp_path / "run", "-o", tmp_path / "back", "--to", "transformers")
     again = qformer.load(tmp_path / "back", "cpu")
     assert all(torch.equal(run.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+
+
+def test_a_video_from_the_command_line(oracle: Oracle, mine: Any, tmp_path: Path) -> None:
+    file = write_clip(tmp_path / "clip.mp4", frames=20, fps=4)
+    tiles = mine.frontend.tiles([read_video(file, mine.frontend.strategy.sample)])
+    assert [tile.frames for tile in tiles.plans[0].tiles] == [(0, 1), (2, 3)]  # of 5 seconds 4 frames, in pairs
+    (text,) = mine.generate(tiles, num_beams=1, max_new_tokens=8)
+    assert command("caption", oracle.folder, file, "--beams", "1", "--max-new-tokens", "8") == f"{file}\t{text}\n"
 
 
 @pytest.mark.parametrize(

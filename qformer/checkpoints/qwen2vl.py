@@ -151,7 +151,7 @@ def _video_processor(folder: Path) -> dict[str, Any]:
 
 def write_processor(opened: OpenCheckpoint, folder: Path) -> None:
     """Write the processor's files of pictures and of clips by the section `resolution`."""
-    strategy = chosen(opened.config.resolution).rule
+    strategy: Any = chosen(opened.config.resolution).rule
     area = (strategy.patch * strategy.merge) ** 2
     sizes = {"patch_size": strategy.patch, "merge_size": strategy.merge, "temporal_patch_size": 2}
     pictures = _edges((strategy.min_tokens, strategy.max_tokens), area)
