@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from qformer.data.base import number_of
-from qformer.data.rows import only_picture
 from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
@@ -25,6 +24,7 @@ from qformer.retrieval.embedders import Embedder, as_embedder, fingerprint
 from qformer.retrieval.entries import Entry, Place, is_utf8
 from qformer.retrieval.places import digest, find_spelling, plain_bytes, status, tar_time, to_nfc
 from qformer.types import BadSample, UsageError
+from qformer.videos.rows import only_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
