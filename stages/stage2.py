@@ -14,7 +14,6 @@ from qformer.checkpoints.weights import load_stage_one, load_text_path, start_fr
 from qformer.data import sources
 from qformer.data.held_out import HeldOut
 from qformer.data.loader import Batches
-from qformer.data.rows import glance
 from qformer.data.texts import answers_of
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.figures import curves as drawing
@@ -30,6 +29,7 @@ from qformer.stages.stage1 import keep_tokens, mean_losses
 from qformer.stages.warm_projection import start_at_words
 from qformer.template import AUTO, NONE
 from qformer.types import UsageError
+from qformer.videos.rows import glance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

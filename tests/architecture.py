@@ -19,7 +19,8 @@ CONFIG = ("fields", "template", "data_schema", "language_schema", "schema", "con
 FLOORS = (
     ("formats", "identity", "memory", "ragged", "types", "trust", "lookup", *CONFIG),
     ("compat", "devices", "distributed", "files", "images", "progress"),
-    ("alignment", "losses", "resolution", "videos", "vision", "wheels"),
+    ("alignment", "losses", "resolution", "vision", "wheels"),
+    ("videos",),
     ("data", "llm", "scenes"),
     ("connectors",),
     ("model",),

@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 
-from qformer.data.rows import cut_row, parts_of, plan_row, read_row, sizes_of
 from qformer.data.shard_file import FILES, PARTS, ROWS, Manifest, Unsound, read_shard, write_shard
 from qformer.data.transforms import augment
 from qformer.files import soundness
@@ -31,6 +30,7 @@ from qformer.identity import digest, is_same, look
 from qformer.images import read_file
 from qformer.types import BadSample, Sample, Tiles, UsageError
 from qformer.videos import Clip, is_video
+from qformer.videos.rows import cut_row, parts_of, plan_row, read_row, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.base import indices
-from qformer.data.rows import cut_row, glance, read_row
 from qformer.data.texts import answers_of, clean_question, usable_captions
 from qformer.types import BadSample, Sample, Tiles, UsageError
+from qformer.videos.rows import cut_row, glance, read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

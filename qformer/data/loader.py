@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from qformer import distributed
 from qformer.data.base import number_of, order_of
 from qformer.data.orders import extent_of
-from qformer.data.rows import cut_row, read_row
 from qformer.data.texts import clean_question, draw_texts
 from qformer.data.transforms import augment
 from qformer.files.records import Form, read_lines, replace_records
 from qformer.types import BadSample, Batch, Sample, Tiles, UsageError
+from qformer.videos.rows import cut_row, read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformer.data.base import indices
-from qformer.data.rows import glance, parts_of
 from qformer.data.texts import draw_texts
 from qformer.types import BadSample
 from qformer.videos import is_video
+from qformer.videos.rows import glance, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

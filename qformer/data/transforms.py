@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qformer.data.rows import sizes_of
 from qformer.videos import Clip
+from qformer.videos.rows import sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

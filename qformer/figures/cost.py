@@ -83,7 +83,8 @@ class Cost:
         counts = [item for part in PARTS for item in operations[part].items()]
         seconds = sum(count / machine.rate(dtype) for dtype, count in counts)
         dtypes = dict.fromkeys(dtype for dtype, _ in counts)
-        return cls(*(sum(operations[part].values()) / 1e9 for part in PARTS), seconds, machine.describe(dtypes))
+        encoder, connector, prefill = (sum(operations[part].values()) / 1e9 for part in PARTS)
+        return cls(encoder, connector, prefill, seconds, machine.describe(dtypes))
 
 
 def in_words(seconds: float) -> str:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qformer.data.rows import cut_row, read_row
 from qformer.files.packing import unpack
 from qformer.ragged import pack
 from qformer.resolution.fixed import Fixed
 from qformer.types import Tiles, UsageError, VisualTokens
+from qformer.videos.rows import cut_row, read_row
 from qformer.vision.base import by_size, in_order
 
 if TYPE_CHECKING:

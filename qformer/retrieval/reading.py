@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from qformer.data.base import number_of
-from qformer.data.rows import only_picture
 from qformer.data.texts import cleaned
 from qformer.files.packing import pack
 from qformer.images import read_file, read_image
@@ -25,6 +24,7 @@ from qformer.retrieval.embedders import Embedder, as_embedder, fingerprint
 from qformer.retrieval.entries import Entry, Place, is_utf8
 from qformer.retrieval.places import digest, find_spelling, plain_bytes, status, tar_time, to_nfc
 from qformer.types import BadSample, UsageError
+from qformer.videos.rows import only_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -103,17 +103,17 @@ class Reader:
                 sample = source[index]
                 image = only_picture(sample)
                 name = find_spelling(os.path.abspath(image)) if isinstance(image, Path) else sample.key
-                self._look(sample, name, index, number_of(source, index), found)
+                self._look(sample, image, name, index, number_of(source, index), found)
             except BadSample as bad:
                 path = ascii(name) if bad.kind == "not utf-8" else name or bad.detail.partition(": ")[0]
                 found.faults.append({"path": path, "kind": bad.kind, "detail": bad.detail})
         return found
 
-    def _look(self, sample: Sample, name: str, index: Any, number: int, found: Round) -> None:
+    def _look(self, sample: Sample, data: Any, name: str, index: Any, number: int, found: Round) -> None:
         if not is_utf8(name):
             raise BadSample("not utf-8", ascii(name))
         captions = [to_nfc(" ".join(text.split())) for text in cleaned(sample.captions)]  # one line each
-        place, data = Place(self.number, name, number, -1, tar_time(name)), sample.image
+        place = Place(self.number, name, number, -1, tar_time(name))
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))
             if name in self.known and self.known[name][1][3:] == place[3:]:

@@ -32,6 +32,7 @@ from qformer.formats import FORMATS
 from qformer.images import read_file, read_head, read_image
 from qformer.progress import console
 from qformer.types import BadSample, UsageError
+from qformer.videos.rows import only_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,7 +157,7 @@ class Part:
         from qformer.figures import curves as pictures
 
         try:
-            images = [read_image(source[samples[record["place"]]].image) for record in records]
+            images = [read_image(only_picture(source[samples[record["place"]]])) for record in records]
         except BadSample:  # lost since it was captioned; `finish` will count it
             return
         with writing(self.output):
@@ -210,7 +211,7 @@ class Part:
         with path.open("w", encoding="utf-8") as file:
             for record in self.records:
                 try:
-                    image = source[samples[record["place"]]].image
+                    image = only_picture(source[samples[record["place"]]])
                 except BadSample as bad:  # it was readable before
                     yield record, bad
                     continue
@@ -232,7 +233,7 @@ class Part:
         with path.open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
             for record in self.records:
                 try:
-                    data, suffix = _encoded(source[samples[record["place"]]].image)
+                    data, suffix = _encoded(only_picture(source[samples[record["place"]]]))
                 except BadSample as bad:
                     yield record, bad
                     continue

@@ -33,7 +33,6 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.arguments import open_data
 from qformer.data.base import indices
-from qformer.data.rows import only_picture
 from qformer.data.texts import cleaned, without_mangled
 from qformer.files.records import Form, read_object, replace_text, writing
 from qformer.images import read_image
@@ -43,6 +42,7 @@ from qformer.stages.capfilt.files import FORMS, Part, beyond, finish_all, recall
 from qformer.stages.capfilt.models import NEW_TOKENS, load_captioner
 from qformer.stages.evaluate.settings import AUTOCAST
 from qformer.types import BadSample, UsageError
+from qformer.videos.rows import only_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

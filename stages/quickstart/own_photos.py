@@ -17,6 +17,7 @@ from qformer.retrieval.gallery import MANIFEST, Gallery
 from qformer.retrieval.index import update
 from qformer.stages.quickstart.real_exam import GREEDY, GROUP
 from qformer.types import BadSample, UsageError
+from qformer.videos.rows import only_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +66,8 @@ class OwnPhotos:
 
     def _read(self, index: int) -> tuple[Path, Tensor] | None:
         try:
-            sample = self.source[index]
-            return Path(str(sample.image)), read_image(sample.image)
+            image = only_picture(self.source[index])
+            return Path(str(image)), read_image(image)
         except BadSample:
             return None
 

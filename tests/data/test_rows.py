@@ -19,7 +19,6 @@ from qformer.data.columns import Columns, unfold
 from qformer.data.held_out import held_out, list_images, read_groups
 from qformer.data.loader import Batches, training_batches
 from qformer.data.preview import preview
-from qformer.data.rows import glance
 from qformer.data.transforms import augment
 from qformer.formats import VideoFile
 from qformer.identity import stamp
@@ -27,6 +26,7 @@ from qformer.resolution.limits import Limited
 from qformer.schema import DataConfig
 from qformer.types import BadSample, LeftOut, Sample, Tiles, UsageError
 from qformer.videos import Clip
+from qformer.videos.rows import glance
 from tests.clips import SIZE, level, write_clip
 from tests.data.making import encoded, jsonl, photo
 
