@@ -5,9 +5,10 @@
 Each `configs/system_*.yaml` reads pictures of 224 x 224, 672 x 1008 and 1344 x 1344 pixels. Tokens and operations are
 counted by the real modules without numbers (`stages/plan/first_token.py`), with `--full` also those of the published
 sizes. The seconds are measured with the shipped towers and a bridge at random: from the picture in memory to the first
-token, cutting included. Rounds alternate presets and sizes in one process with two threads; the fastest round counts,
-since other processes can only add to it. Memory is the highest of the process during a reading, less what it had
-before (Linux).
+token, cutting included. Rounds alternate presets and sizes in one process; the fastest round counts. CPU seconds of
+one thread are what an idle machine takes, and other processes matter little to them; those by the clock are kept too.
+The estimate is the operations by the rate of matrix products, in CPU seconds as well. Memory is the highest of the
+process during a reading, less what it had before (Linux).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qformer.config import load_config
-from qformer.figures.cost import PARTS, this_machine
+from qformer.figures.cost import PARTS
 from qformer.model.assembly import build_vision_language
 from qformer.model.vision_language import VisionLanguageModel
 from qformer.stages.checking import check
@@ -37,8 +38,8 @@ SIZES = ((224, 224), (672, 1008), (1344, 1344))  # width, height
 
 
 def counted(name: str, device: str = "cpu") -> list[dict[str, Any]]:
-    """Tokens and operations of a configuration for each size; the seconds of this machine's rate, an estimate."""
-    reader, machine, found = Reader(load_config(f"configs/{name}.yaml"), device), this_machine(), []
+    """Tokens and operations of a configuration for each size."""
+    reader, found = Reader(load_config(f"configs/{name}.yaml"), device), []
     for size in SIZES:
         plan = reader.plan(*size)
         row = {"preset": name, "size": list(size), "tiles": len(plan.tiles)}
@@ -50,10 +51,6 @@ def counted(name: str, device: str = "cpu") -> list[dict[str, Any]]:
             row["refused"] = str(error)
             continue
         row |= {part: sum(operations[part].values()) for part in PARTS}
-        if device == "cpu":
-            row["estimate"] = sum(
-                count / machine.rate(dtype) for part in operations.values() for dtype, count in part.items()
-            )
     return found
 
 
@@ -64,13 +61,24 @@ def build(name: str) -> VisionLanguageModel:
     return model.eval()
 
 
-def first_token(model: VisionLanguageModel, picture: torch.Tensor) -> tuple[float, float]:
-    """Seconds until the first token of a caption, and MB that were needed for it."""
+def rate() -> float:
+    """FLOP per CPU second of products of two matrices in fp32, in which the shipped towers are: the best of five."""
+    matrix = torch.ones(1024, 1024)
+    spent = []
+    for _ in range(5):
+        start = time.process_time()
+        matrix @ matrix
+        spent.append(time.process_time() - start)
+    return 2 * 1024**3 / min(spent)
+
+
+def first_token(model: VisionLanguageModel, picture: torch.Tensor) -> tuple[float, float, float]:
+    """CPU seconds and seconds until the first token of a caption, and MB that were needed for it."""
     before = _resident("VmRSS", reset=True)
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     model.generate(model.frontend.tiles([picture]), "", num_beams=1, max_new_tokens=1, min_new_tokens=0)
-    seconds = time.perf_counter() - start
-    return seconds, max(_resident("VmHWM") - before, 0.0)
+    spent, seconds = time.process_time() - spent, time.perf_counter() - start
+    return spent, seconds, max(_resident("VmHWM") - before, 0.0)
 
 
 def _resident(key: str, reset: bool = False) -> float:
@@ -84,7 +92,8 @@ def _resident(key: str, reset: bool = False) -> float:
 
 
 def measured(rows: list[dict[str, Any]], rounds: int) -> None:
-    """Add `seconds` and `megabytes` to rows of mini presets: the fastest of the rounds, and the most memory."""
+    """Add `cpu_seconds`, `seconds`, `estimate` and `megabytes` to rows: the fastest of the rounds, the most memory."""
+    speed = rate()
     models = {name: build(name) for name in dict.fromkeys(row["preset"] for row in rows)}
     pictures = {size: torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8) for size in SIZES}
     for _ in range(rounds + 1):  # the first warms up
@@ -94,15 +103,16 @@ def measured(rows: list[dict[str, Any]], rounds: int) -> None:
     for row in rows:
         if "all" in row:
             kept = row.pop("all")[1:]
-            row["seconds"] = min(seconds for seconds, _ in kept)
-            row["megabytes"] = max(megabytes for _, megabytes in kept)
+            row["cpu_seconds"], row["seconds"] = (min(one[place] for one in kept) for place in (0, 1))
+            row["megabytes"] = max(megabytes for *_, megabytes in kept)
+            row["estimate"] = sum(row[part] for part in PARTS) / speed
 
 
 def show(rows: list[dict[str, Any]], unit: float, name: str) -> Table:
     """The rows as a table, operations in `unit` FLOPs."""
     timed = any("seconds" in row for row in rows)
     head = ["preset", "picture", "tiles", "tokens", f"encoder, {name}", "connector", "prefill"]
-    table = Table(*head, *(["ms to the first token", "estimated", "MB"] if timed else []))
+    table = Table(*head, *(["CPU ms to the first token", "estimated", "MB"] if timed else []))
     for row in rows:
         cells = [row["preset"], "{} x {}".format(*row["size"]), f"{row['tiles']}", f"{row['tokens']:,}"]
         if "refused" in row:
@@ -110,7 +120,7 @@ def show(rows: list[dict[str, Any]], unit: float, name: str) -> Table:
             continue
         cells += [f"{row[part] / unit:,.2f}" for part in PARTS]
         if timed:
-            cells += [f"{1e3 * row['seconds']:,.0f}", f"{1e3 * row['estimate']:,.0f}", f"{row['megabytes']:,.0f}"]
+            cells += [f"{1e3 * row['cpu_seconds']:,.0f}", f"{1e3 * row['estimate']:,.0f}", f"{row['megabytes']:,.0f}"]
         table.add_row(*cells)
     return table
 
@@ -122,7 +132,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="count the published sizes as well")
     parser.add_argument("--presets", nargs="+", default=list(SYSTEMS))
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     console = Console(width=140)
     rows = [row for name in given.presets for row in counted(f"system_{name}")]
     measured(rows, given.rounds)
