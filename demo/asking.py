@@ -198,10 +198,9 @@ def _make_suggest(page: Page, model: VisionLanguageModel) -> Callable[..., Itera
         with show_errors():
             before = talk.about(picture, more)
             yield before.messages(), gr.skip(), before, gr.skip()
-            shown = before.picture, context, before.more
-            question, answer = page.gate.run(backend.suggest, model, *shown, request=request)
-            words = backend.prepare(model, before.picture, question, context, more=before.more)
-            turn = Turn(question, answer, words.context or "", words.task, words.prompt, suggested=True)
+            asked, said = page.gate.run(backend.suggest, model, before.picture, context, before.more, request=request)
+            words = backend.prepare(model, before.picture, asked, context, more=before.more)
+            turn = Turn(asked, said, words.context or "", words.task, words.prompt, suggested=True)
             now = before.and_then(turn)
             yield now.messages(), gr.skip(), now, words.places + words.prompt
 

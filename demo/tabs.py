@@ -92,8 +92,9 @@ def picture_box(name: str, label: str = "Picture") -> gr.Image:
 def more_box(model: VisionLanguageModel, name: str) -> gr.Gallery:
     """Make the component for further pictures and clips; where the model is shown one picture alone, it says so."""
     why, no_clips = lacks(model), lacks(model, clips=True)
-    with gr.Accordion("More pictures, or a clip", open=False, elem_id=f"{name}-open"):
-        gr.Markdown(escape(f"{why}." if why else MORE + (f" But {no_clips}." if no_clips else ""), quote=False))
+    with gr.Accordion("More pictures, or a clip", open=bool(why), elem_id=f"{name}-open"):
+        told = f"{why[0].upper()}{why[1:]}." if why else MORE + (f" But {no_clips}." if no_clips else "")
+        gr.Markdown(escape(told, quote=False))
         return gr.Gallery(
             file_types=["image"] if no_clips else ["image", "video"],
             label="More",
