@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,6 +22,8 @@ from transformers import (
 import qformer
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions
+from qformer.checkpoints.systems import SYSTEMS
+from qformer.checkpoints.whole import require_decoder
 from qformer.types import Tiles, UsageError
 from qformer.videos import Clip
 from tests.tiny import tiny_tokenizer
@@ -126,6 +129,13 @@ def test_written_back_bit_equal(name: str, request: pytest.FixtureRequest, tmp_p
     both = [qformer.load(path, "cpu").state_dict() for path in (oracle.folder, ours)]
     assert both[0].keys() == both[1].keys()
     assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+
+
+def test_a_language_model_of_another_kind_has_no_place() -> None:
+    opened: Any = SimpleNamespace(source="run", llm=SimpleNamespace(model_type="opt"))
+    opened.parts = SimpleNamespace(llm={"model.decoder.embed_tokens.weight": torch.zeros(1)})
+    with pytest.raises(UsageError, match=r"takes a language model like Llama or Qwen2, and that of 'run' .* 'opt'"):
+        require_decoder(opened, SYSTEMS["llava"])
 
 
 @pytest.mark.parametrize(

@@ -156,10 +156,12 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
     """A folder for the class of transformers that a checkpoint's system has, and its tokenizer.
 
     Raises:
-        UsageError: transformers has no such system, or a tower of the checkpoint cannot be had.
+        UsageError: transformers has no such system, or not with this language model, or a tower of the checkpoint
+            cannot be had.
     """
     system = require(opened.config, opened.source)
     hold_towers(opened)
+    require_decoder(opened, system)
     parts, eye = opened.parts, opened.seen
     if any(name.startswith(MARKERS) for name in parts.bridge):
         raise UsageError(
@@ -222,6 +224,20 @@ def require(config: Config, source: str) -> System:
             f"encoder '{config.vision.name}' and the resolution '{config.resolution.name}'; use the checkpoint as it is"
         )
     return system
+
+
+def require_decoder(opened: OpenCheckpoint, system: System) -> None:
+    """Check that the language model has its layers where the classes of systems look for them, as a Llama has.
+
+    Raises:
+        UsageError: it has not, such as OPT or T5.
+    """
+    if not any(f"{ours}embed_tokens.weight" in opened.parts.llm for _, ours in system.language):
+        kind = "" if opened.llm is None else f" '{opened.llm.model_type}'"
+        raise UsageError(
+            f"{system.title} in transformers takes a language model like Llama or Qwen2, and that of "
+            f"'{opened.source}' is of another kind{kind}; use the checkpoint as it is"
+        )
 
 
 def hold_towers(opened: OpenCheckpoint) -> None:

@@ -52,13 +52,13 @@ def flat(width: int, height: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_clips_of_usual_shapes_fit(name: str) -> None:
-    """From a thumbnail to a phone's; as many frames as are taken of a long one fit mini OPT's 512 positions."""
+def test_two_pictures_and_a_long_clip_of_usual_shapes_fit(name: str) -> None:
+    """From a thumbnail to a phone's; with a text of 64 tokens into mini OPT's 512 positions."""
     strategy = parts_of(name)[0].strategy
     frames = len(strategy.sample(10_000, 25.0))
-    for size in ((64, 48), (320, 240), (640, 640), (1280, 720), (1080, 1920)):
-        plan = strategy.plan_video(*size, frames)
-        assert plan.tokens + plan.markers + 64 <= 512
+    for size in ((64, 48), (320, 240), (640, 640), (1280, 720), (1080, 1920), (538, 1344)):
+        for plan in (strategy.plan_many([size, size]), strategy.plan_video(*size, frames)):
+            assert plan.tokens + plan.markers + 64 <= 512
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -21,6 +21,7 @@ REFUSED = {
     "retrieval with stage two": ("eval", "{run}", "--bench", "retrieval", "--data", "name=jsonl path={data}"),
     "a gallery of stage two": ("index", "{run}", "{folder}", "-o", "{folder}/gallery"),
     "LAVIS' form": ("convert", "{run}", "-o", "{folder}/lavis.pth", "--to", "lavis"),
+    "transformers' form": ("convert", "{run}", "-o", "{folder}/theirs", "--to", "transformers"),
     "an only picture that is none": ("caption", "{run}", "{data}"),
     "an unknown option": ("tiles", "{folder}/a.png", "--strategy", "uhd", "max_slice=3"),
     "a limit": ("train", "{config}", "run={folder}/tight", "limits.tokens=1"),

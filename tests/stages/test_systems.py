@@ -61,7 +61,7 @@ def test_a_mini_preset_learns_and_reads_pictures_of_any_size(tmp_path: Path, nam
     sizes = [(640, 480), (100, 400), (333, 777), (120, 120), (50, 31), (900, 130)]
     pictures = [picture(*size, seed) for seed, size in enumerate(sizes)]
     shown: list[Any] = [*pictures, [picture(200, 300, 3), picture(50, 60, 4)], clip]
-    tiles, new = model.frontend.tiles(shown), {"num_beams": 1, "min_new_tokens": 6, "max_new_tokens": 6}
+    tiles, new = model.frontend.tiles(shown), {"num_beams": 1, "min_new_tokens": 4, "max_new_tokens": 4}
     told = ["a red ball", "two", "a blue cube on a ball", "a"] * 2
     asked = ["what is this?", "how many balls are red?"] * 4
     captions, answers = model.generate(tiles, **new), model.answer(tiles, asked, **new)
@@ -212,7 +212,7 @@ def test_llava_uhd_costs_less_than_llava_15_as_published() -> None:
 
 @pytest.mark.slow
 def test_a_forecast_of_pictures_of_another_size() -> None:
-    settings = load_config("configs/system_oryx.yaml", ["data.batch=1"])
+    settings = load_config("configs/system_oryx.yaml", ["data.batch=1", "resolution.high=320"])
     small, large = (plan(settings, picture=beside.parse_picture(size)) for size in ("200x120", "400x240"))
     # 240 patches and 36 or so of the low view, beside 60
     assert large.store["fp16"] > 2 * small.store["fp16"]
