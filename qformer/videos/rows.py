@@ -62,7 +62,7 @@ def read_row(shown: Any, strategy: Any) -> list[Tensor | Clip]:
         except BadSample as bad:
             if len(parts) == 1 or isinstance(bad, UsageError):
                 raise
-            raise BadSample(bad.kind, f"number {number} of the {len(parts)} shown: {bad.detail}") from bad
+            raise BadSample(bad.kind, f"{bad.detail} (number {number} of the {len(parts)} shown)") from bad
         if isinstance(found, Clip) and not found.sampled:
             found = Clip(found.frames[strategy.sample(len(found.frames), found.fps)], found.fps, True)
         read.append(found)

@@ -248,7 +248,7 @@ def llava_training() -> Expected:
     said = [{"from": "human", "value": "<image>\nWhat flies?"}, {"from": "gpt", "value": "A kite."}]
     told = [{"id": "001", "image": "001.jpg", "conversations": said}, {"id": "t1", "conversations": said}]
     write("llava_v1_5_mix665k.json", told)
-    return "vqa", [asked(0, "what flies?", "A kite."), "no image"]
+    return "vqa", [asked("001", "what flies?", "A kite."), "no image"]
 
 
 @form("VQAv2, POPE, MME on the hub")

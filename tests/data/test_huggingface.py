@@ -258,7 +258,10 @@ def test_a_stream_is_not_read_again(tmp_path: Path) -> None:
         ({"path": "a.parquet", "caption": "captoin"}, "no column 'captoin': did you mean 'caption'?"),
         ({"path": "a.parquet", "image": "jpg"}, "no column 'jpg': known are caption, image"),
         ({"path": "c.parquet"}, "has no column captions, caption, text; set data.caption to one of image, words"),
-        ({"path": "d.parquet"}, "has no column image, image_path, file_name; set data.image to one of words"),
+        (
+            {"path": "d.parquet"},
+            "has no column image, image_path, file_name, images, video; set data.image to",
+        ),
         ({"path": "a.parquet", "choices": ["x", "y"], "question": "caption"}, "no column 'x'"),
         ({"path": "notes.txt"}, "'notes.txt' is a file of a kind that is not supported; give .parquet"),
         ({"path": "notes.txt", "streaming": True}, "'notes.txt' is a file of a kind that is not supported"),

@@ -26,7 +26,7 @@ from qformer.resolution.limits import Limited
 from qformer.schema import DataConfig
 from qformer.types import BadSample, LeftOut, Sample, Tiles, UsageError
 from qformer.videos import Clip
-from qformer.videos.rows import glance
+from qformer.videos.rows import glance, only_picture
 from tests.clips import SIZE, level, write_clip
 from tests.data.making import encoded, jsonl, photo
 
@@ -147,7 +147,7 @@ def test_what_is_broken_is_skipped_and_named(tmp_path: Path) -> None:
     assert {index: record["kind"] for index, record in found.items()} == {
         str(n): kind for n, kind in enumerate([*kinds, "refused", "refused"])
     }
-    assert found["0"]["detail"].startswith("number 2 of the 2 shown: not an image")
+    assert found["0"]["detail"].endswith("(number 2 of the 2 shown)")
     assert "a row of 10 pictures makes 40 tokens" in found["8"]["detail"]
     assert "a row of 2 pictures makes 40 tokens, but limits.tokens is 38" in found["9"]["detail"]
     assert sizes(made[0].batch.tiles) == [[(48, 32), (56, 32)]] * 20
@@ -165,6 +165,16 @@ def test_without_pyav_the_run_ends_with_a_sentence(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="videos are read by PyAV, which is not installed"):
         batches(source)[0]
     monkeypatch.undo()
+
+
+def test_what_takes_one_picture_a_sample_skips_others() -> None:
+    assert only_picture(Sample([b"1"], "k")) == b"1"
+    for shown, told in (
+        ([b"1", b"2"], "several images: k shows 2 together"),
+        (Path("a.mp4"), "no image: k shows a video"),
+    ):
+        with pytest.raises(BadSample, match=told):
+            only_picture(Sample(shown, "k"))
 
 
 def test_held_out_rows_are_read_as_in_training(tmp_path: Path) -> None:
