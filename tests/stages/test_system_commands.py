@@ -18,7 +18,16 @@ SHORT = ("--max-new-tokens", "3", "--beams", "1")
 #: What is refused, and a part of the sentence; {run} is a checkpoint of stage two.
 REFUSED = {
     "stage one of another connector": ("train", "{config}", "stage=stage1"),
-    "retrieval with stage two": ("eval", "{run}", "--bench", "retrieval", "--data", "name=jsonl path={data}"),
+    "retrieval with stage two": (
+        "eval",
+        "{run}",
+        "--bench",
+        "retrieval",
+        "--data",
+        "name=jsonl",
+        "--data",
+        "path={data}",
+    ),
     "a gallery of stage two": ("index", "{run}", "{folder}", "-o", "{folder}/gallery"),
     "LAVIS' form": ("convert", "{run}", "-o", "{folder}/lavis.pth", "--to", "lavis"),
     "transformers' form": ("convert", "{run}", "-o", "{folder}/theirs", "--to", "transformers"),
@@ -55,9 +64,9 @@ def make_files(folder: Path) -> dict[str, str]:
 def test_every_command_takes_a_preset_or_refuses_it(tmp_path: Path, name: str, served: list[str]) -> None:
     torch.manual_seed(0)
     known = make_files(tmp_path / "files")
-    known |= {"run": str(mini(name, tmp_path / "run", 1)), "config": f"configs/system_{name}.yaml"}
+    known |= {"run": str(mini(name, tmp_path / "run", 2)), "config": f"configs/system_{name}.yaml"}
     a, b, clip = (f"{known['folder']}/{file}" for file in ("a.png", "b.png", "c.mp4"))
-    run, vqa = known["run"], ("--bench", "vqa", "--data", f"name=jsonl path={known['data']}")
+    run, vqa = known["run"], ("--bench", "vqa", "--data", "name=jsonl", "--data", f"path={known['data']}")
     works = [
         ("config", known["config"], "--data"),
         ("plan", known["config"], "--gpu", "cpu", "data.batch=1", "llm.max_tokens=4"),
