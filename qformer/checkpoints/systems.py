@@ -197,6 +197,7 @@ SYSTEMS: dict[str, System] = {
             ("vision_start_token_id", BEFORE),
             ("vision_end_token_id", AFTER),
         ),
+        markers=(BEFORE, AFTER),
         read_processor=qwen2vl.read_processor,
         write_processor=qwen2vl.write_processor,
     ),

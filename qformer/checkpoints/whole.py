@@ -132,14 +132,14 @@ def _template(system: System, tokenizer_of: str, theirs: Any) -> tuple[str, str]
         UsageError: the tokenizer lacks a word, or its template fails.
     """
     tokenizer = pretrained.read(AutoTokenizer, tokenizer_of)
-    if system.template == AUTO:
-        return chat.resolve(AUTO, tokenizer, tokenizer_of), ""
     for word in system.markers:
         if single_token(tokenizer, word) is None:
             raise UsageError(
                 f"the tokenizer in '{tokenizer_of}' has no token {word}, which stands around the pictures of "
                 f"{system.title}; give its own"
             )
+    if system.template == AUTO:
+        return chat.resolve(AUTO, tokenizer, tokenizer_of), ""
     if system.shows:
         key, usual = system.words[0]
         word = tokenizer.convert_ids_to_tokens(getattr(theirs, key)) or usual
