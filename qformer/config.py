@@ -189,6 +189,7 @@ LATER = (
     ("loss", "itm"),
     ("loss", "itg"),
     ("llm", "template"),
+    ("llm", "clip_ids"),
     ("train", "bert_rate"),
 )
 

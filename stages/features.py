@@ -181,12 +181,14 @@ def describe_contents(
     assert features is not None
     options = vision.options_of(config.vision)
     kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
-    if kept.get("layers", ()) is None:  # left out, as in older stores
-        del kept["layers"]
+    for key, usual in (("layers", None), ("final_norm", True)):  # left out, as in older stores
+        if kept.get(key, ()) is usual:
+            del kept[key]
     rule = dict(vars(strategy.rule))
-    usual = type(strategy.rule).sample is ResolutionStrategy.sample
-    if usual and rule.get("max_frames") == ResolutionStrategy.max_frames:  # left out, as in older stores
-        del rule["max_frames"]
+    options_of_rule: Any = dataclasses.fields(strategy.rule) if dataclasses.is_dataclass(strategy.rule) else ()
+    for option in options_of_rule:
+        if not option.repr and rule[option.name] == option.default:  # came later: left out, as in older stores
+            del rule[option.name]
     made = {
         "vision": {"name": config.vision.name, "hash of the weights": hash_weights(encoder), **kept},
         "resolution": {"name": config.resolution.name, **rule},

@@ -19,7 +19,7 @@ def test_formats_and_sizes() -> None:
     row = next(line for line in TEXT.splitlines() if "which is told to open these" in line)
     named = {word.strip().upper() for word in row.split("|")[1].split(",")}
     assert named == FORMATS.keys() - {"JPEG", "HEIF"}
-    assert "The page takes JPEG, PNG, WebP and GIF alone" in TEXT
+    assert "the page takes JPEG, PNG, WebP and GIF alone" in TEXT
     assert limits.FORMATS == ("JPEG", "PNG", "WEBP", "GIF")
     assert f"{2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels at most" in TEXT
     assert f"on the page {limits.MAX_PIXELS // 10**6} million" in TEXT

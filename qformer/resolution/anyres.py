@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -64,7 +64,7 @@ class AnyRes(ResolutionStrategy):
     fps: float = 1.0
     max_frames: int = 32
     fill: tuple[int, int, int] = (127, 127, 127)
-    between: str = ""
+    between: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         require(self, "patch", "max_side", "max_patches", "max_frames")

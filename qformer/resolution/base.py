@@ -42,6 +42,9 @@ class ResolutionStrategy(ABC):
         reduced_by: options that lower the number of tiles or tokens, for messages.
         between: text of the language model between the pictures and clips of a row.
         max_frames: frames that `sample` takes of a clip; more than these are thinned out evenly.
+
+    Options that came after the first stores and galleries have `repr=False`: galleries know a strategy by its `repr`,
+    and a store leaves them out at their defaults. What they change is not seen on a picture by itself.
     """
 
     exact: ClassVar[bool] = False

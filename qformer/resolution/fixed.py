@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qformer.resolution.base import ResolutionStrategy, require, require_size, whole
 from qformer.types import Plan, UsageError
@@ -20,7 +20,7 @@ class Fixed(ResolutionStrategy):
     """
 
     size: int = 224
-    max_frames: int = 32
+    max_frames: int = field(default=32, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:

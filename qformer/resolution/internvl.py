@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
@@ -40,10 +40,10 @@ class InternVL(ResolutionStrategy):
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
-    shared: bool = True
-    between: str = ""
-    frame: str = ""
-    max_frames: int = 32
+    shared: bool = field(default=True, repr=False)
+    between: str = field(default="", repr=False)
+    frame: str = field(default="", repr=False)
+    max_frames: int = field(default=32, repr=False)
 
     def __post_init__(self) -> None:
         require(self, "patch", "min_tiles", "max_tiles", "max_frames")

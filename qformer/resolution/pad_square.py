@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from qformer.resolution.base import ResolutionStrategy, require, require_size
@@ -26,7 +26,7 @@ class PadSquare(ResolutionStrategy):
     size: int = 336
     patch: int = 14
     fill: tuple[int, int, int] = (122, 116, 104)
-    max_frames: int = 32
+    max_frames: int = field(default=32, repr=False)
 
     def __post_init__(self) -> None:
         require(self, "patch", "max_frames")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, floor, log, sqrt
 from typing import ClassVar, Literal
@@ -48,7 +48,7 @@ class Uhd(ResolutionStrategy):
     schema: bool = True
     rescale: int | None = None
     multiple: int = 1
-    max_frames: int = 32
+    max_frames: int = field(default=32, repr=False)
 
     def __post_init__(self) -> None:
         require(self, "patch", "max_slices", "queries", "rescale", "multiple", "max_frames")

@@ -235,7 +235,7 @@ def test_records_and_files(tmp_path: Path) -> None:
         *[(record("none.jpg"), "missing"), (record("gone.jpg"), "missing"), (record("dangling.jpg"), "missing")],
         *[(record("good.jpg/x"), "missing"), (record("a\0b"), "missing"), (record(""), "no image")],
         *[(record("folder.jpg"), "unreadable"), (record("loop.jpg"), "unreadable"), (record("x" * 999), "unreadable")],
-        *[(record(None), "no image"), (record(3), "no image"), (record(["good.jpg", "good.jpg"]), "no image")],
+        *[(record(None), "no image"), (record(3), "no image"), (record([3, "good.jpg"]), "no image")],
         *[({"caption": "a dog"}, "no image"), ({"image": "good.jpg"}, "no caption")],
         *[("[1, 2]", "no image"), ('"text"', "no image"), ("null", "no image"), ("{broken", "not json")],
         ('{"image": "good.jpg", "caption": "a dog"', "not json"),

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from qformer import resolution
-from qformer.model.frontend import plan_row
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Plan, UsageError
-from qformer.videos import Clip
+from qformer.videos.rows import plan_row
 from tests.resolution.test_strategies import EVERY, made
 
 PICTURES = [(640, 480), (300, 900), (448, 448)]
@@ -49,10 +47,9 @@ def test_pictures_of_a_row_share_the_tiles_of_internvl() -> None:
 def test_rows_have_the_text_of_a_chat_between_pictures_and_frames() -> None:
     """Of a picture, a clip of two frames and a picture; there is none by default."""
     chat = made("internvl", between="\n", frame="Frame{}: ", shared=False)
-    pictures = [torch.zeros(3, 48, 64, dtype=torch.uint8)] * 2
-    clip = Clip(torch.zeros(2, 3, 48, 64, dtype=torch.uint8), fps=1.0)
+    picture, clip = (64, 48, 0), (64, 48, 2)
     for strategy, leads in ((chat, ["", "\nFrame1: ", "\nFrame2: ", "\n"]), (made("internvl"), [""] * 4)):
-        row = plan_row([pictures[0], clip, pictures[1]], strategy)[1]
+        row = plan_row([picture, clip, picture], strategy)
         assert [tile.lead for part in row.parts for tile in part.tiles if tile.before] == leads
         assert (row.tiles, row.markers) == (tuple(tile for part in row.parts for tile in part.tiles), 8)
     assert [part.grid for part in chat.plan_many(PICTURES).parts] == [chat.plan(*size).grid for size in PICTURES]

@@ -17,6 +17,9 @@ from tests.stages.test_systems import SHORT, SYSTEMS, losses, mini
 
 STEPS = 6
 SAVES = "train.save_every=2"
+OFTEN = ("oryx", "qwen2vl", "blip2 stage1")
+#: Every preset; the usual ones, whose parts other tests resume and store too, weekly.
+EACH = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.weekly) for name in (*SYSTEMS, "blip2 stage1")]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +47,7 @@ def kill(name: str, run: Path, *overrides: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SYSTEMS, "blip2 stage1"])
+@pytest.mark.parametrize("name", EACH)
 def test_killed_runs_end_with_the_same_bits_and_stored_tokens_train_alike(tmp_path: Path, name: str) -> None:
     name, _, stage = name.partition(" ")
     more = [f"stage={stage}", "train.precision=fp32"] if stage else []
