@@ -95,3 +95,12 @@ def test_planned_is_counted_produced_and_positioned(
         if name == "qwen2vl":
             assert int((positioned >= 0).all(dim=1).sum()) == plan.tokens
             assert torch.equal(mrope.of_plans([plan], [len(positioned)], len(positioned))[0], positioned)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_presets_on_real_towers_are_made_for_patches_of_14(name: str) -> None:
+    config = load_config(f"configs/real/system_{name}.yaml")
+    connector = connectors.chosen(config.connector, WIDTH, LLM_WIDTH)
+    assert connector.patch in (None, 14)
+    plan = resolution.chosen(config.resolution, config.limits).plan(640, 480)
+    assert connector.count_tokens(plan) == plan.tokens
