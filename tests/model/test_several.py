@@ -148,7 +148,7 @@ def test_rows_are_cut_as_planned(model: VisionLanguageModel) -> None:
 def test_refusals(model: VisionLanguageModel) -> None:
     with pytest.raises(UsageError, match="a row shows nothing; give a list of at least one"):
         model.frontend.tiles([[]])
-    with pytest.raises(BadSample, match="missing: number 2 of the 2 shown: nowhere"):
+    with pytest.raises(BadSample, match=r"missing: nowhere.png \(number 2 of the 2 shown\)"):
         model.frontend.tiles([[picture(30, 30), "nowhere.png"]])
 
 
