@@ -365,7 +365,7 @@ def _break(folder: Path, fault: str) -> None:
     ("fault", "sentence"),
     [
         ("no processor", "has no preprocessor_config.json, which says how .* cuts its pictures; put its own there"),
-        ("broken processor", "cuts its pictures|is not valid JSON"),
+        ("broken processor", "cuts pictures|is not valid JSON"),
         ("another size", "are not of one system: resolution"),
         ("nearest pixels", "has resample 0, and .* 3; set it to that"),
         ("missing", "multi_modal_projector.linear_1.weight missing or left over"),

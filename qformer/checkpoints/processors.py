@@ -12,9 +12,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-NO_PROCESSOR = (
-    "{{where}} does not say how {title} cuts its pictures ({{reason}}); put its preprocessor_config.json there"
-)
+NO_PROCESSOR = "{{where}} does not say how {title} cuts pictures ({{reason}}); put its preprocessor_config.json there"
 FILES = ("preprocessor_config.json", "processor_config.json")
 BICUBIC = 3  # Pillow's number
 #: What an image processor must do, as the strategies here do it.

@@ -58,7 +58,8 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     values = system.values(theirs)
     folder = pretrained.local_folder(path_or_id)
     values["resolution"] = _agreed(values["resolution"], system.read_processor(folder), path_or_id)
-    template, between = _template(system, given.tokenizer or str(folder), theirs)
+    tokenizer = given.tokenizer or str(folder)
+    template, between = _template(system, tokenizer, theirs)
     values["resolution"] |= {"between": between} if between else {}
     how = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = pretrained.read(system.model, folder, NO_SYSTEM, **how)
@@ -76,7 +77,6 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     for start, ours in system.language:
         llm |= _begun(left, start, ours)
     refuse(missing, list(left), f"the {system.title} in '{path_or_id}'")
-    tokenizer = given.tokenizer or str(folder)
     vision, connector, resolution = (
         {"name": name, **values[key]}
         for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
