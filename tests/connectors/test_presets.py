@@ -75,7 +75,7 @@ def test_two_pictures_and_a_long_clip_of_usual_shapes_fit(name: str) -> None:
 def test_planned_is_counted_produced_and_positioned(
     name: str, pictures: list[tuple[int, int]], frames: int, fps: float, filmed: tuple[int, int]
 ) -> None:
-    """Of a picture, of several, of a clip, and of pictures and a clip in one row."""
+    """Check a picture, several, a clip, and pictures with a clip in one row."""
     frontend, connector = parts_of(name)
     clip = Clip(flat(*filmed)[None].expand(frames, -1, -1, -1), fps)
     several: list[Any] = [flat(*size) for size in pictures]
