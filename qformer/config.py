@@ -9,7 +9,7 @@ import difflib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -28,6 +28,9 @@ from qformer.schema import (
     TrainConfig,
 )
 from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "BackboneConfig",
@@ -216,10 +219,9 @@ def anchor(config: Config) -> Config:
     def absolute(path: str | None) -> str | None:
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
-    towers = {key: absolute(value) for key, value in config.vision.options.items() if key in ("path", "weights")}
     changes: dict[str, Any] = {
         "init": absolute(config.init),
-        "vision": config.vision.model_copy(update=towers),
+        "vision": config.vision.model_copy(update=map_towers(config.vision.options, absolute)),
         "text": config.text.model_copy(update={"bert": absolute(config.text.bert)}),
     }
     if config.llm is not None:
@@ -227,3 +229,14 @@ def anchor(config: Config) -> Config:
     if config.question is not None:
         changes["question"] = config.question.model_copy(update={"init": absolute(config.question.init)})
     return config.model_copy(update={key: value for key, value in changes.items() if value != getattr(config, key)})
+
+
+def map_towers(options: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Copy the options of an image encoder with `change` applied to `path` and `weights`, also inside a mixture."""
+    made: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            made[key] = map_towers(value, change)
+        else:
+            made[key] = change(value) if key in ("path", "weights") else value
+    return made

@@ -38,6 +38,7 @@ from qformer.progress import Bar, console
 from qformer.resolution.base import ResolutionStrategy
 from qformer.types import Sample, Tiles, UsageError
 from qformer.vision.base import Absent
+from qformer.vision.mof import MofConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -173,17 +174,25 @@ def fill(config: Config, source: Source, strategy: ResolutionStrategy, encoder: 
     return store
 
 
+def _describe_encoder(options: Any) -> dict[str, Any]:
+    """Collect the options of an image encoder that say what it computes, not where its weights are."""
+    if isinstance(options, MofConfig):
+        first, second = map(_describe_encoder, options.parts)
+        return {"first": first, "second": second, "mode": options.mode, "alpha": options.alpha}
+    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
+    for key, usual in (("layers", None), ("final_norm", True)):  # left out, as in older stores
+        if kept.get(key, ()) is usual:
+            del kept[key]
+    return kept
+
+
 def describe_contents(
     config: Config, samples: int, strategy: ResolutionStrategy, encoder: VisionEncoder
 ) -> dict[str, dict[str, Any]]:
     """Collect everything that the stored tokens depend on, by section of the configuration."""
     features, data = config.data.features, config.data
     assert features is not None
-    options = vision.options_of(config.vision)
-    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in PLACES}
-    for key, usual in (("layers", None), ("final_norm", True)):  # left out, as in older stores
-        if kept.get(key, ()) is usual:
-            del kept[key]
+    kept = _describe_encoder(vision.options_of(config.vision))
     rule = dict(vars(strategy.rule))
     options_of_rule: Any = dataclasses.fields(strategy.rule) if dataclasses.is_dataclass(strategy.rule) else ()
     for option in options_of_rule:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qformer.schema import TrainConfig
 
 ENCODER = "frontend.encoder."
+MIXED = (f"{ENCODER}first.", f"{ENCODER}second.")  # of a mixture of features
 #: What texts pass in the Q-Former, by name; its query feed-forward starts as BERT's too, but is the bridge's own.
 FROM_BERT = re.compile(r"(connector\.)?qformer\.(embeddings|layers\.\d+\.(attention|text_ffn))\.")
 ENCODER_BLOCK = re.compile(r"frontend\.encoder\.(.+\.)?(blocks|resblocks|layers?)\.\d+")  # EVA, CLIP, transformers
@@ -46,12 +47,15 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Compute the learning-rate scale of each image encoder parameter, by name (BLIP-2, appendix).
 
     As in BEiT, the last block gets `decay`, and each earlier block gets `decay` times the scale of the next one. The
-    embeddings before the first block (patches, CLS, positions) count as one more block.
+    embeddings before the first block (patches, CLS, positions) count as one more block. The encoders of a mixture count
+    their blocks apart.
     """
-    blocks = [name for name, _ in model.named_modules() if ENCODER_BLOCK.fullmatch(name)]
+    every = [name for name, _ in model.named_modules() if ENCODER_BLOCK.fullmatch(name)]
     scales = {}
     for name, _ in model.named_parameters():
         if name.startswith(ENCODER):
+            part = next((part for part in MIXED if name.startswith(part)), ENCODER)
+            blocks = [block for block in every if block.startswith(part)]
             number = next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), -1)
             scales[name] = decay ** (len(blocks) - number)
     return scales

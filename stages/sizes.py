@@ -109,6 +109,12 @@ def _encoder_width(config: Config) -> int | None:
         options = vision.options_of(config.vision)
     except UsageError:
         return None
+    widths = [_width_of(part) for part in getattr(options, "parts", (options,))]  # a mixture has two
+    return None if None in widths else max(width for width in widths if width is not None)
+
+
+def _width_of(options: Any) -> int | None:
+    """Width of the tokens of an image encoder with these options; None if it is not known yet."""
     width = getattr(options, "width", None)
     if width is None and (found := described(str(getattr(options, "path", "")))) is not None:
         width = (found.get("vision_config") or found).get("hidden_size")

@@ -30,7 +30,7 @@ def refuse_unfit(parts: Parts, source: str) -> None:
         if f"{name}.weight" in parts.bridge:
             rows = rows or len(parts.bridge[f"{name}.bias"])
             places |= {f"{name}.weight": torch.Size([rows, hidden]), f"{name}.bias": torch.Size([rows])}
-    places |= {f"frontend.norm.{kind}": torch.Size([seen]) for kind in ("weight", "bias")}
+    places |= {f"frontend.norm{of}.{kind}": torch.Size([seen]) for of in ("", "_second") for kind in ("weight", "bias")}
     for name, tensor in parts.bridge.items():
         if tensor.shape != places.get(name, tensor.shape):
             raise UsageError(

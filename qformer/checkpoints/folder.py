@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qformer import lookup
-from qformer.config import dump_config, load_config
+from qformer.config import dump_config, load_config, map_towers
 from qformer.fields import read_from
 from qformer.files import soundness
 from qformer.files.digests import digest
@@ -248,7 +248,8 @@ def read(path: str | Path, trust: bool = False, verify: bool = True) -> Checkpoi
 
 def digests(config: Config) -> dict[str, str]:
     """Digests of the weights of towers that have names of ours, `mini:NAME` and `real:NAME`; by these names."""
-    named = [config.vision.options.get("path"), config.text.bert, config.llm.path if config.llm else None]
+    named: list[Any] = [config.text.bert, config.llm and config.llm.path]
+    map_towers(config.vision.options, named.append)
     found = {name: digest(name) for name in named if isinstance(name, str)}
     return {name: known for name, known in found.items() if known}
 
@@ -290,7 +291,7 @@ def with_own_towers(config: Config, folder: Path) -> Config:
     def place(path: Any) -> Any:
         return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
 
-    options = {key: place(value) for key, value in config.vision.options.items()}
+    options = map_towers(config.vision.options, place)
     update: dict[str, Any] = {}
     if options != config.vision.options:  # what stays as it is must not count as given
         update["vision"] = config.vision.model_copy(update=options)

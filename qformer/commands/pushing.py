@@ -23,7 +23,7 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.convert import convert_checkpoint
 from qformer.checkpoints.parts import LoadOptions
 from qformer.commands.card import card
-from qformer.config import dump_config
+from qformer.config import dump_config, map_towers
 from qformer.files import pretrained
 from qformer.files.records import replacing
 from qformer.types import UsageError
@@ -173,8 +173,8 @@ def _with_towers_inside(config: Config, own: Path, folder: Path) -> Config:
             shutil.copy2(place, folder / name)
         return f"{checkpoint.INSIDE}{name}"
 
-    towers = ("path", "weights")
-    options = {k: inside(value, "vision") if k in towers else value for k, value in config.vision.options.items()}
+    names = iter(("vision", "vision-second"))  # a mixture has two
+    options = map_towers(config.vision.options, lambda path: inside(path, next(names)))
     update: dict[str, Any] = {"vision": config.vision.model_copy(update=options)}
     if config.llm is not None:
         update["llm"] = config.llm.model_copy(update={"path": inside(config.llm.path, "llm")})

@@ -43,30 +43,41 @@ class FrontEnd(nn.Module):
     """Cuts images into tiles and runs them through the image encoder, whatever their sizes.
 
     `norm` is the adapter behind the encoder, under the name that BLIP-2's has in checkpoints; None: there is none.
+    Behind an interleaved mixture of features `norm_second` is that of the second encoder's tokens.
     """
 
     def __init__(
-        self, encoder: VisionEncoder, strategy: ResolutionStrategy | None = None, adapter: nn.Module | None = None
+        self,
+        encoder: VisionEncoder,
+        strategy: ResolutionStrategy | None = None,
+        adapter: nn.Module | None = None,
+        second: nn.Module | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             strategy: how `tiles` cuts images; by default the whole image at the encoder's own size.
-            adapter: maps tokens float[n, D] to float[n, D]; None leaves them as they are.
+            adapter: maps tokens float[..., D] to float[..., D]; None leaves them as they are.
+            second: the same for every second token; None: `adapter` maps all.
         """
         super().__init__()
         self.encoder = encoder
         self.strategy: ResolutionStrategy = strategy or Fixed(encoder.image_size)
         self.norm = adapter
+        self.norm_second = second
 
     @classmethod
     def for_qformer(
         cls, encoder: VisionEncoder | FrontEnd, strategy: ResolutionStrategy | None = None, eps: float = 1e-5
     ) -> FrontEnd:
-        """BLIP-2's: the tokens pass a `TokenNorm`. One that is complete already is given back as it is."""
+        """BLIP-2's: the tokens pass a `TokenNorm`, one for each encoder of an interleaved mixture of features.
+
+        A front end that is complete already is given back as it is.
+        """
         if isinstance(encoder, FrontEnd):
             return encoder
-        return cls(encoder, strategy, TokenNorm(encoder.width, eps))
+        paired = encoder.per_patch == 2 and not encoder.extra  # else tokens do not alternate
+        return cls(encoder, strategy, *(TokenNorm(encoder.width, eps) for _ in range(1 + paired)))
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +148,7 @@ class FrontEnd(nn.Module):
 
     def adapt(self, visual: VisualTokens) -> VisualTokens:
         """Pass the encoder's tokens through the adapter."""
-        return visual if self.norm is None else visual.repack(self.norm(visual.packed))
+        return visual.repack(self._adapted(visual.packed))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels of equal size, uint8 or float[N, 3, h, w] in [0, 1] -> float[N, S, D], behind the adapter.
@@ -145,8 +156,17 @@ class FrontEnd(nn.Module):
         Raises:
             UsageError: other pixels.
         """
-        tokens = self.encoder(_unit(pixels))
-        return tokens if self.norm is None else self.norm(tokens)
+        return self._adapted(self.encoder(_unit(pixels)))
+
+    def _adapted(self, tokens: Tensor) -> Tensor:
+        """Tokens float[..., n, D] behind the adapter, or with two of them, each behind its own in turn."""
+        if self.norm is None:
+            return tokens
+        if self.norm_second is None:
+            adapted: Tensor = self.norm(tokens)
+            return adapted
+        pair = [self.norm(tokens[..., ::2, :]), self.norm_second(tokens[..., 1::2, :])]
+        return torch.stack(pair, dim=-2).flatten(-3, -2)  # (..., n / 2, 2, D) -> (..., n, D)
 
 
 def _as_they_are(device: torch.device) -> torch.autocast:

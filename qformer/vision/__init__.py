@@ -14,6 +14,7 @@ ENCODERS: dict[str, Any] = {
     "clip": "qformer.vision.options:ClipConfig",
     "eva": "qformer.vision.options:EvaConfig",
     "hf": "qformer.vision.options:HFVisionConfig",
+    "mof": "qformer.vision.mof:MofConfig",
     "oryx": "qformer.vision.options:OryxConfig",
     "qwen2vl": "qformer.vision.options:Qwen2VLConfig",
 }

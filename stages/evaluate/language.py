@@ -123,8 +123,8 @@ def made_by(settings: Settings, model: VisionLanguageModel | ImageTextModel) -> 
 
 def _weights(model: VisionLanguageModel) -> str:
     digest = hashlib.sha256()
-    norm = model.frontend.norm
-    states = (model.connector.state_dict(), {} if norm is None else norm.state_dict())
+    norms = [norm for norm in (model.frontend.norm, model.frontend.norm_second) if norm is not None]
+    states = [part.state_dict() for part in (model.connector, *norms)]
     for name, tensor in [pair for state in states for pair in sorted(state.items())]:
         digest.update(name.encode())
         digest.update(raw(tensor))

@@ -26,6 +26,7 @@ from qformer.stages.plan.sizes import KNOWN
 from qformer.types import UsageError
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from qformer.vision.hf import HFVisionEncoder
+from qformer.vision.mof import MofConfig, MofEncoder
 from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
@@ -96,7 +97,15 @@ def outline_encoder(config: Config) -> VisionEncoder:
     Raises:
         UsageError: options that do not fit, or sizes that are not to be had.
     """
-    options = vision.options_of(config.vision)
+    encoder = _outline_part(vision.options_of(config.vision))
+    return encoder.freeze() if config.freeze_vision else encoder.float()
+
+
+def _outline_part(options: Any) -> VisionEncoder:
+    """Build an image encoder, or both of a mixture, without weights."""
+    if isinstance(options, MofConfig):
+        first, second = map(_outline_part, options.parts)
+        return MofEncoder(first, second, options.mode, options.alpha)
     encoder: VisionEncoder
     if isinstance(options, HFVisionConfig):
         model = AutoModel.from_config(
@@ -108,7 +117,7 @@ def outline_encoder(config: Config) -> VisionEncoder:
         encoder = dataclasses.replace(options, weights=None).build()
     else:
         encoder = options.build()
-    return encoder.freeze() if config.freeze_vision else encoder.float()
+    return encoder
 
 
 def outline_language_model(config: Config, device: str) -> LanguageModel:

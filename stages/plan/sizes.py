@@ -82,6 +82,11 @@ DINOV2_SMALL: dict[str, Any] = {
     "patch_size": 14,
     "image_size": 518,
 }
+DINOV2_LARGE: dict[str, Any] = DINOV2_SMALL | {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
 MINILM: dict[str, Any] = {
     "model_type": "bert",
     "hidden_size": 384,
@@ -169,6 +174,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bert-base-uncased", "google-bert/bert-base-uncased"), BERT_BASE),
     "openai/clip-vit-large-patch14": CLIP_LARGE,
     "openai/clip-vit-large-patch14-336": CLIP_LARGE | {"image_size": 336},
+    "facebook/dinov2-large": DINOV2_LARGE,
     "google/siglip-so400m-patch14-384": SIGLIP_SO400M,
     "OpenGVLab/InternViT-6B-448px-V1-5": INTERNVIT_6B,
     "lmsys/vicuna-13b-v1.5": VICUNA_13B,
