@@ -1,13 +1,13 @@
 """Canvases: pictures of any size, on which objects are as many pixels large as they are on every other canvas.
 
-A `Scene` is drawn at any size, and its objects grow with it. A `Canvas` has a size of its own, 120 to 480 pixels a side,
-and one to sixteen objects of 24 to 40 pixels, so that what is seen of it depends on how it is cut or shrunk.
+A `Scene` is drawn at any size, and its objects grow with it. A `Canvas` has a size of its own, 120 to 480 pixels a
+side, and one to sixteen objects of 24 to 40 pixels, so that what is seen of it depends on how it is cut or shrunk.
 
 Some combinations are held out of training, as in `qformer.scenes.text`, with `arrow` after the eight shapes there:
 
 *   one color per shape (a green circle, a blue square, ...); of arrows, one direction per color;
-*   one order per pair of adjacent shapes: a shape to the left of, or above, the next one. The arrow is the last, and the
-    circle comes after it.
+*   one order per pair of adjacent shapes: a shape to the left of, or above, the next one. The arrow is the last, and
+    the circle comes after it.
 """
 
 from __future__ import annotations
