@@ -10,24 +10,24 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from PIL import Image
 
-from qformer.scenes.canvas import DIRECTIONS, MOST, POINTING, SIDES, TOLD, Canvas, held_out
+from qformer.scenes.canvas import DIRECTIONS, POINTING, SIDES, TOLD, Canvas, held_out
 from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_layout import Shell, are_apart, compose, find_place, scatter
+from qformer.scenes.canvas_layout import Shell, are_apart, find_place, scatter
 from qformer.scenes.canvas_names import ARRANGEMENTS, NUMBERS, plural, references, singular, with_article
 from qformer.scenes.canvas_names import name as kind_name
 from qformer.scenes.canvas_text import canvas_captions
-from qformer.scenes.canvases import Canvases
-from qformer.scenes.scenes import SPLITS
+from qformer.scenes.drawn import Drawn
 from qformer.scenes.text import COLOURS, POSITIONS, WORDS, pick
 from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from qformer.scenes.canvas import CanvasObject
 
@@ -45,7 +45,8 @@ PATTERNS = {
     "text": "Texts",
     "viewpoint": "Viewpoint and Perspective",
 }
-STREAM = 4  # separates the random numbers of pairs from those of canvases with the same seed
+#: Least number of objects that a pattern needs.
+LEAST = {"presence": 2, "count": 2, "structure": 6}
 QUALITY = 95  # of JPEG files, without subsampled colors
 
 
@@ -69,68 +70,49 @@ class CanvasPair:
 
 
 @dataclass(frozen=True)
-class Twins:
+class Twins(Drawn):
     """Source of pairs: samples 2n and 2n + 1 are those of pair n, a function of the fields and n alone.
 
     Attributes:
-        split, sides, aspect, seed, objects: as of `Canvases`.
-        count: number of samples, two for each pair.
         patterns: some of `PATTERNS`, taken in turn; all by default.
     """
 
+    NAME: ClassVar[str] = "twins"
+    STREAM: ClassVar[int] = 4
+
     split: Literal["train", "val", "test", "any"] = "test"
-    sides: tuple[int, int] = (120, 480)
-    aspect: float = 4.0
-    seed: int = 0
-    count: int = 1_000_000
-    objects: tuple[int, int] = (1, MOST)
     patterns: tuple[str, ...] = tuple(PATTERNS)
 
     def __post_init__(self) -> None:
-        _ = self._canvases
-        for pattern in self.patterns:
-            if pattern not in PATTERNS:
-                raise UsageError(f"patterns has '{pattern}'; give some of {', '.join(PATTERNS)}")
-        least = max((LEAST.get(pattern, 1) for pattern in self.patterns), default=0)
-        if not self.patterns or self._canvases.numbers[1] < least:
-            raise UsageError(
-                f"patterns is {self.patterns} with objects {self.objects}; give at least one pattern, and {least} "
-                "objects or more"
-            )
-
-    @property
-    def _canvases(self) -> Canvases:
-        return Canvases(self.split, self.sides, self.aspect, self.seed, self.count, self.objects)
-
-    def __len__(self) -> int:
-        return self.count
+        super().__post_init__()
+        if not self.patterns or not set(self.patterns) <= set(PATTERNS):
+            raise UsageError(f"patterns is {self.patterns}; give some of {', '.join(PATTERNS)}")
+        least = max(LEAST.get(pattern, 1) for pattern in self.patterns)
+        if self.numbers[1] < least:
+            raise UsageError(f"there are up to {self.numbers[1]} objects, and patterns that need {least}; allow more")
 
     def __getitem__(self, index: int) -> Sample:
         """Draw one of a pair, uint8[h, w, 3], with its question, answer, captions, and the `choices` as a fact."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"picture {index} of {self.count}")
+        rng = self.rng(index, 1)
         number, place = divmod(index, 2)
         pair = self.pair(number)
-        key = f"twins/{self.split}/{self.seed}/{index}:{pair.pattern}"
-        canvas = pair.canvases[place]
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index, STREAM, 1))
-        facts: dict[str, Any] = {"question_type": pair.pattern, "choices": list(pair.options), "pair": number}
+        key = self.key(index, pair.pattern)
         return Sample(
-            image=draw_canvas(canvas),
+            image=draw_canvas(pair.canvases[place]),
             key=key,
             image_id=key,
-            captions=canvas_captions(canvas, rng),
+            captions=canvas_captions(pair.canvases[place], rng),
             question=pair.question,
             answers=[pair.options[pair.right[place]]],
-            facts=facts,
+            facts={"question_type": pair.pattern, "choices": list(pair.options), "pair": number},
         )
 
     def pair(self, number: int) -> CanvasPair:
         """Get a pair without drawing it."""
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), number, STREAM))
+        rng = self.rng(number)
         pattern = self.patterns[number % len(self.patterns)]
         while True:
-            canvas = compose(rng, self.split, self._canvases.numbers, self.sides, self.aspect)
+            canvas = self.compose(rng)
             varied = _VARY[pattern](canvas, rng)
             if varied is None or not _is_of_split(varied[0], self.split):
                 continue
@@ -146,27 +128,18 @@ def _is_of_split(canvas: Canvas, split: str) -> bool:
     return split == "any" or held_out(canvas) == (split == "test")
 
 
-def write_pairs(
-    folder: str | Path,
-    pairs: int = 150,
-    split: Literal["train", "val", "test", "any"] = "test",
-    sides: tuple[int, int] = (120, 480),
-    aspect: float = 4.0,
-    seed: int = 0,
-    patterns: tuple[str, ...] = tuple(PATTERNS),
-) -> list[CanvasPair]:
-    """Write pairs in the layout of MMVP: `Questions.csv`, and `MMVP Images/N.jpg` for its row N, from 1.
+def write_pairs(folder: str | Path, source: Twins, pairs: int = 150) -> list[CanvasPair]:
+    """Write the first pairs of a source in the layout of MMVP: `Questions.csv`, and `MMVP Images/N.jpg` for row N.
 
-    Rows 2n - 1 and 2n are a pair. A fifth column, which MMVP does not have, names MMVP's pattern.
+    Rows are counted from 1; 2n - 1 and 2n are a pair. A fifth column, which MMVP does not have, names MMVP's pattern.
 
     Raises:
-        UsageError: as `Twins`; or the folder already holds questions.
+        UsageError: the folder already holds questions.
     """
     folder = Path(folder)
     table = folder / "Questions.csv"
     if table.exists():
         raise UsageError(f"'{table}' exists; give a new folder")
-    source = Twins(split, sides, aspect, seed, 2 * pairs, patterns=patterns)
     images = folder / "MMVP Images"
     images.mkdir(parents=True, exist_ok=True)
     written = [source.pair(number) for number in range(pairs)]
@@ -327,5 +300,3 @@ _VARY: dict[str, Callable[[Canvas, np.random.Generator], Varied | None]] = {
     "text": _text,
     "viewpoint": _viewpoint,
 }
-#: Least number of objects that a pattern needs.
-LEAST = {"presence": 2, "count": 2, "structure": 6}
