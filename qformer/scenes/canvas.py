@@ -12,7 +12,9 @@ Some combinations are held out of training, as in `qformer.scenes.text`, with `a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qformer.scenes.text import COLOURS, POSITIONS
@@ -129,13 +131,19 @@ class Canvas:
         across, down = 100 / self.width, 100 / self.height
         return round(left * across), round(top * down), round(right * across), round(bottom * down)
 
+    @cached_property
+    def numbers(self) -> Counter[str | Pair]:
+        """Numbers of objects by shape, by color, and by both."""
+        return Counter(key for item in self.objects for key in (item.shape, item.colour, item.pair))
+
     def alike(self, item: CanvasObject) -> int:
         """Number of objects of its shape and color, itself included."""
-        return sum(other.pair == item.pair for other in self.objects)
+        return self.numbers[item.pair]
 
-    def told(self) -> list[CanvasObject]:
+    @cached_property
+    def told(self) -> tuple[CanvasObject, ...]:
         """Objects that a description tells one by one: all, or those of a crowd that are the only one of their kind."""
-        return [item for item in self.objects if not self.crowded or self.alike(item) == 1]
+        return tuple(item for item in self.objects if not self.crowded or self.alike(item) == 1)
 
 
 def inside(width: int, height: int, edges: tuple[str | None, ...], band: int) -> Box:
