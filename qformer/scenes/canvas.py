@@ -140,9 +140,12 @@ class Canvas:
         """Number of objects of its shape and color, itself included."""
         return self.numbers[item.pair]
 
-    @cached_property
     def told(self) -> tuple[CanvasObject, ...]:
         """Objects that a description tells one by one: all, or those of a crowd that are the only one of their kind."""
+        return self._told
+
+    @cached_property
+    def _told(self) -> tuple[CanvasObject, ...]:
         return tuple(item for item in self.objects if not self.crowded or self.alike(item) == 1)
 
 

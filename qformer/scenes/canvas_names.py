@@ -68,7 +68,7 @@ def full_name(canvas: Canvas, item: CanvasObject, boxes: bool = False) -> str:
 
 def crowds(canvas: Canvas) -> list[tuple[CanvasObject, int]]:
     """List one object of each group that is told by its number, with the number, in reading order."""
-    told = canvas.told
+    told = canvas.told()
     rest = {item.pair: item for item in reversed(canvas.objects) if not any(item is one for one in told)}
     return [(item, canvas.alike(item)) for item in reversed(rest.values())]
 
@@ -76,7 +76,7 @@ def crowds(canvas: Canvas) -> list[tuple[CanvasObject, int]]:
 def everything(canvas: Canvas, boxes: bool = False) -> list[str]:
     """Phrases that tell all objects, groups first: `nine small red stars`, `a large blue circle at the center`."""
     groups = [f"{NUMBERS[number]} {look_name(item, number)}" for item, number in crowds(canvas)]
-    return groups + [with_article(full_name(canvas, item, boxes)) for item in canvas.told]
+    return groups + [with_article(full_name(canvas, item, boxes)) for item in canvas.told()]
 
 
 def edge_phrases(canvas: Canvas) -> list[str]:

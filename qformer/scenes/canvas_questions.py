@@ -130,7 +130,7 @@ def _shares(numbers: tuple[int, int]) -> dict[int, float]:
 
 def _placed(canvas: Canvas) -> tuple[CanvasObject, ...]:
     """Objects that are told one by one and lie anywhere: each position is as frequent as any other."""
-    return canvas.told if canvas.layout == "scattered" else ()
+    return canvas.told() if canvas.layout == "scattered" else ()
 
 
 def _position(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
@@ -142,7 +142,7 @@ def _position(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
 
 
 def _box(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
-    named = [(item, names) for item in canvas.told if (names := _one(canvas, item, "position"))]
+    named = [(item, names) for item in canvas.told() if (names := _one(canvas, item, "position"))]
     if not named:
         return None
     target, names = pick(rng, named)
@@ -150,7 +150,7 @@ def _box(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
 
 
 def _content(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
-    told = canvas.told
+    told = canvas.told()
     if not told:
         return None
     target = pick(rng, told)
@@ -184,7 +184,7 @@ def _related(canvas: Canvas, rng: np.random.Generator) -> tuple[str, str, str, l
 
 
 def _word(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
-    written = [(item, names) for item in canvas.told if item.word and (names := _one(canvas, item, "word"))]
+    written = [(item, names) for item in canvas.told() if item.word and (names := _one(canvas, item, "word"))]
     if not written:
         return None
     target, names = pick(rng, written)
@@ -256,7 +256,7 @@ def _is_placed(canvas: Canvas, truth: bool, rng: np.random.Generator) -> str | N
 
 def _is_attribute(canvas: Canvas, truth: bool, rng: np.random.Generator) -> str | None:
     # The object is never named by shape or color, since held-out pairs make one depend on the other.
-    names = [(item, text) for item in canvas.told for text in _one(canvas, item, "shape", "colour")]
+    names = [(item, text) for item in canvas.told() for text in _one(canvas, item, "shape", "colour")]
     if not names:
         return None
     target, text = pick(rng, names)

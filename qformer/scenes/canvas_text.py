@@ -69,7 +69,7 @@ def canvas_captions(canvas: Canvas, rng: np.random.Generator) -> list[str]:
 
     None has more words than training keeps; the first two leave something out where they would.
     """
-    told = [canvas.told[i] for i in rng.permutation(len(canvas.told))]
+    told = [canvas.told()[i] for i in rng.permutation(len(canvas.told()))]
     groups = [f"{NUMBERS[number]} {look_name(item, number)}" for item, number in crowds(canvas)]
     phrases = everything(canvas)
     order = rng.permutation(len(phrases))

@@ -158,7 +158,7 @@ def write_pairs(folder: str | Path, source: Twins, pairs: int = 150) -> list[Can
 
 def _pick_told(canvas: Canvas, rng: np.random.Generator) -> CanvasObject | None:
     """Pick an object that is told by itself and the only one of its shape and color."""
-    told = [item for item in canvas.told if canvas.alike(item) == 1]
+    told = [item for item in canvas.told() if canvas.alike(item) == 1]
     return pick(rng, told) if told else None
 
 
@@ -222,7 +222,7 @@ def _position(canvas: Canvas, rng: np.random.Generator) -> Varied | None:
     old = _pick_told(canvas, rng)
     if old is None or canvas.layout != "scattered":
         return None
-    taken = [canvas.cell(item) for item in canvas.told]
+    taken = [canvas.cell(item) for item in canvas.told()]
     cell = pick(rng, [one for one in (divmod(i, 3) for i in range(len(POSITIONS))) if one not in taken])
     corner = find_place(rng, canvas, old.side, cell, [item for item in canvas.objects if item is not old])
     if corner is None:
@@ -247,7 +247,7 @@ def _colour(canvas: Canvas, rng: np.random.Generator) -> Varied | None:
 def _structure(canvas: Canvas, rng: np.random.Generator) -> Varied | None:
     if canvas.layout == "scattered":
         return None
-    told = canvas.told
+    told = canvas.told()
     free = iter(rng.permutation(len(POSITIONS)).tolist())
     cells = [divmod(next(free), 3) if any(item is one for one in told) else None for item in canvas.objects]
     corners = scatter(rng, Shell.of(canvas), [item.side for item in canvas.objects], cells)
@@ -262,7 +262,7 @@ def _structure(canvas: Canvas, rng: np.random.Generator) -> Varied | None:
 
 
 def _text(canvas: Canvas, rng: np.random.Generator) -> Varied | None:
-    written = [item for item in canvas.told if item.word]
+    written = [item for item in canvas.told() if item.word]
     if not written:
         return None
     old = pick(rng, written)
