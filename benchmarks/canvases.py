@@ -1,4 +1,4 @@
-"""A sheet of canvases with their questions, of pairs and of clips, to look at: `python benchmarks/canvases.py -o x.png`."""
+"""A sheet of canvases, pairs and clips with their texts, to look at: `python benchmarks/canvases.py -o sheet.png`."""
 
 from __future__ import annotations
 

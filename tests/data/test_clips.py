@@ -6,13 +6,17 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qformer import resolution
+from qformer.config import load_config
 from qformer.data import sources
 from qformer.data.held_out import ImageRecord
+from qformer.data.loader import Batches
 from qformer.evaluation.benchmarks import choose
 from qformer.scenes.canvas import held_out
 from qformer.scenes.canvas_text import VOCABULARY
@@ -23,6 +27,7 @@ from qformer.types import UsageError
 from qformer.videos import Clip
 from tests.data.canvas_reader import COUNTS, Known, Thing, look, named, read, solve
 
+ROOT = Path(__file__).parent.parent.parent
 MOVES = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -201,6 +206,20 @@ def test_a_row_shows_two_pictures() -> None:
     for split in ("train", "test"):
         row = TwoPictures(split).row(0)  # type: ignore[arg-type]
         assert all(held_out(canvas) == (split == "test") for canvas in row)
+
+
+@pytest.mark.parametrize("config", ["system_anyres", "system_qwen2vl", "quickstart/stage1"])
+def test_batches_of_every_source_are_cut_by_any_strategy(config: str) -> None:
+    for name in ("canvases", "two_pictures", "clips", "twins"):
+        options = [f"data.train={{name: {name}, count: 20{'' if name == 'twins' else ', questions: true'}}}"]
+        known = load_config(ROOT / "configs" / f"{config}.yaml", [*options, "data.batch=3"])
+        source = sources.for_run(known.data.train)
+        loaded = Batches(source, resolution.chosen(known.resolution, known.limits), known.data, 0)[0]
+        assert not loaded.skipped
+        assert len(loaded.batch.tiles) == len(loaded.batch.question or []) == 3
+        if name == "clips":
+            frames = 2 if config == "system_qwen2vl" else 1  # of a tile
+            assert min(loaded.batch.tiles.counts) * frames >= 4  # one a second, so every frame
 
 
 @pytest.mark.parametrize("name", ["canvases", "twins", "two_pictures", "clips"])
