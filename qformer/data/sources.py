@@ -35,9 +35,14 @@ SOURCES: dict[str, Any] = {
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.scenes.scenes:Scenes",
+    "canvases": "qformer.scenes.canvases:Canvases",
+    "twins": "qformer.scenes.pairs:Twins",
+    "two_pictures": "qformer.scenes.two_pictures:TwoPictures",
+    "clips": "qformer.scenes.clips:Clips",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open no files
+#: Sources that open no files.
+DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"})
 CACHE = "shards"  # folder of a run for the caches of sources
 
 
