@@ -116,12 +116,16 @@ def validation_data(config: Config) -> HeldOut | None:
 
 @dataclasses.dataclass
 class StoredGroups(Sequence[Tiles]):
-    """Groups of `batch` held-out images each, whose tokens are read from a store when they are asked for."""
+    """Groups of `batch` held-out images each, whose tokens are read from a store when they are asked for.
+
+    `numbers` are those of the samples in the store.
+    """
 
     store: FeatureStore
     samples: list[Sample]
     strategy: ResolutionStrategy
     batch: int
+    numbers: Sequence[int]
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch)
@@ -135,8 +139,9 @@ class StoredGroups(Sequence[Tiles]):
             return [self[number] for number in range(*group.indices(len(self)))]
         if not 0 <= group < len(self):
             raise IndexError(group)
-        numbers = range(group * self.batch, min((group + 1) * self.batch, len(self.samples)))
-        return Tiles.join([self.store.read(n, 0, self.samples[n], self.strategy) for n in numbers])
+        some = slice(group * self.batch, (group + 1) * self.batch)
+        rows = zip(self.numbers[some], self.samples[some], strict=True)
+        return Tiles.join([self.store.read(number, 0, sample, self.strategy) for number, sample in rows])
 
 
 def store_held_out(config: Config, held: HeldOut, strategy: ResolutionStrategy, encoder: VisionEncoder) -> HeldOut:
@@ -153,7 +158,8 @@ def store_held_out(config: Config, held: HeldOut, strategy: ResolutionStrategy, 
     own = features.model_copy(update={"path": str(Path(features.path) / f"validation-{marks}"), "crops": 1})
     data = config.data.model_copy(update={"features": own, "crop": (1.0, 1.0), "flip": 0.0})
     store = fill(config.model_copy(update={"data": data}), held.samples, strategy, encoder)
-    return dataclasses.replace(held, groups=StoredGroups(store, held.samples, strategy, config.data.batch))
+    groups = StoredGroups(store, held.samples, strategy, config.data.batch, range(len(held)))
+    return dataclasses.replace(held, groups=groups)
 
 
 @torch.no_grad()

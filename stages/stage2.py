@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +16,7 @@ from qformer.checkpoints.weights import load_stage_one, load_text_path, start_fr
 from qformer.data import sources
 from qformer.data.held_out import HeldOut
 from qformer.data.loader import Batches
-from qformer.data.texts import answers_of
+from qformer.data.texts import answers_of, clean_question
 from qformer.evaluation.vqa import mean_accuracy
 from qformer.figures import curves as drawing
 from qformer.llm.abilities import require_training
@@ -22,20 +24,24 @@ from qformer.llm.rows import positions, word_spread
 from qformer.model.assembly import build_vision_language
 from qformer.model.connectors import QFormerConnector
 from qformer.progress import console
-from qformer.stages.features import prepare, validation_data
+from qformer.resolution import Limited
+from qformer.stages.features import StoredGroups, prepare, validation_data
 from qformer.stages.inherit import inherit, text_path, with_text_sizes
 from qformer.stages.loop import fit
 from qformer.stages.stage1 import keep_tokens, mean_losses
 from qformer.stages.warm_projection import start_at_words
 from qformer.template import AUTO, NONE
-from qformer.types import UsageError
+from qformer.types import BadSample, Tiles, UsageError
 from qformer.videos.rows import glance
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
 
     from qformer.checkpoints.folder import Checkpoint
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import Config
 
 SHOWN = 5
@@ -70,8 +76,6 @@ def train(config: Config, trust: bool = False) -> Path:
     held = validation_data(config)
     on_gpu = torch.cuda.is_available() and not config.train.fsdp  # FSDP moves layers one by one
     device = f"cuda:{distributed.local_rank()}" if on_gpu else "cpu"
-    first = [] if held is None else held.samples[: min(SHOWN, config.data.batch)]
-    pictures = [glance(sample.image) for sample in first]
     encoder, store, held = prepare(config, source, strategy, held)
     text = None if config.question is None else text_path(config.question, start)
     if text is not None:
@@ -89,8 +93,8 @@ def train(config: Config, trust: bool = False) -> Path:
             start_at_words(model, source, store)
             config = with_scale(config, 1.0)  # the words' own
         config = measured(model, config, start)
-    batches = Batches(source, strategy, config.data, config.seed, store)
-    evaluate = None if held is None else Validation(held, Path(config.run), pictures)
+    batches = Batches(source, within_room(model, strategy), config.data, config.seed, store)
+    evaluate = None if held is None else Validation(readable(held, model, config), Path(config.run))
     words = model.connector.tokenizer
     return fit(model, batches, config, evaluate, None if words is None else words.save_pretrained)
 
@@ -115,6 +119,62 @@ def require_room(model: VisionLanguageModel) -> None:
             f"{room} of its {limit} positions left; lower llm.max_tokens"
             + ("" if room >= least else ", or use fewer queries or tiles")
         )
+
+
+def within_room(model: VisionLanguageModel, strategy: ResolutionStrategy) -> ResolutionStrategy:
+    """Let a strategy refuse what leaves no room for a text of `llm.max_tokens`, within the limits that it has."""
+    room = model.room(model.max_tokens)
+    if room.most is None:
+        return strategy
+    if room.reduced_by and distributed.rank() == 0:  # a strategy whose plans may exceed it
+        own = "; your limits hold as well" if isinstance(strategy, Limited) else ""
+        console.print(
+            f"rows of more than {room.most:,} visual tokens are skipped, for this {room.model} model has no positions "
+            f"for more in front of llm.max_tokens {room.text}{own}",
+            soft_wrap=True,
+        )
+    return Limited(strategy, check=room)
+
+
+def readable(held: HeldOut, model: VisionLanguageModel, config: Config) -> HeldOut:
+    """Leave out held-out samples that the language model has no positions for, and tell how many.
+
+    Raises:
+        UsageError: it has none for any of them.
+    """
+    bad: dict[int, BadSample] = {}
+    room_before = cache(model.room)
+    plans = [plan for tiles in held.groups for plan in tiles.plans]
+    for number, (sample, plan) in enumerate(zip(held.samples, plans, strict=True)):
+        question = clean_question(sample.question or "") if held.asks else None
+        try:
+            room_before(model.longest_text(question))(plan)
+        except BadSample as refusal:
+            bad[number] = refusal
+    if not bad:
+        return held
+    first = next(iter(bad.values()))
+    if len(bad) == len(held):
+        raise UsageError(f"none of the {len(held)} validation samples fits the language model: {first.detail}")
+    if distributed.rank() == 0:
+        told = f"{len(bad)} of {len(held)} validation samples are left out, the first of them: {first.detail}"
+        console.print(told, soft_wrap=True, markup=False)
+    return without(held, bad, config.data.batch)
+
+
+def without(held: HeldOut, bad: Mapping[int, BadSample], batch: int) -> HeldOut:
+    """Leave out samples by their numbers; the others are put into groups of `batch` again."""
+    kept = [number for number in range(len(held)) if number not in bad]
+    samples = [held.samples[number] for number in kept]
+    captions = [held.captions[number] for number in kept]
+    skipped = [{"index": held.samples[n].key, "kind": one.kind, "detail": one.detail} for n, one in bad.items()]
+    groups: Sequence[Tiles]
+    if isinstance(held.groups, StoredGroups):
+        groups = dataclasses.replace(held.groups, samples=samples, numbers=[held.groups.numbers[n] for n in kept])
+    else:
+        rows = [tiles[row : row + 1] for tiles in held.groups for row in range(len(tiles))]
+        groups = [Tiles.join([rows[n] for n in kept[at : at + batch]]) for at in range(0, len(kept), batch)]
+    return HeldOut(groups, captions, samples, held.skipped + skipped)
 
 
 def begin(model: VisionLanguageModel, start: Checkpoint, config: Config) -> None:
@@ -202,11 +262,11 @@ class Validation:
     Captions or answers of the first images are written to `captions.jsonl` and `captions.png` of the run.
     """
 
-    def __init__(self, held: HeldOut, folder: Path, shown: list[Tensor]) -> None:
-        """Take the data, the folder of the run, and the first images as pixels."""
+    def __init__(self, held: HeldOut, folder: Path) -> None:
+        """Take the data and the folder of the run."""
         self.held = held
         self.folder = folder
-        self.shown = shown
+        self.shown = [glance(sample.image) for sample in held.samples[: min(SHOWN, len(held.groups[0]))]]
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         bridge = cast("VisionLanguageModel", model)

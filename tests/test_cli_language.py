@@ -444,6 +444,23 @@ def test_what_a_model_cannot_be_shown_is_skipped(
             assert told in one_sentence(err)
 
 
+def test_a_gif_that_moves_is_a_clip(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A still one is a picture, as is any without PyAV, and one that is none is told as a picture."""
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "black", "white")]
+    frames[0].save("moves.gif", save_all=True, append_images=frames[1:], duration=1000)
+    frames[1].save("still.gif")
+    Path("none.gif").write_text("no image")
+    clip = read_video("moves.gif", model.frontend.strategy.sample)
+    assert len(clip.frames) == 3
+    said = model.generate(model.frontend.tiles([clip, "still.gif"]), **OPTIONS)
+    assert run("caption", "x", "moves.gif", "still.gif", *QUICK)[1] == f"moves.gif\t{said[0]}\nstill.gif\t{said[1]}\n"
+    answers = model.answer(model.frontend.tiles([clip, "moves.gif"]), ["what?"] * 2, **OPTIONS)
+    assert run("ask", "x", "moves.gif", "what?", *QUICK)[:2] == (0, f"{answers[0]}\n")
+    assert "skipped none.gif: " in run("caption", "x", "still.gif", "none.gif", *QUICK)[2]
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run("ask", "x", "moves.gif", "what?", *QUICK)[:2] == (0, f"{answers[1]}\n")
+
+
 def test_videos_beside_pictures(run: Run, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line for each; one that is cut off is skipped, and refused where it is the only one."""
     write_clip(Path("clip.mp4"), 16)

@@ -51,7 +51,7 @@ class Oracle(NamedTuple):
     tokenizer: Any
 
 
-def _oracle(folder: Path, tied: bool) -> Oracle:
+def make_oracle(folder: Path, tied: bool) -> Oracle:
     tokenizer = tiny_tokenizer("qwen2")
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
     tokenizer.chat_template = TURNS
@@ -83,7 +83,7 @@ def _oracle(folder: Path, tied: bool) -> Oracle:
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    return _oracle(tmp_path_factory.mktemp("qwen2vl"), tied=False)
+    return make_oracle(tmp_path_factory.mktemp("qwen2vl"), tied=False)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 def test_written_back_bit_equal(tmp_path: Path) -> None:
     """In bfloat16 and with a tied head, as published, and by names of the folders on the hub; from the command line."""
     theirs, ours, back = tmp_path / "theirs", tmp_path / "ours", tmp_path / "back"
-    given = _oracle(theirs, tied=True)
+    given = make_oracle(theirs, tied=True)
     given.model.to(torch.bfloat16).save_pretrained(theirs)
     command("convert", theirs, "-o", ours)
     command("convert", ours, "-o", back, "--to", "transformers")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -17,15 +18,18 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
 )
 
 import qformer
 from qformer.checkpoints.convert import convert_checkpoint
+from qformer.checkpoints.loading import open_checkpoint
 from qformer.checkpoints.parts import LoadOptions
 from qformer.checkpoints.systems import SYSTEMS
-from qformer.checkpoints.whole import require_decoder
+from qformer.checkpoints.whole import require_decoder, write_system
 from qformer.types import Tiles, UsageError
 from qformer.videos import Clip
+from qformer.vision.base import CLIP_MEAN, CLIP_STD
 from tests.tiny import tiny_tokenizer
 
 QUESTION, ANSWER = "what is this", " a red ball"
@@ -56,6 +60,10 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> Oracle:
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    return make_llava(tmp_path_factory.mktemp("llava"), [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+
+
+def make_llava(folder: Path, mean: list[float], std: list[float]) -> Oracle:
     tokenizer = tiny_tokenizer("llama")
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     clip = CLIPVisionConfig(
@@ -63,8 +71,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     )
     word = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(vision_config=clip, text_config=LlamaConfig(**_text(tokenizer)), image_token_id=word)
-    folder = tmp_path_factory.mktemp("llava")
-    CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    CLIPImageProcessorPil(image_mean=mean, image_std=std).save_pretrained(folder)
     return _save(LlavaForConditionalGeneration(config), tokenizer, folder)
 
 
@@ -129,6 +136,33 @@ def test_written_back_bit_equal(name: str, request: pytest.FixtureRequest, tmp_p
     both = [qformer.load(path, "cpu").state_dict() for path in (oracle.folder, ours)]
     assert both[0].keys() == both[1].keys()
     assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
+
+
+def test_the_written_processor_makes_our_tiles(tmp_path: Path) -> None:
+    """Pictures are padded to a square, as in the released code; its other settings count the tokens of a picture."""
+    made = make_llava(tmp_path / "theirs", list(CLIP_MEAN), list(CLIP_STD))
+    back = convert_checkpoint(str(made.folder), tmp_path / "back", "transformers", LoadOptions())
+    tiles = qformer.load(back, "cpu").frontend.tiles(_pictures()[:2])
+    images = LlavaImageProcessorPil.from_pretrained(back)
+    pictures = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in _pictures()[:2]]
+    pixels = images(pictures, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, _pixels(tiles, list(CLIP_MEAN), list(CLIP_STD)), atol=1e-5, rtol=0)
+    own = json.loads((back / "processor_config.json").read_text())
+    assert own == {
+        "processor_class": "LlavaProcessor",
+        "patch_size": 14,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def test_a_checkpoint_without_a_tensor_does_not_fit_its_own_system(llava: Oracle, tmp_path: Path) -> None:
+    opened = open_checkpoint(llava.folder, {})
+    del opened.parts.bridge["connector.mlp.0.bias"]
+    with pytest.raises(
+        UsageError, match=r"does not fit LLaVA-1\.5: missing connector\.mlp\.0\.bias; left over nothing;"
+    ):
+        write_system(opened, tmp_path)
 
 
 def test_a_language_model_of_another_kind_has_no_place() -> None:

@@ -139,12 +139,15 @@ def _onevision(tokenizer: Any) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module", params=["internvl", "onevision"])
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    tokenizer = _tokenizer(request.param)
-    model, images = (_internvl if request.param == "internvl" else _onevision)(tokenizer)
+    return make_oracle(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def make_oracle(name: str, folder: Path) -> Oracle:
+    tokenizer = _tokenizer(name)
+    model, images = (_internvl if name == "internvl" else _onevision)(tokenizer)
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():  # large, so that the pictures matter and some tokens are preferred
         weight.data = torch.randn(weight.shape, generator=generator) * 0.4
-    folder = tmp_path_factory.mktemp(request.param)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)

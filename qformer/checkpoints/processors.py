@@ -75,11 +75,12 @@ def require_place(odd: dict[str, bool], title: str) -> None:
         raise UsageError(f"{title} in transformers has no place for the {named[0]} of this checkpoint; use it as it is")
 
 
-def write(folder: Path, own: dict[str, Any], clips: dict[str, Any]) -> None:
+def write(folder: Path, own: dict[str, Any], clips: dict[str, Any] | None = None) -> None:
     """Write what a processor is beside its image processor and its tokenizer, as transformers 4 and 5 read it.
 
     Args:
         own: its class and options. clips: the class and options of its processor of clips.
     """
-    for name, values in ((FILES[1], own), ("video_preprocessor_config.json", clips)):
+    files = {FILES[1]: own} | ({} if clips is None else {"video_preprocessor_config.json": clips})
+    for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -14,11 +14,12 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaOnevisionForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
 
-from qformer.checkpoints import internvl, onevision, qwen2vl
+from qformer.checkpoints import internvl, onevision, processors, qwen2vl
 from qformer.resolution.qwen2vl import AFTER, BEFORE
 from qformer.template import AUTO
 from qformer.types import UsageError
@@ -55,7 +56,7 @@ class System:
         markers: further words that its tokenizer must have.
         shows: the folder's own chat template goes before `template`, where there is one; it is shown pictures.
         read_processor: reads further options of `resolution` of the files of a folder's processor.
-        write_processor: writes these files; None: those of a processor of CLIP.
+        write_processor: writes these files.
     """
 
     title: str
@@ -71,10 +72,10 @@ class System:
     theirs: Callable[[Config, Any, Any], Any]
     template: str
     words: tuple[tuple[str, str], ...]
+    write_processor: Callable[[OpenCheckpoint, Path], None]
     markers: tuple[str, ...] = ()
     shows: bool = False
     read_processor: Callable[[Path], dict[str, Any]] = lambda _folder: {}
-    write_processor: Callable[[OpenCheckpoint, Path], None] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -112,6 +113,17 @@ def _to_llava(config: Config, tower: Any, llm: Any) -> Any:
     )
 
 
+def _write_llava(opened: OpenCheckpoint, folder: Path) -> None:
+    """Write the processor's files: pictures are padded to a square, as in the released code, and not cropped."""
+    assert opened.seen is not None, "a system of transformers sees with a tower of its own"
+    eye, size = opened.seen, dict.fromkeys(("height", "width"), opened.seen.config.image_size)
+    pixels: dict[str, Any] = {"image_mean": list(eye.mean), "image_std": list(eye.std)}
+    LlavaImageProcessorPil(size=size, crop_size=size, do_pad=True, **pixels).save_pretrained(folder)
+    own = {"patch_size": eye.config.patch_size, "num_additional_image_tokens": 1}  # the class token, which is dropped
+    own |= {"processor_class": "LlavaProcessor", "vision_feature_select_strategy": "default"}
+    processors.write(folder, own)
+
+
 #: By the type in the configuration of transformers.
 SYSTEMS: dict[str, System] = {
     "llava": System(
@@ -132,6 +144,7 @@ SYSTEMS: dict[str, System] = {
         theirs=_to_llava,
         template="{bos}USER: {image}\n{text} ASSISTANT:{answer}{eos}",
         words=(("image_token_id", "<image>"),),
+        write_processor=_write_llava,
     ),
     "llava_onevision": System(
         title=onevision.TITLE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil
+from transformers import AutoModel, AutoTokenizer
 
 from qformer.checkpoints.parts import (
     LLM_FOLDER,
@@ -76,7 +76,7 @@ def open_system(path_or_id: str, theirs: Any, given: LoadOptions) -> OpenCheckpo
     llm: dict[str, Tensor] = {}
     for start, ours in system.language:
         llm |= _begun(left, start, ours)
-    refuse(missing, list(left), f"the {system.title} in '{path_or_id}'")
+    refuse(missing, list(left), f"'{path_or_id}'", system.title)
     vision, connector, resolution = (
         {"name": name, **values[key]}
         for name, key in zip(system.sections, ("vision", "connector", "resolution"), strict=True)
@@ -169,7 +169,8 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
             f"{system.title} in transformers has no place; use the checkpoint as it is"
         )
     made, missing = take(dict(parts.bridge), list(system.connector))
-    refuse(missing, [n for n in parts.bridge if n not in made and n not in _ours(system)], f"the {system.title}")
+    homes = {ours for ours, _ in system.connector} | set(system.unused)
+    refuse(missing, [n for n in parts.bridge if n not in homes], f"'{opened.source}'", system.title)
     made |= {f"{system.tower}{name}": tensor for name, tensor in parts.vision.items()}
     for start, ours in system.language:
         made |= {start + n.removeprefix(ours): tensor for n, tensor in parts.llm.items() if n.startswith(ours)}
@@ -194,22 +195,7 @@ def write_system(opened: OpenCheckpoint, folder: Path) -> None:
             table.weight.data[rows:] = table.weight.data[:rows].float().mean(dim=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if system.write_processor is not None:
-        system.write_processor(opened, folder)
-        return
-    assert eye is not None, "`hold_towers` has found it"
-    side = eye.config.image_size
-    size = (
-        {"height": side, "width": side} if isinstance(side, int) else dict(zip(("height", "width"), side, strict=True))
-    )
-    CLIPImageProcessorPil(
-        size=size, crop_size=size, image_mean=list(eye.mean), image_std=list(eye.std)
-    ).save_pretrained(folder)
-
-
-def _ours(system: System) -> set[str]:
-    """Names of the tensors of a system's connector here."""
-    return {ours for ours, _ in system.connector} | set(system.unused)
+    system.write_processor(opened, folder)
 
 
 def require(config: Config, source: str) -> System:

@@ -18,15 +18,14 @@ import torch
 
 from qformer import lookup
 from qformer.checkpoints import loading
-from qformer.commands.image_files import FORMATS, ImageFiles
+from qformer.commands.image_files import FORMATS, ImageFiles, open_file
 from qformer.data.texts import clean_question
 from qformer.files.records import to_json
 from qformer.formats import SUFFIXES, UNREAD, VIDEOS
-from qformer.images import read_image, shown
+from qformer.images import shown
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import compose, wording
 from qformer.types import BadSample, Tiles, UsageError
-from qformer.videos import Video, is_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +182,7 @@ def _require_readable(files: list[Path]) -> None:
         return
     (file,) = files
     try:
-        Video(file) if is_video(file) else read_image(file)
+        open_file(file)
     except BadSample as bad:
         if isinstance(bad, UsageError):  # says what to do already
             raise

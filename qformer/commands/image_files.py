@@ -14,7 +14,7 @@ from qformer.images import read_image
 from qformer.progress import Bar
 from qformer.resolution.base import require_canvas
 from qformer.types import BadSample, UsageError
-from qformer.videos import Clip, Video, is_video
+from qformer.videos import Clip, Video, is_video, moves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     Images = list[tuple[Path, Tensor | Clip | Video]]  # a video before it is read, when it has become a clip
 
 FORMATS = "give JPEG, PNG or WebP files, or videos in MP4, MOV, WebM or MKV"
+
+
+def open_file(file: Path) -> Tensor | Video:
+    """Read a picture, or list the frames of a video or of a GIF that moves.
+
+    Raises:
+        UsageError, BadSample: as `read_image` and `Video` do.
+    """
+    return Video(file) if is_video(file) or moves(file) else read_image(file)
 
 
 class ImageFiles:
@@ -66,7 +75,7 @@ class ImageFiles:
             try:
                 if file.is_dir():
                     raise BadSample("a folder without images")
-                pixels = Video(file) if is_video(file) else read_image(file)
+                pixels = open_file(file)
             except BadSample as bad:
                 self.skipped.append(f"{file}: {bad}")
                 continue

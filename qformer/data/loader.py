@@ -117,8 +117,10 @@ class Batches(Dataset[BatchRecord]):
             except BadSample as bad:
                 record = {"position": position, "index": str(index), "kind": bad.kind, "detail": bad.detail}
                 skipped.append(record | ({"replacement": True} if tries else {}))
+        last = " ".join(f"{record['kind']}: {record['detail']}".split())  # one line: workers hand on the last one
         raise UsageError(
-            f"{REPLACEMENTS} samples in a row could not be used, the last: {skipped[-1]}; check data.train"
+            f"{REPLACEMENTS} samples in a row could not be used, the last ({record['index']}) for it is {last}; check "
+            "data.train"
         )
 
     def _read_tiles(self, index: Any, sample: Sample, rng: np.random.Generator) -> Tiles:

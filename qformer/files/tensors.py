@@ -122,10 +122,10 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     return (", ".join(sorted(names)[:limit]) + more) or "nothing"
 
 
-def refuse(missing: Sequence[str], left_over: Sequence[str], what: str) -> None:
-    """Raise a UsageError that lists missing and left-over names, if there are any."""
+def refuse(missing: Sequence[str], left_over: Sequence[str], what: str, system: str = "BLIP-2") -> None:
+    """Raise a UsageError that lists missing and left-over names, if there are any; `system` is the model's title."""
     if missing or left_over:
         raise UsageError(
-            f"{what} does not fit BLIP-2: missing {listed(missing)}; left over {listed(left_over)}; "
+            f"{what} does not fit {system}: missing {listed(missing)}; left over {listed(left_over)}; "
             "give one of its files as it was released or saved"
         )

@@ -18,8 +18,7 @@ from qformer.llm.prompts import compose, vqa_prompt, wording
 from qformer.llm.streaming import stream
 from qformer.model import answers
 from qformer.model.frontend import FrontEnd
-from qformer.resolution.base import Refused
-from qformer.resolution.limits import named
+from qformer.model.room import Room
 from qformer.types import Batch, Plan, Tiles, Tokens, UsageError, VisualTokens
 
 if TYPE_CHECKING:
@@ -115,16 +114,29 @@ class VisionLanguageModel(nn.Module):
         Raises:
             UsageError: it has not; a bad sample of a data set (`Refused`).
         """
-        visual = self.count_tokens(plan)
-        room = self.llm.room(visual, new)
-        least = len(self.llm.start)
-        if room is not None and room < least:
-            raise Refused(
-                f"{named(plan)} makes {visual:,} visual tokens, but before a text of {new} this "
-                f"{self.llm.model.config.model_type} model has {max(room + visual - least, 0):,} positions for them; "
-                f"lower {self.frontend.strategy.rule.reduced_by or 'max_frames'} of resolution, or use a connector "
-                "with fewer tokens"
-            )
+        self.room(len(self.llm.start) + self._behind(new), new)(plan)
+
+    def room(self, taken: int, text: int | None = None) -> Room:
+        """Room for what is shown, see `Room.of`."""
+        return Room.of(self.connector, self.llm, self.frontend.strategy.rule.reduced_by, taken, text)
+
+    def longest_text(self, question: str | None = None) -> int:
+        """Most tokens that stand behind a sample: a text of training, or the usual prompt and what is written to it.
+
+        Args:
+            question: of the sample; None: it has captions.
+        """
+        if question is None:
+            prompt, options = self.prompt, self._usual()
+        else:
+            prompt = vqa_prompt(question, "paper", self.llm.wording)
+            options = wording("vqa", "paper", self.llm.wording).generate
+        new = self._behind(GenerateConfig.of(options).max_new_tokens)
+        return max(self.max_tokens, self.llm.count_tokens(prompt) + new)
+
+    def _behind(self, new: int) -> int:
+        """Positions that `new` tokens take behind a prompt: the decoder of an encoder-decoder has its own."""
+        return 1 if isinstance(self.llm, Seq2SeqLM) else new
 
     @torch.no_grad()
     def generate(

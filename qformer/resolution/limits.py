@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qformer.resolution.base import Refused, ResolutionStrategy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qformer.types import Plan
 
@@ -48,15 +48,19 @@ def named(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Limited(ResolutionStrategy):
-    """Another strategy, whose plans must stay within limits; see `guard`."""
+    """Another strategy, whose plans must stay within limits; see `guard`.
+
+    `check` is called with each plan as well, and raises `Refused`.
+    """
 
     inner: ResolutionStrategy
     tiles: int | None = None
     tokens: int | None = None
+    check: Callable[[Plan], None] | None = field(default=None, repr=False)
 
     @property
     def rule(self) -> ResolutionStrategy:
-        return self.inner
+        return self.inner.rule
 
     def plan(self, width: int, height: int) -> Plan:
         return self._within(self.inner.plan(width, height))
@@ -79,4 +83,6 @@ class Limited(ResolutionStrategy):
 
     def _within(self, plan: Plan) -> Plan:
         guard([plan], self.tiles, self.tokens, self.inner.reduced_by)
+        if self.check is not None:
+            self.check(plan)
         return plan

@@ -12,11 +12,13 @@ from bisect import bisect_right
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from qformer.formats import VIDEOS, VideoFile
 from qformer.images import read_image, regular
@@ -154,6 +156,17 @@ def begins_as_video(path: str | Path) -> bool:
 def is_video(shown: Any) -> bool:
     """Return True for the path of a file that is a video by its name, or that is a `VideoFile`."""
     return isinstance(shown, VideoFile) or (isinstance(shown, str | Path) and Path(shown).suffix.lower() in VIDEOS)
+
+
+def moves(path: Path) -> bool:
+    """Return True for a GIF of several frames, where PyAV can read it as a video; others are pictures."""
+    if path.suffix.lower() != ".gif" or find_spec("av") is None:
+        return False
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when it is read as a picture
+        return False
 
 
 def read_shown(shown: Any, strategy: Any) -> Tensor | Clip:
