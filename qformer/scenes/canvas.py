@@ -169,7 +169,7 @@ def cell_relations(a: tuple[int, int], b: tuple[int, int]) -> tuple[str, ...]:
 
 
 def plain_relation(canvas: Canvas, a: CanvasObject, b: CanvasObject) -> str | None:
-    """Where `a` is from `b`, if their cells say so and it is plain to see: one distance is twice the other at least."""
+    """Relation of `a` to `b`, if their cells have one and one distance is at least twice the other; else None."""
     found = relations(canvas, a, b)
     along, across = abs(a.x - b.x), abs(a.y - b.y)
     if found and found[0] in ("above", "below"):

@@ -89,7 +89,7 @@ def test_the_question_has_another_answer_for_each(split: str) -> None:
     for pattern in ("presence", "state", "viewpoint"):
         assert max(first[pattern].values()) < 0.85 * first[pattern].total(), first[pattern]
     for pattern in ("colour", "position", "text", "count"):
-        assert max(first[pattern].values()) < 0.4 * first[pattern].total(), first[pattern]
+        assert max(first[pattern].values()) < 0.55 * first[pattern].total(), first[pattern]
 
 
 def test_samples_are_both_of_a_pair_and_depend_on_the_index_alone() -> None:

@@ -234,7 +234,7 @@ def test_no_two_splits_share_a_picture() -> None:
 
 
 def test_a_sample_depends_on_fields_and_index_alone() -> None:
-    state = np.random.get_state()[1].copy()  # type: ignore[index]
+    state = np.random.get_state()[1].copy()
     options: dict[str, Any] = {"seed": 7, "questions": True}
     forward = [Canvases(**options)[i] for i in range(13)]
     source = Canvases(**options)
@@ -242,7 +242,7 @@ def test_a_sample_depends_on_fields_and_index_alone() -> None:
         again = source[i]
         assert np.array_equal(again.image, forward[i].image)
         assert (again.key, again.captions, again.question) == (forward[i].key, forward[i].captions, forward[i].question)
-    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[arg-type]
+    assert np.array_equal(np.random.get_state()[1], state)
     assert forward[3].key == forward[3].image_id == "canvases/train/7/3:position"
     assert canvas_description(Canvases().canvas(2), boxes=True) == (
         "there are two objects, a small hollow white triangle pointing left at the top right in the box "

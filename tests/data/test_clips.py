@@ -158,7 +158,7 @@ def test_clips_are_pixels_of_their_frames() -> None:
     for index in (8, 2):
         again = source[index]
         assert isinstance(again.image, Clip)
-        assert again.image.frames.equal(forward[index].image.frames)  # type: ignore[union-attr]
+        assert again.image.frames.equal(forward[index].image.frames)
         clip = Clips(questions=True, count=9, sides=(120, 160), seed=4).clip(index)
         assert list(again.image.frames.shape) == [len(clip.frames), 3, clip.frames[0].height, clip.frames[0].width]
         assert again.image.fps == 1
@@ -167,7 +167,7 @@ def test_clips_are_pixels_of_their_frames() -> None:
     assert len({sample.facts["question_type"] for sample in forward}) == len(KINDS)
     for options in ({"objects": (1, 4)}, {"objects": (2, 5)}, {"questions": ("edge",)}):
         with pytest.raises(UsageError):
-            Clips(**options)  # type: ignore[arg-type]
+            Clips(**options)
 
 
 def test_answers_about_rows_follow_from_the_description() -> None:
@@ -204,7 +204,7 @@ def test_a_row_shows_two_pictures() -> None:
     assert [image.shape[2] for image in sample.image] == [3, 3]
     assert sample.answers[0] in ("first", "second")
     for split in ("train", "test"):
-        row = TwoPictures(split).row(0)  # type: ignore[arg-type]
+        row = TwoPictures(split).row(0)
         assert all(held_out(canvas) == (split == "test") for canvas in row)
 
 
