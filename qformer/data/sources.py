@@ -38,6 +38,7 @@ SOURCES: dict[str, Any] = {
     "mix": "qformer.data.mix:Mix",
 }
 DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open no files
+ELSEWHERE = "none"  # in the configuration of a model that was not trained here; no source
 CACHE = "shards"  # folder of a run for the caches of sources
 
 
