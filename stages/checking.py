@@ -45,8 +45,9 @@ def check(config: Config) -> Config:
             connectors.check(config.connector.name, config.connector.options, complete)
     own, train, validation = OF_TOWERS.get(config.stage, {}), config.data.train, config.data.validation
     table = own if train.name in own else sources.SOURCES
-    with train.building():
-        sources.check(train.name, train.options, "data.train", table)
+    if train.name != sources.ELSEWHERE:  # which `sources.build` refuses, where data are needed
+        with train.building():
+            sources.check(train.name, train.options, "data.train", table)
     if validation is not None:
         probed = train.name == "phrases"  # a ViT is probed on scenes
         if probed and validation.name not in ("scenes", "phrases"):

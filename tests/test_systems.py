@@ -27,9 +27,12 @@ from qformer.checkpoints.loading import open_checkpoint
 from qformer.checkpoints.parts import LoadOptions
 from qformer.checkpoints.systems import SYSTEMS
 from qformer.checkpoints.whole import require_decoder, write_system
+from qformer.stages.plan import forecast
 from qformer.types import Tiles, UsageError
 from qformer.videos import Clip
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
+from tests.commands import outcome
+from tests.test_cli import one_sentence
 from tests.tiny import tiny_tokenizer
 
 QUESTION, ANSWER = "what is this", " a red ball"
@@ -154,6 +157,22 @@ def test_the_written_processor_makes_our_tiles(tmp_path: Path) -> None:
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
     }
+
+
+def test_a_folder_is_planned_once_it_is_converted(
+    llava: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of transformers is told what to do; one of ours needs no path of its configuration, and no data."""
+    code, _, err = outcome("plan", llava.folder)
+    assert (code, "run qformer convert" in one_sentence(err)) == (2, True)
+    convert_checkpoint(str(llava.folder), tmp_path / "ours", "qformer", LoadOptions())
+    monkeypatch.setattr(forecast, "_largest", lambda *_: 1)  # thousands of images of a tiny model would fit
+    code, out, err = outcome("plan", tmp_path / "ours", "data.batch=1", "--gpu", "cpu", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    connector = (16 + 1) * 32 + (32 + 1) * 32 + 32  # two linear layers, and LLaVA's newline
+    assert found["parameters"]["connector"]["trained"] == connector
+    assert any("this model was trained elsewhere" in note for note in found["notes"])
 
 
 def test_a_checkpoint_without_a_tensor_does_not_fit_its_own_system(llava: Oracle, tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ def plan(
     from qformer.stages.plan import beside as comparison
     from qformer.stages.plan.forecast import plan as forecast
     from qformer.stages.plan.forecast import show
+    from qformer.stages.plan.outline import configuration_file
 
+    config = configuration_file(config)
     size = comparison.parse_picture(picture)
     chosen = [*(overrides or []), *([] if precision is None else [f"train.precision={precision.value}"])]
     checked = with_own_towers(load_config(config, chosen), config.parent)

@@ -28,7 +28,8 @@ def count(name: str, options: dict[str, Any], where: str = "data.train") -> tupl
             return len(sources.build(name, **options)), []
     except UsageError as error:
         return None, [f"{where} is not counted: {error}"]
-    return None, [f"{where} is not counted: '{name}' is a custom class"]
+    what = "this model was trained elsewhere" if name == sources.ELSEWHERE else f"'{name}' is a custom class"
+    return None, [f"{where} is not counted: {what}"]
 
 
 def _count_mix(options: dict[str, Any], where: str) -> tuple[int | None, list[str]]:

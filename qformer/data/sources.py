@@ -43,6 +43,7 @@ SOURCES: dict[str, Any] = {
 }
 #: Sources that open no files.
 DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"})
+ELSEWHERE = "none"  # in the configuration of a model that was not trained here; no source
 CACHE = "shards"  # folder of a run for the caches of sources
 
 

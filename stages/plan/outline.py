@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.pytorch_utils import Conv1D
 
 from qformer import compat, vision
+from qformer.checkpoints.folder import CONFIG
 from qformer.files import pretrained
 from qformer.llm.base import CausalLM, Seq2SeqLM
 from qformer.llm.loading import DTYPES, auto_class, choose_dtype, without_tower
@@ -30,12 +31,32 @@ from qformer.vision.mof import MofConfig, MofEncoder
 from qformer.vision.options import HFVisionConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qformer.llm.base import LanguageModel
     from qformer.model.assembly import Bridge
     from qformer.schema import Config
     from qformer.vision.base import VisionEncoder
 
 WORD = "word"
+
+
+def configuration_file(path: Path) -> Path:
+    """Find the configuration of a run or a checkpoint of ours in its folder; other paths stay as they are.
+
+    Raises:
+        UsageError: the folder is one of transformers, whose sizes stand beside its tensors.
+    """
+    if not path.is_dir():
+        return path
+    if (path / CONFIG).is_file():
+        return path / CONFIG
+    if (path / "config.json").is_file():
+        raise UsageError(
+            f"'{path}' is a folder of transformers, and a plan is made of a configuration; run qformer convert {path} "
+            "-o FOLDER and plan that FOLDER"
+        )
+    raise UsageError(f"'{path}' is a folder without a {CONFIG}; give a configuration, a run or a checkpoint")
 
 
 def outline(config: Config, device: str) -> tuple[Bridge, Any]:

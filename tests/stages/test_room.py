@@ -122,7 +122,7 @@ def test_held_out_rows_leave_room_for_prompt_and_caption(
 
 
 def test_data_workers_that_are_started_anew_count_as_the_model_does(root: Path) -> None:
-    """What they are sent holds no weights."""
+    """No weights are among what they are sent."""
     model, _ = build_vision_language(of(root))
     row = resolution.build("uhd", queries=4).plan_many([(640, 480), (300, 300)])
     sent = ForkingPickler.dumps(model.room(32))
