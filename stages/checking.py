@@ -71,7 +71,9 @@ def _check_lengths(config: Config) -> None:
                 f"give at least {SHORTEST}"
             )
     tower = config.backbone
-    if tower is not None and tower.max_tokens > (most := POSITIONS.get(tower.kind, tower.max_tokens)):
+    if tower is not None and tower.max_tokens > (
+        most := tower.positions or POSITIONS.get(tower.kind, tower.max_tokens)
+    ):
         raise UsageError(
             f"backbone.max_tokens {tower.max_tokens} is more than the {most} positions of this {tower.kind}; lower it"
         )

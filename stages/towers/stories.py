@@ -20,6 +20,7 @@ from qformer.data.loader import BatchRecord
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.vision_language import split_caption
 from qformer.stages.towers.build import build_language_model, train_tokenizer
+from qformer.stages.towers.places import Places
 from qformer.types import Batch, Tiles
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, with more than one right wording
 BETWEEN_OBJECTS = re.compile(r", | and (?=an? )")
 SAMPLE_FOR_TOKENIZER = 4000
+ANSWER = 16  # tokens of an answer at most; a box has ten
 DOUBLED = 0.5  # share of unordered stories with repeated objects, and of the objects that they repeat
 
 
@@ -58,6 +60,7 @@ class StoryTask(nn.Module):
         self.llm: LanguageModel = kind(model, tokenizer)
         self.llm.model.requires_grad_(True)
         self.llm.autocast = True
+        self.places = Places(model)
         if config.kind == "t5":
             for module in model.modules():
                 if type(module).__name__ == "T5Attention":
@@ -75,10 +78,18 @@ class StoryTask(nn.Module):
             if some:
                 pairs = [self._pair(story) for story in some]
                 prompts, replies = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
-                total, count = self.llm.loss(*self.read(some), replies, prompts, self.max_tokens)
+                prefix, mask = self.read(some)
+                with self.places.at(self._draw(some, mask)):
+                    total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
                 losses.append(total / count)
         loss = torch.stack(losses).sum()
         return {"loss": loss, "lm": loss}
+
+    def _draw(self, stories: Sequence[Story], mask: Tensor) -> Tensor | None:
+        """Draw positions in training; in an unordered story, tokens can have gaps between them."""
+        if not self.training:
+            return None
+        return self.places.draw(mask.sum(dim=1), torch.tensor([s.unordered for s in stories]), self.max_tokens)
 
     def _pair(self, story: Story) -> tuple[str, str]:
         """Get prompt and reply; in training an encoder-decoder often continues a caption, as it will in stage two."""
@@ -148,7 +159,11 @@ class StoryBatches(Dataset[BatchRecord]):
 
 
 class StoryValidation:
-    """The share of held-out replies that the model writes exactly: overall, by kind, and for unordered stories."""
+    """The share of held-out replies that the model writes exactly: overall, by kind, and in other forms.
+
+    `unordered` is the share of all stories read as unordered ones, and `late` that with the prefix as far behind as
+    leaves room for the longest text, if the model's positions have an end.
+    """
 
     def __init__(self, stories: Sequence[Story], batch: int) -> None:
         self.stories = stories
@@ -157,20 +172,27 @@ class StoryValidation:
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         task = cast("StoryTask", model)
         unordered = [replace(story, unordered=True) for story in self.stories]
-        return {
-            **answered(task, self.stories, self.batch),
-            "unordered": answered(task, unordered, self.batch)["right"],
-        }
+        measured = answered(task, self.stories, self.batch)
+        measured["unordered"] = answered(task, unordered, self.batch)["right"]
+        if task.places.count is not None:
+            start = max(task.places.count - 2 * task.max_tokens, 1)
+            measured["late"] = answered(task, self.stories, self.batch, start)["right"]
+        return measured
 
 
-def answered(task: StoryTask, stories: Sequence[Story], batch: int) -> dict[str, float]:
-    """Compute the share of exact replies, among stories with one right reply: `right`, and `right_KIND` by kind."""
+def answered(task: StoryTask, stories: Sequence[Story], batch: int, start: int = 0) -> dict[str, float]:
+    """Compute the share of exact replies, among stories with one right reply: `right`, and `right_KIND` by kind.
+
+    Args:
+        start: position of the first token of each prefix.
+    """
     right: dict[str, list[bool]] = {}
     single = [story for story in stories if story.kind not in LONG]
-    for start in range(0, len(single), batch):
-        part = single[start : start + batch]
+    for first in range(0, len(single), batch):
+        part = single[first : first + batch]
         prompts = [story.prompt for story in part]
-        ids = task.llm.generate(*task.read(part), prompts, num_beams=1, max_new_tokens=8)
+        with task.places.at(task.places.start_at(start, len(part)) if start else None):
+            ids = task.llm.generate(*task.read(part), prompts, num_beams=1, max_new_tokens=ANSWER)
         for story, reply in zip(part, task.llm.decode(ids), strict=True):
             right.setdefault(story.kind, []).append(reply.strip() == story.reply)
     every = [value for values in right.values() for value in values]
