@@ -35,9 +35,10 @@ SOURCES: dict[str, Any] = {
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.scenes.scenes:Scenes",
+    "canvases": "qformer.scenes.canvases:Canvases",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset({"scenes", "phrases", "stories"})  # sources that open no files
+DRAWN = frozenset({"scenes", "canvases", "phrases", "stories"})  # sources that open no files
 CACHE = "shards"  # folder of a run for the caches of sources
 
 

@@ -256,7 +256,7 @@ def _masks(
         return body.reduce(scale), None
     # The letters have a rim in the color of the object, so that they can be wider than a star or a heart.
     text = item.word.upper()
-    font, rim = _font(text, round(side))
+    font, rim = word_font(text, round(side))
     middle = (x + side / 2, y + side * MIDDLE.get(item.shape, 0.5))
     pen.text(middle, text, fill=255, font=font, anchor="mm", stroke_width=rim)
     ink = Image.new("L", size)
@@ -265,7 +265,7 @@ def _masks(
 
 
 @lru_cache(maxsize=1024)
-def _font(text: str, side: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, int]:
+def word_font(text: str, side: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, int]:
     """Find the largest font in which `text` with a rim fits into a square of this side, and the width of the rim."""
     rim = side // 20
     left, top, right, bottom = ImageFont.load_default(100).getbbox(text)
