@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 #: Sources that only towers are trained on, in addition to those of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
     "vision": {"phrases": "qformer.scenes.phrases:Phrases"},
-    "language": {"stories": "qformer.scenes.stories:Stories"},
+    "language": {
+        "stories": "qformer.scenes.stories:Stories",
+        "canvas_stories": "qformer.scenes.canvas_stories:CanvasStories",
+    },
 }
 
 SHORTEST = 3  # tokens: begin, one word, end

@@ -26,6 +26,7 @@ from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
 from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
+from qformer.scenes.canvas_stories import CanvasStories
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
 from qformer.stages.loop import fit
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 TOWER = "tower"
+STORIES = {"stories": Stories, "canvas_stories": CanvasStories}
 
 
 def train_vision(config: Config) -> Path:
@@ -134,7 +136,7 @@ def train_language(config: Config) -> Path:
         UsageError: the source has no captions.
     """
     backbone = cast("BackboneConfig", config.backbone)
-    if config.data.train.name == "stories":
+    if config.data.train.name in STORIES:
         return _train_on_stories(config, backbone)
     texts = all_captions(sources.for_run(config.data.train, config.run))
     model = TextTask(TextModel(backbone, texts))
@@ -161,8 +163,8 @@ def _train_on_stories(config: Config, backbone: BackboneConfig) -> Path:
     return folder
 
 
-def _stories(choice: Choice) -> Stories:
-    return cast("Stories", lookup.build({"stories": Stories}, choice.name, choice.options, "data"))
+def _stories(choice: Choice) -> Stories | CanvasStories:
+    return cast("Stories | CanvasStories", lookup.build(STORIES, choice.name, choice.options, "data"))
 
 
 def all_captions(source: Source) -> list[str]:
