@@ -12,7 +12,7 @@ Some combinations are held out of training, as in `qformer.scenes.text`, with `a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qformer.scenes.text import COLOURS, POSITIONS
@@ -20,7 +20,7 @@ from qformer.scenes.text import SHAPES as PLAIN_SHAPES
 from qformer.scenes.text import pair_held_out as plain_pair_held_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SHAPES = (*PLAIN_SHAPES, "arrow")
 DIRECTIONS = ("up", "right", "down", "left")  # clockwise
@@ -114,6 +114,14 @@ class Canvas:
         """One of the nine `POSITIONS`."""
         row, column = self.cell(item)
         return POSITIONS[3 * row + column]
+
+    def order(self, item: CanvasObject) -> tuple[int, int, float, float]:
+        """Key that sorts objects in reading order."""
+        return (*self.cell(item), item.y, item.x)
+
+    def with_objects(self, objects: Iterable[CanvasObject]) -> Canvas:
+        """The same canvas with other objects, which are sorted."""
+        return replace(self, objects=tuple(sorted(objects, key=self.order)))
 
     def box(self, item: CanvasObject) -> Box:
         """Box of an object in hundredths of the width and the height, rounded to whole numbers."""

@@ -63,8 +63,13 @@ class Shell:
     edges: tuple[str | None, str | None, str | None, str | None]
     band: int
 
+    @classmethod
+    def of(cls, canvas: Canvas) -> Shell:
+        return cls(canvas.width, canvas.height, canvas.edges, canvas.band)
+
     @property
     def box(self) -> Box:
+        """Where objects may lie."""
         return inside(self.width, self.height, self.edges, self.band)
 
     def span(self, cell: Cell, side: int) -> Box:
@@ -153,7 +158,7 @@ def compose(
         middle = left + side / 2, top + side / 2
         items.append((group, CanvasObject("", "", *middle, side, word, direction, hollow)))
     bare = Canvas(*size, (), ground, shell.edges, layout, shell.band)
-    items.sort(key=lambda one: (bare.cell(one[1]), one[1].y, one[1].x))
+    items.sort(key=lambda one: bare.order(one[1]))
     kinds = _draw_kinds(rng, split, bare, items, [direction for _, _, direction in looks])
     return replace(bare, objects=tuple(_finish(item, *kinds[group]) for group, item in items))
 
@@ -216,7 +221,7 @@ def _draw_kinds(
             return kinds
 
 
-def _scatter(
+def scatter(
     rng: np.random.Generator, shell: Shell, sides: Sequence[int], cells: Sequence[Cell | None]
 ) -> list[Corner] | None:
     """Find places apart from each other, first of those with a cell; None if there is no room for one."""
@@ -230,7 +235,7 @@ def _scatter(
             return None
         for u, v in draws[number]:
             x, y = span[0] + int(u * (span[2] - span[0] + 1)), span[1] + int(v * (span[3] - span[1] + 1))
-            if all(_are_apart((x, y), side, corner, sides[other]) for other, corner in placed.items()):
+            if all(are_apart((x, y), side, corner, sides[other]) for other, corner in placed.items()):
                 placed[number] = (x, y)
                 break
         else:
@@ -238,7 +243,21 @@ def _scatter(
     return [placed[number] for number in range(len(sides))]
 
 
-def _are_apart(a: Corner, side: int, b: Corner, other: int) -> bool:
+def find_place(
+    rng: np.random.Generator, canvas: Canvas, side: int, cell: Cell, others: Sequence[CanvasObject]
+) -> Corner | None:
+    """Find a place for an object in a cell of a canvas, apart from others; None if there is no room."""
+    left, top, right, bottom = Shell.of(canvas).span(cell, side)
+    if right < left or bottom < top:
+        return None
+    for u, v in rng.random((TRIES, 2)).tolist():
+        corner = left + int(u * (right - left + 1)), top + int(v * (bottom - top + 1))
+        if all(are_apart(corner, side, other.box[:2], other.side) for other in others):
+            return corner
+    return None
+
+
+def are_apart(a: Corner, side: int, b: Corner, other: int) -> bool:
     (x, y), (u, v) = a, b
     return x >= u + other + APART or u >= x + side + APART or y >= v + other + APART or v >= y + side + APART
 
@@ -308,4 +327,4 @@ def _if_clear(
     return corners
 
 
-_PLACE = {"scattered": _scatter, "rows": _line_up, "grid": _grid}
+_PLACE = {"scattered": scatter, "rows": _line_up, "grid": _grid}

@@ -25,11 +25,15 @@ from qformer.scenes.canvas_questions import KINDS, canvas_questions
 from qformer.scenes.text import RELATIONS, Question, pick
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
 
-    from qformer.scenes.canvas import Canvas
+    from qformer.scenes.canvas import Canvas, CanvasObject
 
 __all__ = ["KINDS", "VOCABULARY", "Question", "canvas_captions", "canvas_description", "canvas_questions"]
+
+MAX_WORDS = 50  # of a caption; training cuts longer ones (`qformer.data.texts`)
 
 
 def canvas_description(canvas: Canvas, boxes: bool = False) -> str:
@@ -61,18 +65,21 @@ def _opening(canvas: Canvas) -> str:
 
 
 def canvas_captions(canvas: Canvas, rng: np.random.Generator) -> list[str]:
-    """Write four to eight true captions. The first two tell everything but boxes, the others a part."""
+    """Write four to eight true captions. The first two tell everything but boxes, the others a part.
+
+    None has more words than training keeps; the first two leave something out where they would.
+    """
     told = [canvas.told()[i] for i in rng.permutation(len(canvas.told()))]
-    groups = [(NUMBERS[number], look_name(item, number)) for item, number in crowds(canvas)]
+    groups = [f"{NUMBERS[number]} {look_name(item, number)}" for item, number in crowds(canvas)]
     phrases = everything(canvas)
+    order = rng.permutation(len(phrases))
     placed = [f"{canvas.position(item)} {look_name(item)}{word_phrase(item)}" for item in told]
     found = [
-        ", ".join([join(phrases[i] for i in rng.permutation(len(phrases))), *_rest(canvas)]),
-        ", ".join([*placed, *(f"{number} {text}" for number, text in groups), *_rest(canvas)]),
+        _within([join(phrases[i] for i in order), *_rest(canvas)], told),
+        _within([", ".join([*placed, *groups]), *_rest(canvas)], told),
         join(counted(canvas)),
+        pick(rng, [with_article(full_name(canvas, item)) for item in told] + groups),
     ]
-    one = pick(rng, [with_article(full_name(canvas, item)) for item in told] + [" ".join(group) for group in groups])
-    found.append(one)
     aligned = [(a, where, b) for a in told for b in told if a is not b and (where := plain_relation(canvas, a, b))]
     if aligned:
         a, where, b = pick(rng, aligned)
@@ -85,3 +92,14 @@ def canvas_captions(canvas: Canvas, rng: np.random.Generator) -> list[str]:
     if len(canvas.objects) >= ARRANGED:
         found.append(_opening(canvas))
     return found
+
+
+def _within(parts: list[str], told: Iterable[CanvasObject]) -> str:
+    """Join parts as far as they have at most `MAX_WORDS` words; without words on objects if the first is too long."""
+    while len(parts) > 1 and len(" ".join(parts).split()) > MAX_WORDS:
+        parts = parts[:-1]
+    text = ", ".join(parts)
+    if len(text.split()) > MAX_WORDS:
+        for item in told:
+            text = text.replace(word_phrase(item), "") if item.word else text
+    return text
