@@ -1,4 +1,4 @@
-"""Text about canvases to train language models without images, beside the former stories about scenes.
+"""Text about canvases, clips and two pictures to train language models without images, beside that about scenes.
 
 As in `qformer.scenes.stories`, a description takes the place of the visual tokens. Boxes are told where they are asked
 for, and sometimes otherwise.
@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from qformer.scenes.canvas import DIRECTIONS, SHAPES
 from qformer.scenes.canvas_names import NUMBERS, VOCABULARY, with_article
-from qformer.scenes.canvas_text import canvas_captions, canvas_description, canvas_questions
+from qformer.scenes.canvas_text import canvas_description
 from qformer.scenes.canvases import Canvases
+from qformer.scenes.clips import Clips, clip_description
 from qformer.scenes.stories import RUN, SELF_ASK, TASKS, TEMPLATES, Stories, Story
 from qformer.scenes.text import COLOURS, POSITIONS, WORDS, Question, pick
+from qformer.scenes.two_pictures import TwoPictures, row_description
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from qformer.scenes.canvas import Canvas
 
     Written = tuple[str, str, str, list[Question]]  # prompt, reply, kind, and what must be told for it
 
 TOTAL = "how many objects are there?"
 STREAM = 4  # separates these random numbers from those of other sources with the same seed
 SCENES = 0.25  # share of former stories
+CLIPS, ROWS = 0.15, 0.2  # shares of the others that are about clips and about two pictures
 BOXED = ("box", "content")  # kinds that need the boxes
 BOXES = 0.25  # share of other descriptions that tell them
 #: Relative frequency of the kinds that take longest to learn, beside 1 for the others.
@@ -52,7 +53,7 @@ STATEMENTS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class CanvasStories:
-    """Source of text about canvases and scenes; story `i` is a function of the fields and `i` alone.
+    """Source of text about drawn things of all kinds; story `i` is a function of the fields and `i` alone.
 
     Attributes:
         split, seed, count: those of `Canvases`. By default stories are about any canvas, see `Stories`.
@@ -78,11 +79,20 @@ class CanvasStories:
         if rng.random() < SCENES:
             story = Stories(self.split, seed=self.seed, count=self.count, task=self.task)[index]
             return replace(story, unordered=unordered)
-        canvas = Canvases(self.split, seed=self.seed, count=self.count).canvas(index)
-        topic = about_canvas(canvas, rng)
+        topic = self._draw(index, rng)
         task = self.task or str(rng.choice(list(TASKS), p=list(TASKS.values())))
         prompt, reply, kind, needed = _WRITE[task](topic, rng)
         return Story(describe(topic, needed, rng), prompt, reply, kind, unordered)
+
+    def _draw(self, index: int, rng: np.random.Generator) -> Topic:
+        """Draw a topic: a canvas, a clip, or two pictures."""
+        options: dict[str, Any] = {"split": self.split, "seed": self.seed, "count": self.count}
+        way = rng.random()
+        if way < CLIPS:
+            return about_clip(Clips(**options), index, rng)
+        if way < CLIPS + ROWS:
+            return about_row(TwoPictures(**options), index, rng)
+        return about_canvas(Canvases(**options), index, rng)
 
 
 @dataclass(frozen=True)
@@ -90,32 +100,45 @@ class Topic:
     """What a story is about.
 
     Attributes:
-        whole: a description with fixed wording, from which every question but those of `BOXED` can be answered.
-        boxed: the same with boxes; None if nothing has one.
-        captions: the first two tell as much as `whole`, but not the total; the others less.
+        whole: descriptions from which every question but those of `BOXED` can be answered, and from the first one also
+            `TOTAL`.
+        boxed: a description with boxes; None if nothing has one.
+        captions: what can be said of it.
         questions: of different kinds.
     """
 
-    whole: str
+    whole: list[str]
     boxed: str | None
     captions: list[str]
     questions: list[Question]
 
 
-def about_canvas(canvas: Canvas, rng: np.random.Generator) -> Topic:
+def about_canvas(source: Canvases, index: int, rng: np.random.Generator) -> Topic:
     """Collect the texts about a canvas."""
-    asked = canvas_questions(canvas, rng) or [Question("count", TOTAL, NUMBERS[len(canvas.objects)])]
+    canvas = source.canvas(index)
+    asked = source.ask(canvas, rng) or [Question("count", TOTAL, NUMBERS[len(canvas.objects)])]
     boxed = canvas_description(canvas, boxes=True) if canvas.told() else None
-    return Topic(canvas_description(canvas), boxed, canvas_captions(canvas, rng), asked)
+    told = source.tell(canvas, rng)
+    return Topic([canvas_description(canvas), *told[:2]], boxed, told, asked)
+
+
+def about_clip(source: Clips, index: int, rng: np.random.Generator) -> Topic:
+    """Collect the texts about a clip."""
+    clip = source.clip(index)
+    return Topic([clip_description(clip)], None, source.tell(clip, rng), source.ask(clip, rng))
+
+
+def about_row(source: TwoPictures, index: int, rng: np.random.Generator) -> Topic:
+    """Collect the texts about two pictures."""
+    row = source.row(index)
+    return Topic([row_description(row)], None, source.tell(row, rng), source.ask(row, rng))
 
 
 def describe(topic: Topic, needed: list[Question], rng: np.random.Generator) -> str:
     """Describe a topic so that the questions `needed` can be answered."""
     if topic.boxed and (rng.random() < BOXES or any(one.kind in BOXED for one in needed)):
         return topic.boxed
-    return (
-        topic.whole if any(one.question == TOTAL for one in needed) else pick(rng, [topic.whole, *topic.captions[:2]])
-    )
+    return topic.whole[0] if any(one.question == TOTAL for one in needed) else pick(rng, topic.whole)
 
 
 def _draw(questions: list[Question], rng: np.random.Generator) -> Question:

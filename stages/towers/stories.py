@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, with more than one right wording
 BETWEEN_OBJECTS = re.compile(r", (?!\d)| and ")
+PICTURE = re.compile(r"(first|second)( picture:) ")
 BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 SAMPLE_FOR_TOKENIZER = 4000
 ANSWER = 16  # tokens of an answer at most; a box has ten
@@ -212,15 +213,24 @@ def answered(task: StoryTask, stories: Sequence[Story], batch: int, start: int =
 def _parts(story: Story, training: bool) -> list[list[tuple[str, int]]]:
     """Split an unordered description into the phrases about each object, shuffled, in training some of them twice.
 
+    Phrases about the first of two pictures stay in front of those about the second, and events of a clip behind all.
+
     Returns:
         Phrases as texts with their turns, see `turned`.
     """
     if not story.unordered:
         return [[(story.description, 0)]]
-    phrases = BETWEEN_OBJECTS.split(story.description)
-    if training and torch.rand(()) < DOUBLED:
-        phrases += [phrase for phrase in phrases if torch.rand(()) < DOUBLED]
-    return [_with_turns(phrases[i]) for i in torch.randperm(len(phrases))]
+    parts: list[list[tuple[str, int]]] = []
+    is_doubled = training and bool(torch.rand(()) < DOUBLED)
+    for picture in story.description.split("; "):
+        head = PICTURE.match(picture)
+        if head is not None:  # stands in front of what is in that picture
+            parts += [[(head[1], 0)], [(head[2], 0)]]
+        phrases = BETWEEN_OBJECTS.split(picture[head.end() if head else 0 :])
+        if is_doubled:
+            phrases += [phrase for phrase in phrases if torch.rand(()) < DOUBLED]
+        parts += [_with_turns(phrases[i]) for i in torch.randperm(len(phrases))]
+    return parts
 
 
 def _with_turns(phrase: str) -> list[tuple[str, int]]:
