@@ -36,9 +36,12 @@ SOURCES: dict[str, Any] = {
     "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.scenes.scenes:Scenes",
     "canvases": "qformer.scenes.canvases:Canvases",
+    "twins": "qformer.scenes.pairs:Twins",
+    "two_pictures": "qformer.scenes.two_pictures:TwoPictures",
+    "clips": "qformer.scenes.clips:Clips",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset({"scenes", "canvases", "phrases", "stories"})  # sources that open no files
+DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"})  # sources that open no files
 CACHE = "shards"  # folder of a run for the caches of sources
 
 

@@ -96,20 +96,20 @@ def _count(canvas: Canvas, rng: np.random.Generator, numbers: tuple[int, int]) -
     if rng.random() < TOTAL:
         return "how many objects are there?", NUMBERS[len(canvas.objects)]
     counted = _counted(canvas, rng, numbers)
-    return None if counted is None else (f"how many {counted[0]} are there?", NUMBERS[counted[1]])
+    return None if counted is None else (f"how many {plural(counted[0])} are there?", NUMBERS[counted[1]])
 
 
 def _counted(canvas: Canvas, rng: np.random.Generator, numbers: tuple[int, int]) -> tuple[str, int] | None:
-    """Pick a group, all sizes of groups equally often: its name in the plural and its number."""
+    """Pick a group, all sizes of groups equally often: the name of one of it, and its number."""
     target = _group(canvas, rng)
     number = canvas.alike(target)
     if rng.random() > _shares(numbers).get(number, 1.0):
         return None
-    names = [f"{target.colour} {plural(target.shape)}"]
+    names = [f"{target.colour} {target.shape}"]
     if sum(item.shape == target.shape for item in canvas.objects) == number:
-        names.append(plural(target.shape))
+        names.append(target.shape)
     if sum(item.colour == target.colour for item in canvas.objects) == number:
-        names.append(f"{target.colour} objects")
+        names.append(f"{target.colour} object")
     return pick(rng, names), number
 
 
@@ -322,7 +322,7 @@ def _is_number(canvas: Canvas, truth: bool, rng: np.random.Generator, numbers: t
     if not truth:  # one or two more or fewer, around a circle, so that no number is likelier to be wrong
         near = [(number - 1 + step) % numbers[1] + 1 for step in (-2, -1, 1, 2)]
         number = pick(rng, [one for one in near if one != number])
-    return [f"are there exactly {NUMBERS[number]} {text}?"]
+    return [f"{_be(number)} there exactly {NUMBERS[number]} {text if number == 1 else plural(text)}?"]
 
 
 def _one(canvas: Canvas, item: CanvasObject, *hidden: str) -> list[str]:

@@ -34,10 +34,12 @@ class Drawn:
         count: length of the source, which may be any number, since nothing is stored.
         objects: least and greatest number of objects; no more than fit on the largest canvas.
         NAME, STREAM: beginning of the keys, and what separates the random numbers from those of other sources.
+        BOUNDS: least and greatest number of objects that can be asked for.
     """
 
     NAME: ClassVar[str]
     STREAM: ClassVar[int]
+    BOUNDS: ClassVar[tuple[int, int]] = (1, MOST)
 
     split: Literal["train", "val", "test", "any"] = "train"
     sides: tuple[int, int] = (120, 480)
@@ -55,12 +57,11 @@ class Drawn:
             raise UsageError(f"aspect is {self.aspect}; give the greatest ratio of the sides, at least 1")
         if self.seed < 0 or self.count < 0:
             raise UsageError(f"seed is {self.seed} and count is {self.count}; neither may be negative")
-        least, greatest = self.objects
-        fit = room(self.sides[1], self.sides[1])
-        if not 1 <= least <= greatest <= MOST or least > fit:
+        (first, last), fit = self.BOUNDS, room(self.sides[1], self.sides[1])
+        if not first <= self.objects[0] <= min(self.objects[1], fit) <= self.objects[1] <= last:
             raise UsageError(
-                f"objects is {self.objects}; give the least and the greatest number, from 1 to {MOST}, of which {fit} "
-                f"fit on {self.sides[1]} pixels"
+                f"objects is {self.objects}; give the least and the greatest number, from {first} to {last}, of which "
+                f"{fit} fit on {self.sides[1]} pixels"
             )
 
     @property
