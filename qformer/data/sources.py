@@ -41,7 +41,9 @@ SOURCES: dict[str, Any] = {
     "clips": "qformer.scenes.clips:Clips",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"})  # sources that open no files
+DRAWN = frozenset(
+    {"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"}
+)  # sources that open no files
 CACHE = "shards"  # folder of a run for the caches of sources
 
 

@@ -43,7 +43,8 @@ def digests(config: Config) -> dict[str, str]:
 
 
 def _paths(config: Config) -> list[str]:
-    named = [config.vision.options.get("path"), config.text.bert, config.llm.path if config.llm else None]
+    eyes = [config.vision.options.get(key) for key in ("path", "weights")]
+    named = [*eyes, config.text.bert, config.llm.path if config.llm else None]
     return [name for name in named if isinstance(name, str)]
 
 

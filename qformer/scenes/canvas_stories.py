@@ -184,10 +184,10 @@ def statement(question: Question) -> tuple[str, tuple[str, ...]] | None:
 
 def _dialogue(topic: Topic, rng: np.random.Generator) -> Written:
     turns: list[Question] = []
-    for _ in range(int(rng.integers(2, 4))):
-        turns.append(_draw([one for one in topic.questions if one not in turns] or turns, rng))
-    history = " ".join(f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1])
-    prompt = f"{history} {pick(rng, TEMPLATES).format(turns[-1].question)}"
+    for _ in range(min(int(rng.integers(2, 4)), len(topic.questions))):
+        turns.append(_draw([one for one in topic.questions if one not in turns], rng))
+    history = [f"Question: {turn.question} Answer: {turn.answer}." for turn in turns[:-1]]
+    prompt = " ".join([*history, pick(rng, TEMPLATES).format(turns[-1].question)])
     return prompt, turns[-1].answer, "dialogue", turns
 
 

@@ -139,3 +139,37 @@ def test_an_option_that_stories_do_not_have(tmp_path: Path) -> None:
 
 def checkpoint_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_phrases_of_a_canvas_a_clip_and_two_pictures() -> None:
+    made = task("opt").eval()
+    for text, parts in (
+        ("there are two objects, a red star in the box [1, 2, 30, 4] and two blue moons, the left edge is red", 4),
+        ("there is one object, a red star; first the red star moves up to the center, then it disappears", 4),
+        ("first picture: a red star and a moon; second picture: three crosses in a grid", 7),
+    ):
+        _, mask = made.read([Story(text, "", "", "describe", unordered=True)])
+        assert mask.sum() == parts, text
+
+
+def test_what_is_in_the_first_picture_stays_in_front_of_the_second() -> None:
+    made = task("opt").eval()
+    text = "first picture: a red star and a blue moon; second picture: a white cross"
+    rows = {made.read([Story(text, "", "", "describe", unordered=True)])[0][0, [0, 1, 4, 5, 6]] for _ in range(6)}
+    assert all(torch.allclose(row, next(iter(rows)), atol=1e-5) for row in rows)
+
+
+def test_a_number_of_a_box_is_another_vector_in_each_place() -> None:
+    made = task("opt").eval()
+    boxes = ["[10, 20, 30, 40]", "[20, 10, 30, 40]", "[10, 20, 40, 30]"]
+    told = [Story(f"a red star in the box {box}", "", "", "describe", unordered=True) for box in boxes]
+    rows, _ = made.read(told)
+    assert rows.shape[1] == 1
+    assert torch.cdist(rows[:, 0], rows[:, 0]).fill_diagonal_(1).min() > 0.1
+    table = made.llm.model.get_input_embeddings().weight
+    words = made.llm.tokenizer("a red star in the box", add_special_tokens=False)["input_ids"]
+    expected = table[words].sum(dim=0)
+    for turn, number in enumerate((10, 20, 30, 40), start=1):
+        ids = made.llm.tokenizer(f" {number}", add_special_tokens=False)["input_ids"]
+        expected = expected + table[ids].sum(dim=0).roll(turn * 16 // 5)
+    assert torch.allclose(rows[0, 0], expected, atol=1e-5)
