@@ -363,6 +363,11 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
     )
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of a tower, or of a checkpoint of its training."""
+    return pretrained.read(AutoTokenizer, folder)
+
+
 def _read_text_tower(path: str) -> tuple[Any, Any]:
     sentence = "backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one"
     model = pretrained.read(AutoModel, path, sentence, dtype=torch.float32, add_pooling_layer=False)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from qformer.data.loader import BatchRecord
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
 from qformer.model.vision_language import split_caption
-from qformer.stages.towers.build import build_language_model, train_tokenizer
+from qformer.stages.towers.build import build_language_model, read_tokenizer, train_tokenizer
 from qformer.stages.towers.places import Places
 from qformer.types import Batch, Tiles
 
@@ -37,6 +37,8 @@ PICTURE = re.compile(r"(first|second)( picture:) ")
 BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
 SAMPLE_FOR_TOKENIZER = 4000
 ANSWER = 16  # tokens of an answer at most; a box has ten
+CROWDED = 0.15  # share of unordered batches with hundreds of rows
+ROWS = 768  # in front of texts and with them, for a model without an end of its positions
 OFTEN = 20  # times that the tokenizer reads each word of a source that lists them, most of which are in stories too
 DOUBLED = 0.5  # share of unordered stories with repeated objects, and of the objects that they repeat
 
@@ -49,13 +51,11 @@ class StoryTask(nn.Module):
     has no position in a sentence, and can describe the same object as another one.
     """
 
-    def __init__(self, config: BackboneConfig, stories: Stories | CanvasStories) -> None:
+    def __init__(self, config: BackboneConfig, stories: Stories | CanvasStories, kept: Path | None = None) -> None:
+        """Build a model, and train its tokenizer unless the folder `kept` holds the one of the run so far."""
         super().__init__()
         self.max_tokens = config.max_tokens
-        some = [stories[i] for i in range(min(SAMPLE_FOR_TOKENIZER, len(stories)))]
-        texts = [text for s in some for text in (s.description, s.prompt, s.reply, "\n")]
-        texts += [f" {word}" for word in getattr(stories, "words", ()) for _ in range(OFTEN)]
-        tokenizer = train_tokenizer(config.kind, texts, config.vocab_size)
+        tokenizer = read_tokenizer(kept) if kept is not None else _train_tokenizer(config, stories)
         model = build_language_model(config, tokenizer)
         for key in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
             if hasattr(model.config, key):
@@ -77,6 +77,9 @@ class StoryTask(nn.Module):
         With one mean over all tokens, descriptions of thirty words would outweigh answers of one word.
         """
         stories = cast("list[Story]", batch.text)
+        is_crowded = self.training and stories[0].unordered and bool(torch.rand(()) < CROWDED)
+        if is_crowded:
+            stories = stories[: max(len(stories) // 8, 1)]  # of eight times as many rows
         losses = []
         for long in (False, True):
             some = [story for story in stories if (story.kind in LONG) == long]
@@ -84,6 +87,8 @@ class StoryTask(nn.Module):
                 pairs = [self._pair(story) for story in some]
                 prompts, replies = [prompt for prompt, _ in pairs], [reply for _, reply in pairs]
                 prefix, mask = self.read(some)
+                if is_crowded:
+                    prefix, mask = crowd(prefix, mask, (self.places.count or ROWS) - self.max_tokens)
                 with self.places.at(self._draw(some, mask)):
                     total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
                 losses.append(total / count)
@@ -129,12 +134,23 @@ class StoryTask(nn.Module):
         columns = torch.arange(prefix.shape[1], device=device)
         return prefix, columns < torch.tensor(lengths, device=device)[:, None]
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Keep the tokenizer in a checkpoint, since other versions of this package may train another one."""
+        self.llm.tokenizer.save_pretrained(folder)
+
     def save(self, folder: Path) -> None:
         for module in self.llm.model.modules():
             if parametrize.is_parametrized(module):
                 parametrize.remove_parametrizations(module, "weight")
         self.llm.model.save_pretrained(folder)
         self.llm.tokenizer.save_pretrained(folder)
+
+
+def _train_tokenizer(config: BackboneConfig, stories: Stories | CanvasStories) -> Any:
+    some = [stories[i] for i in range(min(SAMPLE_FOR_TOKENIZER, len(stories)))]
+    texts = [text for s in some for text in (s.description, s.prompt, s.reply, "\n")]
+    texts += [f" {word}" for word in getattr(stories, "words", ()) for _ in range(OFTEN)]
+    return train_tokenizer(config.kind, texts, config.vocab_size)
 
 
 class Scaled(nn.Module):
@@ -240,6 +256,29 @@ def _with_turns(phrase: str) -> list[tuple[str, int]]:
         return [(phrase, 0)]
     numbers = [(f" {number}", turn) for turn, number in enumerate(found.groups(), start=1)]
     return [(phrase[: found.start()].rstrip(), 0), *numbers]
+
+
+def crowd(prefix: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Repeat the rows of prefixes, each another number of times, in order.
+
+    The visual tokens of tiles are hundreds, many of which say the same. A model that has only read few rows at a time
+    attends to so many too evenly to find what is asked for.
+
+    Args:
+        prefix: float[B, M, L]. mask: bool[B, M].
+        most: rows of the longest prefix afterwards, if that is more than it has.
+
+    Returns:
+        float[B, N, L] and bool[B, N].
+    """
+    chosen = []
+    for length in mask.sum(dim=1).tolist():
+        more = int(torch.randint(max(most - length, 0) + 1, ()))
+        chosen.append(torch.cat([torch.arange(length), torch.randint(max(length, 1), (more,))]).sort().values)
+    rows = pad_sequence([own.to(prefix.device) for own in chosen], batch_first=True)
+    lengths = torch.tensor([len(own) for own in chosen], device=prefix.device)
+    kept = torch.arange(rows.shape[1], device=prefix.device) < lengths[:, None]
+    return prefix.take_along_dim(rows[..., None], dim=1) * kept[..., None], kept
 
 
 def turned(embeds: Tensor, turns: Tensor) -> Tensor:

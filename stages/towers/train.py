@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qformer import lookup
+from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.base import indices
 from qformer.data.held_out import HeldOut, held_out
@@ -151,13 +152,16 @@ def train_language(config: Config) -> Path:
 
 
 def _train_on_stories(config: Config, backbone: BackboneConfig) -> Path:
-    task = StoryTask(backbone, _stories(config.data.train))
+    newest = checkpoint.newest(Path(config.run))
+    kept = newest if newest is not None and (newest / "tokenizer.json").is_file() else None
+    task = StoryTask(backbone, _stories(config.data.train), kept)
     evaluate = None
     if config.data.validation is not None:
         held = _stories(config.data.validation)
         some = [held[i] for i in range(min(config.data.validation_size, len(held)))]
         evaluate = StoryValidation(some, config.data.batch)
-    fit(task, StoryBatches(_stories(config.data.train), config.data.batch), config, evaluate)
+    batches = StoryBatches(_stories(config.data.train), config.data.batch)
+    fit(task, batches, config, evaluate, extra=task.save_tokenizer)
     folder = Path(config.run) / TOWER
     task.save(folder)
     return folder
