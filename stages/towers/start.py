@@ -7,16 +7,13 @@ behind those that a former tower has, the sines go on.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qformer.llm.loading import load_language_model
 from qformer.types import UsageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 LONGEST = 256  # wavelength of the slowest sine, in units of the fastest
 
@@ -29,7 +26,7 @@ def sine_table(rows: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_from(model: Any, tokenizer: PreTrainedTokenizerFast, path: str) -> None:
+def start_from(model: Any, tokenizer: Any, path: str) -> None:
     """Give an OPT or a T5 the weights of a former one.
 
     A word that the former tokenizer has keeps its row. A new word begins as the mean of the former pieces of it that
