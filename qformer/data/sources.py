@@ -41,9 +41,8 @@ SOURCES: dict[str, Any] = {
     "clips": "qformer.scenes.clips:Clips",
     "mix": "qformer.data.mix:Mix",
 }
-DRAWN = frozenset(
-    {"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories"}
-)  # sources that open no files
+#: Sources that open no files.
+DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories", "canvas_stories"})
 CACHE = "shards"  # folder of a run for the caches of sources
 
 

@@ -12,7 +12,9 @@ Some combinations are held out of training, as in `qformer.scenes.text`, with `a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qformer.scenes.text import COLOURS, POSITIONS
@@ -129,13 +131,22 @@ class Canvas:
         across, down = 100 / self.width, 100 / self.height
         return round(left * across), round(top * down), round(right * across), round(bottom * down)
 
+    @cached_property
+    def numbers(self) -> Counter[str | Pair]:
+        """Numbers of objects by shape, by color, and by both."""
+        return Counter(key for item in self.objects for key in (item.shape, item.colour, item.pair))
+
     def alike(self, item: CanvasObject) -> int:
         """Number of objects of its shape and color, itself included."""
-        return sum(other.pair == item.pair for other in self.objects)
+        return self.numbers[item.pair]
 
-    def told(self) -> list[CanvasObject]:
+    def told(self) -> tuple[CanvasObject, ...]:
         """Objects that a description tells one by one: all, or those of a crowd that are the only one of their kind."""
-        return [item for item in self.objects if not self.crowded or self.alike(item) == 1]
+        return self._told
+
+    @cached_property
+    def _told(self) -> tuple[CanvasObject, ...]:
+        return tuple(item for item in self.objects if not self.crowded or self.alike(item) == 1)
 
 
 def inside(width: int, height: int, edges: tuple[str | None, ...], band: int) -> Box:
@@ -158,7 +169,7 @@ def cell_relations(a: tuple[int, int], b: tuple[int, int]) -> tuple[str, ...]:
 
 
 def plain_relation(canvas: Canvas, a: CanvasObject, b: CanvasObject) -> str | None:
-    """Where `a` is from `b`, if their cells say so and it is plain to see: one distance is twice the other at least."""
+    """Relation of `a` to `b`, if their cells have one and one distance is at least twice the other; else None."""
     found = relations(canvas, a, b)
     along, across = abs(a.x - b.x), abs(a.y - b.y)
     if found and found[0] in ("above", "below"):

@@ -65,11 +65,12 @@ class Shell:
 
     @classmethod
     def of(cls, canvas: Canvas) -> Shell:
+        """Shell of a canvas that there is."""
         return cls(canvas.width, canvas.height, canvas.edges, canvas.band)
 
     @property
     def box(self) -> Box:
-        """Where objects may lie."""
+        """Part of the canvas in which objects may lie."""
         return inside(self.width, self.height, self.edges, self.band)
 
     def span(self, cell: Cell, side: int) -> Box:

@@ -11,7 +11,7 @@ from qformer.scenes.text import NUMBERS as FEW
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qformer.scenes.canvas import Box, Canvas, CanvasObject
+    from qformer.scenes.canvas import Box, Canvas, CanvasObject, Pair
 
 NUMBERS = (
     *FEW,
@@ -102,28 +102,23 @@ def references(canvas: Canvas, target: CanvasObject, hidden: Sequence[str]) -> l
     Returns:
         Pairs of name and number of objects that it fits: (`the star`, 1), (`the red stars`, 9).
     """
-    found = []
-    for way in ("shape", "colour", "pair"):
-        if {way, *(("shape", "colour") if way == "pair" else ())} & set(hidden):
-            continue
-        members = [item for item in canvas.objects if getattr(item, way) == getattr(target, way)]
-        if all(item.pair == target.pair for item in members):
-            found.append((_by_kind(way, target, len(members)), len(members)))
-    told = any(item is target for item in canvas.told())
+    number = canvas.alike(target)
+    shape, thing = (word if number == 1 else plural(word) for word in (target.shape, "object"))
+    ways: dict[str, tuple[str | Pair, str]] = {
+        "shape": (target.shape, f"the {shape}"),
+        "colour": (target.colour, f"the {target.colour} {thing}"),
+        "shape colour": (target.pair, f"the {target.colour} {shape}"),
+    }
+    found = [
+        (text, number)
+        for way, (key, text) in ways.items()
+        if canvas.numbers[key] == number and not set(way.split()) & set(hidden)
+    ]
     if "position" not in hidden and not canvas.crowded:
         found.append((f"the object at the {canvas.position(target)}", 1))
-    if "word" not in hidden and told and target.word:
+    if "word" not in hidden and target.word:
         found.append((f"the object with the word {target.word}", 1))
     return found
-
-
-def _by_kind(way: str, item: CanvasObject, number: int) -> str:
-    shape = item.shape if number == 1 else plural(item.shape)
-    return {
-        "shape": f"the {shape}",
-        "colour": f"the {item.colour} {'object' if number == 1 else 'objects'}",
-        "pair": f"the {item.colour} {shape}",
-    }[way]
 
 
 def singular(names: Iterable[tuple[str, int]]) -> list[str]:

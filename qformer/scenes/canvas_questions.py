@@ -16,7 +16,6 @@ from qformer.scenes.canvas import (
     MOST,
     SHAPES,
     TOLD,
-    Pair,
     pair_held_out,
     plain_relation,
     relation_held_out,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qformer.scenes.canvas import Canvas, CanvasObject
+    from qformer.scenes.canvas import Canvas, CanvasObject, Pair
 
     Asked = tuple[str, str]  # question and answer
 
@@ -47,6 +46,7 @@ KINDS = (
     *("colour", "shape", "count", "position", "relation", "yes/no", "word"),
     *("edge", "box", "content", "direction", "state", "layout"),
 )
+PAIRS = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 EACH = (1, MOST)
 TOTAL = 0.25  # share of questions of the kind `count` that ask for the number of all objects
 
@@ -105,12 +105,9 @@ def _counted(canvas: Canvas, rng: np.random.Generator, numbers: tuple[int, int])
     number = canvas.alike(target)
     if rng.random() > _shares(numbers).get(number, 1.0):
         return None
-    names = [f"{target.colour} {target.shape}"]
-    if sum(item.shape == target.shape for item in canvas.objects) == number:
-        names.append(target.shape)
-    if sum(item.colour == target.colour for item in canvas.objects) == number:
-        names.append(f"{target.colour} object")
-    return pick(rng, names), number
+    names: dict[str, str | Pair] = {f"{target.colour} {target.shape}": target.pair, target.shape: target.shape}
+    names[f"{target.colour} object"] = target.colour
+    return pick(rng, [text for text, key in names.items() if canvas.numbers[key] == number]), number
 
 
 @lru_cache
@@ -131,9 +128,9 @@ def _shares(numbers: tuple[int, int]) -> dict[int, float]:
     return {size: rarest / frequency for size, frequency in offered.items()}
 
 
-def _placed(canvas: Canvas) -> list[CanvasObject]:
+def _placed(canvas: Canvas) -> tuple[CanvasObject, ...]:
     """Objects that are told one by one and lie anywhere: each position is as frequent as any other."""
-    return canvas.told() if canvas.layout == "scattered" else []
+    return canvas.told() if canvas.layout == "scattered" else ()
 
 
 def _position(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
@@ -244,8 +241,7 @@ def _is_pair(canvas: Canvas, truth: bool, rng: np.random.Generator) -> str:
     if not truth:
         present = {item.pair for item in canvas.objects}
         same = pair_held_out(*pair)
-        pairs = [(one, other) for one in SHAPES for other in COLOURS]
-        absent: list[Pair] = [one for one in pairs if one not in present and pair_held_out(*one) == same]
+        absent = [one for one in PAIRS if one not in present and pair_held_out(*one) == same]
         near = [one for one in absent if one[0] == shape or one[1] == colour]
         shape, colour = pick(rng, near or absent)
     return f"is there {with_article(f'{colour} {shape}')}?"

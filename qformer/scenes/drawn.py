@@ -1,4 +1,4 @@
-"""What sources of canvases have in common: their options, and questions of each kind in turn."""
+"""Base of the sources of canvases: their options, and questions of each kind in turn."""
 
 from __future__ import annotations
 
