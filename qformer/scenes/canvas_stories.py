@@ -97,7 +97,7 @@ class CanvasStories:
 
 @dataclass(frozen=True)
 class Topic:
-    """What a story is about.
+    """Subject of a story and its texts.
 
     Attributes:
         whole: descriptions from which every question but those of `BOXED` can be answered, and from the first one also
