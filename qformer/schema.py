@@ -52,6 +52,9 @@ class BackboneConfig(Section):
         freeze_text: freeze that BERT and train only a projection on top of it.
         vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokenizer trained on the
             captions.
+        positions: positions of an OPT, 512 by default; those of a T5 are relative.
+        start: OPT or T5 to go on from instead of random weights, a folder or the name of a tower. It has the same
+            sizes, but can have other words and fewer positions.
     """
 
     kind: Literal["vit", "bert", "opt", "t5"]
@@ -66,6 +69,18 @@ class BackboneConfig(Section):
     freeze_text: bool = False
     vocab_size: Positive = 4096
     max_tokens: Positive = 48
+    positions: Positive | None = None
+    start: Named | None = None
+
+    @model_validator(mode="after")
+    def _has_no_use(self) -> Self:
+        for key, kinds in (("positions", ("opt",)), ("start", ("opt", "t5"))):
+            if getattr(self, key) is not None and self.kind not in kinds:
+                raise ValueError(
+                    f"backbone.{key} is an option of backbone.kind {' and '.join(kinds)}, not of {self.kind}; leave it "
+                    "out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _width_divides(self) -> Self:

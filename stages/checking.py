@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 #: Sources that only towers are trained on, in addition to those of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
     "vision": {"phrases": "qformer.scenes.phrases:Phrases"},
-    "language": {"stories": "qformer.scenes.stories:Stories"},
+    "language": {
+        "stories": "qformer.scenes.stories:Stories",
+        "canvas_stories": "qformer.scenes.canvas_stories:CanvasStories",
+    },
 }
 
 SHORTEST = 3  # tokens: begin, one word, end
@@ -72,7 +75,9 @@ def _check_lengths(config: Config) -> None:
                 f"give at least {SHORTEST}"
             )
     tower = config.backbone
-    if tower is not None and tower.max_tokens > (most := POSITIONS.get(tower.kind, tower.max_tokens)):
+    if tower is not None and tower.max_tokens > (
+        most := tower.positions or POSITIONS.get(tower.kind, tower.max_tokens)
+    ):
         raise UsageError(
             f"backbone.max_tokens {tower.max_tokens} is more than the {most} positions of this {tower.kind}; lower it"
         )

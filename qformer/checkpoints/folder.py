@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qformer import lookup
-from qformer.config import dump_config, load_config, map_towers
+from qformer.config import dump_config, load_config
 from qformer.fields import read_from
 from qformer.files import soundness
-from qformer.files.digests import digest
+from qformer.files.digests import digests, with_paths, with_towers
 from qformer.files.records import Form, flush, read_object, replacing
 from qformer.files.releases import RELEASES
 from qformer.schema import Config
@@ -240,32 +240,8 @@ def read(path: str | Path, trust: bool = False, verify: bool = True) -> Checkpoi
             raise _damaged(folder, error) from error
         if soundness.checks() and (name := soundness.not_finite(tensors)):
             raise _damaged(folder, f"the weight '{name}' holds NaN or infinity")
-        config = _read_config(folder, trust)
-        if soundness.checks() and (written := meta.get(TOWERS)):
-            _check_towers(folder, written, digests(config))
+        config = _read_config(folder, trust, meta)
     return Checkpoint(folder, config, tensors, meta)
-
-
-def digests(config: Config) -> dict[str, str]:
-    """Digests of the weights of towers that have names of ours, `mini:NAME` and `real:NAME`; by these names."""
-    named: list[Any] = [config.text.bert, config.llm and config.llm.path]
-    map_towers(config.vision.options, named.append)
-    found = {name: digest(name) for name in named if isinstance(name, str)}
-    return {name: known for name, known in found.items() if known}
-
-
-def _check_towers(folder: Path, written: dict[str, str], here: dict[str, str]) -> None:
-    """Refuse other towers than those of the training: what was trained fits no others.
-
-    Raises:
-        UsageError: naming one whose weights are others.
-    """
-    for name, known in written.items():
-        if here.get(name, known) != known:
-            raise UsageError(
-                f"the checkpoint '{folder}' was trained on '{name}' with other weights (digest {known}) than those of "
-                f"this version ({here[name]}); use the version of qformer that wrote it"
-            )
 
 
 def read_config(path: str | Path, trust: bool = False) -> Config:
@@ -274,14 +250,16 @@ def read_config(path: str | Path, trust: bool = False) -> Config:
     Raises:
         UsageError: no checkpoint there, or a configuration that is refused.
     """
-    return _read_config(find(path), trust)
+    folder = find(path)
+    return _read_config(folder, trust, read_meta(folder) if (folder / META).is_file() else {})
 
 
-def _read_config(folder: Path, trust: bool) -> Config:
+def _read_config(folder: Path, trust: bool, meta: dict[str, Any]) -> Config:
     try:
         config = with_own_towers(load_config(folder / CONFIG), folder)
     except UsageError as error:
         raise _damaged(folder, f"its {CONFIG} is refused: {error}") from error
+    config = with_towers(config, meta.get(TOWERS, {}), str(folder))
     return config if trust else read_from(config, f"the configuration of the checkpoint '{folder}'")
 
 
@@ -291,13 +269,7 @@ def with_own_towers(config: Config, folder: Path) -> Config:
     def place(path: Any) -> Any:
         return str(folder / path.removeprefix(INSIDE)) if isinstance(path, str) and path.startswith(INSIDE) else path
 
-    options = map_towers(config.vision.options, place)
-    update: dict[str, Any] = {}
-    if options != config.vision.options:  # what stays as it is must not count as given
-        update["vision"] = config.vision.model_copy(update=options)
-    if config.llm is not None and place(config.llm.path) != config.llm.path:
-        update["llm"] = config.llm.model_copy(update={"path": place(config.llm.path)})
-    return config.model_copy(update=update)
+    return with_paths(config, place)
 
 
 def read_trainer(folder: Path, verify: bool = True) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from qformer.checkpoints.parts import (
 from qformer.checkpoints.weights import ENCODER, LLM, load_trained
 from qformer.config import Choice, dump_config
 from qformer.files import pretrained
+from qformer.files.digests import digests
 from qformer.files.pretrained import configuration
 from qformer.files.tensors import read_tensors
 from qformer.language_schema import LLMConfig
@@ -130,7 +131,7 @@ def write_ours(opened: OpenCheckpoint, folder: Path) -> None:
     meta = {
         "step": 0,
         **checkpoint.provenance(),
-        checkpoint.TOWERS: checkpoint.digests(config),
+        checkpoint.TOWERS: digests(config),
         "converted_from": opened.source,
     }
     checkpoint.write_meta(folder, meta | ({checkpoint.MERGED: opened.merged} if opened.merged else {}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -214,16 +215,49 @@ def local_folder(path_or_id: str) -> Path:
 
 
 TOWERS = Path(__file__).parent.parent / "towers"
+MORE = "qformer_towers"  # a package of nothing but towers, for those that are too large for this one
 MINI = "mini:"
+DIGITS = 12  # of a digest, behind the `@` of a name
+#: Digests of the weights that each name after `mini:` has meant in any version of this package, the newest last.
+VERSIONS = {
+    "bert": ("1e19848cebff261df3bd958735b81e93",),
+    "vit": ("edecbfea1fb3b4496744929cfdecacc3",),
+    "opt": ("8508efe7f0ea1d2fb95efb95095c00b4",),
+    "t5": ("b70ea5f12b8726855fd49353312343ea",),
+}
 
 
 def shipped() -> dict[str, Path]:
-    """The towers that come with the package: name after `mini:` -> folder."""
-    return {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
+    """The towers that come with the package and with `qformer_towers`: name after `mini:` -> folder.
+
+    The folder of a former version is called `NAME@DIGEST`, by the first `DIGITS` of the digest of its weights.
+    """
+    more = find_spec(MORE)
+    roots = [*map(Path, (more and more.submodule_search_locations) or ()), TOWERS]
+    return {folder.name: folder for root in roots for folder in root.glob("*/") if (folder / "config.json").is_file()}
+
+
+def mini(name: str) -> Path:
+    """Find the folder of a mini tower by its name after `mini:`, with or without a digest.
+
+    Raises:
+        UsageError: no tower has that name, or it is in a package that is not installed.
+    """
+    base, _, digits = name.partition("@")
+    versions = VERSIONS.get(base, ())
+    if versions and digits == versions[-1][:DIGITS]:
+        name = base
+    known = {base, *(f"{base}@{digest[:DIGITS]}" for digest in versions)} if versions else ()
+    if name in known and name not in shipped():
+        raise UsageError(
+            f"the weights of the tower '{MINI}{name}' are in a package of their own; run: "
+            "pip install 'qformer-bridge[towers]'"
+        )
+    return Path(find(shipped(), name, "shipped tower"))
 
 
 def tower(path: str) -> str:
-    """Resolve the name of a tower, `mini:NAME` or `real:NAME`, to its folder; keep any other path.
+    """Resolve the name of a tower, `mini:NAME`, `mini:NAME@DIGEST` or `real:NAME`, to its folder; keep any other path.
 
     Raises:
         UsageError: no tower has that name, or (`real_towers.NotFetched`) it is not on this machine yet.
@@ -231,7 +265,7 @@ def tower(path: str) -> str:
     if path.startswith(real_towers.SCHEME):
         return str(real_towers.fetched(path.removeprefix(real_towers.SCHEME)))
     if path.startswith(MINI):
-        return str(find(shipped(), path.removeprefix(MINI), "shipped tower"))
+        return str(mini(path.removeprefix(MINI)))
     return path
 
 

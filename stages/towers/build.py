@@ -30,6 +30,7 @@ from transformers import (
 from qformer.files import pretrained
 from qformer.losses import IGNORE
 from qformer.schema import POSITIONS
+from qformer.stages.towers.start import sine_table, start_from
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -226,7 +227,11 @@ UNSEEN = -6.0  # bias for the side that a head ignores at first; training can ov
 
 
 def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """Build a BERT, an OPT or a gated-GELU T5 with random weights for the tokenizer's vocabulary."""
+    """Build a BERT, an OPT or a gated-GELU T5 for the tokenizer's vocabulary, with random weights or former ones.
+
+    Raises:
+        UsageError: the tower of `backbone.start` has other sizes.
+    """
     if config.kind == "bert":
         return BertForMaskedLM(
             BertConfig(
@@ -239,9 +244,10 @@ def build_language_model(config: BackboneConfig, tokenizer: PreTrainedTokenizerF
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    if config.kind == "opt":
-        return _build_opt(config, tokenizer)
-    return _build_t5(config, tokenizer)
+    model = _build_opt(config, tokenizer) if config.kind == "opt" else _build_t5(config, tokenizer)
+    if config.start is not None:
+        start_from(model, tokenizer, config.start)
+    return model
 
 
 def _build_t5(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -301,7 +307,7 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         ffn_dim=config.intermediate or 4 * config.width,
-        max_position_embeddings=POSITIONS["opt"],
+        max_position_embeddings=config.positions or POSITIONS["opt"],
         init_std=config.width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -311,9 +317,7 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
     decoder = model.model.decoder
     with torch.no_grad():
         table = decoder.embed_positions.weight
-        waves = math.pi / 2 * 256 ** -torch.linspace(0, 1, config.width // 2)  # radians per token
-        angles = torch.arange(len(table))[:, None] * waves
-        table.copy_((2 / config.width) ** 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1))
+        table.copy_(sine_table(len(table), config.width))
         for layer in decoder.layers:
             layer.self_attn.out_proj.weight.div_((2 * config.layers) ** 0.5)
             layer.fc2.weight.div_((2 * config.layers) ** 0.5)
@@ -357,6 +361,11 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=special[0], unk_token="[UNK]" if kind == "bert" else "<unk>", **options
     )
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of a tower, or of a checkpoint of its training."""
+    return pretrained.read(AutoTokenizer, folder)
 
 
 def _read_text_tower(path: str) -> tuple[Any, Any]:

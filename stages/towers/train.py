@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qformer import lookup
+from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.base import indices
 from qformer.data.held_out import HeldOut, held_out
@@ -26,6 +27,7 @@ from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
 from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
+from qformer.scenes.canvas_stories import CanvasStories
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
 from qformer.stages.loop import fit
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 TOWER = "tower"
+STORIES = {"stories": Stories, "canvas_stories": CanvasStories}
 
 
 def train_vision(config: Config) -> Path:
@@ -134,7 +137,7 @@ def train_language(config: Config) -> Path:
         UsageError: the source has no captions.
     """
     backbone = cast("BackboneConfig", config.backbone)
-    if config.data.train.name == "stories":
+    if config.data.train.name in STORIES:
         return _train_on_stories(config, backbone)
     texts = all_captions(sources.for_run(config.data.train, config.run))
     model = TextTask(TextModel(backbone, texts))
@@ -149,20 +152,23 @@ def train_language(config: Config) -> Path:
 
 
 def _train_on_stories(config: Config, backbone: BackboneConfig) -> Path:
-    task = StoryTask(backbone, _stories(config.data.train))
+    newest = checkpoint.newest(Path(config.run))
+    kept = newest if newest is not None and (newest / "tokenizer.json").is_file() else None
+    task = StoryTask(backbone, _stories(config.data.train), kept)
     evaluate = None
     if config.data.validation is not None:
         held = _stories(config.data.validation)
         some = [held[i] for i in range(min(config.data.validation_size, len(held)))]
         evaluate = StoryValidation(some, config.data.batch)
-    fit(task, StoryBatches(_stories(config.data.train), config.data.batch), config, evaluate)
+    batches = StoryBatches(_stories(config.data.train), config.data.batch)
+    fit(task, batches, config, evaluate, extra=task.save_tokenizer)
     folder = Path(config.run) / TOWER
     task.save(folder)
     return folder
 
 
-def _stories(choice: Choice) -> Stories:
-    return cast("Stories", lookup.build({"stories": Stories}, choice.name, choice.options, "data"))
+def _stories(choice: Choice) -> Stories | CanvasStories:
+    return cast("Stories | CanvasStories", lookup.build(STORIES, choice.name, choice.options, "data"))
 
 
 def all_captions(source: Source) -> list[str]:

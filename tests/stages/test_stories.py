@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from qformer.checkpoints import folder as checkpoint
 from qformer.config import BackboneConfig, parse_config
 from qformer.llm.loading import load_language_model
 from qformer.scenes.stories import Stories, Story
-from qformer.stages.towers.stories import StoryBatches, StoryTask, answered
+from qformer.stages.towers import stories as towers
+from qformer.stages.towers.stories import StoryBatches, StoryTask, answered, crowd
 from qformer.types import Batch, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -116,6 +118,18 @@ def test_training_saves_a_model_that_stage_two_can_read(tmp_path: Path, kind: st
     assert torch.equal(dict(read.named_parameters())[name.removeprefix("llm.")], tensor)
 
 
+def test_a_run_that_goes_on_keeps_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where other stories than at its beginning would train another tokenizer."""
+    values = configuration(tmp_path, "opt") | {"train": {"steps": 2, "warmup": 1, "save_every": 1, "validate_every": 0}}
+    stages.train(parse_config(values))
+    first = load_language_model(tmp_path / "opt" / "tower").tokenizer.get_vocab()
+    shutil.rmtree(tmp_path / "opt" / "checkpoints" / "step-0000002")
+    monkeypatch.setattr(towers, "SAMPLE_FOR_TOKENIZER", 3)
+    stages.train(parse_config(values))
+    assert load_language_model(tmp_path / "opt" / "tower").tokenizer.get_vocab() == first
+    assert checkpoint.newest(tmp_path / "opt").name == "step-0000002"  # type: ignore[union-attr]
+
+
 def test_a_reply_counts_only_when_it_is_exact() -> None:
     made = task("opt").eval()
     stories = [Story("a red star", "Question: what color is the star? Answer:", "red", "colour")]
@@ -139,3 +153,68 @@ def test_an_option_that_stories_do_not_have(tmp_path: Path) -> None:
 
 def checkpoint_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_phrases_of_a_canvas_a_clip_and_two_pictures() -> None:
+    made = task("opt").eval()
+    for text, parts in (
+        ("there are two objects, a red star in the box [1, 2, 30, 4] and two blue moons, the left edge is red", 4),
+        ("there is one object, a red star; first the red star moves up to the center, then it disappears", 4),
+        ("first picture: a red star and a moon; second picture: three crosses in a grid", 7),
+    ):
+        _, mask = made.read([Story(text, "", "", "describe", unordered=True)])
+        assert mask.sum() == parts, text
+
+
+def test_what_is_in_the_first_picture_stays_in_front_of_the_second() -> None:
+    made = task("opt").eval()
+    text = "first picture: a red star and a blue moon; second picture: a white cross"
+    rows = {made.read([Story(text, "", "", "describe", unordered=True)])[0][0, [0, 1, 4, 5, 6]] for _ in range(6)}
+    assert all(torch.allclose(row, next(iter(rows)), atol=1e-5) for row in rows)
+
+
+def test_a_number_of_a_box_is_another_vector_in_each_place() -> None:
+    made = task("opt").eval()
+    boxes = ["[10, 20, 30, 40]", "[20, 10, 30, 40]", "[10, 20, 40, 30]"]
+    told = [Story(f"a red star in the box {box}", "", "", "describe", unordered=True) for box in boxes]
+    rows, _ = made.read(told)
+    assert rows.shape[1] == 1
+    assert torch.cdist(rows[:, 0], rows[:, 0]).fill_diagonal_(1).min() > 0.1
+    table = made.llm.model.get_input_embeddings().weight
+    words = made.llm.tokenizer("a red star in the box", add_special_tokens=False)["input_ids"]
+    expected = table[words].sum(dim=0)
+    for turn, number in enumerate((10, 20, 30, 40), start=1):
+        ids = made.llm.tokenizer(f" {number}", add_special_tokens=False)["input_ids"]
+        expected = expected + table[ids].sum(dim=0).roll(turn * 16 // 5)
+    assert torch.allclose(rows[0, 0], expected, atol=1e-5)
+
+
+def test_a_crowd_repeats_every_row_in_order() -> None:
+    torch.manual_seed(0)
+    prefix, mask = torch.randn(6, 4, 8), torch.arange(4) < torch.tensor([4, 4, 2, 3, 4, 1])[:, None]
+    many, kept = crowd(prefix, mask, 50)
+    assert 20 < many.shape[1] <= 50
+    for before, known, after, new in zip(prefix, mask, many, kept, strict=True):
+        near = torch.cdist(after[new], before[known]) < 1e-2
+        assert near.any(dim=0).all()
+        assert (near.int().argmax(dim=1).diff() >= 0).all()
+        assert near.sum(dim=1).eq(1).all()
+    same, all_kept = crowd(prefix, mask, 1)  # no room for more
+    assert torch.equal(same, prefix * mask[..., None])
+    assert torch.equal(all_kept, mask)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_some_unordered_batches_have_hundreds_of_rows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = task(kind).train()
+    monkeypatch.setattr(towers, "CROWDED", 1.0)
+    seen: list[tuple[int, int]] = []
+    loss = made.llm.loss
+    monkeypatch.setattr(made.llm, "loss", lambda *given: seen.append(tuple(given[0].shape[:2])) or loss(*given))
+    batch = [Stories(task="ask", unordered=99)[i] for i in range(32)]
+    made(Batch(Tiles([], []), batch))["loss"].backward()  # type: ignore[arg-type]
+    made(Batch(Tiles([], []), [replace(story, unordered=False) for story in batch]))  # type: ignore[arg-type]
+    assert seen[0][0] == 4
+    assert seen[0][1] > 200
+    assert seen[1][0] == 32
+    assert seen[1][1] < 100

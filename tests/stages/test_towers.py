@@ -1,8 +1,9 @@
-"""`qformer backbones`: all four towers in a few steps, read back by everything that reads a tower."""
+"""`qformer backbones`: all towers in a few steps, read back by everything that reads a tower."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,12 +21,15 @@ from tests.commands import command
 if TYPE_CHECKING:
     from pathlib import Path
 
+LANGUAGE = ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"]
 FEW = ["train.steps=2", "train.warmup=1", "train.precision=fp32", "data.batch=4", "backbone.width=32"]
 SMALL = {
     "bert": ["data.train.count=40", "data.validation.count=4"],
     "vit": ["data.validation_size=30", "backbone.heads=2", "backbone.layers=1", "data.train.size=120"],
-    "opt": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1"],
-    "t5": ["data.validation.count=6", "data.train.count=60", "backbone.layers=1", "backbone.decoder_layers=1"],
+    "opt": LANGUAGE,
+    "t5": [*LANGUAGE, "backbone.decoder_layers=1"],
+    "opt_canvases": LANGUAGE,
+    "t5_canvases": [*LANGUAGE, "backbone.decoder_layers=1"],
 }
 
 
@@ -45,7 +49,7 @@ def test_every_tower_is_read_by_what_reads_towers(made: Path, monkeypatch: pytes
     sizes, state = read_bert("mini:bert")
     assert sizes.hidden_size == 32
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    for kind, family in (("opt", "causal"), ("t5", "seq2seq")):
+    for kind, family in (("opt", "causal"), ("t5", "seq2seq"), ("opt_canvases", "causal"), ("t5_canvases", "seq2seq")):
         model = load_language_model(f"mini:{kind}")
         assert model.family == family
         assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -65,6 +69,10 @@ def test_the_card_tells_how_each_was_made(made: Path) -> None:
     text = (made / "README.md").read_text()
     assert "| vit | probe_word |" in text
     assert "| 2 x 4 | 0 | phrases |" in text
+    assert "| opt_canvases | 2 x 4 | 0 | canvas_stories |" in text
+    kinds = [key for key in told["towers"]["opt_canvases"]["measured"] if key.startswith("right_")]
+    assert kinds
+    assert all(re.search(rf"\| opt_canvases \| {kind} \| [01]\.\d+ \| 0\.95 \|", text) for kind in (*kinds, "late"))
 
 
 def test_the_same_command_does_not_train_again(made: Path) -> None:
@@ -72,7 +80,7 @@ def test_the_same_command_does_not_train_again(made: Path) -> None:
     overrides = [f"{kind}.{change}" for kind, own in SMALL.items() for change in (*FEW, *own)]
     assert towers.make(made.parent, overrides) == made
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert len(before) == 4
+    assert len(before) == len(towers.KINDS)
 
 
 def test_towers_that_weigh_too_much(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
