@@ -13,10 +13,10 @@ from qformer.stages.towers.build import (
     UNSEEN,
     build_language_model,
     build_vit,
-    late_interaction,
     sine_positions,
     train_tokenizer,
 )
+from qformer.stages.towers.matching import late_interaction
 
 
 def test_late_interaction_is_the_mean_of_best_patches() -> None:

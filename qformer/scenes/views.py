@@ -1,0 +1,244 @@
+"""Data source `views`: what a vision tower is trained on: pieces of canvases, or whole ones, with the objects in them.
+
+An object is told by its properties, and a phrase names some of them, as in `qformer.scenes.phrases`, which is about the
+former scenes; these are mixed in, so that one tower knows both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from qformer.resolution.base import resize
+from qformer.scenes.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject
+from qformer.scenes.canvas_drawing import draw_canvas
+from qformer.scenes.canvases import Canvases
+from qformer.scenes.phrases import phrase as plain_phrase
+from qformer.scenes.scenes import Scenes, draw
+from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from qformer.scenes.text import Scene
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "size": SIZES,
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "word": WORDS,
+    "position": POSITIONS,
+    "direction": DIRECTIONS,
+    "state": ("filled", "hollow"),
+}
+#: Relative frequency of phrases with a single property; properties that are harder to see are more frequent.
+ALONE = {"size": 1, "colour": 1, "shape": 4, "word": 8, "position": 1, "direction": 3, "state": 1}
+#: Kinds of views that training mixes, by their share: pieces at their own size, pieces that are scaled a little, whole
+#: canvases that are squashed into the square, and former scenes.
+OF_PIECES = {"own": 0.5, "scaled": 0.15, "squashed": 0.15, "scene": 0.2}
+OF_WHOLE = {"own": 0.5, "scaled": 0.3, "scene": 0.2}
+SCALES = (0.8, 1.25)  # smallest and largest factor of a scaled view
+WINDOWS = 6  # pieces of a canvas of which the one that cuts the fewest objects is taken
+SCENE = 120  # pixels, side of a former scene: its objects are as large there as those of a canvas
+STREAM = 5  # separates these random numbers from those of other sources with the same seed
+
+Properties = dict[str, str]  # values of some of the properties of an object
+
+
+@dataclass(frozen=True)
+class View:
+    """What a tower sees of a canvas or scene, and what is to be known of it.
+
+    Attributes:
+        pixels: uint8[h, w, 3].
+        canvas: what it shows at its own size; its objects are those that are whole.
+        boxes: float[objects, 4], left, top, right and bottom of each in `pixels`.
+        objects: all properties of each; the size only where the view is not scaled.
+        phrases: some properties of each object in turn.
+        caption: of all of it.
+    """
+
+    pixels: np.ndarray
+    canvas: Canvas
+    boxes: np.ndarray
+    objects: list[Properties]
+    phrases: list[Properties]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Views:
+    """Seeded source of views of canvases and former scenes; view `i` is a function of the fields and `i` alone.
+
+    Attributes:
+        size: side of the square pieces, in pixels; None for whole canvases.
+        patch: sides of whole canvases are cut, or scaled, to multiples of this.
+        mixed: add scaled and squashed views and former scenes; else all are at their own size.
+        phrases: number of phrases for each object.
+    """
+
+    split: Literal["train", "val", "test"] = "train"
+    size: int | None = SCENE
+    patch: int = 20
+    mixed: bool = True
+    seed: int = 0
+    count: int = 1_000_000
+    phrases: int = 2
+
+    def __post_init__(self) -> None:
+        if self.phrases < 1:
+            raise UsageError(f"phrases is {self.phrases}; give at least 1 for each object")
+        if self.patch < 1 or (self.size or SCENE) < max(60, self.patch):
+            raise UsageError(f"size is {self.size} and patch is {self.patch}; give a size of at least 60 and a patch")
+        Canvases(self.split, seed=self.seed, count=self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> View:
+        """Draw a view with its phrases and its caption."""
+        rng = np.random.default_rng((self.seed, index, STREAM))
+        shares = (OF_PIECES if self.size else OF_WHOLE) if self.mixed else {"own": 1.0}
+        kind = str(rng.choice(list(shares), p=list(shares.values())))
+        if kind == "scene":
+            scene = Scenes(self.split, size=SCENE, seed=self.seed, count=self.count).scene(index)
+            canvas, pixels, scale = as_canvas(scene), draw(scene, SCENE, SCENE), (1.0, 1.0)
+        else:
+            whole = Canvases(self.split, seed=self.seed, count=self.count).canvas(index)
+            canvas, pixels, scale = self._show(whole, kind, rng)
+        boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
+        objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
+        phrases = [draw_properties(known, rng) for known in objects for _ in range(self.phrases)]
+        captions = [" and ".join(f"a {phrase(known)}" for known in objects[:4]) or "nothing"]
+        return View(pixels, canvas, boxes, objects, phrases, captions[int(rng.integers(len(captions)))])
+
+    def _show(
+        self, whole: Canvas, kind: str, rng: np.random.Generator
+    ) -> tuple[Canvas, np.ndarray, tuple[float, float]]:
+        """Cut a view out of a canvas; returns what it shows, its pixels, and its scale by width and height."""
+        factor = float(np.exp(rng.uniform(*np.log(SCALES)))) if kind == "scaled" else 1.0
+        width, height = whole.width, whole.height
+        left = top = 0
+        if self.size is None:
+            shown = [self._multiple(factor * side, whole=kind != "own") for side in (width, height)]
+            if kind == "own":
+                left, top = (int(rng.integers(side - kept + 1)) for side, kept in zip((width, height), shown, strict=True))
+                width, height = shown
+        else:
+            shown = [self.size, self.size]
+            if kind != "squashed":
+                width = height = min(round(self.size / factor), width, height)
+                left, top = window(whole, width, rng)
+        pixels = draw_canvas(whole)[top : top + height, left : left + width]
+        if (width, height) != tuple(shown):
+            pixels = scaled(pixels, shown[0], shown[1])
+        piece = cut_out(whole, left, top, width, height)
+        return piece, pixels, (shown[0] / width, shown[1] / height)
+
+    def _multiple(self, side: float, whole: bool) -> int:
+        """Nearest multiple of the patch, or the next lower one where the canvas is cut."""
+        return max(round(side / self.patch) if whole else int(side) // self.patch, 1) * self.patch
+
+
+def scaled(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize uint8[h, w, 3] as the resolution strategies do: uint8[height, width, 3]."""
+    image: Tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    return resize(image, width, height).permute(1, 2, 0).numpy()
+
+
+def window(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Left and top of a square piece around a random object; of several, the one that cuts the fewest objects."""
+    best, found = None, (0, 0)
+    for _ in range(WINDOWS):
+        item = canvas.objects[int(rng.integers(len(canvas.objects)))]
+        room = (side - item.side) / 2
+        x, y = (center - side / 2 + rng.uniform(-room, room) for center in (item.x, item.y))
+        left, top = (
+            min(max(round(at), 0), extent - side) for at, extent in ((x, canvas.width), (y, canvas.height))
+        )
+        boxes = [one.box for one in canvas.objects]
+        whole = sum(_holds(left, top, side, box) for box in boxes)
+        cut = sum(_touches(left, top, side, box) for box in boxes) - whole
+        if best is None or (-cut, whole) > best:
+            best, found = (-cut, whole), (left, top)
+    return found
+
+
+def _holds(left: int, top: int, side: int, box: Box) -> bool:
+    return box[0] >= left and box[1] >= top and box[2] <= left + side and box[3] <= top + side
+
+
+def _touches(left: int, top: int, side: int, box: Box) -> bool:
+    return box[0] < left + side and box[2] > left and box[1] < top + side and box[3] > top
+
+
+def cut_out(canvas: Canvas, left: int, top: int, width: int, height: int) -> Canvas:
+    """Make the canvas that a piece shows, with the objects and edges that are wholly in it."""
+    inside = [
+        replace(item, x=item.x - left, y=item.y - top)
+        for item in canvas.objects
+        if item.box[0] >= left and item.box[1] >= top and item.box[2] <= left + width and item.box[3] <= top + height
+    ]
+    seen = (left == 0, left + width == canvas.width, top == 0, top + height == canvas.height)
+    first, second, third, fourth = (
+        colour if is_seen else None for colour, is_seen in zip(canvas.edges, seen, strict=True)
+    )
+    edges = (first, second, third, fourth)
+    piece = replace(canvas, width=width, height=height, objects=tuple(inside), edges=edges)
+    order = sorted(range(len(inside)), key=lambda number: (piece.cell(inside[number]), number))
+    return replace(piece, objects=tuple(inside[number] for number in order))
+
+
+def as_canvas(scene: Scene) -> Canvas:
+    """Make the canvas that a former scene of `SCENE` pixels shows; its triangles point up."""
+    items = tuple(
+        CanvasObject(
+            item.shape,
+            item.colour,
+            item.x * SCENE,
+            item.y * SCENE,
+            round(item.side * SCENE),
+            item.word,
+            "up" if item.shape in POINTING else None,
+        )
+        for item in scene.objects
+    )
+    return Canvas(SCENE, SCENE, items, scene.ground)
+
+
+def properties(canvas: Canvas, item: CanvasObject, sized: bool = True) -> Properties:
+    """All that is to be known of an object: values by the keys of `VALUES`, those that it has."""
+    known = {key: getattr(item, key) for key in ("colour", "shape", "word", "direction", "state")}
+    known["position"] = canvas.position(item)
+    if sized:
+        known["size"] = item.size
+    return {key: known[key] for key in VALUES if known.get(key) is not None}
+
+
+def draw_properties(known: Properties, rng: np.random.Generator) -> Properties:
+    """Draw a single property, or, equally often, a random half of the properties (at least the shape)."""
+    if rng.random() < 0.5:
+        weights = np.array([ALONE[key] for key in known], dtype=float)
+        key = str(rng.choice(list(known), p=weights / weights.sum()))
+        return {key: known[key]}
+    return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": known["shape"]}
+
+
+def phrase(named: Properties) -> str:
+    """Write properties as `large hollow red arrow pointing left at the top left`."""
+    shape = named.get("shape", "object")
+    head = [named[key] for key in ("size", "state") if key in named]
+    pointing = f" pointing {named['direction']}" if "direction" in named else ""
+    rest = {key: value for key, value in named.items() if key in ("colour", "word", "position")}
+    return " ".join([*head, plain_phrase({**rest, "shape": shape + pointing})])
+
+
+def matches(items: Sequence[Properties], phrases: Sequence[Properties]) -> np.ndarray:
+    """Matrix bool[R, T], True where a phrase (column) is true of an object (row)."""
+    return np.array([[named.items() <= item.items() for named in phrases] for item in items])
