@@ -1,18 +1,18 @@
 """Canvases: pictures of any size, on which objects are as many pixels large as they are on every other canvas.
 
-A `Scene` is drawn at any size, and its objects grow with it. A `Canvas` has a size of its own, 120 to 480 pixels a side,
-and one to sixteen objects of 24 to 40 pixels, so that what is seen of it depends on how it is cut or shrunk.
+A `Scene` is drawn at any size, and its objects grow with it. A `Canvas` has a size of its own, 120 to 480 pixels a
+side, and one to sixteen objects of 24 to 40 pixels, so that what is seen of it depends on how it is cut or shrunk.
 
 Some combinations are held out of training, as in `qformer.scenes.text`, with `arrow` after the eight shapes there:
 
 *   one color per shape (a green circle, a blue square, ...); of arrows, one direction per color;
-*   one order per pair of adjacent shapes: a shape to the left of, or above, the next one. The arrow is the last, and the
-    circle comes after it.
+*   one order per pair of adjacent shapes: a shape to the left of, or above, the next one. The arrow is the last, and
+    the circle comes after it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qformer.scenes.text import COLOURS, POSITIONS
@@ -20,7 +20,7 @@ from qformer.scenes.text import SHAPES as PLAIN_SHAPES
 from qformer.scenes.text import pair_held_out as plain_pair_held_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SHAPES = (*PLAIN_SHAPES, "arrow")
 DIRECTIONS = ("up", "right", "down", "left")  # clockwise
@@ -114,6 +114,14 @@ class Canvas:
         """One of the nine `POSITIONS`."""
         row, column = self.cell(item)
         return POSITIONS[3 * row + column]
+
+    def order(self, item: CanvasObject) -> tuple[int, int, float, float]:
+        """Key that sorts objects in reading order."""
+        return (*self.cell(item), item.y, item.x)
+
+    def with_objects(self, objects: Iterable[CanvasObject]) -> Canvas:
+        """The same canvas with other objects, which are sorted."""
+        return replace(self, objects=tuple(sorted(objects, key=self.order)))
 
     def box(self, item: CanvasObject) -> Box:
         """Box of an object in hundredths of the width and the height, rounded to whole numbers."""

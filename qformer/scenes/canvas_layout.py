@@ -40,17 +40,18 @@ ARRANGED = 6  # least objects in rows or a grid; fewer could lie so by chance
 APART = 4  # least pixels between two objects
 PITCH = SIDES["large"][1] + APART + 2  # room for an object
 FILL = 0.7  # share of that room that a crowd may take, since it is scattered
-CLEAR = 1 / 24  # least distance of a told object's center from a border between positions, as a fraction of a side
+CLEAR = 1 / 8  # least distance of a told object's center from the border of its cell, as a fraction of the cell
 TRIES = 12  # places tried for an object, before all are scattered again
 BANDED = 0.4  # share of canvases with bands along edges
 HOLLOW = 0.35  # share of hollow groups
 WRITTEN = 0.6  # share of objects with a word, of those that are told, large and filled
-#: By split the weight of arrows, of which two of eight combinations are held out, not one: they stay as frequent.
-ARROWS = {"train": 7 / 6, "val": 7 / 6, "test": 1 / 2, "any": 1.0}
+#: By split the weight of arrows, of which two of eight combinations are held out, not one: they stay about as frequent.
+ARROWS = {"train": 7 / 6, "val": 7 / 6, "test": 4 / 5, "any": 1.0}
 #: Remainder modulo 3 of the shade of the ground, so that no two splits ever share a picture.
 SHADES = {"train": 0, "val": 1, "test": 2}
 
 Corner = tuple[int, int]  # left, top
+Cell = tuple[int, int]  # row, column
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,28 @@ class Shell:
     edges: tuple[str | None, str | None, str | None, str | None]
     band: int
 
+    @classmethod
+    def of(cls, canvas: Canvas) -> Shell:
+        return cls(canvas.width, canvas.height, canvas.edges, canvas.band)
+
     @property
     def box(self) -> Box:
+        """Where objects may lie."""
         return inside(self.width, self.height, self.edges, self.band)
 
-    def is_clear(self, corner: Corner, side: int) -> bool:
-        """True for an object whose position, by thirds of the canvas, is plain to see."""
-        return all(
-            abs((start + side / 2) - line * length / 3) >= CLEAR * length
-            for start, length in zip(corner, (self.width, self.height), strict=True)
-            for line in (1, 2)
+    def span(self, cell: Cell, side: int) -> Box:
+        """Least and greatest left and top of an object whose center is plainly in a cell, the last two included.
+
+        Empty, with the greatest below the least, where it would leave `box`.
+        """
+        left, top, right, bottom = self.box
+        row, column = cell
+        x, y = self.width / 3, self.height / 3
+        return (
+            max(left, math.ceil((column + CLEAR) * x - side / 2)),
+            max(top, math.ceil((row + CLEAR) * y - side / 2)),
+            min(right - side, math.floor((column + 1 - CLEAR) * x - side / 2)),
+            min(bottom - side, math.floor((row + 1 - CLEAR) * y - side / 2)),
         )
 
 
@@ -120,6 +133,8 @@ def compose(
     groups = draw_groups(rng, count)
     members = rng.permutation([group for group, size in enumerate(groups) for _ in range(size)]).tolist()
     told = [count <= TOLD or groups[group] == 1 for group in members]
+    free = iter(rng.permutation(9).tolist())
+    cells = [divmod(next(free), 3) if one else None for one in told]  # different, so that a position names one
     layout = draw_layout(rng, groups)
     tries = 0
     while True:
@@ -131,7 +146,7 @@ def compose(
             continue
         shell = _draw_shell(rng, size)
         own = [int(rng.integers(SIDES[name][0], SIDES[name][1] + 1)) for name in (pick(rng, SIZES) for _ in groups)]
-        corners = _PLACE[layout](rng, shell, [own[group] for group in members], told)
+        corners = _PLACE[layout](rng, shell, [own[group] for group in members], cells)
         if corners is not None:
             break
     looks = [(own[group], bool(rng.random() < HOLLOW), pick(rng, DIRECTIONS)) for group in range(len(groups))]
@@ -143,7 +158,7 @@ def compose(
         middle = left + side / 2, top + side / 2
         items.append((group, CanvasObject("", "", *middle, side, word, direction, hollow)))
     bare = Canvas(*size, (), ground, shell.edges, layout, shell.band)
-    items.sort(key=lambda one: (bare.cell(one[1]), one[1].y, one[1].x))
+    items.sort(key=lambda one: bare.order(one[1]))
     kinds = _draw_kinds(rng, split, bare, items, [direction for _, _, direction in looks])
     return replace(bare, objects=tuple(_finish(item, *kinds[group]) for group, item in items))
 
@@ -206,30 +221,50 @@ def _draw_kinds(
             return kinds
 
 
-def _scatter(rng: np.random.Generator, shell: Shell, sides: Sequence[int], told: Sequence[bool]) -> list[Corner] | None:
-    """Find places anywhere, apart from each other; None if there is no room for one of the objects."""
-    left, top, right, bottom = shell.box
-    placed: list[Box] = []
-    for side, clear, draws in zip(sides, told, rng.random((len(sides), TRIES, 2)).tolist(), strict=True):
-        across, down = right - left - side + 1, bottom - top - side + 1
-        if min(across, down) < 1:
+def scatter(
+    rng: np.random.Generator, shell: Shell, sides: Sequence[int], cells: Sequence[Cell | None]
+) -> list[Corner] | None:
+    """Find places apart from each other, first of those with a cell; None if there is no room for one."""
+    first, top, last, bottom = shell.box
+    placed: dict[int, Corner] = {}
+    draws = rng.random((len(sides), TRIES, 2)).tolist()
+    for number in sorted(range(len(sides)), key=lambda one: cells[one] is None):
+        side, cell = sides[number], cells[number]
+        span = (first, top, last - side, bottom - side) if cell is None else shell.span(cell, side)
+        if span[2] < span[0] or span[3] < span[1]:
             return None
-        for u, v in draws:
-            x, y = left + int(u * across), top + int(v * down)
-            if clear and not shell.is_clear((x, y), side):
-                continue
-            if all(
-                x >= r + APART or y >= b + APART or x + side + APART <= l or y + side + APART <= t
-                for l, t, r, b in placed
-            ):
-                placed.append((x, y, x + side, y + side))
+        for u, v in draws[number]:
+            x, y = span[0] + int(u * (span[2] - span[0] + 1)), span[1] + int(v * (span[3] - span[1] + 1))
+            if all(are_apart((x, y), side, corner, sides[other]) for other, corner in placed.items()):
+                placed[number] = (x, y)
                 break
         else:
             return None
-    return [box[:2] for box in placed]
+    return [placed[number] for number in range(len(sides))]
 
 
-def _line_up(rng: np.random.Generator, shell: Shell, sides: Sequence[int], told: Sequence[bool]) -> list[Corner] | None:
+def find_place(
+    rng: np.random.Generator, canvas: Canvas, side: int, cell: Cell, others: Sequence[CanvasObject]
+) -> Corner | None:
+    """Find a place for an object in a cell of a canvas, apart from others; None if there is no room."""
+    left, top, right, bottom = Shell.of(canvas).span(cell, side)
+    if right < left or bottom < top:
+        return None
+    for u, v in rng.random((TRIES, 2)).tolist():
+        corner = left + int(u * (right - left + 1)), top + int(v * (bottom - top + 1))
+        if all(are_apart(corner, side, other.box[:2], other.side) for other in others):
+            return corner
+    return None
+
+
+def are_apart(a: Corner, side: int, b: Corner, other: int) -> bool:
+    (x, y), (u, v) = a, b
+    return x >= u + other + APART or u >= x + side + APART or y >= v + other + APART or v >= y + side + APART
+
+
+def _line_up(
+    rng: np.random.Generator, shell: Shell, sides: Sequence[int], cells: Sequence[Cell | None]
+) -> list[Corner] | None:
     """Find places in two to four rows of any lengths, each as far below the last, with any gaps within a row."""
     left, top, right, bottom = shell.box
     rows = int(rng.integers(2, min(4, len(sides) // 2) + 1))
@@ -250,10 +285,12 @@ def _line_up(rng: np.random.Generator, shell: Shell, sides: Sequence[int], told:
         for side, gap in zip(own, gaps, strict=True):
             corners.append((x + gap, start + row * pitch + (largest - side) // 2))
             x += side + APART + 2
-    return _if_clear(shell, corners, sides, told)
+    return _if_clear(shell, corners, sides, cells)
 
 
-def _grid(rng: np.random.Generator, shell: Shell, sides: Sequence[int], told: Sequence[bool]) -> list[Corner] | None:
+def _grid(
+    rng: np.random.Generator, shell: Shell, sides: Sequence[int], cells: Sequence[Cell | None]
+) -> list[Corner] | None:
     """Find places in a grid of equal steps."""
     left, top, right, bottom = shell.box
     rows, columns = pick(rng, grids(len(sides)))
@@ -264,7 +301,7 @@ def _grid(rng: np.random.Generator, shell: Shell, sides: Sequence[int], told: Se
     x = left + int(rng.integers(right - left - (columns - 1) * across - side + 1))
     y = top + int(rng.integers(bottom - top - (rows - 1) * down - side + 1))
     corners = [(x + column * across, y + row * down) for row in range(rows) for column in range(columns)]
-    return _if_clear(shell, corners, sides, told)
+    return _if_clear(shell, corners, sides, cells)
 
 
 def _draw_pitch(rng: np.random.Generator, side: int, number: int, length: int) -> int | None:
@@ -274,9 +311,20 @@ def _draw_pitch(rng: np.random.Generator, side: int, number: int, length: int) -
     return int(rng.integers(least, most + 1)) if most >= least else None
 
 
-def _if_clear(shell: Shell, corners: list[Corner], sides: Sequence[int], told: Sequence[bool]) -> list[Corner] | None:
-    places = zip(corners, sides, told, strict=True)
-    return corners if all(shell.is_clear(corner, side) for corner, side, clear in places if clear) else None
+def _if_clear(
+    shell: Shell, corners: list[Corner], sides: Sequence[int], cells: Sequence[Cell | None]
+) -> list[Corner] | None:
+    """Return places in rows if each told object is plainly in a cell, whichever, where no other one is told."""
+    taken: set[Cell] = set()
+    for (x, y), side, told in zip(corners, sides, cells, strict=True):
+        if told is None:
+            continue
+        cell = int(3 * (y + side / 2) // shell.height), int(3 * (x + side / 2) // shell.width)
+        left, top, right, bottom = shell.span(cell, side)
+        if cell in taken or not (left <= x <= right and top <= y <= bottom):
+            return None
+        taken.add(cell)
+    return corners
 
 
-_PLACE = {"scattered": _scatter, "rows": _line_up, "grid": _grid}
+_PLACE = {"scattered": scatter, "rows": _line_up, "grid": _grid}
