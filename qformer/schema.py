@@ -53,7 +53,7 @@ class BackboneConfig(Section):
         text: BERT folder or hub id against which a ViT or `rope` is trained contrastively; it is discarded afterwards.
         mask: in place of `text`, the share of the patches that are hidden from a ViT, which learns to fill them in.
         freeze_text: freeze that BERT and train only a projection on top of it.
-        vocab_size: size of the WordPiece (BERT, CLIP), byte-level BPE (OPT) or word BPE (T5) tokenizer trained on the
+        vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT, CLIP) or word BPE (T5) tokenizer trained on the
             captions.
     """
 
@@ -94,8 +94,9 @@ class BackboneConfig(Section):
             )
         if self.kind in EYES and (self.width % 4 or self.image_size % self.patch_size):
             raise ValueError(
-                f"a {self.kind} of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "
-                "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
+                f"a {self.kind} of backbone.width {self.width}, image_size {self.image_size} and patch_size "
+                f"{self.patch_size} cannot be built; give a width that 4 divides and an image_size that patch_size "
+                "divides"
             )
         return self
 

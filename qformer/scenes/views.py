@@ -15,6 +15,7 @@ import torch
 from qformer.resolution.base import resize
 from qformer.scenes.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject
 from qformer.scenes.canvas_drawing import draw_canvas
+from qformer.scenes.canvas_text import canvas_captions
 from qformer.scenes.canvases import Canvases
 from qformer.scenes.phrases import phrase as plain_phrase
 from qformer.scenes.scenes import Scenes, draw
@@ -22,7 +23,7 @@ from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -115,7 +116,7 @@ class Views:
         boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
         objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
         phrases = [draw_properties(known, rng) for known in objects for _ in range(self.phrases)]
-        captions = [" and ".join(f"a {phrase(known)}" for known in objects[:4]) or "nothing"]
+        captions = canvas_captions(canvas, rng)
         return View(pixels, canvas, boxes, objects, phrases, captions[int(rng.integers(len(captions)))])
 
     def _show(
@@ -123,27 +124,28 @@ class Views:
     ) -> tuple[Canvas, np.ndarray, tuple[float, float]]:
         """Cut a view out of a canvas; returns what it shows, its pixels, and its scale by width and height."""
         factor = float(np.exp(rng.uniform(*np.log(SCALES)))) if kind == "scaled" else 1.0
-        width, height = whole.width, whole.height
+        width, height = shown = whole.width, whole.height
         left = top = 0
         if self.size is None:
-            shown = [self._multiple(factor * side, whole=kind != "own") for side in (width, height)]
-            if kind == "own":
-                left, top = (int(rng.integers(side - kept + 1)) for side, kept in zip((width, height), shown, strict=True))
-                width, height = shown
+            kept = self._multiple(width, np.floor), self._multiple(height, np.floor)
+            left, top = (int(rng.integers(side - less + 1)) for side, less in zip((width, height), kept, strict=True))
+            if kind == "own" and cut_out(whole, left, top, *kept).objects:
+                width, height = shown = kept
+            else:
+                left, top = 0, 0
+                shown = self._multiple(factor * width, np.rint), self._multiple(factor * height, np.rint)
         else:
-            shown = [self.size, self.size]
+            shown = self.size, self.size
             if kind != "squashed":
                 width = height = min(round(self.size / factor), width, height)
                 left, top = window(whole, width, rng)
         pixels = draw_canvas(whole)[top : top + height, left : left + width]
-        if (width, height) != tuple(shown):
-            pixels = scaled(pixels, shown[0], shown[1])
-        piece = cut_out(whole, left, top, width, height)
-        return piece, pixels, (shown[0] / width, shown[1] / height)
+        if (width, height) != shown:
+            pixels = scaled(pixels, *shown)
+        return cut_out(whole, left, top, width, height), pixels, (shown[0] / width, shown[1] / height)
 
-    def _multiple(self, side: float, whole: bool) -> int:
-        """Nearest multiple of the patch, or the next lower one where the canvas is cut."""
-        return max(round(side / self.patch) if whole else int(side) // self.patch, 1) * self.patch
+    def _multiple(self, side: float, to_whole: Callable[[float], float]) -> int:
+        return max(int(to_whole(side / self.patch)), 1) * self.patch
 
 
 def scaled(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -157,11 +159,9 @@ def window(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[int, in
     best, found = None, (0, 0)
     for _ in range(WINDOWS):
         item = canvas.objects[int(rng.integers(len(canvas.objects)))]
-        room = (side - item.side) / 2
+        room = (side - item.side) / 2 - 1  # a pixel for rounding
         x, y = (center - side / 2 + rng.uniform(-room, room) for center in (item.x, item.y))
-        left, top = (
-            min(max(round(at), 0), extent - side) for at, extent in ((x, canvas.width), (y, canvas.height))
-        )
+        left, top = (min(max(round(at), 0), extent - side) for at, extent in ((x, canvas.width), (y, canvas.height)))
         boxes = [one.box for one in canvas.objects]
         whole = sum(_holds(left, top, side, box) for box in boxes)
         cut = sum(_touches(left, top, side, box) for box in boxes) - whole

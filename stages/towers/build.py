@@ -6,7 +6,6 @@ They are ordinary transformers models in ordinary folders, so that any code for 
 from __future__ import annotations
 
 import math
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 SPECIAL = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "opt": ["<pad>", "<unk>", "</s>"],
-    "clip": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+    "clip": ["<pad>", "<unk>", "<|startoftext|>", "<|endoftext|>"],
     "t5": ["<pad>", "</s>", "<unk>"],
 }
 
@@ -240,25 +239,27 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a tokenizer with the special tokens of its kind.
 
-    BERT: lower-case WordPiece, `[CLS] words [SEP]`; CLIP the same. OPT: byte-level BPE, `</s>` first. T5: BPE of words with a leading
-    space, `</s>` last; the unigram model of T5 falls back to letters if there are few different words.
+    BERT: lower-case WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first; CLIP the same, between
+    two tokens of its own. T5: BPE of words with a leading space, `</s>` last; the unigram model of T5 falls back to
+    letters if there are few different words.
     """
     special = SPECIAL[kind]
     trainer: Any
-    if kind in ("bert", "clip"):
+    if kind == "bert":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         template, options = "[CLS] $0 [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-        if kind == "clip":
-            options = {"bos_token": "[CLS]", "eos_token": "[SEP]"}
         trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    elif kind == "opt":
+    elif kind in ("opt", "clip"):
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         template, options = "</s> $0", {"bos_token": "</s>", "eos_token": "</s>"}
+        if kind == "clip":
+            begin, end = special[2:]
+            template, options = f"{begin} $0 {end}", {"bos_token": begin, "eos_token": end}
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
@@ -273,21 +274,13 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
     tokenizer.train_from_iterator(texts, trainer)
     used = [(token, special.index(token)) for token in special if token in template.split()]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], unk_token="[UNK]" if "[UNK]" in special else "<unk>", **options
-    )
+    options["unk_token"] = "<unk>" if "<unk>" in special else "[UNK]"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], **options)
 
 
-def ship(kind: str, source: Path, target: Path) -> int:
-    """Copy a tower with fp16 weights, for the mini towers of the package; returns its size in bytes."""
-    if kind == "vit":
-        model: Any = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
-    else:
-        kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
-        model = pretrained.read(kinds[kind], source).half()  # `dtype` would leave parts of a T5 in float32
+def ship_language(kind: str, source: Path, target: Path) -> None:
+    """Copy a BERT, an OPT or a T5 and its tokenizer, with fp16 weights."""
+    kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
+    model = pretrained.read(kinds[kind], source).half()  # `dtype` would leave parts of a T5 in float32
     model.save_pretrained(target)
-    if kind == "vit":
-        shutil.copy(source / "preprocessor_config.json", target)
-    else:
-        pretrained.read(AutoTokenizer, source).save_pretrained(target)
-    return sum(file.stat().st_size for file in target.iterdir())
+    pretrained.read(AutoTokenizer, source).save_pretrained(target)

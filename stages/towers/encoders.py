@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, CLIPModel, ViTModel
 
+from qformer.files import pretrained
 from qformer.stages.towers.build import build_vit
 from qformer.vision.hf import HALF, HFVisionEncoder
 from qformer.vision.options import Qwen2VLConfig
@@ -54,7 +58,25 @@ def save_rope(tower: Qwen2VLViT, folder: Path) -> None:
         "temporal_patch_size": tower.temporal_patch,
         "spatial_merge_size": tower.merge,
     }
-    config = {"model_type": "qwen2_vl", "vision_config": {"model_type": "qwen2_vl", **sizes}}
+    dtype = str(tower.patch_embed.proj.weight.dtype).removeprefix("torch.")
+    config = {"model_type": "qwen2_vl", "dtype": dtype, "vision_config": {"model_type": "qwen2_vl", **sizes}}
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     state = {f"visual.{name}": tensor.contiguous() for name, tensor in tower.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def ship_encoder(kind: str, source: Path, target: Path) -> None:
+    """Copy an image encoder of this `backbone.kind` with fp16 weights, and what says how pictures are read."""
+    target.mkdir(parents=True, exist_ok=True)
+    if kind == "rope":
+        halves = {name: tensor.half() for name, tensor in load_file(source / "model.safetensors").items()}
+        save_file(halves, target / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        (target / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=1), encoding="utf-8")
+    elif kind == "clip":
+        pretrained.read(CLIPModel, source, dtype=torch.float16).save_pretrained(target)
+        pretrained.read(AutoProcessor, source).save_pretrained(target)
+    else:
+        vit = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
+        vit.save_pretrained(target)
+        shutil.copy(source / "preprocessor_config.json", target)

@@ -184,5 +184,3 @@ def _read_text_tower(path: str) -> tuple[Any, Any]:
     sentence = "backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one"
     model = pretrained.read(AutoModel, path, sentence, dtype=torch.float32, add_pooling_layer=False)
     return model, pretrained.read(AutoTokenizer, path, sentence)
-
-

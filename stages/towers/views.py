@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qformer.schema import Config
 
 TOWER = "tower"
-FITTED = 300  # views for fitting a probe
+FITTED = 3000  # views for fitting a probe
 GROUP = 100  # views that pass through the encoder at a time
 TEXTS = 5000  # captions on which a tokenizer is trained
 SEED = 5  # of the views of probes
@@ -105,7 +105,7 @@ class GroundedTask(ViewTask):
         rows = self.tower.regions(batch.tiles.pixels, [torch.from_numpy(view.boxes).float() for view in views])
         counts = torch.tensor([*said.values()], dtype=torch.float32, device=device)
         loss = self.tower.match(rows, list(said), torch.from_numpy(true).to(device).float(), counts)
-        return {"loss": loss, "contrastive": loss}
+        return {"loss": loss, "grounded": loss}
 
 
 class MaskedTask(ViewTask):
@@ -152,20 +152,20 @@ class ViewProbes:
     """Accuracy of linear probes on pieces of canvases at their own size, of a split that they were not fitted on."""
 
     def __init__(self, split: Any, size: int, count: int) -> None:
-        self.known = Views("train", size, mixed=False, seed=SEED, count=FITTED)
-        self.unseen = Views(split, size, mixed=False, seed=SEED, count=count)
-
-    @cached_property
-    def views(self) -> tuple[list[View], list[View]]:
-        """Views to fit probes on, and those to measure them on."""
-        known, unseen = ([source[i] for i in range(len(source))] for source in (self.known, self.unseen))
-        return known, unseen
+        self.split, self.size, self.number = split, size, count
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         tower = cast("Eyes", cast("ViewTask", model).tower)
+        known, unseen = pieces("train", self.size, FITTED), pieces(self.split, self.size, self.number)
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
-            known, unseen = (features(tower, views) for views in self.views)
-        return measure(known, unseen)
+            return measure(features(tower, known), features(tower, unseen))
+
+
+@lru_cache(maxsize=2)
+def pieces(split: Any, size: int, count: int) -> list[View]:
+    """Pieces of canvases for probes, which stay the same for every tower."""
+    source = Views(split, size, mixed=False, seed=SEED, count=count)
+    return [source[i] for i in range(count)]
 
 
 Features = dict[str, tuple[Tensor, Tensor]]  # by property: float[N, F] and its values long[N]
@@ -227,7 +227,5 @@ class Collected:
 
 def around(grid: Tensor, x: float, y: float) -> Tensor:
     """The four tokens of a grid [rows, columns, H] nearest to a place in units of patches: [4 * H]."""
-    row, column = (
-        min(max(round(place), 1), count - 1) for place, count in zip((y, x), grid.shape[:2], strict=True)
-    )
+    row, column = (min(max(round(place), 1), count - 1) for place, count in zip((y, x), grid.shape[:2], strict=True))
     return grid[row - 1 : row + 1, column - 1 : column + 1].flatten()
