@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, CLIPModel, ViTModel
+from transformers import AutoTokenizer, CLIPModel, ViTModel
 
 from qformer.files import pretrained
 from qformer.stages.towers.build import build_vit
@@ -75,8 +75,9 @@ def ship_encoder(kind: str, source: Path, target: Path) -> None:
         (target / "config.json").write_text(json.dumps({**config, "dtype": "float16"}, indent=1), encoding="utf-8")
     elif kind == "clip":
         pretrained.read(CLIPModel, source, dtype=torch.float16).save_pretrained(target)
-        pretrained.read(AutoProcessor, source).save_pretrained(target)
+        pretrained.read(AutoTokenizer, source).save_pretrained(target)
     else:
         vit = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
         vit.save_pretrained(target)
+    if kind != "rope":
         shutil.copy(source / "preprocessor_config.json", target)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from qformer.stages.towers.build import sine_positions, train_tokenizer
 from qformer.vision.base import CLIP_MEAN, CLIP_STD
@@ -54,13 +55,23 @@ class GlobalClip(nn.Module):
         return list(self.model.vision_model(pixel_values=self._normalized(pictures)).last_hidden_state[:, 1:])
 
     def save(self, folder: Path) -> None:
-        """Write the model with its tokenizer and preprocessor, as any CLIP of transformers."""
-        side = self.config.image_size
-        images = CLIPImageProcessor(
-            size={"height": side, "width": side}, do_center_crop=False, image_mean=CLIP_MEAN, image_std=CLIP_STD
-        )
+        """Write the model with its tokenizer, and that pictures are squashed into its square, as any CLIP."""
         self.model.save_pretrained(folder)
-        CLIPProcessor(image_processor=images, tokenizer=self.tokenizer).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        reading = {
+            "processor_class": "CLIPProcessor",
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"height": self.config.image_size, "width": self.config.image_size},
+            "resample": 3,  # bicubic
+            "do_center_crop": False,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(reading, indent=1), encoding="utf-8")
 
     def _normalized(self, pictures: Sequence[Tensor]) -> Tensor:
         pixels = torch.stack(list(pictures)).to(self.model.device).float() / 255

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, CLIPModel
 from qformer import stages, vision
 from qformer.config import BackboneConfig, load_config, shipped
 from qformer.files.records import Metrics, read_lines
+from qformer.retrieval.embedders import load_embedder
 from qformer.scenes.canvas import Canvas, CanvasObject
 from qformer.scenes.canvases import Canvases
 from qformer.scenes.views import Views, cut_out, draw_properties, matches, phrase, properties, window
@@ -301,6 +302,8 @@ def test_a_saved_clip_is_read_by_transformers(tmp_path: Path) -> None:
         tokens = clip.tokenizer(text, padding=True, return_tensors="pt")
         expected = clip.model(pixel_values=clip._normalized([pixels]), **tokens).logits_per_image
         torch.testing.assert_close(model(**inputs).logits_per_image, expected, atol=1e-4, rtol=1e-4)
+        scores = load_embedder(str(tmp_path), "cpu")([pixels], [text])
+        torch.testing.assert_close(torch.tensor(scores) * model.logit_scale.exp(), expected, atol=1e-4, rtol=1e-4)
         encoder = vision.build("hf", path=str(tmp_path))
         torch.testing.assert_close(encoder(pixels[None] / 255)[0, 1:], clip.patches([pixels])[0])
 
