@@ -29,7 +29,7 @@ from qformer.files import pretrained
 from qformer.resolution.base import cut_all
 from qformer.scenes.canvas_drawing import draw_canvas
 from qformer.scenes.canvases import Canvases
-from qformer.scenes.views import properties
+from qformer.stages.towers.canvas_views import properties
 from qformer.stages.towers.phrases import linear_probe
 from qformer.stages.towers.views import Collected, around
 
@@ -46,7 +46,7 @@ SIDE, PATCH = 120, 20  # pixels, of a square tile and of a patch
 STRATEGIES: dict[str, dict[str, Any]] = {
     "fixed": {"size": SIDE},
     "pad_square": {"size": SIDE, "patch": PATCH},
-    "internvl": {"size": SIDE, "patch": PATCH, "max_tiles": 16},
+    "internvl": {"size": SIDE, "patch": PATCH, "max_tiles": 9},
     "anyres": {"size": SIDE, "patch": PATCH, "max_patches": None},
     "uhd": {"size": SIDE, "patch": PATCH, "max_slices": 16},
     "qwen2vl": {"patch": PATCH},

@@ -1,4 +1,4 @@
-"""Training of image encoders on views of canvases (`qformer.scenes.views`), and linear probes of what they see."""
+"""Training of image encoders on views of canvases (`canvas_views`), and linear probes of what they see."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from qformer import lookup
 from qformer.data.loader import BatchRecord
 from qformer.resolution.base import whole
-from qformer.scenes.views import VALUES, View, Views, matches, phrase
 from qformer.stages.loop import fit
+from qformer.stages.towers.canvas_views import VALUES, View, Views, matches, phrase
 from qformer.stages.towers.global_clip import GlobalClip
 from qformer.stages.towers.masked import MaskedViT
 from qformer.stages.towers.matching import GroundedTower

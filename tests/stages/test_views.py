@@ -17,7 +17,7 @@ from qformer.files.records import Metrics, read_lines
 from qformer.retrieval.embedders import load_embedder
 from qformer.scenes.canvas import Canvas, CanvasObject
 from qformer.scenes.canvases import Canvases
-from qformer.scenes.views import Views, cut_out, draw_properties, matches, phrase, properties, window
+from qformer.stages.towers.canvas_views import Views, cut_out, draw_properties, matches, phrase, properties, window
 from qformer.stages.towers.encoders import save_rope, ship_encoder
 from qformer.stages.towers.global_clip import GlobalClip
 from qformer.stages.towers.masked import MaskedViT
@@ -112,10 +112,10 @@ def test_a_window_holds_an_object_and_stays_on_the_canvas() -> None:
     rng = np.random.default_rng(0)
     for number in range(50):
         canvas = Canvases().canvas(number)
-        left, top = window(canvas, 120, rng)
-        assert 0 <= left <= canvas.width - 120
+        left, top = window(canvas, 100, 120, rng)
+        assert 0 <= left <= canvas.width - 100
         assert 0 <= top <= canvas.height - 120
-        assert cut_out(canvas, left, top, 120, 120).objects
+        assert cut_out(canvas, left, top, 100, 120).objects
 
 
 def test_views_that_cannot_be_made() -> None:

@@ -42,9 +42,10 @@ VALUES: dict[str, tuple[str, ...]] = {
 ALONE = {"size": 1, "colour": 1, "shape": 4, "word": 8, "position": 1, "direction": 3, "state": 1}
 #: Kinds of views that training mixes, by their share: pieces at their own size, pieces that are scaled a little, whole
 #: canvases that are squashed into the square, and former scenes.
-OF_PIECES = {"own": 0.5, "scaled": 0.15, "squashed": 0.15, "scene": 0.2}
+OF_PIECES = {"own": 0.35, "scaled": 0.3, "squashed": 0.15, "scene": 0.2}
 OF_WHOLE = {"own": 0.5, "scaled": 0.3, "scene": 0.2}
-SCALES = (0.8, 1.25)  # smallest and largest factor of a scaled view
+#: Smallest and largest factor of a scaled view, and of its width alone: what InternVL, AnyRes and UHD do to canvases.
+SCALES, STRETCHES = (0.75, 1.4), (0.87, 1.15)
 WINDOWS = 6  # pieces of a canvas of which the one that cuts the fewest objects is taken
 SCENE = 120  # pixels, side of a former scene: its objects are as large there as those of a canvas
 STREAM = 5  # separates these random numbers from those of other sources with the same seed
@@ -54,7 +55,7 @@ Properties = dict[str, str]  # values of some of the properties of an object
 
 @dataclass(frozen=True)
 class View:
-    """What a tower sees of a canvas or scene, and what is to be known of it.
+    """Part of a canvas or scene that a tower sees, and all that is to be known of it.
 
     Attributes:
         pixels: uint8[h, w, 3].
@@ -123,7 +124,10 @@ class Views:
         self, whole: Canvas, kind: str, rng: np.random.Generator
     ) -> tuple[Canvas, np.ndarray, tuple[float, float]]:
         """Cut a view out of a canvas; returns what it shows, its pixels, and its scale by width and height."""
-        factor = float(np.exp(rng.uniform(*np.log(SCALES)))) if kind == "scaled" else 1.0
+        across = down = 1.0
+        if kind == "scaled":
+            down = _factor(SCALES, rng)
+            across = down * _factor(STRETCHES, rng)
         width, height = shown = whole.width, whole.height
         left = top = 0
         if self.size is None:
@@ -133,12 +137,12 @@ class Views:
                 width, height = shown = kept
             else:
                 left, top = 0, 0
-                shown = self._multiple(factor * width, np.rint), self._multiple(factor * height, np.rint)
+                shown = self._multiple(across * width, np.rint), self._multiple(down * height, np.rint)
         else:
             shown = self.size, self.size
             if kind != "squashed":
-                width = height = min(round(self.size / factor), width, height)
-                left, top = window(whole, width, rng)
+                width, height = min(round(self.size / across), width), min(round(self.size / down), height)
+                left, top = window(whole, width, height, rng)
         pixels = draw_canvas(whole)[top : top + height, left : left + width]
         if (width, height) != shown:
             pixels = scaled(pixels, *shown)
@@ -154,28 +158,34 @@ def scaled(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return resize(image, width, height).permute(1, 2, 0).numpy()
 
 
-def window(canvas: Canvas, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Left and top of a square piece around a random object; of several, the one that cuts the fewest objects."""
+def _factor(bounds: tuple[float, float], rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(*np.log(bounds))))
+
+
+def window(canvas: Canvas, width: int, height: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Left and top of a piece around a random object; of several, the one that cuts the fewest objects."""
     best, found = None, (0, 0)
+    boxes = [item.box for item in canvas.objects]
     for _ in range(WINDOWS):
         item = canvas.objects[int(rng.integers(len(canvas.objects)))]
-        room = (side - item.side) / 2 - 1  # a pixel for rounding
-        x, y = (center - side / 2 + rng.uniform(-room, room) for center in (item.x, item.y))
-        left, top = (min(max(round(at), 0), extent - side) for at, extent in ((x, canvas.width), (y, canvas.height)))
-        boxes = [one.box for one in canvas.objects]
-        whole = sum(_holds(left, top, side, box) for box in boxes)
-        cut = sum(_touches(left, top, side, box) for box in boxes) - whole
+        corner = []
+        for center, side, extent in ((item.x, width, canvas.width), (item.y, height, canvas.height)):
+            room = (side - item.side) / 2 - 1  # a pixel for rounding
+            corner.append(min(max(round(center - side / 2 + rng.uniform(-room, room)), 0), extent - side))
+        left, top = corner
+        whole = sum(_holds((left, top, left + width, top + height), box) for box in boxes)
+        cut = sum(_touches((left, top, left + width, top + height), box) for box in boxes) - whole
         if best is None or (-cut, whole) > best:
             best, found = (-cut, whole), (left, top)
     return found
 
 
-def _holds(left: int, top: int, side: int, box: Box) -> bool:
-    return box[0] >= left and box[1] >= top and box[2] <= left + side and box[3] <= top + side
+def _holds(outer: Box, box: Box) -> bool:
+    return box[0] >= outer[0] and box[1] >= outer[1] and box[2] <= outer[2] and box[3] <= outer[3]
 
 
-def _touches(left: int, top: int, side: int, box: Box) -> bool:
-    return box[0] < left + side and box[2] > left and box[1] < top + side and box[3] > top
+def _touches(outer: Box, box: Box) -> bool:
+    return box[0] < outer[2] and box[2] > outer[0] and box[1] < outer[3] and box[3] > outer[1]
 
 
 def cut_out(canvas: Canvas, left: int, top: int, width: int, height: int) -> Canvas:
@@ -183,7 +193,7 @@ def cut_out(canvas: Canvas, left: int, top: int, width: int, height: int) -> Can
     inside = [
         replace(item, x=item.x - left, y=item.y - top)
         for item in canvas.objects
-        if item.box[0] >= left and item.box[1] >= top and item.box[2] <= left + width and item.box[3] <= top + height
+        if _holds((left, top, left + width, top + height), item.box)
     ]
     seen = (left == 0, left + width == canvas.width, top == 0, top + height == canvas.height)
     first, second, third, fourth = (
