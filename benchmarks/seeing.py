@@ -5,8 +5,9 @@
 `fixed` squashes a canvas into 120 x 120 pixels, where its objects are 6 to 40 pixels large; the other strategies show
 them at about their own size, in tiles or as one picture. For each object the tile is taken that shows most of it, and
 of those the one that shows it largest; the probe reads the four tokens nearest to its center there. It is fitted on
-canvases of the training split, and measured on those of the test split, which have combinations that training has not.
-`count` is the number of objects, from the mean of all tokens.
+canvases of the training split, and measured on those of the test split, which have combinations that training has not;
+words are written on a third of the objects that have room for one. `count` is the number of objects, from the mean of
+all tokens.
 
 A tower is a ViT (`vision: {name: hf}`) or, by its configuration, one of Qwen2-VL's form.
 """
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +31,7 @@ from qformer.files import pretrained
 from qformer.resolution.base import cut_all
 from qformer.scenes.canvas_drawing import draw_canvas
 from qformer.scenes.canvases import Canvases
-from qformer.stages.towers.canvas_views import properties
+from qformer.stages.towers.canvas_views import properties, written
 from qformer.stages.towers.phrases import linear_probe
 from qformer.stages.towers.views import Collected, around
 
@@ -53,6 +55,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "oryx": {"patch": PATCH, "stride": PATCH, "low": SIDE, "high": 480},
 }
 SHOWN = ("word", "shape", "small shape", "colour", "direction", "state", "count")
+
+
+def canvases(split: Any, count: int) -> list[Canvas]:
+    """Compose canvases of a split, with more words on them than they have by themselves."""
+    return [written(Canvases(split, seed=5).canvas(i), np.random.default_rng((5, i))) for i in range(count)]
 
 
 def read_tower(path: str) -> VisionEncoder:
@@ -141,10 +148,7 @@ def main() -> None:
         for name in options.strategy:
             start = time.process_time()
             strategy = resolution.build(name, **STRATEGIES[name])
-            known, unseen = (
-                [Canvases(split, seed=5, count=count).canvas(i) for i in range(count)]
-                for split, count in (("train", options.canvases), ("test", options.unseen))
-            )
+            known, unseen = canvases("train", options.canvases), canvases("test", options.unseen)
             first, second = features(encoder, strategy, known), features(encoder, strategy, unseen)
             found = [f"{100 * linear_probe(*first[key], *second[key]):.1f}" for key in SHOWN]
             tiles = [tile.size for one in unseen for tile in strategy.plan(one.width, one.height).tiles]

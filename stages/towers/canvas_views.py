@@ -46,6 +46,7 @@ OF_PIECES = {"own": 0.35, "scaled": 0.3, "squashed": 0.15, "scene": 0.2}
 OF_WHOLE = {"own": 0.5, "scaled": 0.3, "scene": 0.2}
 #: Smallest and largest factor of a scaled view, and of its width alone: what InternVL, AnyRes and UHD do to canvases.
 SCALES, STRETCHES = (0.75, 1.4), (0.87, 1.15)
+WRITTEN = 1 / 3  # share of the objects with room for a word that get one; on canvases by themselves few have
 WINDOWS = 6  # pieces of a canvas of which the one that cuts the fewest objects is taken
 SCENE = 120  # pixels, side of a former scene: its objects are as large there as those of a canvas
 STREAM = 5  # separates these random numbers from those of other sources with the same seed
@@ -112,7 +113,7 @@ class Views:
             scene = Scenes(self.split, size=SCENE, seed=self.seed, count=self.count).scene(index)
             canvas, pixels, scale = as_canvas(scene), draw(scene, SCENE, SCENE), (1.0, 1.0)
         else:
-            whole = Canvases(self.split, seed=self.seed, count=self.count).canvas(index)
+            whole = written(Canvases(self.split, seed=self.seed, count=self.count).canvas(index), rng)
             canvas, pixels, scale = self._show(whole, kind, rng)
         boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
         objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
@@ -150,6 +151,17 @@ class Views:
 
     def _multiple(self, side: float, to_whole: Callable[[float], float]) -> int:
         return max(int(to_whole(side / self.patch)), 1) * self.patch
+
+
+def written(canvas: Canvas, rng: np.random.Generator) -> Canvas:
+    """Write words, all of them different, on some of the objects that have room for one and none yet."""
+    words = [WORDS[number] for number in rng.permutation(len(WORDS))]
+    words = [word for word in words if word not in {item.word for item in canvas.objects}]
+    items = []
+    for item, chance in zip(canvas.objects, rng.random(len(canvas.objects)), strict=True):
+        has_room = item.size == "large" and not item.hollow and item.shape != "arrow" and item.word is None
+        items.append(replace(item, word=words.pop()) if has_room and words and chance < WRITTEN else item)
+    return replace(canvas, objects=tuple(items))
 
 
 def scaled(pixels: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -48,12 +48,13 @@ def save_vit(vit: Any, image_size: int, folder: Path) -> None:
 def save_rope(tower: Qwen2VLViT, folder: Path) -> None:
     """Write a tower under the names that it has in a Qwen2-VL of transformers, with its sizes."""
     folder.mkdir(parents=True, exist_ok=True)
-    block = tower.blocks[0]
+    width = tower.patch_embed.proj.out_channels
+    hidden = tower.get_submodule("blocks.0.mlp.fc1").get_parameter("weight").shape[0]
     sizes = {
         "depth": len(tower.blocks),
-        "embed_dim": tower.patch_embed.proj.out_channels,
-        "num_heads": tower.patch_embed.proj.out_channels // tower.head_width,
-        "mlp_ratio": block.mlp.fc1.out_features / tower.patch_embed.proj.out_channels,
+        "embed_dim": width,
+        "num_heads": width // tower.head_width,
+        "mlp_ratio": hidden / width,
         "patch_size": tower.patch_size,
         "temporal_patch_size": tower.temporal_patch,
         "spatial_merge_size": tower.merge,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ TEXT_LAYERS = 2
 
 class GlobalClip(nn.Module):
     """A CLIP of transformers, with a tokenizer trained on captions; its text tower is as wide as that of the images."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: BackboneConfig, captions: Iterable[str]) -> None:
         super().__init__()
@@ -78,17 +81,17 @@ class GlobalClip(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-def build_clip(config: BackboneConfig, tokenizer: object) -> CLIPModel:
+def build_clip(config: BackboneConfig, tokenizer: Any) -> CLIPModel:
     """Build a CLIP with random weights; places of patches start as sines, see `build_vit`."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": config.width,
         "num_attention_heads": config.heads,
         "intermediate_size": config.intermediate or 4 * config.width,
         "projection_dim": WIDTH,
     }
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer),  # type: ignore[arg-type]
+        vocab_size=len(tokenizer),
         max_position_embeddings=config.max_tokens,
         num_hidden_layers=TEXT_LAYERS,
         **sizes,

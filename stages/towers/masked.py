@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class MaskedViT(nn.Module):
             decoder_num_hidden_layers=DECODER,
             decoder_num_attention_heads=config.heads,
             decoder_intermediate_size=hidden,
-            mask_ratio=config.mask,
+            mask_ratio=cast("float", config.mask),
             norm_pix_loss=True,
         )
         self.config = config
@@ -57,7 +57,7 @@ class MaskedViT(nn.Module):
     def vit(self) -> Any:
         """Make a ViT that sees all patches, with the weights of the encoder as they are now."""
         with torch.random.fork_rng([]):
-            vit = build_vit(self.config)
+            vit: Any = build_vit(self.config)
         vit.load_state_dict(self.model.vit.state_dict())
         return vit.to(self.model.device).eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,7 +18,16 @@ from qformer.files.records import Metrics, read_lines
 from qformer.retrieval.embedders import load_embedder
 from qformer.scenes.canvas import Canvas, CanvasObject
 from qformer.scenes.canvases import Canvases
-from qformer.stages.towers.canvas_views import Views, cut_out, draw_properties, matches, phrase, properties, window
+from qformer.stages.towers.canvas_views import (
+    Views,
+    cut_out,
+    draw_properties,
+    matches,
+    phrase,
+    properties,
+    window,
+    written,
+)
 from qformer.stages.towers.encoders import save_rope, ship_encoder
 from qformer.stages.towers.global_clip import GlobalClip
 from qformer.stages.towers.masked import MaskedViT
@@ -105,7 +115,24 @@ def test_a_view_is_of_its_split() -> None:
     """Whole canvases at their own size show what the canvases of that split show."""
     views, canvases = Views("test", size=None, mixed=False, patch=1), Canvases("test")
     for number in range(5):
-        assert views[number].canvas.objects == canvases.canvas(number).objects
+        shown = [replace(item, word=None) for item in views[number].canvas.objects]
+        assert shown == [replace(item, word=None) for item in canvases.canvas(number).objects]
+
+
+def test_words_are_written_where_there_is_room() -> None:
+    crowd = tuple(replace(STAR, x=30.0 + 40 * i, word=None) for i in range(12))
+    canvas = Canvas(520, 120, (*crowd, ARROW, STAR, replace(STAR, hollow=True, word=None)), 140)
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(50):
+        objects = written(canvas, rng).objects
+        words = [item.word for item in objects if item.word]
+        assert len(set(words)) == len(words)
+        assert objects[13].word == "cat"
+        assert objects[12].word is None
+        assert objects[14].word is None
+        shares.append((len(words) - 1) / 12)
+    assert 0.25 < sum(shares) / 50 < 0.42
 
 
 def test_a_window_holds_an_object_and_stays_on_the_canvas() -> None:
