@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from qformer.stages.towers.build import build_vit
+from qformer.stages.towers.build import build_vit, sine_positions
 from qformer.stages.towers.encoders import save_vit
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class MaskedViT(nn.Module):
         )
         self.config = config
         self.model = ViTMAEForPreTraining(sizes)
+        places = 0.5 * sine_positions(config.image_size // config.patch_size, config.width)
+        with torch.no_grad():  # transformers 5.24 leaves both tables at zero
+            self.model.vit.embeddings.position_embeddings[0, 1:] = places
+            self.model.decoder.decoder_pos_embed[0, 1:] = places
 
     def forward(self, pictures: Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
         """Compute the mean squared error of the hidden patches of pictures uint8[3, h, w] of one size.

@@ -224,6 +224,17 @@ def test_masked_patches_alone_are_the_targets() -> None:
         assert not torch.isclose(tower([changed], noise), expected)
 
 
+def test_a_masked_vit_knows_places() -> None:
+    """Two equal patches have different tokens, and two hidden ones different predictions."""
+    torch.manual_seed(0)
+    tower = MaskedViT(BackboneConfig(kind="vit", mask=0.5, **SMALL)).eval()
+    tokens = tower.patches([torch.full((3, 120, 120), 100, dtype=torch.uint8)])[0]
+    assert (torch.cdist(tokens, tokens) + 10 * torch.eye(36)).min() > 0.05
+    with torch.no_grad():
+        logits = tower.model(pixel_values=torch.zeros(1, 3, 120, 120), noise=torch.arange(36.0)[None]).logits[0, 18:]
+    assert (torch.cdist(logits, logits) + 10 * torch.eye(18)).min() > 0.01
+
+
 def test_equal_captions_share_the_target_of_a_clip() -> None:
     torch.manual_seed(0)
     text = ["a red star", "a blue circle", "a red star"]
