@@ -35,6 +35,7 @@ class QuestionConfig(Section):
     max_tokens: Positive = 32
 
 
+EYES = ("vit", "rope", "clip")  # towers that read pictures
 POSITIONS = {"bert": 128, "opt": 512}  # positions of towers from scratch; those of a T5 are relative
 
 
@@ -42,22 +43,24 @@ class BackboneConfig(Section):
     """Sizes of a small tower that `stage: vision` or `stage: language` trains from scratch.
 
     Attributes:
-        kind: architecture of the tower, which is saved as an ordinary transformers folder.
+        kind: architecture of the tower, which is saved as an ordinary transformers folder; `rope`, a tower of
+            Qwen2-VL's form without a table of positions, as a folder of such a model that holds the tower alone.
         heads: attention heads.
         intermediate: width inside the feed-forward layers; 4 x `width` by default.
         decoder_layers: decoder layers of a T5, whose encoder has `layers`; `layers` by default, which is also the
             maximum (for generation, transformers allocates a cache of `layers` layers).
         image_size, patch_size: sizes of a ViT, in pixels.
-        text: BERT folder or hub id against which a ViT is trained contrastively; it is discarded afterwards.
+        text: BERT folder or hub id against which a ViT or `rope` is trained contrastively; it is discarded afterwards.
+        mask: in place of `text`, the share of the patches that are hidden from a ViT, which learns to fill them in.
         freeze_text: freeze that BERT and train only a projection on top of it.
-        vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT) or word BPE (T5) tokenizer trained on the
+        vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT, CLIP) or word BPE (T5) tokenizer trained on the
             captions.
         positions: positions of an OPT, 512 by default; those of a T5 are relative.
         start: OPT or T5 to go on from instead of random weights, a folder or the name of a tower. It has the same
             sizes, but can have other words and fewer positions.
     """
 
-    kind: Literal["vit", "bert", "opt", "t5"]
+    kind: Literal["vit", "rope", "clip", "bert", "opt", "t5"]
     width: Positive = 192
     layers: Positive = 6
     heads: Positive = 3
@@ -66,6 +69,7 @@ class BackboneConfig(Section):
     image_size: Positive = 112
     patch_size: Positive = 16
     text: Named | None = None
+    mask: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze_text: bool = False
     vocab_size: Positive = 4096
     max_tokens: Positive = 48
@@ -82,6 +86,19 @@ class BackboneConfig(Section):
                 )
         return self
 
+    @property
+    def learns_from_text(self) -> bool:
+        """True if a text tower of its own, `text`, trains the tower; a CLIP has one inside."""
+        return self.kind in ("vit", "rope") and self.mask is None
+
+    @model_validator(mode="after")
+    def _text_or_mask(self) -> Self:
+        if self.mask is not None and (self.kind != "vit" or self.text is not None):
+            raise ValueError("backbone.mask is for a vit without backbone.text; leave one of them out")
+        if self.kind == "clip" and self.text is not None:
+            raise ValueError("a clip trains a text tower of its own; leave backbone.text out")
+        return self
+
     @model_validator(mode="after")
     def _width_divides(self) -> Self:
         if self.width % self.heads:
@@ -90,10 +107,11 @@ class BackboneConfig(Section):
             raise ValueError(
                 f"backbone.decoder_layers {self.decoder_layers} is more than backbone.layers {self.layers}; lower it"
             )
-        if self.kind == "vit" and (self.width % 4 or self.image_size % self.patch_size):
+        if self.kind in EYES and (self.width % 4 or self.image_size % self.patch_size):
             raise ValueError(
-                f"a vit of backbone.width {self.width}, image_size {self.image_size} and patch_size {self.patch_size} "
-                "cannot be built; give a width that 4 divides and an image_size that patch_size divides"
+                f"a {self.kind} of backbone.width {self.width}, image_size {self.image_size} and patch_size "
+                f"{self.patch_size} cannot be built; give a width that 4 divides and an image_size that patch_size "
+                "divides"
             )
         return self
 
@@ -346,11 +364,11 @@ class Config(Section):
         if self.stage in ("vision", "language"):
             if self.backbone is None:
                 raise ValueError(f"stage '{self.stage}' needs a backbone section; add backbone.kind")
-            if (self.backbone.kind == "vit") != (self.stage == "vision"):
+            if (self.backbone.kind in EYES) != (self.stage == "vision"):
                 raise ValueError(
                     f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them"
                 )
-            if self.stage == "vision" and self.backbone.text is None:
+            if self.stage == "vision" and self.backbone.text is None and self.backbone.learns_from_text:
                 raise ValueError(
                     "stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id"
                 )

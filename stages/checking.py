@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Sources that only towers are trained on, in addition to those of all stages.
 OF_TOWERS: dict[str, dict[str, Any]] = {
-    "vision": {"phrases": "qformer.scenes.phrases:Phrases"},
+    "vision": {"phrases": "qformer.scenes.phrases:Phrases", "views": "qformer.stages.towers.canvas_views:Views"},
     "language": {
         "stories": "qformer.scenes.stories:Stories",
         "canvas_stories": "qformer.scenes.canvas_stories:CanvasStories",

@@ -161,7 +161,7 @@ def _start(
 
 def _contrasts(config: Config) -> bool:
     """Return True if the loss contrasts the images of a batch with one another."""
-    return config.stage == "stage1" or (config.stage == "vision" and config.data.train.name != "phrases")
+    return config.stage == "stage1" or (config.stage == "vision" and config.data.train.name not in ("phrases", "views"))
 
 
 def shards(config: Config) -> bool:

@@ -13,10 +13,10 @@ from qformer.stages.towers.build import (
     UNSEEN,
     build_language_model,
     build_vit,
-    late_interaction,
     sine_positions,
     train_tokenizer,
 )
+from qformer.stages.towers.matching import late_interaction
 
 
 def test_late_interaction_is_the_mean_of_best_patches() -> None:
@@ -66,3 +66,13 @@ def test_a_t5_starts_with_heads_that_know_order() -> None:
         assert falling[0] > falling[3] > falling[9]
     assert (after[[1, 5]] == UNSEEN).all()
     assert (before[[2, 6]] == UNSEEN).all()
+
+
+def test_the_tokenizer_of_a_clip_is_the_same_each_time() -> None:
+    """A run that resumes trains it again; transformers takes an end of number 2 for the largest number."""
+    text = ["a red square is left of a circle", "the word book on a green moon", "three hollow stars and two crosses"]
+    first, *others = (train_tokenizer("clip", text, 300) for _ in range(4))
+    assert all(other.get_vocab() == first.get_vocab() for other in others)
+    ids = first("a hollow red star")["input_ids"]
+    assert (ids[0], ids[-1]) == (first.bos_token_id, first.eos_token_id) == (2, 3)
+    assert first.decode(ids, skip_special_tokens=True) == "a hollow red star"

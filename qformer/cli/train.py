@@ -139,7 +139,7 @@ def backbones(
         list[str] | None, typer.Argument(metavar="[KIND.KEY=VALUE]...", help="such as opt.train.steps=100")
     ] = None,
 ) -> None:
-    """Train the mini towers (BERT, ViT, OPT, T5) from scratch. The same command again resumes."""
+    """Train the mini towers (BERT, OPT, T5 and five image encoders) from scratch. The same command again resumes."""
     from qformer.stages.towers.ship import make
 
     print(make(output, overrides or []))

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 HEAD = ("name", "for", "size", "state", "source", "license of the package", "of the weights")
 OURS = "Apache-2.0"
-KEYS = {"bert": "text.bert", "dinov2": "vision.path", "vit": "vision.path"}  # by model type; else a language model
+#: By model type; else a language model.
+KEYS = {
+    "bert": "text.bert",
+    "clip": "vision.path",
+    "dinov2": "vision.path",
+    "qwen2_vl": "vision.weights",
+    "vit": "vision.path",
+}
 
 
 def table() -> str:

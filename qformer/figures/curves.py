@@ -34,6 +34,8 @@ TITLES = {
     "lm": "LM: language modeling",
     "loss": "sum of the losses",
     "contrastive": "contrastive",
+    "grounded": "phrases and the regions they name",
+    "masked": "hidden patches",
 }
 
 

@@ -41,9 +41,9 @@ def build(config: Qwen2VLOptions) -> Qwen2VLViT:
     """Build the encoder; see `Qwen2VLConfig.build`."""
     if config.weights is None:
         return Qwen2VLViT(config)
-    path = Path(config.weights)
+    path = Path(pretrained.tower(config.weights))
     if not path.exists() and path.suffix not in FILES:
-        path = pretrained.local_folder(config.weights)
+        path = pretrained.local_folder(str(path))
     return build_from(config, read_tensors(path), config.weights)
 
 

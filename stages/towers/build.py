@@ -6,15 +6,12 @@ They are ordinary transformers models in ordinary folders, so that any code for 
 from __future__ import annotations
 
 import math
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
-    AutoModel,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -31,7 +28,6 @@ from qformer.files import pretrained
 from qformer.losses import IGNORE
 from qformer.schema import POSITIONS
 from qformer.stages.towers.start import sine_table, start_from
-from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,93 +35,13 @@ if TYPE_CHECKING:
 
     from qformer.config import BackboneConfig
 
-MATCH_WIDTH = 128  # of the embeddings that a ViT and its text tower share
 #: First ids of each tokenizer; the very first is the padding.
 SPECIAL = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "opt": ["<pad>", "<unk>", "</s>"],
+    "clip": ["<pad>", "<unk>", "<|startoftext|>", "<|endoftext|>"],
     "t5": ["<pad>", "</s>", "<unk>"],
 }
-
-
-class ContrastiveViT(nn.Module):
-    """A ViT trained from scratch to match images and captions together with a text tower.
-
-    Scores use late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word is compared with its best patch,
-    so that patches learn what is at their own place. The text tower is a BERT; only the ViT is kept afterward.
-    """
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.max_tokens = config.max_tokens
-        self.vit = build_vit(config)
-        self.text, self.tokenizer = _read_text_tower(str(config.text))
-        most = getattr(self.text.config, "max_position_embeddings", self.max_tokens)
-        if self.max_tokens > most:
-            raise UsageError(
-                f"backbone.max_tokens {self.max_tokens} is more than the {most} positions of '{config.text}'; lower it"
-            )
-        if config.freeze_text:
-            self.text.requires_grad_(False)
-        self.image_proj = nn.Linear(config.width, MATCH_WIDTH, bias=False)
-        self.text_proj = nn.Linear(self.text.config.hidden_size, MATCH_WIDTH, bias=False)
-        self.scale = nn.Parameter(torch.tensor(2.7))  # log of the inverse temperature 1 / 0.07
-
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, h, w] in [0, 1] -> float[B, S, 128], each token of unit length."""
-        return F.normalize(self.image_proj(self.tokens(pixels)), dim=-1)
-
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """float[B, 3, h, w] in [0, 1] -> float[B, 1 + patches, width], the output of the ViT, CLS first."""
-        return self.vit(pixel_values=(pixels - 0.5) / 0.5).last_hidden_state
-
-    def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> float[B, T, 128] and bool[B, T], True for tokens that are not padding."""
-        length = {"truncation": True, "max_length": self.max_tokens}
-        tokens = self.tokenizer(text, padding=True, split_special_tokens=True, return_tensors="pt", **length)
-        tokens = tokens.to(self.scale.device)
-        rows = self.text_proj(self.text(**tokens).last_hidden_state)
-        return rows, tokens["attention_mask"].bool()
-
-    def forward(self, pixels: Tensor, text: list[str], same: Tensor) -> Tensor:
-        """Compute the symmetric contrastive loss; `same` bool[B, B] marks equal images, which share the target."""
-        logits = late_interaction(self.embed_images(pixels), *self.embed_texts(text)) * self.scale.clamp(max=4.6).exp()
-        targets = same / same.sum(dim=1, keepdim=True)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-    def grounded(self, pixels: Tensor, regions: Tensor, text: list[str], true: Tensor) -> Tensor:
-        """Compute the loss of matching phrases with the regions they describe, as in RegionCLIP (Zhong et al. 2022).
-
-        A region is the mean of its tokens, so that tokens learn what is at their own place without having to find that
-        place first. The loss is the cross-entropy over the regions of all images of the batch, minus its minimum, the
-        entropy of targets that several regions share.
-
-        Args:
-            pixels: float[B, 3, h, w] in [0, 1].
-            regions: bool[R, B, patches], the patches of each region, all in one image.
-            text: T phrases.
-            true: float[R, T], 1 where a phrase describes a region; each phrase describes at least one.
-        """
-        tokens = self.tokens(pixels)[:, 1:].flatten(0, 1)  # (B * patches, H)
-        weights = regions.flatten(1).to(tokens.dtype)  # (R, B * patches)
-        rows = weights @ tokens / weights.sum(dim=1, keepdim=True)  # (R, H)
-        words, mask = self.embed_texts(text)
-        whole = F.normalize((words * mask[..., None]).sum(dim=1), dim=-1)  # (T, P)
-        logits = whole @ F.normalize(self.image_proj(rows), dim=-1).T * self.scale.clamp(max=4.6).exp()  # (T, R)
-        targets = true.T / true.T.sum(dim=1, keepdim=True)
-        return F.cross_entropy(logits, targets) - torch.special.entr(targets).sum(dim=1).mean()
-
-
-def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean over the words of a text of the cosine with their best patch: float[I, B].
-
-    Args:
-        image: float[I, S, P], unit rows.
-        text: float[B, T, P], rows of any length.
-        mask: bool[B, T], True for words.
-    """
-    best = torch.einsum("isp,btp->ibts", image, F.normalize(text, dim=-1)).amax(dim=3)  # (I, B, T)
-    return (best * mask).sum(dim=2) / mask.sum(dim=1)
 
 
 class TextModel(nn.Module):
@@ -327,8 +243,9 @@ def _build_opt(config: BackboneConfig, tokenizer: PreTrainedTokenizerFast) -> OP
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a tokenizer with the special tokens of its kind.
 
-    BERT: lower-case WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first. T5: BPE of words with a leading
-    space, `</s>` last; the unigram model of T5 falls back to letters if there are few different words.
+    BERT: lower-case WordPiece, `[CLS] words [SEP]`. OPT: byte-level BPE, `</s>` first; CLIP the same, between
+    two tokens of its own. T5: BPE of words with a leading space, `</s>` last; the unigram model of T5 falls back to
+    letters if there are few different words.
     """
     special = SPECIAL[kind]
     trainer: Any
@@ -339,11 +256,14 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
         tokenizer.decoder = decoders.WordPiece()
         template, options = "[CLS] $0 [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
         trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    elif kind == "opt":
+    elif kind in ("opt", "clip"):
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         template, options = "</s> $0", {"bos_token": "</s>", "eos_token": "</s>"}
+        if kind == "clip":
+            begin, end = special[2:]
+            template, options = f"{begin} $0 {end}", {"bos_token": begin, "eos_token": end}
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
@@ -358,9 +278,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> PreTrai
     tokenizer.train_from_iterator(texts, trainer)
     used = [(token, special.index(token)) for token in special if token in template.split()]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=special[0], unk_token="[UNK]" if kind == "bert" else "<unk>", **options
-    )
+    options["unk_token"] = "<unk>" if "<unk>" in special else "[UNK]"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], **options)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -368,22 +287,9 @@ def read_tokenizer(folder: Path) -> Any:
     return pretrained.read(AutoTokenizer, folder)
 
 
-def _read_text_tower(path: str) -> tuple[Any, Any]:
-    sentence = "backbone.text '{path}' is no BERT ({reason}); give a folder or hub id of one"
-    model = pretrained.read(AutoModel, path, sentence, dtype=torch.float32, add_pooling_layer=False)
-    return model, pretrained.read(AutoTokenizer, path, sentence)
-
-
-def ship(kind: str, source: Path, target: Path) -> int:
-    """Copy a tower with fp16 weights, for the mini towers of the package; returns its size in bytes."""
-    if kind == "vit":
-        model: Any = pretrained.read(ViTModel, source, add_pooling_layer=False, dtype=torch.float16)
-    else:
-        kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
-        model = pretrained.read(kinds[kind], source).half()  # `dtype` would leave parts of a T5 in float32
+def ship_language(kind: str, source: Path, target: Path) -> None:
+    """Copy a BERT, an OPT or a T5 and its tokenizer, with fp16 weights."""
+    kinds: dict[str, Any] = {"bert": BertForMaskedLM, "opt": OPTForCausalLM, "t5": T5ForConditionalGeneration}
+    model = pretrained.read(kinds[kind], source).half()  # `dtype` would leave parts of a T5 in float32
     model.save_pretrained(target)
-    if kind == "vit":
-        shutil.copy(source / "preprocessor_config.json", target)
-    else:
-        pretrained.read(AutoTokenizer, source).save_pretrained(target)
-    return sum(file.stat().st_size for file in target.iterdir())
+    pretrained.read(AutoTokenizer, source).save_pretrained(target)

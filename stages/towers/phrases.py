@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qformer.scenes.text import Scene
-    from qformer.stages.towers.build import ContrastiveViT
+    from qformer.stages.towers.matching import ContrastiveViT
 
 FITTED = 3000  # scenes for fitting a probe
 GROUP = 100  # images that pass through the ViT at a time

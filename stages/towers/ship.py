@@ -1,7 +1,8 @@
 """`qformer backbones`: train the mini towers one after the other, convert them to fp16 and write their model card.
 
-A run for each in one folder, resumed by the same command: BERT, the ViT that is trained with it, OPT and T5, and those
-that go on from the last two. Then `towers/`, which the package ships as `mini:bert`, `mini:vit` and so on.
+A run for each in one folder, resumed by the same command: first BERT, with which three image encoders are trained, then
+the other encoders, OPT and T5, and those that go on from the last two. Then `towers/`, which the package ships as
+`mini:bert`, `mini:vit` and so on.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import by_prefix, load_config, shipped
 from qformer.files.records import Metrics, read_lines
+from qformer.schema import EYES
 from qformer.stages.checking import check
 from qformer.stages.loop import console
-from qformer.stages.towers import build as mini
+from qformer.stages.towers.build import ship_language
+from qformer.stages.towers.encoders import ship_encoder
 from qformer.stages.towers.train import TOWER
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from qformer.config import BackboneConfig
+    from qformer.schema import Config
 
 #: Recipes, each behind that which it needs, with the key that names the tower of it.
-KINDS = ("bert", "vit", "opt", "t5", "opt_canvases", "t5_canvases")
-NEEDS = {"vit": ("text", "bert"), "opt_canvases": ("start", "opt"), "t5_canvases": ("start", "t5")}
-LIMIT = 20_000_000  # bytes of all towers together
-#: Measures that the card requires of the towers, on unseen scenes, with their minimum.
+KINDS = ("bert", "vit", "vit_native", "vit_rope", "ssl", "clip", "opt", "t5", "opt_canvases", "t5_canvases")
+NEEDS = {
+    **dict.fromkeys(("vit", "vit_native", "vit_rope"), ("text", "bert")),
+    "opt_canvases": ("start", "opt"),
+    "t5_canvases": ("start", "t5"),
+}
+FORMER = ("opt", "t5")  # towers that others go on from and take the place of
+LIMIT = 20_000_000  # bytes of all towers together, without the former ones
+COMPARED = ("vit_native", "vit_rope", "ssl", "clip")  # towers that are there to differ: no minimum is required of them
+#: Measures that the card requires of the others, on unseen scenes and canvases, with their minimum.
 MINIMA = {"probe_colour": 0.95, "probe_shape": 0.95, "probe_position": 0.95, "probe_word": 0.80, "right": 0.95}
 EACH = ("opt_canvases", "t5_canvases")  # towers that must answer every kind of question so well, at every position
 
@@ -56,9 +66,8 @@ def make(folder: Path, overrides: list[str]) -> Path:
         records[kind] = describe(folder / kind)
     target = folder / "towers"
     for kind in KINDS:
-        form = cast("BackboneConfig", configs[kind].backbone).kind
-        records[kind]["bytes"] = mini.ship(form, folder / kind / TOWER, target / kind)
-    weight = sum(record["bytes"] for record in records.values())
+        records[kind]["bytes"] = ship(_backbone(configs[kind]).kind, folder / kind / TOWER, target / kind)
+    weight = sum(record["bytes"] for kind, record in records.items() if kind not in FORMER)
     if weight > LIMIT:
         raise UsageError(f"the towers have {weight:,} bytes together, more than {LIMIT:,}; make them smaller")
     command = shlex.join(["qformer", "backbones", *overrides])
@@ -67,25 +76,45 @@ def make(folder: Path, overrides: list[str]) -> Path:
     return target
 
 
+def ship(kind: str, source: Path, target: Path) -> int:
+    """Copy a tower of this `backbone.kind` with fp16 weights; returns its size in bytes."""
+    (ship_encoder if kind in EYES else ship_language)(kind, source, target)
+    return sum(file.stat().st_size for file in target.iterdir())
+
+
 def describe(run: Path) -> dict[str, Any]:
     """Collect the facts of a run for the card: configuration, commit, steps and the last held-out measures."""
     saved = checkpoint.read(run)
     held_out = [line for line in read_lines(run / "metrics.jsonl", Metrics) if line["kind"] == "validation"]
     measured = {key: value for key, value in held_out[-1].items() if key not in ("kind", "step")} if held_out else {}
     config = saved.config
-    assert config.backbone is not None
     return {
         "seed": config.seed,
         "commit": saved.meta.get("commit"),
         "steps": config.train.steps,
         "batch": config.data.batch,
+        "seconds": round(_seconds(run, config.data.batch)),
         "data": config.data.train.model_dump(),
         "held_out": None if config.data.validation is None else config.data.validation.model_dump(),
-        "sizes": config.backbone.model_dump(
+        "sizes": _backbone(config).model_dump(
             include={"width", "layers", "decoder_layers", "heads", "intermediate", "vocab_size"}
         ),
         "measured": measured,
     }
+
+
+def _seconds(run: Path, batch: int) -> float:
+    """Add up the seconds of all steps, without validation."""
+    seconds, before = 0.0, 0
+    for line in read_lines(run / "metrics.jsonl", Metrics):
+        if line["kind"] == "train":
+            seconds += batch * (line["step"] - before) / line["images_per_second"]
+            before = line["step"]
+    return seconds
+
+
+def _backbone(config: Config) -> BackboneConfig:
+    return cast("BackboneConfig", config.backbone)
 
 
 def card(command: str, records: dict[str, dict[str, Any]]) -> str:
@@ -93,21 +122,23 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Mini towers",
         "",
-        "A BERT, a ViT, two OPTs and two T5s with a few million weights together, for trying the bridge on drawn",
-        "scenes without a network or a GPU. They know scenes and nothing else; `opt_canvases` and `t5_canvases`, which",
-        "go on from the others, also know canvases, clips and rows of two pictures. OPT and T5 have read about every",
-        "combination of shape, color and place; no tower has seen images of those that are kept for tests. Trained",
-        "from scratch and stored in fp16 by",
+        "A BERT, five image encoders, two OPTs and two T5s with a few million weights together, for trying the bridge",
+        "on drawn scenes without a network or a GPU. They know scenes and canvases and nothing else; `opt_canvases`",
+        "and `t5_canvases`, which go on from the others, also know clips and rows of two pictures. OPT and T5 have read",
+        "about every combination of shape, color and place; no tower has seen images of those that are kept for",
+        "tests. The encoders have learned from phrases about objects (`vit` on square pieces of canvases, `vit_native`",
+        "and `vit_rope` on whole ones), from whole captions (`clip`), or from pictures alone (`ssl`). Trained from",
+        "scratch and stored in fp16 by",
         "",
         f"    {command}",
         "",
-        "| tower | steps x batch | seed | trained on | commit | bytes |",
-        "|---|---|---|---|---|---|",
+        "| tower | steps x batch | seed | trained on | seconds | commit | bytes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for kind, record in records.items():
         lines.append(
             f"| {kind} | {record['steps']} x {record['batch']} | {record['seed']} | {record['data']['name']} | "
-            f"{record['commit'] or 'unknown'} | {record['bytes']:,} |"
+            f"{record['seconds']:,} | {record['commit'] or 'unknown'} | {record['bytes']:,} |"
         )
     lines += [
         "",
@@ -118,6 +149,8 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
     ]
     for kind, record in records.items():
         for key, value in record["measured"].items():
-            least = MINIMA["right"] if kind in EACH and key.startswith(("right", "late")) else MINIMA.get(key)
+            least = None if kind in COMPARED else MINIMA.get(key)
+            if kind in EACH and key.startswith(("right", "late")):
+                least = MINIMA["right"]
             lines.append(f"| {kind} | {key} | {value:.3f} | {'' if least is None else least} |")
     return "\n".join(lines) + "\n"

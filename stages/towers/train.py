@@ -6,7 +6,6 @@ They serve users without access to the hub, and experiments with small towers. T
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,9 +30,12 @@ from qformer.scenes.canvas_stories import CanvasStories
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
 from qformer.stages.loop import fit
-from qformer.stages.towers.build import ContrastiveViT, TextModel, late_interaction
+from qformer.stages.towers.build import TextModel
+from qformer.stages.towers.encoders import save_vit
+from qformer.stages.towers.matching import ContrastiveViT, late_interaction
 from qformer.stages.towers.phrases import PhraseBatches, PhraseTask, Probes
 from qformer.stages.towers.stories import StoryBatches, StoryTask, StoryValidation
+from qformer.stages.towers.views import TOWER, train_on_views
 from qformer.types import BadSample, Batch, Tiles, UsageError
 
 if TYPE_CHECKING:
@@ -41,22 +43,26 @@ if TYPE_CHECKING:
     from qformer.data.base import Source
     from qformer.schema import Config
 
-TOWER = "tower"
 STORIES = {"stories": Stories, "canvas_stories": CanvasStories}
 
 
 def train_vision(config: Config) -> Path:
-    """Train a ViT contrastively with captions and return its folder; the text tower is discarded.
+    """Train an image encoder on captions, phrases or views and return its folder; a text tower is discarded.
 
     Raises:
         UsageError: the data or the text tower cannot be used.
     """
     backbone = cast("BackboneConfig", config.backbone)
+    if config.data.train.name == "views":
+        return train_on_views(config, backbone)
+    if backbone.kind != "vit" or backbone.text is None:
+        raise UsageError(
+            f"data.train.name is '{config.data.train.name}', on which a ViT learns with a text tower; for other towers "
+            "give the source views"
+        )
     model = _fit_phrases(config, backbone) if config.data.train.name == "phrases" else _fit_captions(config, backbone)
     folder = Path(config.run) / TOWER
-    model.vit.save_pretrained(folder)
-    statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": backbone.image_size}
-    (folder / "preprocessor_config.json").write_text(json.dumps(statistics, indent=1), encoding="utf-8")
+    save_vit(model.vit, backbone.image_size, folder)
     return folder
 
 

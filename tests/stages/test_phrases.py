@@ -13,7 +13,8 @@ from qformer import stages
 from qformer.config import BackboneConfig, parse_config
 from qformer.scenes.phrases import VALUES, Phrases, phrase
 from qformer.scenes.scenes import Scenes, draw
-from qformer.stages.towers.build import ContrastiveViT, build_language_model, train_tokenizer
+from qformer.stages.towers.build import build_language_model, train_tokenizer
+from qformer.stages.towers.matching import ContrastiveViT
 from qformer.stages.towers.phrases import PhraseBatches, PhraseTask, cells, linear_probe, probe_features
 from qformer.types import UsageError
 from qformer.vision import build
