@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qformer.scenes.canvas import Canvas
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvases import Canvases
-from qformer.scenes.clips import Clips, clip_description
-from qformer.scenes.pairs import Twins
+from qformer.canvases.canvas import Canvas
+from qformer.canvases.clips import Clips, clip_description
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.pairs import Twins
+from qformer.canvases.source import Canvases
 
 WIDTH, GAP, LINE, LETTER = 1240, 12, 15, 6.4  # pixels; the last is the mean width of a letter
 COLOURS = 96  # of the file

@@ -27,10 +27,10 @@ from rich.table import Table
 from torch import Tensor
 
 from qformer import resolution, vision
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.source import Canvases
 from qformer.files import pretrained
 from qformer.resolution.base import cut_all
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvases import Canvases
 from qformer.stages.towers.canvas_views import properties, written
 from qformer.stages.towers.phrases import linear_probe
 from qformer.stages.towers.views import Collected, around
@@ -38,8 +38,8 @@ from qformer.stages.towers.views import Collected, around
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from qformer.canvases.canvas import Canvas, CanvasObject
     from qformer.resolution.base import ResolutionStrategy
-    from qformer.scenes.canvas import Canvas, CanvasObject
     from qformer.stages.towers.views import Features
     from qformer.types import Plan, Tile
     from qformer.vision.base import VisionEncoder

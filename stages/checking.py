@@ -21,7 +21,7 @@ OF_TOWERS: dict[str, dict[str, Any]] = {
     "vision": {"phrases": "qformer.scenes.phrases:Phrases", "views": "qformer.stages.towers.canvas_views:Views"},
     "language": {
         "stories": "qformer.scenes.stories:Stories",
-        "canvas_stories": "qformer.scenes.canvas_stories:CanvasStories",
+        "canvas_stories": "qformer.canvases.stories:CanvasStories",
     },
 }
 

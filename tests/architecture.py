@@ -22,7 +22,7 @@ FLOORS = (
     ("alignment", "losses", "resolution", "vision", "wheels"),
     ("videos",),
     ("data", "llm", "scenes"),
-    ("connectors",),
+    ("canvases", "connectors"),
     ("model",),
     ("checkpoints",),
     ("figures", "retrieval"),

@@ -35,10 +35,10 @@ SOURCES: dict[str, Any] = {
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
     "scenes": "qformer.scenes.scenes:Scenes",
-    "canvases": "qformer.scenes.canvases:Canvases",
-    "twins": "qformer.scenes.pairs:Twins",
-    "two_pictures": "qformer.scenes.two_pictures:TwoPictures",
-    "clips": "qformer.scenes.clips:Clips",
+    "canvases": "qformer.canvases.source:Canvases",
+    "twins": "qformer.canvases.pairs:Twins",
+    "two_pictures": "qformer.canvases.two_pictures:TwoPictures",
+    "clips": "qformer.canvases.clips:Clips",
     "mix": "qformer.data.mix:Mix",
 }
 #: Sources that open no files.

@@ -128,6 +128,15 @@ def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, 
         raise _undecodable_error(error, data) from error
 
 
+def is_animated(path: Path) -> bool:
+    """Check if a file is a GIF of several frames; one that cannot be read is none."""
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return bool(getattr(image, "is_animated", False))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when it is read as a picture
+        return False
+
+
 def _decode(data: bytes) -> np.ndarray:
     try:
         if data.startswith(jpeg.START):

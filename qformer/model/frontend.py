@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,7 @@ class FrontEnd(nn.Module):
         stored = tiles.tokens is not None
         given = tiles.pixels if tiles.tokens is None else tiles.tokens
         groups = by_size(given)
-        with _as_they_are(torch.device("cpu")):
+        with torch.autocast("cpu", enabled=False):  # which would fail, in bf16, on stacks of fp16
             stacks = [torch.stack([given[i] for i in members]).to(self.device) for members in groups]
         stacks = [unpack(stack) if stored else _unit(stack) for stack in stacks]
         if len(groups) == 1:
@@ -163,15 +163,9 @@ class FrontEnd(nn.Module):
         if self.norm is None:
             return tokens
         if self.norm_second is None:
-            adapted: Tensor = self.norm(tokens)
-            return adapted
+            return cast("Tensor", self.norm(tokens))
         pair = [self.norm(tokens[..., ::2, :]), self.norm_second(tokens[..., 1::2, :])]
         return torch.stack(pair, dim=-2).flatten(-3, -2)  # (..., n / 2, 2, D) -> (..., n, D)
-
-
-def _as_they_are(device: torch.device) -> torch.autocast:
-    """Put tensors together in their own precision: autocast in bf16 fails on stacks of fp16."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def _unit(pixels: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from qformer.formats import VIDEOS, VideoFile
-from qformer.images import read_image, regular
+from qformer.images import is_animated, read_image, regular
 from qformer.images import shown as describe
 from qformer.images.orientation import upright
 from qformer.types import BadSample, UsageError
@@ -160,13 +159,7 @@ def is_video(shown: Any) -> bool:
 
 def moves(path: Path) -> bool:
     """Return True for a GIF of several frames, where PyAV can read it as a video; others are pictures."""
-    if path.suffix.lower() != ".gif" or find_spec("av") is None:
-        return False
-    try:
-        with Image.open(path, formats=["GIF"]) as image:
-            return bool(getattr(image, "is_animated", False))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when it is read as a picture
-        return False
+    return path.suffix.lower() == ".gif" and find_spec("av") is not None and is_animated(path)
 
 
 def read_shown(shown: Any, strategy: Any) -> Tensor | Clip:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from qformer.canvases.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.source import Canvases
+from qformer.canvases.text import canvas_captions
 from qformer.resolution.base import resize
-from qformer.scenes.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_text import canvas_captions
-from qformer.scenes.canvases import Canvases
 from qformer.scenes.phrases import phrase as plain_phrase
 from qformer.scenes.scenes import Scenes, draw
 from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS

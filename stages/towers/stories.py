@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from qformer.canvases.stories import CanvasStories
     from qformer.config import BackboneConfig
-    from qformer.scenes.canvas_stories import CanvasStories
     from qformer.scenes.stories import Stories, Story
 
 LONG = ("describe", "self-ask")  # kinds whose replies are sentences, with more than one right wording

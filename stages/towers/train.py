@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qformer import lookup
+from qformer.canvases.stories import CanvasStories
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import sources
 from qformer.data.base import indices
@@ -26,7 +27,6 @@ from qformer.evaluation.retrieval import count_equal, recalls, true_pairs
 from qformer.files.records import ORIGINAL
 from qformer.losses import same_image
 from qformer.resolution.fixed import Fixed
-from qformer.scenes.canvas_stories import CanvasStories
 from qformer.scenes.phrases import Phrases
 from qformer.scenes.stories import Stories
 from qformer.stages.loop import fit

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qformer.scenes.canvas import Canvas
+    from qformer.canvases.canvas import Canvas
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon", "arrow")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qformer.canvases.canvas import Canvas, CanvasObject, held_out
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.pairs import PATTERNS, CanvasPair, Twins, write_pairs
+from qformer.canvases.text import VOCABULARY
 from qformer.data import sources
-from qformer.scenes.canvas import Canvas, CanvasObject, held_out
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_text import VOCABULARY
-from qformer.scenes.pairs import PATTERNS, CanvasPair, Twins, write_pairs
 from qformer.types import UsageError
 from tests.data.canvas_reader import look, solve
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from qformer.scenes import canvas_stories, clips, two_pictures
-from qformer.scenes.canvas_questions import KINDS
-from qformer.scenes.canvas_stories import BOXED, SCENES, CanvasStories, statement
+from qformer.canvases import clips, two_pictures
+from qformer.canvases import stories as canvas_stories
+from qformer.canvases.questions import KINDS
+from qformer.canvases.stories import BOXED, SCENES, CanvasStories, statement
 from qformer.scenes.stories import RUN, TASKS, Stories, Story
 from qformer.scenes.text import Question
 

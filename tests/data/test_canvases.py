@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qformer.canvases.canvas import Canvas, CanvasObject
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.source import Canvases
+from qformer.canvases.text import KINDS, VOCABULARY, canvas_captions, canvas_description, canvas_questions
 from qformer.data import sources
-from qformer.scenes.canvas import Canvas, CanvasObject
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_text import KINDS, VOCABULARY, canvas_captions, canvas_description, canvas_questions
-from qformer.scenes.canvases import Canvases
 from qformer.scenes.scenes import RGB
 from qformer.scenes.text import WORDS, Question
 from qformer.types import UsageError

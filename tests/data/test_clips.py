@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from qformer import resolution
+from qformer.canvases.canvas import held_out
+from qformer.canvases.clips import KINDS, Clips, DrawnClip, clip_description, clip_questions
+from qformer.canvases.text import VOCABULARY
+from qformer.canvases.two_pictures import KINDS as ROW_KINDS
+from qformer.canvases.two_pictures import TwoPictures, row_description, row_questions
 from qformer.config import load_config
 from qformer.data import sources
 from qformer.data.held_out import ImageRecord
 from qformer.data.loader import Batches
 from qformer.evaluation.benchmarks import choose
-from qformer.scenes.canvas import held_out
-from qformer.scenes.canvas_text import VOCABULARY
-from qformer.scenes.clips import KINDS, Clips, DrawnClip, clip_description, clip_questions
-from qformer.scenes.two_pictures import KINDS as ROW_KINDS
-from qformer.scenes.two_pictures import TwoPictures, row_description, row_questions
 from qformer.types import UsageError
 from qformer.videos import Clip
 from tests.data.canvas_reader import COUNTS, Known, Thing, look, named, read, solve

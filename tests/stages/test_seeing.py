@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.seeing import STRATEGIES, best_tile, features, in_tile
 from qformer import resolution, vision
+from qformer.canvases.canvas import Canvas, CanvasObject
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.source import Canvases
 from qformer.resolution.base import cut_all
-from qformer.scenes.canvas import Canvas, CanvasObject
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvases import Canvases
 
 STAR = CanvasObject("star", "red", 200.0, 60.0, 36)
 CROSS = CanvasObject("cross", "blue", 60.0, 150.0, 24)

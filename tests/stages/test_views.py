@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from transformers import AutoProcessor, CLIPModel
 
 from qformer import stages, vision
+from qformer.canvases.canvas import Canvas, CanvasObject
+from qformer.canvases.source import Canvases
 from qformer.config import BackboneConfig, load_config, shipped
 from qformer.files.records import Metrics, read_lines
 from qformer.retrieval.embedders import load_embedder
-from qformer.scenes.canvas import Canvas, CanvasObject
-from qformer.scenes.canvases import Canvases
 from qformer.stages.towers.canvas_views import (
     Views,
     cut_out,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from qformer.scenes.canvas import DIRECTIONS, SHAPES
-from qformer.scenes.canvas_names import NUMBERS, VOCABULARY, with_article
-from qformer.scenes.canvas_text import canvas_description
-from qformer.scenes.canvases import Canvases
-from qformer.scenes.clips import Clips, clip_description
+from qformer.canvases.canvas import DIRECTIONS, SHAPES
+from qformer.canvases.clips import Clips, clip_description
+from qformer.canvases.names import NUMBERS, VOCABULARY, with_article
+from qformer.canvases.source import Canvases
+from qformer.canvases.text import canvas_description
+from qformer.canvases.two_pictures import TwoPictures, row_description
 from qformer.scenes.stories import RUN, SELF_ASK, TASKS, TEMPLATES, Stories, Story
 from qformer.scenes.text import COLOURS, POSITIONS, WORDS, Question, pick
-from qformer.scenes.two_pictures import TwoPictures, row_description
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qformer.scenes.canvas import Canvas
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_names import name, with_article
-from qformer.scenes.canvas_questions import KINDS as CANVAS_KINDS
-from qformer.scenes.canvas_text import canvas_captions, canvas_description, canvas_questions
-from qformer.scenes.drawn import Asking
+from qformer.canvases.canvas import Canvas
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.drawn import Asking
+from qformer.canvases.names import name, with_article
+from qformer.canvases.questions import KINDS as CANVAS_KINDS
+from qformer.canvases.text import canvas_captions, canvas_description, canvas_questions
 from qformer.scenes.text import Question, pick
 
 if TYPE_CHECKING:

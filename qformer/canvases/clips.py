@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import torch
 
-from qformer.scenes.canvas import DIRECTIONS, TOLD, Canvas, CanvasObject, held_out
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_layout import Shell, are_apart, compose
-from qformer.scenes.canvas_names import NUMBERS, full_name, name, with_article
-from qformer.scenes.canvas_text import canvas_captions, canvas_description
-from qformer.scenes.drawn import Asking
+from qformer.canvases.canvas import DIRECTIONS, TOLD, Canvas, CanvasObject, held_out
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.drawn import Asking
+from qformer.canvases.layout import Shell, are_apart, compose
+from qformer.canvases.names import NUMBERS, full_name, name, with_article
+from qformer.canvases.text import canvas_captions, canvas_description
 from qformer.scenes.text import COLOURS, Question, pick
 from qformer.videos import Clip
 

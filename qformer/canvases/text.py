@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qformer.scenes.canvas import plain_relation
-from qformer.scenes.canvas_layout import ARRANGED
-from qformer.scenes.canvas_names import (
+from qformer.canvases.canvas import plain_relation
+from qformer.canvases.layout import ARRANGED
+from qformer.canvases.names import (
     ARRANGEMENTS,
     NUMBERS,
     VOCABULARY,
@@ -21,7 +21,7 @@ from qformer.scenes.canvas_names import (
     with_article,
     word_phrase,
 )
-from qformer.scenes.canvas_questions import KINDS, canvas_questions
+from qformer.canvases.questions import KINDS, canvas_questions
 from qformer.scenes.text import RELATIONS, Question, pick
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qformer.scenes.canvas import Canvas, CanvasObject
+    from qformer.canvases.canvas import Canvas, CanvasObject
 
 __all__ = ["KINDS", "VOCABULARY", "Question", "canvas_captions", "canvas_description", "canvas_questions"]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from qformer.scenes.canvas import Canvas
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_layout import ARRANGED, grids
-from qformer.scenes.canvas_text import KINDS, canvas_captions, canvas_questions
-from qformer.scenes.drawn import Asking
+from qformer.canvases.canvas import Canvas
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.drawn import Asking
+from qformer.canvases.layout import ARRANGED, grids
+from qformer.canvases.text import KINDS, canvas_captions, canvas_questions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qformer.scenes.canvas import DIRECTIONS, EDGES, SHAPES
+from qformer.canvases.canvas import DIRECTIONS, EDGES, SHAPES
 from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
 from qformer.scenes.text import NUMBERS as FEW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qformer.scenes.canvas import Box, Canvas, CanvasObject, Pair
+    from qformer.canvases.canvas import Box, Canvas, CanvasObject, Pair
 
 NUMBERS = (
     *FEW,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
-from qformer.scenes.canvas import MOST
-from qformer.scenes.canvas_layout import compose, room
+from qformer.canvases.canvas import MOST
+from qformer.canvases.layout import compose, room
 from qformer.scenes.scenes import SPLITS
 from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:
-    from qformer.scenes.canvas import Canvas
+    from qformer.canvases.canvas import Canvas
     from qformer.scenes.text import Question
 
 SMALLEST = 120  # pixels, room for a large object in each of the nine positions, with bands

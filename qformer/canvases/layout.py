@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qformer.scenes.canvas import (
+from qformer.canvases.canvas import (
     BANDS,
     DIRECTIONS,
     EDGES,

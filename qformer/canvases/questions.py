@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import comb
 from typing import TYPE_CHECKING
 
-from qformer.scenes.canvas import (
+from qformer.canvases.canvas import (
     DIRECTIONS,
     EDGES,
     MOST,
@@ -20,8 +20,8 @@ from qformer.scenes.canvas import (
     plain_relation,
     relation_held_out,
 )
-from qformer.scenes.canvas_layout import ARRANGED, GROUPS, HOLLOW, grids
-from qformer.scenes.canvas_names import (
+from qformer.canvases.layout import ARRANGED, GROUPS, HOLLOW, grids
+from qformer.canvases.names import (
     ARRANGEMENTS,
     NUMBERS,
     box_text,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qformer.scenes.canvas import Canvas, CanvasObject, Pair
+    from qformer.canvases.canvas import Canvas, CanvasObject, Pair
 
     Asked = tuple[str, str]  # question and answer
 

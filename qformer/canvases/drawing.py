@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from qformer.scenes.canvas import DIRECTIONS, EDGES
+from qformer.canvases.canvas import DIRECTIONS, EDGES
 from qformer.scenes.scenes import MIDDLE, OUTLINES, PALE, RGB, SUPERSAMPLING, word_font
 
 if TYPE_CHECKING:
-    from qformer.scenes.canvas import Canvas, CanvasObject
+    from qformer.canvases.canvas import Canvas, CanvasObject
     from qformer.scenes.scenes import Outline
 
 ARROW: Outline = [(0.5, 0), (1, 0.5), (0.7, 0.5), (0.7, 1), (0.3, 1), (0.3, 0.5), (0, 0.5)]  # up

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from PIL import Image
 
-from qformer.scenes.canvas import DIRECTIONS, POINTING, SIDES, TOLD, Canvas, held_out
-from qformer.scenes.canvas_drawing import draw_canvas
-from qformer.scenes.canvas_layout import Shell, are_apart, find_place, scatter
-from qformer.scenes.canvas_names import ARRANGEMENTS, NUMBERS, plural, references, singular, with_article
-from qformer.scenes.canvas_names import name as kind_name
-from qformer.scenes.canvas_text import canvas_captions
-from qformer.scenes.drawn import Drawn
+from qformer.canvases.canvas import DIRECTIONS, POINTING, SIDES, TOLD, Canvas, held_out
+from qformer.canvases.drawing import draw_canvas
+from qformer.canvases.drawn import Drawn
+from qformer.canvases.layout import Shell, are_apart, find_place, scatter
+from qformer.canvases.names import ARRANGEMENTS, NUMBERS, plural, references, singular, with_article
+from qformer.canvases.names import name as kind_name
+from qformer.canvases.text import canvas_captions
 from qformer.scenes.text import COLOURS, POSITIONS, WORDS, pick
 from qformer.types import Sample, UsageError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from qformer.scenes.canvas import CanvasObject
+    from qformer.canvases.canvas import CanvasObject
 
     Varied = tuple[Canvas, str, str, str]  # the other canvas, question, answers for the first and the other
 
