@@ -129,11 +129,11 @@ def read_head(data: bytes, formats: Iterable[str] = FORMATS) -> tuple[str, int, 
 
 
 def is_animated(path: Path) -> bool:
-    """Check if a file is a GIF of several frames; one that cannot be read is none."""
+    """Check if a file is a GIF of several frames; one that cannot be read is none, which is told when it is shown."""
     try:
-        with Image.open(path, formats=["GIF"]) as image:
+        with _open_image(read_file(path), ["GIF"]) as image:
             return bool(getattr(image, "is_animated", False))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # told when it is read as a picture
+    except (BadSample, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 
 
