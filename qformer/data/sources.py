@@ -42,7 +42,9 @@ SOURCES: dict[str, Any] = {
     "mix": "qformer.data.mix:Mix",
 }
 #: Sources that open no files.
-DRAWN = frozenset({"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories", "canvas_stories"})
+DRAWN = frozenset(
+    {"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories", "canvas_stories", "views"}
+)
 ELSEWHERE = "none"  # in the configuration of a model that was not trained here; no source
 CACHE = "shards"  # folder of a run for the caches of sources
 
