@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from multiprocessing.reduction import ForkingPickler
@@ -104,18 +103,15 @@ def test_a_run_whose_every_row_is_refused_ends_with_one_sentence(root: Path, tmp
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_held_out_rows_leave_room_for_prompt_and_caption(
-    root: Path, tmp_path: Path, stored: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_rows_leave_room_for_prompt_and_caption(root: Path, tmp_path: Path, stored: bool) -> None:
     """A caption of 30 tokens behind a prompt needs more room than a text of training: 32 pictures leave too little."""
-    heard = io.StringIO()
-    monkeypatch.setattr(console, "file", heard)
     data: dict[str, Any] = {"validation": {"name": "jsonl", "path": str(root / "some.jsonl")}}
     if stored:
         data["features"] = {"path": str(tmp_path / "store")}
     llm = {"prompt": "a photo of a cat on the beach"}
-    stages.train(of(root, run=str(tmp_path / "run"), data=data, llm=llm))
-    assert "3 of 5 validation samples are left out" in " ".join(heard.getvalue().split())
+    with console.capture() as heard:
+        stages.train(of(root, run=str(tmp_path / "run"), data=data, llm=llm))
+    assert "3 of 5 validation samples are left out" in " ".join(heard.get().split())
     shown = [json.loads(line) for line in (tmp_path / "run" / "captions.jsonl").read_text().splitlines()]
     assert len(shown) == 2
     assert all(line["caption"] for line in shown)
