@@ -12,9 +12,9 @@ from qformer.canvases.canvas import DIRECTIONS, TOLD, Canvas, CanvasObject, held
 from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.drawn import Asking
 from qformer.canvases.layout import Shell, are_apart, compose
-from qformer.canvases.names import NUMBERS, full_name, name, with_article
+from qformer.canvases.names import NUMBERS, full_name, name
 from qformer.canvases.text import canvas_captions, canvas_description
-from qformer.scenes.text import COLOURS, Question, pick
+from qformer.scenes.text import COLOURS, Question, pick, with_article
 from qformer.videos import Clip
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformer.canvases.canvas import DIRECTIONS, EDGES, SHAPES
-from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
+from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS, plural, with_article, word_phrase
 from qformer.scenes.text import NUMBERS as FEW
 
 if TYPE_CHECKING:
@@ -18,20 +18,6 @@ NUMBERS = (
     *("five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
 )
 ARRANGEMENTS = {"scattered": "scattered", "rows": "in rows", "grid": "in a grid"}
-
-
-def plural(shape: str) -> str:
-    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
-
-
-def with_article(phrase: str) -> str:
-    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
-
-
-def join(phrases: Iterable[str]) -> str:
-    """Join phrases as `a, b and c`."""
-    *most, last = phrases
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def box_text(box: Box) -> str:
@@ -56,14 +42,10 @@ def look_name(item: CanvasObject, number: int = 1) -> str:
     return f"{item.size} {'hollow ' if item.hollow else ''}{item.colour} {shape}{pointing}"
 
 
-def word_phrase(item: CanvasObject) -> str:
-    return f" with the word {item.word} on it" if item.word else ""
-
-
 def full_name(canvas: Canvas, item: CanvasObject, boxes: bool = False) -> str:
     """Name of a told object by everything, with `boxes` also its box."""
     box = f" in the box {box_text(canvas.box(item))}" if boxes else ""
-    return f"{look_name(item)}{word_phrase(item)} at the {canvas.position(item)}{box}"
+    return f"{look_name(item)}{word_phrase(item.word)} at the {canvas.position(item)}{box}"
 
 
 def crowds(canvas: Canvas) -> list[tuple[CanvasObject, int]]:

@@ -18,10 +18,10 @@ from qformer.canvases.canvas import DIRECTIONS, POINTING, SIDES, TOLD, Canvas, h
 from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.drawn import Drawn
 from qformer.canvases.layout import Shell, are_apart, find_place, scatter
-from qformer.canvases.names import ARRANGEMENTS, NUMBERS, plural, references, singular, with_article
+from qformer.canvases.names import ARRANGEMENTS, NUMBERS, references, singular
 from qformer.canvases.names import name as kind_name
 from qformer.canvases.text import canvas_captions
-from qformer.scenes.text import COLOURS, POSITIONS, WORDS, pick
+from qformer.scenes.text import COLOURS, POSITIONS, WORDS, pick, plural, with_article
 from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:

@@ -21,17 +21,8 @@ from qformer.canvases.canvas import (
     relation_held_out,
 )
 from qformer.canvases.layout import ARRANGED, GROUPS, HOLLOW, grids
-from qformer.canvases.names import (
-    ARRANGEMENTS,
-    NUMBERS,
-    box_text,
-    plural,
-    references,
-    singular,
-    state_name,
-    with_article,
-)
-from qformer.scenes.text import COLOURS, GROUPINGS, POSITIONS, RELATIONS, WORDS, Question, pick
+from qformer.canvases.names import ARRANGEMENTS, NUMBERS, box_text, references, singular, state_name
+from qformer.scenes.text import COLOURS, GROUPINGS, POSITIONS, RELATIONS, WORDS, Question, pick, plural, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,12 +14,12 @@ import numpy as np
 
 from qformer.canvases.canvas import DIRECTIONS, SHAPES
 from qformer.canvases.clips import Clips, clip_description
-from qformer.canvases.names import NUMBERS, VOCABULARY, with_article
+from qformer.canvases.names import NUMBERS, VOCABULARY
 from qformer.canvases.source import Canvases
 from qformer.canvases.text import canvas_description
 from qformer.canvases.two_pictures import TwoPictures, row_description
 from qformer.scenes.stories import RUN, SELF_ASK, TASKS, TEMPLATES, Stories, Story
-from qformer.scenes.text import COLOURS, POSITIONS, WORDS, Question, pick
+from qformer.scenes.text import COLOURS, POSITIONS, WORDS, Question, pick, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,14 +15,11 @@ from qformer.canvases.names import (
     edge_phrases,
     everything,
     full_name,
-    join,
     look_name,
     name,
-    with_article,
-    word_phrase,
 )
 from qformer.canvases.questions import KINDS, canvas_questions
-from qformer.scenes.text import RELATIONS, Question, pick
+from qformer.scenes.text import RELATIONS, Question, join, pick, with_article, word_phrase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +70,7 @@ def canvas_captions(canvas: Canvas, rng: np.random.Generator) -> list[str]:
     groups = [f"{NUMBERS[number]} {look_name(item, number)}" for item, number in crowds(canvas)]
     phrases = everything(canvas)
     order = rng.permutation(len(phrases))
-    placed = [f"{canvas.position(item)} {look_name(item)}{word_phrase(item)}" for item in told]
+    placed = [f"{canvas.position(item)} {look_name(item)}{word_phrase(item.word)}" for item in told]
     found = [
         _within([join(phrases[i] for i in order), *_rest(canvas)], told),
         _within([", ".join([*placed, *groups]), *_rest(canvas)], told),
@@ -101,5 +98,5 @@ def _within(parts: list[str], told: Iterable[CanvasObject]) -> str:
     text = ", ".join(parts)
     if len(text.split()) > MAX_WORDS:
         for item in told:
-            text = text.replace(word_phrase(item), "") if item.word else text
+            text = text.replace(word_phrase(item.word), "") if item.word else text
     return text

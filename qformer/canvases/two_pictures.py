@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from qformer.canvases.canvas import Canvas
 from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.drawn import Asking
-from qformer.canvases.names import name, with_article
+from qformer.canvases.names import name
 from qformer.canvases.questions import KINDS as CANVAS_KINDS
 from qformer.canvases.text import canvas_captions, canvas_description, canvas_questions
-from qformer.scenes.text import Question, pick
+from qformer.scenes.text import Question, pick, with_article
 
 if TYPE_CHECKING:
     import numpy as np

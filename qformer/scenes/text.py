@@ -157,18 +157,18 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     one = objects[0]
     size = f"{one.size} " if rng.random() < 0.5 else ""
     found = [
-        _join(_with_article(_full_name(o)) for o in objects),
-        ", ".join(f"{o.position} {o.size} {_name(o)}{_word_phrase(o)}" for o in objects),
-        _join(_count_phrase(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
-        _with_article(f"{size}{_name(one)} at the {one.position}"),
+        join(with_article(_full_name(o)) for o in objects),
+        ", ".join(f"{o.position} {o.size} {_name(o)}{word_phrase(o.word)}" for o in objects),
+        join(_count_phrase(count, *pair) for pair, count in Counter(o.pair for o in objects).items()),
+        with_article(f"{size}{_name(one)} at the {one.position}"),
     ]
     aligned = [(a, b) for a, b in permutations(objects, 2) if len(relations(a, b)) == 1]
     if aligned:
         a, b = pick(rng, aligned)
-        found.append(f"{_with_article(_name(a))} {RELATIONS[relations(a, b)[0]]} {_with_article(_name(b))}")
+        found.append(f"{with_article(_name(a))} {RELATIONS[relations(a, b)[0]]} {with_article(_name(b))}")
     written = [o for o in objects if o.word]
     if written:
-        found.append(f"the word {written[0].word} on {_with_article(_name(written[0]))}")
+        found.append(f"the word {written[0].word} on {with_article(_name(written[0]))}")
     return found
 
 
@@ -176,7 +176,7 @@ def description(scene: Scene) -> str:
     """Describe a scene in full, with fixed wording: every question about it can be answered from this text."""
     count = len(scene.objects)
     opening = "there is one object" if count == 1 else f"there are {NUMBERS[count]} objects"
-    return f"{opening}, {_join(_with_article(_full_name(o)) for o in scene.objects)}"
+    return f"{opening}, {join(with_article(_full_name(o)) for o in scene.objects)}"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -205,9 +205,9 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     (shape, colour), count = pick(rng, list(groups.items()))
     if rng.random() > _SHARES[count]:
         return None
-    names = [f"{colour} {_plural(shape)}"]
+    names = [f"{colour} {plural(shape)}"]
     if sum(o.shape == shape for o in scene.objects) == count:
-        names.append(_plural(shape))
+        names.append(plural(shape))
     if sum(o.colour == colour for o in scene.objects) == count:
         names.append(f"{colour} objects")
     return f"how many {pick(rng, names)} are there?", NUMBERS[count]
@@ -252,7 +252,7 @@ def _yes_no_pair(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
         absent = [p for p in PAIRS if p not in present and pair_held_out(p) == same]
         near = [p for p in absent if p[0] == shape or p[1] == colour]
         shape, colour = pick(rng, near or absent)
-    return f"is there {_with_article(f'{colour} {shape}')}?"
+    return f"is there {with_article(f'{colour} {shape}')}?"
 
 
 def _yes_no_place(scene: Scene, truth: bool, rng: np.random.Generator) -> str:
@@ -266,7 +266,7 @@ def _yes_no_attribute(scene: Scene, truth: bool, rng: np.random.Generator) -> st
     name = pick(rng, [_reference(target, way) for way in ("position", "word") if getattr(target, way)])
     if rng.random() < 0.5:
         return f"is {name} {pick(rng, [c for c in COLOURS if (c == target.colour) == truth])}?"
-    return f"is {name} {_with_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
+    return f"is {name} {with_article(pick(rng, [s for s in SHAPES if (s == target.shape) == truth]))}?"
 
 
 def _yes_no_relation(scene: Scene, truth: bool, rng: np.random.Generator) -> str | None:
@@ -346,26 +346,30 @@ def _name(target: SceneObject) -> str:
     return f"{target.colour} {target.shape}"
 
 
-def _word_phrase(target: SceneObject) -> str:
-    return f" with the word {target.word} on it" if target.word else ""
+def word_phrase(word: str | None) -> str:
+    """Write ` with the word cat on it`, or nothing without a word."""
+    return f" with the word {word} on it" if word else ""
 
 
 def _full_name(target: SceneObject) -> str:
-    return f"{target.size} {_name(target)}{_word_phrase(target)} at the {target.position}"
+    return f"{target.size} {_name(target)}{word_phrase(target.word)} at the {target.position}"
 
 
 def _count_phrase(count: int, shape: str, colour: str) -> str:
-    return _with_article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {_plural(shape)}"
+    return with_article(f"{colour} {shape}") if count == 1 else f"{NUMBERS[count]} {colour} {plural(shape)}"
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """Plural of a noun: `cross` -> `crosses`."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def _with_article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
+    """Put `a` or `an` in front of a phrase."""
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def _join(phrases: Iterable[str]) -> str:
+def join(phrases: Iterable[str]) -> str:
+    """Join phrases as `a, b and c`."""
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
