@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +214,6 @@ def local_folder(path_or_id: str) -> Path:
 
 
 TOWERS = Path(__file__).parent.parent / "towers"
-MORE = "qformer_towers"  # a package of nothing but towers, for those that are too large for this one
 MINI = "mini:"
 DIGITS = 12  # of a digest, behind the `@` of a name
 #: Digests of the weights that each name after `mini:` has meant in any version of this package, the newest last.
@@ -228,20 +226,18 @@ VERSIONS = {
 
 
 def shipped() -> dict[str, Path]:
-    """The towers that come with the package and with `qformer_towers`: name after `mini:` -> folder.
+    """The towers that come with the package: name after `mini:` -> folder.
 
     The folder of a former version is called `NAME@DIGEST`, by the first `DIGITS` of the digest of its weights.
     """
-    more = find_spec(MORE)
-    roots = [*map(Path, (more and more.submodule_search_locations) or ()), TOWERS]
-    return {folder.name: folder for root in roots for folder in root.glob("*/") if (folder / "config.json").is_file()}
+    return {folder.name: folder for folder in TOWERS.glob("*/") if (folder / "config.json").is_file()}
 
 
 def mini(name: str) -> Path:
     """Find the folder of a mini tower by its name after `mini:`, with or without a digest.
 
     Raises:
-        UsageError: no tower has that name, or it is in a package that is not installed.
+        UsageError: no tower has that name, or it is not in this version of the package.
     """
     base, _, digits = name.partition("@")
     versions = VERSIONS.get(base, ())
@@ -250,8 +246,8 @@ def mini(name: str) -> Path:
     known = {base, *(f"{base}@{digest[:DIGITS]}" for digest in versions)} if versions else ()
     if name in known and name not in shipped():
         raise UsageError(
-            f"the weights of the tower '{MINI}{name}' are in a package of their own; run: "
-            "pip install 'qformer-bridge[towers]'"
+            f"the weights of the tower '{MINI}{name}' are not in this version of the package; use the version of "
+            "qformer that trained with them"
         )
     return Path(find(shipped(), name, "shipped tower"))
 

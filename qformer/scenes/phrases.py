@@ -17,7 +17,7 @@ from qformer.scenes.text import COLOURS, POSITIONS, SHAPES, SIZES, WORDS, Scene,
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 VALUES: dict[str, tuple[str, ...]] = {
     "size": SIZES,
@@ -57,17 +57,26 @@ class Phrases:
         """Draw scene `index` of the training split, and `phrases` phrases for each of its objects in turn."""
         scene = Scenes("train", size=self.size, seed=self.seed, count=self.count).scene(index)
         rng = np.random.default_rng((self.seed, index, 2))
-        return scene, [draw_properties(item, rng) for item in scene.objects for _ in range(self.phrases)]
+        known = [properties(item) for item in scene.objects]
+        return scene, [draw_properties(one, ALONE, rng) for one in known for _ in range(self.phrases)]
 
 
-def draw_properties(item: SceneObject, rng: np.random.Generator) -> Properties:
-    """Draw a single property, or, equally often, a random half of the properties (at least the shape)."""
-    known = {key: str(value) for key in VALUES if (value := getattr(item, key)) is not None}
+def properties(item: SceneObject) -> Properties:
+    """Collect the properties that an object has."""
+    return {key: str(value) for key in VALUES if (value := getattr(item, key)) is not None}
+
+
+def draw_properties(known: Properties, alone: Mapping[str, float], rng: np.random.Generator) -> Properties:
+    """Draw a single property, or, equally often, a random half of the properties (at least the shape).
+
+    Args:
+        alone: relative frequency of each property by itself.
+    """
     if rng.random() < 0.5:
-        weights = np.array([ALONE[key] for key in known], dtype=float)
+        weights = np.array([alone[key] for key in known], dtype=float)
         key = str(rng.choice(list(known), p=weights / weights.sum()))
         return {key: known[key]}
-    return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": item.shape}
+    return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": known["shape"]}
 
 
 def phrase(named: Properties) -> str:

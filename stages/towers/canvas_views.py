@@ -17,6 +17,7 @@ from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.source import Canvases
 from qformer.canvases.text import canvas_captions
 from qformer.resolution.base import resize
+from qformer.scenes.phrases import Properties, draw_properties
 from qformer.scenes.phrases import phrase as plain_phrase
 from qformer.scenes.scenes import Scenes, draw
 from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
@@ -50,8 +51,6 @@ WRITTEN = 1 / 3  # share of the objects with room for a word that get one; on ca
 WINDOWS = 6  # pieces of a canvas of which the one that cuts the fewest objects is taken
 SCENE = 120  # pixels, side of a former scene: its objects are as large there as those of a canvas
 STREAM = 5  # separates these random numbers from those of other sources with the same seed
-
-Properties = dict[str, str]  # values of some of the properties of an object
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Views:
             canvas, pixels, scale = self._show(whole, kind, rng)
         boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
         objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
-        phrases = [draw_properties(known, rng) for known in objects for _ in range(self.phrases)]
+        phrases = [draw_properties(known, ALONE, rng) for known in objects for _ in range(self.phrases)]
         captions = canvas_captions(canvas, rng)
         return View(pixels, canvas, boxes, objects, phrases, captions[int(rng.integers(len(captions)))])
 
@@ -241,15 +240,6 @@ def properties(canvas: Canvas, item: CanvasObject, sized: bool = True) -> Proper
     if sized:
         known["size"] = item.size
     return {key: known[key] for key in VALUES if known.get(key) is not None}
-
-
-def draw_properties(known: Properties, rng: np.random.Generator) -> Properties:
-    """Draw a single property, or, equally often, a random half of the properties (at least the shape)."""
-    if rng.random() < 0.5:
-        weights = np.array([ALONE[key] for key in known], dtype=float)
-        key = str(rng.choice(list(known), p=weights / weights.sum()))
-        return {key: known[key]}
-    return {key: value for key, value in known.items() if rng.random() < 0.5} or {"shape": known["shape"]}
 
 
 def phrase(named: Properties) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qformer.scenes.phrases import VALUES, Phrases, draw_properties, matches, phrase
+from qformer.scenes.phrases import ALONE, VALUES, Phrases, draw_properties, matches, phrase, properties
 from qformer.scenes.scenes import Scenes
 from qformer.scenes.text import SceneObject, held_out
 from qformer.types import UsageError
@@ -42,7 +42,7 @@ def test_an_object_without_a_word_fits_no_word() -> None:
 
 def test_properties_are_told_alone_and_together_and_words_often() -> None:
     item, rng = thing("star", "red", "center", "cat"), np.random.default_rng(0)
-    told = [draw_properties(item, rng) for _ in range(4000)]
+    told = [draw_properties(properties(item), ALONE, rng) for _ in range(4000)]
     alone = [next(iter(one)) for one in told if len(one) == 1]
     assert 0.5 < len(alone) / len(told) < 0.75
     assert set(alone) == set(VALUES)

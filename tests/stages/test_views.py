@@ -18,10 +18,11 @@ from qformer.canvases.source import Canvases
 from qformer.config import BackboneConfig, load_config, shipped
 from qformer.files.records import Metrics, read_lines
 from qformer.retrieval.embedders import load_embedder
+from qformer.scenes.phrases import draw_properties
 from qformer.stages.towers.canvas_views import (
+    ALONE,
     Views,
     cut_out,
-    draw_properties,
     matches,
     phrase,
     properties,
@@ -71,7 +72,7 @@ def test_a_phrase_matches_the_objects_that_it_is_true_of() -> None:
     got = matches(items, [{"colour": "red"}, {"colour": "red", "state": "hollow"}, {}, {"direction": "left"}])
     assert got.tolist() == [[True, False, True, False], [False, False, True, True]]
     rng = np.random.default_rng(0)
-    drawn = [draw_properties(items[0], rng) for _ in range(200)]
+    drawn = [draw_properties(items[0], ALONE, rng) for _ in range(200)]
     assert matches(items[:1], drawn).all()
     assert {key for one in drawn for key in one} == items[0].keys()
     assert sum(len(one) == 1 for one in drawn) > 80
