@@ -19,7 +19,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from qformer.evaluation.caption import score_captions
-from qformer.evaluation.ptb import tokenize
+from qformer.metrics.ptb import tokenize
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ CONFIG = ("fields", "template", "data_schema", "language_schema", "schema", "con
 FLOORS = (
     ("formats", "identity", "memory", "ragged", "types", "trust", "lookup", *CONFIG),
     ("compat", "devices", "distributed", "files", "images", "progress"),
-    ("alignment", "losses", "resolution", "vision", "wheels"),
+    ("alignment", "losses", "metrics", "resolution", "vision", "wheels"),
     ("videos",),
     ("data", "llm", "scenes"),
     ("canvases", "connectors"),

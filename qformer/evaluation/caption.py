@@ -1,7 +1,7 @@
 """Scores of captions against references, as in the COCO caption evaluation (Chen et al. 2015, arXiv:1504.00325).
 
 BLEU-1..4, ROUGE-L and CIDEr (CIDEr-D with clipping and length penalty, which is published as CIDEr on COCO) are
-computed by the scorers of `pycocoevalcap` on the tokens of `qformer.evaluation.ptb`, so they do not need Java. METEOR
+computed by the scorers of `pycocoevalcap` on the tokens of `qformer.metrics.ptb`, so they do not need Java. METEOR
 and SPICE are Java programs: they run if Java and their files are installed, and are reported as missing otherwise.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qformer.evaluation.ptb import tokenize
+from qformer.metrics.ptb import tokenize
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -32,10 +32,10 @@ from qformer.evaluation.benchmarks import (
 )
 from qformer.evaluation.caption import require_scorers, score_captions
 from qformer.evaluation.choice import choice_losses
-from qformer.evaluation.lemmas import lemmatize
 from qformer.evaluation.vqa import PEOPLE, Rule, accuracy, is_vqav2, normalise_answer
 from qformer.identity import plain_id
 from qformer.llm.prompts import vqa_preset, vqa_prompt
+from qformer.metrics.lemmas import lemmatize
 from qformer.types import BadSample
 
 if TYPE_CHECKING:

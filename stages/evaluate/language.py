@@ -19,11 +19,11 @@ from qformer.data import sources
 from qformer.data.arguments import pairs
 from qformer.data.held_out import read_groups
 from qformer.evaluation.benchmarks import AskOptions, ImageItems, Measured, choose, predict
-from qformer.evaluation.lemmas import load_lemmatizer
 from qformer.evaluation.predictions import Predictions
 from qformer.files.soundness import raw
 from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
+from qformer.metrics.lemmas import load_lemmatizer
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
 from qformer.retrieval.reading import fingerprint

@@ -12,8 +12,8 @@ import torch
 from qformer.data.held_out import read_groups
 from qformer.evaluation.benchmarks import AskOptions, Item, likeliest
 from qformer.evaluation.caption import require_scorers, score_captions
-from qformer.evaluation.intervals import paired_interval
 from qformer.evaluation.tasks import MultipleChoice
+from qformer.metrics.intervals import paired_interval
 from qformer.progress import track
 from qformer.resolution.base import cut_all
 from qformer.stages.quickstart.photos import gray

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qformer.evaluation.benchmarks import BENCHMARKS, COLUMNS, Benchmark, Item, choose, said_of
-from qformer.evaluation.lemmas import lemmatize
 from qformer.evaluation.tasks import statement_question
+from qformer.metrics.lemmas import lemmatize
 from qformer.types import BadSample, Sample, UsageError
 
 
@@ -196,7 +196,7 @@ def test_difficult_direct_answers_are_asked_and_not_scored() -> None:
 
 
 def test_without_spacy_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qformer.evaluation.lemmas.MODEL", "no_such_pipeline")
+    monkeypatch.setattr("qformer.metrics.lemmas.MODEL", "no_such_pipeline")
     with pytest.raises(UsageError, match=r"pip install spacy|spacy download"):
         lemmatize(["two dogs"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qformer.evaluation.ptb import tokenize, tokenize_lines
+from qformer.metrics.ptb import tokenize, tokenize_lines
 from tests.golden.make_ptb import java_lines
 
 PAIRS = json.loads((Path(__file__).parent.parent / "golden" / "ptb.json").read_text("utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qformer.evaluation.intervals import paired_interval
+from qformer.metrics.intervals import paired_interval
 
 
 def test_the_interval_of_independent_questions_is_that_of_the_normal_distribution() -> None:

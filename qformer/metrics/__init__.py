@@ -1,0 +1,1 @@
+"""Measures of what words are worth: tokens, lemmas, intervals."""
