@@ -203,9 +203,8 @@ class BlindTest(Published):
         measured = measure_scores(items, scores, right, by, COLUMNS)
         every = {name for name, _ in TASKS.values()}
         if lacking := sorted(every - {item.facts["task"] for item in items}):
-            measured.notes = [
-                f"the mean is that of {len(every) - len(lacking)} tasks; there is no {', '.join(lacking)}"
-            ]
+            there = len(every) - len(lacking)
+            measured.notes = [f"the mean is that of {there} tasks; there is nothing of {', '.join(lacking)}"]
         return measured
 
 

@@ -1,6 +1,7 @@
-"""Published rules by which benchmarks read an answer out of what a model said; each names where it is from.
+"""Rules by which benchmarks read an answer out of what a model said; each names where it is from.
 
-They are as the authors wrote them, also where they misread a reply, since published numbers come from them.
+Published ones are as their authors wrote them, also where they misread a reply, since published numbers come from them.
+Those of BlindTest (`read_*`) are ours, since its authors publish none.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qformer.metrics.intervals import weighted_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+
+Key = TypeVar("Key", bound="Hashable")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Score:
     """
 
     units: Sequence[Unit]
-    weights: Mapping[Hashable, float] = field(default_factory=dict)
+    weights: Mapping[Any, float] = field(default_factory=dict)
 
     def within(self, rows: Collection[int]) -> Score:
         """The same score of some answers: of the units all of whose answers are among them."""
@@ -81,8 +83,8 @@ class Score:
 
 def all_right(
     right: Sequence[float],
-    keys: Sequence[Hashable],
-    cluster: Callable[[Hashable], Hashable],
+    keys: Sequence[Key | None],
+    cluster: Callable[[Key], Hashable],
     size: int | None = None,
 ) -> list[Unit]:
     """Units that earn 1 if all answers of the same key are right, else 0.
@@ -92,7 +94,7 @@ def all_right(
         cluster: of a key.
         size: number of answers of a whole unit; others, some of whose answers are not there, are left out.
     """
-    rows: dict[Hashable, list[int]] = defaultdict(list)
+    rows: dict[Key, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         if key is not None:
             rows[key].append(row)
