@@ -55,7 +55,7 @@ def option_letter(reply: str) -> str:
 
 
 def in_braces(reply: str) -> str | None:
-    """What stands in the first pair of braces, as BlindTest asks for it; None without braces."""
+    """Text in the first pair of braces, as BlindTest asks for it; None without braces."""
     found = BRACES.search(reply)
     return found[1].strip() if found else None
 

@@ -56,7 +56,7 @@ class Score:
 
     @property
     def mean(self) -> float | None:
-        """In [0, 1]; None without units, or where a part with a weight has none."""
+        """Mean in [0, 1]; None without units, or where a part with a weight has none."""
         if not self.units or self.lacking:
             return None
         return sum(weight * sum(unit.value for unit in own) / len(own) for weight, own in self._weighed())
