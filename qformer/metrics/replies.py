@@ -20,6 +20,10 @@ NAMED = (  # rows={3}, columns: 4; not the number of columns for that of rows
     re.compile(r"row(?:(?!column)[^{}\d])*\{?\s*(\d+)", re.IGNORECASE),
     re.compile(r"column(?:(?!row)[^{}\d])*\{?\s*(\d+)", re.IGNORECASE),
 )
+COUNTED = (
+    re.compile(r"(\d+)\s*\}?\s*row", re.IGNORECASE),
+    re.compile(r"(\d+)\s*\}?\s*column", re.IGNORECASE),
+)  # 3 rows
 MARKERS = ("answer is", "answer is:", "answer:")
 
 
@@ -75,10 +79,11 @@ def read_letter(reply: str) -> str | None:
 
 
 def read_grid(reply: str) -> str | None:
-    """Rows and columns as `5,6`: by their names, or as a pair in parentheses or braces; else None."""
-    named = [pattern.search(reply) for pattern in NAMED]
-    if all(named):
-        return ",".join(str(int(found[1])) for found in named if found)
+    """Rows and columns as `5,6`: beside their names, or as a pair in parentheses or braces; else None."""
+    for patterns in (COUNTED, NAMED):
+        found = [pattern.search(reply) for pattern in patterns]
+        if all(found):
+            return ",".join(str(int(one[1])) for one in found if one)
     pair = PAIR.search(reply)
     return f"{int(pair[1])},{int(pair[2])}" if pair else None
 
