@@ -21,7 +21,7 @@ FLOORS = (
     ("compat", "devices", "distributed", "files", "images", "progress"),
     ("alignment", "losses", "metrics", "resolution", "vision", "wheels"),
     ("videos",),
-    ("data", "llm", "scenes"),
+    ("data", "llm", "mmvp", "scenes"),
     ("canvases", "connectors"),
     ("model",),
     ("checkpoints",),

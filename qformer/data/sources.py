@@ -34,6 +34,7 @@ SOURCES: dict[str, Any] = {
     "vqa": "qformer.data.questions:Vqa",
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
+    "mmvp": "qformer.mmvp.folder:Mmvp",
     "scenes": "qformer.scenes.scenes:Scenes",
     "canvases": "qformer.canvases.source:Canvases",
     "twins": "qformer.canvases.pairs:Twins",

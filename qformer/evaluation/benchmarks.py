@@ -36,11 +36,14 @@ BENCHMARKS: dict[str, Any] = {
     "gqa": "qformer.evaluation.tasks:Gqa",
     "choice": "qformer.evaluation.tasks:MultipleChoice",
     "statement": "qformer.evaluation.tasks:Statement",
+    "mmvp": "qformer.evaluation.mmvp_questions:Mmvp",
+    "mmvp-vlm": "qformer.evaluation.mmvp_statements:MmvpVlm",
 }
 #: Columns by which results are told apart where the data have them.
 COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
 #: Where records say what a submission calls them, the likeliest first.
 QUESTION_IDS = ("question_id", "questionId", "qid", "id")
+ALL = "all"  # label of the first row of the table
 VIZWIZ = "VizWiz_"  # in front of names of images, which are all that its questions are known by
 Record = dict[str, Any]
 
@@ -113,12 +116,16 @@ class Measured:
         each: of every item the score that counts most.
         groups: by column, then by its value: `count`, and scores as in `total`.
         missing: scores that could not be computed, with the reason.
+        intervals: by row of the table, `all` or `column: value`, the 95 % interval of each score that has one.
+        notes: sentences below the table, such as a count that is published in place of a share.
     """
 
     total: dict[str, float]
     each: list[float]
     groups: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Benchmark(ABC):
@@ -130,6 +137,8 @@ class Benchmark(ABC):
         writes: whether the model writes texts, so that beams mean something. False where it compares given ones.
         lemmatizes: whether answers may be compared by their lemmas.
         truth: what is lacking where nothing can be scored.
+        source: data source that is meant where none is named.
+        beside: options of `--data` on which no prediction depends.
     """
 
     stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
@@ -137,6 +146,8 @@ class Benchmark(ABC):
     writes: ClassVar[bool] = True
     lemmatizes: ClassVar[bool] = False
     truth: ClassVar[str] = "answers"
+    source: ClassVar[str] = "jsonl"
+    beside: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:
@@ -174,6 +185,10 @@ class Benchmark(ABC):
         """All items in the form that the benchmark's server takes, with an empty answer where there is no record."""
         said = all_said(items, records)
         return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]
+
+    def submission(self, items: Sequence[Item], records: Mapping[str, Record]) -> str:
+        """Text of the file that the server takes, JSON of `submit`."""
+        return json.dumps(self.submit(items, records))
 
     def check(self, ask: AskOptions) -> None:
         """Look before hours of work for what would stop them.
