@@ -27,6 +27,8 @@ from qformer.metrics.choice_words import (
 )
 from qformer.types import UsageError
 
+LONGEST = 2000  # characters; a loop of a model must not cost seconds
+CORRECTIONS = 4  # the last ones are tried
 OPTIONS = re.compile(r"\s*\(a\)\s*(.+?)[\s,;]*\(b\)\s*(.+?)\s*", re.IGNORECASE | re.DOTALL)
 UNSURE = re.compile(
     r"(?:can(?:not|'t| not)|unable to|not able to|hard to|impossible to|difficult to|not possible to|too \w+ to|"
@@ -51,6 +53,7 @@ STATED = re.compile(
     r"\banswer(?=\s*\(?[ab]\b)|\bboxed\b|\"(?:answer|choice)\":",
     re.IGNORECASE,
 )
+BOTH_STATED = re.compile(rf"(?:{STATED.pattern})\s*…\s*$", re.IGNORECASE)
 AFFIRMED = re.compile(
     r"\s*[)\]\"']*\s*(?:\w+ ){0,2}?(?:is|it is|fits)(?: also)?(?: the)? (?:right|correct|best|better)\b"
 )
@@ -69,6 +72,10 @@ DENIES = re.compile(
     r"^\W*(?:no|none|nobody|neither|not)\b|\bnot\W*$|\bno longer\b|\bafraid not\b",
     re.IGNORECASE,
 )
+#: Reasoning that was cut off before it came to an answer.
+CUT_OFF = re.compile(r"\b(?:we (?:need|have|can|must)|let's|let us)\b[^.!?\n]*(?:[.!?:\n]+[^.!?\n]*)?[^.!?\s]\s*$")
+LINE = re.compile(r"\n")
+HEADING = re.compile(r"\s*\(?[abAB][).:].*:\s*")
 ITSELF = re.compile(r"\b(?:it|him|her)self\b|\bthemselves\b", re.IGNORECASE)
 OPEN_END = re.compile(r"\b(?:is|are|be) (?:both|neither)\W*(?:$|\n|[.!])", re.IGNORECASE)
 EITHER = re.compile(r"\beither\b", re.IGNORECASE)
@@ -87,7 +94,7 @@ def parse_choice(reply: str, options: str | Sequence[str]) -> str | None:
     """Read which of two options a reply chooses.
 
     Args:
-        reply: a model's or a person's free answer.
+        reply: a model's or a person's free answer. Of more than 2,000 characters the middle is not read.
         options: both texts, or one as MMVP has it, `(a) Open (b) Closed`.
 
     Returns:
@@ -97,6 +104,8 @@ def parse_choice(reply: str, options: str | Sequence[str]) -> str | None:
         UsageError: there are not two options.
     """
     pair = OptionPair.of(split_options(options))
+    if len(reply) > LONGEST:
+        reply = f"{reply[: LONGEST // 2]}\n{reply[-LONGEST // 2 :]}"
     text = without_echo(plain(reply), pair)
     if not text.strip():
         return None
@@ -119,7 +128,7 @@ def split_options(options: str | Sequence[str]) -> tuple[str, str]:
 def _decide(text: str, pair: OptionPair) -> str | None:
     """The choice behind the last correction that makes one, or else that of the whole text."""
     marks = list(CORRECTION.finditer(text)) + ([] if pair.asks else list(RECONSIDERED.finditer(text)))
-    for mark in sorted(marks, key=lambda found: -found.start()):
+    for mark in sorted(marks, key=lambda found: -found.start())[:CORRECTIONS]:
         before = words_of(text[: mark.start()])[-2:]
         if not any(word == "not" or word.endswith("n't") for word in before):
             choice = _settle(text[mark.end() :], pair)
@@ -159,7 +168,7 @@ def _blank(text: str, pattern: re.Pattern[str], breaks: re.Pattern[str]) -> str:
 
 def _open_dropped(text: str, found: list[Mention]) -> list[Mention]:
     """The mentions without those that leave the choice open: `a or b`, `both`, and questions."""
-    open_places: set[int] = set()
+    open_places = {place for place, one in enumerate(found) if _is_heading(text, found, place)}
     for place, (one, next_) in enumerate(pairwise(found)):
         between = text[one.end : next_.start]
         if one.choice != next_.choice and not next_.denied and JOINED.fullmatch(between):
@@ -177,14 +186,25 @@ def _open_dropped(text: str, found: list[Mention]) -> list[Mention]:
     return [one for place, one in enumerate(found) if place not in open_places]
 
 
+def _is_heading(text: str, found: list[Mention], place: int) -> bool:
+    """Tell if a mention is of a line such as `(a) Open:`, which says that an option is looked at, not chosen."""
+    start, end = next((start, end) for start, end in parts(text, LINE) if start <= found[place].start < end)
+    line = text[start:end]
+    return (
+        bool(HEADING.fullmatch(line))
+        and start > 0
+        and found[place].is_letter | (place > 0 and found[place - 1].is_letter)
+    )
+
+
 def _asserts_both(text: str, found: list[Mention]) -> bool:
-    """Tell if a sentence says that both options hold, or neither, or gives both as the answer."""
+    """Tell if a sentence says that both options hold, or neither, or gives both as the answer; or if none comes."""
     for start, end in parts(text, SENTENCE):
         own = {one.choice for one in found if start <= one.start < end}
         least = 1 if EITHER.search(text, start, end) else 2
         if len(own) >= least and NONE_OF_THEM.search(text, start, end) and "?" not in text[start:end]:
             return True
-    return any(open_.search(text) for open_ in (OPEN_END, re.compile(rf"(?:{STATED.pattern})\s*…\s*$", re.IGNORECASE)))
+    return any(ending.search(text) for ending in (CUT_OFF, OPEN_END, BOTH_STATED))
 
 
 def _agreeing(text: str, found: list[Mention]) -> list[Mention]:
@@ -246,7 +266,7 @@ def _concluded(text: str, found: list[Mention]) -> str | None:
 
 
 def _asserted(text: str, found: list[Mention]) -> str | None:
-    """What all says, or the letters, or what is said of something rather than beside it."""
+    """What all says, or the letters, or what is said of something rather than beside it, or else the first sentence."""
     real = [one for one in found if not one.unreal] or found
     beside = [one for one in real if not _is_beside(text, one)]
     itself = [one for one in real if ITSELF.search(text, _clause_start(text, one), one.start)]
@@ -256,11 +276,21 @@ def _asserted(text: str, found: list[Mention]) -> str | None:
         [one for one in real if one.is_letter],
         beside,
         [one for one in beside if one.predicate],
+        _of_first_sentence(text, beside),
     ):
         choice = _chosen(part)
         if choice is not None:
             return choice
     return None
+
+
+def _of_first_sentence(text: str, found: list[Mention]) -> list[Mention]:
+    """The mentions of the first sentence that has any: replies come to their point, and then ramble."""
+    for start, end in parts(text, SENTENCE):
+        own = [one for one in found if start <= one.start < end]
+        if own:
+            return own
+    return []
 
 
 def _clause_start(text: str, one: Mention) -> int:

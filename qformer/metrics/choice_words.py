@@ -300,6 +300,10 @@ def _is_denied(text: str, start: int, left: int, right: int, is_letter: bool) ->
     words = words_of(before)
     if NEGATORS & set(words[-5:]) or re.search(rf"\b{INSTEAD}\W+(?:\w+\W+){{0,2}}$", before, re.IGNORECASE):
         return True
-    if re.match(r"\W*(?:can be |is )?(?:ruled out|excluded|wrong|incorrect|false)\b", text[right:], re.IGNORECASE):
+    if re.match(
+        r"\W*(?:can be |is )?(?:ruled out|excluded|wrong|incorrect|false|impossible|not possible)\b",
+        text[right:],
+        re.IGNORECASE,
+    ):
         return True
     return is_letter and DENIED.match(text, right) is not None
