@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from qformer.canvases import pairs
 from qformer.metrics.choice_reply import parse_choice
-from qformer.mmvp.folder import Question, Statement, read_mmvp, read_mmvp_vlm
+from qformer.mmvp.folder import PATTERNS, Question, Statement, read_mmvp, read_mmvp_vlm
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Question", "Statement", "parse_choice", "read_mmvp", "read_mmvp_vlm"]  # are read here, too
-#: Patterns in the order of MMVP-VLM's file, in the words of `evaluate_vlm.py`.
-PATTERNS = tuple(pairs.PATTERNS.values())
+__all__ = ["PATTERNS", "Question", "Statement", "parse_choice", "read_mmvp", "read_mmvp_vlm"]  # are read here, too
 
 
 def graded(reply: str) -> bool:

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qformer.canvases import pairs
 from qformer.formats import SUFFIXES
 from qformer.metrics.choice_reply import OPTIONS, parse_choice, split_options
 from qformer.metrics.choice_words import OTHER
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 TABLE = "Questions.csv"
 IMAGES = ("MMVP Images", "MMVP_Images")
 VLM_IMAGES = ("MLLM_VLM Images", "MMVP_VLM_Images", "MMVP_VLM Images", "MLLM_VLM_Images")
+#: Patterns in the order of MMVP-VLM's file, in the words of `evaluate_vlm.py`.
+PATTERNS = tuple(pairs.PATTERNS.values())
 #: Rows, from 1, whose published answer is wrong (tsb0601/MMVP#30, EvolvingLMMs-Lab/lmms-eval#1018), and the right one.
 CORRECTIONS = {100: "a", 280: "a"}
 SHOWN = 3  # missing images that a message names
@@ -242,6 +245,12 @@ class Mmvp:
         return lines
 
 
+def name_kinds(statements: Sequence[Statement]) -> dict[str, str]:
+    """The pattern of each kind in the order of the file: `PATTERNS` where there are nine, else the file's own words."""
+    kinds = list(dict.fromkeys(one.kind for one in statements))
+    return dict(zip(kinds, PATTERNS if len(kinds) == len(PATTERNS) else kinds, strict=True))
+
+
 def read_patterns(path: Path, questions: Sequence[Question]) -> dict[int, str]:
     """Patterns by the number of the question, from a table, or from MMVP-VLM's folder by equal image files.
 
@@ -249,7 +258,9 @@ def read_patterns(path: Path, questions: Sequence[Question]) -> dict[int, str]:
         UsageError: it cannot be read, or tells the pattern of none.
     """
     if path.is_dir():
-        kinds = {_digest(one.image): one.kind for one in read_mmvp_vlm(path)}
+        statements = read_mmvp_vlm(path)
+        names = name_kinds(statements)
+        kinds = {_digest(one.image): names[one.kind] for one in statements}
         found = {one.number: kinds.get(_digest(one.image), "") for one in questions}
     else:
         found = _column(path, ("pattern",))
