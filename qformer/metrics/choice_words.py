@@ -272,8 +272,8 @@ def _word_places(
             if stems[place] in pair.marks[name] and bound:
                 places.append((start, end, name))
     for name in "ab":
-        core = set(pair.words[name]) - LITTLE
-        if not pair.marks[name] and core and core <= set(stems) and not places:
+        core, own = set(pair.words[name]) - LITTLE, set(pair.words[name]) - set(pair.words[OTHER[name]])
+        if not pair.marks[name] and core and core | own <= set(stems) and not places:
             start, end, _ = tokens[next(place for place, stem in enumerate(stems) if stem in core)]
             return [(start, end, name)]
     return places

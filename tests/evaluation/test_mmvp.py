@@ -88,7 +88,7 @@ def test_statements_are_read_under_both_names_of_the_folder(tmp_path: Path, name
     read = read_mmvp_vlm(write_vlm(tmp_path / "vlm", name=name))
     assert [one.number for one in read] == [1, 2, 3, 4]
     assert read[2].prompt == "a photo of a dog, number 3"
-    assert read[3].image.is_file() and read[3].kind == "Camera Perspective"
+    assert (read[3].image.name, read[3].kind) == ("4.jpg", "Camera Perspective")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,12 @@ def test_the_parser_reads_answers_as_a_person_does(half: str, least: int, right:
     assert right / len(rows) >= 0.99
 
 
+def test_the_parser_reads_later_answers_of_a_small_model_less_well() -> None:
+    """Greedy answers of a model of 135 million weights, read and labeled after the parser was done."""
+    rows = labeled("later")
+    assert sum(parse_choice(row["reply"], row["options"]) == row["label"] for row in rows) >= 35
+
+
 def test_the_labeled_answers_are_many_and_a_model_gave_a_hundred() -> None:
     rows = labeled("unseen") + labeled("tuning")
     assert len(rows) >= 500
@@ -204,10 +210,7 @@ def test_pairs_are_scored_by_both_readings_in_three_ways_of_asking(tmp_path: Pat
     (tmp_path / "human.csv").write_text("Index,Answer\n1,(a)\n2,closed\n3,b\n4,")
     (tmp_path / "grades.txt").write_text("yes\nYes\nyes\nyes.\n")
     (tmp_path / "patterns.csv").write_text("Index,Pattern\n1,State\n2,State\n")
-    files = {
-        name: str(tmp_path / f"{name}.{end}")
-        for name, end in (("human", "csv"), ("patterns", "csv"), ("grades", "txt"))
-    }
+    files = {name.split(".")[0]: str(tmp_path / name) for name in ("human.csv", "patterns.csv", "grades.txt")}
     source = sources.build("mmvp", path=str(folder), **files)
     bench = choose("mmvp")
     bench.items(source)
@@ -222,12 +225,8 @@ def test_pairs_are_scored_by_both_readings_in_three_ways_of_asking(tmp_path: Pat
     assert measured.intervals["all"]["parser"] == pytest.approx((0.0945, 0.9055), abs=1e-3)
     assert "answers" not in measured.groups  # these are not MMVP's own rows
     submitted = [json.loads(line) for line in bench.submission(items, {"1": {"said": "Open"}}).splitlines()]
-    assert submitted[0] == {
-        "question_id": 1,
-        "prompt": ROWS[0][0] + " " + ROWS[0][1],
-        "answer": "(a)",
-        "response": "Open",
-    }
+    prompt = "Is the door open? (a) Open (b) Closed"
+    assert submitted[0] == {"question_id": 1, "prompt": prompt, "answer": "(a)", "response": "Open"}
     assert len(submitted) == 4
 
 
@@ -258,9 +257,9 @@ def test_both_label_sets_are_counted_for_mmvp_itself(tmp_path: Path) -> None:
 )
 def test_files_beside_the_questions_are_checked_first(tmp_path: Path, option: str, content: str, told: str) -> None:
     (tmp_path / "beside").write_text(content)
+    options = {"path": str(write_mmvp(tmp_path / "mmvp")), option: str(tmp_path / "beside")}
     with pytest.raises(UsageError, match=told):
-        source = sources.build("mmvp", path=str(write_mmvp(tmp_path / "mmvp")), **{option: str(tmp_path / "beside")})
-        choose("mmvp").items(source)
+        choose("mmvp").items(sources.build("mmvp", **options))
 
 
 def test_patterns_are_taken_from_equal_photos_of_mmvp_vlm(tmp_path: Path) -> None:
