@@ -110,7 +110,7 @@ class StageOneEmbedder(Embedder):
         self.matcher = model
         self.rows, self.width = model.qformer.config.queries, model.config.embed_width
         self.limit = text_limit(model)
-        self.scale = float(1 / model.temp)
+        self.scale = 1 / float(model.temp.detach())
 
     @torch.no_grad()
     def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
