@@ -230,7 +230,7 @@ def _chosen(found: Sequence[Mention]) -> str | None:
 
 
 def _stated(text: str, found: list[Mention]) -> str | None:
-    """What is called the answer, the last time that one is."""
+    """Find what is called the answer, the last time that one is."""
     for mark in reversed(list(STATED.finditer(text))):
         after = text[mark.end() :]
         skipped = len(after) - len(after.lstrip())
@@ -244,7 +244,7 @@ def _stated(text: str, found: list[Mention]) -> str | None:
 
 
 def _opening(text: str, found: list[Mention]) -> str | None:
-    """What the reply opens with, if that stands by itself."""
+    """Find what the reply opens with, if that stands by itself."""
     if not found or found[0].denied or not OPENER.fullmatch(text[: found[0].start]):
         return None
     own = [one for one in found if one.choice == found[0].choice]
@@ -256,7 +256,7 @@ def _opening(text: str, found: list[Mention]) -> str | None:
 
 
 def _concluded(text: str, found: list[Mention]) -> str | None:
-    """What follows a `so` or `therefore`."""
+    """Find what follows a `so` or `therefore`."""
     for mark in reversed(list(CONCLUDING.finditer(text))):
         sentence = SENTENCE.search(text, mark.end())
         own = [one for one in found if mark.end() <= one.start < (sentence.start() + 1 if sentence else len(text))]
@@ -266,7 +266,7 @@ def _concluded(text: str, found: list[Mention]) -> str | None:
 
 
 def _asserted(text: str, found: list[Mention]) -> str | None:
-    """What all says, or the letters, or what is said of something rather than beside it, or else the first sentence."""
+    """Find what all says, or the letters, or what is said of something and not beside it, or the first sentence."""
     real = [one for one in found if not one.unreal] or found
     beside = [one for one in real if not _is_beside(text, one)]
     itself = [one for one in real if ITSELF.search(text, _clause_start(text, one), one.start)]

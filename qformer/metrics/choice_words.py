@@ -96,7 +96,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class OptionPair:
-    """What tells two options apart.
+    """Words that tell two options apart.
 
     Attributes:
         words: of each, in order, as `stem_of` has them, without articles.

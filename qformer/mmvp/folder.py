@@ -223,7 +223,7 @@ class Mmvp:
         return all(words in asked.get(number, "") for number, words in CORRECTED_ROWS.items())
 
     def person(self) -> dict[int, str | None]:
-        """What a person answered, by number; None where nothing can be read."""
+        """Read what a person answered, by number; None where nothing can be read."""
         return {} if self.human is None else read_answers(Path(self.human), self.questions)
 
     def verdicts(self) -> list[str]:

@@ -114,7 +114,7 @@ class StageOneEmbedder(Embedder):
 
     @torch.no_grad()
     def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
-        """By ITM, or None where that was left untrained."""
+        """Log-odds of ITM, or None where that was left untrained."""
         if not self.model.can_match:
             return None
         pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts))).to(self.model.device)
@@ -200,7 +200,7 @@ class BlipEmbedder(Embedder):
 
     @torch.no_grad()
     def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor:
-        """By the head of matching, each image with all texts."""
+        """Log-odds of the head of matching, each image with all texts."""
         pixels = pixels_of(self.processor, images).to(self.model.device)
         tokens = self._tokens(texts)
         rows = [self.model(pixel_values=one.expand(len(texts), -1, -1, -1), **tokens).itm_score for one in pixels]
