@@ -21,7 +21,8 @@ Checkpoint = Annotated[
 Bench = Annotated[
     str,
     typer.Option(
-        help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement, mmvp (stage two); mmvp-vlm (any CLIP); or your own "
+        help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement, mmvp (stage two); "
+        "mmvp-vlm (any CLIP); or your own "
         "as module:Class"
     ),
 ]

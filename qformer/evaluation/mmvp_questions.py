@@ -65,7 +65,7 @@ class Mmvp(Benchmark):
     def predict(
         self, model: VisionLanguageModel, tiles: Tiles, items: Sequence[Sequence[Item]], ask: AskOptions
     ) -> list[Record]:
-        """Let the model answer: what is `said`, with room for a sentence as the original has it, and the `losses` of both options."""
+        """Let the model answer: what is `said`, with room for a sentence, and the `losses` of both options."""
         seen = model.prefix(tiles, [[item.question for item in group] for group in items])
         words = wording("dialogue", ask.preset, model.llm.wording)
         flat = [item for group in items for item in group]
