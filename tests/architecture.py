@@ -23,7 +23,7 @@ FLOORS = (
     ("videos",),
     ("data", "llm", "scenes"),
     ("canvases", "connectors"),
-    ("model",),
+    ("mmvp", "model"),
     ("checkpoints",),
     ("figures", "retrieval"),
     ("evaluation",),

@@ -72,6 +72,7 @@ ONLY_BY = {
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/llm/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
+    "open_clip": {"qformer/retrieval/embedders.py"},
     "lmms_eval": {"qformer/evaluation/harness.py"},
     "gguf": set(),  # transformers imports it
     "onnx": {"qformer/wheels/convert.py"},
