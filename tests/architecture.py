@@ -27,6 +27,7 @@ FLOORS = (
     ("checkpoints",),
     ("figures", "retrieval"),
     ("evaluation",),
+    ("suites",),
     ("commands", "stages", "demo"),
     ("cli",),
     ("__main__", "qformer"),

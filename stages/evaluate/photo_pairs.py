@@ -17,7 +17,6 @@ from rich.table import Table
 from qformer import distributed
 from qformer.data.arguments import pairs as read_options
 from qformer.data.folders import list_images
-from qformer.evaluation.mmvp_statements import PhotoPair, compare_pair, correlate, measure_pairs, pair_up
 from qformer.evaluation.predictions import Predictions
 from qformer.images import read_image
 from qformer.lookup import nearest
@@ -28,6 +27,7 @@ from qformer.stages.evaluate.language import lines
 from qformer.stages.evaluate.retrieval import print_skipped
 from qformer.stages.evaluate.settings import own_device, writable
 from qformer.stages.loop import console
+from qformer.suites.mmvp_statements import PhotoPair, compare_pair, correlate, measure_pairs, pair_up
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformer.evaluation.benchmarks import choose
-from qformer.evaluation.mmvp_statements import MmvpVlm
 from qformer.evaluation.retrieval import Retrieval
 from qformer.stages.evaluate.language import evaluate_language
 from qformer.stages.evaluate.photo_pairs import evaluate_photo_pairs
 from qformer.stages.evaluate.retrieval import evaluate_retrieval
+from qformer.suites.mmvp_statements import MmvpVlm
 
 if TYPE_CHECKING:
     from qformer.stages.evaluate.settings import Settings

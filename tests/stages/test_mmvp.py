@@ -15,9 +15,9 @@ from PIL import Image
 
 from qformer import stages
 from qformer.canvases.pairs import Twins, write_pairs
-from qformer.evaluation.mmvp_statements import compare_pair
 from qformer.images import read_image
 from qformer.retrieval.embedders import load_embedder
+from qformer.suites.mmvp_statements import compare_pair
 from tests.evaluation.test_mmvp import write_vlm
 from tests.tiny_clip import save_tiny_blip_retrieval, save_tiny_clip, save_tiny_siglip
 from tests.workspace import config, make_workspace
