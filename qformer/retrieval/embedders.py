@@ -146,7 +146,7 @@ class ClipEmbedder(Embedder):
 
     def fingerprint(self) -> str:
         sizes = [getattr(self.processor, name, None) for name in ("size", "crop_size", "image_mean", "image_std")]
-        return _digest(self.model, f"{self.model.config.model_type} {sizes}")
+        return digest_weights(self.model, f"{self.model.config.model_type} {sizes}")
 
 
 def as_embedder(model: Embedder | ImageTextModel) -> Embedder:
@@ -156,10 +156,11 @@ def as_embedder(model: Embedder | ImageTextModel) -> Embedder:
 
 def fingerprint(model: ImageTextModel) -> str:
     """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
-    return _digest(model, repr(model.frontend.strategy))
+    return digest_weights(model, repr(model.frontend.strategy))
 
 
-def _digest(model: nn.Module, about: str) -> str:
+def digest_weights(model: nn.Module, about: str) -> str:
+    """Digest of the shapes and some numbers of all tensors, as fp16, and of a text; 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(about.encode())
     for name, tensor in sorted(model.state_dict().items()):
