@@ -24,6 +24,7 @@ class KeptAnswers:
 
     Attributes:
         new, known: answers that were given now, and that were there already.
+        on_answers: is told how many have come, those from the file too; it may be changed.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class KeptAnswers:
             file: lines of JSON; made with the first answer.
             identity: all that answers depend on besides picture and question, such as the model and its weights.
             batch: questions that are asked, and written, at once.
-            on_answers: is told how many have come, those from the file too.
+            on_answers: see the attribute.
         """
-        self._ask, self._file, self._batch, self._tell = ask, file, batch, on_answers
+        self._ask, self._file, self._batch, self.on_answers = ask, file, batch, on_answers
         self._whose = json.dumps(dict(identity), sort_keys=True)
         self._answers: dict[str, str] = {}
         if file.is_file():
@@ -66,7 +67,7 @@ class KeptAnswers:
         ids = [self._id(image, question) for image, question in zip(images, questions, strict=True)]
         places = {id_: place for place, id_ in enumerate(ids) if id_ not in self._answers}
         self.known += sum(id_ in self._answers for id_ in ids)
-        self._tell(len(ids) - len(places))
+        self.on_answers(len(ids) - len(places))
         todo = list(places.items())
         for start in range(0, len(todo), self._batch):
             part = todo[start : start + self._batch]
@@ -76,7 +77,7 @@ class KeptAnswers:
                     append_record(self._file, {"id": id_, "question": questions[place], "answer": answer})
                 self._answers[id_] = answer
             self.new += len(part)
-            self._tell(len(part))
+            self.on_answers(len(part))
         return [self._answers[id_] for id_ in ids]
 
     def _id(self, image: Image.Image, question: str) -> str:
