@@ -124,7 +124,7 @@ def test_a_server_that_fails_costs_nothing_that_is_finished(
 
 
 def test_a_server_that_lies_is_counted(stand_in: StandIn, tmp_path: Path) -> None:
-    stand_in.answer = lambda *_: "<script>alert(1)</script> as an AI model I love you \x1b[31m" + "9" * 5000
+    stand_in.answer = lambda *_: "<script>alert('x')</script> as an AI model I love you \x1b[31m" + "9" * 5000
     found = json.loads(command("probe", "--server", stand_in.url, *SMALL, "--json", "-o", tmp_path))
     assert found["counting_position"]["mean"] == [[None] * 3] * 3
     assert found["counting_position"]["answers"] == {"none": 9}
@@ -146,10 +146,9 @@ def test_a_checkpoint_and_another_strategy(tmp_path: Path) -> None:
 def test_a_model_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     oracle = with_processor(make_llava(tmp_path / "llava", [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]))
-    words = ("--only", "padding", *SMALL, "--json", "-o", tmp_path / "out")
+    words = ("--only", "counting-position", *SMALL, "--json", "-o", tmp_path / "out")
     found = json.loads(command("probe", "--model", oracle.folder, *words))
-    assert all(0 <= share <= 1 for one in found["padding"].values() for share in one.values())
-    assert found["answers"]["new"] == 72
+    assert sum(found["counting_position"]["answers"].values()) == found["answers"]["new"] == 9
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,12 @@ def probe(settings: Settings) -> None:
     if isinstance(asked, Checkpoint):
         strategies = {settings.strategy or _name_of(asked.strategy): asked.strategy}
     tile = settings.tile or (asked.tile if isinstance(asked, Checkpoint) else probes.TILE)
-    name = settings.checkpoint or settings.model or settings.server or ", ".join(strategies)
+    name = (
+        settings.checkpoint
+        or settings.model
+        or settings.server
+        or ("all strategies" if settings.every else next(iter(strategies)))
+    )
     result: dict[str, Any] = {"name": name, "tile": tile, "seed": settings.seed}
     if settings.output is not None:
         with writing(settings.output):

@@ -20,8 +20,7 @@ SHOWN = 7  # answers with a color of their own
 DPI = 110
 STYLE = """
 .figure { display: block; width: 100%; max-width: 760px; height: auto; border-radius: 6px; margin: 8px 0; }
-.mark { color: var(--wrong); }
-td.wrap, .wide td:last-child { white-space: normal; }
+.mark { color: var(--wrong); } td { white-space: nowrap; }
 """
 
 
@@ -43,7 +42,8 @@ def heat_map(mean: Sequence[Sequence[float | None]], truth: int) -> Image.Image:
         text = "-" if np.isnan(value) else f"{value:.1f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=15, color="white" if dark else "black")
     axis.set(title=f"mean answer; {truth} is right", xticks=[], yticks=[], xlabel="where the objects are")
-    figure.colorbar(shown, shrink=0.8)
+    bar = figure.colorbar(shown, shrink=0.8)
+    bar.ax.set_ylim(max(0.0, truth - spread), truth + spread)
     return _drawn(figure)
 
 
@@ -108,7 +108,7 @@ def attack_table(padding: Mapping[str, Mapping[str, float]]) -> tuple[list[str],
     """Head and rows of the shares that were fooled, by the side asked for."""
     sides = list(next(iter(padding.values())))
     names = {"<1:1": "narrower than high", ">1:1": "wider than high"}
-    rows = [[names.get(kind, kind), *(f"{100 * one[side]:.1f} %" for side in sides)] for kind, one in padding.items()]
+    rows = [[names.get(kind, kind), *(f"{one[side]:.1%}" for side in sides)] for kind, one in padding.items()]
     return ["rectangle", *sides], rows
 
 
@@ -132,10 +132,10 @@ def geometry_table(
 
 
 def answers_in_words(answers: Mapping[str, int]) -> str:
-    """Write a distribution, the commonest first: `4 66.1 %, 5 16.6 %, no number 2.0 %`."""
+    """Write a distribution, the commonest first: `4: 66.1%, 5: 16.6%, no number: 2.0%`."""
     asked = max(sum(answers.values()), 1)
     ordered = sorted(answers.items(), key=lambda pair: -pair[1])
-    return ", ".join(f"{'no number' if one == NONE else one} {100 * count / asked:.1f} %" for one, count in ordered)
+    return ", ".join(f"{'no number' if one == NONE else one}: {count / asked:.1%}" for one, count in ordered)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Image.Image]:
