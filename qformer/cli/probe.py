@@ -21,50 +21,59 @@ class Probe(Enum):
     geometry = "geometry"
 
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CKPT] [KEY=VALUE]...",
+        help="stage-two checkpoint: run, .pth, release, folder or hub id; and options of --strategy, such as size=120",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="instead: an image-text-to-text model of transformers, by name or folder; with --server, its name there"
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="instead: an OpenAI-compatible server, such as http://localhost:8000/v1; its key is read from the "
+        "environment variable QFORMER_API_KEY",
+    ),
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="measure this strategy without a model; with CKPT: cut pictures by it, not as in training"),
+]
+Every = Annotated[bool, typer.Option("--all", help="measure all strategies, without a model")]
+Only = Annotated[Probe | None, typer.Option(help="one probe; by default all that can be made")]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="side of the tiles that pictures are made for; by default that of CKPT, or 512", min=32),
+]
+Repeats = Annotated[
+    int | None, typer.Option(help="pictures of a kind; by default 15 by position, 30 by size, 5 of padding", min=1)
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="folder for numbers, pictures, the page and the answers"),
+]
+
+
 def probe(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CKPT] [KEY=VALUE]...",
-            help="stage-two checkpoint: run, .pth, release, folder or hub id; and options of --strategy, "
-            "such as size=120",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="instead: an image-text-to-text model of transformers, by name or folder; with --server, its "
-            "name there"
-        ),
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="instead: an OpenAI-compatible server, such as http://localhost:8000/v1; its key is read from the "
-            "environment variable QFORMER_API_KEY",
-        ),
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(help="measure this strategy without a model; with CKPT: cut pictures by it, not as in training"),
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="measure all strategies, without a model")] = False,
-    only: Annotated[Probe | None, typer.Option(help="one probe; by default all that can be made")] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(help="side of the tiles that pictures are made for; by default that of CKPT, or 512", min=32),
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="pictures of a kind; by default 15 by position, 30 by size, 5 of padding", min=1)
-    ] = None,
+    words: Words = None,
+    model: Model = None,
+    server: Server = None,
+    strategy: Strategy = None,
+    every: Every = False,
+    only: Only = None,
+    tile: Tile = None,
+    repeats: Repeats = None,
     seed: Annotated[int, typer.Option(help="equal seeds draw equal pictures", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="questions at once", min=1)] = 16,
     timeout: Annotated[float, typer.Option(help="seconds for a reply of the server", min=0.1)] = 120.0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="folder for numbers, pictures, the page and the answers"),
-    ] = None,
+    output: Output = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, one object")] = False,
     device: Device = None,
     quantize: Quantize = None,
@@ -77,12 +86,7 @@ def probe(
     """
     from qformer.commands import probing
 
-    options = [word for word in words or [] if "=" in word and not Path(word).exists()]
-    paths = [word for word in words or [] if word not in options]
-    if len(paths) > 1:
-        from qformer.types import UsageError
-
-        raise UsageError(f"'{paths[0]}' and '{paths[1]}' were given; give one checkpoint")
+    paths, options = probing.split_words(words or [])
     settings = probing.Settings(
         checkpoint=paths[0] if paths else None,
         model=model,

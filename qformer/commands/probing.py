@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,8 +28,6 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections import Counter
-    from pathlib import Path
-
     from PIL import Image
 
     from qformer.resolution.base import ResolutionStrategy
@@ -61,6 +60,19 @@ class Settings:
     device: str | None = None
     quantize: str | None = None
     trust: bool = False
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """At most one checkpoint, and options of a strategy, which are `key=value` and no file.
+
+    Raises:
+        UsageError: several checkpoints.
+    """
+    options = [word for word in words if "=" in word and not Path(word).exists()]
+    paths = [word for word in words if word not in options]
+    if len(paths) > 1:
+        raise UsageError(f"'{paths[0]}' and '{paths[1]}' were given; give one checkpoint")
+    return paths, options
 
 
 def probe(settings: Settings) -> None:
