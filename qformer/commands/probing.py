@@ -28,6 +28,7 @@ from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections import Counter
+
     from PIL import Image
 
     from qformer.resolution.base import ResolutionStrategy
