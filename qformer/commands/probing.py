@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +166,7 @@ def _ask(settings: Settings, asked: Any, file: Path, tile: int) -> dict[str, Any
         for name in wanted:
             run, total = _probe(name, settings, tile)
             task = bar.add_task(f"asking ({name})", total=total)
-            kept.on_answers = lambda number, task=task: bar.advance(task, number)
+            kept.on_answers = partial(bar.advance, task)
             found |= run(kept)
     return found | {"answers": {"new": kept.new, "kept": kept.known}}
 
