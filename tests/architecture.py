@@ -26,6 +26,7 @@ FLOORS = (
     ("mmvp", "model"),
     ("checkpoints",),
     ("figures", "retrieval"),
+    ("answering",),
     ("evaluation",),
     ("suites",),
     ("commands", "stages", "demo"),

@@ -30,6 +30,7 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 3300}
 ONLY_BY = {
     "transformers": {
+        "qformer/answering/models.py",
         "qformer/checkpoints/hugging_face.py",
         "qformer/checkpoints/internvl.py",
         "qformer/checkpoints/onevision.py",

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from qformer.cli import evaluate, gallery, hub, language, page, tiles, towers, train
+from qformer.cli import evaluate, gallery, hub, language, page, probe, tiles, towers, train
 
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
@@ -39,6 +39,7 @@ app.command()(language.caption)
 app.command()(language.ask)
 app.command()(train.capfilt)
 app.command()(tiles.tiles)
+app.command()(probe.probe)
 app.command()(train.convert)
 app.command()(page.demo)
 

@@ -171,7 +171,7 @@ class ClipEmbedder(Embedder):
 
     def fingerprint(self) -> str:
         sizes = [getattr(self.processor, name, None) for name in ("size", "crop_size", "image_mean", "image_std")]
-        return digest_of(self.model, f"{self.model.config.model_type} {sizes}")
+        return digest_weights(self.model, f"{self.model.config.model_type} {sizes}")
 
 
 class BlipEmbedder(Embedder):
@@ -212,7 +212,7 @@ class BlipEmbedder(Embedder):
         return {name: read[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 
     def fingerprint(self) -> str:
-        return digest_of(self.model, "blip")
+        return digest_weights(self.model, "blip")
 
 
 class OpenClipEmbedder(Embedder):
@@ -265,7 +265,7 @@ class OpenClipEmbedder(Embedder):
         return int(self.tokenizer(texts).ne(0).all(dim=1).sum())
 
     def fingerprint(self) -> str:
-        return digest_of(self.model, "open_clip")
+        return digest_weights(self.model, "open_clip")
 
 
 def as_embedder(model: Embedder | ImageTextModel) -> Embedder:
@@ -275,10 +275,11 @@ def as_embedder(model: Embedder | ImageTextModel) -> Embedder:
 
 def fingerprint(model: ImageTextModel) -> str:
     """The same for the same weights whatever their dtype: of the shapes and some numbers of all tensors, as fp16."""
-    return digest_of(model, repr(model.frontend.strategy))
+    return digest_weights(model, repr(model.frontend.strategy))
 
 
-def digest_of(model: nn.Module, about: str) -> str:
+def digest_weights(model: nn.Module, about: str) -> str:
+    """Digest of the shapes and some numbers of all tensors, as fp16, and of a text; 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(about.encode())
     for name, tensor in sorted(model.state_dict().items()):

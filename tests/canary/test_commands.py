@@ -155,6 +155,8 @@ def test_captions_and_answers(space: Path, kind: str) -> None:
 
 def test_every_strategy_cuts_a_picture(space: Path) -> None:
     plans = json.loads(command("tiles", space / "0.png", "--all", "--json"))
+    probed = json.loads(command("probe", "--all", "--json"))["geometry"]
+    assert list(probed) == [plan["strategy"] for plan in plans]
     assert {plan["strategy"] for plan in plans} >= {"fixed", "uhd", "internvl", "anyres", "oryx", "qwen2vl"}
     assert all(plan["tokens"] > 0 for plan in plans)
 
