@@ -220,6 +220,7 @@ DIGITS = 12  # of a digest, behind the `@` of a name
 VERSIONS = {
     "bert": ("1e19848cebff261df3bd958735b81e93",),
     "vit": ("edecbfea1fb3b4496744929cfdecacc3",),
+    "vit_native": ("979ee65271f30960144a9eb7fbfaba5b",),
     "opt": ("8508efe7f0ea1d2fb95efb95095c00b4",),
     "t5": ("b70ea5f12b8726855fd49353312343ea",),
 }
