@@ -155,7 +155,7 @@ def quantiles(rows: Rows, shares: Sequence[float], seed: int = 0) -> list[float]
         UsageError: fewer than two rows, a share outside 0 to 1, or a vector that is zero or not finite.
     """
     if len(rows) < 2:
-        raise UsageError(f"there is no pair in {len(rows)} rows of embeddings, so no quantile; give two pictures or more")
+        raise UsageError(f"there is no pair in {len(rows)} rows of embeddings, and so no quantile; give two or more")
     for share in shares:
         if not 0 <= share <= 1:
             raise UsageError(f"{share} is no quantile; give one from 0 to 1, such as 0.999")
