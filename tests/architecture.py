@@ -25,7 +25,7 @@ FLOORS = (
     ("canvases", "connectors"),
     ("model",),
     ("checkpoints",),
-    ("figures", "retrieval"),
+    ("answering", "figures", "retrieval"),
     ("evaluation",),
     ("commands", "stages", "demo"),
     ("cli",),

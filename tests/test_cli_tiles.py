@@ -39,6 +39,7 @@ def test_numbers_of_every_strategy(photo: Path) -> None:
         cost = usual(plan)
         assert one.pop("estimated") == cost.machine
         assert one == {
+            "exposed": made(name).exposed,
             "image": [640, 480],
             "grid": list(plan.grid),
             "tiles": len(plan.tiles),
@@ -54,6 +55,7 @@ def test_numbers_of_every_strategy(photo: Path) -> None:
     assert {name: one["useful"] for name, one in found.items() if one["useful"] < 1} == {
         "pad_square": 0.75,
         "anyres": 0.75,
+        "overlap512": 0.9375,
     }
 
 
@@ -81,7 +83,14 @@ def test_the_drawing_shows_strategies_side_by_side(photo: Path, tmp_path: Path) 
 def test_strips_are_drawn_and_strategies_that_refuse_them_are_named(thin: Path, tmp_path: Path) -> None:
     code, out, err = outcome("tiles", thin, "-o", tmp_path / "thin.png")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["fixed", "pad_square", "uhd", "internvl", "anyres"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [
+        "fixed",
+        "pad_square",
+        "uhd",
+        "internvl",
+        "anyres",
+        "overlap512",
+    ]
     assert [line.split(":")[1].strip() for line in err.splitlines()] == ["oryx", "qwen2vl"]
     assert Image.open(tmp_path / "thin.png").height > 1000
 

@@ -17,7 +17,8 @@ def tiles(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="fixed, pad_square, uhd, internvl, anyres, oryx, qwen2vl, or your own as module:Class; by default all"
+            help="fixed, pad_square, uhd, internvl, anyres, oryx, qwen2vl, overlap512, or your own as module:Class; "
+            "by default all"
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="all strategies side by side")] = False,

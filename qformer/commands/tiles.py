@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Reading = Callable[[int, int], Read]
 
 HEAD = ("strategy", "grid", "tiles", "size of a tile", "tokens", "markers", "useful", "GFLOP: encoder", "in all")
+EXPOSED = "there to be exposed"
 
 
 class System(Protocol):
@@ -83,7 +84,8 @@ def show(
             refused.append(UsageError(f"{name}: {bad}"))
             continue
         if output is not None:
-            cards.append(drawing.draw(picture, plan, Path(name).stem if systems else name, cost))
+            title = Path(name).stem if systems else name
+            cards.append(drawing.draw(picture, plan, f"{title}: {EXPOSED}" if own.get("exposed") else title, cost))
         records.append(own | record(own["strategy"], plan, cost))
     if not records:
         raise refused[0]
@@ -103,7 +105,7 @@ def _strategies(strategy: str | None, words: list[str], machine: Machine) -> dic
 
         def read(width: int, height: int, name: str = name, rule: ResolutionStrategy = rule) -> Read:
             plan = rule.plan(width, height)
-            return plan, {"strategy": name}, usual(plan, machine)
+            return plan, {"strategy": name, "exposed": rule.exposed}, usual(plan, machine)
 
         found[name] = read
     return found
@@ -145,6 +147,7 @@ def _options(names: list[str], given: dict[str, Any]) -> dict[str, dict[str, Any
 def record(name: str, plan: Plan, cost: Cost) -> dict[str, Any]:
     """Numbers of a plan, as `--json` prints them.
 
+    A strategy's record also says which fault it is there to show, in `exposed`; empty for one that is there to be used.
     `sizes` are (width, height) of each tile in reading order, and `useful` is a share in 0..1. Costs are of the model
     of the configuration, or else of one model for all strategies (`qformer.figures.cost.usual`): `gflops` of the image
     encoder on these tiles, and `first_token_seconds`, which are estimated, by the rates that `estimated` names.
@@ -169,7 +172,8 @@ def record(name: str, plan: Plan, cost: Cost) -> dict[str, Any]:
 def table(records: list[dict[str, Any]]) -> str:
     """The same as lines of text."""
     rates = "; ".join(dict.fromkeys(one["estimated"] for one in records))
-    rows = [(*HEAD, f"first token, estimated ({rates})")]
+    faulty = any(one.get("exposed") for one in records)
+    rows = [(*HEAD, f"first token, estimated ({rates})", "remark" * faulty)]
     for one in records:
         sizes = " and ".join(f"{w} x {h}" for w, h in dict.fromkeys(map(tuple, one["sizes"])))
         rows.append(
@@ -184,6 +188,7 @@ def table(records: list[dict[str, Any]]) -> str:
                 f"{one['gflops']:,.0f}",
                 f"{sum(one[key] for key in ('gflops', 'connector_gflops', 'prefill_gflops')):,.0f}",
                 in_words(one["first_token_seconds"]),
+                f"{EXPOSED}: {one['exposed']}" if one.get("exposed") else "",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -22,6 +22,7 @@ STRATEGIES: dict[str, Any] = {
     "anyres": "qformer.resolution.anyres:AnyRes",
     "oryx": "qformer.resolution.oryx:Oryx",
     "qwen2vl": "qformer.resolution.qwen2vl:Qwen2VL",
+    "overlap512": "qformer.resolution.overlap:Overlap512",
 }
 
 

@@ -40,6 +40,7 @@ class ResolutionStrategy(ABC):
     Attributes:
         exact: let `cut_all` resize as Pillow does, to the last bit; otherwise it is faster, see `resize`.
         reduced_by: options that lower the number of tiles or tokens, for messages.
+        exposed: the fault that a strategy is there to show, in lists and to probes; empty: it is there to be used.
         between: text of the language model between the pictures and clips of a row.
         max_frames: frames that `sample` takes of a clip; more than these are thinned out evenly.
 
@@ -49,6 +50,7 @@ class ResolutionStrategy(ABC):
 
     exact: ClassVar[bool] = False
     reduced_by: ClassVar[str] = ""
+    exposed: ClassVar[str] = ""
     between = ""
     max_frames: int | None = 32
 

@@ -23,6 +23,7 @@ class PadSquare(ResolutionStrategy):
 
     exact: ClassVar[bool] = True
     reduced_by: ClassVar[str] = "size, or for clips max_frames,"
+    exposed: ClassVar[str] = "its padding has a color that models mistake for no color at all"
     size: int = 336
     patch: int = 14
     fill: tuple[int, int, int] = (122, 116, 104)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -16,26 +15,16 @@ from qformer.config import load_config
 from qformer.demo import app, backend, server
 from qformer.scenes.scenes import Scenes
 from tests.demo.visitor import Visitor
+from tests.local_network import no_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qformer.model.vision_language import VisionLanguageModel
 
+__all__ = ["no_network"]  # in place of the one for all tests
+
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the one for all tests: a browser and a server meet on this machine; other addresses raise."""
-    connect = socket.socket.connect
-
-    def guard(self: socket.socket, address: Any) -> Any:
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise RuntimeError(f"a test tried to reach the network: {address}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", guard)
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,7 @@ QWEN2VL: dict[SIZE, SIZE | None] = {
     (20000, 99): None,
 }
 
-EVERY = ("fixed", "pad_square", "uhd", "internvl", "anyres", "oryx", "qwen2vl")
+EVERY = ("fixed", "pad_square", "uhd", "internvl", "anyres", "oryx", "qwen2vl", "overlap512")
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000)) | st.tuples(st.integers(1, 20000), st.integers(1, 20000))
 
 
@@ -362,7 +362,7 @@ def test_pad_square_keeps_the_aspect_ratio(size: SIZE) -> None:
     assert (plan.overview, plan.tokens, plan.markers) == (0, 576, 0)
 
 
-@given(st.sampled_from(EVERY), SIZES)
+@given(st.sampled_from([name for name in EVERY if name != "overlap512"]), SIZES)
 @settings(max_examples=700, deadline=None)
 def test_tiles_cover_the_picture_exactly_once_in_reading_order(name: str, size: SIZE) -> None:
     """The tiles of the fine view are the cells of a grid over one canvas, which holds the whole content."""
