@@ -17,7 +17,7 @@ Ask = Callable[[list[Image.Image], list[str]], list[str]]
 
 GAP = 16  # pixels between the pictures
 SIDE = 512  # of each picture, at most
-IN_A_ROW = 3  # requests that fail before a server is given up
+IN_A_ROW = 2  # requests that fail before a server is given up
 KEPT = 500  # characters of a reply
 
 
