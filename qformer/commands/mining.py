@@ -263,14 +263,14 @@ def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, k
 
     with Bar(console=console) as bar:
         task = bar.add_task(
-            "pairs compared", total=compared(mining.count_stripes(count)), completed=compared(len(done))
+            "pairs compared", total=compared(mining.count_stripes(count, block)), completed=compared(len(done))
         )
 
         def report(part: Part) -> None:
             append_record(file, part._asdict())
             bar.update(task, completed=compared(part.stripe + 1))
 
-        return mining.search(*vectors, thresholds, MOST, device=device, done=done, report=report)
+        return mining.search(*vectors, thresholds, MOST, block, device, done, report)
 
 
 def _done(file: Path, key: str) -> list[Part]:

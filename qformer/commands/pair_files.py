@@ -184,9 +184,10 @@ class PairFiles:
             f"near: {near['encoder']} ({near['pooling']}), above {near['above']:.4g}; far: {far['encoder']} "
             f"({far['pooling']}), below {far['below']:.4g}; {self.record['pairs']:,} pairs of "
             f"{self.record['images']:,} pictures, the widest gaps first, {len(shown):,} here.",
-            "Write a question with two options that both pictures answer, differently, and mark what is true of each: "
-            f"that makes {QUESTIONS}. Where questions stand already, mark what you see: that makes answers.csv, a "
-            "person's row beside the models'.",
+            "To ask: write a question with two options to which the pictures give different answers, mark what is "
+            f"true of each picture, and save the questions as {QUESTIONS} beside this page. To answer: open the page "
+            "that the same command writes then, mark what you see, and save the answers: a person's row beside the "
+            "models'.",
         ]
         key = hashlib.sha256(json.dumps([[one.key for one in self.shown], filled]).encode()).hexdigest()[:16]
         return blind_sheet("Pairs that one encoder does not tell apart", notes, self.counts(), shown, PATTERNS, key)

@@ -31,25 +31,28 @@ button { font: inherit; color: var(--ink); background: var(--raised); border: 1p
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; max-width: 760px; }
 figure { margin: 0; min-width: 0; } figure img { width: 100%; aspect-ratio: 1; object-fit: contain; display: block;
   background: var(--raised); border-radius: 6px; }
-figcaption { font-size: 13px; margin: 6px 0 0; }
+figcaption { font-size: 13px; margin: 6px 0 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.asks { font-size: 17px; margin: 0 0 10px; } .asks:empty { display: none; } td:first-child { white-space: nowrap; }
 fieldset { border: 0; padding: 0; margin: 4px 0 0; display: flex; flex-wrap: wrap; gap: 0 16px; min-width: 0; }
 fieldset label { display: flex; gap: 6px; align-items: baseline; min-height: 36px; padding: 6px 0; }
 .write { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 12px; max-width: 760px; margin: 10px 0 0; }
 .write label { font-size: 13px; color: var(--soft); min-width: 0; } .write .whole { grid-column: 1 / -1; }
 input[type=text], select { font: inherit; color: var(--ink); background: var(--back); border: 1px solid var(--line);
   border-radius: 6px; padding: 7px 9px; width: 100%; min-height: 40px; }
-@media (max-width: 560px) { .write { grid-template-columns: 1fr; } .bar button { flex: 1 1 40%; } }
+@media (max-width: 560px) { .pair { scroll-margin-top: 130px; }
+  .write { grid-template-columns: 1fr; } .bar button { flex: 1 1 40%; } }
 """
 
 PAIRS = sheet.ENVIRONMENT.from_string("""\
 <form id=pairs data-key='{{ key }}' autocomplete=off onsubmit='return false'>
 <div class=bar><output id=told aria-live=polite></output>
-<button type=button id=questions>Save Questions.csv</button>
-<button type=button id=answers>Save answers.csv</button></div>
+<button type=button id=questions>Save questions</button>
+<button type=button id=answers>Save answers</button></div>
 {% for pair in pairs %}
 {% set p = loop.index %}
 <section class=pair id=pair{{ p }}><h2>Pair {{ p }}<span>near {{ "%.3f" | format(pair.near) }}</span>
   <span>far {{ "%.3f" | format(pair.far) }}</span>{% if pair.pattern %}<span>{{ pair.pattern }}</span>{% endif %}</h2>
+<p class=asks data-says=question></p>
 <div class=two>
   {% for image in pair.images %}
   {% set row = 2 * p - 2 + loop.index %}
