@@ -303,6 +303,5 @@ def _report(files: PairFiles, settings: MiningSettings) -> None:
     )
     console.print(files.table())
     if record["skipped"]:
-        print(
-            f"qformer: skipped {record['skipped']:,} pictures; see {files.folder / pair_files.SKIPPED}", file=sys.stderr
-        )
+        file = files.folder / pair_files.SKIPPED
+        print(f"qformer: pictures skipped: {record['skipped']:,}; see {file}", file=sys.stderr)
