@@ -56,8 +56,8 @@ class BackboneConfig(Section):
         vocab_size: size of the WordPiece (BERT), byte-level BPE (OPT, CLIP) or word BPE (T5) tokenizer trained on the
             captions.
         positions: positions of an OPT, 512 by default; those of a T5 are relative.
-        start: OPT or T5 to go on from instead of random weights, a folder or the name of a tower. It has the same
-            sizes, but can have other words and fewer positions.
+        start: tower to go on from instead of random weights, a folder or a name: an OPT or T5 of the same sizes, which
+            can have other words and fewer positions; for the source `views`, a ViT of the same sizes.
     """
 
     kind: Literal["vit", "rope", "clip", "bert", "opt", "t5"]
@@ -78,7 +78,7 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _has_no_use(self) -> Self:
-        for key, kinds in (("positions", ("opt",)), ("start", ("opt", "t5"))):
+        for key, kinds in (("positions", ("opt",)), ("start", ("vit", "rope", "opt", "t5"))):
             if getattr(self, key) is not None and self.kind not in kinds:
                 raise ValueError(
                     f"backbone.{key} is an option of backbone.kind {' and '.join(kinds)}, not of {self.kind}; leave it "
@@ -368,7 +368,10 @@ class Config(Section):
                 raise ValueError(
                     f"stage '{self.stage}' cannot train backbone.kind '{self.backbone.kind}'; change one of them"
                 )
-            if self.stage == "vision" and self.backbone.text is None and self.backbone.learns_from_text:
+            views = self.data.train.name == "views"
+            if self.backbone.start is not None and self.stage == "vision" and (not views or self.backbone.mask):
+                raise ValueError("backbone.start of an image encoder is for the source views without backbone.mask")
+            if self.backbone.text is None and self.backbone.learns_from_text and not views:
                 raise ValueError(
                     "stage 'vision' trains against a text tower; add backbone.text, a BERT folder or hub id"
                 )

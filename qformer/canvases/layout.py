@@ -152,7 +152,7 @@ def compose(
             break
     looks = [(own[group], bool(rng.random() < HOLLOW), pick(rng, DIRECTIONS)) for group in range(len(groups))]
     words = _draw_words(rng, [looks[group] for group in members], told)
-    ground = _draw_ground(rng, split)
+    ground = draw_ground(rng, split)
     items = []
     for (left, top), group, word in zip(corners, members, words, strict=True):
         side, hollow, direction = looks[group]
@@ -188,7 +188,7 @@ def _draw_words(
     return [word if one and rng.random() < WRITTEN else None for one, word in zip(fit, words, strict=False)]
 
 
-def _draw_ground(rng: np.random.Generator, split: str) -> int:
+def draw_ground(rng: np.random.Generator, split: str) -> int:
     """Draw a shade of gray that no other split has; `any`, for texts alone, takes all."""
     if split not in SHADES:
         return int(rng.integers(GROUND[0], GROUND[1] + 1))

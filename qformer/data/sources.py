@@ -34,6 +34,7 @@ SOURCES: dict[str, Any] = {
     "vqa": "qformer.data.questions:Vqa",
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
+    "naturalbench": "qformer.data.natural:NaturalBench",
     "scenes": "qformer.scenes.scenes:Scenes",
     "canvases": "qformer.canvases.source:Canvases",
     "twins": "qformer.canvases.pairs:Twins",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from qformer.data.base import Source
+    from qformer.metrics.shares import Score
     from qformer.types import Sample, Tiles
 
 BENCHMARKS: dict[str, Any] = {
@@ -36,11 +37,19 @@ BENCHMARKS: dict[str, Any] = {
     "gqa": "qformer.evaluation.tasks:Gqa",
     "choice": "qformer.evaluation.tasks:MultipleChoice",
     "statement": "qformer.evaluation.tasks:Statement",
+    "naturalbench": "qformer.evaluation.eyes:NaturalBench",
+    "cvbench": "qformer.evaluation.eyes:CvBench",
+    "blindtest": "qformer.evaluation.eyes:BlindTest",
+    "hallusionbench": "qformer.evaluation.eyes:HallusionBench",
+    "docvqa": "qformer.evaluation.documents:DocVqa",
+    "chartqa": "qformer.evaluation.documents:ChartQa",
+    "ocrbench": "qformer.evaluation.documents:OcrBench",
 }
 #: Columns by which results are told apart where the data have them.
 COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
 #: Where records say what a submission calls them, the likeliest first.
 QUESTION_IDS = ("question_id", "questionId", "qid", "id")
+ALL = "all"  # label of the first row of the table
 VIZWIZ = "VizWiz_"  # in front of names of images, which are all that its questions are known by
 Record = dict[str, Any]
 
@@ -113,12 +122,16 @@ class Measured:
         each: of every item the score that counts most.
         groups: by column, then by its value: `count`, and scores as in `total`.
         missing: scores that could not be computed, with the reason.
+        intervals: by row of the table, `all` or `column: value`, the 95 % interval of each score that has one.
+        notes: sentences below the table, such as a count that is published in place of a share.
     """
 
     total: dict[str, float]
     each: list[float]
     groups: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Benchmark(ABC):
@@ -130,6 +143,7 @@ class Benchmark(ABC):
         writes: whether the model writes texts, so that beams mean something. False where it compares given ones.
         lemmatizes: whether answers may be compared by their lemmas.
         truth: what is lacking where nothing can be scored.
+        source: data source that is meant where none is named.
     """
 
     stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
@@ -137,6 +151,7 @@ class Benchmark(ABC):
     writes: ClassVar[bool] = True
     lemmatizes: ClassVar[bool] = False
     truth: ClassVar[str] = "answers"
+    source: ClassVar[str] = "jsonl"
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:
@@ -284,16 +299,55 @@ def mean_scores(items: Sequence[Item], shares: Mapping[str, list[float]], by: st
     return Measured(means(range(len(items))), next(iter(shares.values())), by_column(items, by, means))
 
 
+def measure_scores(
+    items: Sequence[Item], scores: Mapping[str, Score], each: list[float], by: str | None, columns: Sequence[str]
+) -> Measured:
+    """Means of scores with their intervals, of all items and by value of each of `columns` and `by`.
+
+    Args:
+        scores: by name; their units count rows of `items`.
+        each: of every item the score that counts most.
+    """
+    measured = Measured({}, each)
+
+    def means(rows: Sequence[int], label: str) -> dict[str, float]:
+        own = frozenset(rows)
+        parts = {name: score.within(own) for name, score in scores.items()}
+        found = {name: mean for name, part in parts.items() if (mean := part.mean) is not None}
+        measured.intervals[label] = {name: ends for name in found if (ends := parts[name].interval()) is not None}
+        return found
+
+    measured.total = means(range(len(items)), ALL)
+    for column, values in rows_by_column(items, by, columns).items():
+        measured.groups[column] = {
+            value: {"count": len(own)} | means(own, f"{column}: {value}") for value, own in values.items()
+        }
+    for name in [name for name in scores if name not in measured.total]:
+        lacking = ", ".join(map(str, scores[name].lacking))
+        measured.missing[name] = f"the data have nothing of {lacking}" if lacking else "nothing of it is complete"
+    return measured
+
+
 def by_column(
     items: Sequence[Item], by: str | None, score: Callable[[list[int]], dict[str, float]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Groups as in `Measured`: for each of `COLUMNS`, and `by`, the score of the rows that have each of its values."""
-    groups: dict[str, dict[str, dict[str, float]]] = {}
-    for column in [*COLUMNS, *([by] if by and by not in COLUMNS else [])]:
+    return {
+        column: {value: {"count": len(own)} | score(own) for value, own in values.items()}
+        for column, values in rows_by_column(items, by).items()
+    }
+
+
+def rows_by_column(
+    items: Sequence[Item], by: str | None, columns: Sequence[str] = COLUMNS
+) -> dict[str, dict[str, list[int]]]:
+    """Rows of the items that have each value of each of `columns`, and of `by`; without columns of one value."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for column in [*columns, *([by] if by and by not in columns else [])]:
         rows: dict[str, list[int]] = defaultdict(list)
         for row, item in enumerate(items):
             if isinstance(item.facts.get(column), str | int | float | bool):
                 rows[str(item.facts[column])].append(row)
         if rows and (len(rows) > 1 or column == by):
-            groups[column] = {value: {"count": len(own)} | score(own) for value, own in sorted(rows.items())}
+            groups[column] = dict(sorted(rows.items()))
     return groups

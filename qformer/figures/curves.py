@@ -35,6 +35,9 @@ TITLES = {
     "loss": "sum of the losses",
     "contrastive": "contrastive",
     "grounded": "phrases and the regions they name",
+    "labels": "properties of objects, sum",
+    "shape": "shapes",
+    "word": "words on objects",
     "masked": "hidden patches",
 }
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of differences between two models on the same questions."""
+"""Confidence intervals by bootstrap: of a score, of a score that is the mean of several parts, of a difference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
 DRAWS = 10_000
+CHUNK = 500  # draws at a time, so that memory stays small
+Part = tuple[float, "Sequence[float]", "Sequence[Hashable]"]  # weight, scores of its questions, group of each
 
 
 def paired_interval(
@@ -31,11 +33,41 @@ def paired_interval(
     """
     if not len(first) or not len(first) == len(second) == len(groups):
         raise ValueError(f"got {len(first)} and {len(second)} scores for {len(groups)} groups; give as many of each")
+    return weighted_interval([(1.0, np.subtract(first, second).tolist(), groups)], level, seed)
+
+
+def weighted_interval(parts: Sequence[Part], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap a weighted sum of the means of several parts, drawing whole groups with replacement in each part.
+
+    A plain mean is one part of weight 1; the mean of two tasks is two parts of weight 0.5, each with its own draws.
+
+    Returns:
+        The lower and upper end of the percentile interval.
+
+    Raises:
+        ValueError: no parts, a part without scores, or with another number of groups than of scores.
+    """
+    if not parts:
+        raise ValueError("got no parts of a score; give at least one")
+    rng = np.random.default_rng(seed)
+    drawn = sum((weight * _draw_means(scores, groups, rng) for weight, scores, groups in parts), np.zeros(DRAWS))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _draw_means(scores: Sequence[float], groups: Sequence[Hashable], rng: np.random.Generator) -> np.ndarray:
+    """float[DRAWS], the means of as many groups as there are, drawn with replacement.
+
+    Groups of equal sum and size are drawn together, which is as likely and costs as much as drawing one of them.
+    """
+    if not len(scores) or len(scores) != len(groups):
+        raise ValueError(f"got {len(scores)} scores for {len(groups)} groups; give as many of each, and at least one")
     places: dict[Hashable, int] = {}
     own = np.array([places.setdefault(group, len(places)) for group in groups])
-    sums = np.bincount(own, np.asarray(first, float) - np.asarray(second, float))
-    sizes = np.bincount(own)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), DRAWS)
-    low, high = np.quantile(counts @ sums / (counts @ sizes), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    totals = np.stack([np.bincount(own, np.asarray(scores, float)), np.bincount(own)], axis=1)
+    kinds, alike = np.unique(totals, axis=0, return_counts=True)
+    means = []
+    for _ in range(DRAWS // CHUNK):
+        counts = rng.multinomial(len(totals), alike / len(totals), CHUNK)
+        means.append((counts @ kinds[:, 0]) / (counts @ kinds[:, 1]))
+    return np.concatenate(means)

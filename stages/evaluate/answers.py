@@ -54,6 +54,7 @@ def page(
         images: of each item, by its id. items: those to choose from. records: what was said, by id.
     """
     parts = [sheet.heading(title, note), sheet.table(*table) if table[1] else Markup(), sheet.paragraph(NOTE)]
+    parts += [sheet.paragraph(note) for note in measured.notes]
     parts += [sheet.paragraph(f"{name} is not available: {reason}") for name, reason in measured.missing.items()]
     for name, chosen in _kinds(items, measured).items():
         cards = [_card(source, images[items[row].id], items[row], records, share) for row, share in _spread(chosen)]

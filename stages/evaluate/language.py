@@ -18,7 +18,7 @@ from qformer.checkpoints.loading import load, load_vision_language
 from qformer.data import sources
 from qformer.data.arguments import pairs
 from qformer.data.held_out import read_groups
-from qformer.evaluation.benchmarks import AskOptions, ImageItems, Measured, choose, predict
+from qformer.evaluation.benchmarks import ALL, AskOptions, ImageItems, Measured, choose, predict
 from qformer.evaluation.predictions import Predictions
 from qformer.files.soundness import raw
 from qformer.llm.prompts import PRESETS
@@ -34,6 +34,8 @@ from qformer.stages.loop import console
 from qformer.types import TooLong, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qformer.data.base import Source
     from qformer.evaluation.benchmarks import Benchmark, Item
     from qformer.model.vision_language import VisionLanguageModel
@@ -53,7 +55,7 @@ def evaluate_language(settings: Settings, bench: Benchmark | None = None) -> Non
     options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0
-        source = sources.build(str(options.pop("name", "jsonl")), **options)
+        source = sources.build(str(options.pop("name", bench.source)), **options)
         _check(settings, bench)
         listed, skipped = bench.items(source, settings.limit)
         _check_column(settings.by, listed)
@@ -227,6 +229,7 @@ def _report(
         result |= {"images": len(listed), "asked": len(items), "scored": len(scored), "skipped": skipped, **numbers}
         result |= {"processes": distributed.world(), "lemmatize": settings.lemmatize, "scores": measured.total}
         result |= {"missing": measured.missing, "groups": measured.groups}
+        result |= {"intervals": measured.intervals, "notes": measured.notes}
         settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if settings.html is not None:
         images = {item.id: one.image for one in listed for item in one.items}
@@ -248,17 +251,27 @@ def _show(
     else:
         why = f"the data have no {lacking}; --submission writes what was said" if lacking else "none could be asked"
         console.print(f"{title}: nothing is scored, since {why}")
+    for note in measured.notes:
+        console.print(note, soft_wrap=True)
     for name, reason in measured.missing.items():
         console.print(f"{name} is not available: {reason}")
     print_skipped(skipped)
 
 
 def lines(measured: Measured, count: int) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table: all, and each value of each column; scores in % (captions: times 100, as usual)."""
+    """Head and rows of the table: all, and each value of each column; scores in % (captions: times 100, as usual).
+
+    A score with a 95 % interval has its ends behind it.
+    """
     names = list(measured.total)
-    rows = [["all", str(count), *(f"{100 * measured.total[name]:.2f}" for name in names)]]
+
+    def row(label: str, counted: float, scores: Mapping[str, float]) -> list[str]:
+        ends = measured.intervals.get(label, {})
+        shown = {name: f"{100 * scores[name]:.2f}" for name in names if name in scores}
+        shown |= {name: f"{shown[name]} ({100 * low:.1f} to {100 * high:.1f})" for name, (low, high) in ends.items()}
+        return [label, str(int(counted)), *(shown.get(name, "-") for name in names)]
+
+    rows = [row(ALL, count, measured.total)]
     for column, values in measured.groups.items():
-        for value, scores in values.items():
-            cells = [f"{100 * scores[name]:.2f}" if name in scores else "-" for name in names]
-            rows.append([f"{column}: {value}", str(int(scores["count"])), *cells])
+        rows += [row(f"{column}: {value}", scores["count"], scores) for value, scores in values.items()]
     return ["", "count", *names], rows if names else []

@@ -1,7 +1,6 @@
 """Data source `views`: what a vision tower is trained on: pieces of canvases, or whole ones, with the objects in them.
 
-An object is told by its properties, and a phrase names some of them, as in `qformer.scenes.phrases`, which is about the
-former scenes; these are mixed in, so that one tower knows both.
+An object is told by its properties. Scenes are mixed in, so that one tower knows both, and crowds (`crowds`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.source import Canvases
 from qformer.canvases.text import canvas_captions
 from qformer.resolution.base import resize
-from qformer.scenes.phrases import Properties, draw_properties
-from qformer.scenes.phrases import phrase as plain_phrase
+from qformer.scenes.phrases import Properties
 from qformer.scenes.scenes import Scenes, draw
 from qformer.scenes.text import COLOURS, POSITIONS, SIZES, WORDS
+from qformer.stages.towers.crowds import draw_crowd
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -39,15 +38,15 @@ VALUES: dict[str, tuple[str, ...]] = {
     "direction": DIRECTIONS,
     "state": ("filled", "hollow"),
 }
-#: Relative frequency of phrases with a single property; properties that are harder to see are more frequent.
-ALONE = {"size": 1, "colour": 1, "shape": 4, "word": 8, "position": 1, "direction": 3, "state": 1}
 #: Kinds of views that training mixes, by their share: pieces at their own size, pieces that are scaled a little, whole
-#: canvases that are squashed into the square, and former scenes.
-OF_PIECES = {"own": 0.35, "scaled": 0.3, "squashed": 0.15, "scene": 0.2}
-OF_WHOLE = {"own": 0.5, "scaled": 0.3, "scene": 0.2}
+#: canvases that are squashed into the square, former scenes, and crowds.
+OF_PIECES = {"own": 0.15, "scaled": 0.15, "squashed": 0.05, "scene": 0.15, "crowd": 0.5}
+OF_WHOLE = {"own": 0.1, "scaled": 0.1, "scene": 0.15, "crowd": 0.65}
 #: Smallest and largest factor of a scaled view, and of its width alone: what InternVL, AnyRes and UHD do to canvases.
 SCALES, STRETCHES = (0.75, 1.4), (0.87, 1.15)
-WRITTEN = 1 / 3  # share of the objects with room for a word that get one; on canvases by themselves few have
+WRITTEN = 0.6  # share of the objects with room for a word that get one; on canvases by themselves few have
+SQUARE = 0.8  # share of the crowds, of those that are shown whole, that are no larger than a scene
+CROWDED = 2  # times SCENE, the greatest side of a crowd that is shown whole
 WINDOWS = 6  # pieces of a canvas of which the one that cuts the fewest objects is taken
 SCENE = 120  # pixels, side of a former scene: its objects are as large there as those of a canvas
 STREAM = 5  # separates these random numbers from those of other sources with the same seed
@@ -62,7 +61,6 @@ class View:
         canvas: what it shows at its own size; its objects are those that are whole.
         boxes: float[objects, 4], left, top, right and bottom of each in `pixels`.
         objects: all properties of each; the size only where the view is not scaled.
-        phrases: some properties of each object in turn.
         caption: of all of it.
     """
 
@@ -70,7 +68,6 @@ class View:
     canvas: Canvas
     boxes: np.ndarray
     objects: list[Properties]
-    phrases: list[Properties]
     caption: str
 
 
@@ -81,8 +78,7 @@ class Views:
     Attributes:
         size: side of the square pieces, in pixels; None for whole canvases.
         patch: sides of whole canvases are cut, or scaled, to multiples of this.
-        mixed: add scaled and squashed views and former scenes; else all are at their own size.
-        phrases: number of phrases for each object.
+        mixed: add scaled and squashed views, former scenes and crowds; else all are at their own size.
     """
 
     split: Literal["train", "val", "test"] = "train"
@@ -91,11 +87,8 @@ class Views:
     mixed: bool = True
     seed: int = 0
     count: int = 1_000_000
-    phrases: int = 2
 
     def __post_init__(self) -> None:
-        if self.phrases < 1:
-            raise UsageError(f"phrases is {self.phrases}; give at least 1 for each object")
         if self.patch < 1 or (self.size or SCENE) < max(60, self.patch):
             raise UsageError(f"size is {self.size} and patch is {self.patch}; give a size of at least 60 and a patch")
         Canvases(self.split, seed=self.seed, count=self.count)
@@ -111,14 +104,24 @@ class Views:
         if kind == "scene":
             scene = Scenes(self.split, size=SCENE, seed=self.seed, count=self.count).scene(index)
             canvas, pixels, scale = as_canvas(scene), draw(scene, SCENE, SCENE), (1.0, 1.0)
+        elif kind == "crowd":
+            canvas = written(draw_crowd(rng, self.split, *self._crowd_size(rng)), rng)
+            pixels, scale = draw_canvas(canvas), (1.0, 1.0)
         else:
             whole = written(Canvases(self.split, seed=self.seed, count=self.count).canvas(index), rng)
             canvas, pixels, scale = self._show(whole, kind, rng)
         boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
         objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
-        phrases = [draw_properties(known, ALONE, rng) for known in objects for _ in range(self.phrases)]
         captions = canvas_captions(canvas, rng)
-        return View(pixels, canvas, boxes, objects, phrases, captions[int(rng.integers(len(captions)))])
+        return View(pixels, canvas, boxes, objects, captions[int(rng.integers(len(captions)))])
+
+    def _crowd_size(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw (width, height): that of the pieces, or, of whole canvases, a square of one size for most of them."""
+        side = self.size or self._multiple(SCENE, np.ceil)
+        if self.size or rng.random() < SQUARE:
+            return side, side
+        width, height = rng.integers(SCENE, CROWDED * SCENE + 1, 2).tolist()
+        return self._multiple(width, np.floor), self._multiple(height, np.floor)
 
     def _show(
         self, whole: Canvas, kind: str, rng: np.random.Generator
@@ -240,17 +243,3 @@ def properties(canvas: Canvas, item: CanvasObject, sized: bool = True) -> Proper
     if sized:
         known["size"] = item.size
     return {key: known[key] for key in VALUES if known.get(key) is not None}
-
-
-def phrase(named: Properties) -> str:
-    """Write properties as `large hollow red arrow pointing left at the top left`."""
-    shape = named.get("shape", "object")
-    head = [named[key] for key in ("size", "state") if key in named]
-    pointing = f" pointing {named['direction']}" if "direction" in named else ""
-    rest = {key: value for key, value in named.items() if key in ("colour", "word", "position")}
-    return " ".join([*head, plain_phrase({**rest, "shape": shape + pointing})])
-
-
-def matches(items: Sequence[Properties], phrases: Sequence[Properties]) -> np.ndarray:
-    """Matrix bool[R, T], True where a phrase (column) is true of an object (row)."""
-    return np.array([[named.items() <= item.items() for named in phrases] for item in items])

@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
 from qformer.files import pretrained
 from qformer.stages.towers.build import build_vit
+from qformer.types import UsageError
 from qformer.vision.hf import HALF, HFVisionEncoder
 from qformer.vision.options import Qwen2VLConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from qformer.config import BackboneConfig
     from qformer.vision.base import VisionEncoder
     from qformer.vision.qwen2vl import Qwen2VLViT
+
+#: Parts of a ViT's layers as transformers has named them since 5.0, behind their names before.
+RENAMED = (
+    ("encoder.layer.", "layers."),
+    *((f"attention.attention.{name}", f"attention.{name[0]}_proj") for name in ("query", "key", "value")),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+#: Parts of a block, and their names in a layer of a ViT; queries, keys and values are apart there.
+PARTS = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 
 
 def build_encoder(config: BackboneConfig) -> VisionEncoder:
@@ -36,6 +54,49 @@ def build_encoder(config: BackboneConfig) -> VisionEncoder:
         heads=config.heads,
         mlp_hidden=config.intermediate or 4 * config.width,
     ).build()
+
+
+@torch.no_grad()
+def start_encoder(encoder: VisionEncoder, path: str) -> None:
+    """Give an encoder of `build_encoder` the weights of a ViT of the same sizes.
+
+    One without a table of positions takes what it has a place for: patches and blocks, but no final norm.
+
+    Args:
+        path: folder, or name of a tower.
+
+    Raises:
+        UsageError: it is no ViT, or one of other sizes.
+    """
+    sentence = "backbone.start '{path}' is no ViT ({reason}); give a folder or hub id of one"
+    former: Any = pretrained.read(ViTModel, path, sentence, dtype=torch.float32, add_pooling_layer=False)
+    state = former.state_dict()
+    target: nn.Module = encoder.tower if isinstance(encoder, HFVisionEncoder) else encoder
+    if not isinstance(encoder, HFVisionEncoder):
+        state = _as_rope(state, cast("Qwen2VLViT", encoder).temporal_patch)
+    own = {name: list(tensor.shape) for name, tensor in target.state_dict().items() if name in state}
+    for name, tensor in state.items():
+        if own.get(name) != list(tensor.shape):
+            raise UsageError(
+                f"backbone.start '{path}' has other sizes: its weight '{name}' has the shape {list(tensor.shape)}, and "
+                f"{own.get(name)} is needed; give backbone the sizes of that tower"
+            )
+    target.load_state_dict(state, strict=False)
+
+
+def _as_rope(state: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """Rename the weights of a ViT as those of a tower of Qwen2-VL's form, whose patches have several frames."""
+    for former, name in RENAMED:
+        state = {key.replace(former, name): tensor for key, tensor in state.items()}
+    patches = state["embeddings.patch_embeddings.projection.weight"]
+    found = {"patch_embed.proj.weight": (patches / frames)[:, :, None].repeat(1, 1, frames, 1, 1)}
+    for layer in range(sum(key.endswith("layernorm_before.weight") for key in state)):
+        for end in ("weight", "bias"):
+            heads = [state[f"layers.{layer}.attention.{name}_proj.{end}"] for name in "qkv"]
+            found[f"blocks.{layer}.attn.qkv.{end}"] = torch.cat(heads)
+            for own, given in PARTS.items():
+                found[f"blocks.{layer}.{own}.{end}"] = state[f"layers.{layer}.{given}.{end}"]
+    return found
 
 
 def save_vit(vit: Any, image_size: int, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Image encoders trained from scratch by matching pictures with texts, together with a BERT that is discarded."""
+"""An image encoder trained from scratch by matching pictures with texts, together with a BERT that is discarded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +11,19 @@ from transformers import AutoModel, AutoTokenizer
 
 from qformer.files import pretrained
 from qformer.stages.towers.build import build_vit
-from qformer.stages.towers.encoders import build_encoder, save_rope, save_vit
 from qformer.types import UsageError
-from qformer.vision.hf import HFVisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from qformer.config import BackboneConfig
-    from qformer.vision.qwen2vl import Qwen2VLViT
 
 MATCH_WIDTH = 128  # of the embeddings that an image encoder and its text tower share
 
 
-class Matcher(nn.Module):
-    """The text side of matching: a BERT, and projections of its tokens and of those of an image encoder.
+class ContrastiveViT(nn.Module):
+    """A ViT trained from scratch to match images and captions together with a text tower.
+
+    Scores use late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word is compared with its best patch,
+    so that patches learn what is at their own place. The text tower is a BERT; only the ViT is kept afterward.
 
     Attributes:
         scale: logarithm of the inverse temperature, which starts at 0.07.
@@ -46,6 +43,7 @@ class Matcher(nn.Module):
         self.image_proj = nn.Linear(config.width, MATCH_WIDTH, bias=False)
         self.text_proj = nn.Linear(self.text.config.hidden_size, MATCH_WIDTH, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.7))
+        self.vit = build_vit(config)
 
     def embed_texts(self, text: list[str]) -> tuple[Tensor, Tensor]:
         """B captions -> float[B, T, 128] and bool[B, T], True for tokens that are not padding."""
@@ -54,37 +52,6 @@ class Matcher(nn.Module):
         tokens = tokens.to(self.scale.device)
         rows = self.text_proj(self.text(**tokens).last_hidden_state)
         return rows, tokens["attention_mask"].bool()
-
-    def match(self, rows: Tensor, text: list[str], true: Tensor, counts: Tensor) -> Tensor:
-        """Compute the loss of matching phrases with the regions they describe, as in RegionCLIP (Zhong et al. 2022).
-
-        It is the cross-entropy over all regions, minus its minimum, the entropy of targets that several regions share.
-
-        Args:
-            rows: float[R, width], the mean of the tokens of each region, so that tokens learn what is at their own
-                place without having to find that place first.
-            text: T phrases.
-            true: float[R, T], 1 where a phrase describes a region; each phrase describes at least one.
-            counts: float[T], how often each phrase was said.
-        """
-        words, mask = self.embed_texts(text)
-        whole = F.normalize((words * mask[..., None]).sum(dim=1), dim=-1)  # (T, P)
-        logits = whole @ F.normalize(self.image_proj(rows), dim=-1).T * self.scale.clamp(max=4.6).exp()  # (T, R)
-        targets = true.T / true.T.sum(dim=1, keepdim=True)
-        losses = F.cross_entropy(logits, targets, reduction="none") - torch.special.entr(targets).sum(dim=1)
-        return (losses * counts).sum() / counts.sum()
-
-
-class ContrastiveViT(Matcher):
-    """A ViT trained from scratch to match images and captions together with a text tower.
-
-    Scores use late interaction, as in FILIP (Yao et al. 2021, section 3.2): every word is compared with its best patch,
-    so that patches learn what is at their own place. The text tower is a BERT; only the ViT is kept afterward.
-    """
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(config)
-        self.vit = build_vit(config)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """float[B, 3, h, w] in [0, 1] -> float[B, S, 128], each token of unit length."""
@@ -101,7 +68,11 @@ class ContrastiveViT(Matcher):
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
     def grounded(self, pixels: Tensor, regions: Tensor, text: list[str], true: Tensor) -> Tensor:
-        """Compute the loss of matching phrases with the regions they describe, see `match`.
+        """Compute the loss of matching phrases with the regions they describe, as in RegionCLIP (Zhong et al. 2022).
+
+        A region is the mean of its patches, so that patches learn what is at their own place without having to find
+        that place first. The loss is the cross-entropy over all regions, minus its minimum, the entropy of targets that
+        several regions share.
 
         Args:
             pixels: float[B, 3, h, w] in [0, 1].
@@ -112,60 +83,12 @@ class ContrastiveViT(Matcher):
         tokens = self.tokens(pixels)[:, 1:].flatten(0, 1)  # (B * patches, H)
         weights = regions.flatten(1).to(tokens.dtype)  # (R, B * patches)
         rows = weights @ tokens / weights.sum(dim=1, keepdim=True)  # (R, H)
-        return self.match(rows, text, true, true.new_ones(len(text)))
-
-
-class GroundedTower(Matcher):
-    """An image encoder for pictures of any size, trained from scratch on phrases about the objects in them.
-
-    Attributes:
-        encoder: a ViT whose table is interpolated, or, for the kind `rope`, a tower of Qwen2-VL's form.
-    """
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__(config)
-        self.encoder = build_encoder(config)
-
-    def patches(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        """Encode pictures uint8[3, h, w]; the tokens of each, float[rows * columns, width], without CLS."""
-        pixels = [picture.to(self.scale.device).float() / 255 for picture in pictures]
-        return [tokens[self.encoder.extra :] for tokens in self.encoder.encode_all(pixels)]
-
-    def regions(self, pictures: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Mean token of each box of each picture: float[R, width].
-
-        Args:
-            boxes: float[objects, 4] of each picture, left, top, right and bottom in pixels.
-        """
-        side, rows = self.encoder.patch_size, []
-        for picture, own, tokens in zip(pictures, boxes, self.patches(pictures), strict=True):
-            weights = overlaps(own.to(tokens.device), (picture.shape[1] // side, picture.shape[2] // side), side)
-            rows.append((weights / weights.sum(dim=1, keepdim=True)).to(tokens.dtype) @ tokens)
-        return torch.cat(rows)
-
-    def save(self, folder: Path) -> None:
-        """Write the encoder as a folder of transformers, or of Qwen2-VL's tower."""
-        if isinstance(self.encoder, HFVisionEncoder):
-            save_vit(self.encoder.tower, self.encoder.image_size, folder)
-        else:
-            save_rope(cast("Qwen2VLViT", self.encoder), folder)
-
-
-def overlaps(boxes: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Pixels that each patch shares with each box: float[R, rows * columns].
-
-    Args:
-        boxes: float[R, 4], left, top, right and bottom.
-        grid: (rows, columns) of patches of `side` pixels.
-    """
-    down, across = (
-        (torch.minimum(high, edges + side) - torch.maximum(low, edges)).clamp(min=0)
-        for low, high, edges in (
-            (boxes[:, first, None], boxes[:, first + 2, None], side * torch.arange(count, device=boxes.device))
-            for first, count in ((1, grid[0]), (0, grid[1]))
-        )
-    )
-    return (down[:, :, None] * across[:, None]).flatten(1)
+        words, mask = self.embed_texts(text)
+        whole = F.normalize((words * mask[..., None]).sum(dim=1), dim=-1)  # (T, P)
+        logits = whole @ F.normalize(self.image_proj(rows), dim=-1).T * self.scale.clamp(max=4.6).exp()  # (T, R)
+        targets = true.T / true.T.sum(dim=1, keepdim=True)
+        losses = F.cross_entropy(logits, targets, reduction="none") - torch.special.entr(targets).sum(dim=1)
+        return losses.mean()
 
 
 def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +15,10 @@ from qformer import lookup
 from qformer.data.loader import BatchRecord
 from qformer.resolution.base import whole
 from qformer.stages.loop import fit
-from qformer.stages.towers.canvas_views import VALUES, View, Views, matches, phrase
+from qformer.stages.towers.canvas_views import VALUES, View, Views
 from qformer.stages.towers.global_clip import GlobalClip
+from qformer.stages.towers.labels import LabeledTower
 from qformer.stages.towers.masked import MaskedViT
-from qformer.stages.towers.matching import GroundedTower
 from qformer.stages.towers.phrases import linear_probe
 from qformer.types import Batch, Plan, Tiles, UsageError
 
@@ -59,11 +58,14 @@ def train_on_views(config: Config, backbone: BackboneConfig) -> Path:
             f"data.train.size {views.size} and patch {views.patch} do not divide into patches of "
             f"{backbone.patch_size}; give multiples of backbone.patch_size"
         )
-    if not backbone.learns_from_text and views.size != backbone.image_size:
+    any_size = backbone.kind != "clip" and backbone.mask is None
+    if not any_size and views.size != backbone.image_size:
         raise UsageError(
             f"data.train.size is {views.size}, and this tower is trained on views of backbone.image_size "
             f"{backbone.image_size}; give this size"
         )
+    if backbone.text is not None:
+        raise UsageError("the source views needs no text tower; leave backbone.text out")
     evaluate = None
     if config.data.validation is not None:
         split = config.data.validation.options.get("split", "test")
@@ -81,7 +83,7 @@ def build_task(backbone: BackboneConfig, views: Views) -> ViewTask:
         return CaptionTask(GlobalClip(backbone, (views[i].caption for i in range(min(TEXTS, len(views))))))
     if backbone.mask is not None:
         return MaskedTask(MaskedViT(backbone))
-    return GroundedTask(GroundedTower(backbone))
+    return LabeledTask(LabeledTower(backbone))
 
 
 class ViewTask(nn.Module):
@@ -94,18 +96,15 @@ class ViewTask(nn.Module):
         self.tower = tower
 
 
-class GroundedTask(ViewTask):
-    """Phrases are matched with the regions of the objects that they name."""
+class LabeledTask(ViewTask):
+    """Properties and numbers of objects are told."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        views, device = cast("list[View]", batch.text), self.tower.scale.device
-        said = Counter(phrase(named) for view in views for named in view.phrases)
-        named = {phrase(one): one for view in views for one in view.phrases}
-        true = matches([known for view in views for known in view.objects], [named[text] for text in said])
-        rows = self.tower.regions(batch.tiles.pixels, [torch.from_numpy(view.boxes).float() for view in views])
-        counts = torch.tensor([*said.values()], dtype=torch.float32, device=device)
-        loss = self.tower.match(rows, list(said), torch.from_numpy(true).to(device).float(), counts)
-        return {"loss": loss, "grounded": loss}
+        views = cast("list[View]", batch.text)
+        boxes = [torch.from_numpy(view.boxes).float() for view in views]
+        losses = self.tower(batch.tiles.pixels, boxes, [view.objects for view in views])
+        total = torch.stack([*losses.values()]).sum()
+        return {"loss": total, "labels": total, **losses}
 
 
 class MaskedTask(ViewTask):

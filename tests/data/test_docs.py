@@ -71,6 +71,10 @@ def make_files() -> None:
     table = datasets.Dataset.from_dict({"image": [encoded(photo(1))], "text": ["a"]})
     Path("data").mkdir()
     table.to_parquet("data/train-0.parquet")
+    asked = {f"Image_{n}": [encoded(photo(n))] for n in (0, 1)} | {f"Question_{n}": ["is it?"] for n in (0, 1)}
+    asked |= {f"Image_{image}_Question_{question}": ["Yes"] for image in (0, 1) for question in (0, 1)}
+    Path("naturalbench").mkdir()
+    datasets.Dataset.from_dict(asked).to_parquet("naturalbench/train-0.parquet")
     datasets.DatasetDict(train=table).save_to_disk("saved_to_disk")
 
 

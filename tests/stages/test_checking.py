@@ -82,7 +82,7 @@ def test_what_is_refused(override: str, expected: str) -> None:
 
 def test_towers_have_sources_of_their_own() -> None:
     vit, opt = "configs/mini/vit.yaml", "configs/mini/opt.yaml"
-    assert "data.train.phrasess is not an option of 'views'" in refused("data.train.phrasess=3", path=vit)
+    assert "data.train.phrasess is not an option of 'phrases'" in refused("data.train.phrasess=3", path=vit)
     assert "phrases is 0" in refused("data.train.phrases=0", path=vit)
     assert "data.validation.split: " in refused("data.validation.split=vall", path=vit)
     assert "data.validation.taskk is not an option of 'stories'" in refused("data.validation.taskk=ask", path=opt)
