@@ -19,9 +19,9 @@ import torch
 from qformer.commands import mining as command
 from qformer.commands import pair_files
 from qformer.commands.encoders import load_encoder
+from qformer.commands.tagging import parse_pattern, question
 from qformer.evaluation import mining
 from qformer.evaluation.mining import blind_pairs
-from qformer.evaluation.tagging import parse_pattern, question
 from qformer.images import read_image
 from qformer.retrieval.embedders import ClipEmbedder
 from qformer.types import UsageError

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from qformer.answering.server import Server
 from qformer.canvases.pairs import PATTERNS as BY_KIND
-from qformer.evaluation.tagging import Ask, Tag, tag_pairs
+from qformer.commands.tagging import Ask, Tag, tag_pairs
 from qformer.figures.blind_sheet import ShownPair, blind_sheet
 from qformer.files.records import append_record, read_records, replace_records, replace_text, replacing
 from qformer.images import read_image
