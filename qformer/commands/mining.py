@@ -270,7 +270,7 @@ def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, k
             append_record(file, part._asdict())
             bar.update(task, completed=compared(part.stripe + 1))
 
-        return mining.search(*vectors, thresholds, MOST, block, device, done, report)
+        return mining.search(vectors[0], vectors[1], thresholds, MOST, block, device, done, report)
 
 
 def _done(file: Path, key: str) -> list[Part]:
