@@ -50,6 +50,7 @@ __all__ = [
     "dump_config",
     "load_config",
     "parse_config",
+    "read_values",
 ]
 
 LARGEST = 100_000  # values in a configuration
@@ -64,6 +65,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UsageError: no such file, not YAML, an override that is not `key=value`, or an invalid configuration.
     """
+    return parse_config(read_values(path, overrides))
+
+
+def read_values(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read the plain data of a configuration, which are not checked; see `load_config`.
+
+    Raises:
+        UsageError: no such file, not YAML, or an override that is not `key=value`.
+    """
     path = _find(Path(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -77,7 +87,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"'{path}' holds more than {LARGEST:,} values once its aliases are written out; take them out")
     for override in overrides or []:
         _apply_override(values, override)
-    return parse_config(_expand_home(values))
+    expanded: dict[str, Any] = _expand_home(values)
+    return expanded
 
 
 def _expand_home(values: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from qformer.cli import evaluate, gallery, hub, language, page, probe, tiles, towers, train
+from qformer.cli import evaluate, gallery, hub, language, mining, page, probe, tiles, towers, train
 
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
@@ -34,6 +34,7 @@ app.add_typer(towers.app, name="towers")
 app.command("eval")(evaluate.evaluate)
 app.command()(gallery.index)
 app.command()(gallery.search)
+app.command("mine-pairs")(mining.mine_pairs)
 app.command()(hub.push)
 app.command()(language.caption)
 app.command()(language.ask)

@@ -69,42 +69,60 @@ def index(
     with ExitStack() as stack:
         stack.enter_context(distributed.joined())
         model = _load(path, device, trust, features)
-        choice = _absolute(choose_data(data).model_dump())
-        source, closed = _open(choice)
-        gallery, number, fault = None, -1, ""
-        if distributed.rank() == 0:
-            try:
-                if closed and not (folder / MANIFEST).exists():
-                    raise UsageError(closed)
-                gallery = _claim(stack, folder, store, features, path, model, trust)
-                number = _number(gallery, choice, data[0] if closed else "")
-                if number < 0:
-                    raise UsageError(closed)
-            except UsageError as error:
-                fault = str(error)
-            except OSError as error:
-                fault = f"'{folder}' cannot be written ({error.strerror}); make room, or give another folder with -o"
-        fault, number, about = distributed.gather_objects((fault, number, gallery and gallery.about))[0]
-        if fault:
-            raise UsageError(fault)
-        if gallery is None:
-            gallery = Gallery(folder, about, cast("Any", None))
-        elif closed:
-            _tell_closed(data[0], closed, remove)
-        stack.enter_context(writing(folder))
-        with Bar("{task.fields[added]} embedded", console=console, disable=distributed.rank() != 0) as progress:
-            task = progress.add_task("indexing", total=len(source), added=0)
-            tally = update(
-                gallery,
-                model,
-                source,
-                number,
-                batch,
-                lambda t: progress.update(task, completed=t.seen, added=t.added),
-                remove=remove,
-            )
+        choice = choose_data(data).model_dump()
+        named = {"store": store, "features": features, "path": path, "trust": trust}
+        gallery, tally = fill(stack, model, choice, data[0], folder, named, batch, remove)
         if distributed.rank() == 0:
             _report(gallery, model, tally)
+
+
+def fill(
+    stack: ExitStack,
+    model: Embedder,
+    choice: dict[str, Any],
+    data: str,
+    folder: Path,
+    named: dict[str, Any],
+    batch: int,
+    remove: bool = False,
+) -> tuple[Gallery, Tally]:
+    """Bring the gallery in a folder, which is made if there is none, in step with a source.
+
+    Args:
+        stack: keeps others from the gallery until it is closed. choice: the source. data: as its user named it.
+        named: `store`, `features`, `path` of the model and `trust`, for the gallery.
+
+    Raises:
+        UsageError: see `index`.
+    """
+    choice = absolute(choice)
+    source, closed = _open(choice)
+    gallery, number, fault = None, -1, ""
+    if distributed.rank() == 0:
+        try:
+            if closed and not (folder / MANIFEST).exists():
+                raise UsageError(closed)
+            gallery = _claim(stack, folder, model=model, **named)
+            number = _number(gallery, choice, data if closed else "")
+            if number < 0:
+                raise UsageError(closed)
+        except UsageError as error:
+            fault = str(error)
+        except OSError as error:
+            fault = f"'{folder}' cannot be written ({error.strerror}); make room, or give another folder with -o"
+    fault, number, about = distributed.gather_objects((fault, number, gallery and gallery.about))[0]
+    if fault:
+        raise UsageError(fault)
+    if gallery is None:
+        gallery = Gallery(folder, about, cast("Any", None))
+    elif closed:
+        _tell_closed(data, closed, remove)
+    stack.enter_context(writing(folder))
+    with Bar("{task.fields[added]} embedded", console=console, disable=distributed.rank() != 0) as bar:
+        task = bar.add_task("indexing", total=len(source), added=0)
+        return gallery, update(
+            gallery, model, source, number, batch, lambda t: bar.update(task, completed=t.seen, added=t.added), remove
+        )
 
 
 def _open(choice: dict[str, Any]) -> tuple[Source, str]:
@@ -190,7 +208,7 @@ def _load(path: str, device: str | None, trust: bool, features: str | None = Non
     return as_embedder(model.eval())
 
 
-def _absolute(choice: dict[str, Any]) -> dict[str, Any]:
+def absolute(choice: dict[str, Any]) -> dict[str, Any]:
     """Options of a source with the paths of files that exist made absolute, so that it opens from anywhere."""
 
     def place(value: Any) -> Any:

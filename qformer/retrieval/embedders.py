@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, AutoProcessor, BlipForImageTextRetrieval
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BlipForImageTextRetrieval
+from transformers.image_processing_base import ImageProcessingMixin
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
@@ -55,7 +56,7 @@ class Embedder(ABC):
 
     Attributes:
         rows: of an image, or of each of its tiles. width: P, of a row.
-        limit: tokens of a text; more are cut off, as CLIP does.
+        limit: tokens of a text; more are cut off, as CLIP does. 0: it embeds no texts.
         matcher: the model whose ITM can re-rank what the cosines find; None where there is none.
         scale: by which the model multiplies cosines for its loss.
     """
@@ -138,13 +139,7 @@ class ClipEmbedder(Embedder):
     rows = 1
 
     def __init__(self, path: str, device: str | torch.device) -> None:
-        self.model = read_model(
-            AutoModel,
-            path,
-            "give a CLIP-like model or a checkpoint of stage one",
-            needs=("get_image_features", "get_text_features"),
-        )
-        self.model.to(device).eval()
+        self.model = read_clip(path, device, "give a CLIP-like model or a checkpoint of stage one")
         processor = pretrained.read(AutoProcessor, path)
         self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
         text = getattr(self.model.config, "text_config", self.model.config)
@@ -154,10 +149,8 @@ class ClipEmbedder(Embedder):
         scale = getattr(self.model, "logit_scale", None)
         self.scale = 1.0 if scale is None else float(scale.detach().exp())
 
-    @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        pixels = pixels_of(self.processor, images).to(self.model.device)
-        features = _unit(self.model.get_image_features(pixel_values=pixels))[:, None]  # (B, 1, P)
+        features = embed_pictures(self.model, self.processor, images)[:, None]  # (B, 1, P)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
 
     @torch.no_grad()
@@ -170,7 +163,7 @@ class ClipEmbedder(Embedder):
         return _unit(self.model.get_text_features(**inputs))
 
     def fingerprint(self) -> str:
-        sizes = [getattr(self.processor, name, None) for name in ("size", "crop_size", "image_mean", "image_std")]
+        return digest_weights(self.model, f"{self.model.config.model_type} {reading_of(self.processor)}")
         return digest_weights(self.model, f"{self.model.config.model_type} {sizes}")
 
 
@@ -279,7 +272,7 @@ def fingerprint(model: ImageTextModel) -> str:
 
 
 def digest_weights(model: nn.Module, about: str) -> str:
-    """Digest of the shapes and some numbers of all tensors, as fp16, and of a text; 32 hexadecimal digits."""
+    """Digest of the shapes and some numbers of all tensors, as fp16, and of a text about how images are read."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(about.encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -312,6 +305,38 @@ def read_model(auto: Any, path: str, hint: str, needs: Sequence[str] = ()) -> An
     if report["missing_keys"]:
         raise UsageError(f"'{path}' lacks weights, {min(report['missing_keys'])} for one; {hint}")
     return model
+
+
+def read_clip(path: str, device: str | torch.device, hint: str) -> Any:
+    """A model of transformers that embeds images and texts, in eval mode; for errors see `read_model`."""
+    model = read_model(AutoModel, path, hint, needs=("get_image_features", "get_text_features"))
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def embed_pictures(model: Any, processor: Any, images: Sequence[Tensor]) -> Tensor:
+    """Projected embeddings of images uint8[3, h, w] by a CLIP-like model, float[B, P] of unit length."""
+    pixels = pixels_of(processor, images).to(model.device)
+    return _unit(model.get_image_features(pixel_values=pixels))
+
+
+def read_image_processor(path: str) -> Any | None:
+    """Read the image processor of a folder or hub id; None if it names none, as the towers of this package do.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        values, _ = ImageProcessingMixin.get_image_processor_dict(pretrained.tower(path))
+    except OSError:
+        return None
+    named = values.keys() & {"image_processor_type", "feature_extractor_type"}
+    return pretrained.read(AutoImageProcessor, path) if named else None
+
+
+def reading_of(processor: Any) -> list[Any]:
+    """Settings of an image processor on which its pixels depend."""
+    return [getattr(processor, name, None) for name in ("size", "crop_size", "image_mean", "image_std")]
 
 
 def pixels_of(processor: Any, images: Sequence[Tensor]) -> Tensor:

@@ -106,7 +106,7 @@ class LanceStore:
         return int(self._images.count_rows())
 
     def known(self) -> Iterator[EntrySummary]:
-        for rows in self._read(["id", "seq", "places", "caption"]):
+        for rows in self.read(["id", "seq", "places", "caption"]):
             for row in rows.to_pylist():
                 yield EntrySummary(row["id"], row["seq"], parse_places(row["places"]), parse_captions(row["caption"]))
 
@@ -125,7 +125,7 @@ class LanceStore:
     def get(self, ids: Sequence[str], features: bool = False) -> dict[str, Entry]:
         columns = [name for name in SCHEMA.names if features or name not in ("features", "layout")]
         found: dict[str, Entry] = {}
-        for batch in self._read(columns, _one_of("id", ids)) if ids else ():
+        for batch in self.read(columns, _one_of("id", ids)) if ids else ():
             found |= {entry.id: entry for entry in _entries(batch, self.width)}
         return found
 
@@ -160,7 +160,7 @@ class LanceStore:
 
     def nearest_captions(self, query: Tensor, k: int, where: Sequence[Condition] = ()) -> list[tuple[str, int, float]]:
         best: list[tuple[float, str, int]] = []
-        for rows in self._read(["id", "caption_embeds"], sql(where)):
+        for rows in self.read(["id", "caption_embeds"], sql(where)):
             embeds, counts = _rows(rows["caption_embeds"], self.width)
             if len(embeds):
                 scores = (embeds @ query.T).amax(dim=1).tolist()
@@ -191,7 +191,7 @@ class LanceStore:
             self._images.optimize(cleanup_older_than=READERS)  # the compacted fragments are old enough by now
         return report
 
-    def _read(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
+    def read(self, columns: list[str], where: str = "") -> Iterator[pa.RecordBatch]:
         """Read columns of the entries that meet `where`, a batch at a time."""
         found = self._images.search().select(columns).limit(max(len(self), 1))
         yield from (found.where(where) if where else found).to_batches(1024)
@@ -199,7 +199,7 @@ class LanceStore:
     def _scores(self, queries: Sequence[Tensor], where: str) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Ids, and the MaxSim of each query with each id, float[queries, n], a batch of entries at a time."""
         stacked = torch.cat(list(queries))
-        for batch in self._read(["id", "embeds"], where):
+        for batch in self.read(["id", "embeds"], where):
             rows, counts = _rows(batch["embeds"], self.width)
             if not len(rows):
                 continue
@@ -256,7 +256,7 @@ class LanceStore:
     def _build(self, probes: Tensor) -> dict[str, Any]:
         """Choose the key rows, write and index them, and tune the search of the index to `RECALL`."""
         start = time.perf_counter()
-        count, last = len(self), max(row["seq"] for rows in self._read(["seq"]) for row in rows.to_pylist())
+        count, last = len(self), max(row["seq"] for rows in self.read(["seq"]) for row in rows.to_pylist())
         chosen = keys.choose(self._sample(count), probes, max(10, TOP * SAMPLE // count))
         name = f"keys_{uuid.uuid4().hex[:12]}"
         schema = pa.schema([("seq", pa.int64()), ("vector", pa.list_(pa.float16(), self.width))])
@@ -286,12 +286,12 @@ class LanceStore:
     def _sample(self, count: int) -> Tensor:
         """Rows of the tiles of evenly spaced entries, float[n, Q, P]."""
         step = max(1, count // SAMPLE)
-        batches = self._read(["embeds"], f"seq % {step} = 0")
+        batches = self.read(["embeds"], f"seq % {step} = 0")
         rows = torch.cat([_rows(batch["embeds"], self.width)[0] for batch in batches])
         return rows.view(-1, self.queries, self.width)[:SAMPLE]
 
     def _key_rows(self, schema: pa.Schema, chosen: list[int], last: int) -> Iterator[pa.RecordBatch]:
-        for batch in self._read(["seq", "embeds"], f"seq <= {last}"):
+        for batch in self.read(["seq", "embeds"], f"seq <= {last}"):
             rows, counts = _halves(batch["embeds"], self.width)
             taken = np.isin(np.arange(len(rows)) % self.queries, chosen)
             owners = np.repeat(batch["seq"].to_numpy(), counts)[taken]
@@ -302,7 +302,7 @@ class LanceStore:
         """Find the cheapest settings whose recall of the best TOP is `RECALL`, and that recall; else the dearest."""
         names = self.truth(list(probes[:, None]), TOP)
         wanted = sorted(set().union(*names))
-        found = self._read(["id", "seq"], _one_of("id", wanted))
+        found = self.read(["id", "seq"], _one_of("id", wanted))
         seq = {row["id"]: row["seq"] for batch in found for row in batch.to_pylist()}
         truth = [{seq[name] for name in own} for own in names]
         for depth in (2 * TOP, 3 * TOP, 4 * TOP, 6 * TOP, 10 * TOP, 20 * TOP):

@@ -112,7 +112,8 @@ class Reader:
     def _look(self, sample: Sample, data: Any, name: str, index: Any, number: int, found: Round) -> None:
         if not is_utf8(name):
             raise BadSample("not utf-8", ascii(name))
-        captions = [to_nfc(" ".join(text.split())) for text in cleaned(sample.captions)]  # one line each
+        texts = cleaned(sample.captions) if self.embedder.limit else ()
+        captions = [to_nfc(" ".join(text.split())) for text in texts]  # one line each
         place = Place(self.number, name, number, -1, tar_time(name))
         if isinstance(data, Path):
             place = Place(self.number, name, -1, *status(name))

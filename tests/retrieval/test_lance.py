@@ -237,7 +237,7 @@ def test_a_search_while_another_process_tidies_up(tmp_path: Path, monkeypatch: p
     store, other = (LanceStore(tmp_path, QUERIES, WIDTH) for _ in range(2))
     for start in range(0, COUNT, 500):
         store.commit([entry(start + n, own) for n, own in enumerate(rows_of(500, start))], [], [])
-    batches = store._read(["id", "embeds"])
+    batches = store.read(["id", "embeds"])
     read = len(next(batches))
     other.refresh(PROBES)
     assert read + sum(map(len, batches)) == COUNT
