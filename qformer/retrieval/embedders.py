@@ -164,7 +164,6 @@ class ClipEmbedder(Embedder):
 
     def fingerprint(self) -> str:
         return digest_weights(self.model, f"{self.model.config.model_type} {reading_of(self.processor)}")
-        return digest_weights(self.model, f"{self.model.config.model_type} {sizes}")
 
 
 class BlipEmbedder(Embedder):
