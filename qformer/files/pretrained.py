@@ -223,6 +223,7 @@ VERSIONS = {
     "vit_native": ("979ee65271f30960144a9eb7fbfaba5b",),
     "opt": ("8508efe7f0ea1d2fb95efb95095c00b4",),
     "t5": ("b70ea5f12b8726855fd49353312343ea",),
+    "vit_rope": ("bf87143cc30441ff8f232ac1f030c3c4",),
     "opt_canvases": ("fc205f36f327fec42bcab4286d4db9e5",),
 }
 
