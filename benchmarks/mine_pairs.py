@@ -42,7 +42,16 @@ def draw(folder: Path, count: int) -> None:
 
 def mine(folder: Path) -> None:
     """Run the command, twice."""
-    words = ["mine-pairs", folder / "pictures", "-o", folder / "out", "--near", "mini:vit", "--near-pooling", "mean"]
+    words = [
+        "mine-pairs",
+        str(folder / "pictures"),
+        "-o",
+        str(folder / "out"),
+        "--near",
+        "mini:vit",
+        "--near-pooling",
+        "mean",
+    ]
     words += ["--far", "mini:vit", "--far-pooling", "cls", "--quantiles", "0.9999,0.5"]
     for name in ("first run", "second run"):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

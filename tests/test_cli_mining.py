@@ -282,9 +282,17 @@ def test_patterns_of_replies() -> None:
     names = pair_files.PATTERNS
     assert len(names) == 9
     assert "9. Viewpoint and Perspective" in question(names)
-    for reply, number in {"4": 4, " 8.\n": 8, "Answer: 2": 2, "(9)": 9, "texts": 8, "**Texts**, clearly": 8}.items():
+    for reply, number in {
+        "4": 4,
+        " 8.\n": 8,
+        "Answer: 2": 2,
+        "6, I think": 6,
+        "(9)": 9,
+        "texts": 8,
+        "**Texts**, clearly": 8,
+    }.items():
         assert parse_pattern(reply, names) == names[number - 1], reply
-    several = ("1 or 2", "1.5", "Texts or State and Condition")
+    several = ("1 or 2", "1.5", "Texts or State and Condition", "<script>alert(1)</script> all of them")
     for reply in ("", "0", "10", *several, "contexts", "9" * 5000, "no"):
         assert parse_pattern(reply, names) is None, reply
 

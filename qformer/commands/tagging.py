@@ -39,12 +39,12 @@ def question(patterns: Sequence[str]) -> str:
 
 
 def parse_pattern(reply: str, patterns: Sequence[str]) -> str | None:
-    """Find the only pattern that a reply names, in words or else by its number."""
+    """Find the only pattern that a reply names, in words, or else by its only number, with which it begins or ends."""
     named = [name for name in patterns if re.search(rf"\b{re.escape(name)}\b", reply, re.IGNORECASE)]
     if not named:
         numbers = dict.fromkeys(re.findall(r"(?<![\w.,])\d+(?![\w]|[.,]\d)", reply))
         named = [patterns[int(one) - 1] for one in numbers if len(one) < 4 and 0 < int(one) <= len(patterns)]
-        if len(numbers) > 1:
+        if len(numbers) > 1 or not re.search(r"\A\W*\d+\b|\b\d+\W*\Z", reply):
             return None
     return named[0] if len(named) == 1 else None
 
