@@ -234,6 +234,5 @@ def slices(
             continue
         plan = resolution.build(name, **options).plan(*picture.size)
         seen = {"sizes": [tile.size for tile in plan.tiles], "useful": useful(plan), "own": bool(options)}
-        seen["exposed"] = resolution.build(name).exposed
         found.append((drawn, name, numbers | seen))
     return found

@@ -124,8 +124,7 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     for picture, name, numbers in drawn:
         tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
         sizes = " and ".join(f"{width} x {height}" for width, height in dict.fromkeys(numbers["sizes"]))
-        whose = f"{name} (this model's)" if numbers["own"] else name
-        whose += ", there to be exposed" * bool(numbers["exposed"])
+        whose = name + " (this model's)" * numbers["own"] + ", there to be exposed" * bool(numbers["exposed"])
         read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
         cards.append(Markup("<li>{}</li>").format(figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'

@@ -220,7 +220,7 @@ def describe_contents(
 
 def hash_weights(encoder: VisionEncoder) -> str:
     """Hash the names, dtypes, shapes and bytes of all tensors of an encoder."""
-    return soundness.digest_of(dict([*encoder.named_parameters(), *encoder.named_buffers()]))
+    return soundness.digest_weights(dict([*encoder.named_parameters(), *encoder.named_buffers()]))
 
 
 def _open(folder: Path, made: dict[str, dict[str, Any]], filler: Filler) -> FeatureStore:

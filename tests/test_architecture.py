@@ -30,6 +30,7 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 3300}
 ONLY_BY = {
     "transformers": {
+        "qformer/answering/models.py",
         "qformer/checkpoints/hugging_face.py",
         "qformer/checkpoints/internvl.py",
         "qformer/checkpoints/onevision.py",
@@ -72,6 +73,7 @@ ONLY_BY = {
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/llm/lora.py"},
     "qdrant_client": {"qformer/retrieval/qdrant.py"},
+    "open_clip": {"qformer/retrieval/embedders.py"},
     "lmms_eval": {"qformer/evaluation/harness.py"},
     "gguf": set(),  # transformers imports it
     "onnx": {"qformer/wheels/convert.py"},

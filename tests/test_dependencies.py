@@ -18,9 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 PINS = dict(line.split("==") for line in CONSTRAINTS.splitlines() if not line.startswith("#"))
 #: Names under which packages are imported, where they differ from those of the package.
-IMPORTED_AS = {"PIL": "pillow", "pydantic_core": "pydantic", "yaml": "pyyaml"}
-#: Imported only where somebody has installed it for that: their harness, and a lemmatiser.
-OPTIONAL = {"lmms-eval", "spacy"}
+IMPORTED_AS = {"PIL": "pillow", "open_clip": "open_clip_torch", "pydantic_core": "pydantic", "yaml": "pyyaml"}
+#: Imported only where somebody has installed it for that: their harness, a lemmatizer, and others' CLIPs.
+OPTIONAL = {"lmms-eval", "open-clip-torch", "spacy"}
 
 spec = importlib.util.spec_from_file_location("pins", ROOT / ".ci" / "pins.py")
 assert spec is not None

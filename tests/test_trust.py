@@ -172,6 +172,7 @@ def test_every_command_that_opens_what_others_made_has_the_flag(run: Run) -> Non
         "search",
         "caption",
         "ask",
+        "probe",
         "capfilt",
         "convert",
         "push",

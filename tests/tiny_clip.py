@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
     BlipProcessor,
     CLIPConfig,
     CLIPModel,
@@ -52,6 +53,15 @@ def save_tiny_siglip(path: Path) -> Path:
 
 def save_tiny_blip(path: Path) -> Path:
     """BLIP's captioner."""
+    return _save_blip(path, BlipForConditionalGeneration)
+
+
+def save_tiny_blip_retrieval(path: Path) -> Path:
+    """BLIP's model of image-text retrieval."""
+    return _save_blip(path, BlipForImageTextRetrieval)
+
+
+def _save_blip(path: Path, kind: Any) -> Path:
     tokenizer = tiny_tokenizer("bert")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
@@ -59,7 +69,7 @@ def save_tiny_blip(path: Path) -> Path:
     text = _text(tokenizer) | special | {"max_position_embeddings": 60, "encoder_hidden_size": 16, "projection_dim": 16}
     config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=8, image_text_hidden_size=8)
     processor = BlipProcessor(BlipImageProcessorPil(size={"height": SIDE, "width": SIDE}), tokenizer)
-    return _save(path, BlipForConditionalGeneration, config, processor)
+    return _save(path, kind, config, processor)
 
 
 def _text(tokenizer: Any) -> dict[str, Any]:

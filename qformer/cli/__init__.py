@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from qformer.cli import evaluate, gallery, hub, language, mining, page, tiles, towers, train
+from qformer.cli import evaluate, gallery, hub, language, mining, page, probe, tiles, towers, train
 
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
@@ -40,6 +40,7 @@ app.command()(language.caption)
 app.command()(language.ask)
 app.command()(train.capfilt)
 app.command()(tiles.tiles)
+app.command()(probe.probe)
 app.command()(train.convert)
 app.command()(page.demo)
 

@@ -21,8 +21,9 @@ Checkpoint = Annotated[
 Bench = Annotated[
     str,
     typer.Option(
-        help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement, naturalbench, cvbench, "
-        "blindtest, hallusionbench, docvqa, chartqa, ocrbench (stage two); or your own as module:Class"
+        help="what to measure: retrieval (stage one); caption, vqa, gqa, choice, statement, mmvp, naturalbench, "
+        "cvbench, blindtest, hallusionbench, docvqa, chartqa, ocrbench (stage two); mmvp-vlm (any CLIP); or your own "
+        "as module:Class"
     ),
 ]
 Data = Annotated[list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")]

@@ -12,33 +12,35 @@ from qformer.cli.options import Device, NoVerify, Trust
 
 
 class Pooling(Enum):
-    """What makes one vector of an image encoder's tokens."""
+    """Ways to make one vector of an image encoder's tokens."""
 
     cls = "cls"
     mean = "mean"
 
 
 ENCODER = "folder of a CLIP (projected embedding) or image encoder, mini:NAME, a YAML with a section vision, or a CKPT"
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES...", help="folder, JSON lines, tars, a gallery, a CONFIG (its data.train), or key=value ..."
+    ),
+]
+Quantiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NEAR,FAR", help="instead: quantiles of the cosines of all pairs, such as 0.999,0.2, as thresholds"
+    ),
+]
 
 
 def mine_pairs(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES...", help="folder, JSON lines, tars, a gallery, a CONFIG (its data.train), or key=value ..."
-        ),
-    ],
+    data: Images,
     near: Annotated[str, typer.Option(metavar="ENCODER", help=f"takes a pair for the same: {ENCODER}")],
     far: Annotated[str, typer.Option(metavar="ENCODER", help="tells them apart: an encoder, given in the same ways")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder of what is found")],
     above: Annotated[float, typer.Option(help="near cosines are above it")] = 0.95,
     below: Annotated[float, typer.Option(help="far cosines are below it")] = 0.6,
-    quantiles: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NEAR,FAR", help="instead: quantiles of the cosines of all pairs, such as 0.999,0.2, as thresholds"
-        ),
-    ] = None,
+    quantiles: Quantiles = None,
     near_pooling: Annotated[
         Pooling | None, typer.Option(help="vector of a near encoder of patches; by default cls if it has a CLS token")
     ] = None,

@@ -254,7 +254,7 @@ def _thresholds(
 def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, key: str, device: Any) -> Found:
     """Search, and keep each stripe in a file; stripes that are there are not searched again."""
     done = _done(file, key)
-    replace_records(file, [{"key": key}, *(part._asdict() for part in done)])
+    replace_records(file, [{"key": key}, *(_record(part) for part in done)])
     count, block = len(vectors[0]), mining.BLOCK
 
     def compared(stripes: int) -> int:
@@ -267,7 +267,7 @@ def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, k
         )
 
         def report(part: Part) -> None:
-            append_record(file, part._asdict())
+            append_record(file, _record(part))
             bar.update(task, completed=compared(part.stripe + 1))
 
         return mining.search(vectors[0], vectors[1], thresholds, MOST, block, device, done, report)
@@ -305,3 +305,7 @@ def _report(files: PairFiles, settings: MiningSettings) -> None:
     if record["skipped"]:
         file = files.folder / pair_files.SKIPPED
         print(f"qformer: pictures skipped: {record['skipped']:,}; see {file}", file=sys.stderr)
+
+
+def _record(part: Part) -> dict[str, Any]:
+    return {"stripe": part.stripe, "counts": part.counts, "pairs": part.pairs}

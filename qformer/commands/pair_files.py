@@ -156,9 +156,8 @@ class PairFiles:
         records = []
         for number, pair in enumerate(self.pairs):
             images, ids = ([names[row] for row in (pair.first, pair.second)] for names in (self.paths, self.ids))
-            records.append(
-                {"pair": number + 1, **pair._asdict(), "images": images, "ids": ids, "pattern": tags.get(number)}
-            )
+            found = {"first": pair.first, "second": pair.second, "near": pair.near, "far": pair.far}
+            records.append({"pair": number + 1, **found, "images": images, "ids": ids, "pattern": tags.get(number)})
         replace_records(self.folder / PAIRS, records)
         if not filled:
             table = io.StringIO(newline="")
@@ -247,7 +246,7 @@ class PairFiles:
         ]
 
         def keep(tag: Tag) -> None:
-            append_record(self._tagged, tag._asdict() | {"model": model})
+            append_record(self._tagged, {"key": tag.key, "reply": tag.reply, "pattern": tag.pattern, "model": model})
             if tag.pattern is None:
                 missed.append({"key": tag.key, "kind": "no pattern", "detail": tag.reply})
             else:

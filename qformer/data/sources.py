@@ -35,6 +35,7 @@ SOURCES: dict[str, Any] = {
     "gqa": "qformer.data.questions:Gqa",
     "aokvqa": "qformer.data.questions:AokVqa",
     "naturalbench": "qformer.data.natural:NaturalBench",
+    "mmvp": "qformer.mmvp.folder:Mmvp",
     "scenes": "qformer.scenes.scenes:Scenes",
     "canvases": "qformer.canvases.source:Canvases",
     "twins": "qformer.canvases.pairs:Twins",

@@ -37,13 +37,15 @@ BENCHMARKS: dict[str, Any] = {
     "gqa": "qformer.evaluation.tasks:Gqa",
     "choice": "qformer.evaluation.tasks:MultipleChoice",
     "statement": "qformer.evaluation.tasks:Statement",
-    "naturalbench": "qformer.evaluation.eyes:NaturalBench",
-    "cvbench": "qformer.evaluation.eyes:CvBench",
-    "blindtest": "qformer.evaluation.eyes:BlindTest",
-    "hallusionbench": "qformer.evaluation.eyes:HallusionBench",
-    "docvqa": "qformer.evaluation.documents:DocVqa",
-    "chartqa": "qformer.evaluation.documents:ChartQa",
-    "ocrbench": "qformer.evaluation.documents:OcrBench",
+    "naturalbench": "qformer.suites.eyes:NaturalBench",
+    "cvbench": "qformer.suites.eyes:CvBench",
+    "blindtest": "qformer.suites.eyes:BlindTest",
+    "hallusionbench": "qformer.suites.eyes:HallusionBench",
+    "docvqa": "qformer.suites.documents:DocVqa",
+    "chartqa": "qformer.suites.documents:ChartQa",
+    "ocrbench": "qformer.suites.documents:OcrBench",
+    "mmvp": "qformer.suites.mmvp_questions:Mmvp",
+    "mmvp-vlm": "qformer.suites.mmvp_statements:MmvpVlm",
 }
 #: Columns by which results are told apart where the data have them.
 COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
@@ -144,6 +146,7 @@ class Benchmark(ABC):
         lemmatizes: whether answers may be compared by their lemmas.
         truth: what is lacking where nothing can be scored.
         source: data source that is meant where none is named.
+        beside: options of `--data` on which no prediction depends.
     """
 
     stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
@@ -152,6 +155,7 @@ class Benchmark(ABC):
     lemmatizes: ClassVar[bool] = False
     truth: ClassVar[str] = "answers"
     source: ClassVar[str] = "jsonl"
+    beside: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:
@@ -189,6 +193,10 @@ class Benchmark(ABC):
         """All items in the form that the benchmark's server takes, with an empty answer where there is no record."""
         said = all_said(items, records)
         return [{"question_id": item.number, "answer": text} for item, text in zip(items, said, strict=True)]
+
+    def submission(self, items: Sequence[Item], records: Mapping[str, Record]) -> str:
+        """Text of the file that the server takes, JSON of `submit`."""
+        return json.dumps(self.submit(items, records))
 
     def check(self, ask: AskOptions) -> None:
         """Look before hours of work for what would stop them.

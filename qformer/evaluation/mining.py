@@ -71,7 +71,7 @@ class Thresholds(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a stripe of blocks gave.
+    """Pairs of a stripe of blocks, and their counts.
 
     Attributes:
         stripe: its number.

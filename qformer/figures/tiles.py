@@ -34,18 +34,21 @@ def slices(image: Image.Image, strategy: str, **options: Any) -> tuple[Image.Ima
         The drawing, with a panel for each size to which the picture is resized, hatched where there is padding, and an
         estimate of the time to the first token (`qformer.figures.cost`). And numbers: `tiles`; `grid`, columns and rows
         of the fine view; `tokens`, visual tokens of the strategy's usual connector; `pixels` that the encoder reads;
-        and `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, one encoder for all strategies.
+        `cost`, GFLOPs of BLIP-2's ViT-g/14 on these tiles, one encoder for all strategies; and `exposed`, the fault
+        that the strategy is there to show.
 
     Raises:
         UsageError: an unknown strategy or option.
     """
-    plan = resolution.build(strategy, **options).plan(*image.size)
+    rule = resolution.build(strategy, **options)
+    plan = rule.plan(*image.size)
     return draw(image, plan, strategy, usual(plan)), {
         "tiles": len(plan.tiles),
         "grid": plan.grid,
         "tokens": plan.tokens,
         "pixels": _pixels(plan),
         "cost": gflops(plan),
+        "exposed": rule.exposed,
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.config import map_towers
 from qformer.files import pretrained, real_towers
 from qformer.files.pretrained import DIGITS, MINI, VERSIONS
-from qformer.files.soundness import checks, digest_of
+from qformer.files.soundness import checks, digest_weights
 from qformer.files.tensors import read_tensors
 from qformer.types import UsageError
 
@@ -34,7 +34,7 @@ def digest(name: str) -> str | None:
 
 @lru_cache
 def _hash_weights(folder: Path) -> str:
-    return digest_of(read_tensors(folder))
+    return digest_weights(read_tensors(folder))
 
 
 def digests(config: Config) -> dict[str, str]:

@@ -220,8 +220,12 @@ DIGITS = 12  # of a digest, behind the `@` of a name
 VERSIONS = {
     "bert": ("1e19848cebff261df3bd958735b81e93",),
     "vit": ("edecbfea1fb3b4496744929cfdecacc3",),
+    "vit_native": ("979ee65271f30960144a9eb7fbfaba5b",),
     "opt": ("8508efe7f0ea1d2fb95efb95095c00b4",),
     "t5": ("b70ea5f12b8726855fd49353312343ea",),
+    "vit_rope": ("bf87143cc30441ff8f232ac1f030c3c4",),
+    "ssl": ("514369671605a54bcbabe7b6b04c0768",),
+    "opt_canvases": ("fc205f36f327fec42bcab4286d4db9e5",),
 }
 
 

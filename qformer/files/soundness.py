@@ -61,7 +61,7 @@ def raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
+def digest_weights(tensors: Mapping[str, Tensor]) -> str:
     """Hash the names, dtypes, shapes and bytes of tensors, in any order, to 32 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):

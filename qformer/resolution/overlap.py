@@ -45,6 +45,6 @@ class Overlap512(ResolutionStrategy):
 
 
 def _origins(side: int, size: int) -> list[int]:
-    """Where tiles begin along a side: as few as cover it, from one end to the other."""
+    """Beginnings of the tiles along a side: as few as cover it, from one end to the other."""
     last = ceil(side / size) - 1
     return [number * (side - size) // last for number in range(last + 1)] if last else [0]

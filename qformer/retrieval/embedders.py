@@ -1,4 +1,4 @@
-"""Embedders of pictures and texts in one space: our stage-one models, and any CLIP-like model of transformers."""
+"""Embedders of pictures and texts in one space: our stage-one models, CLIP-like ones of transformers and open_clip."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BlipForImageTextRetrieval
 from transformers.image_processing_base import ImageProcessingMixin
 
 from qformer.checkpoints import folder as checkpoint
@@ -23,18 +24,23 @@ from qformer.types import Tokens, UsageError
 
 STRIP = 32  # times longer than wide; CLIP resizes the shorter side, and then cuts the middle out
 MAX_TOKENS = 35  # the original reads texts longer here than in training (32); never shorter, or their ends are unread
+OPEN_CLIP = "open_clip:"
 SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
 
 
 def load_embedder(path: str, device: str | torch.device, trust: bool = False) -> Embedder:
-    """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, AltCLIP.
+    """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, BLIP.
 
-    For `trust` see `qformer.load`.
+    A model of open_clip is named `open_clip:ViT-B-32/laion2b_s34b_b79k`. For `trust` see `qformer.load`.
 
     Raises:
         UsageError: neither.
     """
+    if path.startswith(OPEN_CLIP):
+        return OpenClipEmbedder(path.removeprefix(OPEN_CLIP), device)
     kind = model_type_of(path)
+    if kind == "blip" and BlipForImageTextRetrieval.__name__ in (configuration(path).architectures or []):
+        return BlipEmbedder(path, device)
     if kind not in (None, "blip-2"):
         return ClipEmbedder(path, device)
     model = load(path, device, trust=trust)
@@ -52,6 +58,7 @@ class Embedder(ABC):
         rows: of an image, or of each of its tiles. width: P, of a row.
         limit: tokens of a text; more are cut off, as CLIP does. 0: it embeds no texts.
         matcher: the model whose ITM can re-rank what the cosines find; None where there is none.
+        scale: by which the model multiplies cosines for its loss.
     """
 
     tokenizer: Any
@@ -59,6 +66,7 @@ class Embedder(ABC):
     width: int
     limit: int
     matcher: ImageTextModel | None = None
+    scale: float = 1.0
 
     @abstractmethod
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,6 +79,10 @@ class Embedder(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Fingerprint of the weights and of how images are read; it does not depend on the dtype."""
+
+    def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
+        """Log-odds that each of B images and each of n texts match, float[B, n]; None without a head for it."""
+        return None
 
     def count(self, text: str) -> int:
         """The tokens of a text, uncut."""
@@ -99,6 +111,17 @@ class StageOneEmbedder(Embedder):
         self.matcher = model
         self.rows, self.width = model.qformer.config.queries, model.config.embed_width
         self.limit = text_limit(model)
+        self.scale = 1 / float(model.temp.detach())
+
+    @torch.no_grad()
+    def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
+        """Log-odds of ITM, or None where that was left untrained."""
+        if not self.model.can_match:
+            return None
+        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(len(texts))).to(self.model.device)
+        seen = self.model.encode_images(self.model.frontend.tiles(images))
+        logits = self.model.match_logits(seen, self.model.tokenize(texts, self.limit), pairs).float()
+        return (logits[:, 1] - logits[:, 0]).unflatten(0, (len(images), len(texts))).cpu()
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return self.model.embed_images(self.model.frontend.tiles(images))
@@ -123,6 +146,8 @@ class ClipEmbedder(Embedder):
         self.is_siglip = self.model.config.model_type.startswith("siglip")
         self.limit = min(self.tokenizer.model_max_length, text.max_position_embeddings)
         self.width = self.embed_texts(["a cat"]).shape[1]  # the families call it by different names
+        scale = getattr(self.model, "logit_scale", None)
+        self.scale = 1.0 if scale is None else float(scale.detach().exp())
 
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         features = embed_pictures(self.model, self.processor, images)[:, None]  # (B, 1, P)
@@ -139,6 +164,100 @@ class ClipEmbedder(Embedder):
 
     def fingerprint(self) -> str:
         return digest_weights(self.model, f"{self.model.config.model_type} {reading_of(self.processor)}")
+
+
+class BlipEmbedder(Embedder):
+    """BLIP's model of image-text retrieval in transformers: cosines of both `[CLS]` rows, and a head of matching."""
+
+    rows = 1
+
+    def __init__(self, path: str, device: str | torch.device) -> None:
+        self.model = read_model(BlipForImageTextRetrieval, path, "give a BLIP for image-text retrieval")
+        self.model.to(device).eval()
+        processor = pretrained.read(AutoProcessor, path)
+        self.tokenizer, self.processor = pretrained.as_words(processor.tokenizer), processor.image_processor
+        self.limit = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        self.width = self.model.config.image_text_hidden_size
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        pixels = pixels_of(self.processor, images).to(self.model.device)
+        first = self.model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
+        features = _unit(self.model.vision_proj(first))[:, None]  # (B, 1, P)
+        return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        return _unit(self.model.text_proj(self.model.text_encoder(**self._tokens(texts)).last_hidden_state[:, 0]))
+
+    @torch.no_grad()
+    def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor:
+        """Log-odds of the head of matching, each image with all texts."""
+        pixels = pixels_of(self.processor, images).to(self.model.device)
+        tokens = self._tokens(texts)
+        rows = [self.model(pixel_values=one.expand(len(texts), -1, -1, -1), **tokens).itm_score for one in pixels]
+        logits = torch.stack(rows).float()  # (B, n, 2)
+        return (logits[..., 1] - logits[..., 0]).cpu()
+
+    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        read = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.limit, return_tensors="pt")
+        return {name: read[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+
+    def fingerprint(self) -> str:
+        return digest_weights(self.model, "blip")
+
+
+class OpenClipEmbedder(Embedder):
+    """A model and its weights, `ViT-B-32/laion2b_s34b_b79k`; the weights may also be a file.
+
+    Raises:
+        UsageError: open_clip is not installed, or does not have them.
+    """
+
+    rows = 1
+
+    def __init__(self, name: str, device: str | torch.device) -> None:
+        try:
+            import open_clip
+        except ImportError as error:
+            raise UsageError(
+                f"'open_clip:{name}' needs open_clip, which is not installed; run: pip install open_clip_torch"
+            ) from error
+        model, _, weights = name.partition("/")
+        if not weights:
+            raise UsageError(f"'open_clip:{name}' names no weights; give open_clip:MODEL/WEIGHTS")
+        try:
+            self.model, _, self.prepare = open_clip.create_model_and_transforms(model, pretrained=weights)
+            self.tokenizer = open_clip.get_tokenizer(model)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UsageError(f"open_clip cannot load '{name}' ({error}); see open_clip.list_pretrained()") from error
+        self.model.to(device).eval()
+        self.device = device
+        self.limit = int(self.tokenizer.context_length)
+        self.width = self.embed_texts(["a cat"]).shape[1]
+        self.scale = float(self.model.logit_scale.detach().exp())
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        pixels = torch.stack([self.prepare(image) for image in shown]).to(self.device)
+        features = F.normalize(self.model.encode_image(pixels).float(), dim=-1)[:, None]  # (B, 1, P)
+        return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=-1)
+
+    def count(self, text: str) -> int:
+        """The tokens of a text, at most `limit`."""
+        return int(self.tokenizer([text]).ne(0).sum())
+
+    def too_long(self, texts: list[str]) -> int:
+        """Number of texts that fill all places; open_clip cuts without telling."""
+        return int(self.tokenizer(texts).ne(0).all(dim=1).sum())
+
+    def fingerprint(self) -> str:
+        return digest_weights(self.model, "open_clip")
 
 
 def as_embedder(model: Embedder | ImageTextModel) -> Embedder:

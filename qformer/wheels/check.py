@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from qformer.files import pretrained
-from qformer.files.soundness import digest_of
+from qformer.files.soundness import digest_weights
 from qformer.files.tensors import read_tensors
 from qformer.types import UsageError
 
@@ -38,7 +38,7 @@ def check(folder: Path, tower: RealTower) -> None:
         UsageError: any of them differs; the message says which.
     """
     advice = "; use the versions of constraints.txt"
-    found = digest_of(read_tensors(folder))
+    found = digest_weights(read_tensors(folder))
     if found != tower.digest:
         raise UsageError(f"the converted tensors have the digest {found} instead of {tower.digest}{advice}")
     ids = pretrained.read(AutoTokenizer, folder)(SENTENCE)["input_ids"] if tower.tokens else []

@@ -34,7 +34,7 @@ from qformer.stages.loop import console
 from qformer.types import TooLong, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from qformer.data.base import Source
     from qformer.evaluation.benchmarks import Benchmark, Item
@@ -63,7 +63,7 @@ def evaluate_language(settings: Settings, bench: Benchmark | None = None) -> Non
         kept = settings.predictions
         if kept is None and settings.output is not None:
             kept = settings.output.with_suffix(".predictions.jsonl")
-        store = Predictions(kept, made_by(settings, model), distributed.rank())
+        store = Predictions(kept, made_by(settings, model, bench.beside), distributed.rank())
         asked = {item.id: item.digest for one in listed for item in one.items}
         if renewed := store.keep(asked):
             told = f"{renewed} answers in '{kept}' are to pictures, questions or choices that have changed"
@@ -115,10 +115,17 @@ def _check_column(name: str | None, listed: list[ImageItems]) -> None:
         raise UsageError(f"--by is '{name}', but no record has it; they have {', '.join(columns) or 'none'}")
 
 
-def made_by(settings: Settings, model: VisionLanguageModel | ImageTextModel) -> dict[str, Any]:
-    """Everything that predictions depend on; predictions of other weights, prompts or data are never mixed in."""
+def made_by(
+    settings: Settings, model: VisionLanguageModel | ImageTextModel, beside: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything that predictions depend on; predictions of other weights, prompts or data are never mixed in.
+
+    Args:
+        beside: options of the data that change no prediction.
+    """
     weights = fingerprint(model)[:16] if isinstance(model, ImageTextModel) else _weights(model)
-    asked = {"bench": settings.bench, "data": sorted(settings.data), "prompt": settings.prompt}
+    data = sorted(word for word in settings.data if word.partition("=")[0] not in beside)
+    asked = {"bench": settings.bench, "data": data, "prompt": settings.prompt}
     asked |= {name: value for name in ("quantize", "beams") if (value := getattr(settings, name)) is not None}
     return asked | {"preset": settings.preset, "precision": settings.precision, "weights": weights}
 
@@ -223,7 +230,7 @@ def _report(
     if settings.submission is not None:
         if placed := sum(not item.has_id for item in items):
             console.print(f"{placed} of {len(items)} records have no id: the submission has their place in the data")
-        settings.submission.write_text(json.dumps(bench.submit(items, store.known)), encoding="utf-8")
+        settings.submission.write_text(bench.submission(items, store.known), encoding="utf-8")
     if settings.output is not None:
         result = {"bench": settings.bench, "checkpoint": settings.checkpoint, "made_by": store.made_by}
         result |= {"images": len(listed), "asked": len(items), "scored": len(scored), "skipped": skipped, **numbers}

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from qformer.evaluation.benchmarks import choose
 from qformer.evaluation.retrieval import Retrieval
 from qformer.stages.evaluate.language import evaluate_language
+from qformer.stages.evaluate.photo_pairs import evaluate_photo_pairs
 from qformer.stages.evaluate.retrieval import evaluate_retrieval
+from qformer.suites.mmvp_statements import MmvpVlm
 
 if TYPE_CHECKING:
     from qformer.stages.evaluate.settings import Settings
@@ -17,10 +19,12 @@ def evaluate(settings: Settings) -> None:
     """Measure, print, and write what was asked for.
 
     Raises:
-        UsageError: an unknown benchmark; see `evaluate_retrieval` and `evaluate_language`.
+        UsageError: an unknown benchmark; see `evaluate_retrieval`, `evaluate_photo_pairs`, `evaluate_language`.
     """
     bench = choose(settings.bench)
     if isinstance(bench, Retrieval):  # compares all images with all texts; the others look at one image at a time
         evaluate_retrieval(settings, bench)
+    elif isinstance(bench, MmvpVlm):
+        evaluate_photo_pairs(settings)
     else:
         evaluate_language(settings, bench)

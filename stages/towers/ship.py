@@ -28,20 +28,10 @@ if TYPE_CHECKING:
     from qformer.config import BackboneConfig
     from qformer.schema import Config
 
+#: Image encoders that are there to differ: no minimum is required of them.
+COMPARED = ("vit_tiles", "vit_native", "vit_rope", "ssl", "clip")
 #: Recipes, each behind that which it needs, with the key that names the tower of it.
-KINDS = (
-    "bert",
-    "vit",
-    "vit_tiles",
-    "vit_native",
-    "vit_rope",
-    "ssl",
-    "clip",
-    "opt",
-    "t5",
-    "opt_canvases",
-    "t5_canvases",
-)
+KINDS = ("bert", "vit", *COMPARED, "opt", "t5", "opt_canvases", "t5_canvases")
 NEEDS = {
     "vit": ("text", "bert"),
     "vit_tiles": ("start", "vit"),
@@ -52,13 +42,6 @@ NEEDS = {
 }
 KEPT = ("vit_tiles",)  # towers that are not shipped, since others go on from them and know all that they know
 LIMIT = 25_000_000  # bytes of all towers that are shipped
-COMPARED = (
-    "vit_tiles",
-    "vit_native",
-    "vit_rope",
-    "ssl",
-    "clip",
-)  # towers that are there to differ: no minimum is required of them
 #: Measures that the card requires of the others, on unseen scenes and canvases, with their minimum.
 MINIMA = {"probe_colour": 0.95, "probe_shape": 0.95, "probe_position": 0.95, "probe_word": 0.80, "right": 0.95}
 EACH = ("opt_canvases", "t5_canvases")  # towers that must answer every kind of question so well, at every position
@@ -144,12 +127,12 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
         "# Mini towers",
         "",
         "A BERT, image encoders, OPTs and T5s with a few million weights each, for trying the bridge on drawn scenes",
-        "without a network or a GPU. They know scenes and canvases and nothing else; `opt_canvases` and",
-        "`t5_canvases`, which go on from the others, also know clips and rows of two pictures. OPT and T5 have read",
-        "about every combination of shape, color and place; no tower has seen images of those that are kept for",
-        "tests. The encoders have learned from phrases about the objects of scenes (`vit`), from labels of objects on",
-        "canvases and scenes (`vit_native` and `vit_rope`, by way of `vit_tiles`, which is not shipped), from whole",
-        "captions (`clip`), or from pictures alone (`ssl`). Trained from scratch and stored in fp16 by",
+        "without a network or a GPU. They know scenes and canvases and nothing else; those called `..._canvases`,",
+        "which go on from the others, also know clips and rows of two pictures. OPT and T5 have read about every",
+        "combination of shape, color and place; no tower has seen images of those that are kept for tests. The",
+        "encoders have learned from phrases about the objects of scenes (`vit`), from labels of objects on canvases",
+        "and scenes (`vit_tiles`, which is not shipped, and `vit_native` and `vit_rope`, which go on from it), from",
+        "whole captions (`clip`), or from pictures alone (`ssl`). Trained from scratch and stored in fp16 by",
         "",
         f"    {command}",
         "",
@@ -159,7 +142,7 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
     for kind, record in records.items():
         lines.append(
             f"| {kind} | {record['steps']} x {record['batch']} | {record['seed']} | {record['data']['name']} | "
-            f"{record['seconds']:,} | {record['commit'] or 'unknown'} | {record.get('bytes', 0):,} |"
+            f"{_number(record, 'seconds')} | {record['commit'] or 'unknown'} | {_number(record, 'bytes')} |"
         )
     lines += [
         "",
@@ -175,3 +158,7 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
                 least = MINIMA["right"]
             lines.append(f"| {kind} | {key} | {value:.3f} | {'' if least is None else least} |")
     return "\n".join(lines) + "\n"
+
+
+def _number(record: dict[str, Any], key: str) -> str:
+    return f"{record[key]:,}" if key in record else "-"

@@ -155,8 +155,22 @@ def test_captions_and_answers(space: Path, kind: str) -> None:
 
 def test_every_strategy_cuts_a_picture(space: Path) -> None:
     plans = json.loads(command("tiles", space / "0.png", "--all", "--json"))
+    probed = json.loads(command("probe", "--all", "--json"))["geometry"]
+    assert list(probed) == [plan["strategy"] for plan in plans]
     assert {plan["strategy"] for plan in plans} >= {"fixed", "uhd", "internvl", "anyres", "oryx", "qwen2vl"}
     assert all(plan["tokens"] > 0 for plan in plans)
+
+
+def test_pairs_are_mined(space: Path) -> None:
+    """Thresholds so wide that nearly all pairs are found, each with two cosines and two pictures."""
+    words = ("--near", space / "stage1", "--far", "mini:vit", "--quantiles", "0.01,0.99", "-o", space / "pairs")
+    told = json.loads(command("mine-pairs", space / "captions.jsonl", *words, "--json"))
+    pairs = [json.loads(line) for line in (space / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    assert told
+    assert 5 <= len(pairs) <= 15
+    assert all(pair["first"] < pair["second"] and len(set(pair["images"])) == 2 for pair in pairs)
+    assert all(-1.001 <= pair[cosine] <= 1.001 for pair in pairs for cosine in ("near", "far"))
+    assert (space / "pairs" / "sheet.html").is_file()
 
 
 def test_own_captions_are_kept_beside_others(space: Path) -> None:

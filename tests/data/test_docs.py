@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from qformer import lookup
+from qformer.canvases.pairs import Twins, write_pairs
 from qformer.data import sources
 from qformer.data.base import indices
 from qformer.data.texts import usable_captions
@@ -69,6 +70,7 @@ def make_files() -> None:
     rooms = [("0.rgb.png", encoded(photo(1))), ("0.depth.png", encoded(photo(2))), ("0.txt", b"a")]
     tar(Path("rooms/0000.tar"), rooms)
     table = datasets.Dataset.from_dict({"image": [encoded(photo(1))], "text": ["a"]})
+    write_pairs("pairs", Twins(), 1)
     Path("data").mkdir()
     table.to_parquet("data/train-0.parquet")
     asked = {f"Image_{n}": [encoded(photo(n))] for n in (0, 1)} | {f"Question_{n}": ["is it?"] for n in (0, 1)}

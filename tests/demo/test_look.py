@@ -317,7 +317,7 @@ def test_a_sheet_shows_all_queries_in_rows() -> None:
 def test_slices_tell_what_a_strategy_costs(strategy: str) -> None:
     drawn, facts = slices(picture(300, 200), strategy)
     assert drawn.width >= SIDE
-    assert set(facts) == {"tiles", "grid", "tokens", "pixels", "cost"}
+    assert set(facts) == {"tiles", "grid", "tokens", "pixels", "cost", "exposed"}
     assert facts["tiles"] >= 1
     assert facts["cost"] > 0
 

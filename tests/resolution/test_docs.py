@@ -22,7 +22,7 @@ PAGE = (DOCS / "resolution.md").read_text(encoding="utf-8")
 
 
 def test_the_table_is_what_strategies_plan() -> None:
-    head, _, *rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\|.*\|$", PAGE, flags=re.MULTILINE)][:9]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\|.*\|$", PAGE, flags=re.MULTILINE)][:10]
     sizes = [tuple(map(int, cell.strip("| ").split(" x "))) for cell in head if " x " in cell]
     assert len(sizes) == 6
     assert [row[0].strip("`") for row in rows] == list(STRATEGIES)

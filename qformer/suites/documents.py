@@ -14,9 +14,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from qformer.evaluation.benchmarks import COLUMNS, Item, Measured, Record, all_said, measure_scores
-from qformer.evaluation.published import Published, asked_as, first_fact, of_each
 from qformer.identity import plain_id
 from qformer.metrics.documents import anls, ocr_right, relaxed_accuracy
+from qformer.suites.published import Published, asked_as, first_fact, of_each
 from qformer.types import BadSample
 
 if TYPE_CHECKING:

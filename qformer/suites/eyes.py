@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.data.columns import written
 from qformer.evaluation.benchmarks import Item, Measured, Record, measure_scores
-from qformer.evaluation.published import Published, asked_as, first_fact, of_each
 from qformer.identity import plain_id
 from qformer.metrics import replies
 from qformer.metrics.shares import Score, Unit, all_right
+from qformer.suites.published import Published, asked_as, first_fact, of_each
 from qformer.types import BadSample
 
 if TYPE_CHECKING:

@@ -1,0 +1,74 @@
+"""Numbers and colors in free replies, such as `There are four objects, 3 of them red.`"""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+WORDS: dict[str, int] = {
+    **{word: number for number, word in enumerate(_UNITS)},
+    **{word: 10 * number for number, word in enumerate(_TENS, start=2)},
+    **{
+        f"{ten}{between}{unit}": 10 * tens + units
+        for tens, ten in enumerate(_TENS, start=2)
+        for units, unit in enumerate(_UNITS[:10])
+        if units
+        for between in ("-", " ")
+    },
+    "dozen": 12,
+}
+#: Longest names first, since `six` begins `sixteen` and `twenty` begins `twenty-one`; a number of digits stands alone.
+_NUMBER = "|".join(
+    [r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,]|\.\d)", r"(?<![\w.,])\d{1,6}(?:\.0+)?(?![\w]|[.,]\d)"]
+    + [rf"\b{word}\b" for word in sorted(WORDS, key=len, reverse=True)]
+)
+NUMBER = re.compile(_NUMBER)
+#: Layouts, whose numbers are not how many there are: `3 x 3`, `three rows of three`.
+GRID = re.compile(
+    rf"\b\d+\s*[x\u00d7*]\s*\d+|(?:{_NUMBER})(?:\s+by\s+|\s+rows?(?:\s+of\s+|\s+(?:and|by|with)\s+))(?:{_NUMBER})"
+)
+BULLET = re.compile(r"^\s*(\d{1,3})[.)]\s", re.MULTILINE)
+#: Where a reply of several numbers says which one is meant.
+MEANT = (
+    re.compile(rf"(?:\btotal(?:s|ing|ling)?(?: number)?(?: of| is|:)*|=|\baltogether:?)\s*\W{{0,3}}({_NUMBER})"),
+    re.compile(rf"({_NUMBER})(?:\s+\w+){{0,4}}\s+(?:in total|altogether|in all|overall)\b"),
+    re.compile(rf"\banswer\b[^.\d]{{0,20}}?\W{{0,3}}({_NUMBER})"),
+)
+COLORS = (
+    *("red", "green", "blue", "gray", "grey", "brown", "beige", "black", "white", "yellow", "orange", "purple"),
+    *("pink", "cyan", "tan", "khaki", "taupe", "olive"),
+)
+COLOR = re.compile(rf"\b({'|'.join(COLORS)})(?:ish)?\b")
+LONGEST = 2000  # characters of a reply that are read
+
+
+def parse_count(reply: str) -> int | None:
+    """The number of things that a reply gives, in digits or words; None where it gives none.
+
+    Of several numbers the total is meant, or what is called the answer, or else the first that is not the word `one`,
+    which is mostly a pronoun. Of a numbered list without other numbers it is the last one's.
+    """
+    text = GRID.sub(" ", reply[:LONGEST].casefold())
+    listed = BULLET.findall(text)
+    text = BULLET.sub(" ", text)
+    for pattern in MEANT:
+        if found := pattern.search(text):
+            return _value(found[1])
+    found_all = [match[0] for match in NUMBER.finditer(text)]
+    others = [number for number in found_all if number != "one"]
+    told = others or listed[-1:] or found_all
+    return _value(told[0]) if told else None
+
+
+def parse_color(reply: str) -> str | None:
+    """The first color that a reply names, in lower case; `gray` in either spelling; None where it names none."""
+    found = COLOR.search(reply[:LONGEST].casefold())
+    return None if found is None else found[1].replace("grey", "gray")
+
+
+def _value(number: str) -> int:
+    return WORDS[number] if number in WORDS else int(number.partition(".")[0].replace(",", ""))

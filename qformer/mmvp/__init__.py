@@ -1,0 +1,1 @@
+"""MMVP and MMVP-VLM in their published folders."""

@@ -1,0 +1,1 @@
+"""Published benchmarks of seeing and reading, asked and scored as their authors do."""

@@ -1,0 +1,130 @@
+"""`qformer eval --bench mmvp-vlm`: which photo of a pair a statement fits, for any model that compares both.
+
+Each statement is compared with the two photos of its pair, by cosines (`itc`) and, where the model has a head for it,
+by matching (`itm`). A pair counts if both of its statements find their photo, as in `evaluate_vlm.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qformer.evaluation.benchmarks import ALL, Benchmark, Item, Measured, Record
+from qformer.evaluation.mmvp import correlation, pairs_right, share_interval, statements_right
+from qformer.identity import stamp
+from qformer.mmvp.folder import name_kinds
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from qformer.mmvp.folder import Statement
+    from qformer.retrieval.embedders import Embedder
+    from qformer.types import Sample, Tiles
+
+NO_PHOTOS = "it compares photos with statements; `qformer.stages.evaluate.photo_pairs` runs it"
+
+
+@dataclass(frozen=True)
+class PhotoPair:
+    """Two statements, each of its own photo."""
+
+    first: Statement
+    second: Statement
+
+    @property
+    def id(self) -> str:
+        return f"{self.first.number}-{self.second.number}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of the texts and of the state of both files."""
+        both = (self.first, self.second)
+        told = json.dumps([[one.prompt, one.image.name, str(stamp(one.image))] for one in both])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+class MmvpVlm(Benchmark):
+    """Statements about pairs of photos."""
+
+    stage = "stage1"
+    writes = False
+
+    def item(self, sample: Sample, place: int) -> Item:
+        """Raises UsageError: these are no questions."""
+        raise UsageError(NO_PHOTOS)
+
+    def predict(self, model: Any, tiles: Tiles, items: Sequence[Sequence[Item]], ask: Any) -> list[Record]:
+        """Raises UsageError: a pair has two photos."""
+        raise UsageError(NO_PHOTOS)
+
+    def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
+        """Raises UsageError: see `measure_pairs`."""
+        raise UsageError(NO_PHOTOS)
+
+
+def pair_up(statements: Sequence[Statement]) -> list[PhotoPair]:
+    """The pairs of MMVP-VLM's rows, the statement of the odd photo first."""
+    rows = zip(statements[::2], statements[1::2], strict=True)
+    return [PhotoPair(*sorted(both, key=lambda one: one.number % 2 == 0)) for both in rows]
+
+
+@torch.no_grad()
+def compare_pair(embedder: Embedder, images: Sequence[Tensor], texts: list[str]) -> dict[str, list[list[float]]]:
+    """Logits of two texts with two photos by each way of comparing, [text][photo].
+
+    Args:
+        images: two of uint8[3, h, w].
+    """
+    by_image = torch.tensor(embedder(images, [texts, texts]))  # (photos, texts)
+    found = {"itc": (embedder.scale * by_image).T.tolist()}
+    matches = embedder.match(images, texts)
+    return found if matches is None else found | {"itm": matches.T.tolist()}
+
+
+def measure_pairs(pairs: Sequence[PhotoPair], records: Sequence[Record]) -> Measured:
+    """Shares of pairs of which both statements find their photo: the mean of the patterns, as published, and each.
+
+    Patterns have the script's names where there are nine, else those of the file.
+    """
+    names = name_kinds([pair.first for pair in pairs])
+    measured = Measured({}, [])
+    patterns: dict[str, dict[str, float]] = {}
+    for way in [way for way in ("itc", "itm") if all(way in record for record in records)]:
+        logits = torch.tensor([row for record in records for row in record[way]])  # (2n, 2)
+        right = pairs_right(statements_right(logits))
+        measured.intervals.setdefault(ALL, {})[way] = share_interval(sum(right), len(right))
+        for kind in names:
+            own = [one for one, pair in zip(right, pairs, strict=True) if pair.first.kind == kind]
+            patterns.setdefault(names[kind], {"count": len(own)})[way] = sum(own) / len(own)
+            measured.intervals.setdefault(f"pattern: {names[kind]}", {})[way] = share_interval(sum(own), len(own))
+        measured.total[way] = sum(values[way] for values in patterns.values()) / len(patterns)
+    measured.groups["pattern"] = patterns
+    return measured
+
+
+def correlate(measured: Measured, result: Path) -> dict[str, float]:
+    """Correlations over patterns with the `parser` column of `--bench mmvp`, from the JSON that it wrote.
+
+    Raises:
+        UsageError: it is no such file, or shares fewer than two patterns.
+    """
+    try:
+        told = json.loads(result.read_text(encoding="utf-8"))["groups"]["pattern"]
+        others = {str(name): float(values["parser"]) for name, values in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"'{result}' has no accuracy by pattern ({error!r}); give what `qformer eval --bench mmvp -o` wrote"
+        ) from error
+    shared = [name for name in measured.groups["pattern"] if name in others]
+    if len(shared) < 2:
+        raise UsageError(f"'{result}' has {len(shared)} of these patterns; give a result of the same ones")
+    own = {way: [measured.groups["pattern"][name][way] for name in shared] for way in measured.total}
+    return {way: correlation(values, [others[name] for name in shared]) for way, values in own.items()}

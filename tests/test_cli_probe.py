@@ -1,0 +1,181 @@
+"""`qformer probe`: strategies alone, a checkpoint, a model of transformers and a server; what it writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from qformer.commands.probing import ANSWERS, PAGE, RESULT
+from qformer.evaluation.geometry import geometry
+from qformer.resolution import STRATEGIES
+from tests.answering.local_models import make_llava, with_processor
+from tests.answering.stand_in import HTML, StandIn
+from tests.commands import command, outcome
+from tests.evaluation.test_probes import by_tile, edge, objects
+from tests.fixtures import reading
+from tests.local_network import no_network
+from tests.resolution.test_strategies import made
+
+__all__ = ["no_network"]
+SMALL = ("--tile", 120, "--repeats", 1)
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with StandIn(truthful) as server:
+        yield server
+
+
+def truthful(images: list[Image.Image], question: str) -> str:
+    """What is there, as anybody would say it."""
+    return f"There are {objects(images[0])}." if question.startswith("how many") else edge(images[0], question)
+
+
+def test_strategies_alone(tmp_path: Path) -> None:
+    found = json.loads(command("probe", "--all", "--json", "-o", tmp_path / "all"))
+    assert list(found["geometry"]) == list(STRATEGIES)
+    square = {name: records[1] for name, records in found["geometry"].items()}
+    assert {one["image"][0] for one in square.values()} == {768}
+    assert square["overlap512"]["coverage"] == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert {name for name, one in square.items() if (one["least"], one["most"]) != (1, 1)} == {"overlap512"}
+    assert {name for name, one in square.items() if one["cut"] == 0} >= {"fixed", "pad_square", "oryx", "qwen2vl"}
+    page = (tmp_path / "all" / PAGE).read_text()
+    assert page.count("is there to be exposed") == 2
+    assert (tmp_path / "all" / "coverage.png").is_file()
+    assert json.loads((tmp_path / "all" / RESULT).read_text()) == found
+    lines = command("probe", "--strategy", "overlap512", "size=120", "--tile", 120).splitlines()
+    assert "overlap512  180 x 180" in lines[2]
+    assert "1 2 1 / 2 4 2 / 1 2 1" in lines[2]
+    assert not (tmp_path / "all" / ANSWERS).exists()
+
+
+def test_what_is_cut_and_padded() -> None:
+    (two,) = geometry(made("internvl"), pictures=[(896, 448)])
+    across = (896 - 448 // 6) / 47  # pixels from one object to the next
+    cut = sum(step * across < 448 < step * across + 448 // 6 for step in range(48)) / 48
+    assert two["cut"] == pytest.approx(cut, abs=1e-4)
+    (strip,) = geometry(made("pad_square"), pictures=[(400, 100)])
+    assert (strip["cut"], strip["padding"]) == (0, 0.75)
+    (thin,) = geometry(made("oryx"), pictures=[(5000, 20)])
+    assert thin["image"] == [5000, 20]
+    assert "too thin" in thin["refused"]
+
+
+def test_a_server_that_sees_well(stand_in: StandIn, tmp_path: Path) -> None:
+    out = tmp_path / "probes"
+    told = command("probe", "--server", stand_in.url, *SMALL, "-o", out)
+    found = json.loads((out / RESULT).read_text())
+    assert found["asked"] == {"server": f"{stand_in.url}/v1", "model": "tiny"}
+    assert found["counting_position"]["mean"] == [[4.0] * 3] * 3
+    assert found["counting_size"]["180"] == {"9": 1}
+    assert set(found["padding"]["<1:1"].values()) == {0.0}
+    assert "geometry" not in found
+    assert "4.00  4.00  4.00" in told
+    asked = len(stand_in.asked)
+    assert found["answers"] == {"new": asked, "kept": 0}
+    assert asked == 9 + 10 + 72
+    for name in ("position", "sizes"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    page = (out / PAGE).read_text()
+    assert page.count("<img class=figure") == 2
+    assert "narrower than high" in page
+    again = json.loads(command("probe", "--server", stand_in.url, *SMALL, "-o", out, "--json"))
+    assert again["answers"] == {"new": 0, "kept": asked}
+    assert len(stand_in.asked) == asked
+
+
+def test_a_server_that_counts_tile_by_tile(stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in.answer = lambda images, text: by_tile(images, [text])[0]
+    words = ("--only", "counting-position", *SMALL, "--json", "-o", tmp_path)
+    found = json.loads(command("probe", "--server", stand_in.url, "--model", "tiny", *words))
+    assert found["counting_position"]["mean"] == [[4.0, 8.0, 4.0], [8.0, 16.0, 8.0], [4.0, 8.0, 4.0]]
+    assert found["counting_position"]["answers"] == {"4": 4, "8": 4, "16": 1}
+
+
+@pytest.mark.parametrize("fault", ["500 out of memory", "hang", HTML, "endless"])
+def test_a_server_that_fails_costs_nothing_that_is_finished(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("qformer.answering.json_calls.time.sleep", lambda _seconds: None)
+    words = ("probe", "--server", stand_in.url, "--only", "counting-position", "--batch", 1, *SMALL, "-o", tmp_path)
+    good = stand_in.answer
+
+    def answer(images: list[Image.Image], text: str) -> str:
+        if len(stand_in.asked) == 5:
+            stand_in.faults += [fault] * 3
+        return good(images, text)
+
+    stand_in.answer = answer
+    code, _, err = outcome(*words, "--timeout", 0.5)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("qformer:")]
+    assert "did not answer /chat/completions" in line
+    assert "Traceback" not in err
+    stand_in.faults.clear()
+    found = json.loads(command(*words, "--json"))
+    assert found["answers"] == {"new": 4, "kept": 5}
+    assert found["counting_position"]["answers"] == {"4": 9}
+
+
+def test_a_server_that_lies_is_counted(stand_in: StandIn, tmp_path: Path) -> None:
+    stand_in.answer = lambda *_: "<script>alert('x')</script> as an AI model I love you \x1b[31m" + "9" * 5000
+    found = json.loads(command("probe", "--server", stand_in.url, *SMALL, "--json", "-o", tmp_path))
+    assert found["counting_position"]["mean"] == [[None] * 3] * 3
+    assert found["counting_position"]["answers"] == {"none": 9}
+    assert "<script>" not in (tmp_path / PAGE).read_text()
+
+
+def test_a_checkpoint_and_another_strategy(tmp_path: Path) -> None:
+    run = reading.copy(tmp_path / "old") / "stage2"
+    few = ("--only", "counting-position", "--repeats", 1, "--tile", 64, "--json", "-o", tmp_path / "out")
+    own = json.loads(command("probe", run, *few))
+    assert sum(own["counting_position"]["answers"].values()) == 9
+    other = json.loads(command("probe", run, "--strategy", "overlap512", "size=28", *few))
+    assert other["answers"] == {"new": 9, "kept": 0}, "answers of another strategy are others"
+    shape: dict[str, Any] = json.loads(command("probe", run, "--only", "geometry", "--json"))
+    assert list(shape["geometry"]) == ["fixed"]
+    assert shape["square"] == [round(1.5 * shape["tile"])] * 2
+
+
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "llava").mkdir()
+    oracle = with_processor(make_llava(tmp_path / "llava", [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]))
+    words = ("--only", "counting-position", *SMALL, "--json", "-o", tmp_path / "out")
+    found = json.loads(command("probe", "--model", oracle.folder, *words))
+    assert sum(found["counting_position"]["answers"].values()) == found["answers"]["new"] == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "there is nobody to ask"),
+        (["a", "b"], "give one checkpoint"),
+        (["run", "--server", "http://localhost:1"], "both run and http://localhost:1 were given"),
+        (["run", "--all"], "--all compares strategies without a model"),
+        (["--all", "--strategy", "uhd"], "--all compares"),
+        (["--all", "size=3"], "'size=3' is an option of one strategy"),
+        (["run", "size=3", "-o", "x"], "name it with --strategy"),
+        (["run"], "name one with -o"),
+        (["--strategy", "uhdd"], "did you mean 'uhd'?"),
+        (["--strategy", "uhd", "size=0"], "resolution.size is 0"),
+        (["--strategy", "uhd", "--only", "padding"], "--only padding asks a model"),
+        (["--server", "localhost", "-o", "x"], "is not the address of a server"),
+        (["--server", "http://a", "--only", "geometry"], "only checkpoints of qformer tell"),
+        (["--server", "http://a", "--strategy", "uhd", "-o", "x"], "--strategy replaces that of a checkpoint"),
+        (["--model", "nothing/there", "-o", "x"], "cannot be loaded"),
+        (["nothing-there", "-o", "x"], "nothing-there"),
+    ],
+)
+def test_wrong_usage(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = outcome("probe", *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
