@@ -81,8 +81,7 @@ class BackboneConfig(Section):
         for key, kinds in (("positions", ("opt",)), ("start", ("vit", "rope", "opt", "t5"))):
             if getattr(self, key) is not None and self.kind not in kinds:
                 raise ValueError(
-                    f"backbone.{key} is an option of backbone.kind {' and '.join(kinds)}, not of {self.kind}; leave it "
-                    "out"
+                    f"backbone.{key} is an option of backbone.kind {', '.join(kinds)}, not of {self.kind}; leave it out"
                 )
         return self
 
