@@ -95,9 +95,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     for wrong in ({"layers": 2}, {"width": 32}):
         with pytest.raises(UsageError, match=r"backbone\.start '.*' has another architecture"):
             task("opt", start=str(tmp_path), **wrong)
-    with pytest.raises(
-        ValueError, match=r"backbone\.start is an option .* vit, rope, opt, t5, not of bert"
-    ):
+    with pytest.raises(ValueError, match=r"backbone\.start is an option .* vit, rope, opt, t5, not of bert"):
         BackboneConfig(kind="bert", start=str(tmp_path))
     with pytest.raises(ValueError, match=r"backbone\.positions is an option of backbone\.kind opt, not of t5"):
         BackboneConfig(kind="t5", positions=768)
