@@ -6,7 +6,7 @@
 them at about their own size, in tiles or as one picture. For each object the tile is taken that shows most of it, and
 of those the one that shows it largest; the probe reads the four tokens nearest to its center there. It is fitted on
 canvases of the training split, and measured on those of the test split, which have combinations that training has not;
-words are written on a third of the objects that have room for one. `count` is the number of objects, from the mean of
+words are written on most of the objects that have room for one. `count` is the number of objects, from the mean of
 all tokens.
 
 A tower is a ViT (`vision: {name: hf}`) or, by its configuration, one of Qwen2-VL's form.

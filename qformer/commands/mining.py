@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from qformer import devices
 from qformer.commands import pair_files
@@ -26,6 +25,7 @@ from qformer.commands.searching import absolute, fill
 from qformer.data.arguments import choose_data
 from qformer.evaluation import mining
 from qformer.evaluation.mining import BlindPair, Found, Part, Thresholds
+from qformer.files.claims import claim
 from qformer.files.records import append_record, read_records, replace_records, replacing, to_json, writing
 from qformer.progress import Bar, console
 from qformer.retrieval.gallery import MANIFEST, Gallery
@@ -90,7 +90,7 @@ def mine(data: list[str], folder: Path, settings: MiningSettings) -> None:
     )
     both = TwoEncoders(near, far)
     with ExitStack() as stack:
-        _claim(stack, folder)
+        claim(stack, folder, lambda names: WORK in names or not names, "mined pairs", "mines pairs")
         stack.enter_context(writing(folder))
         gallery = _embed(choices, data[0], folder, both, settings)
         skipped = read_records(folder / WORK / SKIPPED)
@@ -154,25 +154,6 @@ def _choices(data: list[str], trust: bool) -> list[dict[str, Any]]:
             raise UsageError(f"the gallery '{data[0]}' has no source of pictures; give a folder of pictures")
         return gallery.sources()
     return [choose_data(data).model_dump()]
-
-
-def _claim(stack: ExitStack, folder: Path) -> None:
-    """Make the folder, and keep others from it.
-
-    Raises:
-        UsageError: it holds something else, or another process mines into it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / WORK).is_dir() and {one.name for one in folder.iterdir()} - {".lock"}:
-            raise UsageError(f"'{folder}' holds something else than mined pairs; give a new folder with -o")
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
-    except Timeout as error:
-        raise UsageError(f"another process mines pairs into '{folder}'; wait until it ends, or stop it") from error
-    except NotImplementedError:  # some network file systems have no locks
-        pass
-    except OSError as error:
-        raise UsageError(f"'{folder}' cannot be written ({error.strerror}); give another folder with -o") from error
 
 
 def _embed(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +21,7 @@ from qformer import devices, distributed, load, lookup
 from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.figures import page as sheet
+from qformer.files.claims import claim
 from qformer.files.records import to_json, writing
 from qformer.images import read_image
 from qformer.images import shown as shortened
@@ -162,20 +162,8 @@ def _claim(
     trust: bool,
 ) -> Gallery:
     """Open or make the gallery, and keep others from indexing into it meanwhile."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).exists() and not {one.name for one in folder.iterdir()} <= {
-            ".lock",
-            f"{MANIFEST}.partial",
-        }:
-            raise UsageError(f"'{folder}' holds something else than a gallery; give a new folder with -o")
-        stack.enter_context(FileLock(folder / ".lock").acquire(timeout=0))
-    except Timeout as error:
-        raise UsageError(f"another process indexes into '{folder}'; wait until it ends, or stop it") from error
-    except NotImplementedError:  # some network file systems have no locks
-        pass
-    except OSError as error:
-        raise UsageError(f"'{folder}' cannot be written ({error.strerror}); give another folder with -o") from error
+    partial = {f"{MANIFEST}.partial"}
+    claim(stack, folder, lambda names: MANIFEST in names or names <= partial, "a gallery", "indexes")
     made = model.fingerprint()
     if (folder / MANIFEST).exists():
         gallery = Gallery.open(folder, trust, store)

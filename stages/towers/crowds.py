@@ -32,7 +32,10 @@ TRIES = 20  # combinations of shape and color tried for an object
 
 
 def draw_crowd(rng: np.random.Generator, split: str, width: int, height: int) -> Canvas:
-    """Draw a canvas with as many objects as random places leave room for, at most 16, none of them alike by design."""
+    """Draw a canvas with as many objects as random places leave room for, at most 16; no two share shape and color.
+
+    Captions tell objects of one shape and color as a group that looks alike, which would be false of these.
+    """
     while True:
         canvas = Canvas(width, height, (), draw_ground(rng, split))
         for _ in range(PLACES):
@@ -46,7 +49,7 @@ def draw_crowd(rng: np.random.Generator, split: str, width: int, height: int) ->
 
 
 def _draw_object(rng: np.random.Generator, canvas: Canvas, only_shown: bool) -> CanvasObject | None:
-    """Draw an object beside those of a canvas; None if it lies on one, or is held out in every way that was tried."""
+    """Draw an object beside those of a canvas; None if it lies on one, or all that was tried is there or held out."""
     low, high = SIDES[pick(rng, SIZES)]
     side = int(rng.integers(low, high + 1))
     left, top = (int(rng.integers(extent - side + 1)) for extent in (canvas.width, canvas.height))
@@ -57,7 +60,7 @@ def _draw_object(rng: np.random.Generator, canvas: Canvas, only_shown: bool) -> 
         shape, colour = pick(rng, SHAPES), pick(rng, COLOURS)
         direction = pick(rng, DIRECTIONS) if shape in POINTING else None
         item = CanvasObject(shape, colour, x, y, side, direction=direction, hollow=hollow)
-        if not only_shown or _is_shown(canvas, item):
+        if item.pair not in canvas.numbers and (not only_shown or _is_shown(canvas, item)):
             return item
     return None
 

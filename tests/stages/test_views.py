@@ -82,6 +82,7 @@ def test_a_crowd_is_of_its_split_and_no_object_lies_on_another(split: str) -> No
     shapes = Counter(item.shape for crowd in crowds for item in crowd.objects)
     assert min(shapes[shape] for shape in SHAPES) > 5
     for crowd in crowds:
+        assert len({item.pair for item in crowd.objects}) == len(crowd.objects), "a caption would call them alike"
         for a, b in combinations(crowd.objects, 2):
             assert are_apart(a.box[:2], a.side, b.box[:2], b.side)
         boxes = np.array([item.box for item in crowd.objects])
