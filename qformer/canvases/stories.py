@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 TOTAL = "how many objects are there?"
 STREAM = 4  # separates these random numbers from those of other sources with the same seed
-SCENES = 0.25  # share of former stories
-CLIPS, ROWS = 0.15, 0.2  # shares of the others that are about clips and about two pictures
+SCENES = 0.15  # share of former stories
+CLIPS, ROWS = 0.2, 0.25  # shares of the others that are about clips and about two pictures
 BOXED = ("box", "content")  # kinds that need the boxes
 BOXES = 0.25  # share of other descriptions that tell them
 #: Relative frequency of the kinds that take longest to learn, beside 1 for the others.
-HARD = {"relation": 3, "yes/no": 2, "count": 2, "box": 2, "content": 2}
+HARD = {"relation": 3, "yes/no": 2, "count": 3, "box": 6, "content": 3, "order": 5, "which": 3, "more": 5, "edge": 2}
 
 #: Conversion of a question about one property to a statement, by kind: patterns with statements, and possible claims.
 STATEMENTS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
