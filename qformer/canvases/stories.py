@@ -33,7 +33,7 @@ CLIPS, ROWS = 0.2, 0.25  # shares of the others that are about clips and about t
 BOXED = ("box", "content")  # kinds that need the boxes
 BOXES = 0.25  # share of other descriptions that tell them
 #: Relative frequency of the kinds that take longest to learn, beside 1 for the others.
-HARD = {"relation": 3, "yes/no": 2, "count": 3, "box": 6, "content": 3, "order": 5, "which": 3, "more": 5, "edge": 2}
+HARD = {"relation": 3, "yes/no": 2, "count": 3, "box": 10, "content": 3, "order": 5, "which": 3, "more": 5, "edge": 2}
 
 #: Conversion of a question about one property to a statement, by kind: patterns with statements, and possible claims.
 STATEMENTS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {

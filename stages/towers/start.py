@@ -7,15 +7,21 @@ behind those that a former tower has, the sines go on.
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qformer.llm.loading import load_language_model
 from qformer.types import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 LONGEST = 256  # wavelength of the slowest sine, in units of the fastest
+NUMBER = re.compile(r"[▁Ġ]?(\d+)")  # a word that is a number, with the mark of a space or without
+ALIKE = 0.5  # mean cosine from which numbers cannot be told apart
 
 
 def sine_table(rows: int, width: int) -> Tensor:
@@ -30,7 +36,8 @@ def start_from(model: Any, tokenizer: Any, path: str) -> None:
     """Give an OPT or a T5 the weights of a former one.
 
     A word that the former tokenizer has keeps its row. A new word begins as the mean of the former pieces of it that
-    are longer than a letter, or of all former words, with some noise.
+    are longer than a letter, or of all former words, with some noise. Numbers get rows of their own, see
+    `spread_numbers`.
 
     Args:
         path: folder, or name of a tower.
@@ -50,7 +57,7 @@ def start_from(model: Any, tokenizer: Any, path: str) -> None:
                 f"{list(own.shape)} is needed; give backbone the kind and the sizes of that tower"
             )
         if any(own is table for table in words):
-            own.copy_(matched_rows(old, former.tokenizer, tokenizer))
+            own.copy_(spread_numbers(matched_rows(old, former.tokenizer, tokenizer), tokenizer.get_vocab()))
         elif len(old) < len(own) and name.endswith("embed_positions.weight"):
             own.copy_(longer(old, len(own)))
         elif len(old) == len(own):
@@ -77,6 +84,32 @@ def matched_rows(table: Tensor, former: Any, tokenizer: Any) -> Tensor:
         mean = table[parts].mean(dim=0) if parts else middle
         rows[row] = mean + spread * torch.randn(len(mean)) / 2
     return rows
+
+
+def spread_numbers(table: Tensor, vocabulary: Mapping[str, int]) -> Tensor:
+    """Give each number a random row of a word's length if the rows of all numbers are nearly alike.
+
+    Numbers that a former tokenizer does not have begin as the mean of its words, and all of them are rare: training
+    keeps them together, and a model that cannot tell them apart does not learn to copy one. Both forms of a number,
+    behind a space and not, get the same row, and tables of the same width the same ones.
+
+    Args:
+        table: float[W, L], which stays as it is.
+        vocabulary: rows by word.
+    """
+    found = {word: match for word in vocabulary if (match := NUMBER.fullmatch(word))}
+    rows = torch.tensor([vocabulary[word] for word in found], dtype=torch.long)
+    count = len(rows)
+    if count < 2:
+        return table
+    unit = nn.functional.normalize(table[rows], dim=1)
+    if (unit.sum(dim=0).square().sum() - count) / (count * (count - 1)) < ALIKE:
+        return table
+    values = [int(match[1]) for match in found.values()]
+    directions = torch.randn(max(values) + 1, table.shape[1], generator=torch.Generator().manual_seed(0))
+    others = table[sorted(set(range(len(table))) - set(rows.tolist()))]
+    length = others.norm(dim=1).mean()
+    return table.index_copy(0, rows, nn.functional.normalize(directions, dim=1)[values] * length)
 
 
 def longer(table: Tensor, rows: int) -> Tensor:
