@@ -30,6 +30,7 @@ TOTAL = "how many objects are there?"
 STREAM = 4  # separates these random numbers from those of other sources with the same seed
 SCENES = 0.15  # share of former stories
 CLIPS, ROWS = 0.2, 0.25  # shares of the others that are about clips and about two pictures
+DRILL = 0.5  # share of box questions among the first stories, if there are such
 BOXED = ("box", "content")  # kinds that need the boxes
 BOXES = 0.25  # share of other descriptions that tell them
 #: Relative frequency of the kinds that take longest to learn, beside 1 for the others.
@@ -59,6 +60,8 @@ class CanvasStories:
         split, seed, count: those of `Canvases`. By default stories are about any canvas, see `Stories`.
         task: task of every story; None draws one for each, with the shares in `TASKS`.
         unordered: number of stories at the start whose descriptions are all unordered, see `Stories`.
+        boxed: number of stories at the start of which half ask for a box, in order. Copying four numbers shows no
+            progress for thousands of stories, and rare ones do not get that far.
     """
 
     split: Literal["train", "val", "test", "any"] = "any"
@@ -66,6 +69,7 @@ class CanvasStories:
     count: int = 1_000_000
     task: Literal["describe", "ask", "context", "dialogue", "self-ask"] | None = None
     unordered: int = 0
+    boxed: int = 0
 
     #: Words that a tokenizer should have, also those that are rare.
     words: ClassVar[tuple[str, ...]] = VOCABULARY
@@ -75,6 +79,8 @@ class CanvasStories:
 
     def __getitem__(self, index: int) -> Story:
         rng = np.random.default_rng((self.seed, index, STREAM))
+        if index < self.boxed and rng.random() < DRILL:
+            return self._ask_box(index, rng)
         unordered = index < self.unordered or (self.unordered > 0 and index // RUN % 2 == 0)
         if rng.random() < SCENES:
             story = Stories(self.split, seed=self.seed, count=self.count, task=self.task)[index]
@@ -83,6 +89,16 @@ class CanvasStories:
         task = self.task or str(rng.choice(list(TASKS), p=list(TASKS.values())))
         prompt, reply, kind, needed = _WRITE[task](topic, rng)
         return Story(describe(topic, needed, rng), prompt, reply, kind, unordered)
+
+    def _ask_box(self, index: int, rng: np.random.Generator) -> Story:
+        """Ask for a box on the first canvas from this one on that has an object with one."""
+        while True:
+            topic = about_canvas(Canvases(self.split, seed=self.seed, count=self.count), index % self.count, rng)
+            asked = [one for one in topic.questions if one.kind == "box"]
+            if topic.boxed and asked:
+                one = pick(rng, asked)
+                return Story(topic.boxed, pick(rng, TEMPLATES).format(one.question), one.answer, one.kind)
+            index += 1
 
     def _draw(self, index: int, rng: np.random.Generator) -> Topic:
         """Draw a topic: a canvas, a clip, or two pictures."""
