@@ -6,8 +6,7 @@ and prompts are those of tsb0601/MMVP: `evaluate_mllm.py` and `evaluate_vlm.py`.
 
 from __future__ import annotations
 
-import csv
-import re
+import warnings
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from qformer.canvases import pairs
 from qformer.formats import SUFFIXES
-from qformer.metrics.choice_reply import OPTIONS, parse_choice, split_options
+from qformer.metrics.choice_reply import parse_choice, split_options
 from qformer.metrics.choice_words import OTHER
-from qformer.types import Sample, UsageError
+from qformer.mmvp.table import AskedRow, broken_row, read_asked, read_column, read_rows
+from qformer.types import LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 TABLE = "Questions.csv"
 IMAGES = ("MMVP Images", "MMVP_Images")
@@ -30,7 +30,6 @@ PATTERNS = tuple(pairs.PATTERNS.values())
 #: Rows, from 1, whose published answer is wrong (tsb0601/MMVP#30, EvolvingLMMs-Lab/lmms-eval#1018), and the right one.
 CORRECTIONS = {100: "a", 280: "a"}
 SHOWN = 3  # missing images that a message names
-LETTER = re.compile(r"\(?\s*([ab])\s*\)?(?=\W|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -105,42 +104,56 @@ def read_mmvp(folder: str | Path, corrected: bool = False) -> list[Question]:
     """Read MMVP's folder: `Questions.csv`, and `MMVP Images/N.jpg` for row N.
 
     Columns are `Question`, `Options` and `Correct Answer` in any order and case; others, as `Index`, may be there.
+    Pairs of which neither row is filled in are left out with a warning, `LeftOut`, as on a sheet that is half done.
 
     Args:
         corrected: take the right answers of rows 100 and 280. Later versions of lmms-eval turn 99 and 279, too.
 
     Raises:
-        UsageError: a file or an image is missing, or the table is broken.
+        UsageError: a file or an image is missing, the table is broken, or one row of a pair is not filled in.
     """
+    questions, unfinished = read_finished(folder, corrected)
+    if unfinished:
+        warnings.warn(tell_unfinished(unfinished, len(questions) // 2), LeftOut, stacklevel=2)
+    return questions
+
+
+def read_finished(folder: str | Path, corrected: bool = False) -> tuple[list[Question], int]:
+    """The questions of `read_mmvp`, and how many pairs are left out, unwarned. Raises UsageError: see there."""
     folder = Path(folder)
     table = _table(folder)
     images = _images(_subfolder(folder, IMAGES))
-    rows = read_rows(table)
-    head = [name.strip().lower() for name in next(rows, [])]
-    places = {name: head.index(name) for name in ("question", "options", "correct answer") if name in head}
-    if len(places) < 3:
-        raise UsageError(f"'{table}' has the columns {head}; expected Question, Options and Correct Answer")
-    place_of_pattern = head.index("pattern") if "pattern" in head else None
+    rows = read_asked(table)
+    blank = {row.number for row in rows if row.is_blank}
+    _check_pairs(table, rows, blank)
+    asked = [row for row in rows if row.number not in blank]
     questions = []
     missing = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            question, options, answer = (row[place].strip() for place in places.values())
-        except IndexError:
-            raise _broken(table, number, f"it has {len(row)} columns, not {len(head)}") from None
-        if not question or OPTIONS.fullmatch(options) is None:
-            raise _broken(table, number, "expected a question, and options as '(a) Open (b) Closed'")
-        letter = LETTER.match(answer)
-        if letter is None:
-            raise _broken(table, number, f"its answer is '{answer}', not (a) or (b)")
-        right = CORRECTIONS.get(number) if corrected else None
-        image = images.get(str(number))
-        missing += [f"{number}.jpg"] if image is None else []
-        pattern = row[place_of_pattern].strip() if place_of_pattern is not None else ""
-        right = right or letter[1].lower()
-        questions.append(Question(number, question, options, right, image or folder, pattern or None))
+    for row in asked:
+        right = CORRECTIONS.get(row.number) if corrected else None
+        image = images.get(str(row.number))
+        missing += [f"{row.number}.jpg"] if image is None else []
+        told = (row.question, row.options, right or row.letter(table), image or folder, row.pattern or None)
+        questions.append(Question(row.number, *told))
+    if rows and not asked:
+        raise UsageError(f"'{table}' has {len(rows)} rows, and none is filled in; write the questions of a pair first")
     _check(table, questions, missing)
-    return questions
+    return questions, len(blank) // 2
+
+
+def tell_unfinished(pairs: int, finished: int) -> str:
+    """A sentence about the pairs of a table that nobody has filled in."""
+    return f"{pairs} of {pairs + finished} pairs are not filled in yet and are left out"
+
+
+def _check_pairs(table: Path, rows: Sequence[AskedRow], blank: set[int]) -> None:
+    """Refuse a pair of which one row is filled in and the other is not."""
+    for first, second in zip(rows[::2], rows[1::2], strict=False):
+        if (first.number in blank) != (second.number in blank):
+            empty, other = (first, second) if first.number in blank else (second, first)
+            raise broken_row(
+                table, empty.number, f"it is empty, and row {other.number} of its pair is not; fill both in, or neither"
+            )
 
 
 def read_mmvp_vlm(folder: str | Path) -> list[Statement]:
@@ -162,7 +175,7 @@ def read_mmvp_vlm(folder: str | Path) -> list[Statement]:
     missing = []
     for number, row in enumerate(rows, start=1):
         if len(row) < 3 or not row[0].strip().isdecimal() or not row[2].strip():
-            raise _broken(table, number, "expected a number, a type and a statement")
+            raise broken_row(table, number, "expected a number, a type and a statement")
         id_, kind, text = int(row[0]), row[1].strip(), row[2].strip()
         image = images.get(_plain(kind), {}).get(str(id_))
         missing += [f"{kind}/{id_}.jpg"] if image is None else []
@@ -185,7 +198,8 @@ class Mmvp:
         patterns: CSV with the columns Index (of the row) and Pattern; or the folder of MMVP-VLM, whose patterns are
             taken for equal files. MMVP itself does not say which question is of which pattern.
         human: CSV with a person's Answer of each Index; or the question file with `Correct Answer` filled in.
-        grades: text with a grader's reply to each row, one a line, as `gpt_grader.py` gets them.
+        grades: text with a grader's reply to each row that is asked, one a line, as `gpt_grader.py` gets them.
+        unfinished: how many pairs are left out since nobody has filled them in.
     """
 
     path: str
@@ -194,14 +208,16 @@ class Mmvp:
     grades: str | None = None
     questions: list[Question] = field(init=False, repr=False, compare=False)
     pattern_of: dict[int, str] = field(init=False, repr=False, compare=False)
+    unfinished: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        questions = read_mmvp(self.path)
+        questions, unfinished = read_finished(self.path)
         patterns = {one.number: one.pattern for one in questions if one.pattern is not None}
         if self.patterns is not None:
             patterns = read_patterns(Path(self.patterns), questions)
         object.__setattr__(self, "questions", questions)
         object.__setattr__(self, "pattern_of", patterns)
+        object.__setattr__(self, "unfinished", unfinished)
 
     def __len__(self) -> int:
         return len(WAYS) * len(self.questions)
@@ -226,14 +242,14 @@ class Mmvp:
         """Read what a person answered, by number; None where nothing can be read."""
         return {} if self.human is None else read_answers(Path(self.human), self.questions)
 
-    def verdicts(self) -> list[str]:
-        """A grader's reply to each row.
+    def verdicts(self) -> dict[int, str]:
+        """A grader's reply to each row that is asked, by its number.
 
         Raises:
-            UsageError: there are more or fewer than rows.
+            UsageError: there are more or fewer than such rows.
         """
         if self.grades is None:
-            return []
+            return {}
         try:
             lines = Path(self.grades).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -242,7 +258,7 @@ class Mmvp:
             raise UsageError(
                 f"'{self.grades}' has {len(lines)} lines; give a verdict for each of {len(self.questions)}"
             )
-        return lines
+        return {one.number: line for one, line in zip(self.questions, lines, strict=True)}
 
 
 def name_kinds(statements: Sequence[Statement]) -> dict[str, str]:
@@ -263,7 +279,7 @@ def read_patterns(path: Path, questions: Sequence[Question]) -> dict[int, str]:
         kinds = {_digest(one.image): names[one.kind] for one in statements}
         found = {one.number: kinds.get(_digest(one.image), "") for one in questions}
     else:
-        found = _column(path, ("pattern",))
+        found = read_column(path, ("pattern",))
     known = {one.number: found[one.number] for one in questions if found.get(one.number)}
     if not known:
         raise UsageError(f"'{path}' tells the pattern of no question; give Index and Pattern, or MMVP-VLM's folder")
@@ -276,27 +292,11 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[int, str | N
     Raises:
         UsageError: it cannot be read, or has no answer.
     """
-    cells = _column(path, ("answer", "correct answer"))
+    cells = read_column(path, ("answer", "correct answer"))
     told = {one.number: parse_choice(cells[one.number], one.options) for one in questions if cells.get(one.number)}
     if not told:
         raise UsageError(f"'{path}' answers no question; fill in (a) or (b) under Answer")
     return told
-
-
-def _column(table: Path, names: Sequence[str]) -> dict[int, str]:
-    """Cells of the first column that there is, by the number under Index, or without one by the row."""
-    rows = read_rows(table)
-    head = [name.strip().lower() for name in next(rows, [])]
-    name = next((name for name in names if name in head), None)
-    if name is None:
-        raise UsageError(f"'{table}' has the columns {head}; expected Index and {names[0].capitalize()}")
-    cells = {}
-    for place, row in enumerate(rows, start=1):
-        number = row[head.index("index")].strip() if "index" in head[: len(row)] else str(place)
-        if not number.isdecimal():
-            raise UsageError(f"row {place} of '{table}' has the Index '{number}'; give the number of a question")
-        cells[int(number)] = row[head.index(name)].strip() if head.index(name) < len(row) else ""
-    return cells
 
 
 def _digest(image: Path) -> str:
@@ -328,19 +328,6 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
-
-
-def read_rows(table: Path) -> Iterator[list[str]]:
-    """Rows of a CSV file with or without a byte order mark; blank ones do not count, as in pandas."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            yield from (row for row in csv.reader(file, strict=True) if any(cell.strip() for cell in row))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"'{table}' cannot be read ({error}); give the table as CSV in UTF-8") from error
-
-
-def _broken(table: Path, number: int, fault: str) -> UsageError:
-    return UsageError(f"row {number} of '{table}' is broken: {fault}")
 
 
 def _check(table: Path, read: Sequence[Question | Statement], missing: Sequence[str]) -> None:

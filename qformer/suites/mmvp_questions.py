@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample, Tiles
 
-PARSER, LIKELIER, GRADER = "parser", "likelier", "grader"
+PARSER, LIKELIER, GRADER, PEOPLE = "parser", "likelier", "grader", "people"
+THE_MODEL = "the model, the same pairs"
 NO_GRADES = "a grader must judge the replies; --submission writes them, and --data grades=FILE has a verdict a line"
 
 
@@ -39,8 +40,9 @@ class Mmvp(Benchmark):
 
     def __init__(self) -> None:
         self.person: dict[int, str | None] = {}
-        self.verdicts: list[bool] = []
+        self.verdicts: dict[int, bool] = {}
         self.is_published = False
+        self.unfinished = ""
 
     def items(self, source: Source, limit: int | None = None) -> tuple[list[ImageItems], list[Record]]:
         """As of any benchmark; a person's answers and a grader's verdicts are kept.
@@ -50,8 +52,11 @@ class Mmvp(Benchmark):
         """
         if not isinstance(source, folder.Mmvp):
             raise UsageError("mmvp reads a folder in MMVP's layout; give --data path=FOLDER and no name")
-        self.person, self.verdicts = source.person(), [graded(reply) for reply in source.verdicts()]
+        self.person = source.person()
+        self.verdicts = {number: graded(reply) for number, reply in source.verdicts().items()}
         self.is_published = source.is_published
+        finished = len(source.questions) // 2
+        self.unfinished = folder.tell_unfinished(source.unfinished, finished) if source.unfinished else ""
         return super().items(source, limit)
 
     def item(self, sample: Sample, place: int) -> Item:
@@ -79,10 +84,12 @@ class Mmvp(Benchmark):
         """Shares of pairs of which both are right, with 95 % intervals; pairs that lack an answer are left out.
 
         `parser` and `likelier` are the two readings, `grader` a third where there are verdicts. `single` is the share
-        of single questions that the parser finds right, `unread` of replies in which it finds no choice.
+        of single questions that the parser finds right, `unread` of replies in which it finds no choice. `people` is
+        the share of those pairs that a person has answered.
         """
         rows = [_Answer.of(item, record) for item, record in zip(items, records, strict=True)]
         measured = Measured({}, [float(row.said == row.answer) for row in rows])
+        measured.notes += [self.unfinished] if self.unfinished else []
         ways = {way: _pairs([row for row in rows if row.way == way]) for way in WAYS}
         asked, said = ways[PUBLISHED], [row for row in rows if row.way == PUBLISHED]
         if not asked:
@@ -97,20 +104,47 @@ class Mmvp(Benchmark):
         parts = {"asked": ways, "pattern": _by_pattern(asked)}
         if self.is_published:
             parts["answers"] = {"published": asked, "corrected": [row.corrected() for row in asked]}
-        told = [replace(row, said=self.person[row.number]) for row in said if row.number in self.person]
-        parts["answered by"] = {"a person": _pairs(told)} if told else {}
         for column, values in parts.items():
             found = {name: self._measure(measured, f"{column}: {name}", own) for name, own in values.items() if own}
             measured.groups |= {column: found} if found else {}
+        self._measure_people(measured, asked)
         return measured
+
+    def _measure_people(self, measured: Measured, asked: Sequence[_Answer]) -> None:
+        """The row of people, and where they have not answered all pairs that of the model on the same ones."""
+        if not self.person:
+            return
+        told = self._told(asked)
+        if not told:
+            measured.missing[PEOPLE] = "they have answered both questions of no pair that the model has answered"
+            return
+        label = f"answered by: {PEOPLE}"
+        found = self._measure(measured, label, told)
+        rows = {PEOPLE: {"count": found["count"], PEOPLE: found.pop(PEOPLE)}}
+        ends = measured.intervals.pop(label)
+        measured.intervals[label] = {PEOPLE: ends.pop(PEOPLE)}
+        if len(told) < len(asked):
+            rows[THE_MODEL] = found
+            measured.intervals[f"answered by: {THE_MODEL}"] = ends
+            part = f"{len(told) // 2} of {len(asked) // 2}"
+            measured.notes.append(f"people answered {part} pairs; their shares are of these, by pattern too")
+        measured.groups["answered by"] = rows
+
+    def _told(self, rows: Sequence[_Answer]) -> list[_Answer]:
+        """Pairs of which a person has answered both questions."""
+        return _pairs([row for row in rows if row.number in self.person])
 
     def _measure(self, measured: Measured, label: str, rows: Sequence[_Answer]) -> dict[str, float]:
         """Shares of pairs by each reading; their intervals are kept under the label."""
-        right = {PARSER: [row.said == row.answer for row in rows]}
-        if label != "answered by: a person":
-            right[LIKELIER] = [row.likelier == row.answer for row in rows]
-            if (self.verdicts and label in (ALL, f"asked: {PUBLISHED}")) or label.startswith("pattern"):
-                right |= {GRADER: [self.verdicts[row.number - 1] for row in rows]} if self.verdicts else {}
+        right = {
+            PARSER: [row.said == row.answer for row in rows],
+            LIKELIER: [row.likelier == row.answer for row in rows],
+        }
+        if rows[0].way == PUBLISHED:  # as people and graders are asked
+            if self.verdicts and not label.startswith("answers"):
+                right[GRADER] = [self.verdicts[row.number] for row in rows]
+            if told := self._told(rows):
+                right[PEOPLE] = [self.person[row.number] == row.answer for row in told]
         shares = {}
         for kind, each in right.items():
             both = pairs_right(each)

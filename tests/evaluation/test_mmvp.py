@@ -217,11 +217,18 @@ def test_pairs_are_scored_by_both_readings_in_three_ways_of_asking(tmp_path: Pat
     items, records = records_of(source, {"3": "(b)", "4 options swapped": "I cannot tell."})
     assert items[1].question == "Is the door open? (a) Closed (b) Open"
     measured = bench.score(items, records, None, False)
-    assert measured.total == {"parser": 0.5, "likelier": 0.0, "grader": 0.5, "single": 0.75, "unread": 0.0}
+    assert measured.total == {
+        "parser": 0.5,
+        "likelier": 0.0,
+        "grader": 0.5,
+        "people": 1.0,
+        "single": 0.75,
+        "unread": 0.0,
+    }
     assert measured.groups["asked"]["options swapped"]["parser"] == 0.5
     assert measured.groups["asked"]["reworded"]["parser"] == 1.0
     assert measured.groups["pattern"]["State"]["parser"] == 1.0
-    assert measured.groups["answered by"]["a person"] == {"count": 2, "parser": 1.0}
+    assert measured.groups["answered by"]["people"] == {"count": 2, "people": 1.0}
     assert measured.intervals["all"]["parser"] == pytest.approx((0.0945, 0.9055), abs=1e-3)
     assert "answers" not in measured.groups  # these are not MMVP's own rows
     submitted = [json.loads(line) for line in bench.submission(items, {"1": {"said": "Open"}}).splitlines()]

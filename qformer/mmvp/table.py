@@ -1,0 +1,131 @@
+"""Tables of MMVP, of people and of graders: CSV files, some of whose rows nobody has filled in."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from qformer.metrics.choice_reply import OPTIONS
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+HEAD = ("question", "options", "correct answer")
+LETTER = re.compile(r"\(?\s*([ab])\s*\)?(?=\W|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """A row of `Questions.csv` as it is written.
+
+    Attributes:
+        number: of the row and its photo, from 1.
+        question, options, answer, pattern: cells without the space around them; empty ones are not filled in.
+    """
+
+    number: int
+    question: str
+    options: str
+    answer: str
+    pattern: str
+
+    @property
+    def is_blank(self) -> bool:
+        """True if nobody has written a question; a pattern may have come from a model."""
+        return not (self.question or self.options or self.answer)
+
+    def letter(self, table: Path) -> str:
+        """The right option, `a` or `b`. Raises UsageError: something is missing, or there are not two options."""
+        if not self.question or OPTIONS.fullmatch(self.options) is None:
+            raise broken_row(table, self.number, "expected a question, and options as '(a) Open (b) Closed'")
+        letter = LETTER.match(self.answer)
+        if letter is None:
+            raise broken_row(table, self.number, f"its answer is '{self.answer}', not (a) or (b)")
+        return letter[1].lower()
+
+
+def read_asked(table: Path) -> list[AskedRow]:
+    """Rows of a table of questions, numbered from 1; those without a single cell at its end do not count.
+
+    Raises:
+        UsageError: the table cannot be read, columns are missing, or its Index has gaps.
+    """
+    rows = list(read_rows(table, keep_empty=True))
+    while rows and not any(map(str.strip, rows[-1])):
+        rows.pop()
+    head = [name.strip().lower() for name in rows.pop(0)] if rows else []
+    if not set(HEAD) <= set(head):
+        raise UsageError(f"'{table}' has the columns {head}; expected Question, Options and Correct Answer")
+    _check_index(table, head, rows)
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            question, options, answer = (row[head.index(name)].strip() for name in HEAD)
+        except IndexError:
+            raise broken_row(table, number, f"it has {len(row)} columns, not {len(head)}") from None
+        pattern = row[head.index("pattern")].strip() if "pattern" in head[: len(row)] else ""
+        found.append(AskedRow(number, question, options, answer, pattern))
+    return found
+
+
+def _check_index(table: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Refuse a table from which rows were taken, since photos are counted by rows."""
+    if "index" not in head:
+        return
+    place = head.index("index")
+    cells = [row[place].strip() if place < len(row) else "" for row in rows]
+    if not all(map(str.isdecimal, cells)):
+        return
+    for number, (before, own) in enumerate(pairwise(map(int, cells)), start=2):
+        if own != before + 1:
+            fault = f"its Index is {own} behind {before}; photos are counted by rows, so leave empty rows in"
+            raise broken_row(table, number, fault)
+
+
+def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
+    """Cells of the first column that there is, by the number under Index, or without one by the row.
+
+    A table of two columns whose first holds numbers needs no head, and no name above them.
+
+    Raises:
+        UsageError: the table cannot be read, there is no such column, or an Index is no number.
+    """
+    rows = list(read_rows(table))
+    if rows and all(len(row) == 2 and row[0].strip().isdecimal() for row in rows[1:]) and len(rows[0]) == 2:
+        has_head = not rows[0][0].strip().isdecimal()
+        rows = [["index", rows[0][1] if has_head else names[0]], *rows[has_head:]]
+    head = [name.strip().lower() for name in rows.pop(0)] if rows else []
+    name = next((name for name in names if name in head), None)
+    if name is None:
+        raise UsageError(f"'{table}' has the columns {head}; expected Index and {names[0].capitalize()}")
+    cells = {}
+    for place, row in enumerate(rows, start=1):
+        number = row[head.index("index")].strip() if "index" in head[: len(row)] else str(place)
+        if not number.isdecimal():
+            raise UsageError(f"row {place} of '{table}' has the Index '{number}'; give the number of a question")
+        cells[int(number)] = row[head.index(name)].strip() if head.index(name) < len(row) else ""
+    return cells
+
+
+def read_rows(table: Path, keep_empty: bool = False) -> Iterator[list[str]]:
+    """Rows of a CSV file with or without a byte order mark; blank lines do not count, as in pandas.
+
+    Args:
+        keep_empty: also yield rows whose cells are all empty.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            yield from (row for row in rows if any(map(str.strip, row)) or (keep_empty and len(row) > 1))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"'{table}' cannot be read ({error}); give the table as CSV in UTF-8") from error
+
+
+def broken_row(table: Path, number: int, fault: str) -> UsageError:
+    """The error about a row of a table."""
+    return UsageError(f"row {number} of '{table}' is broken: {fault}")

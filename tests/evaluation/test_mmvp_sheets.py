@@ -1,0 +1,129 @@
+"""MMVP's tables as people leave them: rows not filled in yet, sheets of answers, and what people are scored beside."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from qformer.data import sources
+from qformer.evaluation.benchmarks import choose
+from qformer.evaluation.mmvp import PATTERNS, read_mmvp, share_interval
+from qformer.types import LeftOut, UsageError
+from tests.evaluation.test_mmvp import ROWS, records_of, write_mmvp
+
+BLANK = [("", "", "")] * 2
+
+
+def sheet(folder: Path, *lines: str) -> Path:
+    """A folder with four photos whose table has these rows below the head of a mined sheet."""
+    write_mmvp(folder, ROWS * 2)
+    text = "\n".join(["Index,Question,Options,Correct Answer,Pattern", *lines])
+    (folder / "Questions.csv").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+DOOR = "Is it open?,(a) Open (b) Closed"
+
+
+def test_pairs_that_nobody_filled_in_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The first of two pairs is blank but for a pattern, which a model may have named."""
+    folder = sheet(tmp_path / "m", "1,,,,Texts", "2,,,,Texts", f"3,{DOOR},(a),Texts", f"4,{DOOR},(b),", ",,,,")
+    with pytest.warns(LeftOut, match=r"^1 of 2 pairs are not filled in yet and are left out$"):
+        read = read_mmvp(folder)
+    assert [(one.number, one.answer, one.image.name) for one in read] == [(3, "a", "3.jpg"), (4, "b", "4.jpg")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = sources.build("mmvp", path=str(folder), grades=str(grades(tmp_path, "yes", "no")))
+        bench = choose("mmvp")
+        bench.items(source)
+    items, records = records_of(source, {})
+    measured = bench.score(items, records, None, False)
+    assert (measured.total["parser"], measured.total["grader"]) == (1.0, 0.0), "verdicts are of the rows that are asked"
+    assert measured.notes == ["1 of 2 pairs are not filled in yet and are left out"]
+
+
+def grades(folder: Path, *lines: str) -> Path:
+    (folder / "grades.txt").write_text("\n".join(lines))
+    return folder / "grades.txt"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            (f"1,{DOOR},(a),", "2,,,,"),
+            "row 2 of .* it is empty, and row 1 of its pair is not; fill both in",
+        ),
+        (("1,,,,", f"2,{DOOR},(a),"), "row 1 of .* it is empty, and row 2 of its pair"),
+        ((f"1,{DOOR},(a),", f"2,{DOOR},,"), "row 2 of .* its answer is ''"),
+        ((f"1,{DOOR},(a),", "2,Is it open?,,(a),"), "row 2 of .* expected a question, and options"),
+        (("1,,,,", "2,,,,", "3,,,,", "4,,,,"), "has 4 rows, and none is filled in"),
+        ((f"1,{DOOR},(a),", f"2,{DOOR},(b),", f"5,{DOOR},(a),"), "row 3 of .* Index is 5 behind 2; photos are counted"),
+        ((f"1,{DOOR},(a),", f"2,{DOOR},(b),", ",,,,", f"4,{DOOR},(a),"), "row 3 of .* it is empty, and row 4"),
+    ],
+)
+def test_what_is_half_filled_in_names_its_row(tmp_path: Path, lines: tuple[str, ...], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        read_mmvp(sheet(tmp_path / "m", *lines))
+
+
+def test_photos_of_unfinished_pairs_may_be_missing(tmp_path: Path) -> None:
+    folder = sheet(tmp_path / "m", f"1,{DOOR},(a),", f"2,{DOOR},(b),", "3,,,,", "4,,,,")
+    (folder / "MMVP Images" / "3.jpg").unlink()
+    with pytest.warns(LeftOut):
+        assert len(read_mmvp(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Index,Answer\r\n1,(a)\r\n2,(b)\r\n3,(a)\r\n4,(a)\r\n",  # answers.csv of a sheet
+        "row,answer\n1,a\n2,closed\n3,Open\n4,open\n",  # words of the options
+        "1,a\n2,b\n3,a\n4,a\n",  # without a head
+        "Index,Question,Options,Correct Answer\n1,,,(a)\n2,,,(b)\n3,,,(a)\n4,,,(a)\n",
+    ],
+)
+def test_people_stand_beside_the_model(tmp_path: Path, text: str) -> None:
+    """People are right about the first pair of two; the model, which says the right words, about both."""
+    folder = sheet(tmp_path / "m", *(f"{n},{DOOR},{'(a)' if n % 2 else '(b)'},{PATTERNS[n > 2]}" for n in range(1, 5)))
+    (tmp_path / "people.csv").write_text("\ufeff" + text, encoding="utf-8")
+    source = sources.build("mmvp", path=str(folder), human=str(tmp_path / "people.csv"))
+    bench = choose("mmvp")
+    bench.items(source)
+    measured = bench.score(*records_of(source, {}), None, False)
+    assert (measured.total["parser"], measured.total["people"]) == (1.0, 0.5)
+    assert measured.groups["answered by"] == {"people": {"count": 4, "people": 0.5}}
+    by_pattern = measured.groups["pattern"]
+    assert [by_pattern[name]["people"] for name in PATTERNS[:2]] == [1.0, 0.0]
+    assert measured.intervals["answered by: people"] == {"people": share_interval(1, 2)}
+    assert measured.intervals[f"pattern: {PATTERNS[1]}"]["people"] == share_interval(0, 1)
+    assert "people" not in measured.groups["asked"]["options swapped"]
+    assert not measured.notes
+
+
+def test_people_who_answered_a_part_are_compared_on_it(tmp_path: Path) -> None:
+    """The model is wrong about the pair that people have answered, and right about the other."""
+    folder = sheet(tmp_path / "m", *(f"{n},{DOOR},{'(a)' if n % 2 else '(b)'}," for n in range(1, 5)))
+    (tmp_path / "people.csv").write_text("Index,Answer\n1,(a)\n2,(b)\n3,(a)\n")
+    source = sources.build("mmvp", path=str(folder), human=str(tmp_path / "people.csv"))
+    bench = choose("mmvp")
+    bench.items(source)
+    measured = bench.score(*records_of(source, {"1": "(b)"}), None, False)
+    rows = measured.groups["answered by"]
+    assert rows["people"] == {"count": 2, "people": 1.0}
+    assert rows["the model, the same pairs"] == {"count": 2, "parser": 0.0, "likelier": 0.0}
+    assert measured.total["parser"] == 0.5
+    assert measured.notes == ["people answered 1 of 2 pairs; their shares are of these, by pattern too"]
+
+
+def test_people_without_a_whole_pair_are_told(tmp_path: Path) -> None:
+    folder = write_mmvp(tmp_path / "m")
+    (tmp_path / "people.csv").write_text("Index,Answer\n1,(a)\n")
+    source = sources.build("mmvp", path=str(folder), human=str(tmp_path / "people.csv"))
+    bench = choose("mmvp")
+    bench.items(source)
+    measured = bench.score(*records_of(source, {}), None, False)
+    assert "answered by" not in measured.groups
+    assert "both questions of no pair" in measured.missing["people"]
