@@ -23,7 +23,7 @@ FLOORS = (
     ("videos",),
     ("data", "llm", "scenes"),
     ("canvases", "connectors"),
-    ("mmvp", "model"),
+    ("mmvp", "model", "probing"),
     ("checkpoints",),
     ("figures", "retrieval"),
     ("answering",),

@@ -78,13 +78,17 @@ def test_a_server_that_sees_well(stand_in: StandIn, tmp_path: Path) -> None:
     assert "4.00  4.00  4.00" in told
     asked = len(stand_in.asked)
     assert found["answers"] == {"new": asked, "kept": 0}
-    assert asked == 9 + 10 + 72
+    assert asked == 9 + 10 + 4 * 72
+    assert found["padding_baseline"]["all"]["alone"]["share"] == 1
+    assert found["padding_baseline"]["<1:1"]["fooled"] == {"count": 0, "asked": 36, "share": 0, "interval": [0, 0.0964]}
     for name in ("position", "sizes"):
         with Image.open(out / f"{name}.png") as picture:
             assert min(picture.size) > 300
     page = (out / PAGE).read_text()
     assert page.count("<img class=figure") == 2
     assert "narrower than high" in page
+    assert page.count("0.0% (0.0 to 5.1)") == 5, "all rates of all rectangles but that without a ground"
+    assert "by padding&#39;s gray only" in page
     again = json.loads(command("probe", "--server", stand_in.url, *SMALL, "-o", out, "--json"))
     assert again["answers"] == {"new": 0, "kept": asked}
     assert len(stand_in.asked) == asked

@@ -24,6 +24,7 @@ from qformer.evaluation.geometry import geometry
 from qformer.evaluation.probes import scaled
 from qformer.figures import probes as figures
 from qformer.files.records import replace_text, replacing, to_json, writing
+from qformer.probing import padding
 from qformer.progress import Bar
 from qformer.types import UsageError
 
@@ -181,7 +182,7 @@ def _probe(name: str, settings: Settings, tile: int) -> tuple[Callable[[probes.A
             heat = probes.counting_by_position(ask, side=side, objects=OBJECTS, repeats=many, seed=seed)
             mean = [[None if one != one else round(one, 4) for one in row] for row in heat.mean.tolist()]
             told = {"side": side, "objects": OBJECTS, "mean": mean, "answers": _counted(heat.answers)}
-            return {"counting_position": told}
+            return {"counting_position": told | {"cells": [_counted(cell) for cell in heat.cells]}}
 
         return position, 9 * many
     if name == "counting-size":
@@ -194,11 +195,14 @@ def _probe(name: str, settings: Settings, tile: int) -> tuple[Callable[[probes.A
         return by_size, len(sizes) * often
     each = repeats or 5
 
-    def padding(ask: probes.Ask) -> dict[str, Any]:
-        shares = probes.padding_attack(ask, side=tile, repeats=each, seed=seed)
-        return {"padding": {kind: {side: round(s, 4) for side, s in one.items()} for kind, one in shares.items()}}
+    def by_padding(ask: probes.Ask) -> dict[str, Any]:
+        effect = padding.padding_effect(ask, side=tile, repeats=each, seed=seed)
+        shares = effect.shares(padding.NAMED)
+        told = {kind: {side: round(s, 4) for side, s in one.items()} for kind, one in shares.items()}
+        return {"padding": told, "padding_baseline": effect.record()}
 
-    return padding, each * len(probes.ASPECTS) * len(probes.RECTANGLES) * len(probes.SIDES)
+    different = len(padding.ASPECTS) * len(padding.RECTANGLES) * len(padding.SIDES)
+    return by_padding, each * different * padding.WAYS
 
 
 def _counted(answers: Counter[int | None]) -> dict[str, int]:
@@ -227,9 +231,11 @@ def _lines(result: dict[str, Any], strategies: dict[str, ResolutionStrategy], ou
     if sizes := result.get("counting_size"):
         rows = [[size, figures.answers_in_words(answers)] for size, answers in sizes.items()]
         lines += ["nine circles, by the side of the picture in pixels:", *_table(rows), ""]
-    if padding := result.get("padding"):
-        head, rows = figures.attack_table(padding)
+    if attack := result.get("padding"):
+        head, rows = figures.attack_table(attack)
         lines += ["rectangle on padding's gray, answers that name its color at each edge:", *_table([head, *rows]), ""]
+        head, rows = figures.baseline_table(result["padding_baseline"])
+        lines += ["the same on other grounds:", *_table([head, *rows]), ""]
     if records := result.get("geometry"):
         head, rows = figures.geometry_table(records)
         lines += [*_table([head, *rows]), ""]

@@ -44,13 +44,6 @@ def pairs_right(right: Sequence[bool]) -> list[bool]:
     return [bool(first and second) for first, second in zip(right[::2], right[1::2], strict=True)]
 
 
-def share_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share, 95 % by default; a bootstrap's would be empty where all or none are right."""
-    middle = (right + z**2 / 2) / (count + z**2)
-    half = z * np.sqrt(right * (count - right) / count + z**2 / 4) / (count + z**2)
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
-
-
 def statements_right(logits: Tensor) -> list[bool]:
     """Tell for each statement if it fits its own photo of the pair better, as `evaluate_vlm.py` does.
 

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 NONE = "none"  # in place of a number, in counts of answers
 SHOWN = 7  # answers with a color of their own
 DPI = 110
+SHAPES = {"<1:1": "narrower than high", ">1:1": "wider than high"}  # of rectangles
+#: Rates of the attack with padding, and what their columns are called.
+RATES = {
+    "named": "on padding",
+    "alone": "alone",
+    "on_yellow": "on yellow",
+    "on_other_gray": "on another gray",
+    "fooled": "fooled",
+    "only_padding": "by padding's gray only",
+}
+BASELINE = (
+    "The rectangle's color is named: on padding, where it is wrong; without any ground, where it is right; on yellow and "
+    "on a gray that nobody pads with, where it is wrong again. Fooled: named on padding and alone, and not on yellow, so "
+    "that the edge was seen there. By padding's gray only: of these, not on the other gray. 95 % intervals (Wilson)."
+)
 STYLE = """
 .figure { display: block; width: 100%; max-width: 760px; height: auto; border-radius: 6px; margin: 8px 0; }
 .mark { color: var(--wrong); } td { white-space: nowrap; }
@@ -107,9 +122,21 @@ def _drawn(figure: Figure) -> Image.Image:
 def attack_table(padding: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the shares that were fooled, by the side asked for."""
     sides = list(next(iter(padding.values())))
-    names = {"<1:1": "narrower than high", ">1:1": "wider than high"}
-    rows = [[names.get(kind, kind), *(f"{one[side]:.1%}" for side in sides)] for kind, one in padding.items()]
+    rows = [[SHAPES.get(kind, kind), *(f"{one[side]:.1%}" for side in sides)] for kind, one in padding.items()]
     return ["rectangle", *sides], rows
+
+
+def baseline_table(
+    baseline: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the rates of the attack and of its baselines, all sides together, with their intervals."""
+    rows = [[SHAPES.get(kind, kind), *(_with_ends(one[rate]) for rate in RATES)] for kind, one in baseline.items()]
+    return ["rectangle", *RATES.values()], rows
+
+
+def _with_ends(rate: Mapping[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{rate['share']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def geometry_table(
@@ -172,6 +199,7 @@ def page(result: Mapping[str, Any], drawn: Mapping[str, Image.Image], exposed: M
     if padding := result.get("padding"):
         note = "Share of answers that name the color of a rectangle in the middle where the edge is all padding's gray."
         parts += [sheet.section("Padding attack"), sheet.paragraph(note), sheet.table(*attack_table(padding))]
+        parts += [sheet.paragraph(BASELINE), sheet.table(*baseline_table(result["padding_baseline"]))]
     if strategies := result.get("geometry"):
         parts += [sheet.section("Geometry"), *_remarks(strategies, exposed)]
         if "coverage" in drawn:

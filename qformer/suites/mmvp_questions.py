@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qformer.evaluation.benchmarks import ALL, AskOptions, Benchmark, Item, Measured, Record, likeliest, new_item
 from qformer.evaluation.choice import choice_losses
-from qformer.evaluation.mmvp import graded, pairs_right, parse_choice, share_interval
+from qformer.evaluation.mmvp import graded, pairs_right, parse_choice
 from qformer.llm.prompts import wording
+from qformer.metrics.proportions import share_interval
 from qformer.mmvp import folder
 from qformer.mmvp.folder import CORRECTIONS, PUBLISHED, WAYS
 from qformer.types import UsageError

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qformer.evaluation.benchmarks import ALL, Benchmark, Item, Measured, Record
-from qformer.evaluation.mmvp import correlation, pairs_right, share_interval, statements_right
+from qformer.evaluation.mmvp import correlation, pairs_right, statements_right
 from qformer.identity import stamp
+from qformer.metrics.proportions import share_interval
 from qformer.mmvp.folder import name_kinds
 from qformer.types import UsageError
 

@@ -23,9 +23,9 @@ from qformer.evaluation.mmvp import (
     pattern_accuracy,
     read_mmvp,
     read_mmvp_vlm,
-    share_interval,
     statements_right,
 )
+from qformer.metrics.proportions import share_interval
 from qformer.types import UsageError
 
 HERE = Path(__file__).parent

@@ -9,7 +9,8 @@ import pytest
 
 from qformer.data import sources
 from qformer.evaluation.benchmarks import choose
-from qformer.evaluation.mmvp import PATTERNS, read_mmvp, share_interval
+from qformer.evaluation.mmvp import PATTERNS, read_mmvp
+from qformer.metrics.proportions import share_interval
 from qformer.types import LeftOut, UsageError
 from tests.evaluation.test_mmvp import ROWS, records_of, write_mmvp
 

@@ -1,0 +1,1 @@
+"""Pictures that probe how a model sees, and the attack with padding."""
