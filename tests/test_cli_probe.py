@@ -12,6 +12,8 @@ from PIL import Image
 
 from qformer.commands.probing import ANSWERS, PAGE, RESULT
 from qformer.evaluation.geometry import geometry
+from qformer.probing.comparison import compare
+from qformer.probing.padding import FILL
 from qformer.resolution import STRATEGIES
 from tests.answering.local_models import make_llava, with_processor
 from tests.answering.stand_in import HTML, StandIn
@@ -20,6 +22,7 @@ from tests.evaluation.test_probes import by_tile, edge, objects
 from tests.fixtures import reading
 from tests.local_network import no_network
 from tests.resolution.test_strategies import made
+from tests.test_probing import without
 
 __all__ = ["no_network"]
 SMALL = ("--tile", 120, "--repeats", 1)
@@ -183,3 +186,46 @@ def test_wrong_usage(words: list[str], message: str, tmp_path: Path, monkeypatch
     assert message in err
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_two_runs_side_by_side(stand_in: StandIn, tmp_path: Path) -> None:
+    """One counts what is there, the other in overlapping tiles, and takes padding for nothing."""
+    run = ("probe", "--server", stand_in.url, "--tile", 120, "--repeats", 2)
+    for only in ("counting-position", "padding"):
+        command(*run, "--only", only, "-o", tmp_path / only / "sees")
+    counts = lambda images, text: by_tile(images, [text])[0]  # noqa: E731
+    stand_in.answer = lambda images, text: counts(images, text) if "many" in text else without(FILL)(images[0], text)
+    for only in ("counting-position", "padding"):
+        command(*run, "--only", only, "-o", tmp_path / only / "tiles")
+    places = [tmp_path / "counting-position" / name for name in ("sees", "tiles")]
+    found = json.loads(command("probe", *places, "-o", tmp_path / "both", "--json"))
+    rows = {row["what"]: row for row in found["rows"]}
+    assert [one["run"] for one in found["runs"]] == ["sees", "tiles"]
+    assert rows["right, all places"]["values"] == [1.0, pytest.approx(4 / 9)]
+    difference, (low, high) = rows["right, all places"]["differences"][0]
+    assert (difference, low < difference < high < 0) == (pytest.approx(-5 / 9), True)
+    assert (rows["center"]["values"], rows["center"]["differences"]) == ([4.0, 16.0], [[12.0, [12.0, 12.0]]])
+    assert rows["top left"]["differences"][0][0] == 0
+    page = (tmp_path / "both" / "comparison.html").read_text()
+    assert page.count("<figure>") == 2
+    told = command("probe", *(tmp_path / "padding" / name / RESULT for name in ("sees", "tiles")))
+    (line,) = [line for line in told.splitlines() if line.startswith("padding attack  fooled by padding")]
+    assert "0.0 (0.0 to 2.6)" in line
+    assert "+100.0 (" in line
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / RESULT).write_text(json.dumps({"name": "x", "tile": 512, "seed": 1, "counting_position": 3}))
+    code, _, err = outcome("probe", places[0], other)
+    assert code == 2
+    assert f"'{other / RESULT}' is no result of qformer probe" in err
+    assert "leave the rest out" in outcome("probe", *places, "--strategy", "uhd")[2]
+
+
+def test_runs_with_other_tiles_are_compared_by_tiles() -> None:
+    right, wrong = {"9": 3}, {"12": 3}
+    first = {"name": "a", "tile": 512, "counting_size": {"512": right, "768": right}}
+    second = {"name": "b", "tile": 120, "counting_size": {"120": right, "180": wrong, "240": right}}
+    rows = {row.what: row for row in compare([first, second])}
+    assert rows["right, 1.5 tiles wide"].values == [1.0, 0.0]
+    assert rows["right, 2 tiles wide"].values == [None, 1.0]
+    assert rows["right, 2 tiles wide"].differences == [None]

@@ -25,7 +25,8 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CKPT] [KEY=VALUE]...",
-        help="stage-two checkpoint: run, .pth, release, folder or hub id; and options of --strategy, such as size=120",
+        help="stage-two checkpoint: run, .pth, release, folder or hub id; and options of --strategy, such as size=120; "
+        "or several folders that -o wrote, to compare them",
     ),
 ]
 Model = Annotated[
@@ -84,9 +85,19 @@ def probe(
 
     The pictures are drawn as in LLaVA-UHD, section 3. The same command again asks only what has no answer yet.
     """
-    from qformer.commands import probing
+    from qformer.commands import probe_comparison, probing
+    from qformer.types import UsageError
 
     paths, options = probing.split_words(words or [])
+    if results := probe_comparison.find_results(paths):
+        if model or server or strategy or every or options:
+            raise UsageError(f"'{paths[0]}' and others are results to compare, and nobody is asked; leave the rest out")
+        probe_comparison.compare_results(results, output, as_json)
+        return
+    if len(paths) > 1:
+        raise UsageError(
+            f"'{paths[0]}' and '{paths[1]}' were given; give one checkpoint, or folders that -o wrote, to compare them"
+        )
     settings = probing.Settings(
         checkpoint=paths[0] if paths else None,
         model=model,

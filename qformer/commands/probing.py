@@ -66,15 +66,9 @@ class Settings:
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """At most one checkpoint, and options of a strategy, which are `key=value` and no file.
-
-    Raises:
-        UsageError: several checkpoints.
-    """
+    """Paths, and options of a strategy, which are `key=value` and no file."""
     options = [word for word in words if "=" in word and not Path(word).exists()]
     paths = [word for word in words if word not in options]
-    if len(paths) > 1:
-        raise UsageError(f"'{paths[0]}' and '{paths[1]}' were given; give one checkpoint")
     return paths, options
 
 

@@ -29,9 +29,10 @@ RATES = {
     "only_padding": "by padding's gray only",
 }
 BASELINE = (
-    "The rectangle's color is named: on padding, where it is wrong; without any ground, where it is right; on yellow and "
-    "on a gray that nobody pads with, where it is wrong again. Fooled: named on padding and alone, and not on yellow, so "
-    "that the edge was seen there. By padding's gray only: of these, not on the other gray. 95 % intervals (Wilson)."
+    "The rectangle's color is named: on padding, where it is wrong; without any ground, where it is right; on yellow "
+    "and on a gray that nobody pads with, where it is wrong again. Fooled: named on padding and alone, and not on "
+    "yellow, so that the edge was seen there. By padding's gray only: of these, not on the other gray. 95 % intervals "
+    "(Wilson)."
 )
 STYLE = """
 .figure { display: block; width: 100%; max-width: 760px; height: auto; border-radius: 6px; margin: 8px 0; }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from math import atanh, isfinite, nan, sqrt, tanh
-from statistics import fmean, variance
 from typing import TYPE_CHECKING
 
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
 Z = 1.96  # for 95 %
 FEWEST = 4  # series whose correlation has an interval
@@ -32,17 +31,33 @@ def difference_interval(first: tuple[int, int], second: tuple[int, int], z: floa
     return max(-1.0, low), min(1.0, high)
 
 
-def mean_difference(first: Sequence[float], second: Sequence[float], z: float = Z) -> tuple[float, float, float]:
-    """Mean of the first numbers minus that of the second, and the ends of its interval by their variances (Welch).
+def count_mean(numbers: Mapping[float, int]) -> float:
+    """The mean of numbers that are given by how often each came."""
+    return sum(number * count for number, count in numbers.items()) / sum(numbers.values())
+
+
+def mean_difference(
+    first: Mapping[float, int], second: Mapping[float, int], z: float = Z
+) -> tuple[float, tuple[float, float]]:
+    """Mean of the first numbers minus that of the second, and its interval by their variances (Welch).
+
+    Args:
+        first, second: how often each number came.
 
     Raises:
         UsageError: fewer than two numbers on a side.
     """
-    if min(len(first), len(second)) < 2:
-        raise UsageError(f"got {len(first)} and {len(second)} numbers; a difference of means needs two or more of each")
-    difference = fmean(first) - fmean(second)
-    half = z * sqrt(variance(first) / len(first) + variance(second) / len(second))
-    return difference, difference - half, difference + half
+    counts = [sum(numbers.values()) for numbers in (first, second)]
+    if min(counts) < 2:
+        raise UsageError(f"got {counts[0]} and {counts[1]} numbers; a difference of means needs two or more of each")
+    difference = count_mean(first) - count_mean(second)
+    half = z * sqrt(sum(_variance(numbers) / count for numbers, count in zip((first, second), counts, strict=True)))
+    return difference, (difference - half, difference + half)
+
+
+def _variance(numbers: Mapping[float, int]) -> float:
+    mean = count_mean(numbers)
+    return sum(count * (number - mean) ** 2 for number, count in numbers.items()) / (sum(numbers.values()) - 1)
 
 
 def correlation_interval(correlation: float, count: int, z: float = Z) -> tuple[float, float]:

@@ -27,12 +27,18 @@ def test_intervals_of_means_hold_what_they_promise() -> None:
     held = 0
     for _ in range(400):
         first, second = rng.normal(1, 1, 30), rng.normal(0.5, 2, 40)
-        middle, low, high = mean_difference(first.tolist(), second.tolist())
+        middle, (low, high) = mean_difference(dict.fromkeys(first.tolist(), 1), dict.fromkeys(second.tolist(), 1))
         assert middle == pytest.approx(first.mean() - second.mean())
         held += low <= 0.5 <= high
     assert 0.92 <= held / 400 <= 0.98
     with pytest.raises(UsageError, match="1 and 2 numbers"):
-        mean_difference([1], [1, 2])
+        mean_difference({1: 1}, {1: 1, 2: 1})
+
+
+def test_numbers_may_be_given_by_how_often_they_came() -> None:
+    """4, 4, 8 and 2, 2: means of 16 / 3 and 2, variances of 16 / 3 and 0."""
+    middle, (low, high) = mean_difference({4: 2, 8: 1}, {2: 2})
+    assert (middle, high - low) == pytest.approx((10 / 3, 2 * 1.96 * (16 / 9) ** 0.5))
 
 
 def test_correlations_are_fishers() -> None:
