@@ -32,13 +32,14 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 VISION = SIZES | {"image_size": SIDE, "patch_size": 14}
 
 
-def save_tiny_clip(path: Path) -> Path:
-    """CLIP that reads 20 tokens."""
+def save_tiny_clip(path: Path, side: int = SIDE, width: int = 16) -> Path:
+    """CLIP that reads 20 tokens, and pictures of this side with an encoder of this width."""
     tokenizer = tiny_tokenizer("gpt2")
     tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, LENGTH
     text = _text(tokenizer) | {"bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
-    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    vision = VISION | {"image_size": side, "hidden_size": width}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     return _save(path, CLIPModel, config, CLIPProcessor(processor, tokenizer))
 
 

@@ -10,11 +10,12 @@ import typer
 from qformer.cli.language import Quantize
 from qformer.cli.options import NoVerify, Precision, Trust
 
-Checkpoint = Annotated[
-    str,
+Checkpoints = Annotated[
+    list[str],
     typer.Argument(
-        metavar="CKPT",
-        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id",
+        metavar="CKPT...",
+        help="run (its newest checkpoint), checkpoint, .pth of LAVIS, name of a release, folder or hub id; mmvp-vlm "
+        "takes several",
     ),
 ]
 
@@ -30,7 +31,7 @@ Data = Annotated[list[str], typer.Option(help="key=value of the data source, suc
 
 
 def evaluate(
-    path: Checkpoint,
+    paths: Checkpoints,
     bench: Bench,
     data: Data,
     k: Annotated[int, typer.Option("--k", "-k", help="retrieval: ITC candidates that ITM re-ranks", min=0)] = 128,
@@ -68,7 +69,8 @@ def evaluate(
     from qformer.stages.evaluate.settings import Settings
 
     settings = Settings(
-        checkpoint=path,
+        checkpoint=paths[0],
+        others=tuple(paths[1:]),
         bench=bench,
         data=data,
         k=k,

@@ -31,13 +31,15 @@ SAMPLED = 64  # numbers of each tensor that make the fingerprint of a model
 def load_embedder(path: str, device: str | torch.device, trust: bool = False) -> Embedder:
     """A checkpoint of stage one, or any model of transformers that embeds images and texts: CLIP, SigLIP, BLIP.
 
-    A model of open_clip is named `open_clip:ViT-B-32/laion2b_s34b_b79k`. For `trust` see `qformer.load`.
+    A model of open_clip is named `open_clip:ViT-B-32/laion2b_s34b_b79k`, the shipped one `mini:clip`. For `trust` see
+    `qformer.load`.
 
     Raises:
         UsageError: neither.
     """
     if path.startswith(OPEN_CLIP):
         return OpenClipEmbedder(path.removeprefix(OPEN_CLIP), device)
+    path = pretrained.tower(path)
     kind = model_type_of(path)
     if kind == "blip" and BlipForImageTextRetrieval.__name__ in (configuration(path).architectures or []):
         return BlipEmbedder(path, device)
@@ -59,14 +61,23 @@ class Embedder(ABC):
         limit: tokens of a text; more are cut off, as CLIP does. 0: it embeds no texts.
         matcher: the model whose ITM can re-rank what the cosines find; None where there is none.
         scale: by which the model multiplies cosines for its loss.
+        model: the module that holds all weights.
     """
 
+    model: Any
     tokenizer: Any
     rows: int
     width: int
     limit: int
     matcher: ImageTextModel | None = None
     scale: float = 1.0
+
+    @property
+    def side(self) -> int | None:
+        """Side of the square that the encoder reads, in pixels; None where the model does not say."""
+        vision = getattr(getattr(self.model, "config", None), "vision_config", None)
+        side = getattr(vision, "image_size", None)
+        return side if isinstance(side, int) else None
 
     @abstractmethod
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -112,6 +123,10 @@ class StageOneEmbedder(Embedder):
         self.rows, self.width = model.qformer.config.queries, model.config.embed_width
         self.limit = text_limit(model)
         self.scale = 1 / float(model.temp.detach())
+
+    @property
+    def side(self) -> int | None:
+        return self.model.frontend.encoder.image_size
 
     @torch.no_grad()
     def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
@@ -236,6 +251,11 @@ class OpenClipEmbedder(Embedder):
         self.limit = int(self.tokenizer.context_length)
         self.width = self.embed_texts(["a cat"]).shape[1]
         self.scale = float(self.model.logit_scale.detach().exp())
+
+    @property
+    def side(self) -> int | None:
+        side = getattr(getattr(self.model, "visual", None), "image_size", None)
+        return side[0] if isinstance(side, tuple | list) else side
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

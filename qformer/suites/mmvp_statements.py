@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +17,14 @@ import torch
 from qformer.evaluation.benchmarks import ALL, Benchmark, Item, Measured, Record
 from qformer.evaluation.mmvp import correlation, pairs_right, statements_right
 from qformer.identity import stamp
-from qformer.metrics.proportions import share_interval
+from qformer.metrics.proportions import correlation_interval, share_interval
 from qformer.mmvp.folder import name_kinds
+from qformer.suites.mmvp_questions import PARSER, PEOPLE
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -111,21 +113,59 @@ def measure_pairs(pairs: Sequence[PhotoPair], records: Sequence[Record]) -> Meas
     return measured
 
 
-def correlate(measured: Measured, result: Path) -> dict[str, float]:
-    """Correlations over patterns with the `parser` column of `--bench mmvp`, from the JSON that it wrote.
+def read_pattern_scores(result: Path) -> dict[str, dict[str, float]]:
+    """What `--bench mmvp -o` wrote of a model, and of people where they answered: accuracy by pattern, by column.
 
     Raises:
-        UsageError: it is no such file, or shares fewer than two patterns.
+        UsageError: it is no such file.
     """
     try:
         told = json.loads(result.read_text(encoding="utf-8"))["groups"]["pattern"]
-        others = {str(name): float(values["parser"]) for name, values in told.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = {PARSER: {str(name): float(values[PARSER]) for name, values in told.items()}}
+        people = {str(name): float(values[PEOPLE]) for name, values in told.items() if PEOPLE in values}
+        return found | ({PEOPLE: people} if people else {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"'{result}' has no accuracy by pattern ({error!r}); give what `qformer eval --bench mmvp -o` wrote"
         ) from error
+
+
+def correlate(measured: Measured, others: Mapping[str, float], source: Path) -> dict[str, Correlation]:
+    """Correlations over patterns of each way of comparing with somebody's accuracy, and Fisher's 95 % intervals.
+
+    An interval is that of so many patterns; it does not know how many pairs each of them has.
+
+    Args:
+        others: accuracy by pattern. source: where it comes from, for messages.
+
+    Raises:
+        UsageError: fewer than two patterns are shared.
+    """
     shared = [name for name in measured.groups["pattern"] if name in others]
     if len(shared) < 2:
-        raise UsageError(f"'{result}' has {len(shared)} of these patterns; give a result of the same ones")
-    own = {way: [measured.groups["pattern"][name][way] for name in shared] for way in measured.total}
-    return {way: correlation(values, [others[name] for name in shared]) for way, values in own.items()}
+        raise UsageError(f"'{source}' has {len(shared)} of these patterns; give a result of the same ones")
+    found = {}
+    for way in measured.total:
+        own = [measured.groups["pattern"][name][way] for name in shared]
+        value = correlation(own, [others[name] for name in shared])
+        found[way] = Correlation(value, correlation_interval(value, len(shared)), len(shared))
+    return found
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A coefficient over so many patterns, with its interval; NaN where one side is constant, or patterns are few."""
+
+    value: float
+    interval: tuple[float, float]
+    patterns: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        ends = "" if isnan(low) else f" ({low:.2f} to {high:.2f})"
+        return "none, one side is constant" if isnan(self.value) else f"{self.value:.2f}{ends}"
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, with None in place of what there is not."""
+        value, low, high = (None if isnan(one) else one for one in (self.value, *self.interval))
+        return {"value": value, "interval": None if low is None else [low, high], "patterns": self.patterns}

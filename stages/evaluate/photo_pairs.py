@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from qformer import distributed
@@ -24,14 +25,22 @@ from qformer.mmvp.folder import read_mmvp_vlm
 from qformer.progress import track
 from qformer.retrieval.embedders import load_embedder
 from qformer.stages.evaluate.language import lines
+from qformer.stages.evaluate.photo_towers import PhotoTower, short_name, towers_table
 from qformer.stages.evaluate.retrieval import print_skipped
 from qformer.stages.evaluate.settings import own_device, writable
 from qformer.stages.loop import console
-from qformer.suites.mmvp_statements import PhotoPair, compare_pair, correlate, measure_pairs, pair_up
+from qformer.suites.mmvp_questions import PEOPLE
+from qformer.suites.mmvp_statements import (
+    PhotoPair,
+    compare_pair,
+    correlate,
+    measure_pairs,
+    pair_up,
+    read_pattern_scores,
+)
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
-    from qformer.evaluation.benchmarks import Measured
     from qformer.retrieval.embedders import Embedder
     from qformer.stages.evaluate.settings import Settings
 
@@ -41,7 +50,7 @@ CLASS_PROMPT = "a photo of a {}"
 
 
 def evaluate_photo_pairs(settings: Settings) -> None:
-    """Compare each statement with both photos, and print accuracy by pattern.
+    """Compare each statement with both photos, and print accuracy by pattern: of one model, or of several in a table.
 
     Options of `--data`: `path`, the folder; `mllm`, what `--bench mmvp -o` wrote of another model, for the correlation
     of their patterns; `zero_shot`, a folder with a folder of photos for each class, named by it.
@@ -49,6 +58,27 @@ def evaluate_photo_pairs(settings: Settings) -> None:
     Raises:
         UsageError: an option or data that cannot be used, or a model of another kind.
     """
+    options = _options(settings)
+    pairs = pair_up(read_mmvp_vlm(options["path"]))[: settings.limit]
+    mllm = Path(options["mllm"]) if "mllm" in options else None
+    others = {} if mllm is None else read_pattern_scores(mllm)
+    if distributed.rank() > 0:
+        return
+    towers = []
+    for name in (settings.checkpoint, *settings.others):
+        tower = _measure(settings, name, pairs, options.get("zero_shot"))
+        for column, accuracy in others.items():
+            assert mllm is not None
+            tower.correlations[column] = correlate(tower.measured, accuracy, mllm)
+        towers.append(tower)
+    if len(towers) == 1:
+        _report(settings, towers[0], mllm)
+    else:
+        _report_all(settings, towers, others)
+
+
+def _options(settings: Settings) -> dict[str, str]:
+    """Options of `--data`, after a look at all that would stop hours of work."""
     options = {name: str(value) for name, value in read_options(settings.data).items()}
     unknown = [name for name in options if name not in OPTIONS]
     if unknown or "path" not in options:
@@ -58,26 +88,30 @@ def evaluate_photo_pairs(settings: Settings) -> None:
         if getattr(settings, option):
             raise UsageError(f"--{option} is for benchmarks in which a model answers; leave it out for mmvp-vlm")
     writable(settings.output, settings.predictions)
-    pairs = pair_up(read_mmvp_vlm(options["path"]))[: settings.limit]
-    if distributed.rank() > 0:
-        return
+    if len({settings.checkpoint, *settings.others}) <= len(settings.others):
+        raise UsageError("a model was given twice; give each of them once")
+    return options
+
+
+def _measure(settings: Settings, name: str, pairs: list[PhotoPair], classes: str | None) -> PhotoTower:
+    """Compare all pairs by a model, and name the photos of the classes.
+
+    Raises:
+        UsageError: it is of another kind, or no pair can be read.
+    """
     start = time.perf_counter()
-    embedder = load_embedder(settings.checkpoint, own_device(settings) or _default_device(), trust=settings.trust)
-    records, skipped, resumed = _compare_all(settings, embedder, pairs)
+    embedder = load_embedder(name, own_device(settings) or _default_device(), trust=settings.trust)
+    records, skipped, resumed = _compare_all(settings, name, embedder, pairs)
     known = [pair for pair in pairs if pair.id in records]
     if not known:
         raise UsageError(f"none of the {len(pairs)} pairs could be read ({skipped[:3]}); check --data")
     measured = measure_pairs(known, [records[pair.id] for pair in known])
-    extra: dict[str, Any] = {"resumed": resumed}
-    if "mllm" in options:
-        extra["correlation"] = correlate(measured, Path(options["mllm"]))
-        told = ", ".join(f"{way} {value:.2f}" for way, value in extra["correlation"].items())
-        measured.notes.append(f"correlation over patterns with '{options['mllm']}': {told}")
-    if "zero_shot" in options:
-        share, count, classes = zero_shot(embedder, Path(options["zero_shot"]), settings.batch)
-        extra["zero_shot"] = {"accuracy": share, "images": count, "classes": classes}
-        measured.notes.append(f"zero-shot accuracy: {100 * share:.1f} % of {count} images, {classes} classes")
-    _report(settings, measured, known, skipped, extra | {"seconds": time.perf_counter() - start})
+    parameters = sum(parameter.numel() for parameter in embedder.model.parameters())
+    tower = PhotoTower(name, measured, len(known), skipped, resumed, parameters, embedder.side)
+    if classes is not None:
+        tower.zero_shot = zero_shot(embedder, Path(classes), settings.batch)
+    tower.seconds = time.perf_counter() - start
+    return tower
 
 
 def _default_device() -> str:
@@ -85,10 +119,12 @@ def _default_device() -> str:
 
 
 def _compare_all(
-    settings: Settings, embedder: Embedder, pairs: list[PhotoPair]
+    settings: Settings, name: str, embedder: Embedder, pairs: list[PhotoPair]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], int]:
     """Records by the id of the pair, those that could not be read, and how many were known before."""
     kept = settings.predictions or (settings.output and settings.output.with_suffix(".predictions.jsonl"))
+    if kept is not None and settings.others:
+        kept = kept.with_name(f"{kept.name.partition('.')[0]}.{short_name(name)}.predictions.jsonl")
     data = [word for word in settings.data if word.startswith("path=")]
     store = Predictions(kept, {"bench": settings.bench, "data": data, "weights": embedder.fingerprint()})
     store.keep({pair.id: pair.digest for pair in pairs})
@@ -138,18 +174,38 @@ def zero_shot(embedder: Embedder, folder: Path, batch: int) -> tuple[float, int,
     return right / count, count, len(places)
 
 
-def _report(
-    settings: Settings, measured: Measured, pairs: list[PhotoPair], skipped: list[dict[str, Any]], extra: dict[str, Any]
-) -> None:
-    head, rows = lines(measured, len(pairs))
-    table = Table(*head, title=f"{settings.bench}: {len(pairs)} pairs, {extra['seconds']:.0f} s")
+def _report(settings: Settings, tower: PhotoTower, mllm: Path | None) -> None:
+    measured = tower.measured
+    for column, found in tower.correlations.items():
+        told = ", ".join(f"{way} {value}" for way, value in found.items())
+        whose = "that of people in " if column == PEOPLE else ""
+        measured.notes.append(f"correlation over patterns with {whose}'{mllm}': {told}")
+    if tower.zero_shot is not None:
+        share, count, classes = tower.zero_shot
+        measured.notes.append(f"zero-shot accuracy: {100 * share:.1f} % of {count} images, {classes} classes")
+    head, rows = lines(measured, tower.pairs)
+    _print(f"{settings.bench}: {tower.pairs} pairs, {tower.seconds:.0f} s", head, rows)
+    for note in measured.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    print_skipped(tower.skipped)
+    if settings.output is not None:
+        settings.output.write_text(json.dumps({"bench": settings.bench, **tower.record()}, indent=1), encoding="utf-8")
+
+
+def _report_all(settings: Settings, towers: list[PhotoTower], others: dict[str, dict[str, float]]) -> None:
+    head, rows = towers_table(towers, others)
+    seconds = sum(tower.seconds for tower in towers)
+    _print(f"{settings.bench}: {len(towers)} models, {towers[0].pairs} pairs, {seconds:.0f} s", head, rows)
+    for tower in towers:
+        print_skipped(tower.skipped)
+    if settings.output is not None:
+        result = {"bench": settings.bench, "models": [tower.record() for tower in towers], "others": others}
+        result["table"] = {"head": head, "rows": rows}
+        settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
+    table = Table(*(escape(name) for name in head), title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for note in measured.notes:
-        console.print(note, soft_wrap=True, markup=False)
-    print_skipped(skipped)
-    if settings.output is not None:
-        result = {"bench": settings.bench, "checkpoint": settings.checkpoint, "pairs": len(pairs), "skipped": skipped}
-        result |= {"scores": measured.total, "groups": measured.groups, "intervals": measured.intervals, **extra}
-        settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")

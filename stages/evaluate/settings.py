@@ -39,6 +39,7 @@ class Settings:
     quantize: str | None = None
     beams: int | None = None
     trust: bool = False
+    others: tuple[str, ...] = ()
 
 
 def own_device(settings: Settings) -> str | None:

@@ -15,7 +15,9 @@ from PIL import Image
 
 from qformer import stages
 from qformer.canvases.pairs import Twins, write_pairs
+from qformer.evaluation.mmvp import PATTERNS, correlation
 from qformer.images import read_image
+from qformer.metrics.proportions import correlation_interval
 from qformer.retrieval.embedders import load_embedder
 from qformer.suites.mmvp_statements import compare_pair
 from tests.evaluation.test_mmvp import write_vlm
@@ -88,6 +90,45 @@ def test_any_model_that_compares_is_measured(root: Path, run: Run, tmp_path: Pat
     assert (result["zero_shot"]["images"], result["zero_shot"]["classes"]) == (2, 2)
     run(*words, "-o", "b.json", "--device", "cpu")
     assert json.loads(Path("b.json").read_text())["resumed"] == 9
+
+
+def test_models_of_several_sizes_stand_in_one_table(root: Path, run: Run, tmp_path: Path) -> None:
+    """Two CLIPs of other widths and resolutions, the shipped one, and a stage-one checkpoint with two columns."""
+    small, large = save_tiny_clip(tmp_path / "small"), save_tiny_clip(tmp_path / "large", side=56, width=32)
+    models = [str(small), str(large), "mini:clip", str(root / "runs" / "stage1")]
+    folder = write_vlm(tmp_path / "vlm", kinds=tuple("ABCDEFGHI"))
+    scores = {name: {"parser": place / 10, "people": 1 - place / 10} for place, name in enumerate(PATTERNS)}
+    (tmp_path / "mllm.json").write_text(json.dumps({"groups": {"pattern": scores}}))
+    data = ("--data", f"path={folder}", "--data", f"mllm={tmp_path / 'mllm.json'}")
+    words = ("eval", *models, "--bench", "mmvp-vlm", *data, "-o", "t.json", "--device", "cpu")
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert "4 models, 9 pairs" in out
+    result = json.loads(Path("t.json").read_text())
+    assert [one["checkpoint"] for one in result["models"]] == models
+    assert [one["side"] for one in result["models"]] == [28, 56, 120, 28]
+    assert result["models"][0]["parameters"] < result["models"][1]["parameters"]
+    head, rows = result["table"]["head"], {row[0]: row[1:] for row in result["table"]["rows"]}
+    assert head[1:4] == [f"{model} (itc)" for model in models[:3]]
+    assert head[4:] == [f"{models[3]} (itc)", f"{models[3]} (itm)", "MLLM", "people"]
+    assert [name for name in rows if name in PATTERNS] == list(PATTERNS)
+    assert rows["Texts"][-2:] == ["70.0", "30.0"]
+    assert rows["mean of patterns"][-2] == "40.0"
+    for place, one in enumerate(result["models"][:3]):
+        shares = [values["itc"] for values in one["groups"]["pattern"].values()]
+        value = correlation(shares, [place / 10 for place in range(9)])
+        low, high = correlation_interval(value, 9)
+        if value == value:  # else all photos of a pattern are alike to the model
+            assert rows["correlation with MLLM"][place] == f"{value:.2f} ({low:.2f} to {high:.2f})"
+            assert one["correlation"]["itc"] == pytest.approx(-one["correlation_people"]["itc"])
+    kept = sorted(file.name for file in Path().glob("t.*.predictions.jsonl"))
+    assert len(kept) == 4
+    assert run(*words)[0] == 0
+    assert [one["resumed"] for one in json.loads(Path("t.json").read_text())["models"]] == [9] * 4
+    code, _, err = run("eval", models[0], models[0], "--bench", "mmvp-vlm", *data)
+    assert (code, "was given twice" in err) == (2, True)
+    code, _, err = run("eval", models[0], models[1], "--bench", "vqa", *data)
+    assert (code, "vqa measures one model at a time" in err) == (2, True)
 
 
 def test_blip_is_compared_as_transformers_compares_it(tmp_path: Path) -> None:
