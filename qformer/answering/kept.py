@@ -12,9 +12,8 @@ from qformer.files.records import append_record, read_records, writing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL import Image
-
 Asked = Callable[[list[Any], list[str]], Sequence[str]]
+Shown = Any  # a picture, or several, or none
 
 
 class KeptAnswers:
@@ -58,8 +57,8 @@ class KeptAnswers:
             if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("id", "answer")):
                 self._answers[record["id"]] = record["answer"]
 
-    def __call__(self, images: list[Image.Image], questions: list[str]) -> list[str]:
-        """Answers to B questions, each about its image.
+    def __call__(self, images: Sequence[Shown], questions: Sequence[str]) -> list[str]:
+        """Answers to B questions, each about its image, or about several, or none.
 
         Raises:
             UsageError: an answer cannot be written, or what `ask` raises.
@@ -80,9 +79,10 @@ class KeptAnswers:
             self.on_answers(len(part))
         return [self._answers[id_] for id_ in ids]
 
-    def _id(self, image: Image.Image, question: str) -> str:
+    def _id(self, image: Shown, question: str) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        shown = image.convert("RGB")
-        for part in (self._whose.encode(), repr(shown.size).encode(), question.encode(), shown.tobytes()):
+        shown = [one.convert("RGB") for one in (image if isinstance(image, Sequence) else [image])]
+        sizes = "".join(repr(one.size) for one in shown)
+        for part in (self._whose.encode(), sizes.encode(), question.encode(), *(one.tobytes() for one in shown)):
             digest.update(hashlib.blake2b(part).digest())
         return digest.hexdigest()

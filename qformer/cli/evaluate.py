@@ -27,6 +27,18 @@ Bench = Annotated[
         "as module:Class"
     ),
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="hallusionbench: a language model behind this server judges the answers as well"),
+]
+JudgeName = Annotated[str | None, typer.Option(help="name of the judge there; by default the only one")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")]
+Page = Annotated[Path | None, typer.Option(help="write an HTML page of samples with pictures")]
+Kept = Annotated[
+    Path | None,
+    typer.Option(help="keep predictions here and resume from them; OUTPUT.predictions.jsonl by default"),
+]
+Submission = Annotated[Path | None, typer.Option(help="write the answers in the form of the benchmark's server")]
 Data = Annotated[list[str], typer.Option(help="key=value of the data source, such as name=jsonl path=FILE; repeat it")]
 
 
@@ -50,15 +62,12 @@ def evaluate(
     ] = Precision.fp32,
     by: Annotated[str | None, typer.Option(help="column of the data by which results are also grouped")] = None,
     lemmatize: Annotated[bool, typer.Option("--lemmatize", help="vqa, gqa: lemmatize nouns and verbs (spaCy)")] = False,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(help="keep predictions here and resume from them; OUTPUT.predictions.jsonl by default"),
-    ] = None,
-    submission: Annotated[
-        Path | None, typer.Option(help="write the answers in the form of the benchmark's server")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the numbers as JSON")] = None,
-    html: Annotated[Path | None, typer.Option(help="write an HTML page of samples with pictures")] = None,
+    predictions: Kept = None,
+    submission: Submission = None,
+    output: Output = None,
+    html: Page = None,
+    server: Judge = None,
+    model: JudgeName = None,
     quantize: Quantize = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")] = None,
     trust: Trust = False,
@@ -89,5 +98,7 @@ def evaluate(
         quantize=quantize and quantize.value,
         beams=beams,
         trust=trust,
+        server=server,
+        model=model,
     )
     run.evaluate(settings)

@@ -20,12 +20,14 @@ class NaturalBench:
     1), among its facts.
 
     Attributes:
-        path: folder of the data set, or its files (`data/train-*.parquet`).
+        path: folder of the data set, or its files (`data/train-*.parquet`; JSON whose pictures are paths).
         split: such as train, the default.
+        images: folder that paths of pictures are relative to.
     """
 
     path: str | list[str]
     split: str | None = None
+    images: str = "."
     _parts: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -33,6 +35,7 @@ class NaturalBench:
             HuggingFace(
                 path=self.path,
                 split=self.split,
+                images=self.images,
                 image=f"Image_{image}",
                 question=f"Question_{question}",
                 answers=f"Image_{image}_Question_{question}",

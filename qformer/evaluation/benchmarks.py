@@ -147,6 +147,7 @@ class Benchmark(ABC):
         truth: what is lacking where nothing can be scored.
         source: data source that is meant where none is named.
         beside: options of `--data` on which no prediction depends.
+        judged: whether a language model may judge the answers, `--server`.
     """
 
     stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
@@ -156,6 +157,7 @@ class Benchmark(ABC):
     truth: ClassVar[str] = "answers"
     source: ClassVar[str] = "jsonl"
     beside: ClassVar[tuple[str, ...]] = ()
+    judged: ClassVar[bool] = False
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:
@@ -188,6 +190,16 @@ class Benchmark(ABC):
         Args:
             by: a further column by which results are told apart. lemmas: compare lemmas of the answers.
         """
+
+    def judge(
+        self, items: Sequence[Item], records: Sequence[Record], ask: Callable[[list[str]], list[str]], name: str
+    ) -> None:
+        """Have answers judged before they are scored, where `judged`; `score` of the same records uses the verdicts.
+
+        Args:
+            ask: replies of a language model to as many prompts. name: of that model, for notes.
+        """
+        raise UsageError("a judge is for benchmarks whose authors have one, such as hallusionbench")
 
     def submit(self, items: Sequence[Item], records: Mapping[str, Record]) -> list[Record] | Record:
         """All items in the form that the benchmark's server takes, with an empty answer where there is no record."""

@@ -16,6 +16,7 @@ from qformer.evaluation.benchmarks import Item, Measured, Record, measure_scores
 from qformer.identity import plain_id
 from qformer.metrics import replies
 from qformer.metrics.shares import Score, Unit, all_right
+from qformer.suites.judging import CORRECT, UNCLEAR, judge_answers
 from qformer.suites.published import Published, asked_as, first_fact, of_each
 from qformer.types import BadSample
 
@@ -29,6 +30,7 @@ FORMS = {
     "yes_no": ("Please answer Yes or No.", ("yes", "no")),
     "multiple_choice": ("Please output the letter corresponding to the correct option.", ("a", "b")),
 }
+TYPES = ("Question_Type", "Question Type", "type")  # the first release has a space
 LETTER = "Answer with the option's letter from the given choices directly."
 SOURCES_2D = {"ADE20K": 0.5, "COCO": 0.5}
 SOURCES = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
@@ -75,7 +77,7 @@ class NaturalBench(Published):
         Raises:
             BadSample: `no question`; `unknown type`, of no type or group; `no answer`, it is neither of the two.
         """
-        kind, index = first_fact(sample, ("Question_Type", "type")), plain_id(first_fact(sample, ("Index", "index")))
+        kind, index = first_fact(sample, TYPES), plain_id(first_fact(sample, ("Index", "index")))
         if kind not in FORMS:
             raise BadSample("unknown type", f"{sample.key}: Question_Type is {kind!r}; expected {', '.join(FORMS)}")
         facts = sample.facts
@@ -213,10 +215,24 @@ class HallusionBench(Published):
 
     The scores are those of `utils.py` there: of questions (aAcc), of figures (fAcc) and of question pairs, the same
     question about all figures of a set (qAcc). What is right is decided by a language model there, and by the words yes
-    and no in VLMEvalKit and here. Questions without a figure are skipped, as in VLMEvalKit and lmms-eval: 178 of 1,129.
+    and no in VLMEvalKit and here; a judge behind `--server` adds its own columns. Questions without a figure are
+    skipped, as in VLMEvalKit and lmms-eval: 178 of 1,129.
     """
 
     new_tokens = 128
+    judged = True
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, str] = {}  # by the id of the item
+        self.judge_name = ""
+
+    def judge(
+        self, items: Sequence[Item], records: Sequence[Record], ask: Callable[[list[str]], list[str]], name: str
+    ) -> None:
+        """Have a language model compare the answers with the references, as `qformer.suites.judging` asks it."""
+        self.judge_name = name
+        verdicts = judge_answers(items, records, ask)
+        self.verdicts = {item.id: verdict for item, verdict in zip(items, verdicts, strict=True)}
 
     def item(self, sample: Sample, place: int) -> Item:
         """A question. Raises BadSample: `no question`; `unknown type`, of no set; `no answer`, neither yes nor no."""
@@ -235,21 +251,37 @@ class HallusionBench(Published):
         return item
 
     def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
-        """Shares of right questions, and of figures and question pairs whose answers are all right."""
+        """Shares of right questions, and of figures and question pairs whose answers are all right; judged, if so."""
         right = [
             float(replies.read_yes_no(record["said"]) == item.accepted[0])
             for item, record in zip(items, records, strict=True)
         ]
-        sets = [tuple(item.facts[name] for name in ("category", "subcategory", "set_id")) for item in items]
-        figures = [(own, item.facts["figure_id"]) for own, item in zip(sets, items, strict=True)]
-        pairs = [(own, item.facts["question_id"]) for own, item in zip(sets, items, strict=True)]
-        shown = [None if key[0][0] == "VS" and key[1] == "0" else key for key in figures]  # no figure, as published
-        scores = {
-            "aAcc": Score([Unit((row,), value, sets[row]) for row, value in enumerate(right)]),
-            "fAcc": Score(all_right(right, shown, lambda key: key[0])),
-            "qAcc": Score(all_right(right, pairs, lambda key: key[0])),
-        }
-        return measure_scores(items, scores, right, by, ("category", "subcategory"))
+        scores = _of_sets(items, right)
+        if self.verdicts:
+            told = [self.verdicts[item.id] for item in items]
+            judged = _of_sets(items, [float(verdict == CORRECT) for verdict in told])
+            scores |= {f"{name}, judged": score for name, score in judged.items()}
+            scores["unclear"] = of_each(items, [float(verdict == UNCLEAR) for verdict in told])
+        measured = measure_scores(items, scores, right, by, ("category", "subcategory"))
+        if self.verdicts:
+            measured.notes = [
+                f"judged by {self.judge_name}, asked in our words; published figures are GPT-4's, asked in the "
+                "authors' words, and differ"
+            ]
+        return measured
+
+
+def _of_sets(items: Sequence[Item], right: Sequence[float]) -> dict[str, Score]:
+    """HallusionBench's three scores of answers that are right or wrong."""
+    sets = [tuple(item.facts[name] for name in ("category", "subcategory", "set_id")) for item in items]
+    figures = [(own, item.facts["figure_id"]) for own, item in zip(sets, items, strict=True)]
+    pairs = [(own, item.facts["question_id"]) for own, item in zip(sets, items, strict=True)]
+    shown = [None if key[0][0] == "VS" and key[1] == "0" else key for key in figures]  # no figure, as published
+    return {
+        "aAcc": Score([Unit((row,), value, sets[row]) for row, value in enumerate(right)]),
+        "fAcc": Score(all_right(right, shown, lambda key: key[0])),
+        "qAcc": Score(all_right(right, pairs, lambda key: key[0])),
+    }
 
 
 def _places(sample: Sample) -> tuple[str, ...] | None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from qformer import distributed
+from qformer.answering.kept import KeptAnswers
+from qformer.answering.server import Server
 from qformer.checkpoints.loading import load, load_vision_language
 from qformer.data import sources
 from qformer.data.arguments import pairs
@@ -25,7 +28,7 @@ from qformer.llm.prompts import PRESETS
 from qformer.lookup import find
 from qformer.metrics.lemmas import load_lemmatizer
 from qformer.model.image_text import ImageTextModel
-from qformer.progress import track
+from qformer.progress import Bar, track
 from qformer.retrieval.reading import fingerprint
 from qformer.stages.evaluate import answers
 from qformer.stages.evaluate.retrieval import print_skipped
@@ -94,6 +97,14 @@ def _check(settings: Settings, bench: Benchmark) -> None:
     """Before hours of work, not after them."""
     writable(settings.output, settings.html, settings.submission, settings.predictions)
     find(PRESETS, settings.preset, "preset")
+    if settings.server is not None and not bench.judged:
+        raise UsageError(f"--server judges the answers of hallusionbench; leave it out for {settings.bench}")
+    if settings.server is not None and settings.output is None:
+        raise UsageError("a judge's answers are kept beside those of the model, and none is asked for twice; give -o")
+    if settings.server is not None:
+        Server(settings.server, settings.model)  # refuses what is no address
+    if settings.model is not None and settings.server is None:
+        raise UsageError(f"--model {settings.model} names a judge behind a server; give --server URL as well")
     bench.check(_ask(settings))
     if settings.beams is not None and not bench.writes:
         raise UsageError(f"{settings.bench} compares given answers and writes none; leave --beams out")
@@ -220,6 +231,8 @@ def _report(
     store.finish([item.id for item in items])
     scored = [item for item in items if item.known and item.id in store.known]
     measured = Measured({}, [])
+    if scored and settings.server is not None:
+        _judge(settings, bench, scored, [store.known[item.id] for item in scored])
     if scored:
         measured = bench.score(scored, [store.known[item.id] for item in scored], settings.by, settings.lemmatize)
     title = f"{settings.bench}: {len(listed)} images, {len(items)} asked, {len(scored)} scored, {settings.precision}, "
@@ -243,6 +256,18 @@ def _report(
         shown = scored or [item for item in items if item.id in store.known]
         page = answers.page(settings.checkpoint, title, (head, rows), source, images, shown, store.known, measured)
         settings.html.write_text(page, encoding="utf-8")
+
+
+def _judge(settings: Settings, bench: Benchmark, items: list[Item], records: list[dict[str, Any]]) -> None:
+    """Have a model behind a server judge the answers; its replies are kept as they come."""
+    assert settings.server is not None
+    assert settings.output is not None
+    judge = Server(settings.server, settings.model)
+    kept = KeptAnswers(judge, settings.output.with_suffix(".judged.jsonl"), judge.identity)
+    with Bar(console=console) as bar:
+        task = bar.add_task("asking the judge", total=len(items))
+        kept.on_answers = partial(bar.advance, task)
+        bench.judge(items, records, lambda prompts: kept([[] for _ in prompts], prompts), judge.name())
 
 
 def _show(

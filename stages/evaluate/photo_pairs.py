@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from qformer.stages.evaluate.settings import Settings
 
 OPTIONS = ("path", "mllm", "zero_shot")
-UNUSED = ("prompt", "submission", "by", "lemmatize", "beams", "quantize", "html")
+UNUSED = ("prompt", "submission", "by", "lemmatize", "beams", "quantize", "html", "server", "model")
 CLASS_PROMPT = "a photo of a {}"
 
 

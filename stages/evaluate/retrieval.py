@@ -52,7 +52,7 @@ def evaluate_retrieval(settings: Settings, bench: retrieval.Retrieval | None = N
     """
     bench = bench or retrieval.Retrieval()
     bench.k = settings.k
-    for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams"):
+    for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams", "server", "model"):
         if getattr(settings, option):
             raise UsageError(f"--{option} is for benchmarks in which the model writes; leave it out for retrieval")
     options = pairs(settings.data)

@@ -40,6 +40,8 @@ class Settings:
     beams: int | None = None
     trust: bool = False
     others: tuple[str, ...] = ()
+    server: str | None = None
+    model: str | None = None
 
 
 def own_device(settings: Settings) -> str | None:
