@@ -72,13 +72,6 @@ class Embedder(ABC):
     matcher: ImageTextModel | None = None
     scale: float = 1.0
 
-    @property
-    def side(self) -> int | None:
-        """Side of the square that the encoder reads, in pixels; None where the model does not say."""
-        vision = getattr(getattr(self.model, "config", None), "vision_config", None)
-        side = getattr(vision, "image_size", None)
-        return side if isinstance(side, int) else None
-
     @abstractmethod
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """float[B, V, P] of unit length, and which of the V rows exist, bool[B, V]."""
@@ -123,10 +116,6 @@ class StageOneEmbedder(Embedder):
         self.rows, self.width = model.qformer.config.queries, model.config.embed_width
         self.limit = text_limit(model)
         self.scale = 1 / float(model.temp.detach())
-
-    @property
-    def side(self) -> int | None:
-        return self.model.frontend.encoder.image_size
 
     @torch.no_grad()
     def match(self, images: Sequence[Tensor], texts: list[str]) -> Tensor | None:
@@ -251,11 +240,6 @@ class OpenClipEmbedder(Embedder):
         self.limit = int(self.tokenizer.context_length)
         self.width = self.embed_texts(["a cat"]).shape[1]
         self.scale = float(self.model.logit_scale.detach().exp())
-
-    @property
-    def side(self) -> int | None:
-        side = getattr(getattr(self.model, "visual", None), "image_size", None)
-        return side[0] if isinstance(side, tuple | list) else side
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ LONGEST = 4000  # characters of an answer that a judge is shown
 
 
 def judge_prompt(item: Item, record: Record) -> str:
-    """What a judge is asked about an answer; where the record has no sentence as its reference, it is yes or no."""
+    """Prompt about an answer; where the record has no sentence as its reference, it is yes or no."""
     reference = str(item.facts.get("gt_answer_details") or item.accepted[0]).strip()
     said = str(record["said"])[:LONGEST].replace("</answer>", "")
     return PROMPT.format(question=item.question, reference=reference, said=said)

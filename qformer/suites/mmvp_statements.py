@@ -114,7 +114,7 @@ def measure_pairs(pairs: Sequence[PhotoPair], records: Sequence[Record]) -> Meas
 
 
 def read_pattern_scores(result: Path) -> dict[str, dict[str, float]]:
-    """What `--bench mmvp -o` wrote of a model, and of people where they answered: accuracy by pattern, by column.
+    """Accuracy by pattern that `--bench mmvp -o` wrote, by column: of a model, and of people where they answered.
 
     Raises:
         UsageError: it is no such file.

@@ -25,7 +25,7 @@ from qformer.mmvp.folder import read_mmvp_vlm
 from qformer.progress import track
 from qformer.retrieval.embedders import load_embedder
 from qformer.stages.evaluate.language import lines
-from qformer.stages.evaluate.photo_towers import PhotoTower, short_name, towers_table
+from qformer.stages.evaluate.photo_towers import PhotoTower, short_name, side_of, towers_table
 from qformer.stages.evaluate.retrieval import print_skipped
 from qformer.stages.evaluate.settings import own_device, writable
 from qformer.stages.loop import console
@@ -107,7 +107,7 @@ def _measure(settings: Settings, name: str, pairs: list[PhotoPair], classes: str
         raise UsageError(f"none of the {len(pairs)} pairs could be read ({skipped[:3]}); check --data")
     measured = measure_pairs(known, [records[pair.id] for pair in known])
     parameters = sum(parameter.numel() for parameter in embedder.model.parameters())
-    tower = PhotoTower(name, measured, len(known), skipped, resumed, parameters, embedder.side)
+    tower = PhotoTower(name, measured, len(known), skipped, resumed, parameters, side_of(embedder.model))
     if classes is not None:
         tower.zero_shot = zero_shot(embedder, Path(classes), settings.batch)
     tower.seconds = time.perf_counter() - start

@@ -55,6 +55,22 @@ class PhotoTower:
         return told
 
 
+def side_of(model: Any) -> int | None:
+    """Side of the square that a model's image encoder reads, in pixels; None where it does not say.
+
+    Our models have it in their encoder, those of transformers in `config.vision_config`, open_clip's in `visual`.
+    """
+    for path in ("frontend.encoder", "config.vision_config", "visual"):
+        found = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        side = getattr(found, "image_size", None)
+        side = side[0] if isinstance(side, tuple | list) else side
+        if isinstance(side, int):
+            return side
+    return None
+
+
 def short_name(name: str) -> str:
     """A name for files: the last part of a model's, and a digest that tells equal ones apart."""
     last = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rstrip("/").rpartition("/")[2]).strip("-")

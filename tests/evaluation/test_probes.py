@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from qformer import resolution
+from qformer.config import load_config
 from qformer.evaluation import probes
 from qformer.evaluation.probes import (
     counting_by_position,
@@ -19,8 +22,11 @@ from qformer.evaluation.probes import (
     coverage,
     cut_boxes,
     padding_attack,
+    scaled,
     useful,
 )
+from qformer.model import connectors
+from qformer.probing import padding
 from qformer.scenes.scenes import RGB
 from qformer.types import Plan, Tile, UsageError
 from tests.resolution.test_strategies import made
@@ -263,3 +269,29 @@ def test_boxes_outside_are_refused(box: tuple[int, int, int, int]) -> None:
         coverage(plan, 0, 3)
     with pytest.raises(UsageError, match="shows 2 pictures"):
         coverage(made("fixed").plan_many([(64, 64), (64, 64)]), 3, 3)
+
+
+def test_the_configuration_that_overlap_exposes_never_overlaps_in_training() -> None:
+    """Canvases of 240 and 480 px are whole tiles; pictures of the probe are not with `--tile 240`, and are with 320."""
+    config = load_config(Path(__file__).parents[2] / "configs" / "probe_tiles.yaml")
+    strategy = resolution.chosen(config.resolution)
+    sides = {side for source in config.data.train.options["sources"] for side in source["sides"]}
+    assert sides == {240, 480}
+    for side in (*sides, scaled(768, 320)):
+        assert (coverage(strategy.plan(side, side), 24, 24) == 1).all()
+    overlapping = strategy.plan(scaled(768, 240), scaled(768, 240))
+    assert coverage(overlapping, 3, 3).tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    connector = connectors.build("pixel_shuffle_mlp", 160, 128, patch=20)
+    assert connector.count_tokens(overlapping) == connector.count_tokens(strategy.plan(480, 480)) == 4 * 36
+
+
+def test_padding_is_all_that_tells_the_other_two_configurations_apart() -> None:
+    padded, native = (
+        load_config(Path(__file__).parents[2] / "configs" / f"probe_{name}.yaml") for name in ("padding", "native")
+    )
+    assert padded.data == native.data
+    assert padded.llm == native.llm
+    strategies = [resolution.chosen(config.resolution) for config in (padded, native)]
+    assert strategies[0].plan(200, 400).tiles[0].fill == padding.FILL
+    assert [round(useful(one.plan(200, 400)), 2) for one in strategies] == [0.5, 1.0]
+    assert strategies[1].plan(240, 240).tokens == strategies[0].plan(240, 240).tokens // 4 == 36
