@@ -53,8 +53,8 @@ def compare_results(files: Sequence[Path], output: Path | None, as_json: bool) -
         return
     head, table = comparison_table(rows, names)
     widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
-    for line in [head, *table]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for row in [head, *table]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for line in [*warnings, *([f"written to {output / PAGE}"] if output is not None else [])]:
         print(line)
 
