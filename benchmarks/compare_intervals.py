@@ -5,7 +5,7 @@
 Two systems answer the questions of simulated images, one to five each. An image is harder or easier for both systems
 and a little more so for one of them, a question likewise, each seed of a system is better or worse than others of its
 own, and every answer is right by chance with the probability that comes of it. The true difference is known. Beside the
-intervals stand those of drawing images and seeds with replacement (`drawn`), and of drawing images alone (`images alone`).
+intervals stand those of drawing seeds and images with replacement (`drawn`), and of drawing the images alone.
 """
 
 from __future__ import annotations
