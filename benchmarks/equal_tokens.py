@@ -1,9 +1,9 @@
 """Options at which systems have as many visual tokens on drawn canvases, as `equal_tokens` chooses them.
 
-    python benchmarks/equal_tokens.py [--tokens 36 100] [--rows 200] [-o chosen.json]
+    python benchmarks/equal_tokens.py [--tokens 36 100] [--rows 40] [-o chosen.json]
 
-The seven systems of `configs/system_*.yaml`, and each connector of the table behind tiles of LLaVA-UHD and behind one
-padded square, on canvases of 120 to 480 pixels a side.
+The seven systems of `configs/system_*.yaml`, and each connector of the table behind one padded square, on canvases of
+120 to 480 pixels a side.
 """
 
 from __future__ import annotations
@@ -25,28 +25,26 @@ from qformer.stages.compare.systems import Refused
 SYSTEMS = ("blip2", "llava15", "llava_uhd", "internvl15", "anyres", "oryx", "qwen2vl")
 PATCHED = {"mlp", "pixel_shuffle_mlp", "resampler", "spatial_resampler", "compressor", "merger"}
 WITH_QUERIES = {"resampler", "spatial_resampler", "avg_pool", "c_abstractor"}
-BEHIND = {"llava_uhd": "{name: uhd, size: 120, patch: 20, queries: 16, multiple: 2}", "llava15": None}
+SQUARE = "llava15"  # the preset that pads a picture to a square
 
 
 def systems() -> dict[str, Config]:
-    """Presets, and connectors behind two strategies, by name."""
+    """Presets, and connectors behind a padded square, by name."""
     found = {name: load_config(f"configs/system_{name}.yaml") for name in SYSTEMS}
-    for preset, resolution in BEHIND.items():
-        for connector in CONNECTORS:
-            options = [f"name: {connector}", *["patch: 20"] * (connector in PATCHED)]
-            options += ["queries: 16"] * (connector in WITH_QUERIES) + ["hidden: 64"] * (connector == "c_abstractor")
-            words = [f"connector={{{', '.join(options)}}}"]
-            words += [] if resolution is None else [f"resolution={resolution}"]
-            if connector == "qformer":
-                words += ["qformer={hidden_size: 128, heads: 4, intermediate_size: 512, layers: 2, queries: 8}"]
-            found[f"{connector} behind {preset}"] = load_config(f"configs/system_{preset}.yaml", words)
+    for connector in CONNECTORS:
+        options = [f"name: {connector}", *["patch: 20"] * (connector in PATCHED)]
+        options += ["queries: 16"] * (connector in WITH_QUERIES) + ["hidden: 64"] * (connector == "c_abstractor")
+        words = [f"connector={{{', '.join(options)}}}"]
+        if connector == "qformer":
+            words += ["qformer={hidden_size: 128, heads: 4, intermediate_size: 512, layers: 2, queries: 8}"]
+        found[f"{connector}, {SQUARE}"] = load_config(f"configs/system_{SQUARE}.yaml", words)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=float, nargs="+", default=[36, 100])
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     source = sources.build("canvases", split="val", count=given.rows)

@@ -66,9 +66,9 @@ def curves(systems: Mapping[str, Sequence[Curve]], axis: str) -> Image.Image:
     for (name, seeds), style in zip(systems.items(), _styles(), strict=False):
         known = [dict(seed) for seed in seeds if seed]
         steps = sorted(set.intersection(*map(set, known))) if known else []
-        values = np.array([[seed[step] for step in steps] for seed in known], dtype=float).reshape(len(known), -1)
         if not steps:
             continue
+        values = np.array([[seed[step] for step in steps] for seed in known], dtype=float)  # (seeds, steps)
         panel.plot(steps, values.mean(axis=0), label=_short(name), **style)
         if len(known) > 1:
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.13, lw=0)
@@ -147,7 +147,7 @@ def _panel(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    """Color, mark and line of one system after the other: no two have the same before there are 40."""
+    """Color, mark and line of one system after the other: no two have the same mark and line before there are 33."""
     for number, (color, mark) in enumerate(zip(cycle(COLORS), cycle(MARKS), strict=False)):
         yield {"color": color, "marker": mark, "markersize": 5, "linestyle": LINES[number // len(COLORS) % len(LINES)]}
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NEAR = 0.05  # an option that comes within this share of the tokens is taken, without looking at others
 WITHIN = 0.15  # beyond it a system is refused
 BEYOND = 1.5  # times the tokens, where looking for a larger value ends
+PAIRED = 8  # values of the strategy that are tried together with those of the connector
 SAME = 8  # values in a row that change nothing, after which looking ends as well
 
 
@@ -127,9 +128,10 @@ def mean_tokens(config: Config, source: Source) -> float:
 def equal_tokens(configs: Mapping[str, Config], source: Source, tokens: float) -> dict[str, Config | Refused]:
     """Give systems as nearly `tokens` visual tokens a row as they can have, on the mean of a source's rows.
 
-    The option of the connector comes first, as it leaves what the encoder sees; then that of the strategy, then both
-    together. The first that comes within 5 % is taken at its nearest value, else the nearest of all; a system that
-    stays beyond 15 % is refused. Values are left out that refuse rows which the system takes as it is.
+    A system within 5 % stays as it is. Else the option of the connector comes first, as it leaves what the encoder
+    sees, then that of the strategy, then both together: the first that comes within 5 % is taken at its nearest value,
+    or the nearest of all. A system that stays beyond 15 % is refused. Values are left out that refuse rows which the
+    system takes as it is.
 
     A Q-Former whose `init` is set has the queries of that run: leave `init` to what follows, and train its stage one
     with the queries that are found.
@@ -209,21 +211,27 @@ def _nearest(config: Config, rows: Rows, tokens: float) -> Found:
     start = Planner(config)
     mean, refused = start.mean(rows)
     best = Found(config, mean, "its options as they are")
-    search = Search(rows, tokens, refused, start.patch)
-    own = [OF_CONNECTOR[config.connector.name]] if config.connector.name in OF_CONNECTOR else []
+    if best.distance(tokens) <= NEAR:
+        return best
+    search = Search(rows, tokens, refused, start)
+    own = OF_CONNECTOR.get(config.connector.name)
     if config.has_qformer and config.init is not None:
-        own = []
+        own = None
     of_strategy = OF_STRATEGY.get(config.resolution.name, [])
-    for option in [*own, *of_strategy]:
-        best = min(best, search.along(option, best, config), key=lambda one: one.distance(tokens))
+    for option in [*filter(None, [own]), *of_strategy]:
+        best = search.along(option, best, config)
         if best.distance(tokens) <= NEAR:
             return best
-    for option in of_strategy:
-        for value in option.values(config, start.patch, tokens) if own else ():
-            if (step := search.at(option, config, value)) is None:
+    for option in of_strategy if own is not None else []:
+        known: set[float] = set()
+        for value in option.values(config, start.patch, tokens):
+            step = search.at(option, config, value, best)
+            if step is None or step.mean in known:
                 continue
-            best = min(best, search.along(own[0], step, step.config), key=lambda one: one.distance(tokens))
-            if best.distance(tokens) <= NEAR:
+            known.add(step.mean)
+            assert own is not None
+            best = search.along(own, best, step.config, f"{step.changes} ")
+            if best.distance(tokens) <= NEAR or len(known) == PAIRED:
                 return best
     return best
 
@@ -234,31 +242,36 @@ class Search:
 
     Attributes:
         refused: rows that the system as it is does not take.
-        patch: side of a patch of the encoder, in pixels.
+        start: the system as it is.
     """
 
     rows: Rows
     tokens: float
     refused: int
-    patch: int
+    start: Planner
 
-    def at(self, option: Option, config: Config, value: int, said: str = "") -> Found | None:
-        """A configuration with this value; None where it is refused, or refuses more rows."""
+    def at(self, option: Option, config: Config, value: int, than: Found, said: str = "") -> Found | None:
+        """A configuration with this value; None where it is refused, or refuses more rows.
+
+        Where it is nearer `than` another, its connector was seen to take all tiles.
+        """
         changed = option.set(config, value)
         try:
-            mean, refused = Planner(changed).mean(self.rows)
+            planner = Planner(changed, self.start)
+            mean, refused = planner.mean(self.rows)
         except UsageError:
             return None
-        return Found(changed, mean, f"{said}{option.key}={value}") if refused <= self.refused else None
+        found = Found(changed, mean, f"{said}{option.key}={value}")
+        nearer = found.distance(self.tokens) < than.distance(self.tokens)
+        return found if refused <= self.refused and (not nearer or planner.projects()) else None
 
-    def along(self, option: Option, start: Found, config: Config) -> Found:
-        """The nearest configuration along an option, or `start` where that is nearer."""
-        said = "" if config is not start.config or "=" not in start.changes else f"{start.changes} "
-        values = option.values(config, self.patch, self.tokens)
+    def along(self, option: Option, best: Found, config: Config, said: str = "") -> Found:
+        """The nearest configuration along an option, or `best` where that is nearer."""
+        values = option.values(config, self.start.patch, self.tokens)
         tried = self._around(option, config, list(values)) if option.linear else values
-        best, last, same = start, None, 0
+        last, same = None, 0
         for value in tried:
-            found = self.at(option, config, value, said)
+            found = self.at(option, config, value, best, said)
             if found is None:
                 continue
             best = min(best, found, key=lambda one: one.distance(self.tokens))
@@ -270,7 +283,8 @@ class Search:
 
     def _around(self, option: Option, config: Config, values: list[int]) -> list[int]:
         """Values on both sides of the wanted number, of which tokens are a multiple."""
-        ends = [self.at(option, config, value) for value in values[:2]]
+        unlike = Found(config, self.tokens, "")  # nothing is nearer: nothing is projected
+        ends = [self.at(option, config, value, unlike) for value in values[:2]]
         if ends[0] is None or ends[1] is None or ends[0].mean == ends[1].mean:
             return values
         slope = (ends[1].mean - ends[0].mean) / (values[1] - values[0])

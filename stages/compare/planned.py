@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qformer.data.base import indices
 from qformer.images import read_image
+from qformer.model.assembly import assemble
+from qformer.model.vision_language import VisionLanguageModel
+from qformer.stages.checking import check
 from qformer.stages.plan.first_token import Reader
+from qformer.stages.plan.outline import Words
 from qformer.types import BadSample, UsageError
 from qformer.videos import Clip, is_video, read_video
 from qformer.videos.rows import parts_of, plan_row
 
 if TYPE_CHECKING:
     from qformer.data.base import Source
-    from qformer.model.room import Room
     from qformer.resolution.base import ResolutionStrategy
     from qformer.schema import Config
     from qformer.types import Plan
@@ -74,30 +77,34 @@ def _look(shown: Any) -> Part:
     return picture.shape[2], picture.shape[1], 0, 0.0
 
 
-@dataclass
 class Planner:
     """The model of a configuration without numbers, which counts what it would read of rows.
 
     Args:
         config: of stage two.
+        like: of a configuration with the same towers, which are taken from it.
 
     Raises:
         UsageError: options that do not fit, or a tower whose sizes are not known.
     """
 
-    config: Config
-    reader: Reader = field(init=False)
-    _room: Room = field(init=False)
-    _tried: set[tuple[int, int]] = field(default_factory=set, init=False)
-
-    def __post_init__(self) -> None:
-        self.reader = Reader(self.config)
-        self._room = self.reader.model.room(self.reader.model.max_tokens)
+    def __init__(self, config: Config, like: Planner | None = None) -> None:
+        known = None if like is None else like.model
+        if known is None or config.question is not None or (config.llm is not None and config.llm.lora is not None):
+            self.model = Reader(config).model
+        else:
+            with torch.device("meta"):
+                made, _ = assemble(check(config), "cpu", known.frontend.encoder, known.llm, Words())
+            assert isinstance(made, VisionLanguageModel)
+            self.model = made
+        self._room = self.model.room(self.model.max_tokens)
+        self._has_qformer = config.has_qformer
+        self._tiles: dict[tuple[tuple[int, int], bool], Plan] = {}  # size, and if it is of a clip -> a plan with it
 
     @property
     def patch(self) -> int:
         """Side of a patch of the image encoder, in pixels."""
-        return self.reader.model.frontend.encoder.patch_size
+        return self.model.frontend.encoder.patch_size
 
     def mean(self, rows: Rows) -> tuple[float, int]:
         """Mean number of vectors that the language model reads in place of a row, and the rows that are refused.
@@ -120,29 +127,27 @@ class Planner:
         return total / seen, rows.sizes.total() - seen
 
     def _tokens(self, sizes: tuple[Part, ...]) -> int:
-        model = self.reader.model
-        strategy = model.frontend.strategy
+        strategy = self.model.frontend.strategy
         plan = plan_row([_chosen(part, strategy) for part in sizes], strategy)
         self._room(plan)
-        if not self.config.has_qformer:
-            self._try(plan)
+        for part in plan.parts or (plan,):
+            self._tiles |= {(tile.size, part.fine is None): part for tile in part.tiles}
         return self._room.count(plan)
 
     @torch.no_grad()
-    def _try(self, plan: Plan) -> None:
-        """Let the connector project a tile of each size of a plan that is new: some refuse only then.
-
-        Raises:
-            UsageError: it does not take one of them.
-        """
-        model = self.reader.model
-        for part in plan.parts or (plan,):
-            for size in {tile.size for tile in part.tiles} - self._tried:
-                encoder = model.frontend.encoder
-                grid = encoder.grid(*size)
-                tokens = self.reader.blank(1, encoder.per_patch * math.prod(grid), encoder.width)
-                model.connector.project(tokens, grid, **model.connector.options_of(part, grid))
-                self._tried.add(size)
+    def projects(self) -> bool:
+        """Return True if the connector takes the tiles of all rows that were counted: some refuse only then."""
+        if self._has_qformer:
+            return True
+        encoder, connector = self.model.frontend.encoder, self._room.connector  # which is on the meta device
+        for (size, _), plan in self._tiles.items():
+            grid = encoder.grid(*size)
+            tokens = torch.empty(1, encoder.per_patch * math.prod(grid), encoder.width, device="meta")
+            try:
+                connector.project(tokens, grid, **connector.options_of(plan, grid))
+            except UsageError:
+                return False
+        return True
 
 
 def _chosen(part: Part, strategy: ResolutionStrategy) -> tuple[int, int, int]:

@@ -22,8 +22,6 @@ from qformer.stages.plan.outline import outline
 from qformer.types import Tiles, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from qformer.schema import Config
     from qformer.types import Plan
 
@@ -58,11 +56,6 @@ class Reader:
     def tokens(self, plan: Plan) -> int:
         """Count what the connector makes of a plan, without markers."""
         return self.model.connector.count_tokens(plan)
-
-    def blank(self, *shape: int) -> Tensor:
-        """A tensor of this shape without numbers, for the parts of the model."""
-        made: Tensor = self._mode.from_tensor(torch.zeros(shape))
-        return made
 
     @torch.no_grad()
     def operations(self, width: int, height: int) -> dict[str, Counter[torch.dtype]]:
