@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformer.schema import QFORMER
-from qformer.stages.compare.planned import Planner, Rows
 from qformer.stages.compare.systems import Refused
+from qformer.stages.plan.planned import Planner, Rows
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
