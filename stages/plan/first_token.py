@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qformer.types import Plan
 
 EFFICIENCY = 0.4  # share of its peak that a GPU reaches, as `qformer plan` assumes
+UNCUT = 1 << 20  # tokens, more than any prompt has
 OF_PART = {"image encoder": "encoder", "language model": "prefill"}
 
 
@@ -65,14 +66,31 @@ class Reader:
         """
         cut = cut_all([torch.zeros(3, height, width, dtype=torch.uint8)], self.model.frontend.strategy)
         tiles = Tiles([self._mode.from_tensor(tile) for tile in cut.pixels], cut.plans)
-        ledger = Ledger()
-        with ledger.watching(self.model), compat.seeing_operations(ledger.see):
-            seen = self.model.prefix(tiles)
-            self.model.llm.predict(*seen, [""], [""], places=seen.places)
-        found: dict[str, Counter[torch.dtype]] = {part: Counter() for part in PARTS}
-        for (_, part, dtype), flops in ledger.flops.items():
-            found[OF_PART.get(part, "connector")][dtype] += flops
-        return found
+        return count_operations(self.model, tiles)[0]
+
+
+@torch.no_grad()
+def count_operations(
+    model: VisionLanguageModel, tiles: Tiles, prompt: str = "", question: str = ""
+) -> tuple[dict[str, Counter[torch.dtype]], int]:
+    """Count the operations of a model, with numbers or without, for one row until the first token.
+
+    Args:
+        tiles: of the row. prompt: the text behind it.
+        question: what a connector that reads questions reads.
+
+    Returns:
+        For each of `PARTS` (dtype -> FLOPs), prefill ending with the logits of one token; and the number of vectors
+        that the language model reads in place of the row.
+    """
+    ledger = Ledger()
+    with ledger.watching(model), compat.seeing_operations(ledger.see):
+        seen = model.prefix(tiles, [question])
+        model.llm.predict(*seen, [""], [prompt], UNCUT, seen.places)
+    found: dict[str, Counter[torch.dtype]] = {part: Counter() for part in PARTS}
+    for (_, part, dtype), flops in ledger.flops.items():
+        found[OF_PART.get(part, "connector")][dtype] += flops
+    return found, seen.mask.shape[1]
 
 
 def gpu(name: str) -> Machine:
