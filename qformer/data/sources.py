@@ -42,6 +42,7 @@ SOURCES: dict[str, Any] = {
     "two_pictures": "qformer.canvases.two_pictures:TwoPictures",
     "clips": "qformer.canvases.clips:Clips",
     "mosaics": "qformer.mosaics.source:Mosaics",
+    "pages": "qformer.suites.pages:Pages",
     "mix": "qformer.data.mix:Mix",
 }
 #: Sources that open no files.

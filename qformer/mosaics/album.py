@@ -27,11 +27,12 @@ LONGEST = 38  # words of a caption; a question has fifty (`qformer.data.texts`)
 ALIKE = 0.5  # share of the words of the shorter caption; of two with more in common one could be true of both
 TRIES = 100  # photos tried for a place
 AGAIN = 20  # times that a mosaic is begun again
-#: Words that say nothing of what is seen.
-EMPTY = frozenset(
-    "a an the of in on at to and or with by for from as is are was were be being there this that it its his her their "
-    "he she they who which while into onto up down over under through near next some one very".split()
-)
+#: Words of captions that do not tell what is seen.
+PLAIN = """
+    a an the of in on at to and or with by for from as is are was were be being there this that it its his her their he
+    she they who which while into onto up down over under through near next some one very
+"""
+EMPTY = frozenset(PLAIN.split())
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Album:
             )
         if len(used) < least:
             raise UsageError(
-                f"{len(used)} of the {len(listed)} photos of data.photos are in the split '{split}', and a mosaic needs "
-                f"{least}; give more, a smaller data.per_mosaic, or split: any where the photos are held out already"
+                f"{len(used)} of the {len(listed)} photos of data.photos are in the split '{split}', and a mosaic "
+                f"needs {least}; give more photos, a smaller data.per_mosaic, or split: any where they are held out "
+                "already"
             )
         return cls(source, used, [[telling(text) for text in record.captions] for record in used])
 

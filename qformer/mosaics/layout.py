@@ -49,7 +49,7 @@ class Mosaic:
 
     Attributes:
         size: (width, height) of the canvas in pixels.
-        grid: rows and columns, none of which is empty.
+        grid: rows and columns; at least one of each is full.
         ground: gray of the canvas, 0..255.
         placed: the photos that are shown.
         absent: number of one that is not, and resembles none of them.
@@ -85,8 +85,11 @@ class Mosaic:
         left, top, right, bottom = self.cell(one)
         room = right - left - APART, bottom - top - APART
         fits = min(room[0] / width, room[1] / height)
-        own = one.scale is None and fits >= 1 and min(width, height) >= THIN
-        scale = 1.0 if own else fits * (SCALES[1] if one.scale is None else one.scale)
+        thin = THIN / min(width, height)
+        if one.scale is None and fits >= 1 >= thin:
+            scale = 1.0
+        else:
+            scale = min(max(fits * (SCALES[1] if one.scale is None else one.scale), thin), fits)
         wide, high = (min(round(side * scale), most) for side, most in zip((width, height), room, strict=True))
         if min(wide, high) < THIN:
             raise BadSample("refused", f"a photo of {width} x {height} pixels would be {wide} x {high} on the mosaic")
@@ -109,13 +112,8 @@ def at(name: str) -> str:
 
 
 def grids(number: int) -> list[Grid]:
-    """List the grids for so many photos, with fewer empty cells than the longer side has."""
-    return [
-        (rows, columns)
-        for rows in SIDES
-        for columns in SIDES
-        if 0 <= rows * columns - number < max(rows, columns) and number >= max(rows, columns)
-    ]
+    """List the grids for so many photos, with so few empty cells that a row and a column are full and can be seen."""
+    return [(rows, columns) for rows in SIDES for columns in SIDES if 0 <= rows * columns - number < min(rows, columns)]
 
 
 @lru_cache
@@ -138,21 +136,15 @@ def place_shares(numbers: tuple[int, int]) -> dict[str, float]:
 def lay_out(
     rng: np.random.Generator, numbers: tuple[int, int], sides: tuple[int, int]
 ) -> tuple[tuple[int, int], Grid, list[tuple[int, int]]]:
-    """Draw the size of a canvas, a grid with cells that are not too thin, and the cells that photos lie in.
-
-    No row and no column is empty, so that the grid can be seen.
-    """
+    """Draw the size of a canvas, a grid with cells that are not too thin, and the cells that photos lie in."""
     number = int(rng.integers(numbers[0], numbers[1] + 1))
     rows, columns = grid = pick(rng, grids(number))
     while True:
         width, height = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
         if 1 / SQUARE <= (width / columns) / (height / rows) <= SQUARE:
             break
-    while True:
-        chosen = sorted(rng.choice(rows * columns, number, replace=False).tolist())
-        cells = [divmod(place, columns) for place in chosen]
-        if len({row for row, _ in cells}) == rows and len({column for _, column in cells}) == columns:
-            return (width, height), grid, cells
+    filled = sorted(rng.choice(rows * columns, number, replace=False).tolist())
+    return (width, height), grid, [divmod(place, columns) for place in filled]
 
 
 def place_photo(rng: np.random.Generator, photo: int, cell: tuple[int, int]) -> Placement:
