@@ -98,7 +98,8 @@ def shown(sample: Sample) -> dict[str, int]:
 
 def test_photos_lie_where_the_table_says(mosaics: Any) -> None:
     own, scaled = 0, 0
-    for sample in map(mosaics().__getitem__, range(40)):
+    for index in range(30):
+        sample = mosaics()[index]
         height, width = sample.image.shape[:2]
         assert 448 <= min(width, height) <= max(width, height) <= 896
         pixels = shown(sample)
@@ -114,8 +115,8 @@ def test_photos_lie_where_the_table_says(mosaics: Any) -> None:
             own += (right - left, bottom - top) == size
             scaled += (right - left, bottom - top) != size
             assert abs((right - left) / (bottom - top) / (size[0] / size[1]) - 1) < 0.08, "photos keep their shape"
-        assert len(np.unique(sample.image[untouched], axis=0)) == 1, "the rest is ground"
-    assert own > 100 < scaled
+        assert (sample.image[untouched] == mosaics().mosaic(index).ground).all(), "the rest is ground"
+    assert min(own, scaled) > 80
 
 
 def test_names_of_places_follow_the_middles_of_the_boxes(mosaics: Any) -> None:
