@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from qformer.config import load_config
 from qformer.data import sources
 from qformer.data.held_out import held_out
 from qformer.data.loader import Batches
@@ -24,6 +25,7 @@ from qformer.mosaics.album import TENTHS, telling, tenth
 from qformer.mosaics.layout import grids
 from qformer.mosaics.source import Mosaics
 from qformer.mosaics.texts import KINDS
+from qformer.resolution import build
 from qformer.resolution.fixed import Fixed
 from qformer.schema import DataConfig
 from qformer.types import BadSample, LeftOut, Sample, UsageError
@@ -62,7 +64,7 @@ def captions(number: int) -> list[str]:
 @pytest.fixture(scope="module")
 def mosaics(folder: Path) -> Any:
     @cache
-    def build(split: str = "train", questions: Any = True, **options: Any) -> Mosaics:
+    def of_split(split: str = "train", questions: Any = True, **options: Any) -> Mosaics:
         made = sources.build(
             "mosaics",
             photos={"name": "jsonl", "path": str(folder / "photos.jsonl")},
@@ -73,7 +75,7 @@ def mosaics(folder: Path) -> Any:
         assert isinstance(made, Mosaics)
         return made
 
-    return build
+    return of_split
 
 
 def number_in(caption: str) -> int:
@@ -371,6 +373,23 @@ def test_wrong_options_are_refused(folder: Path, options: dict[str, Any], messag
     if "photos" in options:
         with pytest.raises(UsageError, match=message):
             sources.check("mosaics", options, "data")
+
+
+def test_tokens_of_systems_on_mosaics_are_those_of_the_page() -> None:
+    """The table of docs/real.md, by which time is planned."""
+    root = Path(__file__).parent.parent.parent
+    text = (root / "docs" / "real.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w. -]+) \| `(resolution\.[^`]+)` \| (\d+), (\d+) \|", text, flags=re.MULTILINE)
+    assert len(rows) == 6
+    for name, options, mean, most in rows:
+        short = name.lower().replace("llava-uhd", "llava_uhd")
+        file = f"system_{re.sub('[ .-]', '', short)}.yaml"
+        resolution = load_config(root / "configs" / "real" / file, options.split()).resolution
+        strategy = build(resolution.name, **resolution.options)
+        plans = [strategy.plan(width, height) for width in range(448, 897, 64) for height in range(448, 897, 64)]
+        tokens = [plan.tokens + plan.markers for plan in plans]
+        assert max(tokens) <= int(most)
+        assert abs(sum(tokens) / len(tokens) - int(mean)) < 5, name
 
 
 def test_too_few_photos_are_refused(folder: Path, tmp_path: Path) -> None:
