@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from qformer.resolution.base import Refused
 from qformer.scenes.text import POSITIONS, pick
-from qformer.types import BadSample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +80,7 @@ class Mosaic:
             width, height: of the photo, in pixels of its own.
 
         Raises:
-            BadSample: kind `refused`, the photo is so thin that nothing of it would be seen.
+            Refused: the photo is so thin that nothing of it would be seen.
         """
         left, top, right, bottom = self.cell(one)
         room = right - left - APART, bottom - top - APART
@@ -92,7 +92,7 @@ class Mosaic:
             scale = min(max(fits * (SCALES[1] if one.scale is None else one.scale), thin), fits)
         wide, high = (min(round(side * scale), most) for side, most in zip((width, height), room, strict=True))
         if min(wide, high) < THIN:
-            raise BadSample("refused", f"a photo of {width} x {height} pixels would be {wide} x {high} on the mosaic")
+            raise Refused(f"a photo of {width} x {height} pixels would be {wide} x {high} on the mosaic")
         x = left + APART // 2 + round(one.shift[0] * (room[0] - wide))
         y = top + APART // 2 + round(one.shift[1] * (room[1] - high))
         return x, y, x + wide, y + high
