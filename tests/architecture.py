@@ -23,7 +23,7 @@ FLOORS = (
     ("videos",),
     ("data", "llm", "scenes"),
     ("canvases", "connectors"),
-    ("mmvp", "model", "probing"),
+    ("mmvp", "model", "mosaics", "probing"),
     ("checkpoints",),
     ("figures", "retrieval"),
     ("answering",),

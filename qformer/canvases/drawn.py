@@ -14,6 +14,8 @@ from qformer.scenes.scenes import SPLITS
 from qformer.types import Sample, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qformer.canvases.canvas import Canvas
     from qformer.scenes.text import Question
 
@@ -88,13 +90,13 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Asking(Drawn, ABC, Generic[Shown]):
-    """Source that can ask a question about each sample.
+class Quiz(ABC, Generic[Shown]):
+    """Questions of each kind in turn, for a source whose samples are composed before they are drawn.
 
     Attributes:
         questions: add a question to each sample, of each kind in turn, or of those that are listed (`KINDS`). It is
             drawn until that kind can be asked, so that it differs from that of the same index without questions.
-        captions: number of captions to keep; the first two tell everything but boxes, the others a part.
+        captions: number of captions to keep, the first of those that a sample has.
     """
 
     KINDS: ClassVar[tuple[str, ...]]
@@ -102,16 +104,16 @@ class Asking(Drawn, ABC, Generic[Shown]):
     questions: bool | tuple[str, ...] = False
     captions: int | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_quiz(self, room: str) -> None:
+        """Refuse a number of captions below 1, and kinds that the options do not allow; `room` is what limits them."""
         if self.captions is not None and self.captions < 1:
             raise UsageError(f"captions is {self.captions}; give how many to keep, at least 1, or leave it out")
         possible = self.possible()
         for kind in self.kinds():
             if kind not in possible:
                 raise UsageError(
-                    f"questions has '{kind}'; give true for every kind, or some of those that up to {self.numbers[1]} "
-                    f"objects allow: {', '.join(possible)}"
+                    f"questions has '{kind}'; give true for every kind, or some of those that {room} allow: "
+                    f"{', '.join(possible)}"
                 )
 
     @abstractmethod
@@ -119,16 +121,8 @@ class Asking(Drawn, ABC, Generic[Shown]):
         """Compose what a sample shows."""
 
     @abstractmethod
-    def ask(self, shown: Shown, rng: np.random.Generator) -> list[Question]:
+    def ask(self, shown: Shown, rng: np.random.Generator) -> Sequence[Question]:
         """Write questions about it, of the kinds that it allows."""
-
-    @abstractmethod
-    def tell(self, shown: Shown, rng: np.random.Generator) -> list[str]:
-        """Write captions of it."""
-
-    @abstractmethod
-    def picture(self, shown: Shown) -> Any:
-        """Draw it, in a form of `Sample.image`."""
 
     def possible(self) -> tuple[str, ...]:
         """Kinds of questions that the options allow."""
@@ -137,6 +131,34 @@ class Asking(Drawn, ABC, Generic[Shown]):
     def kinds(self) -> tuple[str, ...]:
         """Kinds of questions, which are asked in turn; none without questions."""
         return (self.possible() if self.questions else ()) if isinstance(self.questions, bool) else self.questions
+
+    def pose(self, index: int, rng: np.random.Generator) -> tuple[Shown, Question | None]:
+        """Compose a sample and, with `questions`, that of the kind whose turn it is, without drawing it."""
+        kinds = self.kinds()
+        while True:
+            shown = self.draw(rng)
+            if not kinds:
+                return shown, None
+            for question in self.ask(shown, rng):
+                if question.kind == kinds[index % len(kinds)]:
+                    return shown, question
+
+
+@dataclass(frozen=True)
+class Asking(Quiz[Shown], Drawn):
+    """Source of canvases that can ask a question about each sample; options as of `Drawn` and `Quiz`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_quiz(f"up to {self.numbers[1]} objects")
+
+    @abstractmethod
+    def tell(self, shown: Shown, rng: np.random.Generator) -> list[str]:
+        """Write captions of it; the first two of a canvas tell everything but boxes, the others a part."""
+
+    @abstractmethod
+    def picture(self, shown: Shown) -> Any:
+        """Draw it, in a form of `Sample.image`."""
 
     def __getitem__(self, index: int) -> Sample:
         """Draw a sample with captions and, with `questions`, a question whose kind ends the key."""
@@ -154,11 +176,5 @@ class Asking(Drawn, ABC, Generic[Shown]):
 
     def composed(self, index: int) -> tuple[Shown, Question | None, np.random.Generator]:
         """Compose a sample and its question without drawing it; return them with the generator for its captions."""
-        rng, kinds = self.rng(index), self.kinds()
-        while True:
-            shown = self.draw(rng)
-            if not kinds:
-                return shown, None, rng
-            for question in self.ask(shown, rng):
-                if question.kind == kinds[index % len(kinds)]:
-                    return shown, question, rng
+        rng = self.rng(index)
+        return (*self.pose(index, rng), rng)

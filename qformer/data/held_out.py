@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImageRecord:
-    """Image: its index in the source, its name in messages, and its captions from `usable_captions`."""
+    """Image: its index in the source, its name in messages, its captions from `usable_captions`, and its identity."""
 
     index: Any
     key: str
     captions: list[str]
+    image_id: str | int = ""
 
     def read(self, source: Source) -> Tensor:
         """Read the image, uint8[3, h, w]; several of one record stand side by side, see `glance`.
@@ -69,7 +70,7 @@ def list_images(source: Source, limit: int | None = None) -> tuple[list[ImageRec
             continue
         if len(listed) == limit:
             break
-        listed.append(ImageRecord(index, sample.key, captions))
+        listed.append(ImageRecord(index, sample.key, captions, sample.image_id))
         by_id[sample.image_id] = listed[-1]
     if not listed:
         raise UsageError(f"none of the {len(skipped)} records could be used ({skipped[:3]}); check --data")

@@ -41,6 +41,8 @@ SOURCES: dict[str, Any] = {
     "twins": "qformer.canvases.pairs:Twins",
     "two_pictures": "qformer.canvases.two_pictures:TwoPictures",
     "clips": "qformer.canvases.clips:Clips",
+    "mosaics": "qformer.mosaics.source:Mosaics",
+    "pages": "qformer.suites.pages:Pages",
     "mix": "qformer.data.mix:Mix",
 }
 #: Sources that open no files.
@@ -73,7 +75,7 @@ def for_run(choice: Choice, run: str | None = None) -> Source:
 
 
 def check(name: str, options: Mapping[str, Any], where: str = "data", table: Mapping[str, Any] = SOURCES) -> None:
-    """Check the options of a source, and of all sources in a mixture, without opening anything.
+    """Check the options of a source, and of all sources in it, without opening anything.
 
     Args:
         where: path of the options in the configuration.
@@ -89,6 +91,8 @@ def check(name: str, options: Mapping[str, Any], where: str = "data", table: Map
             place = f"{where}.sources.{number}"
             part, own, _ = read_part(entry, place)
             check(part, own, place)
+    elif name == "mosaics":
+        check(*read_named(options["photos"], f"{where}.photos"), f"{where}.photos")
     elif name in DRAWN:
         lookup.build(table, name, options, where)
 
@@ -103,13 +107,20 @@ def _split_prompt(options: Mapping[str, Any], where: str) -> tuple[dict[str, Any
 
 def read_part(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any], float]:
     """Read name, options and weight of a source in a mixture."""
-    options = dict(entry)
-    name, weight = options.pop("name", None), options.pop("weight", 1)
-    if not isinstance(name, str):
-        raise UsageError(f"{where}.name is required; give one of {', '.join(sorted(SOURCES))}")
+    name, options = read_named(entry, where)
+    weight = options.pop("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UsageError(f"{where}.weight is {weight!r}; give a positive number, or leave the source out")
     return name, options, float(weight)
+
+
+def read_named(entry: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Read name and options of a source in another."""
+    options = dict(entry)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UsageError(f"{where}.name is required; give one of {', '.join(sorted(SOURCES))}")
+    return name, options
 
 
 def build_at(name: str, options: dict[str, Any], where: str, cache: str | None = None) -> Source:

@@ -48,7 +48,7 @@ BENCHMARKS: dict[str, Any] = {
     "mmvp-vlm": "qformer.suites.mmvp_statements:MmvpVlm",
 }
 #: Columns by which results are told apart where the data have them.
-COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type")
+COLUMNS = ("domain", "question_type", "answer_type", "structural", "semantic", "task", "type", "kind")
 #: Where records say what a submission calls them, the likeliest first.
 QUESTION_IDS = ("question_id", "questionId", "qid", "id")
 ALL = "all"  # label of the first row of the table

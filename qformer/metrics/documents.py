@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PRINT = "print_height"  # fact: height in pixels of the picture of the print that an answer is read from
+BOUNDS = (4, 6, 8, 12, 16, 24)  # pixels of print between the bins that results are told apart by
 THRESHOLD = 0.5  # a similarity below it earns nothing
 TOLERANCE = 0.05  # of the true number
 
@@ -87,3 +89,11 @@ def ocr_right(answer: str, accepted: Sequence[str], formula: bool = False) -> fl
 def _fold_ocr(text: str, formula: bool) -> str:
     plain = text.strip().replace("\n", " ")
     return plain.replace(" ", "") if formula else plain.lower()
+
+
+def print_size(height: float) -> str:
+    """Bin of a height of print in pixels, as `08-12 px`, written so that bins are in order."""
+    for least, most in zip((0, *BOUNDS), BOUNDS, strict=False):
+        if height < most:
+            return f"{least:02}-{most:02} px"
+    return f"{BOUNDS[-1]} px or more"

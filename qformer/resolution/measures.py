@@ -24,3 +24,13 @@ def useful(plan: Plan) -> float:
         seen += max(across, 0) * max(down, 0)
         area += (right - left) * (bottom - top)
     return seen / area
+
+
+def height_scale(plan: Plan) -> float:
+    """Pixels of the fine view for one pixel of the picture's height; of several pictures that of the first."""
+    whole = plan.parts[0] if plan.parts else plan
+    scales = []
+    for tile in fine_tiles(whole):
+        _, top, _, bottom = tile.box
+        scales.append(tile.content[1] / whole.image[1] * (tile.size[1] / (bottom - top)))
+    return max(scales)

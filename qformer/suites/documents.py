@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from qformer.evaluation.benchmarks import COLUMNS, Item, Measured, Record, all_said, measure_scores
 from qformer.identity import plain_id
 from qformer.metrics.documents import anls, ocr_right, relaxed_accuracy
-from qformer.suites.published import Published, asked_as, first_fact, of_each
+from qformer.suites.published import Published, asked_as, first_fact, of_each, tell_print
 from qformer.types import BadSample
 
 if TYPE_CHECKING:
@@ -50,9 +50,11 @@ class DocVqa(Published):
         return asked_as(sample, place, sample.question)
 
     def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
-        """The mean of the similarities to the nearest accepted answer."""
+        """The mean of the similarities to the nearest accepted answer, also by size of print where it is known."""
         earned = [anls(record["said"], item.accepted) for item, record in zip(items, records, strict=True)]
-        return measure_scores(items, {"ANLS": of_each(items, earned)}, earned, by, COLUMNS)
+        return measure_scores(
+            items, {"ANLS": of_each(items, earned)}, earned, by, (*COLUMNS, *tell_print(items, records))
+        )
 
     def submit(self, items: Sequence[Item], records: Mapping[str, Record]) -> list[Record] | Record:
         """The form of rrc.cvc.uab.es."""
@@ -78,7 +80,8 @@ class ChartQa(Published):
     def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
         """The share of answers within 5 %, of all and of both sets, which have 1,250 questions each."""
         earned = [relaxed_accuracy(record["said"], item.accepted) for item, record in zip(items, records, strict=True)]
-        return measure_scores(items, {"relaxed accuracy": of_each(items, earned)}, earned, by, ("set",))
+        columns = ("set", "question_type", *tell_print(items, records))
+        return measure_scores(items, {"relaxed accuracy": of_each(items, earned)}, earned, by, columns)
 
 
 class OcrBench(Published):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qformer.data.columns import columns_of
 from qformer.evaluation.benchmarks import AskOptions, Item, Record, new_item, question_id
 from qformer.evaluation.tasks import OpenQuestion
+from qformer.metrics.documents import PRINT, print_size
 from qformer.metrics.shares import Score, Unit
+from qformer.resolution.measures import height_scale
 from qformer.types import BadSample, TooLong
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from qformer.model.vision_language import VisionLanguageModel
     from qformer.types import Sample, Tiles
+
+SCALE = "scale"  # of a record: pixels that the image encoder saw for one of the picture
+COLUMN = "print"  # fact of an item: size of its print after that
 
 
 class Published(OpenQuestion):
@@ -38,11 +43,29 @@ class Published(OpenQuestion):
         """An answer as `said` to each question, shorter than published where the positions leave no more room."""
         decoding = {"max_new_tokens": self.new_tokens} | dict(ask.decoding)
         try:
-            return super().predict(model, tiles, items, replace(ask, decoding=decoding))
+            said = super().predict(model, tiles, items, replace(ask, decoding=decoding))
         except TooLong:
             if sum(map(len, items)) > 1:  # then each is asked alone, so that none depends on its batch
                 raise
-            return super().predict(model, tiles, items, ask)
+            said = super().predict(model, tiles, items, ask)
+        shown = [(item, place) for place, group in enumerate(items) for item in group]
+        return [
+            record | ({SCALE: height_scale(tiles.plans[place])} if PRINT in item.facts else {})
+            for record, (item, place) in zip(said, shown, strict=True)
+        ]
+
+
+def tell_print(items: Sequence[Item], records: Sequence[Record]) -> tuple[str, ...]:
+    """Note the size of its print, as the image encoder saw it, as a fact of each item that knows its height.
+
+    Returns:
+        The column by which results are told apart.
+    """
+    for item, record in zip(items, records, strict=True):
+        height, scale = item.facts.get(PRINT), record.get(SCALE)
+        if isinstance(height, int | float) and scale is not None:
+            item.facts[COLUMN] = print_size(height * scale)
+    return (COLUMN,)
 
 
 def asked_as(sample: Sample, place: int, question: Any, name: str | None = None) -> Item:

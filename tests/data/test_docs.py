@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ def make_files() -> None:
     """What the examples name, small, in the working folder."""
     jsonl(Path("captions.jsonl"), [{"image": "photos/0.jpg", "captions": ["a", "b"], "split": "train"}])
     jsonl(Path("rows.jsonl"), [{"image": "0.jpg", "caption": "a"}])
+    album = [{"image": f"album/{n}.jpg", "caption": f"thing{n} number{n}"} for n in range(240)]
+    jsonl(Path("album.jsonl"), album)
+    Path("receipts").mkdir()
+    asked = [{"image": f"{n}.jpg", "question": "what?", "answers": ["a"]} for n in range(9)]
+    jsonl(Path("receipts/annotations.jsonl"), asked)
     images = ["photos/0.jpg", "train2017/0.jpg", "val2017/0.jpg", "coco/val2014/0.jpg", "visual_genome/VG_100K_2/7.jpg"]
+    images += [*(record["image"] for record in album), *(f"receipts/{record['image']}" for record in asked)]
     for image in images:
         Path(image).parent.mkdir(parents=True, exist_ok=True)
         Path(image).write_bytes(encoded(photo(1), "JPEG"))
@@ -92,7 +99,7 @@ def test_examples(choice: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
         assert set(data.train.options) <= known
         return
     source = sources.for_run(data.train, "run")
-    usable = [place for place in indices(source) if _readable(source, place)]
+    usable = [place for place in islice(indices(source), 20) if _readable(source, place)]  # some are endless
     assert usable
 
 
