@@ -62,7 +62,6 @@ class CanvasStories:
         unordered: number of stories at the start whose descriptions are all unordered, see `Stories`.
         boxed: number of stories at the start of which half ask for a box, in order. Copying four numbers shows no
             progress for thousands of stories, and rare ones do not get that far.
-        prompts: prompts about each description, where it is not of a scene; see `Story.more`.
     """
 
     split: Literal["train", "val", "test", "any"] = "any"
@@ -71,7 +70,6 @@ class CanvasStories:
     task: Literal["describe", "ask", "context", "dialogue", "self-ask"] | None = None
     unordered: int = 0
     boxed: int = 0
-    prompts: int = 1
 
     #: Words that a tokenizer should have, also those that are rare.
     words: ClassVar[tuple[str, ...]] = VOCABULARY
@@ -90,14 +88,7 @@ class CanvasStories:
         topic = self._draw(index, rng)
         task = self.task or str(rng.choice(list(TASKS), p=list(TASKS.values())))
         prompt, reply, kind, needed = _WRITE[task](topic, rng)
-        more: dict[str, tuple[str, str, str]] = {}
-        for _ in range(self.prompts - 1):
-            task = self.task or str(rng.choice(list(TASKS), p=list(TASKS.values())))
-            *other, also = _WRITE[task](topic, rng)
-            if other[0] != prompt and other[0] not in more:
-                more[other[0]] = (other[0], other[1], other[2])
-                needed = needed + also
-        return Story(describe(topic, needed, rng), prompt, reply, kind, unordered, tuple(more.values()))
+        return Story(describe(topic, needed, rng), prompt, reply, kind, unordered)
 
     def _ask_box(self, index: int, rng: np.random.Generator) -> Story:
         """Ask for a box on the first canvas from this one on that has an object with one."""
@@ -105,10 +96,8 @@ class CanvasStories:
             topic = about_canvas(Canvases(self.split, seed=self.seed, count=self.count), index % self.count, rng)
             asked = [one for one in topic.questions if one.kind == "box"]
             if topic.boxed and asked:
-                texts = [(pick(rng, TEMPLATES).format(one.question), one.answer, one.kind) for one in asked]
-                first = int(rng.integers(len(texts)))
-                others = [text for number, text in enumerate(texts) if number != first]
-                return Story(topic.boxed, *texts[first], more=tuple(others[: self.prompts - 1]))
+                one = pick(rng, asked)
+                return Story(topic.boxed, pick(rng, TEMPLATES).format(one.question), one.answer, one.kind)
             index += 1
 
     def _draw(self, index: int, rng: np.random.Generator) -> Topic:

@@ -156,7 +156,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
 
     def count_targets(self, text: list[str], prompt: list[str], max_tokens: int = MAX_TOKENS) -> int:
         """Count the targets of a `loss` with at least one visual token in every row."""
-        return int(self.targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
+        return int(self._targets(text, prompt, max_tokens, torch.device("cpu"))[1].ne(IGNORE).sum())
 
     @torch.no_grad()
     def generate(
@@ -224,7 +224,7 @@ class LanguageModel(nn.Module, Tokenization, ABC):
         """Compute logits float[B, T, V] at the text positions and their targets long[B, T], `IGNORE` for none."""
 
     @abstractmethod
-    def targets(
+    def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
         """Tokenize texts into rows of T ids, and their targets long[B, T], `IGNORE` for none."""
@@ -286,7 +286,7 @@ class CausalLM(LanguageModel):
         max_tokens: int,
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        row, targets = self.targets(text, prompt, max_tokens, prefix.device)
+        row, targets = self._targets(text, prompt, max_tokens, prefix.device)
         prefix, prefix_mask = self._with_head(prefix, prefix_mask)
         visual = prefix_mask.sum(dim=1, keepdim=True)  # (B, 1)
         # Text token t of a row is in column `visual + t`, so the column before it predicts it.
@@ -297,7 +297,7 @@ class CausalLM(LanguageModel):
         # Compute logits of these columns only: a prefix of many tiles would produce thousands of unused ones.
         return self.model(**inputs, logits_to_keep=columns.clamp(min=0), use_cache=False).logits, targets
 
-    def targets(
+    def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
         if self.one_line:
@@ -372,12 +372,12 @@ class Seq2SeqLM(LanguageModel):
         places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         inputs = join(self.model, *self._read(prefix, prefix_mask, prompt, max_tokens), "right")
-        _, targets = self.targets(text, prompt, max_tokens, prefix.device)
+        _, targets = self._targets(text, prompt, max_tokens, prefix.device)
         first = targets.new_full((len(targets), 1), self.first)
         shifted = torch.cat([first, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.pad)], dim=1)
         return self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits, targets
 
-    def targets(
+    def _targets(
         self, text: list[str], prompt: list[str], max_tokens: int, device: torch.device
     ) -> tuple[Tokens, Tensor]:
         target = pad(self.ended(text, max_tokens), self.end, device)

@@ -56,7 +56,6 @@ class Story:
     Attributes:
         kind: a task, or the kind of a question.
         unordered: read the description as a bag of words for each object, in any order of objects.
-        more: other prompts about the same description, with their replies and kinds.
     """
 
     description: str
@@ -64,7 +63,6 @@ class Story:
     reply: str
     kind: str
     unordered: bool = False
-    more: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from qformer.data.loader import BatchRecord
 from qformer.llm.base import CausalLM, LanguageModel, Seq2SeqLM
-from qformer.losses import IGNORE
 from qformer.model.vision_language import split_caption
 from qformer.stages.towers.build import build_language_model, read_tokenizer, train_tokenizer
 from qformer.stages.towers.places import Places
-from qformer.stages.towers.shared import predict_shared
 from qformer.types import Batch, Tiles
 
 if TYPE_CHECKING:
@@ -83,8 +80,6 @@ class StoryTask(nn.Module):
         is_crowded = self.training and stories[0].unordered and bool(torch.rand(()) < CROWDED)
         if is_crowded:
             stories = stories[: max(len(stories) // 8, 1)]  # of eight times as many rows
-        if any(story.more for story in stories):
-            return self._many(stories, is_crowded)
         losses = []
         for long in (False, True):
             some = [story for story in stories if (story.kind in LONG) == long]
@@ -97,24 +92,6 @@ class StoryTask(nn.Module):
                 with self.places.at(self._draw(some, mask)):
                     total, count = self.llm.loss(prefix, mask, replies, prompts, self.max_tokens)
                 losses.append(total / count)
-        loss = torch.stack(losses).sum()
-        return {"loss": loss, "lm": loss}
-
-    def _many(self, stories: Sequence[Story], is_crowded: bool) -> dict[str, Tensor]:
-        """Compute the loss of stories with several prompts each, whose descriptions are read once."""
-        asked = [(row, *text) for row, s in enumerate(stories) for text in ((s.prompt, s.reply, s.kind), *s.more)]
-        owners, prompts, replies, kinds = map(list, zip(*asked, strict=True))
-        prefix, mask = self.read(stories)
-        if is_crowded:
-            prefix, mask = crowd(prefix, mask, (self.places.count or ROWS) - self.max_tokens)
-        table = self._draw(stories, mask)
-        logits, targets = predict_shared(self.llm, prefix, mask, owners, replies, prompts, self.max_tokens, table)
-        is_long = torch.tensor([kind in LONG for kind in kinds])
-        losses = [
-            cross_entropy(logits[some].flatten(0, 1).float(), targets[some].flatten(), ignore_index=IGNORE)
-            for some in (~is_long, is_long)
-            if some.any()
-        ]
         loss = torch.stack(losses).sum()
         return {"loss": loss, "lm": loss}
 
