@@ -1,0 +1,197 @@
+"""What a comparison shows: tables on the terminal, and one HTML page with its figures; from the table alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+from rich.table import Table as Drawn
+
+from qformer.figures import comparison as figures
+from qformer.figures import page as sheet
+from qformer.progress import console
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+    from qformer.metrics.paired import Difference, Interval
+    from qformer.stages.compare.table import Retrieval, Row, Table
+
+PAGE = "report.html"
+SIDE = 1600  # pixels of a figure: sharp on a dense screen
+STYLE = """
+.figure { width: 100%; height: auto; max-width: 900px; display: block; margin: 8px 0; border-radius: 6px; }
+td { white-space: nowrap; } .notes td:last-child { white-space: normal; text-align: left; min-width: 14em; }
+"""
+FIGURE = sheet.ENVIRONMENT.from_string("<img class=figure alt='{{ alt }}' src='{{ source }}'>")
+WRAPPED = sheet.ENVIRONMENT.from_string("<div class='{{ kind }}'>{{ inside }}</div>")
+CLOCK = "Seconds to the first token, images a second and peak memory were measured on one machine; the rest is counted."
+HEADS = {
+    "accuracy": ("system", "seeds", "accuracy %", "difference", "smallest seen", "p", "blind %", "steps to 90 %"),
+    "cost": (
+        *("system", "tokens", "trained", "encoder", "connector", "prefill", "step", "training"),
+        *("first token", "images/s", "peak"),
+    ),
+    "origin": ("system", "steps", "images", "of stage one", "not asked", "configuration", "data"),
+}
+
+
+def show(table: Table) -> None:
+    """Print the tables."""
+    rows = [row for row in table.rows if row.accuracy is not None]
+    for title, head, cells in _tables(table, rows):
+        if cells:
+            drawn = Drawn(*head, title=title)
+            for line in cells:
+                drawn.add_row(*line)
+            console.print(drawn)
+    for row in table.rows:
+        if row.note:
+            console.print(f"{row.name}: {row.note}", soft_wrap=True, markup=False)
+    for one in table.retrieval:
+        if one.loses:
+            console.print(_loss(one), soft_wrap=True, markup=False)
+
+
+def _tables(table: Table, rows: Sequence[Row]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    skills = list(dict.fromkeys(skill for row in rows for skill in row.skills))
+    title = f"{table.questions:,} questions; differences to {table.reference}, in points; 95 % intervals"
+    return [
+        (title, HEADS["accuracy"], [_accuracy(row, table.reference) for row in rows]),
+        ("accuracy by skill, %", ("system", *skills), [_skills(row, skills) for row in rows] if skills else []),
+        (
+            "differences by skill, in points",
+            ("system", *skills),
+            [_by_skill(row, skills) for row in rows if row.by_skill],
+        ),
+        ("costs of a row, FLOPs", HEADS["cost"], [_cost(row) for row in rows if row.cost]),
+        ("recall of stage one, %", ("stage one of", *_recalls(table)), _retrieval(table)),
+        (
+            f"{table.images:,} images; hashes of what was trained on what",
+            HEADS["origin"],
+            [_origin(row) for row in rows],
+        ),
+    ]
+
+
+def page(table: Table) -> str:
+    """The whole report as one HTML file."""
+    rows = [row for row in table.rows if row.accuracy is not None]
+    modes = {"published": "as configured", "tokens": "at equal visual tokens", "flops": "at equal training FLOPs"}
+    note = f"{len(rows)} of {len(table.rows)} systems, {modes[table.mode]}, on the same {table.questions:,} questions."
+    parts = [sheet.heading("Comparison of systems", note), sheet.paragraph(CLOCK)]
+    for title, head, cells in _tables(table, rows):
+        if cells:
+            parts += [sheet.section(title[0].upper() + title[1:]), sheet.table(head, cells)]
+    if lost := [_loss(one) for one in table.retrieval if one.loses]:
+        parts += list(map(sheet.paragraph, lost))
+    if notes := [(row.name, row.note) for row in table.rows if row.note]:
+        inside = sheet.table(("system", "what happened"), notes)
+        parts += [sheet.section("Without all numbers"), Markup(WRAPPED.render(kind="notes", inside=inside))]
+    return sheet.page("Comparison of systems", [*parts, *_figures(table, rows)], STYLE)
+
+
+def _figures(table: Table, rows: Sequence[Row]) -> list[Markup]:
+    if not rows:
+        return []
+    accuracy = {row.name: row.accuracy for row in rows if row.accuracy is not None}
+    drawn: dict[str, Image.Image] = {}
+    for axis, key in (("visual tokens", "tokens"), ("FLOPs of a training step", "step_flops")):
+        points = {row.name: (row.cost[key], accuracy[row.name]) for row in rows if key in row.cost}
+        if points:
+            drawn[f"accuracy by {axis}"] = figures.by_cost(points, axis)
+    if differences := {row.name: row.difference for row in rows if row.difference is not None}:
+        drawn[f"differences to {table.reference}"] = figures.forest(differences, table.reference)
+    if curved := {row.name: row.curves for row in rows if row.curves}:
+        drawn["accuracy during training"] = figures.curves(curved, "held-out accuracy")
+    if skilled := {row.name: {n: one.mean for n, one in row.skills.items()} for row in rows if row.skills}:
+        drawn["accuracy by skill"] = figures.skills(skilled)
+    parts: list[Markup] = []
+    for alt, image in drawn.items():
+        source = sheet.data_uri(image, SIDE, "PNG")
+        parts += [sheet.section(alt[0].upper() + alt[1:]), Markup(FIGURE.render(alt=alt, source=source))]
+    return parts
+
+
+def _loss(one: Retrieval) -> str:
+    named = ", ".join(one.systems)
+    return f"the stage one of {named} finds less than the linear map of its own frozen towers"
+
+
+def _share(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{100 * interval.mean:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def _points(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    return f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def _accuracy(row: Row, reference: str) -> list[str]:
+    gap = row.difference
+    return [
+        row.name,
+        str(len(row.seeds)),
+        _share(row.accuracy),
+        "reference" if row.name == reference else _points(gap),
+        "" if gap is None else f"{100 * gap.smallest:.1f}",
+        "" if gap is None else f"{gap.p:.3f}",
+        "-" if row.blind is None else f"{100 * row.blind.mean:.1f}",
+        "-" if row.near is None else f"{row.near:,.0f}",
+    ]
+
+
+def _skills(row: Row, skills: Sequence[str]) -> list[str]:
+    return [row.name, *(_share(row.skills.get(skill)) for skill in skills)]
+
+
+def _by_skill(row: Row, skills: Sequence[str]) -> list[str]:
+    return [row.name, *(_points(row.by_skill.get(skill)) for skill in skills)]
+
+
+def _cost(row: Row) -> list[str]:
+    cost = row.cost
+    return [
+        row.name,
+        f"{cost['tokens']:,.1f}",
+        _short(cost["trained"]),
+        *(_short(cost[f"{part}_flops"]) for part in ("encoder", "connector", "prefill", "step")),
+        "-" if row.training_flops is None else _short(row.training_flops),
+        f"{1000 * cost['first_token_seconds']:,.1f} ms",
+        f"{cost['images_per_second']:,.1f}",
+        f"{_short(cost['peak_bytes'])}B",
+    ]
+
+
+def _short(number: float) -> str:
+    """A number with three digits and the letter of its thousands."""
+    for letter, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g} "
+
+
+def _origin(row: Row) -> list[str]:
+    numbers = [f"{one:,}" for one in (row.steps, row.images, row.stage_one_images) if one is not None]
+    return [row.name, *numbers, f"{row.refused:g}", row.hash, row.data]
+
+
+def _recalls(table: Table) -> list[str]:
+    names = {"i2t": "text of image", "t2i": "image of text"}
+    keys = table.retrieval[0].bridge if table.retrieval else {}
+    return [f"{names[way]} R@{rank}" for key in keys for way, _, rank in [key.partition("_r")]]
+
+
+def _retrieval(table: Table) -> list[list[str]]:
+    found = []
+    for one in table.retrieval:
+        mark = ", behind the linear map" if one.loses else ""
+        found.append([", ".join(one.systems) + mark, *(f"{100 * value:.1f}" for value in one.bridge.values())])
+        if one.linear is not None:
+            found.append(["linear map of the same towers", *(f"{100 * one.linear[key]:.1f}" for key in one.bridge)])
+    return found
