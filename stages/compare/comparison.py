@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 Mode = Literal["published", "tokens", "flops"]
 COSTED = 16  # questions for which costs are measured
-CURVE = 48  # questions that are asked during training
+CURVE = 32  # questions that are asked during training, at most
 RETRIEVED = 96  # pictures among which a stage one finds captions
-POINTS = 10  # of a curve
+POINTS = 8  # of a curve
 SAME = ("train", "validation", "batch", "crop", "flip")  # keys of `data` that systems share
 Systems = dict[str, System | Refused]
 
@@ -97,10 +97,12 @@ def compare(settings: Settings) -> dict[str, Any]:
         systems = _with_tokens(systems, settings, data, reference)
     systems = _without_doubles(systems)
     systems, costs = _measure(systems, data, settings.folder)
+    reference = _reference(settings.reference, systems)
     if settings.mode == "flops":
         systems = _with_flops(systems, costs, reference)
-    if isinstance(refused := systems[reference], Refused):
-        raise UsageError(f"the reference '{reference}' cannot be built: {refused.reason}")
+    for name, one in systems.items():
+        if isinstance(one, Refused):
+            console.print(f"{name} is refused: {one.reason}", soft_wrap=True, markup=False)
     runs = {name: data.runs(name, one) for name, one in systems.items() if isinstance(one, System)}
     every = [run for seed in range(len(settings.seeds)) for own in runs.values() for run in own[seed : seed + 1]]
     forget_faults(every)
@@ -119,10 +121,18 @@ def compare(settings: Settings) -> dict[str, Any]:
 
 
 def _reference(name: str | None, systems: Systems) -> str:
-    """The reference, by default the first system that can be built."""
-    if name is not None:
-        return find_reference(name, list(systems))
-    return next(name for name, one in systems.items() if isinstance(one, System))
+    """The reference, by default the first system that can be built.
+
+    Raises:
+        UsageError: it cannot be built, there is no such system, or none can be built.
+    """
+    refused = {name: one.reason for name, one in systems.items() if isinstance(one, Refused)}
+    if len(refused) == len(systems):
+        raise UsageError(f"none of the {len(systems)} systems can be built: {next(iter(refused.values()))}")
+    chosen = find_reference(name, [one for one in systems if name or one not in refused])
+    if chosen in refused:
+        raise UsageError(f"the reference '{chosen}' cannot be built: {refused[chosen]}")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -181,12 +191,12 @@ class Shared:
         changes = {
             "train": self.train,
             "validation": held,
-            "validation_size": RETRIEVED if first else CURVE,
+            "validation_size": RETRIEVED if first else min(CURVE, len(self.exam.questions)),
             "features": features if config.freeze_vision else None,
         }
         times = {
             "validate_every": 0 if first else max(train.steps // POINTS, 1),
-            "save_every": max(train.steps // 4, 50),
+            "save_every": max(train.steps // 4, 1),
             "keep_last": 1,
             "keep_every": 0,
         }
@@ -259,15 +269,13 @@ def _with_tokens(systems: Systems, settings: Settings, data: Shared, reference: 
     if tokens is None:
         found = _measure({reference: systems[reference]}, data, data.folder)[1]
         if reference not in found:
-            raise UsageError(f"the reference '{reference}' cannot be built, so that its tokens are not known")
+            raise UsageError(f"the reference '{reference}' cannot be built; give another with --reference")
         tokens = found[reference].tokens
     return _changed(systems, budgets.equal_tokens(configs, source, tokens))
 
 
 def _with_flops(systems: Systems, costs: dict[str, Cost], reference: str) -> Systems:
     configs = {name: one.config for name, one in systems.items() if isinstance(one, System)}
-    if reference not in configs:
-        return systems
     return _changed(systems, budgets.equal_flops(configs, costs, reference))
 
 

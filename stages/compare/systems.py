@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer import lookup, resolution, vision
 from qformer.checkpoints import folder as checkpoint
-from qformer.config import UnknownKey, parse_config, read_values
+from qformer.config import FeaturesConfig, UnknownKey, parse_config, read_values
 from qformer.connectors import table as connectors
 from qformer.files.digests import digests
 from qformer.schema import QFORMER
@@ -80,8 +80,8 @@ def read_systems(paths: Sequence[str], changes: Sequence[str], steps: int | None
         By name, in the order of `paths`: what differs between the systems.
 
     Raises:
-        UsageError: fewer than two systems, a file that cannot be read, an unknown key, the same axis twice, a
-            configuration of another stage, or systems none of which can be built.
+        UsageError: fewer than two systems, a file that cannot be read, an unknown key, the same axis twice, or a
+            configuration of another stage.
     """
     axes = _read_axes(changes)
     stems = _stems(paths)
@@ -98,9 +98,9 @@ def read_systems(paths: Sequence[str], changes: Sequence[str], steps: int | None
             f"got {len(found)} system{'s'[: not found]}; a comparison needs two: give another CONFIG, or an axis such "
             "as --over connector.name=mlp,avg_pool"
         )
-    refused = [one for one in found.values() if isinstance(one, Refused)]
-    if len(refused) == len(found):
-        raise UsageError(f"none of the {len(found)} systems can be built: {refused[0].reason}")
+    begun = [one for one in found.values() if isinstance(one, Refused) or one.stage_one is not None]
+    if not begun and (alone := [key for key in axes if key.startswith(BEFORE)]):
+        raise UsageError(f"'{alone[0]}' is for systems that begin with init={STAGE_ONE}; add that, or leave it out")
     return found
 
 
@@ -186,8 +186,6 @@ def _build(path: str, given: dict[str, str], varied: dict[str, str], steps: int 
         config = check(parse_config({**values, "init": None} if has_first else values))
         if has_first and not config.has_qformer:
             raise UsageError(f"init={STAGE_ONE} trains a Q-Former, and the connector is '{config.connector.name}'")
-        if of_first and not has_first:
-            raise UsageError(f"{BEFORE}{next(iter(of_first))} is for systems that begin with init={STAGE_ONE}")
         first = _read_stage_one(path, own, of_first) if has_first else None
         if steps is not None:
             config = with_steps(config, steps)
@@ -222,8 +220,8 @@ def digest_config(config: Config, stage_one: Config | None = None) -> str:
     """Hash everything of a configuration that a trained system depends on, but its data, its seed and its folders."""
     values = config.model_dump(mode="json")
     data = {key: values["data"][key] for key in ("batch", "crop", "flip")}
-    stored = {key: value for key, value in (values["data"]["features"] or {}).items() if key != "path"}
-    values["data"] = data | {"features": stored}
+    stored = values["data"]["features"] or FeaturesConfig(path="-").model_dump()  # every comparison has a store
+    values["data"] = data | {"features": [stored["crops"], stored["dtype"]]}
     for key in MAY_CHANGE["train"]:
         del values["train"][key]
     unread = {"run", "seed"} | ({"loss"} if config.stage == "stage2" else set())
