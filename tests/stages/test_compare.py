@@ -1,4 +1,4 @@
-"""`qformer compare`: tiny systems of two connectors on twelve photos with questions, and everything that may go wrong."""
+"""`qformer compare`: tiny systems of two connectors on twelve photos with questions, and all that may go wrong."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "_train", full)
-    with pytest.raises(UsageError, match="No space left.*what is finished stays"):
+    with pytest.raises(UsageError, match=r"No space left.*what is finished stays"):
         compare(settings(root, "full", seeds=(0,)))
 
 
