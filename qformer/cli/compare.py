@@ -19,6 +19,14 @@ class Mode(Enum):
     flops = "flops"
 
 
+class Metric(Enum):
+    """Rule by which an answer is worth something: VQA accuracy, ANLS of documents, 5 % tolerance of charts."""
+
+    accuracy = "accuracy"
+    anls = "anls"
+    relaxed = "relaxed"
+
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -57,6 +65,10 @@ def compare(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="system to compare with; by default the first")] = None,
     blind: Annotated[bool, typer.Option("--blind", help="also ask with gray pictures")] = False,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="take the likeliest of the choices that a question brings")
+    ] = False,
+    metric: Annotated[Metric, typer.Option(help="what an answer is worth")] = Metric.accuracy,
     processes: Annotated[int, typer.Option(help="runs at a time, each with one thread", min=1)] = 1,
     output: Output = Path("runs/compare"),
     report: Report = None,
@@ -83,6 +95,8 @@ def compare(
         questions=questions,
         reference=reference,
         blind=blind,
+        choose=choose,
+        metric=metric.value,
         processes=processes,
         folder=output,
     )

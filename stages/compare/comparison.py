@@ -70,6 +70,8 @@ class Settings:
     questions: int | None = None
     reference: str | None = None
     blind: bool = False
+    choose: bool = False
+    metric: str = "accuracy"
     processes: int = 1
     folder: Path = Path("runs/compare")
 
@@ -176,7 +178,7 @@ class Shared:
             train=train,
             images=images,
             digest=digest_data(train, sources.for_run(train)),
-            exam=Exam(config.data.validation, tuple(questions), settings.blind),
+            exam=Exam(config.data.validation, tuple(questions), settings.blind, settings.choose, settings.metric),
             captioned=bool(source[questions[0].place].captions),
             skipped=skipped,
         )
@@ -346,6 +348,8 @@ def _head(settings: Settings, data: Shared, reference: str) -> dict[str, Any]:
         "questions": {
             "source": data.exam.data.model_dump(mode="json"),
             "hash": data.exam.digest,
+            "metric": settings.metric,
+            "choose": settings.choose,
             "skipped": data.skipped,
             "text": [one.text for one in questions],
             "kind": [one.kind for one in questions],

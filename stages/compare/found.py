@@ -27,8 +27,7 @@ def of_run(run: Run, exam: Exam) -> dict[str, Any]:
     for view in exam.views:
         records = read_answers(run, exam, view)
         if records is not None:
-            pairs = zip(exam.questions, records, strict=True)
-            entry[view] = [0.0 if "refused" in record else one.score(record["said"]) for one, record in pairs]
+            entry[view] = [exam.score(number, record) for number, record in enumerate(records)]
             entry[f"{view}_refused"] = sum("refused" in record for record in records)
     return entry | {"curve": _curve(run.folder)}
 

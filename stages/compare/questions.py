@@ -34,7 +34,7 @@ SKILLS = {
 }
 SEVERAL, CLIPS = "several pictures", "clips"
 TWINS = "twins"  # both questions of a pair are right
-#: Rules of scoring that a record can name as its `metric`; the usual one is VQA accuracy.
+#: Rules by which an answer is worth something in 0..1.
 METRICS = {"accuracy": accuracy, "anls": anls, "relaxed": relaxed_accuracy}
 
 
@@ -49,7 +49,7 @@ class Question:
         shows: `""` for one picture, `SEVERAL` or `CLIPS`.
         cluster: number of its image; questions of one image, and the twins of a pair, stand or fall together.
         pair: number of its pair of twins; None where it is none.
-        metric: one of `METRICS`.
+        choices: answers to choose from, where its record brings some; else empty.
         digest: hash of everything that it shows and asks.
     """
 
@@ -60,12 +60,8 @@ class Question:
     shows: str
     cluster: int
     pair: int | None
-    metric: str
+    choices: list[str]
     digest: str
-
-    def score(self, answer: str) -> float:
-        """What an answer is worth, in 0..1."""
-        return float(METRICS[self.metric](answer, self.accepted))
 
     @property
     def skills(self) -> list[str]:
@@ -115,7 +111,7 @@ def _question(
     if isinstance(twin, int):
         image = (sample.key.rpartition("/")[0], twin)
         pair = pairs.setdefault(image, len(pairs))
-    metric = sample.facts.get("metric")
+    choices = sample.facts.get("choices")
     return Question(
         place=place,
         text=clean_question(sample.question or ""),
@@ -124,13 +120,13 @@ def _question(
         shows=_shows(sample.image),
         cluster=clusters.setdefault(image, len(clusters)),
         pair=pair,
-        metric=metric if metric in METRICS else "accuracy",
+        choices=list(map(str, choices)) if isinstance(choices, list) and len(choices) > 1 else [],
         digest=digest(describe(sample)),
     )
 
 
 def _kind(sample: Sample) -> str:
-    kinds = (sample.facts.get(column) for column in COLUMNS)
+    kinds = (sample.facts.get(column) for column in ("question_type", "kind", *COLUMNS))
     return next((kind for kind in kinds if isinstance(kind, str) and kind), "")
 
 

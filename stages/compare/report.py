@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
+from rich.markup import escape
 from rich.table import Table as Drawn
 
 from qformer.figures import comparison as figures
@@ -27,13 +28,11 @@ td { white-space: nowrap; } .notes td:last-child { white-space: normal; text-ali
 """
 FIGURE = sheet.ENVIRONMENT.from_string("<img class=figure alt='{{ alt }}' src='{{ source }}'>")
 WRAPPED = sheet.ENVIRONMENT.from_string("<div class='{{ kind }}'>{{ inside }}</div>")
-CLOCK = "Seconds to the first token, images a second and peak memory were measured on one machine; the rest is counted."
+CLOCK = "Seconds to the first token and images a second were measured on one machine; everything else is counted."
 HEADS = {
     "accuracy": ("system", "seeds", "accuracy %", "difference", "smallest seen", "p", "blind %", "steps to 90 %"),
-    "cost": (
-        *("system", "tokens", "trained", "encoder", "connector", "prefill", "step", "training"),
-        *("first token", "images/s", "peak"),
-    ),
+    "counted": ("system", "tokens", "trained", "encoder", "connector", "prefill", "step", "training"),
+    "measured": ("system", "first token", "images/s", "peak"),
     "origin": ("system", "steps", "images", "of stage one", "not asked", "configuration", "data"),
 }
 
@@ -41,11 +40,11 @@ HEADS = {
 def show(table: Table) -> None:
     """Print the tables."""
     rows = [row for row in table.rows if row.accuracy is not None]
-    for title, head, cells in _tables(table, rows):
+    for title, head, cells in _tables(table, rows, brief=True):
         if cells:
-            drawn = Drawn(*head, title=title)
+            drawn = Drawn(*map(escape, head), title=escape(title))
             for line in cells:
-                drawn.add_row(*line)
+                drawn.add_row(*map(escape, line))
             console.print(drawn)
     for row in table.rows:
         if row.note:
@@ -55,18 +54,26 @@ def show(table: Table) -> None:
             console.print(_loss(one), soft_wrap=True, markup=False)
 
 
-def _tables(table: Table, rows: Sequence[Row]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+def _tables(table: Table, rows: Sequence[Row], brief: bool) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, head and cells of each table; by skill without intervals where it has to be `brief`."""
     skills = list(dict.fromkeys(skill for row in rows for skill in row.skills))
+    other = [row for row in rows if row.by_skill]
+    end = " (" if brief else ""
     title = f"{table.questions:,} questions; differences to {table.reference}, in points; 95 % intervals"
     return [
         (title, HEADS["accuracy"], [_accuracy(row, table.reference) for row in rows]),
-        ("accuracy by skill, %", ("system", *skills), [_skills(row, skills) for row in rows] if skills else []),
         (
-            "differences by skill, in points",
-            ("system", *skills),
-            [_by_skill(row, skills) for row in rows if row.by_skill],
+            "accuracy by skill, %",
+            ("skill", *(row.name for row in rows)),
+            [[skill, *(_cut(_share(row.skills.get(skill)), end) for row in rows)] for skill in skills],
         ),
-        ("costs of a row, FLOPs", HEADS["cost"], [_cost(row) for row in rows if row.cost]),
+        (
+            f"differences to {table.reference} by skill, in points",
+            ("skill", *(row.name for row in other)),
+            [[skill, *(_cut(_points(row.by_skill.get(skill)), end) for row in other)] for skill in skills if other],
+        ),
+        ("costs: FLOPs of a row, of a step, of the training", HEADS["counted"], [_counted(r) for r in rows if r.cost]),
+        ("costs on one machine", HEADS["measured"], [_measured(row) for row in rows if row.cost]),
         ("recall of stage one, %", ("stage one of", *_recalls(table)), _retrieval(table)),
         (
             f"{table.images:,} images; hashes of what was trained on what",
@@ -82,7 +89,7 @@ def page(table: Table) -> str:
     modes = {"published": "as configured", "tokens": "at equal visual tokens", "flops": "at equal training FLOPs"}
     note = f"{len(rows)} of {len(table.rows)} systems, {modes[table.mode]}, on the same {table.questions:,} questions."
     parts = [sheet.heading("Comparison of systems", note), sheet.paragraph(CLOCK)]
-    for title, head, cells in _tables(table, rows):
+    for title, head, cells in _tables(table, rows, brief=False):
         if cells:
             parts += [sheet.section(title[0].upper() + title[1:]), sheet.table(head, cells)]
     if lost := [_loss(one) for one in table.retrieval if one.loses]:
@@ -90,7 +97,9 @@ def page(table: Table) -> str:
     if notes := [(row.name, row.note) for row in table.rows if row.note]:
         inside = sheet.table(("system", "what happened"), notes)
         parts += [sheet.section("Without all numbers"), Markup(WRAPPED.render(kind="notes", inside=inside))]
-    return sheet.page("Comparison of systems", [*parts, *_figures(table, rows)], STYLE)
+    made = ", ".join(f"{key} {value}" for key, value in table.made_by.items() if value)
+    parts += [*_figures(table, rows), sheet.paragraph(f"Made with {made}.")]
+    return sheet.page("Comparison of systems", parts, STYLE)
 
 
 def _figures(table: Table, rows: Sequence[Row]) -> list[Markup]:
@@ -146,15 +155,11 @@ def _accuracy(row: Row, reference: str) -> list[str]:
     ]
 
 
-def _skills(row: Row, skills: Sequence[str]) -> list[str]:
-    return [row.name, *(_share(row.skills.get(skill)) for skill in skills)]
+def _cut(cell: str, end: str) -> str:
+    return cell.partition(end)[0] if end else cell
 
 
-def _by_skill(row: Row, skills: Sequence[str]) -> list[str]:
-    return [row.name, *(_points(row.by_skill.get(skill)) for skill in skills)]
-
-
-def _cost(row: Row) -> list[str]:
+def _counted(row: Row) -> list[str]:
     cost = row.cost
     return [
         row.name,
@@ -162,10 +167,13 @@ def _cost(row: Row) -> list[str]:
         _short(cost["trained"]),
         *(_short(cost[f"{part}_flops"]) for part in ("encoder", "connector", "prefill", "step")),
         "-" if row.training_flops is None else _short(row.training_flops),
-        f"{1000 * cost['first_token_seconds']:,.1f} ms",
-        f"{cost['images_per_second']:,.1f}",
-        f"{_short(cost['peak_bytes'])}B",
     ]
+
+
+def _measured(row: Row) -> list[str]:
+    cost = row.cost
+    times = f"{1000 * cost['first_token_seconds']:,.1f} ms", f"{cost['images_per_second']:,.1f}"
+    return [row.name, *times, f"{_short(cost['peak_bytes'])}B"]
 
 
 def _short(number: float) -> str:

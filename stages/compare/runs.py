@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,13 @@ from qformer import stages
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load_vision_language
 from qformer.data import sources
+from qformer.evaluation.benchmarks import likeliest
+from qformer.evaluation.choice import choice_losses
 from qformer.evaluation.predictions import Predictions
 from qformer.fields import Choice
 from qformer.files.records import Form, append_record, read_object, replace_text
-from qformer.stages.compare.questions import in_groups
+from qformer.llm.prompts import vqa_prompt
+from qformer.stages.compare.questions import METRICS, in_groups
 from qformer.stages.compare.samples import Asked, Grayed, digest
 from qformer.stages.features import fill
 from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights
@@ -27,7 +31,7 @@ from qformer.types import BadSample, Tiles, TooLong, UsageError
 from qformer.videos.rows import cut_row, read_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from qformer.data.base import Source
     from qformer.model.vision_language import VisionLanguageModel
@@ -56,16 +60,26 @@ class Exam:
     Attributes:
         data: source of the questions.
         blind: ask them with gray pictures, too.
+        choose: take the likeliest of the choices that a question brings, in place of what is written.
+        metric: one of `qformer.stages.compare.questions.METRICS`.
     """
 
     data: Choice
     questions: tuple[Question, ...]
     blind: bool = False
+    choose: bool = False
+    metric: str = "accuracy"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of all questions, with their pictures and accepted answers."""
-        return digest([[one.digest, one.text, one.accepted] for one in self.questions])
+        asked: list[Any] = [[one.digest, one.text, one.accepted] for one in self.questions]
+        return digest([asked, [one.choices for one in self.questions]] if self.choose else asked)
+
+    def score(self, number: int, record: dict[str, Any]) -> float:
+        """What the answer to a question is worth, in 0..1; a refused one nothing."""
+        rule = METRICS[self.metric]
+        return 0.0 if "refused" in record else float(rule(record["said"], self.questions[number].accepted))
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -254,23 +268,43 @@ def _ask(model: VisionLanguageModel, config: Config, exam: Exam, view: str, kept
             except BadSample as bad:
                 rows.pop(number, None)
                 said[number] = {"said": "", "refused": bad.detail}
-        said |= _answers(model, rows, {number: exam.questions[number].text for number in rows})
+        said |= _answers(model, rows, exam)
         kept.add([{"id": str(number), "of": exam.questions[number].digest, **said[number]} for number in group])
 
 
-def _answers(model: VisionLanguageModel, rows: dict[int, Tiles], texts: dict[int, str]) -> dict[int, dict[str, Any]]:
-    if not rows:
-        return {}
-    try:
-        said = model.answer(Tiles.join(list(rows.values())), list(texts.values()))
-        return {number: {"said": one} for number, one in zip(rows, said, strict=True)}
-    except TooLong as error:
-        if len(rows) == 1:
-            return {number: {"said": "", "refused": str(error)} for number in rows}
-    alone: dict[int, dict[str, Any]] = {}
-    for number, tiles in rows.items():
-        alone |= _answers(model, {number: tiles}, {number: texts[number]})
-    return alone
+def _answers(model: VisionLanguageModel, rows: dict[int, Tiles], exam: Exam) -> dict[int, dict[str, Any]]:
+    """The records of questions by their numbers; one that is too long to be asked says so."""
+    chosen = {number: tiles for number, tiles in rows.items() if exam.choose and exam.questions[number].choices}
+    written = {number: tiles for number, tiles in rows.items() if number not in chosen}
+    found: dict[int, dict[str, Any]] = {}
+    for part, ask in ((chosen, _choose), (written, _write_answers)):
+        try:
+            found |= ask(model, part, [exam.questions[number] for number in part]) if part else {}
+        except TooLong as error:
+            if len(rows) == 1:
+                return {number: {"said": "", "refused": str(error)} for number in rows}
+            for number, tiles in part.items():
+                found |= _answers(model, {number: tiles}, exam)
+    return found
+
+
+def _write_answers(
+    model: VisionLanguageModel, rows: dict[int, Tiles], asked: Sequence[Question]
+) -> dict[int, dict[str, Any]]:
+    said = model.answer(Tiles.join(list(rows.values())), [one.text for one in asked])
+    return {number: {"said": one} for number, one in zip(rows, said, strict=True)}
+
+
+@torch.no_grad()
+def _choose(model: VisionLanguageModel, rows: dict[int, Tiles], asked: Sequence[Question]) -> dict[int, dict[str, Any]]:
+    """The likeliest of the choices of each question, as in `qformer eval --bench choice`."""
+    prompts = [vqa_prompt(one.text, "paper", model.llm.wording) for one in asked]
+    seen = model.prefix(Tiles.join(list(rows.values())), [one.text for one in asked])
+    losses = choice_losses(model, seen, prompts, [one.choices for one in asked])
+    return {
+        number: {"said": one.choices[likeliest(sums)], "losses": sums}
+        for number, one, (sums, _) in zip(rows, asked, losses, strict=True)
+    }
 
 
 class _Reader:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from qformer.files.records import Form, read_object
 from qformer.metrics.paired import holm, paired_difference, share_interval
@@ -22,20 +23,71 @@ if TYPE_CHECKING:
     from qformer.metrics.paired import Difference, Interval
 
 NEAR = 0.9  # of the final accuracy
-SEEN, BLIND = "answers", "blind"
+SEEN, BLIND = VIEWS = ("answers", "blind")
 Scores = dict[int, list[float]]  # of every question, by seed
+
+
+class RunEntry(Form):
+    """A run in `comparison.json`; without answers where it came to nothing."""
+
+    seed: int
+    status: str
+    reason: str
+    answers: list[float] = Field(default=[])
+    blind: list[float] = Field(default=[])
+    answers_refused: int = 0
+    curve: list[dict[str, float]]
+
+
+class SystemEntry(Form):
+    """A system in `comparison.json`; with a reason in `refused` and without anything else, or with all."""
+
+    name: str
+    refused: str | None
+    hash: str = ""
+    cost: dict[str, float] | None = None
+    training_flops: float | None = None
+    steps: int | None = None
+    images: int | None = None
+    stage_one_images: int | None = None
+    runs: list[RunEntry] = Field(default=[])
+
+
+class QuestionsEntry(Form):
+    """The questions in `comparison.json`, column by column."""
+
+    kind: list[str]
+    shows: list[str]
+    skills: list[list[str]]
+    cluster: list[int]
+    pair: list[int | None]
+
+
+class RetrievalEntry(Form):
+    """Recalls of a stage one in `comparison.json`."""
+
+    systems: list[str]
+    bridge: dict[str, float]
+    linear: dict[str, float] | None
+
+
+class DataEntry(Form):
+    """The training data in `comparison.json`."""
+
+    images: int
+    hash: str
 
 
 class Found(Form):
     """Contents of `comparison.json`."""
 
-    mode: str
-    seeds: list[int]
+    mode: Literal["published", "tokens", "flops"]
     reference: str
-    data: dict[str, Any]
-    questions: dict[str, Any]
-    systems: list[dict[str, Any]]
-    retrieval: list[dict[str, Any]]
+    data: DataEntry
+    made_by: dict[str, str | int | None]
+    questions: QuestionsEntry
+    systems: list[SystemEntry]
+    retrieval: list[RetrievalEntry]
 
 
 @dataclass(frozen=True)
@@ -103,6 +155,7 @@ class Table:
     images: int
     rows: list[Row]
     retrieval: list[Retrieval]
+    made_by: dict[str, Any]
 
     def as_data(self) -> dict[str, Any]:
         """Plain data, as `--json` prints them."""
@@ -115,7 +168,15 @@ def read(folder: Path) -> dict[str, Any]:
     """Contents of the `comparison.json` of a folder. Raises UsageError: it has none, or not as it was written."""
     if not (folder / FILE).is_file():
         raise UsageError(f"'{folder}' holds no {FILE}; give the folder of a comparison that has ended")
-    return read_object(folder / FILE, Found)
+    found = read_object(folder / FILE, Found)
+    count = len(found["questions"]["cluster"])
+    columns = [found["questions"][name] for name in QuestionsEntry.model_fields]
+    scores = [run[view] for one in found["systems"] for run in one.get("runs", []) for view in VIEWS if run.get(view)]
+    if not count or {len(column) for column in columns + scores} != {count}:
+        raise UsageError(
+            f"'{folder / FILE}' is not as it was written (its {count} questions have other numbers of scores)"
+        )
+    return found
 
 
 def make_table(found: dict[str, Any], reference: str | None = None) -> Table:
@@ -155,11 +216,19 @@ def make_table(found: dict[str, Any], reference: str | None = None) -> Table:
         )
         for row in rows
     ]
-    return Table(found["mode"], chosen, len(clusters), found["data"]["images"], rows, _retrieval(found["retrieval"]))
+    return Table(
+        mode=found["mode"],
+        reference=chosen,
+        questions=len(clusters),
+        images=found["data"]["images"],
+        rows=rows,
+        retrieval=_retrieval(found["retrieval"]),
+        made_by=found["made_by"],
+    )
 
 
 def _scores(system: dict[str, Any], view: str) -> Scores:
-    return {run["seed"]: run[view] for run in system.get("runs", []) if view in run}
+    return {run["seed"]: run[view] for run in system.get("runs", []) if run.get(view)}
 
 
 def _columns(rows: list[int]) -> Callable[[np.ndarray], np.ndarray]:
@@ -212,15 +281,16 @@ def _row(
         return row
     values = np.array([scores[seed] for seed in row.seeds])
     blind = _scores(system, BLIND)
-    curves = [_curve(run["curve"]) for run in system["runs"] if SEEN in run]
-    near = [step for run in system["runs"] if SEEN in run and (step := _near(run["curve"])) is not None]
+    ended = [run for run in system["runs"] if run["seed"] in scores]
+    curves = [_curve(run["curve"]) for run in ended]
+    near = [step for run in ended if (step := _near(run["curve"])) is not None]
     return dataclasses.replace(
         row,
         accuracy=share_interval(values, clusters),
         skills={name: share_interval(view(values), own) for name, (view, own) in views.items()},
         blind=share_interval(np.array([blind[seed] for seed in sorted(blind)]), clusters) if blind else None,
         near=sum(near) / len(near) if near else None,
-        refused=sum(run[f"{SEEN}_refused"] for run in system["runs"] if SEEN in run) / len(scores),
+        refused=sum(run[f"{SEEN}_refused"] for run in ended) / len(scores),
         curves=[curve for curve in curves if curve],
     )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.process import BaseProcess
 
-POLL = 0.5  # seconds between looks at what the processes have done
+POLL = 1.0  # seconds between looks at what the processes have done
 GRACE = 60.0  # seconds for a process that was told to end to save its step
 
 

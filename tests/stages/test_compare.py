@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(12):
         kind = KINDS[number % 3]
         record = {"image": f"images/{number}.png", "question": f"what {kind} is it?", "answer": ANSWERS[kind]}
-        record |= {"captions": [f"a {number} photo"], "question_type": kind}
+        record |= {"captions": [f"a {number} photo"], "question_type": kind, "choices": ["red", "two", "star"]}
         records.append(record | {"split": "dev" if number > 6 else "train"})
     records.append(records[7] | {"question": "how many cats are there?", "question_type": "count", "answer": "two"})
     (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -173,6 +173,22 @@ def test_a_run_that_diverges_is_a_row_that_says_so(root: Path) -> None:
     assert table.rows[0].accuracy is not None
     assert table.rows[1].accuracy is None
     assert table.rows[1].note.startswith("diverged: ")
+
+
+def test_choices_are_taken_by_their_losses(root: Path, found: dict[str, Any]) -> None:
+    """The same runs are asked again in another way: nothing is trained."""
+    whole = compare(settings(root, "found", seeds=(0,), blind=False, choose=True))
+    run = entry(whole, "mlp")["runs"][0]
+    before = entry(found, "mlp")["runs"][0]
+    assert run["folder"] == before["folder"]
+    assert run["seconds"] == before["seconds"]
+    (file,) = [one for one in (root / "found" / run["folder"]).glob("answers-*.jsonl") if "losses" in one.read_text()]
+    records = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    truths = ("two", "star", "red", "two", "star", "two")
+    for record, truth, score in zip(records, truths, run["answers"], strict=True):
+        best = min(range(3), key=record["losses"].__getitem__)
+        assert record["said"] == ["red", "two", "star"][best]
+        assert score == (record["said"] == truth)
 
 
 def test_stage_one_is_trained_once_for_those_that_share_it(root: Path) -> None:
@@ -314,7 +330,7 @@ def made_up() -> dict[str, Any]:
     questions = {"cluster": [0, 0, 1, 1], "kind": ["count"] * 4, "shows": [""] * 4, "skills": [["counting"]] * 4}
     return {
         "mode": "published",
-        "seeds": [0],
+        "made_by": {},
         "reference": "a",
         "data": {"images": 12, "hash": ""},
         "questions": questions | {"pair": [0, 0, 1, 1]},
@@ -324,6 +340,35 @@ def made_up() -> dict[str, Any]:
         ],
         "retrieval": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mode": "best"}, "mode"),
+        ({"questions": {"cluster": [0]}}, "questions.kind is missing"),
+        ({"reference": 3}, "reference"),
+        ({"systems": [{"name": "a", "refused": None, "runs": [{"seed": "0"}]}]}, "runs.0.seed"),
+        ({"questions": made_up()["questions"] | {"cluster": [0, 0]}}, "other numbers of scores"),
+    ],
+)
+def test_a_file_of_a_stranger_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(made_up() | change))
+    code, _, err = outcome("compare", "--report", tmp_path)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_names_of_a_stranger_are_shown_as_they_are(tmp_path: Path) -> None:
+    """They are no markup on the terminal, and no HTML on the page."""
+    whole = made_up()
+    whole["systems"][1]["name"] = "[red]b<script>"
+    (tmp_path / "comparison.json").write_text(json.dumps(whole))
+    code, out, err = outcome("compare", "--report", tmp_path)
+    assert code == 0, err
+    assert "[red]b" in out
+    assert "<script" not in (tmp_path / "report.html").read_text()
 
 
 def test_twins_are_right_together() -> None:
