@@ -59,7 +59,7 @@ def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _recalls(folder: Path) -> dict[str, float]:
     file = folder / "metrics.jsonl"
     records = read_lines(file, Metrics) if file.is_file() else []
-    last = next((record for record in reversed(records) if record["kind"] == "validation"), {})
+    last: dict[str, Any] = next((one for one in reversed(records) if one["kind"] == "validation"), {})
     best = "reranked" if f"reranked_{RECALLS[0]}" in last else "itc"
     return {key: last[f"{best}_{key}"] for key in RECALLS if f"{best}_{key}" in last}
 

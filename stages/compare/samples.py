@@ -63,10 +63,12 @@ class Some:
 
 
 def part_of(choice: Choice, count: int) -> Choice:
-    """A source with at most `count` samples: itself, or `Some` of it."""
-    if len(sources.for_run(choice)) <= count:
+    """A source with at most `count` samples: itself, or `Some` of it; so is a class of the user, to be countable."""
+    size = len(sources.for_run(choice))
+    if size <= count and ":" not in choice.name:
         return choice
-    return Choice(name="qformer.stages.compare.samples:Some", source=choice.model_dump(mode="json"), count=count)
+    options = {"source": choice.model_dump(mode="json"), "count": min(size, count)}
+    return Choice.model_validate({"name": "qformer.stages.compare.samples:Some", **options})
 
 
 @dataclass

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from qformer.config import load_config
+from qformer.config import Choice, load_config
+from qformer.data import counting, sources
+from qformer.data.base import order_of
 from qformer.evaluation.vqa import accuracy
 from qformer.stages import loop
 from qformer.stages.compare import comparison, runs, workers
 from qformer.stages.compare.comparison import Settings, compare
-from qformer.stages.compare.samples import GRAY, Grayed
+from qformer.stages.compare.samples import GRAY, Grayed, part_of
 from qformer.stages.compare.systems import Refused, System, digest_config, read_systems
 from qformer.stages.compare.table import Table, make_table
 from qformer.types import Sample, UsageError
@@ -272,6 +274,17 @@ def test_gray_pictures_are_as_large_as_those_that_they_hide() -> None:
     hidden = Grayed([Sample(image=shown, key="a", image_id="a")])[0].image  # type: ignore[arg-type]
     assert [one.shape for one in hidden] == [(20, 30, 3), (5, 7, 3)]
     assert all((one == GRAY).all() for one in hidden)
+
+
+def test_a_part_is_the_beginning_of_an_order() -> None:
+    """It can be counted without being opened as somebody's class, and a source that is small enough stays itself."""
+    whole = Choice.model_validate({"name": "scenes", "count": 50})
+    part, drawn = part_of(whole, 10), sources.for_run(whole)
+    shown = sources.for_run(part)
+    order = order_of(drawn, (0,))
+    assert [shown[place].key for place in range(len(shown))] == [drawn[order.at(place)].key for place in range(10)]
+    assert counting.count(part.name, part.options) == (10, [])
+    assert part_of(whole, 50) == whole
 
 
 @pytest.mark.parametrize(
