@@ -30,7 +30,17 @@ FIGURE = sheet.ENVIRONMENT.from_string("<img class=figure alt='{{ alt }}' src='{
 WRAPPED = sheet.ENVIRONMENT.from_string("<div class='{{ kind }}'>{{ inside }}</div>")
 CLOCK = "Seconds to the first token and images a second were measured on one machine; everything else is counted."
 HEADS = {
-    "accuracy": ("system", "seeds", "accuracy %", "difference", "smallest seen", "p", "blind %", "steps to 90 %"),
+    "accuracy": (
+        "system",
+        "seeds",
+        "accuracy %",
+        "difference",
+        "verdict",
+        "smallest seen",
+        "p",
+        "blind %",
+        "steps to 90 %",
+    ),
     "counted": ("system", "tokens", "trained", "encoder", "connector", "prefill", "step", "training"),
     "measured": ("system", "first token", "images/s", "peak"),
     "origin": ("system", "steps", "images", "of stage one", "not asked", "configuration", "data"),
@@ -61,16 +71,16 @@ def _tables(table: Table, rows: Sequence[Row], brief: bool) -> list[tuple[str, S
     end = " (" if brief else ""
     title = f"{table.questions:,} questions; differences to {table.reference}, in points; 95 % intervals"
     return [
-        (title, HEADS["accuracy"], [_accuracy(row, table.reference) for row in rows]),
+        (title, HEADS["accuracy"], [_accuracy(row, table.reference) for row in table.rows]),
         (
             "accuracy by skill, %",
             ("skill", *(row.name for row in rows)),
             [[skill, *(_cut(_share(row.skills.get(skill)), end) for row in rows)] for skill in skills],
         ),
         (
-            f"differences to {table.reference} by skill, in points",
+            f"differences to {table.reference} by skill, in points; * where the interval excludes 0",
             ("skill", *(row.name for row in other)),
-            [[skill, *(_cut(_points(row.by_skill.get(skill)), end) for row in other)] for skill in skills if other],
+            [[skill, *(_marked(row.by_skill.get(skill), end) for row in other)] for skill in skills if other],
         ),
         ("costs: FLOPs of a row, of a step, of the training", HEADS["counted"], [_counted(r) for r in rows if r.cost]),
         ("costs on one machine", HEADS["measured"], [_measured(row) for row in rows if row.cost]),
@@ -141,13 +151,29 @@ def _points(difference: Difference | None) -> str:
     return f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
 
 
+def _verdict(gap: Difference | None) -> str:
+    """What a difference says: its interval holds for all comparisons of the table together."""
+    if gap is None:
+        return ""
+    return "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"
+
+
+def _marked(gap: Difference | None, end: str) -> str:
+    """A difference by skill, with a star where its interval excludes 0."""
+    star = "*" if _verdict(gap) in ("better", "worse") else ""
+    return _cut(_points(gap), end) + star
+
+
 def _accuracy(row: Row, reference: str) -> list[str]:
     gap = row.difference
+    if row.accuracy is None:
+        return [row.name, "0", row.note.partition(":")[0], *[""] * (len(HEADS["accuracy"]) - 3)]
     return [
         row.name,
         str(len(row.seeds)),
         _share(row.accuracy),
         "reference" if row.name == reference else _points(gap),
+        _verdict(gap),
         "" if gap is None else f"{100 * gap.smallest:.1f}",
         "" if gap is None else f"{gap.p:.3f}",
         "-" if row.blind is None else f"{100 * row.blind.mean:.1f}",

@@ -33,7 +33,7 @@ vision: {{name: hf, path: {root}/vit}}
 resolution: {{name: fixed, size: 42}}
 connector: {{name: avg_pool, queries: 1}}
 text: {{bert: {root}/bert}}
-qformer: {{queries: 2}}
+qformer: {{hidden_size: 16, heads: 2, intermediate_size: 24, layers: 2, queries: 2}}
 llm: {{path: {root}/opt, max_tokens: 16}}
 data:
   train: {{name: jsonl, path: {root}/questions.jsonl, where: {{split: train}}}}
