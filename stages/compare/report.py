@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 from rich.markup import escape
+from rich.table import Column
 from rich.table import Table as Drawn
 
 from qformer.figures import comparison as figures
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
     from qformer.stages.compare.table import Retrieval, Row, Table
 
 PAGE = "report.html"
-SIDE = 1600  # pixels of a figure: sharp on a dense screen
+SIDE, DENSE = 2400, 2  # most pixels of a figure, and how many of them stand on one of the page
 STYLE = """
-.figure { width: 100%; height: auto; max-width: 900px; display: block; margin: 8px 0; border-radius: 6px; }
-td { white-space: nowrap; } .notes td:last-child { white-space: normal; text-align: left; min-width: 14em; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 32px; align-items: flex-start; }
+.figures figure { margin: 0; max-width: 100%; } .figures img { max-width: 100%; height: auto; border-radius: 6px; }
+td { white-space: nowrap; } td:first-child, th:first-child { position: sticky; left: 0; background: var(--back); }
+.notes td:last-child { white-space: normal; min-width: 14em; } .notes :is(td, th):last-child { text-align: left; }
 """
-FIGURE = sheet.ENVIRONMENT.from_string("<img class=figure alt='{{ alt }}' src='{{ source }}'>")
+FIGURE = sheet.ENVIRONMENT.from_string(
+    "<figure><h3>{{ title }}</h3><img width={{ width }} alt='{{ title }}' src='{{ source }}'></figure>"
+)
 WRAPPED = sheet.ENVIRONMENT.from_string("<div class='{{ kind }}'>{{ inside }}</div>")
 CLOCK = "Seconds to the first token and images a second were measured on one machine; everything else is counted."
 HEADS = {
@@ -52,7 +57,8 @@ def show(table: Table) -> None:
     rows = [row for row in table.rows if row.accuracy is not None]
     for title, head, cells in _tables(table, rows, brief=True):
         if cells:
-            drawn = Drawn(*map(escape, head), title=escape(title))
+            columns = [Column(escape(one), overflow="fold") for one in head]  # names are never cut
+            drawn = Drawn(*columns, title=escape(title))
             for line in cells:
                 drawn.add_row(*map(escape, line))
             console.print(drawn)
@@ -99,17 +105,19 @@ def page(table: Table) -> str:
     modes = {"published": "as configured", "tokens": "at equal visual tokens", "flops": "at equal training FLOPs"}
     note = f"{len(rows)} of {len(table.rows)} systems, {modes[table.mode]}, on the same {table.questions:,} questions."
     parts = [sheet.heading("Comparison of systems", note), sheet.paragraph(CLOCK)]
-    for title, head, cells in _tables(table, rows, brief=False):
-        if cells:
-            parts += [sheet.section(title[0].upper() + title[1:]), sheet.table(head, cells)]
+    shown = [
+        [sheet.section(title[0].upper() + title[1:]), sheet.table(head, cells)]
+        for title, head, cells in _tables(table, rows, brief=False)
+        if cells
+    ]
+    parts += [*shown[0], *_figures(table, rows), *sum(shown[1:], [])]
     if lost := [_loss(one) for one in table.retrieval if one.loses]:
         parts += list(map(sheet.paragraph, lost))
     if notes := [(row.name, row.note) for row in table.rows if row.note]:
         inside = sheet.table(("system", "what happened"), notes)
         parts += [sheet.section("Without all numbers"), Markup(WRAPPED.render(kind="notes", inside=inside))]
     made = ", ".join(f"{key} {value}" for key, value in table.made_by.items() if value)
-    parts += [*_figures(table, rows), sheet.paragraph(f"Made with {made}.")]
-    return sheet.page("Comparison of systems", parts, STYLE)
+    return sheet.page("Comparison of systems", [*parts, sheet.paragraph(f"Made with {made}.")], STYLE)
 
 
 def _figures(table: Table, rows: Sequence[Row]) -> list[Markup]:
@@ -124,14 +132,18 @@ def _figures(table: Table, rows: Sequence[Row]) -> list[Markup]:
     if differences := {row.name: row.difference for row in rows if row.difference is not None}:
         drawn[f"differences to {table.reference}"] = figures.forest(differences, table.reference)
     if curved := {row.name: row.curves for row in rows if row.curves}:
-        drawn["accuracy during training"] = figures.curves(curved, "held-out accuracy")
+        drawn["during training"] = figures.curves(curved, _axis(table))
     if skilled := {row.name: {n: one.mean for n, one in row.skills.items()} for row in rows if row.skills}:
         drawn["accuracy by skill"] = figures.skills(skilled)
-    parts: list[Markup] = []
-    for alt, image in drawn.items():
-        source = sheet.data_uri(image, SIDE, "PNG")
-        parts += [sheet.section(alt[0].upper() + alt[1:]), Markup(FIGURE.render(alt=alt, source=source))]
-    return parts
+    parts = [
+        Markup(FIGURE.render(title=title, width=image.width // DENSE, source=sheet.data_uri(image, SIDE, "PNG")))
+        for title, image in drawn.items()
+    ]
+    return [sheet.section("Figures"), Markup(WRAPPED.render(kind="figures", inside=Markup("").join(parts)))]
+
+
+def _axis(table: Table) -> str:
+    return "held-out loss" if any(row.near is None for row in table.rows if row.curves) else "held-out accuracy"
 
 
 def _loss(one: Retrieval) -> str:
@@ -175,7 +187,7 @@ def _accuracy(row: Row, reference: str) -> list[str]:
         "reference" if row.name == reference else _points(gap),
         _verdict(gap),
         "" if gap is None else f"{100 * gap.smallest:.1f}",
-        "" if gap is None else f"{gap.p:.3f}",
+        "" if gap is None else f"{gap.p:.3f}" if gap.p >= 0.001 else "< 0.001",
         "-" if row.blind is None else f"{100 * row.blind.mean:.1f}",
         "-" if row.near is None else f"{row.near:,.0f}",
     ]
