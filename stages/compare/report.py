@@ -110,7 +110,7 @@ def page(table: Table) -> str:
         for title, head, cells in _tables(table, rows, brief=False)
         if cells
     ]
-    parts += [*shown[0], *_figures(table, rows), *sum(shown[1:], [])]
+    parts += [*shown[0], *_figures(table, rows), *(part for own in shown[1:] for part in own)]
     if lost := [_loss(one) for one in table.retrieval if one.loses]:
         parts += list(map(sheet.paragraph, lost))
     if notes := [(row.name, row.note) for row in table.rows if row.note]:

@@ -177,6 +177,20 @@ def test_a_run_that_diverges_is_a_row_that_says_so(root: Path) -> None:
     assert table.rows[1].note.startswith("diverged: ")
 
 
+def test_budgets_are_made_equal(root: Path, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps for whom they are cheaper, or as many tokens as are asked for; nothing is trained here."""
+    monkeypatch.setattr(comparison, "spread", lambda *_: None)
+    flops = make_table(compare(settings(root, "found", mode="flops", seeds=(0,)))).rows
+    assert flops[0].steps == 4
+    assert flops[1].steps is not None
+    assert flops[1].steps > 4
+    assert flops[1].training_flops == pytest.approx(flops[0].training_flops, rel=0.15)
+    assert flops[1].hash != flops[0].hash
+    tokens = make_table(compare(settings(root, "found", mode="tokens", tokens=4.0, seeds=(0,)))).rows
+    assert [row.cost["tokens"] for row in tokens[:2]] == [4, 4]
+    assert tokens[1].hash not in (flops[1].hash, entry(found, "avg_pool")["hash"])
+
+
 def test_choices_are_taken_by_their_losses(root: Path, found: dict[str, Any]) -> None:
     """The same runs are asked again in another way: nothing is trained."""
     whole = compare(settings(root, "found", seeds=(0,), blind=False, choose=True))
