@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.base import indices
@@ -164,9 +163,3 @@ def rows_of_pairs(pairs: Sequence[int | None]) -> dict[int, list[int]]:
         if pair is not None:
             found.setdefault(pair, []).append(row)
     return {pair: rows for pair, rows in found.items() if len(rows) == 2}
-
-
-def in_groups(count: int, size: int) -> list[range]:
-    """Numbers of questions that are asked together, `size` at a time."""
-    every = iter(range(count))
-    return [range(part[0], part[-1] + 1) for part in iter(lambda: list(islice(every, size)), [])]

@@ -23,7 +23,7 @@ from qformer.evaluation.predictions import Predictions
 from qformer.fields import Choice
 from qformer.files.records import Form, append_record, read_object, replace_text
 from qformer.llm.prompts import vqa_prompt
-from qformer.stages.compare.questions import METRICS, in_groups
+from qformer.stages.compare.questions import METRICS
 from qformer.stages.compare.samples import Asked, Grayed, digest
 from qformer.stages.features import fill
 from qformer.stages.trainer_state import NonFiniteLoss, NonFiniteWeights
@@ -256,7 +256,8 @@ def _ask_all(run: Run, exam: Exam) -> None:
 def _ask(model: VisionLanguageModel, config: Config, exam: Exam, view: str, kept: Predictions) -> None:
     """Ask by groups that are always the same, so that an interruption changes no digit."""
     reader = _Reader(model, config, exam.open(view), f"{view}-{exam.digest}")
-    for group in in_groups(len(exam.questions), TOGETHER):
+    count = len(exam.questions)
+    for group in (range(start, min(start + TOGETHER, count)) for start in range(0, count, TOGETHER)):
         if all(str(number) in kept.known for number in group):
             continue
         rows: dict[int, Tiles] = {}
