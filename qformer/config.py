@@ -45,6 +45,7 @@ __all__ = [
     "QuestionConfig",
     "TextConfig",
     "TrainConfig",
+    "UnknownKey",
     "anchor",
     "by_prefix",
     "dump_config",
@@ -54,6 +55,10 @@ __all__ = [
 ]
 
 LARGEST = 100_000  # values in a configuration
+
+
+class UnknownKey(UsageError):
+    """A configuration has a key that no section knows."""
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -140,7 +145,7 @@ def parse_config(values: dict[str, Any]) -> Config:
     """Check plain data (from YAML or a checkpoint) against the schema.
 
     Raises:
-        UsageError: an invalid key or value; the message names the first one.
+        UsageError: an invalid key (`UnknownKey`) or value; the message names the first one.
     """
     try:
         return Config.model_validate(values)
@@ -149,7 +154,7 @@ def parse_config(values: dict[str, Any]) -> Config:
         if unknown:  # reported first: a misspelled key is also a missing one
             *parents, key = [str(part) for part in unknown[0]]
             known = lookup.nearest(key, _find_section(parents).model_fields)
-            raise UsageError(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
+            raise UnknownKey(f"unknown configuration key '{'.'.join([*parents, key])}': {known}") from error
         raise UsageError(lookup.explain(error, values)) from error
 
 

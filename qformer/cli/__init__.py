@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from qformer.cli import evaluate, gallery, hub, language, mining, page, probe, tiles, towers, train
+from qformer.cli import compare, evaluate, gallery, hub, language, mining, page, probe, tiles, towers, train
 
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
@@ -32,6 +32,7 @@ app.command()(train.quickstart)
 app.command()(train.backbones)
 app.add_typer(towers.app, name="towers")
 app.command("eval")(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(gallery.index)
 app.command()(gallery.search)
 app.command("mine-pairs")(mining.mine_pairs)

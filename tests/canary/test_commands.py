@@ -33,6 +33,7 @@ FEW = ("train.steps=2", "train.warmup=1", "data.batch=4")
 #: Commands that other files try in the same selection, because they are long.
 ELSEWHERE = {
     "backbones": "stages/test_towers.py",
+    "compare": "stages/test_compare.py",
     "quickstart": "stages/test_quickstart.py",
 }
 

@@ -1,0 +1,75 @@
+"""What runs leave behind, as plain data: scores of their answers, curves, retrieval of their stage one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformer.evaluation.linear import LINEAR
+from qformer.files.records import LINEAR_MAP, LinearMapNumbers, Metrics, read_lines, read_object
+from qformer.stages.compare.runs import REFUSED, read_answers, read_result
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qformer.stages.compare.runs import Exam, Run
+
+FILE = "comparison.json"
+RECALLS = ("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10")
+
+
+def of_run(run: Run, exam: Exam) -> dict[str, Any]:
+    """Scores of every question by view, and the curve of a run; without scores where it came to nothing."""
+    result = read_result(run.folder) or {"status": REFUSED, "reason": "it has not run"}
+    entry: dict[str, Any] = {"seed": run.seed, "status": result["status"], "reason": result.get("reason", "")}
+    entry |= {"folder": f"{run.folder.parent.name}/{run.folder.name}", "seconds": result.get("seconds", 0.0)}
+    for view in exam.views:
+        records = read_answers(run, exam, view)
+        if records is not None:
+            entry[view] = [exam.score(number, record) for number, record in enumerate(records)]
+            entry[f"{view}_refused"] = sum("refused" in record for record in records)
+    return entry | {"curve": _curve(run.folder)}
+
+
+def _curve(folder: Path) -> list[dict[str, float]]:
+    """Held-out loss and accuracy during training, by step."""
+    file = folder / "metrics.jsonl"
+    records = read_lines(file, Metrics) if file.is_file() else []
+    return [
+        {key: record[key] for key in ("step", "loss", "accuracy") if key in record}
+        for record in records
+        if record["kind"] == "validation"
+    ]
+
+
+def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Recall in 0..1 of each stage one, and of the linear map of its frozen towers on the same pictures."""
+    found = []
+    folders = {run.stage_one.run: run for run in runs if run.stage_one is not None}
+    for folder, run in folders.items():
+        systems = list(dict.fromkeys(one.system for one in runs if one.stage_one and one.stage_one.run == folder))
+        bridge = _recalls(Path(folder))
+        if bridge:
+            linear = _linear(Path(folder))
+            found.append({"systems": systems, "seed": run.seed, "bridge": bridge, "linear": linear})
+    return found
+
+
+def _recalls(folder: Path) -> dict[str, float]:
+    file = folder / "metrics.jsonl"
+    records = read_lines(file, Metrics) if file.is_file() else []
+    last: dict[str, Any] = next((one for one in reversed(records) if one["kind"] == "validation"), {})
+    best = "reranked" if f"reranked_{RECALLS[0]}" in last else "itc"
+    return {key: last[f"{best}_{key}"] for key in RECALLS if f"{best}_{key}" in last}
+
+
+def _linear(folder: Path) -> dict[str, float] | None:
+    """Recall of the linear map; None where it could not be solved."""
+    if not (folder / LINEAR_MAP).is_file():
+        return None
+    try:
+        kept = read_object(folder / LINEAR_MAP, LinearMapNumbers)[LINEAR]
+    except UsageError:
+        return None
+    return {key: kept[key] for key in RECALLS if key in kept}
