@@ -97,7 +97,6 @@ WORLDS = (
     *(World(3, 300, spread) for spread in (0.0, 0.02, 0.05)),
     World(3, 60, 0.02),
     World(5, 300, 0.02),
-    World(3, 300, 0.02, 10),
 )
 
 

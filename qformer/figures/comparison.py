@@ -164,8 +164,8 @@ def _as_shares(panel: Axes, axis: str) -> None:
 
 def _few_ticks(panel: Axes, costs: Sequence[float]) -> None:
     """Put plain numbers at a logarithmic axis: the least, the middle and the greatest cost, with two digits."""
-    ends = np.log10([min(costs), max(costs)])
-    ticks = [float(f"{10**place:.2g}") for place in np.linspace(*ends, 3)] if ends[1] - ends[0] > 0.2 else [costs[0]]
+    low, high = float(np.log10(min(costs))), float(np.log10(max(costs)))
+    ticks = [float(f"{10**place:.2g}") for place in np.linspace(low, high, 3)] if high - low > 0.2 else [costs[0]]
     panel.set_xticks(ticks, [_plain(tick) for tick in ticks])
     panel.set_xticks([], minor=True)
 

@@ -37,7 +37,7 @@ class Option:
 
     key: str
     values: Callable[[Config, int, float], Iterator[int]]
-    linear: bool = False
+    grows: bool = False
 
     def set(self, config: Config, value: int) -> Config:
         """The configuration with this value, and what has to follow it."""
@@ -85,11 +85,11 @@ def _native(config: Config, patch: int, tokens: float) -> Iterator[int]:
 
 
 OF_CONNECTOR = {
-    QFORMER: Option("qformer.queries", _counted, linear=True),
-    "resampler": Option("connector.queries", _squares, linear=True),
-    "spatial_resampler": Option("connector.queries", _squares, linear=True),
-    "avg_pool": Option("connector.queries", _squares, linear=True),
-    "c_abstractor": Option("connector.queries", _squares, linear=True),
+    QFORMER: Option("qformer.queries", _counted, grows=True),
+    "resampler": Option("connector.queries", _squares, grows=True),
+    "spatial_resampler": Option("connector.queries", _squares, grows=True),
+    "avg_pool": Option("connector.queries", _squares, grows=True),
+    "c_abstractor": Option("connector.queries", _squares, grows=True),
     "token_packer": Option("connector.scale", _scales),
 }
 OF_STRATEGY = {
@@ -99,7 +99,10 @@ OF_STRATEGY = {
     "internvl": [Option("resolution.max_tiles", _pieces)],
     "anyres": [Option("resolution.max_patches", _crops)],
     "oryx": [Option("resolution.high", _native)],
-    "qwen2vl": [Option("resolution.max_tokens", _counted), Option("resolution.min_tokens", _counted)],
+    "qwen2vl": [
+        Option("resolution.max_tokens", _counted, grows=True),
+        Option("resolution.min_tokens", _counted, grows=True),
+    ],
 }
 
 
@@ -268,9 +271,9 @@ class Search:
     def along(self, option: Option, best: Found, config: Config, said: str = "") -> Found:
         """The nearest configuration along an option, or `best` where that is nearer."""
         values = option.values(config, self.start.patch, self.tokens)
-        tried = self._around(option, config, list(values)) if option.linear else values
-        last, same = None, 0
-        for value in tried:
+        last: float | None = None
+        same = 0
+        for value in self._halved(option, config, list(values)) if option.grows else values:
             found = self.at(option, config, value, best, said)
             if found is None:
                 continue
@@ -281,16 +284,16 @@ class Search:
                 break
         return best
 
-    def _around(self, option: Option, config: Config, values: list[int]) -> list[int]:
-        """Values on both sides of the wanted number, of which tokens are a multiple."""
-        unlike = Found(config, self.tokens, "")  # nothing is nearer: nothing is projected
-        ends = [self.at(option, config, value, unlike) for value in values[:2]]
-        if ends[0] is None or ends[1] is None or ends[0].mean == ends[1].mean:
-            return values
-        slope = (ends[1].mean - ends[0].mean) / (values[1] - values[0])
-        wanted = values[0] + (self.tokens - ends[0].mean) / slope
-        above = next((place for place, value in enumerate(values) if value >= wanted), len(values) - 1)
-        return values[max(above - 1, 0) : above + 1]
+    def _halved(self, option: Option, config: Config, values: list[int]) -> list[int]:
+        """The last value with too few tokens and the first one with enough."""
+        unlike = Found(config, self.tokens, "")  # nothing is nearer, so that nothing is projected
+        first, last = 0, len(values) - 1
+        while first < last:
+            middle = (first + last) // 2
+            found = self.at(option, config, values[middle], unlike)
+            mean = values[middle] if found is None else found.mean  # too few to have a plan, or too many for the room
+            first, last = (middle + 1, last) if mean < self.tokens else (first, middle)
+        return values[max(first - 1, 0) : first + 1]
 
 
 def changed_options(before: Config, after: Config) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from qformer.types import BadSample, Tiles, UsageError
 from qformer.videos.rows import cut_row, read_row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from qformer.types import Batch, Sample
     from qformer.videos import Clip
 
-BATCHES = 4  # of the training data, whose operations are counted and whose time is taken
-TIMED = 12  # rows whose time to the first token is taken, evenly spread
-ROUNDS = 3  # of which the fastest counts
+    Clock = Callable[[], float]
+
+BATCHES = 4  # of the training data whose operations are counted
+TIMED = {"batches": 2, "rows": 12}  # whose time is taken
+ROUNDS = 2  # of which the fastest counts
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class Cost:
             encoder where its tokens are stored.
         stored_flops: of encoding every picture of the store once; 0 without a store.
         before_flops: of the whole run that this one starts from, such as stage one, and of those before it.
-        first_token_seconds: from a row in memory to the first token, cutting included, on this machine.
-        images_per_second: in training, on this machine, reading of data not included.
+        first_token_seconds: from a row in memory to the first token, cutting included; on this machine, of a CPU the
+            seconds that one thread computes.
+        images_per_second: in training, without the reading of data; likewise.
         peak_bytes: all tensors at the peak of a training step, weights included.
     """
 
@@ -132,7 +135,8 @@ def measure_cost(
         try:
             model.eval()
             tokens, flops = _count(model, known)
-            seconds = _first_token(model, known)
+            with _clock(device) as clock:
+                seconds = _first_token(model, known, clock)
             steps = measure_steps(config, model)
         finally:
             model.zero_grad()
@@ -196,9 +200,7 @@ def _count(model: VisionLanguageModel, rows: Sequence[Row]) -> tuple[float, dict
     for row in rows:
         tiles = cut_row(row.shown, model.frontend.strategy)
         planned, length = model.count_tokens(tiles.plans[0]), model.llm.count_tokens(row.prompt)
-        asked = (
-            row.question if model.connector.tokenizer is not None else ""
-        )  # which is read, so that its length counts
+        asked = row.question if model.connector.tokenizer is not None else ""  # it is read, and its length counts
         key = (tuple(tile.size for tile in tiles.plans[0].tiles), planned, length, asked)
         if key not in known:
             operations, made = count_operations(model, tiles, row.prompt, row.question)
@@ -214,18 +216,38 @@ def _count(model: VisionLanguageModel, rows: Sequence[Row]) -> tuple[float, dict
 
 
 @torch.no_grad()
-def _first_token(model: VisionLanguageModel, rows: Sequence[Row]) -> float:
+def _first_token(model: VisionLanguageModel, rows: Sequence[Row], clock: Clock) -> float:
     """Mean over some rows of the seconds until the first token, of each the fastest of `ROUNDS`."""
-    some = [rows[len(rows) * number // min(TIMED, len(rows))] for number in range(min(TIMED, len(rows)))]
-    best = [float("inf")] * len(some)
+    count = min(TIMED["rows"], len(rows))
+    some = [rows[len(rows) * number // count] for number in range(count)]
+    best = [float("inf")] * count
     for _ in range(ROUNDS + 1):  # the first warms up, and may be the fastest all the same
         for number, row in enumerate(some):
-            start = time.perf_counter()
+            start = clock()
             seen = model.prefix(cut_row(row.shown, model.frontend.strategy), [row.question])
             options = seen.placing | {"num_beams": 1, "max_new_tokens": 1, "min_new_tokens": 0}
-            model.llm.generate(*seen, [row.prompt], **options).cpu()
-            best[number] = min(best[number], time.perf_counter() - start)
-    return sum(best) / len(best)
+            model.llm.generate(*seen, [row.prompt], **options)
+            best[number] = min(best[number], clock() - start)
+    return sum(best) / count
+
+
+@contextmanager
+def _clock(device: torch.device) -> Iterator[Clock]:
+    """A clock for a device: of a CPU the seconds that one thread computes, which other processes hardly change."""
+    threads = torch.get_num_threads()
+
+    def wait() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    if device.type != "cpu":
+        yield wait if device.type == "cuda" else time.perf_counter
+        return
+    torch.set_num_threads(1)
+    try:
+        yield time.process_time
+    finally:
+        torch.set_num_threads(threads)
 
 
 def measure_steps(config: Config, model: Bridge) -> Steps:
@@ -250,9 +272,11 @@ def measure_steps(config: Config, model: Bridge) -> Steps:
                 encoder += own / len(batch)
             step = run_step(model, batch, train, "cpu")
             flops, peak = flops + train.accumulate * sum(step.flops.values()), max(peak, step.peak)
-            seconds += _time_step(model, batch, train)
+            if number < TIMED["batches"]:
+                with _clock(device) as clock:
+                    seconds += _time_step(model, batch, train, clock)
     stored = 0.0 if features is None else _pictures(config) * features.crops * encoder / BATCHES
-    return Steps(flops / BATCHES, stored, BATCHES * config.data.batch / seconds, int(peak))
+    return Steps(flops / BATCHES, stored, TIMED["batches"] * config.data.batch / seconds, int(peak))
 
 
 @torch.no_grad()
@@ -265,17 +289,17 @@ def _with_tokens(model: Bridge, batch: Batch, features: FeaturesConfig) -> tuple
     return replace(batch, tiles=Tiles([], batch.tiles.plans, rows)), float(sum(ledger.flops.values()))
 
 
-def _time_step(model: Bridge, batch: Batch, train: TrainConfig) -> float:
+def _time_step(model: Bridge, batch: Batch, train: TrainConfig, clock: Clock) -> float:
     """Seconds of a training step of one batch, the fastest of `ROUNDS`."""
-    optimizer, device = adamw(model, train), next(model.parameters()).device
+    optimizer, device = adamw(model, train), next(model.parameters()).device.type
     dtype = None if train.precision == "fp32" else DTYPES[train.precision]
 
     def autocast() -> AbstractContextManager[Any]:
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
     best = float("inf")
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = clock()
         if train.chunk and isinstance(model, ImageTextModel):
             chunked_step(model, batch, train.chunk, lambda loss: loss, autocast)
         else:
@@ -286,9 +310,7 @@ def _time_step(model: Bridge, batch: Batch, train: TrainConfig) -> float:
             nn.utils.clip_grad_norm_(model.parameters(), train.clip)
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best
 
 

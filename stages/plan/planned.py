@@ -91,7 +91,7 @@ class Planner:
     def __init__(self, config: Config, like: Planner | None = None) -> None:
         known = None if like is None else like.model
         if known is None or config.question is not None or (config.llm is not None and config.llm.lora is not None):
-            self.model = Reader(config).model
+            self.model: VisionLanguageModel = Reader(config).model
         else:
             with torch.device("meta"):
                 made, _ = assemble(check(config), "cpu", known.frontend.encoder, known.llm, Words())
