@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from qformer.demo.backend import Models
 
 # System fonts: the usual themes fetch theirs from the network.
-THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Some of their texts are too pale to read (WCAG asks for a contrast of 4.5), hence other shades.
+SOFT = ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color")
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+    **dict.fromkeys(SOFT, "*neutral_600"),
+    **dict.fromkeys((f"{name}_dark" for name in SOFT), "*neutral_300"),
+    **dict.fromkeys(("color_accent", "button_primary_background_fill"), "*primary_600"),
+    **dict.fromkeys(("block_label_text_color", "block_title_text_color"), "*primary_700"),
+)
 LOOKS: dict[str, Any] = {"theme": THEME, "css": CSS}
 
 

@@ -6,6 +6,7 @@ browser and server (`qformer.demo.transcript`).
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -37,6 +38,7 @@ DECODING = {
     "Nucleus sampling: a random text each time, word by word": "nucleus",
 }
 assert set(DECODING.values()) == set(METHODS)
+EMPTY = markup.talk(Conversation())
 #: Options of events without a model, whose values `qformer.demo.transcript` checks.
 QUICK: dict[str, Any] = {**CONFIRM, "preprocess": False}
 OPTIONS = ("method", *backend.LIMITS)
@@ -78,9 +80,7 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     talk = gr.Textbox(visible="hidden", elem_id="talk", label="The conversation, as text")
     with gr.Column(elem_classes="asks"):
         with gr.Column(elem_id="chat"):
-            said = gr.HTML(
-                markup.talk(Conversation()), elem_id="said", js_on_load=browser.TALK, apply_default_css=False
-            )
+            said = gr.HTML(EMPTY, elem_id="said", js_on_load=browser.TALK, apply_default_css=False)
             place = gr.HTML(elem_id="place")
         with gr.Row(elem_id="question-row"):
             question.render()
@@ -113,10 +113,11 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     stop.click(_make_settle(page), [talk], [said, talk], cancels=events, **QUICK).then(
         None, None, None, js=browser.FOCUS, **CONFIRM
     )
-    gr.on([clear.click, page.picture.clear], lambda: ("", "", ""), None, outputs, cancels=events, **CONFIRM)
+    gr.on([clear.click, page.picture.clear], lambda: (EMPTY, "", ""), None, outputs, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
+    begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
     changes = [page.picture.change, page.more.change]
-    gr.on(changes, None, [*files, talk, said, prompt], [talk, said, prompt], js=browser.NEW_PICTURE, **CONFIRM)
+    gr.on(changes, None, [*files, talk, said, prompt], [talk, said, prompt], js=begin, **CONFIRM)
     said.edit(_make_edit(page), [talk], [question, context, said, talk], **QUICK).then(
         None, None, None, js=browser.FOCUS_TO_EDIT, **CONFIRM
     )

@@ -124,16 +124,16 @@ def in_place(function: Callable[..., str]) -> Callable[..., str]:
     return returned
 
 
-def more_box(model: VisionLanguageModel) -> gr.Gallery:
+def more_box(model: VisionLanguageModel, name: str = "more") -> gr.Gallery:
     """Make the component for further pictures and clips; where the model is shown one picture alone, it says so."""
     why, no_clips = lacks(model), lacks(model, clips=True)
-    with gr.Accordion("More pictures, or a clip", open=bool(why), elem_id="more-open"):
+    with gr.Accordion("More pictures, or a clip", open=bool(why), elem_id=f"{name}-open"):
         told = f"{why[0].upper()}{why[1:]}." if why else MORE + (f" But {no_clips}." if no_clips else "")
         gr.Markdown(escape(told, quote=False))
         return gr.Gallery(
             file_types=["image"] if no_clips else ["image", "video"],
             label="More",
-            elem_id="more",
+            elem_id=name,
             elem_classes="more",
             columns=3,
             height=220,

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from qformer.data.texts import MAX_WORDS
 from qformer.demo.limits import check_text
 from qformer.figures.page import ENVIRONMENT, data_uri
 from qformer.types import UsageError
@@ -73,6 +74,8 @@ class Turn:
         """Remarks below the question."""
         context = [f"context: {self.context}"] if self.context else []
         cut = ["the beginning of the context or of the conversation was left out, because it is too long"] * self.cut
+        if len(self.read.split(" ")) == MAX_WORDS < len(self.question.split()):
+            cut.append(f"only the first {MAX_WORDS} words of the question were read, as in training")
         return context + cut + ["asked by the model itself"] * self.suggested + ["stopped"] * self.stopped
 
 

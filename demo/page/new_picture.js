@@ -3,5 +3,5 @@
   const about = JSON.parse(talk || "{}"), files = (more || []).map((one) => (one.image || one.video).path);
   const same = (about.picture ?? null) === (picture?.path ?? null)
     && JSON.stringify(about.more || []) === JSON.stringify(files);
-  return talk && same ? [talk, said, prompt] : ["", "", ""];
+  return talk && same ? [talk, said, prompt] : ["", NOTHING, ""];
 }
