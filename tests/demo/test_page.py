@@ -305,7 +305,7 @@ def test_look(page: Page, no_network: None, model: VisionLanguageModel, picture:
     write(page, "look-answer", "red star")
     page.locator("#look-explain").click()
     words = page.locator(".explained section").nth(1).locator(".words label")
-    expect(words).to_have_text(["red star", "red", "star"])
+    expect(words).to_have_text(["red star", "red", "star"], timeout=WAIT)
     whole = page.get_by_alt_text("What the answer “red star” is based on")
     expect(whole).to_have_count(2)
     expect(whole.first).to_be_visible()
