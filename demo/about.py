@@ -19,20 +19,17 @@ class Hints:
     question: str
     context: str
     texts: str
-    search: str
+
+    @property
+    def search(self) -> str:
+        return self.texts.partition("\n")[0]
 
 
 PHOTOS = Hints(
-    "what is in the picture?",
-    "it was taken in winter.",
-    "a dog on a beach\na street at night\ntwo people at a table",
-    "a dog on a beach",
+    "what is in the picture?", "it was taken in winter.", "a dog on a beach\na street at night\ntwo people at a table"
 )
 SCENES = Hints(
-    "what color is the star?",
-    "the star is red.",
-    "a red square left of a blue circle\na green star\ntwo yellow triangles",
-    "a red square left of a blue circle",
+    "what color is the star?", "the star is red.", "a red square left of a blue circle\na green star\ntwo triangles"
 )
 
 
@@ -40,7 +37,7 @@ def hints(models: Models, examples: list[list[str]]) -> Hints:
     """Hints for a checkpoint: the last example's question and context, if there are examples."""
     usual = SCENES if models.of_scenes else PHOTOS
     _, question, context = examples[-1] if examples else ("", "", "")
-    return Hints(question or usual.question, context or usual.context, usual.texts, usual.search)
+    return Hints(question or usual.question, context or usual.context, usual.texts)
 
 
 def facts(models: Models) -> list[str]:

@@ -65,7 +65,7 @@ def build(
                 shared_boxes(page)
                 if examples:
                     _examples(examples, [page.picture, *(boxes if models.asking is not None else [])])
-            with gr.Column(scale=5, min_width=300, elem_id="tabs"), gr.Tabs():
+            with gr.Column(scale=5, min_width=300, elem_id="tabs"), gr.Tabs() as page.tabs:
                 with gr.Tab("Ask", id="ask"):
                     ask_tab(page, boxes)
                 with gr.Tab("Caption", id="caption"):
@@ -118,7 +118,7 @@ def serve(
     models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
-        examples = draw_examples(folder) if backend.of_scenes(path) else backend.draw_photos(folder, models)
+        examples = draw_examples(folder) if models.of_scenes else backend.draw_photos(folder, models)
         page = build(models, gate, examples, keeps=auth is None, feedback=feedback)
         try:
             server.launch(

@@ -36,18 +36,7 @@ ABOUT = ENVIRONMENT.from_string("<h1>Ask a picture</h1><p>{{ facts | join(' · '
 FAULT = Markup('<p class="fault" role="alert">{}</p>')
 NOTHING = "Choose a picture and ask about it. A new picture begins a new conversation."
 
-BARS = ENVIRONMENT.from_string("""\
-<ol class="bars" aria-label="{{ label }}">
-{% for text, bars in rows %}
-  <li><p>{{ text }}</p>
-  {% for name, share, shown in bars %}
-    <div class="bar {{ "second" if loop.index > 1 }}"><span>{{ name }}</span>
-    <i aria-hidden="true"><b style="width: {{ "%.1f" | format(100 * share) }}%"></b></i>
-    <output>{{ shown }}</output></div>
-  {% endfor %}
-  </li>
-{% endfor %}
-</ol>""")
+BARS = ENVIRONMENT.from_string((FILES / "bars.html").read_text(encoding="utf-8"))
 
 FIGURE = Markup(
     '<figure class="{}"><div><img src="{}" alt="{}"></div><figcaption>{} '

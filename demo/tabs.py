@@ -55,7 +55,7 @@ class Page:
     """Shared state of the tabs.
 
     Attributes:
-        gate: the gate in front of the models. hints: texts of empty boxes. picture, more: what all tabs are about.
+        gate: the gate in front of the models. hints: texts of empty boxes. picture, more: what the tabs are about.
         keeps: browsers keep conversations. feedback: file for verdicts on answers, if they are wanted.
     """
 
@@ -66,6 +66,7 @@ class Page:
     feedback: Path | None = None
     picture: gr.Image = field(default_factory=picture_box)
     more: gr.Gallery | None = None
+    tabs: gr.Tabs | None = None
 
     def on(self, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any, wait: Any) -> Any:
         """Register an event that calls a model; the component `wait` shows its progress."""
@@ -199,25 +200,23 @@ def caption_tab(page: Page) -> None:
         page.lacking(backend.NO_ASKING)
         return
     with gr.Row():
-        with gr.Column(min_width=300):
-            count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
-            prompt = gr.Textbox(
-                label="Beginning (optional)",
-                info="Start of every caption",
-                placeholder=model.prompt or "a photo of",
-                max_length=MAX_QUESTION,
-                elem_id="caption-prompt",
-            )
-            with gr.Accordion("Decoding", open=False):
-                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Nucleus: top p")
-                temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Nucleus: temperature")
-            button = gr.Button("Write captions", variant="primary", elem_id="caption-go")
-            gr.Markdown(
-                "One caption by beam search, the others by sampling. Score: the mean log-likelihood of a token; the "
-                "bar is its exponential."
-            )
-        with gr.Column(min_width=300):
-            said = gr.HTML(elem_id="captions", min_height=120)
+        count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
+        prompt = gr.Textbox(
+            label="Beginning (optional)",
+            info="Start of every caption",
+            placeholder=model.prompt or "a photo of",
+            max_length=MAX_QUESTION,
+            elem_id="caption-prompt",
+        )
+    with gr.Accordion("Decoding", open=False):
+        top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Nucleus: top p")
+        temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Nucleus: temperature")
+    button = gr.Button("Write captions", variant="primary", elem_id="caption-go")
+    said = gr.HTML(elem_id="captions", min_height=60)
+    gr.Markdown(
+        "One caption by beam search, the others by sampling. Score: the mean log-likelihood of a token; the bar is its "
+        "exponential."
+    )
 
     @in_place
     def write(request: gr.Request, picture: Any, *rest: Any) -> str:
@@ -233,21 +232,18 @@ def match_tab(page: Page) -> None:
     if model is None:
         page.lacking(backend.NO_MATCHING)
         return
-    with gr.Row():
-        with gr.Column(min_width=300):
-            texts = gr.Textbox(
-                label="Texts, one per line",
-                placeholder=page.hints.texts,
-                lines=5,
-                max_lines=12,
-                max_length=MAX_CONTEXT,
-                info="Shift+Enter compares",
-                elem_id="match-texts",
-            )
-            button = gr.Button("Compare", variant="primary", elem_id="match-go")
-            gr.Markdown("ITM: the probability that text and picture match. ITC: the cosine of both.")
-        with gr.Column(min_width=300):
-            said = gr.HTML(elem_id="matches", min_height=120)
+    texts = gr.Textbox(
+        label="Texts, one per line",
+        placeholder=page.hints.texts,
+        lines=4,
+        max_lines=12,
+        max_length=MAX_CONTEXT,
+        info="Shift+Enter compares",
+        elem_id="match-texts",
+    )
+    button = gr.Button("Compare", variant="primary", elem_id="match-go")
+    said = gr.HTML(elem_id="matches", min_height=60)
+    gr.Markdown("ITM: the probability that text and picture match. ITC: the cosine of both.")
 
     @in_place
     def compare(request: gr.Request, picture: Any, texts: Any) -> str:
@@ -272,7 +268,7 @@ def search_tab(page: Page) -> None:
         with gr.Row():
             k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
             shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
-        like = gr.Checkbox(False, label="Look for images like the picture", elem_id="search-like")
+        like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like")
         button = gr.Button("Search", variant="primary", elem_id="search-go")
     with gr.Row():
         with gr.Column(min_width=300):

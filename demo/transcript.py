@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.texts import MAX_WORDS
+from qformer.demo.browser import FILES
 from qformer.demo.limits import check_text
 from qformer.figures.page import ENVIRONMENT, data_uri
 from qformer.types import UsageError
@@ -23,24 +24,7 @@ SIDE = 640  # pixels of the picture in a transcript, at most
 MOST_TURNS, MOST_TEXT = 50, 400_000  # turns and characters that a conversation holds; the oldest turns go first
 BUSY = ("waiting", "writing")
 UNREADABLE = "the conversation that the browser sent cannot be read; clear it and begin anew"
-PAGE = ENVIRONMENT.from_string("""\
-<!doctype html><html lang="en"><head><meta charset="utf-8"><title>qformer: a conversation about a picture</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 44rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100%; border-radius: .5rem }
-dt { font-weight: 600; margin-top: 1.2rem; white-space: pre-wrap; overflow-wrap: anywhere } dd { margin: .2rem 0 0 }
-small, summary { opacity: .7 } pre { white-space: pre-wrap; overflow-wrap: anywhere }
-</style></head><body><h1>About a picture</h1><p><small>{{ model }}</small></p>
-{% for picture in pictures %}<img src="{{ picture }}" alt="picture {{ loop.index }} of the conversation">{% endfor %}
-<dl>
-{% for turn in turns %}
-<dt>{{ turn.question or "A caption" }}
-{%- if turn.notes %}<br><small>{{ turn.notes | join("; ") }}</small>{% endif %}</dt>
-<dd>{{ turn.error or turn.answer }}<details><summary>prompt</summary><pre>{{ turn.prompt }}</pre></details></dd>
-{% endfor %}
-</dl></body></html>
-""")
+PAGE = ENVIRONMENT.from_string((FILES / "transcript.html").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

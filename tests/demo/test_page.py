@@ -285,7 +285,7 @@ def test_search(page: Page, no_network: None, models: Models, picture: Path) -> 
         assert shown == [one.caption or one.name for one in hits]
     write(page, "search-text", "")
     choose(page, picture)
-    page.get_by_label("Look for images like the picture").check()
+    page.get_by_label("Images like the picture").check()
     page.locator("#search-go").click()
     expect(page.locator("#hits-itm")).to_contain_text("Re-ranking needs a text")
     expect(page.locator("#hits-itc li")).to_have_count(6)
