@@ -100,8 +100,12 @@ def _bar(name: str, share: float, shown: str) -> tuple[str, float, str]:
     return name, min(max(share, 0.0), 1.0), shown
 
 
-def figure(picture: Image.Image, caption: str, wide: bool = False) -> Markup:
+def figure(picture: Image.Image, caption: str, wide: bool = False) -> str:
     """A picture with its caption below; on a narrow screen a wide one scrolls sideways by itself."""
+    return str(_figure(picture, caption, wide))
+
+
+def _figure(picture: Image.Image, caption: str, wide: bool = False) -> Markup:
     return FIGURE.format("seen wide" if wide else "seen", data_uri(picture, 2000), caption, caption, caption)
 
 
@@ -129,7 +133,7 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
         sizes = " and ".join(f"{width} x {height}" for width, height in dict.fromkeys(numbers["sizes"]))
         whose = name + " (this model's)" * numbers["own"] + ", there to be exposed" * bool(numbers["exposed"])
         read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
-        cards.append(Markup("<li>{}</li>").format(figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
+        cards.append(Markup("<li>{}</li>").format(_figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
 
 
