@@ -86,6 +86,15 @@ def test_tokens_are_divided_among_words() -> None:
     assert look.words("", ["</s>"]) == []
 
 
+def test_each_word_has_its_map_in_the_markup() -> None:
+    blank = Image.new("RGB", (4, 4))
+    page = markup.explained([("what <b>?", "a b", [("a b", blank), ("a", blank), ("b", blank)])])
+    assert (page.count("<figure"), page.count("<input"), page.count("checked")) == (3, 3, 1)
+    assert "what &lt;b&gt;?" in page
+    assert "the word “b” of the answer “a b”" in page
+    assert markup.CSS.count(":nth-child(17):hover") == 2
+
+
 def test_the_header_says_what_runs(models: Models, picture: Path) -> None:
     said = about.facts(models)
     assert said[0] == models.name
