@@ -120,7 +120,7 @@ def explained(answers: Sequence[tuple[str, str, Sequence[tuple[str, Image.Image]
         texts = [
             f"the {f'word “{word}” of the ' * (place > 0)}answer “{answer}”" for place, (word, _) in enumerate(maps)
         ]
-        drawn = [figure(one, f"What {text} is based on") for text, (_, one) in zip(texts, maps, strict=True)]
+        drawn = [_figure(one, f"What {text} is based on") for text, (_, one) in zip(texts, maps, strict=True)]
         shown.append({"question": question, "words": [word for word, _ in maps], "maps": drawn})
     return EXPLAINED.render(shown=shown)
 
