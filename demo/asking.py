@@ -97,7 +97,7 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
         with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
             prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
         made = gr.JSON(visible="hidden")
-    files = [page.picture, page.more]
+    files = page.files
     outputs, asked = [said, talk, prompt], [*files, question, context, preset, talk]
     put, answer = _make_put(page), _make_answer(page, model)
     puts = [
@@ -116,8 +116,8 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     gr.on([clear.click, page.picture.clear], lambda: (EMPTY, "", ""), None, outputs, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
     begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
-    changes = [page.picture.change, page.more.change]
-    gr.on(changes, None, [*files, talk, said, prompt], [talk, said, prompt], js=begin, **CONFIRM)
+    changes = [one.change for one in files]
+    gr.on(changes, None, [*files, talk, said, prompt], [talk, said, prompt], js=begin, **QUICK)
     said.edit(_make_edit(page), [talk], [question, context, said, talk], **QUICK).then(
         None, None, None, js=browser.FOCUS_TO_EDIT, **CONFIRM
     )
@@ -159,12 +159,12 @@ def _default_options(model: VisionLanguageModel, task: str) -> list[float]:
 
 def _keep(page: Page, talk: gr.Textbox, said: gr.HTML, clear: gr.Button) -> None:
     """Let the browser keep the conversation with its pictures, and bring both back."""
-    files = [page.picture, page.more]
+    files = page.files
     keeper = gr.HTML(visible="hidden", elem_id="keeper", js_on_load=browser.KEEP)
-    keeper.input(None, [keeper, *files, talk], [*files, talk], js=browser.FILL, **CONFIRM).then(
+    keeper.input(None, [keeper, *files, talk], [*files, talk], js=browser.FILL, **QUICK).then(
         _make_settle(page), [talk], [said, talk], **QUICK
     )
-    gr.on([page.picture.change, page.more.change], None, files, None, js=browser.KEEP_FILES, **CONFIRM)
+    gr.on([one.change for one in files], None, files, None, js=browser.KEEP_FILES, **QUICK)
     talk.change(None, [talk], None, js=browser.KEEP_TALK, **CONFIRM)
     clear.click(None, None, None, js=browser.FORGET, **CONFIRM)
 

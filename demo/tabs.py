@@ -68,6 +68,11 @@ class Page:
     more: gr.Gallery | None = None
     tabs: gr.Tabs | None = None
 
+    @property
+    def files(self) -> list[Any]:
+        """Components of the picture, and of further pictures and clips if a model takes them."""
+        return [self.picture, *([] if self.more is None else [self.more])]
+
     def on(self, triggers: list[Any], function: Callable[..., Any], inputs: list[Any], outputs: Any, wait: Any) -> Any:
         """Register an event that calls a model; the component `wait` shows its progress."""
         return gr.on(triggers, function, inputs, outputs, **self.call(function, wait))
