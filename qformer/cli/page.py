@@ -37,6 +37,10 @@ Auth: TypeAlias = Annotated[
         help=f"require this name and password; better omit PASS here and set ${PASSWORD}",
     ),
 ]
+Feedback: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="let visitors judge answers, and append their verdicts to this JSONL file"),
+]
 
 
 class Bits(Enum):
@@ -71,6 +75,7 @@ def demo(
         Bits | None, typer.Option(help="load the language model in 8 or 4 bits; by default as it was trained")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")] = None,
+    feedback: Feedback = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
@@ -101,6 +106,7 @@ def demo(
         root_path=root_path,
         allow_hosts=allow_host or [],
         trust=trust,
+        feedback=feedback,
     )
 
 
