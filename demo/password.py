@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from typing import TYPE_CHECKING
+
+from qformer.demo.hosts import network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,13 +73,7 @@ class Tries:
         nonce, _, signature = (cookie or "").partition(".")
         if nonce and hmac.compare_digest(signature.encode(), self._sign(nonce).encode()):
             return f"{DEVICE} {nonce}"
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:
-            return f"address {address}"
-        if ip.version == 6:  # a household has 2**64 addresses
-            return f"address {ipaddress.ip_network((ip, 64), strict=False)}"
-        return f"address {ip}"
+        return f"address {network(address)}"
 
     def cookie(self) -> str:
         """Make a new value of the cookie `DEVICE`."""
