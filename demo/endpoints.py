@@ -81,28 +81,17 @@ def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], output
     )
 
 
-class _Image(gr.Image):
-    """Image whose example in the page's snippets is a file, since addresses are not fetched."""
-
-    is_template = True  # shown by Gradio's own image component
-
-    def example_payload(self) -> Any:
-        return {"path": EXAMPLE, "url": EXAMPLE, "orig_name": EXAMPLE, "meta": {"_type": "gradio.FileData"}}
-
-
-class _File(gr.File):
-    is_template = True
-
-    def example_payload(self) -> Any:
-        return []
-
-
 def _image() -> gr.Image:
-    return _Image(type="filepath", image_mode=None, label="Picture", visible=False)
+    box = gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
+    example = {"path": EXAMPLE, "url": EXAMPLE, "meta": {"_type": "gradio.FileData"}}
+    setattr(box, "example_payload", lambda: example)  # noqa: B010 - Gradio's is an address, which is not fetched
+    return box
 
 
 def _files() -> gr.File:
-    return _File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
+    box = gr.File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
+    setattr(box, "example_payload", list)  # noqa: B010
+    return box
 
 
 def _text(label: str, value: str = "") -> gr.Textbox:

@@ -113,6 +113,7 @@ class Guard:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             LOGGER.error("%s %a", scope["method"], path[:200], exc_info=not full)
             told = "something went wrong here; it was logged, and the page keeps running"
+            await exchange.drain()
             await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, told))
         finally:
             self.visits.answering -= not kept_open
