@@ -275,7 +275,7 @@ class Guard:
         except Refused as refused:
             numbers = {function.api_name: number for number, function in self.page.fns.items()}
             session = body.get("session_hash")
-            if name != f"{API}/queue/join" or refused.status not in (400, 403, 404) or REFUSAL not in numbers:
+            if name != f"{API}/queue/join" or refused.status not in (400, 403) or REFUSAL not in numbers:
                 raise
             if str(refused) == NO_SESSION or not isinstance(session, str):
                 raise

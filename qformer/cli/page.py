@@ -93,7 +93,7 @@ def demo(
         index = index or drawn
     from contextlib import nullcontext
 
-    from qformer.demo.log import logging_to
+    from qformer.files.logs import logging_to
 
     with nullcontext() if log is None else logging_to(log):
         from qformer.demo.app import serve

@@ -11,7 +11,8 @@ import typer.core
 import typer.main
 
 from qformer import cli
-from qformer.demo import log, visits
+from qformer.demo import visits
+from qformer.files import logs
 from tests.demo.conftest import ROOT
 
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
@@ -44,6 +45,6 @@ def test_the_unit_and_the_container_start_pages() -> None:
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    assert f"at most five files of {log.MAX_BYTES / 1e6:.0f} MB" in PAGE
-    assert log.FILES == 5
+    assert f"at most five files of {logs.MAX_BYTES / 1e6:.0f} MB" in PAGE
+    assert logs.FILES == 5
     assert f"{visits.MAX_STORED / 1e9:.0f} GB at most" in PAGE

@@ -1,4 +1,4 @@
-"""The log of a page: everything that is reported, in files whose sizes and number are bounded."""
+"""Logs in files: everything that is reported, in bounded sizes and numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from qformer.demo import log
+from qformer.files import logs
 from qformer.types import UsageError
 
 
 def test_errors_warnings_and_refusals_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "page.log"
-    with log.logging_to(file):
+    with logs.logging_to(file):
         logging.getLogger("qformer.demo.guard").info("192.0.2.1 POST '/x': 403 'no'")
         logging.getLogger("elsewhere").info("of no interest")
         try:
@@ -28,7 +28,7 @@ def test_errors_warnings_and_refusals_are_written(tmp_path: Path, capsys: pytest
     assert "INFO 192.0.2.1 POST '/x': 403 'no'" in written
     assert "of no interest" not in written
     assert "ValueError: what went wrong" in written
-    assert len(written) < 2 * log.MAX_LINE
+    assert len(written) < 2 * logs.MAX_LINE
     assert capsys.readouterr().err == ""
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     print("after", file=sys.stderr)
@@ -37,12 +37,12 @@ def test_errors_warnings_and_refusals_are_written(tmp_path: Path, capsys: pytest
 
 
 def test_it_never_grows_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "MAX_BYTES", 2_000)
-    with log.logging_to(tmp_path / "page.log"):
+    monkeypatch.setattr(logs, "MAX_BYTES", 2_000)
+    with logs.logging_to(tmp_path / "page.log"):
         for number in range(500):
             print(f"line {number}", file=sys.stderr)
     files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == ["page.log", *(f"page.log.{number}" for number in range(1, log.FILES))]
+    assert [file.name for file in files] == ["page.log", *(f"page.log.{number}" for number in range(1, logs.FILES))]
     assert all(file.stat().st_size <= 2_000 for file in files)
     assert "line 499" in files[0].read_text()
 
@@ -50,7 +50,7 @@ def test_it_never_grows_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match=r"the log '.*' cannot be written \(.*\); give --log another file"),
-        log.logging_to(tmp_path),
+        logs.logging_to(tmp_path),
     ):
         pass
 
@@ -58,5 +58,5 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    with log.logging_to(Path("/dev/full")):
+    with logs.logging_to(Path("/dev/full")):
         print("lost", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""A log of bounded size for a page that is left running: its errors, warnings, and the requests that it refused."""
+"""A log of bounded size for a process that is left running: its errors, warnings, and what our loggers say."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import TextIOBase
 from logging.handlers import RotatingFileHandler
 from typing import TYPE_CHECKING
@@ -22,6 +22,10 @@ MAX_LINE = 10_000  # characters
 class _Rotating(RotatingFileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose a line that cannot be written, as on a full disk: its message would be written here, too."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _Lines(TextIOBase):
