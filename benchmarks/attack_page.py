@@ -17,6 +17,7 @@ import argparse
 import io
 import json
 import os
+import re
 import socket
 import struct
 import sys
@@ -150,7 +151,7 @@ class Attack:
         self.port, self.process, self.report = int(httpx.URL(address).port or 0), process, Report()
         self.uploads = next(temporary.glob("qformer-demo-*")) / "uploads"
         self.picture = {"path": self.upload(encoded("PNG")).json()[0], "meta": META}
-        self.kept = self.files()
+        self.stayed = 0
         self.first = self.call("ask", [self.picture, "what color is it?", "", "vqa", None, None])
 
     def files(self) -> int:
@@ -232,6 +233,7 @@ class Attack:
 
     def sends(self) -> None:
         """Uploads that are no pictures, no forms, or break off, and bytes that are no HTTP."""
+        before = self.files()
         for content in no_pictures():
             for name in ("a.png", "../../../tmp/a.html"):
                 self.note("no picture", self.upload(content, name), content[:20])
@@ -248,6 +250,8 @@ class Attack:
             self.raw(f"{head}Content-Length: 5000000\r\n\r\n".encode() + part[:size], "cut off")
         for content in RAW:
             self.raw(content, "no HTTP")
+        time.sleep(2)  # what breaks off is noticed
+        self.stayed += self.files() - before
 
     def raw(self, content: bytes, kind: str) -> None:
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as opened:
@@ -287,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="runs/quickstart/opt")
     parser.add_argument("--index", help="gallery to search")
+    parser.add_argument("--rounds", type=int, default=1, help="how often; the memory is that of the last half")
     parser.add_argument("--sessions", type=int, default=1000, help="sessions that never fetch a response")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, (Path(temporary) / "log").open("w+") as log:
@@ -295,36 +300,35 @@ def main() -> None:
         start = time.monotonic()
         try:
             attack = Attack(address, process.pid, Path(temporary))
-            for part in (attack.values, attack.numbers, attack.routes, attack.sends):
+            for part in given.rounds * (attack.values, attack.numbers, attack.routes, attack.sends):
                 part()
                 print(
                     f"{part.__name__}: {attack.report.kinds.total()} inputs after {time.monotonic() - start:.0f} s",
                     flush=True,
                 )
-            attack.http.get("/health")
-            time.sleep(2)  # what breaks off is noticed
-            stayed = attack.files() - attack.kept
             idle, unread = attack.silent(given.sessions)
             again = attack.call("ask", [attack.picture, "what color is it?", "", "vqa", None, None])
         finally:
             process.terminate()
             code = process.wait(120)
         log.seek(0)
-        tracebacks = log.read().count("Traceback (most recent call last)")
+        text = log.read()
+        tracebacks = text.count("Traceback (most recent call last)")
+        raised = Counter(
+            line[:200] for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)
+        )
         left = sum(file.is_file() for file in Path(temporary).rglob("qformer-demo-*/**/*"))
     report = attack.report
     print(dict(report.kinds), "in all", report.kinds.total())
-    print("statuses", dict(sorted(report.statuses.items())), "tracebacks", tracebacks)
-    print("files of refused uploads", stayed, "files after the end", left, "exit code", code)
-    ends = report.memory[len(report.memory) // 4], report.memory[-1]
+    print("statuses", dict(sorted(report.statuses.items())), "tracebacks", tracebacks, dict(raised))
+    print("files of refused uploads", attack.stayed, "files after the end", left, "exit code", code)
+    ends = report.memory[len(report.memory) // 2], report.memory[-1]
     slope = (ends[1][1] - ends[0][1]) / (ends[1][0] - ends[0][0]) * 1e3
-    print(
-        f"memory, MB: {report.memory[0][1]:.0f} at first, {ends[1][1]:.0f} at last, {slope:+.1f} per 1,000 inputs"
-    )
+    print(f"memory, MB: {report.memory[0][1]:.0f} at first, {ends[1][1]:.0f} at last, {slope:+.1f} per 1,000 inputs")
     print(f"memory of a session that never fetches: {idle:+.0f} KB with a refusal, {unread:+.0f} KB with an answer")
     same = again.text == attack.first.text
     print("first answer again:", same, *report.wrong[:20], sep="\n")
-    sys.exit(0 if same and not (report.wrong or tracebacks or stayed or left or code) else 1)
+    sys.exit(0 if same and not (report.wrong or tracebacks or attack.stayed or left or code) else 1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HIT = ("name", "path", "caption", "score", "itc", "itm", "fault")  # of a hit
+HIT = ("name", "where", "caption", "score", "itc", "itm", "fault")  # of a hit
 EXAMPLE = "picture.png"  # in the snippets of the page
 
 

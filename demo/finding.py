@@ -140,14 +140,14 @@ class ShownHit:
     """A hit as the page shows it.
 
     Attributes:
-        id: of the entry. path: where it is in full. score: value that orders the hits.
+        id: of the entry. where: path of its picture (a `path` would be fetched). score: value that orders hits.
         itc, itm: cosine, and the probability of a match if it was re-ranked.
         moved: places by which re-ranking moved it up. fresh: it was not among the hits shown before re-ranking.
         fault: reason why there is no picture, such as `missing` or `damaged`; empty if there is one.
     """
 
     id: str
-    path: str
+    where: str
     caption: str
     picture: Image.Image | None
     score: float
@@ -159,7 +159,7 @@ class ShownHit:
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return Path(self.where).name
 
 
 def count(retriever: Retriever) -> int:

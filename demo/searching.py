@@ -39,7 +39,7 @@ HITS = ENVIRONMENT.from_string("""\
   {% elif hit.itm is none %}<span title="its picture could not be read">not re-ranked</span>
   {% else %}<span title="{{ "probability of a match %.1f %%, cosine %.3f" | format(100 * hit.itm, hit.itc) }}">
     {{- "%.2f" | format(hit.score) }}</span>{% endif %}</div>
-  <div class="told" title="{{ hit.path }}">{{ title }}</div>
+  <div class="told" title="{{ hit.where }}">{{ title }}</div>
   <div><small>{{ hit.name if hit.caption }}</small></div></li>
 {% endfor %}
 </ol>""")

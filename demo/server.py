@@ -284,25 +284,10 @@ def launch(
     hosts = hosts or Hosts()
     page.visits = Visits(page, uploads)
     check_bind(hosts, port)
-    try:
-        started = page.launch(
-            server_name=f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind,
-            server_port=port,
-            share=share,
-            auth=None if auth is None else Password(*auth),
-            root_path=hosts.root_path,
-            max_file_size=limits.MAX_BYTES,
-            app_kwargs=_middleware(page, gate, hosts, auth is not None, queue),
-            state_session_capacity=2000,
-            prevent_thread_lock=True,
-            quiet=True,
-            **OFF,
-            **looks,
-        )
-    except OSError as error:
-        if error.errno:  # Gradio's own, about ports, has none
-            raise
-        raise UsageError("no port from 7860 to 7959 is free here; give a free one with --port") from error
+    options = OFF | {"root_path": hosts.root_path, "share": share, "server_port": port} | looks
+    options["app_kwargs"] = _middleware(page, gate, hosts, auth is not None, queue)
+    options["auth"] = None if auth is None else Password(*auth)
+    started = _start(page, f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind, options)
     page.visits.has_started = True
     if share and started[2]:
         hosts.add_address(started[2])
@@ -311,6 +296,22 @@ def launch(
         _wait_for_signal(gate)
         close(page, gate)
     return started
+
+
+def _start(page: Any, name: str, options: dict[str, Any]) -> Any:
+    try:
+        return page.launch(
+            server_name=name,
+            max_file_size=limits.MAX_BYTES,
+            state_session_capacity=2000,
+            prevent_thread_lock=True,
+            quiet=True,
+            **options,
+        )
+    except OSError as error:
+        if error.errno:  # Gradio's own, about ports, has none
+            raise
+        raise UsageError("no port from 7860 to 7959 is free here; give a free one with --port") from error
 
 
 def _middleware(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:

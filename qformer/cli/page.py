@@ -95,24 +95,12 @@ def demo(
 
     from qformer.files.logs import logging_to
 
+    given = {"stage1": stage1, "index": index, "device": device, "quantize": quantize and quantize.value}
+    given |= {"port": port, "host": host, "root_path": root_path, "allow_hosts": allow_host or [], "auth": credentials}
     with nullcontext() if log is None else logging_to(log):
         from qformer.demo.app import serve
 
-        serve(
-            path,
-            stage1=stage1,
-            index=index,
-            device=device,
-            quantize=None if quantize is None else quantize.value,
-            port=port,
-            queue=queue,
-            share=share,
-            auth=credentials,
-            host=host,
-            root_path=root_path,
-            allow_hosts=allow_host or [],
-            trust=trust,
-        )
+        serve(path, queue=queue, share=share, trust=trust, **given)
 
 
 def _parse_auth(auth: str) -> tuple[str, str]:

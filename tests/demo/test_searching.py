@@ -66,7 +66,7 @@ def test_a_hit_is_opened_as_a_file_of_the_page(photos: Path, retriever: Retrieve
         hits, _ = finding.search(retriever, "a cat")
         for hit in hits:
             opened = finding.open_hit(retriever, hit.id)
-            assert opened.path == hit.path == str(photos / hit.name)
+            assert opened.path == hit.where == str(photos / hit.name)
             assert Path(opened.file).is_relative_to(place / server.UPLOADS)
             assert Path(opened.file).read_bytes() == (photos / hit.name).read_bytes()
         for unknown in ("f" * 32, "' or 1=1", "", None, 5, "../../etc/passwd"):
@@ -82,7 +82,7 @@ def test_a_hit_that_visitors_could_not_upload_is_opened_as_one_they_could(
     with server.workplace():
         opened = finding.open_hit(retriever, hits[0].id)
         assert opened.file.endswith(".png")
-        assert read_image(Path(opened.file)).equal(read_image(Path(hits[0].path)))
+        assert read_image(Path(opened.file)).equal(read_image(Path(hits[0].where)))
 
 
 def tab(retriever: Retriever) -> gr.Blocks:

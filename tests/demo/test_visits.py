@@ -114,7 +114,7 @@ def join(visitor: Visitor, session: str) -> int:
 
 def settle(page: Any) -> None:
     end = time.monotonic() + 20
-    while page.visits.queue.event_ids_to_events:
+    while page.visits.queue.event_ids_to_events or page.visits.open.total():
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -151,6 +151,7 @@ def test_a_session_holds_no_copy_of_the_page_and_is_soon_forgotten(page: Any, mo
     assert max(len(state.config_values) for state in states.values()) <= 2  # of what its call read and wrote
     with visitor.http.stream("GET", f"{API}/heartbeat/silent"):
         pass
+    settle(page)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + visits.KEEP_CALL + 5)
     page.visits.tidy()
