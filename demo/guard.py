@@ -46,6 +46,10 @@ READ = re.compile(  # paths that the page and the clients of its API fetch
     re.DOTALL,
 )
 WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
+EMPTY: dict[str, Response] = {  # what Gradio's page of its API asks for; browsers report a 404 in their console
+    "/monitoring/summary": JSONResponse({"functions": {}}),
+    f"{API}/mcp/schema": Response(status_code=304),  # not 200, or it would show a way to call us by MCP
+}
 MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
 MAX_SESSION = 100  # characters of the name of a session
@@ -167,6 +171,8 @@ class Guard:
         method = scope["method"]
         if not path:
             return await RedirectResponse(f"{self.hosts.prefix}/")(scope, exchange.receive, exchange.send)
+        if method == "GET" and path in EMPTY:
+            return await EMPTY[path](scope, exchange.receive, exchange.send)
         offered = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
         if offered is None or not offered.fullmatch(path):
             raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
@@ -307,17 +313,17 @@ class Guard:
             data = body.get("data")
             if isinstance(data, list):
                 data += [None for block in function.inputs[len(data) :] if ADDED in block.elem_classes]
-            await self._check_inputs(function, data)
+            await self._check_inputs(function, data, is_named=not name.startswith("/"))
         kept: dict[str, Any] = {key: body[key] for key in KEPT if key in body}
         if kept.get("session_hash") is None:
             kept["session_hash"] = ONCE + secrets.token_hex(16)
         self.visits.begin(kept["session_hash"])
         return kept
 
-    async def _check_inputs(self, function: Any, data: Any) -> None:
+    async def _check_inputs(self, function: Any, data: Any, is_named: bool) -> None:
         """Check that values have the types of the function's components, and that pictures are existing files."""
         inputs = function.inputs
-        if isinstance(data, list) and len(data) != len(inputs):
+        if is_named and isinstance(data, list) and len(data) != len(inputs):
             inputs = [block for block in inputs if not block.skip_api]
         if not isinstance(data, list) or len(data) != len(inputs):
             labels = ", ".join(_label(block) for block in inputs)

@@ -47,7 +47,8 @@ OPENED = ENVIRONMENT.from_string(
     "<p><code>{{ one.path }}</code></p>{% for text in one.captions %}<p>{{ text }}</p>{% endfor %}"
 )
 CSS = """
-button { all: unset; display: block; cursor: pointer } button:focus-visible { outline: 2px solid var(--color-accent) }
+button { all: unset; display: block; width: 100%; cursor: pointer }
+button:focus-visible { outline: 2px solid var(--color-accent) }
 """
 OPEN = """element.addEventListener('click', (event) => {
   const card = event.target.closest('button[data-hit]');

@@ -372,7 +372,10 @@ def test_a_client_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_gradio_shows_no_settings_of_its_own(proxied: tuple[str, Path]) -> None:
-    assert Visitor(proxied[0]).http.get("/config").json()["footer_links"] == ["api"]
+    http = Visitor(proxied[0]).http
+    assert http.get("/config").json()["footer_links"] == ["api"]
+    assert http.get("/monitoring/summary").json() == {"functions": {}}  # asked for by what it shows of its API,
+    assert http.get(f"{API}/mcp/schema").status_code == 304  # and in the console of the browser a 404 were an error
 
 
 def test_the_password_may_come_from_the_environment(
