@@ -154,8 +154,8 @@ class Attack:
         self.stayed = 0
         self.first = self.call("ask", [self.picture, "what color is it?", "", "vqa", None, None])
 
-    def files(self) -> int:
-        return sum(file.is_file() for file in self.uploads.rglob("*"))
+    def files(self) -> set[Path]:
+        return {file for file in self.uploads.rglob("*") if file.is_file()}
 
     def upload(self, content: bytes, name: str = "a.png") -> httpx.Response:
         return self.http.post(f"{API}/upload", files={"files": (name, content)})
@@ -233,13 +233,13 @@ class Attack:
 
     def sends(self) -> None:
         """Uploads that are no pictures, no forms, or break off, and bytes that are no HTTP."""
-        before, accepted = self.files(), set[str]()
+        before, accepted = self.files(), set[Path]()
         for content in no_pictures():
             for name in ("a.png", "../../../tmp/a.html"):
                 response = self.upload(content, name)
                 self.note("no picture", response, content[:20])
                 if response.status_code == 200:  # its head is that of a picture; that it is cut shows when it is read
-                    accepted.update(response.json())
+                    accepted.update(map(Path, response.json()))
         for content in forms():
             for kind in ("multipart/form-data; boundary=x", "multipart/form-data", "text/plain"):
                 self.note(
@@ -254,7 +254,7 @@ class Attack:
         for content in RAW:
             self.raw(content, "no HTTP")
         time.sleep(2)  # what breaks off is noticed
-        self.stayed += self.files() - before - len(accepted)
+        self.stayed += len(self.files() - before - accepted)
 
     def raw(self, content: bytes, kind: str) -> None:
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as opened:
