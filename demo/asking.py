@@ -1,20 +1,27 @@
-"""The tab Ask in Gradio: a conversation about a picture. Its logic is in `qformer.demo.backend`."""
+"""The tab Ask in Gradio: a conversation about a picture. Its logic is in `qformer.demo.backend`.
+
+A question is first put into the conversation, at once, and then waits for its answer; both travel as text between
+browser and server (`qformer.demo.transcript`).
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from qformer.demo import backend
+from qformer.demo import backend, browser, markup
 from qformer.demo.backend import METHODS, PRESETS, Decoding
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_text
 from qformer.demo.shown import row_of, still
-from qformer.demo.tabs import CONFIRM, Page, more_box, path_of, paths_of, picture_box, show_errors
-from qformer.demo.transcript import Turn, as_html, as_json
+from qformer.demo.tabs import CONFIRM, Page, path_of, paths_of, sentence, show_errors
+from qformer.demo.transcript import Conversation, Turn, as_html, as_json
+from qformer.files.records import append_record
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import wording
 from qformer.types import UsageError
@@ -22,127 +29,107 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
-ENTER = "Enter asks, Shift+Enter starts a new line; empty: a caption"
 CONTEXT = "Text before the question, true or not"
-REMEMBERED = 3600  # seconds for which a conversation is kept after its last turn
+NO_PICTURE = "there is no picture yet; choose, drop or paste one"
+NO_ANSWER = "no answer came, since the page was busy or the connection broke; press Retry"
 DECODING = {
     "Beam search: the likeliest text, as in the paper; it appears all at once": "beams",
     "Greedy: the likeliest word each time, word by word": "greedy",
     "Nucleus sampling: a random text each time, word by word": "nucleus",
 }
 assert set(DECODING.values()) == set(METHODS)
+EMPTY = markup.talk(Conversation())
+#: Options of events without a model, whose values `qformer.demo.transcript` checks.
+QUICK: dict[str, Any] = {**CONFIRM, "preprocess": False}
 OPTIONS = ("method", *backend.LIMITS)
-#: Saves a text from the server as a file of the visitor; nothing is written on the server.
-SAVE = """(made) => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([made.text], {type: made.type}));
-  link.download = made.name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}"""
-#: Gradio draws examples without alternative texts; their questions serve as such.
-NAME_EXAMPLES = """() => {
-  const name = () => document.querySelectorAll("#examples img[alt='']").forEach((image) => {
-    image.alt = "example: " + image.closest("tr").textContent.trim();
-  });
-  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
-  name();
-}"""
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Turns of a conversation about the files of one row: a picture or none, and further pictures and clips."""
+def ask_boxes(page: Page) -> list[gr.Textbox]:
+    """Make the boxes of question and context, which the examples fill; the tab renders them."""
+    question = gr.Textbox(
+        label="Question",
+        show_label=False,
+        container=False,
+        placeholder=f"{page.hints.question} (empty: a caption)",
+        lines=1,
+        max_lines=6,
+        scale=1,
+        min_width=120,
+        elem_id="question",
+        render=False,
+    )
+    context = gr.Textbox(
+        label="Context (optional)",
+        placeholder=page.hints.context,
+        info=CONTEXT,
+        lines=1,
+        max_lines=6,
+        elem_id="context",
+        render=False,
+    )
+    return [question, context]
 
-    picture: str | None = None
-    more: tuple[str, ...] = ()
-    turns: tuple[Turn, ...] = ()
 
-    def about(self, picture: Any, more: Any) -> Conversation:
-        """Continue the conversation, or begin a new one if the values of the components are other files."""
-        shown = path_of(picture), tuple(paths_of(more))
-        return self if shown == (self.picture, self.more) else Conversation(*shown)
-
-    def and_then(self, turn: Turn) -> Conversation:
-        return replace(self, turns=(*self.turns, turn))
-
-    def messages(self) -> list[dict[str, str]]:
-        """Messages for the chatbot, escaped because it reads them as HTML."""
-        shown = []
-        for turn in self.turns:
-            question = turn.question or "(a caption)"
-            text = f"{question}\n(context: {turn.context})" if turn.context else question
-            shown.append({"role": "user", "content": escape(text, quote=False)})
-            shown.append({"role": "assistant", "content": escape(turn.answer or "…", quote=False)})
-        return shown
-
-
-def ask_tab(page: Page, examples: list[list[str]]) -> None:
+def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     """Build the tab and its events, inside a `gr.Blocks`."""
     model = page.models.asking
     if model is None:
         page.lacking(backend.NO_ASKING)
         return
-    talk = gr.State(Conversation(), time_to_live=REMEMBERED)
-    with gr.Row():
-        with gr.Column(scale=4, min_width=300):
-            picture = picture_box("picture")
-            more = more_box(model, "more")
-            _, asked, told = examples[-1] if examples else ["", "what color is the star?", ""]
-            question = _line("question", "Question", asked, ENTER)
-            context = _line("context", "Context (optional)", told or "the star is red.", CONTEXT)
-            if examples:
-                _examples(examples, [picture, question, context])
-        with gr.Column(scale=5, min_width=300):
-            chat = gr.Chatbot(
-                label="Conversation",
-                elem_id="chat",
-                height=380,
-                render_markdown=False,
-                feedback_options=None,
-                buttons=["copy", "copy_all"],
-                placeholder="Choose a picture and ask about it. A new picture begins a new conversation.",
-            )
+    question, context = boxes
+    talk = gr.Textbox(visible="hidden", elem_id="talk", label="The conversation, as text")
+    with gr.Column(elem_classes="asks"):
+        with gr.Column(elem_id="chat"):
+            said = gr.HTML(EMPTY, elem_id="said", js_on_load=browser.TALK, apply_default_css=False)
+            place = gr.HTML(elem_id="place")
+        with gr.Row(elem_id="question-row"):
             question.render()
-            with gr.Row():
-                ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
-                stop = gr.Button("Stop", elem_id="stop", min_width=90)
-                suggest = gr.Button("Suggest a question", elem_id="suggest", min_width=200)
-            context.render()
-            preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
-            decoding = _decoding_boxes(model)
-            with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
-                prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
-            with gr.Row():
-                clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=80)
-                save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
-                save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
-            made = gr.JSON(visible="hidden")
-    inputs = [picture, question, context, preset, *decoding, more, talk]
-    outputs = [chat, question, talk, prompt]
-    events = [
-        page.on([ask.click, question.submit, context.submit], _make_ask(page, model), inputs, outputs, chat),
-        page.on([suggest.click], _make_suggest(page, model), [picture, context, more, talk], outputs, chat),
+            ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=70)
+            stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70)
+        with gr.Row():
+            suggest = gr.Button("Suggest a question", elem_id="suggest", size="sm", min_width=150)
+            clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=70)
+            save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
+            save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
+        context.render()
+        preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
+        decoding = _decoding_boxes(model)
+        with gr.Accordion("The exact prompt", open=False, elem_id="prompt"):
+            prompt = gr.Textbox(label="Sent with the last question", lines=2, interactive=False, buttons=["copy"])
+        made = gr.JSON(visible="hidden")
+    files = [page.picture, page.more]
+    outputs, asked = [said, talk, prompt], [*files, question, context, preset, talk]
+    put, answer = _make_put(page), _make_answer(page, model)
+    puts = [
+        gr.on([ask.click, question.submit, context.submit], put, asked, [question, *outputs], **QUICK),
+        suggest.click(_make_put(page, suggested=True), asked, [question, *outputs], **QUICK),
+        said.retry(_make_again(page), [talk], [question, *outputs], **QUICK),
     ]
-    stop.click(lambda talk: (talk.messages(), talk), [talk], [chat, talk], cancels=events, **CONFIRM)
-    gr.on([clear.click, chat.clear, picture.clear], _clear, None, [chat, talk, prompt], cancels=events, **CONFIRM)
+    events = []
+    for one in puts:
+        one.then(None, None, None, js=browser.FOCUS, **CONFIRM)
+        events.append(one.success(answer, [*files, *decoding, talk], outputs, **page.call(answer, place)))
+        events[-1].failure(_make_settle(page, NO_ANSWER), [talk], [said, talk], **QUICK)
+    stop.click(_make_settle(page), [talk], [said, talk], cancels=events, **QUICK).then(
+        None, None, None, js=browser.FOCUS, **CONFIRM
+    )
+    gr.on([clear.click, page.picture.clear], lambda: (EMPTY, "", ""), None, outputs, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
-    changes = [picture.change, more.change]
-    gr.on(changes, _change_picture, [picture, more, talk], [chat, talk, prompt], preprocess=False, **CONFIRM)
+    begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
+    changes = [page.picture.change, page.more.change]
+    gr.on(changes, None, [*files, talk, said, prompt], [talk, said, prompt], js=begin, **CONFIRM)
+    said.edit(_make_edit(page), [talk], [question, context, said, talk], **QUICK).then(
+        None, None, None, js=browser.FOCUS_TO_EDIT, **CONFIRM
+    )
+    if page.feedback is not None:
+        said.like(_make_like(page), [talk], [said, talk], **QUICK)
     preset.change(lambda task: _default_options(model, task), [preset], decoding[1:], **CONFIRM)
     for button, kind in ((save_json, "json"), (save_html, "html")):
-        button.click(_make_save(page, model, kind), [talk], [made], preprocess=False, **CONFIRM).success(
-            None, [made], None, js=SAVE, **CONFIRM
+        button.click(_make_save(page, model, kind), [*files, talk], [made], **QUICK).success(
+            None, [made], None, js=browser.SAVE, **CONFIRM
         )
-
-
-def _examples(rows: list[list[str]], boxes: list[Any]) -> None:
-    gr.Examples(rows, boxes, label="Pictures to try", elem_id="examples", api_visibility="private")
-    gr.on(None, None, None, None, js=NAME_EXAMPLES, **CONFIRM)
-
-
-def _line(name: str, label: str, placeholder: str, info: str) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=placeholder, info=info, lines=1, max_lines=6, elem_id=name, render=False)
+    if page.keeps:
+        _keep(page, talk, said, clear)
 
 
 def _decoding_boxes(model: VisionLanguageModel) -> list[Any]:
@@ -170,66 +157,157 @@ def _default_options(model: VisionLanguageModel, task: str) -> list[float]:
     return [getattr(usual, name) for name in (*names, "length_penalty", "repetition_penalty")]
 
 
-def _make_ask(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
-    def ask(request: gr.Request, picture: Any, question: Any, context: Any, task: Any, *rest: Any) -> Iterator[Any]:
-        *values, more, talk = rest
+def _keep(page: Page, talk: gr.Textbox, said: gr.HTML, clear: gr.Button) -> None:
+    """Let the browser keep the conversation with its pictures, and bring both back."""
+    files = [page.picture, page.more]
+    keeper = gr.HTML(visible="hidden", elem_id="keeper", js_on_load=browser.KEEP)
+    keeper.input(None, [keeper, *files, talk], [*files, talk], js=browser.FILL, **CONFIRM).then(
+        _make_settle(page), [talk], [said, talk], **QUICK
+    )
+    gr.on([page.picture.change, page.more.change], None, files, None, js=browser.KEEP_FILES, **CONFIRM)
+    talk.change(None, [talk], None, js=browser.KEEP_TALK, **CONFIRM)
+    clear.click(None, None, None, js=browser.FORGET, **CONFIRM)
+
+
+def _draw(page: Page, talk: Conversation) -> tuple[str, str]:
+    """A conversation as the page shows it, and as text."""
+    return markup.talk(talk, page.feedback is not None), talk.text
+
+
+def _make_put(page: Page, suggested: bool = False) -> Callable[..., tuple[Any, ...]]:
+    """Make the function that puts a question into the conversation, where it waits; one without files fails at once."""
+
+    def put(picture: Any, more: Any, question: Any, context: Any, task: Any, text: Any) -> tuple[Any, ...]:
         with show_errors():
+            before = Conversation.of(text).about(path_of(picture), paths_of(more))
+            if before.is_busy:
+                return (gr.skip(),) * 4
+            told = check_text("context", context, MAX_CONTEXT)
+            asked = "" if suggested else check_text("question", question, 4 * MAX_CONTEXT)
+            turn = Turn(asked, context=told.strip(), task=str(task), suggested=suggested)
+            try:
+                check_text("question", asked, MAX_QUESTION)
+                if before.picture is None and not before.more:
+                    raise UsageError(NO_PICTURE)
+            except UsageError as error:
+                return gr.skip(), *_draw(page, before.and_then(replace(turn, error=sentence(error)))), ""
+            typed = gr.skip() if suggested else ""
+            return typed, *_draw(page, before.and_then(replace(turn, state="waiting"))), ""
+
+    return put
+
+
+def _make_again(page: Page) -> Callable[..., tuple[Any, ...]]:
+    def again(text: Any) -> tuple[Any, ...]:
+        with show_errors():
+            talk = Conversation.of(text)
+            if talk.is_busy or not talk.turns:
+                return (gr.skip(),) * 4
+            last = talk.turns[-1]
+            asked = "" if last.suggested else last.question
+            turn = Turn(asked, context=last.context, task=last.task, suggested=last.suggested, state="waiting")
+            return gr.skip(), *_draw(page, replace(talk, editing=True).and_then(turn)), ""
+
+    return again
+
+
+def _make_answer(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
+    """Make the function that answers the question that waits."""
+
+    def answer(request: gr.Request, picture: Any, more: Any, *rest: Any) -> Iterator[Any]:
+        *values, text = rest
+        with show_errors():
+            talk = Conversation.of(text)
+        if not talk.is_busy:
+            yield (gr.skip(),) * 3
+            return
+        try:
+            files = path_of(picture), paths_of(more)
             decoding = Decoding.of(dict(zip(OPTIONS, values, strict=True)))
-            before = talk.about(picture, more)
-            history = [(turn.question, turn.answer) for turn in before.turns if turn.question]
-            asked = backend.prepare(model, before.picture, question, context, history, task, decoding, before.more)
-            turn = Turn(asked.question, "", asked.context or "", asked.task, asked.prompt, asked.options, stopped=True)
-            if asked.cut:
-                gr.Info("The beginning of the context or of the conversation was left out, because it is too long.")
-            yield before.and_then(turn).messages(), "", before, asked.places + asked.prompt
-            with page.gate.running(request), closing(backend.answer(model, asked)) as texts:
-                for text in texts:
-                    turn = replace(turn, answer=text)
-                    now = before.and_then(turn)
-                    yield now.messages(), gr.skip(), now, gr.skip()
-            now = before.and_then(replace(turn, stopped=False))
-            yield now.messages(), gr.skip(), now, gr.skip()
+            turn = talk.turns[-1]
+            if turn.suggested and not turn.question:
+                yield (gr.skip(),) * 3  # a generator, which Stop ends
+                asked, said = page.gate.run(backend.suggest, model, files[0], turn.context, files[1], request=request)
+                words = backend.prepare(model, files[0], asked, turn.context, more=files[1])
+                read = {"question": asked, "read": words.question, "task": words.task, "prompt": words.prompt}
+                yield *_draw(page, talk.with_last(answer=said, state="", **read)), words.places + words.prompt
+                return
+            earlier = replace(talk, turns=talk.turns[:-1]).history()
+            words = backend.prepare(
+                model, files[0], turn.question, turn.context, earlier, turn.task, decoding, files[1]
+            )
+            read = {"read": words.question, "task": words.task, "prompt": words.prompt, "options": words.options}
+            talk = talk.with_last(context=words.context or "", cut=words.cut, state="writing", **read)
+            yield *_draw(page, talk), words.places + words.prompt
+            with page.gate.running(request), closing(backend.answer(model, words)) as texts:
+                for written in texts:
+                    talk = talk.with_last(answer=written)
+                    yield *_draw(page, talk), gr.skip()
+            yield *_draw(page, talk.with_last(state="")), gr.skip()
+        except Exception as error:
+            yield *_draw(page, talk.with_last(state="", error=sentence(error))), gr.skip()
 
-    return ask
+    return answer
 
 
-def _make_suggest(page: Page, model: VisionLanguageModel) -> Callable[..., Iterator[Any]]:
-    def suggest(request: gr.Request, picture: Any, context: Any, more: Any, talk: Conversation) -> Iterator[Any]:
+def _make_settle(page: Page, error: str = "") -> Callable[..., tuple[str, str]]:
+    """Make the function that ends what waits or is written, after Stop, a reload, or a failure."""
+
+    def settle(text: Any) -> tuple[str, str]:
         with show_errors():
-            before = talk.about(picture, more)
-            yield before.messages(), gr.skip(), before, gr.skip()
-            asked, said = page.gate.run(backend.suggest, model, before.picture, context, before.more, request=request)
-            words = backend.prepare(model, before.picture, asked, context, more=before.more)
-            turn = Turn(asked, said, words.context or "", words.task, words.prompt, suggested=True)
-            now = before.and_then(turn)
-            yield now.messages(), gr.skip(), now, words.places + words.prompt
+            return _draw(page, Conversation.of(text).settled(error))
 
-    return suggest
+    return settle
 
 
-def _clear() -> tuple[list[Any], Conversation, str]:
-    return [], Conversation(), ""
+def _make_edit(page: Page) -> Callable[..., tuple[Any, ...]]:
+    """Make the function that takes the last question back into its box, or, pressed again, leaves it as it is."""
+
+    def edit(text: Any) -> tuple[Any, ...]:
+        with show_errors():
+            talk = Conversation.of(text)
+            if not talk.turns:
+                return (gr.skip(),) * 4
+            talk = replace(talk, editing=not talk.editing)
+            last = talk.turns[-1]
+            return *((last.question, last.context) if talk.editing else ("", gr.skip())), *_draw(page, talk)
+
+    return edit
 
 
-def _change_picture(picture: Any, more: Any, talk: Conversation) -> tuple[Any, ...]:
-    """Begin a new conversation for a new picture."""
-    with show_errors():
-        known = talk.turns and talk.about(picture, more) is talk
-        return (gr.skip(), gr.skip(), gr.skip()) if known else _clear()
+def _make_like(page: Page) -> Callable[..., tuple[str, str]]:
+    """Make the function that appends a verdict on an answer to the file of the page."""
+
+    def like(text: Any, event: gr.EventData) -> tuple[str, str]:
+        with show_errors():
+            talk = Conversation.of(text)
+            number, liked = getattr(event, "index", None), getattr(event, "liked", None)
+            if type(number) is not int or not 0 <= number < len(talk.turns) or liked not in ("yes", "no"):
+                raise UsageError("the verdict names no answer of this conversation; press a thumb below one")
+            turn = replace(talk.turns[number], liked=liked)
+            told = {"when": round(time.time()), "model": page.models.name, "liked": liked == "yes"}
+            kept = ("question", "answer", "context", "task", "prompt", "options")
+            assert page.feedback is not None
+            append_record(page.feedback, told | {name: getattr(turn, name) for name in kept})
+            return _draw(page, replace(talk, turns=(*talk.turns[:number], turn, *talk.turns[number + 1 :])))
+
+    return like
 
 
 def _make_save(page: Page, model: VisionLanguageModel, kind: str) -> Callable[..., dict[str, str]]:
     """Make the function that returns the transcript as text, with its file name and MIME type."""
 
-    def save(talk: Conversation) -> dict[str, str]:
+    def save(picture: Any, more: Any, text: Any) -> dict[str, str]:
         with show_errors():
-            if not talk.turns:
+            turns = Conversation.of(text).turns
+            if not turns:
                 raise UsageError("there is no conversation to save yet; ask something first")
-            shown = map(still, row_of(model, talk.picture, talk.more))
+            files = path_of(picture), paths_of(more)
+            shown = map(still, row_of(model, *files)) if files[0] or files[1] else ()
             if kind == "json":
-                text, mime = as_json(page.models.name, talk.turns, *shown), "application/json"
+                text, mime = as_json(page.models.name, turns, *shown), "application/json"
             else:
-                text, mime = as_html(page.models.name, talk.turns, *shown), "text/html"
+                text, mime = as_html(page.models.name, turns, *shown), "text/html"
             return {"text": text, "type": mime, "name": f"conversation.{kind}"}
 
     return save

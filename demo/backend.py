@@ -64,13 +64,16 @@ class Models:
     """Models of a page: one of each stage, if available, and a gallery.
 
     Attributes:
-        name: displayed name of the checkpoint.
+        name: displayed name of the checkpoint. quantized: bits of the language model, if not as it was trained.
+        of_scenes: it was trained on drawn scenes.
     """
 
     name: str
     asking: VisionLanguageModel | None = None
     matching: ImageTextModel | None = None
     retriever: Retriever | None = None
+    quantized: str = ""
+    of_scenes: bool = False
 
     @property
     def looking(self) -> VisionLanguageModel | ImageTextModel:
@@ -113,6 +116,7 @@ def load_models(
             if not isinstance(second, ImageTextModel):
                 raise UsageError(f"'{source}' is a checkpoint of stage two; --stage1 needs one of stage one")
             models.matching = second
+    models.quantized, models.of_scenes = quantize or "", of_scenes(path)
     if index is not None:
         if models.matching is None:
             raise UsageError(f"the gallery '{index}' needs the model of stage one that made it; give it with --stage1")

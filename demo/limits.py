@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from qformer import formats
 from qformer.images import read_file, read_head, read_image, shown
 from qformer.types import BadSample, UsageError
 from qformer.videos import STRANGERS, Video, begins_as_video
@@ -30,7 +31,8 @@ MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
 MAX_DEPTH = 50  # nesting of a request's JSON
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # common formats; Pillow before 13 has holes in others (docs/security.md)
+#: Common formats, and HEIC where it can be read; Pillow before 13 has holes in others (docs/security.md).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", *({"HEIF"} & formats.FORMATS.keys()))
 
 LINES = "\n\t"  # control characters that a text can contain
 ONE_CLIP = Lock()  # is looked into at a time, which bounds what FFmpeg takes; the queue bounds what is decoded

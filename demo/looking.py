@@ -2,104 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from qformer.demo import finding, markup
-from qformer.demo.limits import MAX_QUESTION
-from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
-from qformer.types import UsageError
+from qformer.demo import browser, finding, look, markup
+from qformer.demo.backend import prepare
+from qformer.demo.limits import MAX_QUESTION, open_picture
+from qformer.demo.tabs import Page, in_place, path_of, sentence
 
-ALL = "the whole answer"
 SHEET = "Where each query looks: cross-attention, averaged over heads and layers"
 METHOD = (
     "Integrated gradients (Sundararajan et al., arXiv:1703.01365) at the image tokens: what each patch adds to the "
-    "log-probability of the answer, from a blank picture to this one"
+    "log-probability of the answer, or of one of its words, from a blank picture to this one. Point at a word, or "
+    "choose it, to see its map."
 )
 
 
 def look_tab(page: Page) -> None:
     """Build the tab and its events."""
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            picture = picture_box("look-picture")
-        with gr.Column(scale=3, min_width=300):
-            status = gr.Markdown("Choose a picture, then a view.", elem_id="look-status")
-            queries = gr.Button("Show where each query looks", variant="primary", elem_id="look-queries")
-            cut = gr.Button("Show how strategies slice it", elem_id="look-slices")
-            asking = [] if page.models.asking is None else _asking_boxes()
-    queries_shown = gr.HTML(elem_id="look-sheet")
-    with gr.Row():
-        with gr.Column(min_width=300):
-            relevance = gr.HTML(elem_id="look-relevance")
-        with gr.Column(min_width=300):
-            token = gr.Radio(
-                [], label="Token of the answer", info=METHOD, elem_id="look-token", visible=False, min_width=300
-            )
-    tiles = gr.HTML(elem_id="look-tiles")
+    if page.models.asking is not None:
+        asking = _asking_boxes(page)
+        explain = gr.Button("Show what the answer is based on", variant="primary", elem_id="look-explain")
+        relevance = gr.HTML(elem_id="look-relevance", js_on_load=browser.SAVE_PICTURE, min_height=40)
+        gr.Markdown(METHOD, elem_classes="method")
+        triggers = [explain.click, *(box.submit for box in asking)]
+        page.on(triggers, _make_explain(page), [page.picture, *asking], [relevance], relevance)
     draw = partial(markup.figure, caption=SHEET, wide=True)
-    page.on([queries.click], _show(page, finding.queries, draw), [picture], [queries_shown], status)
-    page.on([cut.click], _show(page, finding.slices, markup.slice_cards), [picture], [tiles], status)
-    if asking:
-        _explaining(page, picture, asking, status, relevance, token)
-    shown = [queries_shown, relevance, tiles, token]
-    picture.change(lambda: ["", "", "", gr.update(visible=False)], None, shown, **CONFIRM)
+    for name, label, find, shown in (
+        ("queries", "Show where each query looks", finding.queries, draw),
+        ("slices", "Show how strategies slice it", finding.slices, markup.slice_cards),
+    ):
+        button = gr.Button(label, elem_id=f"look-{name}")
+        box = gr.HTML(elem_id=f"look-{name}-shown", js_on_load=browser.SAVE_PICTURE, min_height=40)
+        page.on([button.click], _show(page, find, shown), [page.picture], [box], box)
 
 
-def _asking_boxes() -> list[Any]:
-    return [
-        gr.Textbox(
-            label="Question", placeholder="what color is the star?", max_length=MAX_QUESTION, elem_id="look-question"
-        ),
-        gr.Textbox(
-            label="Answer to explain (optional)",
-            info="Empty: the model's own answer",
-            max_length=MAX_QUESTION,
-            elem_id="look-answer",
-        ),
-        gr.Button("Show what the answer is based on", elem_id="look-explain"),
-    ]
+def _asking_boxes(page: Page) -> list[gr.Textbox]:
+    boxes = (
+        ("question", "Question", page.hints.question, None),
+        ("second", "Second question, to compare (optional)", "", None),
+        ("answer", "Answer to explain (optional)", "", "Empty: the model's own answer"),
+    )
+    with gr.Row():
+        return [
+            gr.Textbox(
+                label=label,
+                placeholder=hint,
+                info=info,
+                max_length=MAX_QUESTION,
+                max_lines=4,
+                min_width=200,
+                elem_id=f"look-{name}",
+            )
+            for name, label, hint, info in boxes
+        ]
 
 
-def _explaining(
-    page: Page, picture: gr.Image, asking: list[Any], status: gr.Markdown, relevance: gr.HTML, token: gr.Radio
-) -> None:
-    """Add the events that explain an answer."""
+def _make_explain(page: Page) -> Callable[..., Iterator[str]]:
+    """Make the function that explains one answer, or two: each whole at first, and then its words."""
     model = page.models.asking
     assert model is not None
-    question, answer, button = asking
 
-    def explain(request: gr.Request, picture: Any, question: Any, answer: Any) -> tuple[Any, Any, Any]:
-        with show_errors():
-            found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, request=request)
-            choices = [(text.strip() or "(space)", str(number)) for number, text in enumerate(found.tokens)]
-            return (
-                markup.figure(found.picture, f"What the answer “{found.answer}” is based on"),
-                gr.update(choices=[ALL, *choices], value=ALL, visible=True),
-                found.answer,
-            )
+    def explain(request: gr.Request, picture: Any, question: Any, second: Any, answer: Any) -> Iterator[str]:
+        shown: list[tuple[str, str, list[tuple[str, Any]]]] = []
+        try:
+            path = path_of(picture)
+            with page.gate.running(request):
+                for asked in [question, second] if second else [question]:
+                    found = finding.relevance(model, path, asked, answer)
+                    shown.append((asked, found.answer, [(found.answer, found.picture)]))
+                    yield markup.explained(shown)
+                    words = look.words(found.answer, found.tokens)[: markup.MOST_WORDS]
+                    opened, read = open_picture(path), prepare(model, path, asked).question
+                    for word, numbers in words if len(words) > 1 else []:
+                        heat = look.answer_relevance(model, opened, read, found.answer, numbers)[1]
+                        shown[-1][2].append((word, look.overlay(opened, heat)))
+                    yield markup.explained(shown)
+        except Exception as error:
+            yield (markup.explained(shown) if shown else "") + markup.fault(sentence(error))
 
-    def of_token(request: gr.Request, picture: Any, question: Any, answer: Any, token: Any) -> Any:
-        with show_errors():
-            if token != ALL and not (isinstance(token, str) and token.isdecimal() and len(token) < 5):
-                raise UsageError("the token is not part of the answer; choose one of those shown")
-            chosen = None if token == ALL else int(token)
-            found = page.gate.run(finding.relevance, model, path_of(picture), question, answer, chosen, request=request)
-            part = "answer" if chosen is None else f"token “{found.tokens[chosen].strip()}” of the answer"
-            return markup.figure(found.picture, f"What the {part} “{found.answer}” is based on".replace("  ", " "))
-
-    inputs = [picture, question, answer]
-    explained = gr.State("")
-    page.on([button.click, question.submit, answer.submit], explain, inputs, [relevance, token, explained], status)
-    page.on([token.input], of_token, [picture, question, explained, token], [relevance], relevance)
+    return explain
 
 
 def _show(page: Page, find: Callable[..., Any], draw: Callable[[Any], str]) -> Callable[..., str]:
+    @in_place
     def show(request: gr.Request, picture: Any) -> str:
-        with show_errors():
-            return draw(page.gate.run(find, page.models.looking, path_of(picture), request=request))
+        return draw(page.gate.run(find, page.models.looking, path_of(picture), request=request))
 
     return show

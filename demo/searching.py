@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from qformer.demo import backend, finding
+from qformer.demo.browser import FILES
 from qformer.demo.limits import MAX_QUESTION
-from qformer.demo.tabs import CONFIRM, Page, path_of, picture_box, show_errors
+from qformer.demo.tabs import CONFIRM, Page, path_of, show_errors
 from qformer.figures.page import ENVIRONMENT, data_uri
 from qformer.retrieval.places import in_words
 from qformer.types import UsageError
@@ -19,30 +20,7 @@ if TYPE_CHECKING:
     from qformer.retrieval.search import Retriever
 
 CARD = 160  # pixels of a thumbnail
-HITS = ENVIRONMENT.from_string("""\
-<ol class="hits" aria-label="{{ label }}">
-{% for hit in hits %}
-  {% set title = hit.caption or hit.name %}
-  <li>{% if hit.picture %}<button type="button" data-hit="{{ hit.id }}" aria-label="open {{ hit.name }}">
-  <img src="{{ data_uri(hit.picture, side) }}" alt="{{ title }}"></button>
-  {% else %}<span class="gone">{{ in_words(hit.fault) }}</span>{% endif %}
-  <div class="numbers"><span>{{ loop.index }}
-  {% if hit.moved and moved %}
-    {% set way = "up" if hit.moved > 0 else "down" %}
-    <span class="{{ way }}" title="{{ hit.moved | abs }} places {{ way }} by re-ranking">
-    {{- "▲" if hit.moved > 0 else "▼" }}{{ hit.moved | abs }}</span>
-  {% elif hit.fresh and moved %}
-    <span class="up" title="not among the first by cosine">new</span>
-  {% endif %}
-  </span>
-  {% if not reranked %}<span>{{ "%.3f" | format(hit.score) }}</span>
-  {% elif hit.itm is none %}<span title="its picture could not be read">not re-ranked</span>
-  {% else %}<span title="{{ "probability of a match %.1f %%, cosine %.3f" | format(100 * hit.itm, hit.itc) }}">
-    {{- "%.2f" | format(hit.score) }}</span>{% endif %}</div>
-  <div class="told" title="{{ hit.where }}">{{ title }}</div>
-  <div><small>{{ hit.name if hit.caption }}</small></div></li>
-{% endfor %}
-</ol>""")
+HITS = ENVIRONMENT.from_string((FILES / "hits.html").read_text(encoding="utf-8"))
 OPENED = ENVIRONMENT.from_string(
     "<p><code>{{ one.path }}</code></p>{% for text in one.captions %}<p>{{ text }}</p>{% endfor %}"
 )
@@ -73,10 +51,9 @@ def search_tab(page: Page) -> None:
     if retriever is None:
         page.lacking(backend.NO_MATCHING if page.models.matching is None else backend.NO_GALLERY)
         return
-    shared = getattr(page, "picture", None)  # one picture for all tabs
     text = gr.Textbox(
         label=_among(retriever),
-        placeholder="a red square left of a blue circle",
+        placeholder=page.hints.search,
         info="By text, by a picture, or by both; Enter searches",
         max_length=MAX_QUESTION,
         elem_id="search-text",
@@ -85,11 +62,10 @@ def search_tab(page: Page) -> None:
         k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
         shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
     with gr.Row():
-        like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like", visible=shared is not None)
+        like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like")
         compare = gr.Checkbox(False, label="Compare with the order by ITC alone", elem_id="search-compare")
-    picture = picture_box("search-picture") if shared is None else shared
     button = gr.Button("Search", variant="primary", elem_id="search-go")
-    opened = _Opened(page, shared)
+    opened = _Opened(page)
     with gr.Row():
         with gr.Column(min_width=300):
             hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=OPEN, css_template=CSS)
@@ -99,7 +75,7 @@ def search_tab(page: Page) -> None:
 
     def find(request: gr.Request, text: Any, picture: Any, like: Any, compare: Any, *numbers: Any) -> tuple[Any, ...]:
         with show_errors():
-            path = path_of(picture) if like or shared is None else None
+            path = path_of(picture) if like else None
             if like and path is None:
                 raise UsageError("there is no picture to look for; choose one, or write a text")
             first, second = page.gate.run(finding.search, retriever, text, path, *numbers, request=request)
@@ -113,7 +89,7 @@ def search_tab(page: Page) -> None:
         with show_errors():
             return gr.update(label=_among(retriever))
 
-    inputs = [text, picture, like, compare, k, shortlist]
+    inputs = [text, page.picture, like, compare, k, shortlist]
     page.on([button.click, text.submit], find, inputs, [hits, before, text, opened.panel], [hits])
     compare.change(lambda on: gr.update(visible=bool(on)), [compare], [column], **CONFIRM)
     opened.listen(retriever, [hits, before])
@@ -121,9 +97,9 @@ def search_tab(page: Page) -> None:
 
 
 class _Opened:
-    """A hit, shown large: with its path, a download, and ways to the other tabs where these share a picture."""
+    """A hit, shown large: with its path, a download, and ways to other tabs."""
 
-    def __init__(self, page: Page, shared: Any) -> None:
+    def __init__(self, page: Page) -> None:
         with gr.Group(visible=False, elem_id="opened") as self.panel:
             self.picture = gr.Image(
                 interactive=False, show_label=False, height=420, buttons=["fullscreen"], elem_id="opened-picture"
@@ -131,12 +107,11 @@ class _Opened:
             self.told = gr.HTML(elem_id="opened-path", padding=True)
             with gr.Row():
                 self.download = gr.DownloadButton("Download", elem_id="opened-download", min_width=120)
-                tabs = getattr(page, "tabs", None)
-                for name, label in (("ask", "Ask about it"), ("look", "Look inside it")) if shared is not None else ():
+                for name, label in (("ask", "Ask about it"), ("look", "Look inside it")):
                     send = gr.Button(label, elem_id=f"opened-{name}", min_width=120)
-                    sent = send.click(lambda file: file, [self.picture], [shared], preprocess=False, **CONFIRM)
-                    if tabs is not None:
-                        sent.then(lambda name=name: gr.update(selected=name), None, [tabs], **CONFIRM)
+                    sent = send.click(lambda file: file, [self.picture], [page.picture], preprocess=False, **CONFIRM)
+                    if page.tabs is not None:
+                        sent.then(lambda name=name: gr.update(selected=name), None, [page.tabs], **CONFIRM)
 
     def listen(self, retriever: Retriever, lists: list[gr.HTML]) -> None:
         def show(event: gr.EventData) -> tuple[Any, ...]:

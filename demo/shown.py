@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qformer.types import Plan
 
 MOST_SHOWN = 8  # pictures and clips in a row
+ONE_PICTURE = Lock()  # is decoded at a time outside the queue, which bounds the memory
 SIDE = 224  # pixels of a picture that is planned to find out whether a second one fits
 
 
@@ -78,6 +80,29 @@ def places(model: VisionLanguageModel, row: list[Image.Image | Clip], plan: Plan
         frames = f"{len(one.frames)} frames, " if isinstance(one, Clip) else ""
         texts.append(write_out(part, f"[{name}: {frames}{model.connector.count_tokens(part):,} tokens]"))
     return "".join(texts)
+
+
+def shown_by_browsers(path: str) -> str:
+    """Decode a picture whole, so that a damaged one is told at its upload; HEIC, which few browsers show, becomes JPEG.
+
+    Clips were looked into by the server, and are decoded for an answer only.
+
+    Returns:
+        The path itself, or that of the JPEG beside it.
+
+    Raises:
+        UsageError: the picture cannot be read.
+    """
+    if begins_as_video(path):
+        return path
+    with ONE_PICTURE:
+        picture = open_picture(path)
+    with Path(path).open("rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return path
+    made = Path(path).with_suffix(".jpg")
+    picture.save(made, quality=95)
+    return str(made)
 
 
 def still(one: Image.Image | Clip) -> Image.Image:

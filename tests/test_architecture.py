@@ -27,7 +27,7 @@ from tests.architecture import (
 
 OPENINGS = {"Of", "By", "Whether", "That", "How", "What", "In", "Where"}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 3900}
+LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 4100}
 ONLY_BY = {
     "transformers": {
         "qformer/answering/models.py",

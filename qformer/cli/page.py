@@ -37,6 +37,10 @@ Auth: TypeAlias = Annotated[
         help=f"require this name and password; better omit PASS here and set ${PASSWORD}",
     ),
 ]
+Feedback: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="let visitors judge answers, and append their verdicts to this JSONL file"),
+]
 
 
 class Bits(Enum):
@@ -77,6 +81,7 @@ def demo(
             help="write errors and refused requests to this file instead of the terminal; it never grows large"
         ),
     ] = None,
+    feedback: Feedback = None,
     trust: Trust = False,
     _verify: NoVerify = False,
 ) -> None:
@@ -100,7 +105,7 @@ def demo(
     with nullcontext() if log is None else logging_to(log):
         from qformer.demo.app import serve
 
-        serve(path, queue=queue, share=share, trust=trust, **given)
+        serve(path, queue=queue, share=share, trust=trust, feedback=feedback, **given)
 
 
 def _parse_auth(auth: str) -> tuple[str, str]:

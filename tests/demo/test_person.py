@@ -1,0 +1,291 @@
+"""A person's tasks on the page in a real browser, on a phone where not said otherwise, most of them by keyboard alone.
+
+One server and one browser for all of them. Each task counts what it takes; docs/demo.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from qformer.demo import app, backend, server
+from tests.demo.test_page import ASK, FLAGS, WAIT, answered, browser, browser_only, choose, replies, tab, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from qformer.model.vision_language import VisionLanguageModel
+
+__all__ = ["FLAGS", "browser"]
+PHONE = {"width": 390, "height": 844}
+#: Typed questions: markup, formulas, lines and templates are nothing but text.
+VERBATIM = [
+    "plain (a) b: c. d, e",
+    "what is **bold**? a * b * c",
+    "price $5 or $10? $x$ f(y): z.",
+    "$$x^2$$ (hello) a.b:c \\(x\\) and \\[y\\]",
+    "1. one\n2. two\n  `code` # head",
+    "a <b> &amp; c <img src=q onerror=window.pwned=1>",
+    "$$\\href{javascript:window.pwned=3}{click}$$ ${window.pwned=2} {{value}}",
+]
+
+
+class Counted:
+    """A page on which clicks and keys are counted."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.clicks = self.keys = 0
+
+    def click(self, place: str) -> None:
+        self.clicks += 1
+        self.page.locator(place).first.click()
+
+    def press(self, place: str, key: str) -> None:
+        self.keys += 1
+        self.page.locator(place).first.press(key)
+
+    def ask(self, question: str) -> None:
+        write(self.page, "question", question)
+        self.press("#question textarea", "Enter")
+
+
+@pytest.fixture(scope="module")
+def gate() -> server.Gate:
+    return server.Gate()
+
+
+@pytest.fixture(scope="module")
+def address(models: backend.Models, gate: server.Gate, verdicts: Path) -> Iterator[str]:
+    with server.workplace() as folder:
+        page = app.build(models, gate, [], feedback=verdicts)
+        _, url, _ = server.launch(page, folder=folder, gate=gate, block=False, **app.LOOKS)
+        yield url.rstrip("/")
+        server.close(page, gate)
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("verdicts") / "verdicts.jsonl"
+
+
+@pytest.fixture
+def phone(address: str, browser: Browser) -> Iterator[Counted]:
+    opened = browser.new_page(viewport=PHONE)
+    opened.set_default_timeout(WAIT)
+    opened.goto(address)
+    yield Counted(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert opened.evaluate("window.pwned") is None
+    opened.close()
+
+
+def on_screen(page: Page, *places: str) -> bool:
+    boxes: list[Any] = [page.locator(place).first.bounding_box() for place in places]
+    return all(box["y"] >= 0 and box["y"] + box["height"] <= PHONE["height"] for box in boxes)
+
+
+@browser_only
+def test_ask_correct_retry_and_keep(phone: Counted, model: VisionLanguageModel, picture: Path, verdicts: Path) -> None:
+    """Tasks 1 to 4, by keyboard after the picture is chosen; picture, answer and question stand on one screen."""
+    page = phone.page
+    choose(page, picture)
+    phone.ask(ASK)
+    first = answered(model, str(picture), ASK)
+    assert replies(page, 1) == [first]
+    assert on_screen(page, "#picture", "#chat .bot", "#question")
+    assert page.evaluate("scrollY") == 0
+    assert (phone.clicks, phone.keys) == (0, 1)
+    expect(page.locator("#question textarea")).to_be_focused()
+
+    phone.press("#chat [data-does=edit]", "Enter")
+    expect(page.locator("#question textarea")).to_have_value(ASK)
+    expect(page.locator("#question textarea")).to_be_focused()
+    phone.ask("where is the star?")
+    second = answered(model, str(picture), "where is the star?")
+    assert replies(page, 1) == [second]
+    assert page.locator("#chat .user").all_inner_texts() == ["where is the star?"]
+
+    phone.press("#chat [data-does=retry]", "Enter")
+    expect(page.locator("#chat ol.busy")).to_have_count(0)
+    assert replies(page, 1) == [second]
+    phone.press("#chat [data-does=no]", "Enter")
+    expect(page.locator("#chat [data-does=no]")).to_have_attribute("aria-pressed", "true")
+    (verdict,) = map(json.loads, verdicts.read_text().splitlines())
+    assert (verdict["liked"], verdict["question"], verdict["answer"]) == (False, "where is the star?", second)
+    with page.expect_download() as download:
+        phone.press("#save-html", "Enter")
+    assert "data:image/jpeg;base64" in download.value.path().read_text()
+    assert (phone.clicks, phone.keys) == (0, 6)
+
+
+@browser_only
+def test_what_was_typed_is_shown(phone: Counted, picture: Path) -> None:
+    """Letter by letter, with its lines; what the model reads is in the exact prompt."""
+    page = phone.page
+    choose(page, picture)
+    for number, text in enumerate(VERBATIM, start=1):
+        phone.ask(text)
+        replies(page, number)
+    assert page.locator("#chat .user").all_inner_texts() == VERBATIM
+    assert page.locator("#chat .katex, #chat .user *, #chat img").count() == 0
+    page.locator("#prompt button").first.click()
+    expect(page.locator("#prompt textarea")).not_to_have_value("")
+    assert "{{value}}" not in page.locator("#chat .bot").last.inner_text()
+
+
+@browser_only
+def test_stop_while_waiting(phone: Counted, gate: server.Gate, picture: Path) -> None:
+    """The question waits in the conversation, with its place; what is there stays, and Stop is gone with the wait."""
+    page = phone.page
+    choose(page, picture)
+    expect(page.locator("#stop")).not_to_be_visible()
+    with gate.running():  # someone is in the model
+        phone.ask(ASK)
+        expect(page.locator("#chat .user")).to_have_text([ASK])
+        expect(page.locator("#question textarea")).to_have_value("")
+        phone.press("#stop", "Enter")
+        expect(page.locator("#chat .bot")).to_have_text("(stopped before a word)")
+    expect(page.locator("#stop")).not_to_be_visible()
+    assert "Error" not in page.locator("body").inner_text()
+    phone.ask("and now?")
+    assert len(replies(page, 2)) == 2
+    assert (phone.clicks, phone.keys) == (0, 3)
+
+
+@browser_only
+def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp_path: Path) -> None:
+    """In the words of a visitor; the question is not lost, and a picture that cannot be read is told at its upload."""
+    page = phone.page
+    phone.ask(ASK)
+    fault = page.locator("#chat .fault")
+    expect(fault).to_have_text("there is no picture yet; choose, drop or paste one")
+    expect(page.locator("#question textarea")).to_have_value(ASK)
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:-300])
+    page.locator("#picture input[type=file]").set_input_files(tmp_path / "cut.png")
+    expect(page.locator("#picture-told")).to_contain_text("cannot be read as a picture")
+    expect(page.locator("#picture img")).to_have_count(0)
+    choose(page, picture)
+    expect(page.locator("#picture-told .fault")).to_have_count(0)
+    page.locator("#preset input").fill("Knowledge")
+    page.locator("#preset input").press("Enter")
+    phone.ask("x " * 990)
+    expect(fault).to_contain_text("the question is too long for this model")
+    phone.press("#chat [data-does=edit]", "Enter")
+    page.locator("#preset input").fill("Short")
+    page.locator("#preset input").press("Enter")
+    phone.ask(f"{ASK} {'and ' * 50}")
+    replies(page, 1)
+    expect(page.locator("#chat .notes")).to_have_text(
+        "only the first 50 words of the question were read, as in training"
+    )
+    expect(fault).to_have_count(0)
+    assert page.locator(".toast-body").count() == 0
+
+
+@browser_only
+def test_reload_and_restart_keep_the_conversation(
+    browser: Browser, models: backend.Models, model: VisionLanguageModel, picture: Path
+) -> None:
+    """Tasks: a reload, and another server at the same address that knows nothing; then Clear, which forgets."""
+    context = browser.new_context(viewport=PHONE)
+    page, port = context.new_page(), None
+    page.set_default_timeout(WAIT)
+    first, then = answered(model, str(picture), ASK), "where is it?"
+    for start in range(2):
+        gate = server.Gate()
+        with server.workplace() as folder:
+            built = app.build(models, gate, [])
+            started = server.launch(built, folder=folder, gate=gate, block=False, port=port, **app.LOOKS)
+            port = int(started[1].rstrip("/").rpartition(":")[2])
+            page.goto(started[1])
+            if not start:
+                choose(page, picture)
+                write(page, "question", ASK)
+                page.locator("#question textarea").press("Enter")
+                replies(page, 1)
+                page.wait_for_timeout(500)  # the browser writes
+                page.reload()
+            page.locator("#picture img").first.wait_for()
+            assert replies(page, 1) == [first]
+            if start:
+                write(page, "question", then)
+                page.locator("#question textarea").press("Enter")
+                assert replies(page, 2) == [first, answered(model, str(picture), then, "", [[ASK, first]])]
+                page.locator("#clear").press("Enter")
+                expect(page.locator("#chat .nothing")).to_be_visible()
+                page.reload()
+                page.locator("#chat .nothing").wait_for()
+                page.wait_for_timeout(700)
+                assert page.locator("#picture img, #chat .bot").count() == 0
+            server.close(built, gate)
+    context.close()
+
+
+@browser_only
+def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path) -> None:
+    """Ask, match and caption without another upload; two photos compared in one question."""
+    page = phone.page
+    uploads: list[str] = []
+    page.on("request", lambda request: uploads.append(request.url) if "/upload?" in request.url else None)
+    choose(page, picture)
+    phone.click("[role=tab]:text-is('Match')")
+    write(page, "match-texts", "a red square\na green star")
+    phone.press("#match-texts textarea", "Shift+Enter")
+    expect(page.locator("#matches li")).to_have_count(2)
+    phone.click("[role=tab]:text-is('Caption')")
+    phone.press("#caption-go", "Enter")
+    expect(page.locator("#captions li").first).to_be_visible()
+    phone.click("[role=tab]:text-is('Ask')")
+    assert len(uploads) == 1
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), "red").save(other)
+    phone.press("#more-open button", "Enter")
+    page.locator("#more input[type=file]").first.set_input_files(other)
+    expect(page.locator("#more img").first).to_be_visible()
+    phone.ask("what has changed?")
+    replies(page, 1)
+    page.locator("#prompt button").first.press("Enter")
+    assert page.locator("#prompt textarea").input_value().startswith("[picture 1: 8 tokens][picture 2: 8 tokens]")
+    assert (phone.clicks, phone.keys) == (3, 4)
+
+
+@browser_only
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1280, "dark")])
+def test_no_serious_violation_of_accessibility(
+    browser: Browser, address: str, picture: Path, width: int, theme: Any
+) -> None:
+    """In our own markup, by axe; what Gradio's components violate is listed in docs/demo.md."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+    page.goto(address)
+    choose(page, picture)
+    write(page, "question", ASK)
+    page.locator("#ask").click()
+    replies(page, 1)
+    tab(page, "Look")
+    write(page, "look-question", ASK)
+    write(page, "look-answer", "red star")
+    page.locator("#look-explain").click()
+    page.locator(".words label").nth(2).wait_for()
+    found = {}
+    for name in ("Look", "Ask"):
+        tab(page, name)
+        page.wait_for_timeout(300)
+        for one in axe.run(page).response["violations"]:
+            if one["impact"] in ("serious", "critical"):
+                found.setdefault(one["id"], []).extend(node["html"] for node in one["nodes"])
+    page.close()
+    print(json.dumps(found, indent=1))
+    assert set(found) <= GRADIOS, found
+    ours = ("talk", "message", "data-does", "explained", "figure", "fault", "<h1", "about")
+    assert not [html for nodes in found.values() for html in nodes if any(mark in html for mark in ours)]
+
+
+#: Rules that Gradio's own components violate.
+GRADIOS: set[str] = set()
