@@ -98,10 +98,11 @@ class Visits:
             sizes[visitor] += sum(max(file.stat().st_size, LEAST) for file in files if file.exists())
             while held.get(visitor) and sizes[visitor] > SHARE:
                 self._drop(held, sizes, visitor)
-            while sizes.total() > MAX_STORED and (
-                who := next((w for w, _ in sizes.most_common() if held.get(w)), None)
-            ):
-                self._drop(held, sizes, who)
+            while sizes.total() > MAX_STORED:
+                most = [one for one, _ in sizes.most_common() if held.get(one)]
+                if not most:
+                    break
+                self._drop(held, sizes, most[0])
 
     def _drop(self, held: dict[str, list[tuple[float, int, Path]]], sizes: Counter[str], who: str) -> None:
         _, size, file = held[who].pop(0)
