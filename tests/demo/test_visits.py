@@ -73,8 +73,9 @@ def test_a_visitor_who_sends_much_loses_its_own_oldest_files(
 def test_who_stores_most_makes_room_for_all(kept: visits.Visits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is refused, and a visitor of one picture keeps it."""
     monkeypatch.setattr(visits, "MAX_STORED", 5 * UNIT)
-    greedy, modest, drawn = files(kept, "a", *"1234"), files(kept, "b", "only"), files(kept, "page", "drawn")
+    greedy, drawn = files(kept, "a", *"1234"), files(kept, "page", "drawn")
     kept.keep(greedy, "192.0.2.1")
+    modest = files(kept, "b", "only")
     kept.keep(modest, "192.0.2.2")
     late = files(kept, "c", "late")
     kept.keep(late, "192.0.2.3")
