@@ -180,12 +180,12 @@ async def load(address: str, process: int, clients: list[Client], seconds: float
     return tally
 
 
-def started(checkpoint: str, log: Any) -> tuple[subprocess.Popen[bytes], str]:
+def started(checkpoint: str, log: Any, *options: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a page in its own process, and wait until it responds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qformer", "demo", checkpoint, "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "qformer", "demo", checkpoint, "--port", str(port), "--device", "cpu", *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):

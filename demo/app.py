@@ -15,9 +15,9 @@ from qformer.demo.endpoints import endpoints
 from qformer.demo.hosts import Hosts
 from qformer.demo.looking import look_tab
 from qformer.demo.markup import CSS
-from qformer.demo.tabs import CONFIRM, Page, caption_tab, match_tab, search_tab, shared_boxes
+from qformer.demo.searching import search_tab
+from qformer.demo.tabs import CONFIRM, Page, caption_tab, match_tab, shared_boxes
 from qformer.scenes.examples import draw_examples
-from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,15 +114,12 @@ def serve(
         UsageError: something that cannot be loaded, an address that cannot be served, or a port that is taken.
     """
     hosts = Hosts(allow_hosts, root_path, host)
-    server.check_bind(hosts)
+    server.check_bind(hosts, port)
     models = backend.load_models(path, stage1, index, device, quantize, trust)
     gate = server.Gate()
     with server.workplace() as folder:
         examples = draw_examples(folder) if models.of_scenes else backend.draw_photos(folder, models)
         page = build(models, gate, examples, keeps=auth is None, feedback=feedback)
-        try:
-            server.launch(
-                page, folder=folder, gate=gate, port=port, queue=queue, share=share, auth=auth, hosts=hosts, **LOOKS
-            )
-        except OSError as error:
-            raise UsageError(f"the page cannot be served ({error}); give another --port") from error
+        server.launch(
+            page, folder=folder, gate=gate, port=port, queue=queue, share=share, auth=auth, hosts=hosts, **LOOKS
+        )

@@ -20,7 +20,8 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HIT = ("name", "caption", "itc", "itm", "fault")  # of a hit
+HIT = ("name", "where", "caption", "score", "itc", "itm", "fault")  # of a hit
+EXAMPLE = "picture.png"  # in the snippets of the page
 
 
 def endpoints(page: Page) -> None:
@@ -63,6 +64,15 @@ def endpoints(page: Page) -> None:
         [gr.Gallery(label="pictures", visible=False), gr.JSON(label="numbers", visible=False)],
     )
 
+    # The guard replaces refused calls by this one, so that the page and its clients show the reason.
+    refuse = gr.Button(visible=False)
+    refuse.click(_refuse, [_text("reason")], None, api_name=guard.REFUSAL, api_visibility="private")
+
+
+def _refuse(reason: str) -> None:
+    with show_errors():
+        raise UsageError(reason)
+
 
 def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], outputs: Any) -> None:
     """Register one function under its parameter names; values reach it unprocessed."""
@@ -72,11 +82,16 @@ def _endpoint(name: str, function: Callable[..., Any], inputs: list[Any], output
 
 
 def _image() -> gr.Image:
-    return gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
+    box = gr.Image(type="filepath", image_mode=None, label="Picture", visible=False)
+    example = {"path": EXAMPLE, "url": EXAMPLE, "meta": {"_type": "gradio.FileData"}}
+    setattr(box, "example_payload", lambda: example)  # noqa: B010 - Gradio's is an address, which is not fetched
+    return box
 
 
 def _files() -> gr.File:
-    return gr.File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
+    box = gr.File(file_count="multiple", label="more", elem_classes=guard.ADDED, visible=False)
+    setattr(box, "example_payload", list)  # noqa: B010
+    return box
 
 
 def _text(label: str, value: str = "") -> gr.Textbox:

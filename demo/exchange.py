@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ MAX_DRAINED = 200_000_000  # bytes
 MAX_HEADER = 8_192  # bytes of one header of a part
 FIELD = "an upload must hold its pictures in fields named 'files', each with a file name"
 BROKEN = "the upload broke off"
+STALL = 60.0  # seconds in which some of a body must come
+STALLED = "nothing came for {:.0f} seconds; send the request again"
 
 
 class Refused(Exception):
@@ -152,7 +155,7 @@ class Exchange:
         if self._again is not None:
             message, self._again = self._again, None
             return message
-        message = await self._receive()
+        message = await self._next()
         self._read |= not message.get("more_body", False)
         if message["type"] == "http.disconnect" and not self._ended:
             self.left = True
@@ -161,6 +164,17 @@ class Exchange:
         elif message["type"] == "http.request" and self._form is not None:
             self._form.feed(message.get("body", b""), message.get("more_body", False))
         return message
+
+    async def _next(self) -> Message:
+        """Next message of a client, which must not stall before its body is complete."""
+        if self._read:
+            return await self._receive()
+        try:
+            return await asyncio.wait_for(self._receive(), STALL)
+        except TimeoutError:
+            self._read = True
+            told = STALLED.format(STALL)
+            raise (Refused(408, told) if self._form is None else MultiPartException(told)) from None
 
     async def body(self, limit: int) -> bytes:
         """Read the whole body, at most `limit` bytes.
@@ -196,7 +210,10 @@ class Exchange:
         """Read the rest of the body, up to a limit: a client that is cut off while sending reads no response."""
         size, more = 0, not self._read
         while more and size < MAX_DRAINED:
-            message = await self._receive()
+            try:
+                message = await asyncio.wait_for(self._receive(), STALL)
+            except TimeoutError:
+                return
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
 
@@ -219,6 +236,10 @@ class Exchange:
             self._start = message
         else:
             self.held += message.get("body", b"")
+
+    async def send_now(self, message: Message) -> None:
+        """Send what replaces a response that was held back."""
+        await self._send(message)
 
     async def release(self) -> None:
         if self._start is not None:

@@ -5,6 +5,9 @@ All input of a visitor is checked; unusable input raises a `UsageError` of one s
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +19,23 @@ from qformer import resolution
 from qformer.data.texts import clean_caption
 from qformer.demo import look
 from qformer.demo.backend import answer, prepare
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, open_picture
+from qformer.demo.limits import (
+    MAX_BYTES,
+    MAX_CONTEXT,
+    MAX_QUESTION,
+    check_number,
+    check_picture,
+    check_text,
+    open_picture,
+)
 from qformer.demo.shown import row_of
 from qformer.evaluation.choice import choice_losses
+from qformer.images import read_file, read_image
 from qformer.lookup import find
 from qformer.resolution.measures import useful
+from qformer.retrieval import places as kept
+from qformer.retrieval.gallery import MANIFEST
+from qformer.retrieval.places import in_words
 from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +44,10 @@ if TYPE_CHECKING:
     from qformer.retrieval.search import Hit, Retriever
 
 THUMBNAIL = 192  # pixels
+LARGEST = 4096  # pixels of a side of a hit whose file is not shown as it is
+GONE = (
+    "the gallery is no longer where it was when this page was started; who runs the page can put it back or restart it"
+)
 MOST_CAPTIONS, MOST_TEXTS, MOST_HITS = 10, 32, 24
 
 
@@ -121,19 +140,38 @@ class ShownHit:
     """A hit as the page shows it.
 
     Attributes:
+        id: of the entry. where: path of its picture (a `path` would be fetched). score: value that orders hits.
         itc, itm: cosine, and the probability of a match if it was re-ranked.
         moved: places by which re-ranking moved it up. fresh: it was not among the hits shown before re-ranking.
-        fault: reason why there is no picture, such as `missing` or `changed`; empty if there is one.
+        fault: reason why there is no picture, such as `missing` or `damaged`; empty if there is one.
     """
 
-    name: str
+    id: str
+    where: str
     caption: str
     picture: Image.Image | None
+    score: float
     itc: float
     itm: float | None = None
     moved: int = 0
     fresh: bool = False
     fault: str = ""
+
+    @property
+    def name(self) -> str:
+        return Path(self.where).name
+
+
+def count(retriever: Retriever) -> int:
+    """Number of images in a gallery today.
+
+    Raises:
+        UsageError: the gallery is gone.
+    """
+    gallery = retriever.gallery
+    if not (gallery.folder / MANIFEST).is_file():
+        raise UsageError(GONE)
+    return len(gallery.store)
 
 
 def search(
@@ -144,8 +182,9 @@ def search(
     Without a text nothing is re-ranked, and the second list is empty.
 
     Raises:
-        UsageError: neither text nor image, or invalid numbers.
+        UsageError: neither text nor image, invalid numbers, or the gallery is gone.
     """
+    count(retriever)
     words = check_text("text", text, MAX_QUESTION).strip() or None
     picture = None if image is None else open_picture(image)
     if words is None and picture is None:
@@ -166,7 +205,7 @@ def search(
 def _found(hit: Hit, pictures: dict[str, tuple[Image.Image | None, str]]) -> ShownHit:
     caption = hit.captions[0] if hit.captions else ""
     picture, fault = pictures[hit.id]
-    return ShownHit(Path(hit.path).name, caption, picture, hit.itc, hit.probability, fault=fault)
+    return ShownHit(hit.id, hit.path, caption, picture, hit.score, hit.itc, hit.probability, fault=fault)
 
 
 def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]:
@@ -174,9 +213,56 @@ def _thumbnail(retriever: Retriever, hit: Hit) -> tuple[Image.Image | None, str]
     try:
         picture = Image.fromarray(retriever.open_image(hit).permute(1, 2, 0).numpy())
     except BadSample as bad:
-        return None, bad.kind
+        return None, _fault(bad, hit.path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return picture, ""
+
+
+def _fault(bad: BadSample, path: str) -> str:
+    """Fault of a hit's picture; a file that has changed may be another picture, or none any more."""
+    if bad.kind == "changed":
+        try:
+            read_image(read_file(Path(path)))
+        except BadSample as worse:
+            return "changed" if worse.kind == "missing" else "damaged"
+    return bad.kind
+
+
+@dataclass(frozen=True)
+class OpenedHit:
+    """A hit in full: a file of the page, which its boxes of pictures take as a value, its path, and its captions."""
+
+    file: str
+    path: str
+    captions: list[str]
+
+
+def open_hit(retriever: Retriever, id_: Any) -> OpenedHit:
+    """Copy the picture of a hit into the page's folder, as it is if visitors could upload it, else as PNG or JPEG.
+
+    Raises:
+        UsageError: no such picture, or it is gone, changed or damaged.
+    """
+    count(retriever)
+    known = isinstance(id_, str) and re.fullmatch("[0-9a-f]{32}", id_)
+    entry = retriever.gallery.store.get([id_]).get(id_) if known else None
+    if entry is None:
+        raise UsageError("this picture is not in the gallery; search again")
+    try:
+        picture = Image.fromarray(retriever.open_image(id_).permute(1, 2, 0).numpy())
+    except BadSample as bad:
+        raise UsageError(f"this picture is {in_words(_fault(bad, entry.path))}; index its folder again") from bad
+    path, fault = kept.find(entry, lambda place: b"")  # of a record the picture alone is taken
+    file = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / f"{Path(path).stem[:100] or 'hit'}.png"
+    try:
+        file = file.with_suffix(Path(path).suffix[:10] or ".png")
+        file.write_bytes(check_picture("" if fault else path))
+    except UsageError:  # a kind of file, or a size, that the page does not take
+        large = picture.width * picture.height > MAX_BYTES / 8
+        file = file.with_suffix(".jpg" if large else ".png")
+        picture.thumbnail((LARGEST, LARGEST))
+        picture.save(file, quality=95)
+    return OpenedHit(str(file), path, list(entry.captions))
 
 
 def queries(model: VisionLanguageModel | ImageTextModel, image: str | None) -> Image.Image:

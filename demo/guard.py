@@ -1,4 +1,4 @@
-"""The guard in front of Gradio: a filter of requests, and the deletion of old files and sessions.
+"""The guard in front of Gradio: a filter of requests.
 
 Gradio serves more than this page needs: it downloads pictures from addresses, proxies, records and shares. `Guard` lets
 through only what the page uses, from its own pages (`qformer.demo.hosts`) and from visitors who know the password
@@ -8,13 +8,13 @@ and no place in the queue, and gets a reason in one sentence.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
 import re
-import time
-from collections import Counter
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
@@ -23,16 +23,18 @@ from anyio.to_thread import run_sync
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from qformer import compat
 from qformer.demo import limits
 from qformer.demo.exchange import Exchange, Refused
+from qformer.demo.hosts import network
 from qformer.demo.password import DEVICE, FORM, FORM_HEADERS, Tries
+from qformer.demo.visits import ONCE
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import MutableMapping
 
     from qformer.demo.hosts import Hosts
+    from qformer.demo.visits import Visits
 
     Message = MutableMapping[str, Any]
 
@@ -44,17 +46,23 @@ READ = re.compile(  # paths that the page and the clients of its API fetch
     re.DOTALL,
 )
 WRITE = re.compile(rf"/login/?|{API}/(upload|cancel|reset/?|queue/join|run/predict|call/[^/]+)")
-MAX_STORED = 2_000_000_000  # bytes of pictures kept at once
+EMPTY: dict[str, Response] = {  # what Gradio's page of its API asks for; browsers report a 404 in their console
+    "/monitoring/summary": JSONResponse({"functions": {}}),
+    f"{API}/mcp/schema": Response(status_code=304),  # not 200, or it would show a way to call us by MCP
+}
 MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
+MAX_SESSION = 100  # characters of the name of a session
 START = f"{API}/startup-events"  # requested once by Gradio itself
-KEEP_FILES = 3600.0  # seconds
-KEEP_SESSION = 600.0  # seconds without a connection; a laptop closed briefly keeps its conversation
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
 ADDED = "added-later"  # class of inputs that requests may leave out at the end, since clients came before them
 NO_PATH = "a picture must be an object with the 'path' that its upload returned"
 CLOSED = "the page is shutting down and accepts no new requests; try again later"
 FULL = "{} requests are waiting, which is the limit; try again in a moment"
+NO_ROOM = "the disk of this machine is full; tell who runs the page, or try again later"
+NO_SESSION = f"a request must name its session (session_hash) in at most {MAX_SESSION} characters"
+REFUSAL = "page_refuse"  # function of the page that raises the sentence it is given
+LOGGER = logging.getLogger(__name__)
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
@@ -64,52 +72,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean": "true or false", "array": "a list"}
-
-
-class Visits:
-    """Connected visitors, and uploads and sessions kept for those who have left."""
-
-    def __init__(self, page: Any, uploads: Path) -> None:
-        self.page = page
-        self.queue = compat.page_queue(page)
-        self.uploads = uploads
-        self.own = set(uploads.rglob("*"))  # examples of the page
-        self.has_started = False  # whether the server runs, and Gradio itself sends no more requests
-        self.answering = 0  # open requests, except heartbeats
-        self.open: Counter[str] = Counter()
-        self.last: dict[str, float] = {}
-
-    def stored(self) -> int:
-        """Bytes of all uploads."""
-        return sum(os.path.getsize(file) for file in self._uploaded())
-
-    def _uploaded(self) -> Iterator[Path]:
-        return (file for file in self.uploads.rglob("*") if file not in self.own and file.is_file())
-
-    def tidy(self) -> None:
-        """Remove old uploads, and the state of sessions that have ended."""
-        now = time.time()
-        for file in list(self._uploaded()):
-            if now - file.stat().st_mtime > KEEP_FILES:
-                self.remove(file)
-        states, queue = self.page.app.state_holder, self.queue
-        busy = {event.session_hash for event in list(queue.event_ids_to_events.values())}
-        for session in {*states.session_data, *queue.pending_event_ids_session, *self.last}:
-            if self.open[session] or session in busy or now - self.last.setdefault(session, now) < KEEP_SESSION:
-                continue
-            states.session_data.pop(session, None)
-            states.time_last_used.pop(session, None)
-            queue.pending_messages_per_session.pop(session, None)
-            queue.pending_event_ids_session.pop(session, None)
-            self.last.pop(session, None)
-        self.open = +self.open
-
-    def remove(self, file: Path) -> None:
-        file.unlink(missing_ok=True)
-        if file.parent != self.uploads and not any(file.parent.iterdir()):
-            file.parent.rmdir()
-        for names in self.page.temp_file_sets:
-            names.discard(str(file))
 
 
 class Guard:
@@ -148,13 +110,15 @@ class Guard:
             if self.tries is None or await self._lets_in(scope, path, exchange, self.tries):
                 await self._pass(scope, path, exchange)
         except Refused as refused:
+            LOGGER.info("%s %s %a: %d %a", _address(scope), scope["method"], path[:200], refused.status, str(refused))
             await exchange.drain()
             await exchange.refuse(scope, refused)
-        except Exception:
-            logging.getLogger(__name__).exception("%s %s", scope["method"], path)
-            await exchange.refuse(
-                scope, Refused(500, "something went wrong here; it was logged, and the page keeps running")
-            )
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            LOGGER.error("%s %a", scope["method"], path[:200], exc_info=not full)
+            told = "something went wrong here; it was logged, and the page keeps running"
+            await exchange.drain()
+            await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, told))
         finally:
             self.visits.answering -= not kept_open
 
@@ -194,8 +158,7 @@ class Guard:
     async def _log_in(self, scope: Message, exchange: Exchange, tries: Tries) -> None:
         """Check a password; each try counts as wrong until it succeeds, so that parallel tries gain nothing."""
         exchange.replay(await exchange.body(MAX_LOGIN))
-        address = scope["client"][0] if scope.get("client") else ""
-        client = tries.client(address, HTTPConnection(scope).cookies.get(DEVICE))
+        client = tries.client(_address(scope), HTTPConnection(scope).cookies.get(DEVICE))
         if wait := math.ceil(tries.take(client)):
             raise Refused(429, f"too many wrong passwords; try again in {wait} seconds", {"Retry-After": str(wait)})
         cookie = f"{DEVICE}={tries.cookie()}; Max-Age=31536000; Path=/; HttpOnly; SameSite=Lax"
@@ -208,6 +171,8 @@ class Guard:
         method = scope["method"]
         if not path:
             return await RedirectResponse(f"{self.hosts.prefix}/")(scope, exchange.receive, exchange.send)
+        if method == "GET" and path in EMPTY:
+            return await EMPTY[path](scope, exchange.receive, exchange.send)
         offered = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
         if offered is None or not offered.fullmatch(path):
             raise Refused(404, f"there is nothing at {method[:10]} {path[:100]!r}")
@@ -217,14 +182,20 @@ class Guard:
         if exchange.is_file:
             self._check_file(path.removeprefix(f"{API}/file="))
         session = _session(path, query)
+        if len(session or "") > MAX_SESSION:
+            raise Refused(400, NO_SESSION)
         if method == "POST" and path == f"{API}/upload":
-            return await self._upload(scope, exchange)
+            try:
+                return await self._upload(scope, exchange)
+            except Refused as refused:
+                await self._refuse_upload(scope, exchange, refused)
+                return None
         if method == "POST" and not path.startswith("/login"):
             body = await exchange.json()
             if path.endswith("/cancel"):
                 self.gate.cancel(str(body.get("session_hash")))
             elif not path.rstrip("/").endswith("/reset"):
-                body = await self._request(path.removeprefix(f"{API}/call/"), body)
+                body = await self._call(path.removeprefix(f"{API}/call/"), body)
             exchange.replay(json.dumps(body).encode())
         if session is None:
             return await self.app(scope, exchange.receive, exchange.send)
@@ -239,15 +210,13 @@ class Guard:
         if not path.startswith(f"{API}/heartbeat/") and session not in queue.pending_messages_per_session:
             raise Refused(404, "no request of this session is waiting for a response; send one first")
         self.visits.open[session] += 1
+        stays = path.startswith(f"{API}/heartbeat/")
         try:
             await self.app(scope, exchange.receive, exchange.send)
         finally:
-            self.visits.open[session] -= 1
-            self.visits.last[session] = time.time()
-            if exchange.left and not path.startswith(f"{API}/heartbeat/"):
+            self.visits.end(session, stays)
+            if exchange.left and not stays:
                 self.gate.cancel(session)
-            if path.startswith(f"{API}/call/") and session == request:
-                self.visits.last[session] = -math.inf  # a session of one request, which is complete
 
     async def _upload(self, scope: Message, exchange: Exchange) -> None:
         """Accept uploads; files that are not pictures are removed at once."""
@@ -259,25 +228,39 @@ class Guard:
             raise Refused(411, "an upload must have a length (Content-Length)")
         if int(length) > MAX_UPLOAD:
             raise Refused(413, f"the upload has {int(length) / 1e6:.1f} MB; the limit is {MAX_UPLOAD / 1e6:.0f} MB")
-        if await run_sync(self.visits.stored) > MAX_STORED:
-            raise Refused(503, "too many pictures are stored; try again in a few minutes")
+        visitor = network(_address(scope))
         exchange.hold(headers.get(b"content-type", ""))
-        await self.app(scope, exchange.receive, exchange.send)
-        await exchange.drain()
+        with self.visits.receiving(visitor, int(length)):
+            await self.app(scope, exchange.receive, exchange.send)
+            await exchange.drain()
         if exchange.status == 200:
             refused: list[UsageError] = []
-            for name in json.loads(exchange.held):
+            files = [Path(name) for name in json.loads(exchange.held)]
+            for file in files:
                 try:
-                    await run_sync(limits.check_file, name)
+                    await run_sync(limits.check_file, file)
                 except UsageError as error:
-                    await run_sync(self.visits.remove, Path(name))
+                    await run_sync(self.visits.remove, file)
                     refused.append(error)
+            await run_sync(self.visits.keep, [file for file in files if file.exists()], visitor)
             if refused:
                 raise Refused(400, str(refused[0])) from refused[0]
         await exchange.release()
 
+    async def _refuse_upload(self, scope: Message, exchange: Exchange, refused: Refused) -> None:
+        """Refuse an upload; `gradio_client`, which shows no reason here, gets a path for which its call is refused."""
+        agent = dict(scope["headers"]).get(b"user-agent", b"")
+        if not agent.startswith(b"gradio_client/") or exchange.has_begun:
+            raise refused
+        path = f"{self.uploads}/{secrets.token_hex(16)}/refused"
+        self.visits.refuse(path, str(refused))
+        await exchange.drain()
+        await JSONResponse([path])(scope, exchange.receive, exchange.send_now)
+
     def _check_file(self, name: str) -> str:
         """Check that a file belongs to the page; returns its path."""
+        if sentence := self.visits.refused.get(name):
+            raise Refused(400, sentence)
         if "://" in name or name.startswith("data:"):
             raise Refused(403, "addresses are not fetched here; upload the picture itself")
         try:
@@ -288,6 +271,24 @@ class Guard:
             raise Refused(403, "this file does not belong to the page; upload the picture itself")
         return real
 
+    async def _call(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Check a call; a refused one of the queue is replaced by one that fails with the reason.
+
+        The page and `gradio_client` show the reason of a call that fails, but not that of a response 400.
+        """
+        try:
+            return await self._request(name, body)
+        except Refused as refused:
+            numbers = {function.api_name: number for number, function in self.page.fns.items()}
+            session = body.get("session_hash")
+            if name != f"{API}/queue/join" or refused.status not in (400, 403) or REFUSAL not in numbers:
+                raise
+            if str(refused) == NO_SESSION or not isinstance(session, str):
+                raise
+            self.visits.begin(session)
+            LOGGER.info("%s: %d %a", name, refused.status, str(refused))
+            return {"data": [str(refused)], "fn_index": numbers[REFUSAL], "session_hash": session}
+
     async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Check a call of one of the page's functions; returns it with only the keys that Gradio needs."""
         if self.gate.stopping:
@@ -295,12 +296,14 @@ class Guard:
         at_once = name == f"{API}/run/predict"  # quick calls of the page, which do not wait in the queue
         if not at_once and len(self.visits.queue) >= self.queue:
             raise Refused(503, FULL.format(self.queue))
+        if not isinstance(body.get("session_hash") or "", str) or len(body.get("session_hash") or "") > MAX_SESSION:
+            raise Refused(400, NO_SESSION)
         named = {f.api_name: f for f in self.page.fns.values() if f.api_visibility == "public"}
         number = body.get("fn_index")
         if name.startswith("/"):  # the queue, where functions are numbered
             function = self.page.fns.get(number) if isinstance(number, int) else None
             if not isinstance(body.get("session_hash"), str):
-                raise Refused(400, "a request must name its session (session_hash)")
+                raise Refused(400, NO_SESSION)
         else:
             function = named.get(name)
         if function is None or function.fn is None or (at_once and function.queue):
@@ -310,16 +313,17 @@ class Guard:
             data = body.get("data")
             if isinstance(data, list):
                 data += [None for block in function.inputs[len(data) :] if ADDED in block.elem_classes]
-            await self._check_inputs(function, data)
+            await self._check_inputs(function, data, is_named=not name.startswith("/"))
         kept: dict[str, Any] = {key: body[key] for key in KEPT if key in body}
-        if session := kept.get("session_hash"):
-            self.visits.last[session] = time.time()
+        if kept.get("session_hash") is None:
+            kept["session_hash"] = ONCE + secrets.token_hex(16)
+        self.visits.begin(kept["session_hash"])
         return kept
 
-    async def _check_inputs(self, function: Any, data: Any) -> None:
+    async def _check_inputs(self, function: Any, data: Any, is_named: bool) -> None:
         """Check that values have the types of the function's components, and that pictures are existing files."""
         inputs = function.inputs
-        if isinstance(data, list) and len(data) != len(inputs):
+        if is_named and isinstance(data, list) and len(data) != len(inputs):
             inputs = [block for block in inputs if not block.skip_api]
         if not isinstance(data, list) or len(data) != len(inputs):
             labels = ", ".join(_label(block) for block in inputs)
@@ -348,6 +352,10 @@ class Guard:
             await run_sync(limits.check_file, name)
         except UsageError as error:
             raise Refused(400, str(error)) from error
+
+
+def _address(scope: Message) -> str:
+    return str(scope["client"][0]) if scope.get("client") else ""
 
 
 def _label(block: Any) -> str:

@@ -60,6 +60,12 @@ def is_loopback(name: str) -> bool:
     return _ip(name) is not None and ipaddress.ip_address(name).is_loopback
 
 
+def network(address: str) -> str:
+    """Part of an IP address by which a visitor is told from others; a household has 2**64 addresses of version 6."""
+    ip = _ip(address)
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip and ":" in ip else ip or address
+
+
 def _ip(text: str) -> str | None:
     """Normal form of an IP address; an IPv4 address within IPv6 becomes the IPv4 address."""
     try:

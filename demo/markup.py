@@ -9,18 +9,16 @@ from markupsafe import Markup
 
 from qformer.demo.browser import FILES
 from qformer.figures.page import ENVIRONMENT, data_uri
-from qformer.retrieval.places import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from PIL import Image
 
-    from qformer.demo.finding import Caption, Match, ShownHit
+    from qformer.demo.finding import Caption, Match
     from qformer.demo.transcript import Conversation
 
 MOST_WORDS = 16  # words of an answer that have maps
-CARD = 160  # pixels of a thumbnail
 #: Of the maps in a section, shows that of the word that is pointed at, or else of the one that is chosen.
 PICK = """
 .explained section:has(.words > :nth-child({n}) input:checked) .maps > :not(:nth-child({n})),
@@ -44,26 +42,6 @@ FIGURE = Markup(
 )
 
 EXPLAINED = ENVIRONMENT.from_string((FILES / "explained.html").read_text(encoding="utf-8"))
-
-HITS = ENVIRONMENT.from_string("""\
-<ol class="hits" aria-label="{{ label }}">
-{% for hit in hits %}
-  {% set title = hit.caption or hit.name %}
-  <li>{% if hit.picture %}<img src="{{ data_uri(hit.picture, side) }}" alt="{{ title }}">
-  {% else %}<span class="gone">{{ in_words(hit.fault) }}</span>{% endif %}
-  <div class="numbers"><span>{{ loop.index }}
-  {% if hit.moved %}
-    {% set way = "up" if hit.moved > 0 else "down" %}
-    <span class="{{ way }}" title="{{ hit.moved | abs }} places {{ way }} by re-ranking">
-    {{- "▲" if hit.moved > 0 else "▼" }}{{ hit.moved | abs }}</span>
-  {% elif hit.fresh %}
-    <span class="up" title="not among the first by cosine">new</span>
-  {% endif %}
-  </span><span>{{ "%.3f" | format(hit.itc) if hit.itm is none else "%.1f%%" | format(100 * hit.itm) }}</span></div>
-  <div class="told" title="{{ title }}">{{ title }}</div>
-  <div><small>{{ hit.name if hit.caption }}</small></div></li>
-{% endfor %}
-</ol>""")
 
 
 def talk(conversation: Conversation, judged: bool = False) -> str:
@@ -135,8 +113,3 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
         read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
         cards.append(Markup("<li>{}</li>").format(_figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'
-
-
-def hit_cards(hits: Sequence[ShownHit], label: str) -> str:
-    """Hits as cards: thumbnail, place, scores, name and caption."""
-    return HITS.render(hits=hits, label=label, side=CARD, data_uri=data_uri, in_words=in_words)

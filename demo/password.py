@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from typing import TYPE_CHECKING
+
+from qformer.demo.browser import FILES
+from qformer.demo.hosts import network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,13 +74,7 @@ class Tries:
         nonce, _, signature = (cookie or "").partition(".")
         if nonce and hmac.compare_digest(signature.encode(), self._sign(nonce).encode()):
             return f"{DEVICE} {nonce}"
-        try:
-            ip = ipaddress.ip_address(address)
-        except ValueError:
-            return f"address {address}"
-        if ip.version == 6:  # a household has 2**64 addresses
-            return f"address {ipaddress.ip_network((ip, 64), strict=False)}"
-        return f"address {ip}"
+        return f"address {network(address)}"
 
     def cookie(self) -> str:
         """Make a new value of the cookie `DEVICE`."""
@@ -93,34 +89,7 @@ class Tries:
 
 
 # Replaces Gradio's own form, which comes with the names of all functions.
-FORM = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>qformer: log in</title><link rel="icon" href="data:,">
-<style>
-:root { color-scheme: light dark; font: 16px system-ui, sans-serif }
-form { max-width: 20rem; margin: 15vh auto; padding: 0 1rem; display: grid; gap: .75rem }
-label { display: grid; gap: .25rem }
-input, button { font: inherit; padding: .5rem }
-output { min-height: 3em }
-</style></head><body>
-<form method="post" action="login">
-<h1>Log in</h1>
-<label>Name <input name="username" autocomplete="username" required autofocus></label>
-<label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button><output></output>
-</form>
-<script>
-document.querySelector("form").onsubmit = async (event) => {
-  event.preventDefault();
-  const form = event.target, message = form.querySelector("output");
-  try {
-    const answer = await fetch("login", { method: "POST", body: new URLSearchParams(new FormData(form)) });
-    if (answer.ok) return location.reload();
-    message.value = answer.status === 400 ? "The name or the password is wrong." : (await answer.json()).detail;
-  } catch { message.value = "The page did not respond; try again."; }
-};
-</script></body></html>
-"""
+FORM = (FILES / "login.html").read_text(encoding="utf-8")
 FORM_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

@@ -8,6 +8,7 @@ front of Gradio.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -28,9 +29,10 @@ from starlette.routing import Route
 from torch import nn
 
 from qformer.demo import limits
-from qformer.demo.guard import CLOSED, Guard, Visits
+from qformer.demo.guard import CLOSED, REFUSAL, Guard
 from qformer.demo.hosts import Hosts
 from qformer.demo.password import Password
+from qformer.demo.visits import Visits
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +42,11 @@ UPLOADS = "uploads"
 PLACE = "qformer-demo-"  # prefix of the names of temporary folders
 LOCK = "lock"  # a file in each of them, locked while its page runs
 TIDY_EVERY = 30.0  # seconds
-OFF = dict.fromkeys(("run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa", "inline"), False)
+PORT_FAULTS = {errno.EADDRINUSE: "is taken", errno.EACCES: "is for administrators alone"}
+OFF: dict[str, Any] = dict.fromkeys(
+    ("run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa", "inline"), False
+)
+OFF["footer_links"] = ["api"]  # not Gradio's settings, which show texts for developers
 DELIVERY = 5.0  # seconds for the last responses to reach their visitors
 
 
@@ -158,7 +164,24 @@ def workplace() -> Iterator[Path]:
 
     Build and serve a page inside: Gradio's components read the folder when they are created. Folders left by killed
     pages are removed first.
+
+    Raises:
+        UsageError: the disk is full, now or while the page is built.
     """
+    try:
+        with _workplace() as folder:
+            yield folder
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UsageError(
+            f"there is no room for the page's files in '{tempfile.gettempdir()}' ({error.strerror}); "
+            "free some, or set TMPDIR to a folder on another disk"
+        ) from error
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
     names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
     before = {name: os.environ.get(name) for name in names}
     _remove_left_over(Path(tempfile.gettempdir()))
@@ -199,17 +222,23 @@ def _lock(file: IO[str]) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def check_bind(hosts: Hosts) -> None:
-    """Try to listen at the address of the page, before anything is loaded.
+def check_bind(hosts: Hosts, port: int | None = None) -> None:
+    """Try to listen at the address and port of the page, before anything is loaded.
 
     Raises:
-        UsageError: this machine has no such address.
+        UsageError: this machine has no such address, or the port is taken or not allowed.
     """
     try:
-        family, kind, _, _, place = socket.getaddrinfo(hosts.bind, 0, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, place = socket.getaddrinfo(hosts.bind, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the page before may just have ended
             tried.bind(place)
     except OSError as error:
+        if port and error.errno in PORT_FAULTS:
+            why = PORT_FAULTS[error.errno]
+            raise UsageError(
+                f"port {port} of {hosts.bind} {why}; give another --port, or none for a free one"
+            ) from error
         raise UsageError(
             f"--host '{hosts.bind}' is not an address of this machine ({error.strerror}); "
             "give 127.0.0.1 for this machine alone, 0.0.0.0 for all its addresses, or one of them"
@@ -246,7 +275,7 @@ def launch(
         Gradio's (app, address, public address); shut it down with `close`.
 
     Raises:
-        OSError: the port is taken.
+        UsageError: the port is taken, or none is free.
     """
     uploads = folder / UPLOADS
     if os.environ.get("GRADIO_TEMP_DIR") != str(uploads):
@@ -254,20 +283,11 @@ def launch(
     _use_one_queue(page, queue)
     hosts = hosts or Hosts()
     page.visits = Visits(page, uploads)
-    started = page.launch(
-        server_name=f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind,
-        server_port=port,
-        share=share,
-        auth=None if auth is None else Password(*auth),
-        root_path=hosts.root_path,
-        max_file_size=limits.MAX_BYTES,
-        app_kwargs=_middleware(page, gate, hosts, auth is not None, queue),
-        state_session_capacity=2000,
-        prevent_thread_lock=True,
-        quiet=True,
-        **OFF,
-        **looks,
-    )
+    check_bind(hosts, port)
+    options = OFF | {"root_path": hosts.root_path, "share": share, "server_port": port} | looks
+    options["app_kwargs"] = _middleware(page, gate, hosts, auth is not None, queue)
+    options["auth"] = None if auth is None else Password(*auth)
+    started = _start(page, f"[{hosts.bind}]" if ":" in hosts.bind else hosts.bind, options)
     page.visits.has_started = True
     if share and started[2]:
         hosts.add_address(started[2])
@@ -276,6 +296,22 @@ def launch(
         _wait_for_signal(gate)
         close(page, gate)
     return started
+
+
+def _start(page: Any, name: str, options: dict[str, Any]) -> Any:
+    try:
+        return page.launch(
+            server_name=name,
+            max_file_size=limits.MAX_BYTES,
+            state_session_capacity=2000,
+            prevent_thread_lock=True,
+            quiet=True,
+            **options,
+        )
+    except OSError as error:
+        if error.errno:  # Gradio's own, about ports, has none
+            raise
+        raise UsageError("no port from 7860 to 7959 is free here; give a free one with --port") from error
 
 
 def _middleware(page: Any, gate: Gate, hosts: Hosts, has_password: bool, queue: int) -> dict[str, Any]:
@@ -313,8 +349,9 @@ def _use_one_queue(page: Any, size: int) -> None:
     # Gradio rebuilds a table of the last 10,000 requests for each new one.
     os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="100", GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
     page.queue(max_size=size, api_open=False, default_concurrency_limit=1)
-    for function in page.fns.values():
-        function.concurrency_id, function.concurrency_limit = "model", 1  # one queue, so that positions in it are true
+    for function in page.fns.values():  # one queue, so that positions in it are true; a refusal does not wait
+        refuses = function.api_name == REFUSAL
+        function.concurrency_id, function.concurrency_limit = ("refusals", None) if refuses else ("model", 1)
 
 
 def _health(page: Any, gate: Gate) -> Callable[[Any], Any]:

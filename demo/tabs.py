@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qformer.demo.backend import Models
     from qformer.demo.server import Gate
     from qformer.model.vision_language import VisionLanguageModel
-    from qformer.retrieval.search import Retriever
 
 MORE = f"They follow the picture, {MOST_SHOWN} in all. A moving GIF is a clip here; in the box above it is a picture."
 #: Options of events that need no model: they do not wait, and are not part of the API.
@@ -255,58 +254,3 @@ def match_tab(page: Page) -> None:
         return markup.match_bars(page.gate.run(finding.match, model, path_of(picture), texts, request=request))
 
     page.on([button.click, texts.submit], compare, [page.picture, texts], [said], said)
-
-
-def search_tab(page: Page) -> None:
-    retriever = page.models.retriever
-    if retriever is None:
-        page.lacking(backend.NO_MATCHING if page.models.matching is None else backend.NO_GALLERY)
-        return
-    with gr.Row(), gr.Column(scale=3, min_width=300):
-        text = gr.Textbox(
-            label=_among(retriever),
-            placeholder=page.hints.search,
-            info="By text, by a picture, or by both; Enter searches",
-            max_length=MAX_QUESTION,
-            elem_id="search-text",
-        )
-        with gr.Row():
-            k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
-            shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
-        like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like")
-        button = gr.Button("Search", variant="primary", elem_id="search-go")
-    with gr.Row():
-        with gr.Column(min_width=300):
-            gr.Markdown("### By ITC\nThe cosine, from the index")
-            before = gr.HTML(elem_id="hits-itc", min_height=120)
-        with gr.Column(min_width=300):
-            gr.Markdown("### Re-ranked by ITM\nBy logit + cosine; shown: probability, places gained or lost")
-            after = gr.HTML(elem_id="hits-itm", min_height=120)
-
-    def find(request: gr.Request, text: Any, picture: Any, like: Any, k: Any, shortlist: Any) -> tuple[str, str, Any]:
-        with show_errors():
-            path = path_of(picture) if like else None
-            if like and path is None:
-                raise UsageError("there is no picture to look for; choose one, or write a text")
-            first, second = page.gate.run(finding.search, retriever, text, path, k, shortlist, request=request)
-            again = markup.hit_cards(second, "hits, re-ranked") if second else "<p>Re-ranking needs a text.</p>"
-            unknown = "<p>The model knows no letter of this text, so these hits mean nothing.</p>"
-            note = unknown if second and retriever.is_unknown(text) else ""
-            return note + markup.hit_cards(first, "hits by cosine"), note + again, gr.update(label=_among(retriever))
-
-    def count() -> Any:
-        with show_errors():
-            return gr.update(label=_among(retriever))
-
-    page.on(
-        [button.click, text.submit],
-        find,
-        [text, page.picture, like, k, shortlist],
-        [before, after, text],
-        [before, after],
-    )
-    gr.on(None, count, None, [text], **CONFIRM)  # at each opening of the page: the gallery may have grown
-
-
-def _among(retriever: Retriever) -> str:
-    return f"Search among {len(retriever.gallery.store):,} images"

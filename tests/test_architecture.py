@@ -27,7 +27,7 @@ from tests.architecture import (
 
 OPENINGS = {"Of", "By", "Whether", "That", "How", "What", "In", "Where"}
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 3900}
+LARGER = {"qformer/data": 4400, "qformer/evaluation": 3400, "demo": 4100}
 ONLY_BY = {
     "transformers": {
         "qformer/answering/models.py",
@@ -68,7 +68,7 @@ ONLY_BY = {
         "stages/run.py",
     },
     "av": {"qformer/videos/__init__.py"},
-    "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "server", "tabs")},
+    "gradio": {f"demo/{file}.py" for file in ("app", "asking", "endpoints", "looking", "searching", "server", "tabs")},
     "bitsandbytes": {"qformer/llm/quantize.py"},
     "lancedb": {"qformer/retrieval/lance.py"},
     "peft": {"qformer/llm/lora.py"},

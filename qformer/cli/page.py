@@ -75,6 +75,12 @@ def demo(
         Bits | None, typer.Option(help="load the language model in 8 or 4 bits; by default as it was trained")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default the GPU if there is one")] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="write errors and refused requests to this file instead of the terminal; it never grows large"
+        ),
+    ] = None,
     feedback: Feedback = None,
     trust: Trust = False,
     _verify: NoVerify = False,
@@ -90,24 +96,16 @@ def demo(
     if path is None:
         path, drawn = find_default()
         index = index or drawn
-    from qformer.demo.app import serve
+    from contextlib import nullcontext
 
-    serve(
-        path,
-        stage1=stage1,
-        index=index,
-        device=device,
-        quantize=None if quantize is None else quantize.value,
-        port=port,
-        queue=queue,
-        share=share,
-        auth=credentials,
-        host=host,
-        root_path=root_path,
-        allow_hosts=allow_host or [],
-        trust=trust,
-        feedback=feedback,
-    )
+    from qformer.files.logs import logging_to
+
+    given = {"stage1": stage1, "index": index, "device": device, "quantize": quantize and quantize.value}
+    given |= {"port": port, "host": host, "root_path": root_path, "allow_hosts": allow_host or [], "auth": credentials}
+    with nullcontext() if log is None else logging_to(log):
+        from qformer.demo.app import serve
+
+        serve(path, queue=queue, share=share, trust=trust, feedback=feedback, **given)
 
 
 def _parse_auth(auth: str) -> tuple[str, str]:
@@ -115,7 +113,11 @@ def _parse_auth(auth: str) -> tuple[str, str]:
     from qformer.types import UsageError
 
     user, colon, password = auth.partition(":")
-    if not colon:
+    if colon:
+        print(
+            f"qformer: a password on the command line can be read by everybody on this machine; set {PASSWORD} instead"
+        )
+    else:
         password = os.environ.get(PASSWORD, "")
     if not (user.strip() and password):
         raise UsageError(

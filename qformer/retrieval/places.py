@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
     from qformer.retrieval.entries import Entry
 
-WORDS = {"missing": "not where it was indexed", "changed": "changed since it was indexed"}  # by kind of fault
+WORDS = {  # by kind of fault
+    "missing": "not where it was indexed",
+    "changed": "changed since it was indexed",
+    "damaged": "damaged, and cannot be read",
+}
 KINDS = (int, str, int, int, int)  # types of the fields of a place
 
 

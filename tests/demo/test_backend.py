@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from qformer.cli.page import REAL, REAL_GALLERY, find_default
-from qformer.demo import backend, finding, markup
+from qformer.demo import backend, finding, markup, searching
 from qformer.demo.backend import Decoding
 from qformer.demo.transcript import Turn, as_html, as_json
 from qformer.images import photos
@@ -198,6 +198,7 @@ def test_hits_before_and_after_ranking_again(models: Models, picture: Path) -> N
     ranked = models.retriever.search("a green star", None, 3, 6)
     assert [one.itc for one in before] == [hit.itc for hit in by_cosine[:3]]
     assert [one.itm for one in after] == [hit.probability for hit in ranked]
+    assert [one.score for one in after] == sorted((hit.score for hit in ranked), reverse=True)
     for place, (one, hit) in enumerate(zip(after, ranked, strict=True)):
         was = [other.id for other in by_cosine].index(hit.id)
         assert one.fresh == (was >= 3)
@@ -253,7 +254,7 @@ def test_what_the_page_shows_is_escaped() -> None:
     pages = [
         markup.match_bars([finding.Match(SCRIPT, 0.5, 0.25)]),
         markup.caption_bars([finding.Caption(SCRIPT, -1.0)]),
-        markup.hit_cards([finding.ShownHit(SCRIPT, SCRIPT, None, 0.5)], "hits"),
+        searching.hit_cards([finding.ShownHit("0", SCRIPT, SCRIPT, None, 0.5, 0.5)], "hits"),
         markup.figure(Image.new("RGB", (4, 4)), SCRIPT),
     ]
     for page in map(Texts, pages):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from qformer import cli
 from qformer.cli import page as page_command
-from qformer.demo import app, backend, guard, limits, password, server, shown
+from qformer.demo import app, backend, guard, limits, password, server, shown, visits
 from qformer.demo.backend import Models
 from qformer.videos import STRANGERS
 from tests.demo.conftest import ROOT
@@ -88,7 +88,7 @@ def test_limits_are_those_of_the_code() -> None:
         f"{server.Gate().timeout:.0f} seconds in the model",
         f"{limits.MAX_BYTES / 1e6:.0f} MB, {limits.MAX_PIXELS / 1e6:.0f} million pixels",
         f"a question {limits.MAX_QUESTION:,} characters, a context {limits.MAX_CONTEXT:,}",
-        f"{guard.MAX_STORED / 1e9:.0f} GB at once",
+        f"{visits.MAX_STORED / 1e9:.0f} GB at once",
         f"{STRANGERS.seconds} seconds, {STRANGERS.frames:,} frames, {STRANGERS.pixels / 1e6:.0f} million pixels in a "
         f"frame, {STRANGERS.in_all / 1e6:,.0f} million in all frames and {STRANGERS.kept / 1e6:.0f} million in those",
         f"{guard.MAX_UPLOAD / 1e6:.0f} MB in one go, {limits.MAX_BYTES / 1e6:.0f} MB a file",
@@ -97,5 +97,5 @@ def test_limits_are_those_of_the_code() -> None:
         f"all together {password.ALL[0]}, then one in {password.ALL[1]:.0f} seconds",
     ):
         assert said in PAGE
-    assert (guard.KEEP_FILES, guard.KEEP_SESSION) == (3600, 600)
+    assert (visits.KEEP_FILES, visits.KEEP_SESSION) == (3600, 600)
     assert set(backend.LIMITS) <= set(re.findall(r"`(\w+)`", PAGE))

@@ -345,7 +345,6 @@ def test_nobody_hears_or_ends_what_another_asked(visitor: Visitor, shown: dict[s
     [
         ("GET", "/gradio_api/monitoring"),
         ("GET", "/monitoring"),
-        ("GET", "/monitoring/summary"),
         ("GET", "/gradio_api/deep_link?session_hash=a"),
         ("GET", "/gradio_api/vibe-code/"),
         ("POST", "/gradio_api/vibe-edit/"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import time
@@ -16,7 +17,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from qformer.cli import page as page_command
-from qformer.demo import password, server
+from qformer.demo import exchange, guard, limits, password, server
 from qformer.demo.hosts import Hosts
 from qformer.types import UsageError
 from tests.demo.visitor import API, META, Visitor
@@ -321,9 +322,68 @@ def test_a_page_on_other_addresses(tmp_path: Path) -> None:
     server.check_bind(Hosts(bind="::"))
 
 
-def test_the_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before a model is loaded, and not in the words of Gradio."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = f"port {port} of 127.0.0.1 is taken; give another --port"
+        with pytest.raises(UsageError, match=said):
+            server.check_bind(Hosts(), port)
+        with pytest.raises(UsageError, match=said), serve(port=port):
+            pass
+        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", port)
+        monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
+        with pytest.raises(UsageError, match="no port from 7860 to 7959 is free"), serve():
+            pass
+    server.check_bind(Hosts(), port)
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start a sentence; later one upload fails, without a traceback, and the page goes on."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(UsageError, match=r"no room for the page's files in .* \(No space left .*set TMPDIR"),
+        server.workplace(),
+    ):
+        raise full
+    with serve() as (url, _):
+        monkeypatch.setattr(limits, "check_file", lambda file: (_ for _ in ()).throw(full))
+        answer = Visitor(url).upload(png())
+        assert (answer.status_code, answer.text) == (507, guard.NO_ROOM)
+        monkeypatch.undo()
+        assert Visitor(url).upload(png()).status_code == 200
+    assert [record.exc_info for record in caplog.records if record.levelname == "ERROR"] == [False]
+
+
+def test_a_client_that_stalls_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "STALL", 0.2)
+    with serve() as (url, uploads):
+        for path, kind in (("upload", "multipart/form-data; boundary=x"), ("queue/join", "application/json")):
+            with socket.create_connection(("127.0.0.1", int(httpx.URL(url).port or 0)), timeout=20) as opened:
+                head = f"POST {API}/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 999"
+                opened.sendall(f"{head}\r\n\r\n--x\r\n".encode())
+                received = b""
+                while part := opened.recv(9_000) if b"again" not in received else b"":
+                    received += part
+                assert b"nothing came for 0 seconds; send the request again" in received
+        assert files(uploads) == []
+
+
+def test_gradio_shows_no_settings_of_its_own(proxied: tuple[str, Path]) -> None:
+    http = Visitor(proxied[0]).http
+    assert http.get("/config").json()["footer_links"] == ["api"]
+    assert http.get("/monitoring/summary").json() == {"functions": {}}  # asked for by what it shows of its API,
+    assert http.get(f"{API}/mcp/schema").status_code == 304  # and in the console of the browser a 404 were an error
+
+
+def test_the_password_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv(page_command.PASSWORD, raising=False)
     assert page_command._parse_auth("ann:se:cret") == ("ann", "se:cret")
+    assert "can be read by everybody on this machine; set QFORMER_PASSWORD instead" in capsys.readouterr().out
     for auth in ("ann", ":secret", "ann:", ""):
         with pytest.raises(UsageError, match=r"give --auth user:password, or --auth user and QFORMER_PASSWORD"):
             page_command._parse_auth(auth)

@@ -279,7 +279,8 @@ def test_search(page: Page, no_network: None, models: Models, picture: Path) -> 
     write(page, "search-text", "a green star")
     page.locator("#search-text textarea").press("Enter")
     before, after = finding.search(models.retriever, "a green star")
-    for place, hits in (("#hits-itc", before), ("#hits-itm", after)):
+    page.get_by_label("Compare with the order by ITC alone").check()
+    for place, hits in (("#hits-itc", before), ("#hits", after)):
         expect(page.locator(f"{place} li")).to_have_count(6)
         shown = [one.get_attribute("alt") for one in page.locator(f"{place} img").all()]
         assert shown == [one.caption or one.name for one in hits]
@@ -287,8 +288,8 @@ def test_search(page: Page, no_network: None, models: Models, picture: Path) -> 
     choose(page, picture)
     page.get_by_label("Images like the picture").check()
     page.locator("#search-go").click()
-    expect(page.locator("#hits-itm")).to_contain_text("Re-ranking needs a text")
-    expect(page.locator("#hits-itc li")).to_have_count(6)
+    expect(page.locator("#hits")).to_contain_text("re-ranking needs a text")
+    expect(page.locator("#hits li")).to_have_count(6)
 
 
 @browser_only

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 
-from qformer.demo import app, backend, guard, limits, server
+from qformer.demo import app, backend, guard, limits, server, visits
 from qformer.types import UsageError
 from tests.demo.visitor import API, Visitor
 
@@ -283,10 +283,10 @@ def test_state_and_files_of_those_who_are_gone_are_removed(
         until(lambda: page.visits.tidy() or not page.app.state_holder.session_data)
         assert not page._queue.pending_event_ids_session
         assert not page._queue.pending_messages_per_session
-        assert not page.visits.last
+        assert not page.visits.until
         assert file.exists()  # may yet be asked about
         assert page.visits.stored() == file.stat().st_size
-        monkeypatch.setattr(guard, "KEEP_FILES", -1)
+        monkeypatch.setattr(visits, "KEEP_FILES", -1)
         page.visits.tidy()
         assert list(page.visits.uploads.iterdir()) == []
         assert str(file) not in page.upload_file_set

@@ -1,0 +1,72 @@
+"""A log of bounded size for a process that is left running: its errors, warnings, and what our loggers say."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, redirect_stderr, suppress
+from io import TextIOBase
+from logging.handlers import RotatingFileHandler
+from typing import TYPE_CHECKING
+
+from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAX_BYTES = 10_000_000  # of a file
+FILES = 5  # the current one, and the older ones beside it: FILE.1, FILE.2 ...
+MAX_LINE = 10_000  # characters
+
+
+class _Rotating(RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose a line that cannot be written, as on a full disk: its message would be written here, too."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class _Lines(TextIOBase):
+    """Stream whose lines go to a log."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger, self._rest = logger, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._logger.warning("%s", line[:MAX_LINE])
+        self._rest = self._rest[:MAX_LINE]
+        return len(text)
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """Write everything that goes to a logger or to the standard error into a file that only its owner can read.
+
+    At `MAX_BYTES` it is renamed to FILE.1, the one before to FILE.2, and the oldest is removed.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        file.touch(0o600)
+        handler = _Rotating(
+            file, maxBytes=MAX_BYTES, backupCount=FILES - 1, encoding="utf-8", errors="backslashreplace"
+        )
+    except OSError as error:
+        raise UsageError(f"the log '{file}' cannot be written ({error.strerror}); give --log another file") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root, ours = logging.getLogger(), logging.getLogger("qformer")
+    before = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        with redirect_stderr(_Lines(logging.getLogger("qformer.stderr"))):
+            yield
+    finally:
+        ours.setLevel(before)
+        root.removeHandler(handler)
+        handler.close()
