@@ -113,7 +113,7 @@ def test_a_wheel_and_an_editable_installation_run(tmp_path: Path) -> None:
 def test_nothing_names_a_module_by_its_folder_alone() -> None:
     """Neither imports, nor tables, nor what tests replace, nor what documents say."""
     imported = re.compile(
-        r"^\s*(?:from (?:configs|demo|stages)[\w.]* import|import (?:configs|demo|stages)[\w.]*$)", re.M
+        r"^\s*(?:from (?:configs|demo|stages)(?:\.[\w.]+)? import|import (?:configs|demo|stages)[\w.]*$)", re.M
     )
     dotted = re.compile(r"(?<![\w./@-])(?:configs|demo|stages)\.\w+(?![\w/-])")
     wrong = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -100,7 +100,12 @@ def demo(
 
     from qformer.files.logs import logging_to
 
-    given = {"stage1": stage1, "index": index, "device": device, "quantize": quantize and quantize.value}
+    given: dict[str, Any] = {
+        "stage1": stage1,
+        "index": index,
+        "device": device,
+        "quantize": quantize and quantize.value,
+    }
     given |= {"port": port, "host": host, "root_path": root_path, "allow_hosts": allow_host or [], "auth": credentials}
     with nullcontext() if log is None else logging_to(log):
         from qformer.demo.app import serve

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformer.schema import QFORMER
-from qformer.stages.compare.systems import Refused
+from qformer.stages.compare.systems import Refused, with_steps
 from qformer.stages.plan.planned import Planner, Rows
 from qformer.types import UsageError
 
@@ -195,14 +195,8 @@ def equal_flops(
                 f"{before}, and a step takes {cost.step_flops / budget:.1%}; give the reference more steps"
             )
             continue
-        found[name] = config if steps == config.train.steps else _with_steps(config, steps)
+        found[name] = config if steps == config.train.steps else with_steps(config, steps)
     return found
-
-
-def _with_steps(config: Config, steps: int) -> Config:
-    train = config.train
-    warmup = min(train.warmup * steps // train.steps, steps - 1)
-    return config.model_copy(update={"train": train.model_copy(update={"steps": steps, "warmup": warmup})})
 
 
 def _nearest(config: Config, rows: Rows, tokens: float) -> Found:

@@ -28,14 +28,7 @@ from qformer.stages.compare.costs import Cost, measure_cost
 from qformer.stages.compare.questions import list_questions
 from qformer.stages.compare.runs import Exam, Run, forget_faults
 from qformer.stages.compare.samples import digest, digest_data, part_of
-from qformer.stages.compare.systems import (
-    Refused,
-    System,
-    digest_config,
-    find_reference,
-    read_systems,
-    split_words,
-)
+from qformer.stages.compare.systems import Refused, System, digest_config, find_reference, read_systems, split_words
 from qformer.stages.compare.workers import spread
 from qformer.stages.inherit import inherit
 from qformer.stages.stage2 import require_room

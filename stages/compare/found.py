@@ -34,13 +34,13 @@ def of_run(run: Run, exam: Exam) -> dict[str, Any]:
 
 def _curve(folder: Path) -> list[dict[str, float]]:
     """Held-out loss and accuracy during training, by step."""
+    return [{key: one[key] for key in ("step", "loss", "accuracy") if key in one} for one in _validations(folder)]
+
+
+def _validations(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     records = read_lines(file, Metrics) if file.is_file() else []
-    return [
-        {key: record[key] for key in ("step", "loss", "accuracy") if key in record}
-        for record in records
-        if record["kind"] == "validation"
-    ]
+    return [record for record in records if record["kind"] == "validation"]
 
 
 def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -57,9 +57,7 @@ def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _recalls(folder: Path) -> dict[str, float]:
-    file = folder / "metrics.jsonl"
-    records = read_lines(file, Metrics) if file.is_file() else []
-    last: dict[str, Any] = next((one for one in reversed(records) if one["kind"] == "validation"), {})
+    last = next(reversed(_validations(folder)), {})
     best = "reranked" if f"reranked_{RECALLS[0]}" in last else "itc"
     return {key: last[f"{best}_{key}"] for key in RECALLS if f"{best}_{key}" in last}
 
