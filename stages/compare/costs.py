@@ -56,7 +56,7 @@ ROUNDS = 2  # of which the fastest counts
 
 @dataclass(frozen=True)
 class Cost:
-    """What a system takes. Operations are FLOPs, two per multiply-add.
+    """Costs of a system. Operations are FLOPs, two per multiply-add.
 
     Attributes:
         tokens: mean number of vectors that the language model reads in place of what a row shows, markers included:
@@ -92,7 +92,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """What is shown, read but not cut; the question about it, or ""; and the prompt behind it."""
+    """A row: what it shows, read but not cut; the question about it, or ""; and the prompt behind it."""
 
     shown: list[Tensor | Clip]
     question: str
