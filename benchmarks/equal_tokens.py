@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,7 @@ from qformer.config import load_config
 from qformer.connectors.table import CONNECTORS
 from qformer.data import sources
 from qformer.schema import Config
-from qformer.stages.compare.budgets import changed_options, equal_tokens, mean_tokens
+from qformer.stages.compare.budgets import equal_tokens, mean_tokens
 from qformer.stages.compare.systems import Refused
 
 SYSTEMS = ("blip2", "llava15", "llava_uhd", "internvl15", "anyres", "oryx", "qwen2vl")
@@ -38,6 +39,15 @@ def systems() -> dict[str, Config]:
         if connector == "qformer":
             words += ["qformer={hidden_size: 128, heads: 4, intermediate_size: 512, layers: 2, queries: 8}"]
         found[f"{connector}, {SQUARE}"] = load_config(f"configs/system_{SQUARE}.yaml", words)
+    return found
+
+
+def changed_options(before: Config, after: Config) -> dict[str, Any]:
+    """Options of `after` that differ from `before`, by their keys, such as `{"connector.queries": 9}`."""
+    found: dict[str, Any] = {}
+    for section in ("qformer", "connector", "resolution", "train"):
+        old, new = (getattr(one, section).model_dump() for one in (before, after))
+        found |= {f"{section}.{key}": value for key, value in new.items() if old.get(key) != value}
     return found
 
 

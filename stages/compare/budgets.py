@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qformer.schema import QFORMER
 from qformer.stages.compare.systems import Refused, with_steps
@@ -288,12 +288,3 @@ class Search:
             mean = values[middle] if found is None else found.mean  # too few to have a plan, or too many for the room
             first, last = (middle + 1, last) if mean < self.tokens else (first, middle)
         return values[max(first - 1, 0) : first + 1]
-
-
-def changed_options(before: Config, after: Config) -> dict[str, Any]:
-    """Options of `after` that differ from `before`, by their keys, such as `{"connector.queries": 9}`."""
-    found: dict[str, Any] = {}
-    for section in ("qformer", "connector", "resolution", "train"):
-        old, new = (getattr(one, section).model_dump() for one in (before, after))
-        found |= {f"{section}.{key}": value for key, value in new.items() if old.get(key) != value}
-    return found

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.equal_tokens import changed_options
 from qformer.config import load_config
 from qformer.data import sources
 from qformer.model.assembly import build_vision_language
 from qformer.schema import Config
-from qformer.stages.compare.budgets import OF_CONNECTOR, changed_options, equal_flops, equal_tokens, mean_tokens
+from qformer.stages.compare.budgets import OF_CONNECTOR, equal_flops, equal_tokens, mean_tokens
 from qformer.stages.compare.costs import Cost
 from qformer.stages.compare.systems import Refused
 from qformer.types import UsageError
