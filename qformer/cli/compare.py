@@ -12,7 +12,7 @@ from qformer.cli.options import NoVerify
 
 
 class Mode(Enum):
-    """What systems have in common besides data, seeds and steps."""
+    """Budget that systems have in common besides data, seeds and steps."""
 
     published = "published"
     tokens = "tokens"

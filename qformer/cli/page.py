@@ -100,13 +100,9 @@ def demo(
 
     from qformer.files.logs import logging_to
 
-    given: dict[str, Any] = {
-        "stage1": stage1,
-        "index": index,
-        "device": device,
-        "quantize": quantize and quantize.value,
-    }
-    given |= {"port": port, "host": host, "root_path": root_path, "allow_hosts": allow_host or [], "auth": credentials}
+    given: dict[str, Any] = {"stage1": stage1, "index": index, "port": port, "host": host, "root_path": root_path}
+    given |= {"allow_hosts": allow_host or [], "auth": credentials, "device": device}
+    given |= {"quantize": quantize and quantize.value}
     with nullcontext() if log is None else logging_to(log):
         from qformer.demo.app import serve
 

@@ -1,4 +1,4 @@
-"""What `qformer compare` does with its options: a comparison, or the table and the page of one that has ended."""
+"""Work of `qformer compare`: a comparison, or the table and the page of one that has ended."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _reference(name: str | None, systems: Systems) -> str:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all systems share.
+    """Settings that all systems share.
 
     Attributes:
         train: the part of the training data that is seen, and `digest`, its hash.

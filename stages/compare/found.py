@@ -1,4 +1,4 @@
-"""What runs leave behind, as plain data: scores of their answers, curves, retrieval of their stage one."""
+"""Remains of runs as plain data: scores of their answers, curves, retrieval of their stage one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _recalls(folder: Path) -> dict[str, float]:
-    last = next(reversed(_validations(folder)), {})
+    last: dict[str, Any] = next(reversed(_validations(folder)), {})
     best = "reranked" if f"reranked_{RECALLS[0]}" in last else "itc"
     return {key: last[f"{best}_{key}"] for key in RECALLS if f"{best}_{key}" in last}
 

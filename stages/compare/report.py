@@ -1,4 +1,4 @@
-"""What a comparison shows: tables on the terminal, and one HTML page with its figures; from the table alone."""
+"""Views of a comparison: tables on the terminal, and one HTML page with its figures; from the table alone."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _points(difference: Difference | None) -> str:
 
 
 def _verdict(gap: Difference | None) -> str:
-    """What a difference says: its interval holds for all comparisons of the table together."""
+    """Meaning of a difference: its interval holds for all comparisons of the table together."""
     if gap is None:
         return ""
     return "better" if gap.low > 0 else "worse" if gap.high < 0 else "cannot tell"

@@ -55,7 +55,7 @@ class Result(Form):
 
 @dataclass(frozen=True)
 class Exam:
-    """What all runs are asked.
+    """Questions that all runs are asked.
 
     Attributes:
         data: source of the questions.
@@ -77,7 +77,7 @@ class Exam:
         return digest([asked, [one.choices for one in self.questions]] if self.choose else asked)
 
     def score(self, number: int, record: dict[str, Any]) -> float:
-        """What the answer to a question is worth, in 0..1; a refused one nothing."""
+        """Score an answer to a question, in 0..1; a refused one nothing."""
         rule = METRICS[self.metric]
         return 0.0 if "refused" in record else float(rule(record["said"], self.questions[number].accepted))
 
@@ -111,7 +111,7 @@ class Run:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What became of a run; None: it has not ended, or its record is damaged."""
+    """Read what became of a run; None: it has not ended, or its record is damaged."""
     try:
         return read_object(folder / RESULT, Result) if (folder / RESULT).is_file() else None
     except UsageError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,7 @@ def test_examples(choice: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
         assert set(data.train.options) <= known
         return
     source = sources.for_run(data.train, "run")
-    usable = [place for place in islice(indices(source), 20) if _readable(source, place)]  # some are endless
-    assert usable
+    assert any(_readable(source, place) for place in indices(source))  # the first one is enough: some are endless
 
 
 def _readable(source: Any, place: Any) -> bool:

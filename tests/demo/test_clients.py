@@ -1,4 +1,4 @@
-"""What `gradio_client` is told: the page's own snippets work, and refusals reach it as our sentences."""
+"""Replies to `gradio_client`: the page's own snippets work, and refusals reach it as our sentences."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_stop_while_waiting(phone: Counted, gate: server.Gate, picture: Path) ->
 
 @browser_only
 def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp_path: Path) -> None:
-    """In the words of a visitor; the question is not lost, and a picture that cannot be read is told at its upload."""
+    """Errors are in the words of a visitor; the question is not lost, and a broken picture is told at its upload."""
     page = phone.page
     phone.ask(ASK)
     fault = page.locator("#chat .fault")
@@ -260,7 +260,7 @@ def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path)
 def test_no_serious_violation_of_accessibility(
     browser: Browser, address: str, picture: Path, width: int, theme: Any
 ) -> None:
-    """In our own markup, by axe; what Gradio's components violate is listed in docs/demo.md."""
+    """Axe finds nothing serious in our own markup; what Gradio's components violate is listed in docs/demo.md."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
     page.goto(address)

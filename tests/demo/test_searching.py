@@ -1,4 +1,4 @@
-"""What the tab Search tells of pictures that are gone, others or damaged by now, of how many there are, and of one."""
+"""Words of the tab Search about pictures that are gone, others or damaged by now, of how many there are, and of one."""
 
 from __future__ import annotations
 

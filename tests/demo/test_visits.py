@@ -1,4 +1,4 @@
-"""What a page keeps of its visitors: a share of the uploads each, and bounded sessions and responses."""
+"""Traces of visitors that a page keeps: a share of the uploads each, and bounded sessions and responses."""
 
 from __future__ import annotations
 

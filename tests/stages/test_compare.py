@@ -349,7 +349,7 @@ def test_the_report_is_made_from_the_file_alone(root: Path, found: dict[str, Any
 
 
 def made_up() -> dict[str, Any]:
-    """What a comparison of one seed would leave of two pairs of twins."""
+    """Answers that a comparison of one seed would leave of two pairs of twins."""
     run = {"seed": 0, "status": "trained", "reason": "", "folder": "", "seconds": 1.0, "answers_refused": 0}
     curve = [{"step": 2, "accuracy": 0.44, "loss": 2.0}, {"step": 4, "accuracy": 0.45}, {"step": 6, "accuracy": 0.5}]
     system = {"refused": None, "hash": "", "cost": None, "training_flops": None, "steps": 6, "images": 12}
