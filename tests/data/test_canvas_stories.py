@@ -133,3 +133,13 @@ def test_unordered_stories_come_first_and_then_in_every_second_run() -> None:
     later = [source[i].unordered for i in range(128, 128 + 4 * RUN, RUN)]
     assert sorted(later) == [False, False, True, True]
     assert not any(CanvasStories()[i].unordered for i in range(0, 300, 10))
+
+
+def test_the_first_stories_can_ask_for_boxes() -> None:
+    """Half of them ask for one, in order, and tell it; the others and all later ones are as they were."""
+    source, usual = CanvasStories(boxed=200, unordered=1), CanvasStories(unordered=1)
+    asked = [source[i] for i in range(200) if source[i] != usual[i]]
+    assert 70 < len(asked) < 130
+    assert all(story.kind == "box" and not story.unordered for story in asked)
+    assert all(f"in the box {story.reply}" in story.description for story in asked)
+    assert all(source[i] == usual[i] for i in range(200, 230))
