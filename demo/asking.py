@@ -113,7 +113,8 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     stop.click(_make_settle(page), [talk], [said, talk], cancels=events, **QUICK).then(
         None, None, None, js=browser.FOCUS, **CONFIRM
     )
-    gr.on([clear.click, page.picture.clear], lambda: (EMPTY, "", ""), None, outputs, cancels=events, **CONFIRM)
+    nothing = f"() => [{json.dumps(EMPTY)}, '', '']"  # at once, in the browser: the next question may come before a reply
+    gr.on([clear.click, page.picture.clear], None, None, outputs, js=nothing, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
     begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
     changes = [one.change for one in files]

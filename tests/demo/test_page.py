@@ -409,10 +409,10 @@ def test_the_page_answers_right(whole_quickstart: Path, browser: Browser, no_net
     models = backend.load_models(str(whole_quickstart / "opt"), device="cpu")
     right, followed = [], []
     for url in serve(models, server.Gate()):
-        opened = browser.new_page()
         for number, (scene, question, answer, truth, wrong) in enumerate(asked(10, 1, ("colour", "shape"))):
             file = tmp_path / f"{number}.png"
             scene.save(file)
+            opened = browser.new_page()  # of a visitor without a conversation
             opened.goto(url)
             choose(opened, file)
             write(opened, "question", question)
@@ -423,7 +423,7 @@ def test_the_page_answers_right(whole_quickstart: Path, browser: Browser, no_net
             write(opened, "context", f"{wrong.join(truth.rsplit(answer, 1))}.")
             opened.locator("#ask").click()
             followed += [reply == wrong for reply in replies(opened, 1)]
-        opened.close()
+            opened.close()
     assert len(right) == len(followed) == 10
     assert sum(right) >= 6, right
     assert sum(followed) >= 9, followed

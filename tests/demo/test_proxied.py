@@ -100,7 +100,6 @@ def test_a_visitor_behind_a_proxy(models: Models, picture: Path, no_network: Non
         opened.locator("#ask").click()
         assert replies(opened, 1) == [backend.answer_to(models.asking, str(picture), "what color is the star?").strip()]
         tab(opened, "Look")
-        choose(opened, picture, "look-picture")
         opened.locator("#look-queries").click()
         expect(opened.get_by_alt_text("Where each query looks")).to_be_visible()
         tab(opened, "Ask")
