@@ -39,6 +39,7 @@ DECODING = {
 }
 assert set(DECODING.values()) == set(METHODS)
 EMPTY = markup.talk(Conversation())
+NOTHING = f"() => [{json.dumps(EMPTY)}, '', '']"  # in the browser, since the next question may come before a reply
 #: Options of events without a model, whose values `qformer.demo.transcript` checks.
 QUICK: dict[str, Any] = {**CONFIRM, "preprocess": False}
 OPTIONS = ("method", *backend.LIMITS)
@@ -113,8 +114,7 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     stop.click(_make_settle(page), [talk], [said, talk], cancels=events, **QUICK).then(
         None, None, None, js=browser.FOCUS, **CONFIRM
     )
-    nothing = f"() => [{json.dumps(EMPTY)}, '', '']"  # at once, in the browser: the next question may come before a reply
-    gr.on([clear.click, page.picture.clear], None, None, outputs, js=nothing, cancels=events, **CONFIRM)
+    gr.on([clear.click, page.picture.clear], None, None, outputs, js=NOTHING, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
     begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
     changes = [one.change for one in files]
