@@ -138,7 +138,7 @@ def test_a_checkpoint_runs_no_code(section: str, made: Made, witness: Path, tmp_
 def test_no_command_runs_the_code_of_a_checkpoint(
     stage: str, command: str, made: Made, witness: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qformer.demo.server.check_bind", lambda hosts: None)  # no test opens a socket
+    monkeypatch.setattr("qformer.demo.server.check_bind", lambda *_: None)  # no test opens a socket
     evil = changed(getattr(made, stage), tmp_path / "evil", vision=SECTIONS["vision"])
     record = {"image": "images/0.png", "question": "what?", "answers": ["cat"]}
     (made.root / "asked.jsonl").write_text(json.dumps(record))
