@@ -14,11 +14,12 @@ const within = (mode, use) => new Promise((done, fail) => {
 });
 const read = (key) => within("readonly", (kept) => kept.get(key));
 const write = (key, value) => within("readwrite", (kept) => kept.put(value, key)).catch(() => {});
-let restored = false;
-window.qformerKeepTalk = (talk) => restored && write("talk", talk);
+// What a quick visitor does before the former conversation is back waits, and then takes its place.
+let restored = false, waiting = {};
+window.qformerKeepTalk = (talk) => restored ? write("talk", talk) : (waiting.talk = talk);
 window.qformerForget = () => within("readwrite", (kept) => kept.clear()).catch(() => {});
 window.qformerKeep = async (picture, more) => {
-  if (!restored) return;
+  if (!restored) return void (waiting.files = picture || more?.length ? [picture, more] : null);
   const shown = [picture, ...(more || []).map((one) => one.image || one.video)];
   const files = [];
   for (const [place, one] of shown.entries()) {
@@ -39,6 +40,7 @@ const restore = async () => {
     if (one.place) back.more.push(one.isClip ? { video: file, caption: null } : { image: file, caption: null });
     else back.picture = file;
   }
+  if (waiting.files) return;
   const talk = text ? JSON.parse(text) : null;
   if (talk) {
     talk.picture = back.picture?.path ?? null;
@@ -47,4 +49,9 @@ const restore = async () => {
   props.value = JSON.stringify({ ...back, talk });
   trigger("input");
 };
-restore().catch(() => {}).finally(() => { restored = true; });
+restore().catch(() => {}).finally(() => {
+  restored = true;
+  if (!waiting.files) return;
+  window.qformerKeep(...waiting.files);
+  window.qformerKeepTalk(waiting.talk ?? "");
+});

@@ -33,6 +33,19 @@ VERBATIM = [
     "a <b> &amp; c <img src=q onerror=window.pwned=1>",
     "$$\\href{javascript:window.pwned=3}{click}$$ ${window.pwned=2} {{value}}",
 ]
+#: JavaScript that is true as soon as the browser has written a picture and a conversation with this answer.
+KEPT = """(answer) => new Promise((done) => {
+  const request = indexedDB.open("qformer " + location.pathname, 1);
+  request.onerror = () => done(false);
+  request.onsuccess = () => {
+    const kept = request.result.transaction("kept").objectStore("kept");
+    const [talk, files] = [kept.get("talk"), kept.get("files")];
+    kept.transaction.oncomplete = () => {
+      request.result.close();
+      done(!!files.result?.files.length && !!talk.result?.includes(answer));
+    };
+  };
+})"""
 
 
 class Counted:
@@ -88,6 +101,13 @@ def phone(address: str, browser: Browser) -> Iterator[Counted]:
 def on_screen(page: Page, *places: str) -> bool:
     boxes: list[Any] = [page.locator(place).first.bounding_box() for place in places]
     return all(box["y"] >= 0 and box["y"] + box["height"] <= PHONE["height"] for box in boxes)
+
+
+def pick(page: Page, preset: str) -> None:
+    """Choose what to write, and wait until the page has taken it."""
+    page.locator("#preset input").click()
+    page.get_by_role("option", name=preset).click()
+    expect(page.locator("#preset input")).to_have_value(preset)
 
 
 @browser_only
@@ -172,13 +192,11 @@ def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp
     expect(page.locator("#picture img")).to_have_count(0)
     choose(page, picture)
     expect(page.locator("#picture-told .fault")).to_have_count(0)
-    page.locator("#preset input").fill("Knowledge")
-    page.locator("#preset input").press("Enter")
+    pick(page, "Knowledge")
     phone.ask("x " * 990)
     expect(fault).to_contain_text("the question is too long for this model")
     phone.press("#chat [data-does=edit]", "Enter")
-    page.locator("#preset input").fill("Short")
-    page.locator("#preset input").press("Enter")
+    pick(page, "Short answer")
     phone.ask(f"{ASK} {'and ' * 50}")
     replies(page, 1)
     expect(page.locator("#chat .notes")).to_have_text(
@@ -209,7 +227,7 @@ def test_reload_and_restart_keep_the_conversation(
                 write(page, "question", ASK)
                 page.locator("#question textarea").press("Enter")
                 replies(page, 1)
-                page.wait_for_timeout(500)  # the browser writes
+                page.wait_for_function(KEPT, arg=first)
                 page.reload()
             page.locator("#picture img").first.wait_for()
             assert replies(page, 1) == [first]
