@@ -11,7 +11,7 @@ import pytest
 from qformer.canvases import clips, two_pictures
 from qformer.canvases import stories as canvas_stories
 from qformer.canvases.questions import KINDS
-from qformer.canvases.stories import BOXED, SCENES, CanvasStories, statement
+from qformer.canvases.stories import BOXED, DRILLED, SCENES, CanvasStories, statement
 from qformer.scenes.stories import RUN, TASKS, Stories, Story
 from qformer.scenes.text import Question
 
@@ -135,10 +135,15 @@ def test_unordered_stories_come_first_and_then_in_every_second_run() -> None:
     assert not any(CanvasStories()[i].unordered for i in range(0, 300, 10))
 
 
-def test_the_first_stories_can_ask_for_boxes() -> None:
-    source, usual = CanvasStories(boxed=200, unordered=200), CanvasStories(unordered=200)
+def test_the_first_stories_drill_the_hard_kinds() -> None:
+    source, usual = CanvasStories(drill=200, unordered=200), CanvasStories(unordered=200)
     asked = [story for story in (source[i] for i in range(200)) if not story.unordered]
     assert 70 < len(asked) < 130
-    assert all(story.kind == "box" and f"in the box {story.reply}" in story.description for story in asked)
+    kinds = Counter(story.kind for story in asked)
+    assert set(kinds) == set(DRILLED)
+    assert all(abs(kinds[kind] / len(asked) - share) < 0.15 for kind, share in DRILLED.items())
+    boxes = [story for story in asked if story.kind == "box"]
+    assert all(f"in the box {story.reply}" in story.description for story in boxes)
+    assert all("; second picture: " in story.description for story in asked if story.kind == "which")
     assert len({story.description for story in asked}) > 60
     assert all(source[i] == usual[i] for i in range(200, 230))  # later ones are as they were
