@@ -62,8 +62,8 @@ class CanvasStories:
         split, seed, count: those of `Canvases`. By default stories are about any canvas, see `Stories`.
         task: task of every story; None draws one for each, with the shares in `TASKS`.
         unordered: number of stories at the start whose descriptions are all unordered, see `Stories`.
-        drill: number of stories at the start of which half ask a question of the kinds in `DRILLED`, in order. Copying
-            four numbers shows no progress for thousands of stories, and rare ones do not get that far.
+        drill: number of stories at the start; half of the ordered ones among them ask a question of the kinds in
+            `DRILLED`. Copying four numbers shows no progress for thousands of stories, and rare ones do not get there.
     """
 
     split: Literal["train", "val", "test", "any"] = "any"
@@ -81,9 +81,9 @@ class CanvasStories:
 
     def __getitem__(self, index: int) -> Story:
         rng = np.random.default_rng((self.seed, index, STREAM))
-        if index < self.drill and rng.random() < DRILL:
-            return self._drill(index, rng)
         unordered = index < self.unordered or (self.unordered > 0 and index // RUN % 2 == 0)
+        if index < self.drill and not unordered and rng.random() < DRILL:
+            return self._drill(index, rng)
         if rng.random() < SCENES:
             story = Stories(self.split, seed=self.seed, count=self.count, task=self.task)[index]
             return replace(story, unordered=unordered)
