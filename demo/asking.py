@@ -109,9 +109,11 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     events = []
     for one in puts:
         one.then(None, None, None, js=browser.FOCUS, **CONFIRM)
+        one.then(None, None, None, js=browser.ASKED, **CONFIRM)
         events.append(one.success(answer, [*files, *decoding, talk], outputs, **page.call(answer, place)))
-        events[-1].failure(_make_settle(page, NO_ANSWER), [talk], [said, talk], **QUICK)
-    stop.click(_make_settle(page), [talk], [said, talk], cancels=events, **QUICK).then(
+        settle = _make_settle(page, NO_ANSWER)
+        events[-1].failure(settle, [talk], [said, talk], js=browser.UNLESS_STOPPED, **QUICK)
+    stop.click(_make_settle(page), [talk], [said, talk], js=browser.STOPPED, cancels=events, **QUICK).then(
         None, None, None, js=browser.FOCUS, **CONFIRM
     )
     gr.on([clear.click, page.picture.clear], None, None, outputs, js=NOTHING, cancels=events, **CONFIRM)
@@ -251,10 +253,12 @@ def _make_answer(page: Page, model: VisionLanguageModel) -> Callable[..., Iterat
     return answer
 
 
-def _make_settle(page: Page, error: str = "") -> Callable[..., tuple[str, str]]:
-    """Make the function that ends what waits or is written, after Stop, a reload, or a failure."""
+def _make_settle(page: Page, error: str = "") -> Callable[..., tuple[Any, Any]]:
+    """Make the function that ends what waits or is written, after Stop, a reload, or a failure; nothing for no text."""
 
-    def settle(text: Any) -> tuple[str, str]:
+    def settle(text: Any) -> tuple[Any, Any]:
+        if not text:
+            return gr.skip(), gr.skip()
         with show_errors():
             return _draw(page, Conversation.of(text).settled(error))
 
