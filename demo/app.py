@@ -9,7 +9,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it on import
 
 import gradio as gr
 
-from qformer.demo import about, backend, browser, markup, server
+from qformer.demo import about, backend, browser, limits, markup, server
 from qformer.demo.asking import ask_boxes, ask_tab
 from qformer.demo.endpoints import endpoints
 from qformer.demo.hosts import Hosts
@@ -113,6 +113,7 @@ def serve(
     Raises:
         UsageError: something that cannot be loaded, an address that cannot be served, or a port that is taken.
     """
+    limits.bound_heaps()
     hosts = Hosts(allow_hosts, root_path, host)
     server.check_bind(hosts, port)
     models = backend.load_models(path, stage1, index, device, quantize, trust)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import unicodedata
@@ -31,6 +32,7 @@ MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
 MAX_DEPTH = 50  # nesting of a request's JSON
+M_ARENA_MAX, HEAPS = -8, 2  # a parameter of glibc's mallopt(3), and its value here
 #: Common formats, and HEIC where it can be read; Pillow before 13 has holes in others (docs/security.md).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", *({"HEIF"} & formats.FORMATS.keys()))
 
@@ -228,3 +230,13 @@ def kind(value: Any) -> str:
     """Describe the type of a value in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def bound_heaps() -> None:
+    """Let glibc keep the memory of all threads in two heaps, in place of up to eight for each core.
+
+    Gradio calls the model in whichever of its threads is free, and each heap keeps what its largest call has taken.
+    Other C libraries have nothing of the kind, and nothing is changed. Heaps that are there already stay.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, HEAPS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -192,3 +194,15 @@ def test_a_plain_request_is_read() -> None:
         "data": [None, "what is it?\n", 0.5, {"path": "a"}],
         "session_hash": "abc",
     }
+
+
+def test_heaps_are_bounded_where_the_c_library_can() -> None:
+    """In a process of its own, since the bound stays: glibc takes it, and others are left alone."""
+    code = (
+        "import ctypes; from qformer.demo import limits; asked = []\n"
+        "class Library: mallopt = staticmethod(lambda *given: asked.append(given))\n"
+        "limits.bound_heaps(); ctypes.CDLL = lambda _: Library; limits.bound_heaps()\n"
+        "assert asked == [(-8, 2)], asked\n"
+        "ctypes.CDLL = lambda _: object(); limits.bound_heaps()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
