@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from qformer.figures import page as sheet
-from qformer.figures.probes import STYLE, figures
+from qformer.figures.probes import STYLE, farthest, figures
 from qformer.probing.comparison import MEAN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from PIL import Image
+
     from qformer.probing.comparison import ComparedRow
 
-SIDE_BY_SIDE = ".beside { display: flex; flex-wrap: wrap; gap: 12px; } .beside figure { margin: 0; max-width: 560px; }"
+SIDE_BY_SIDE = """
+.beside { display: flex; flex-wrap: wrap; gap: 12px; } .beside figure { margin: 0; max-width: 560px; }
+@media (max-width: 600px) { td { white-space: normal; } }
+"""
+FIGURES = {"counting by position": "position", "counting by size": "sizes"}
 NOTE = (
     "Shares in % with Wilson's 95 % intervals; differences are those to the first run, in percentage points (Newcombe) "
     "or answers (Welch). The pictures are the same for all, which these intervals leave out of account."
@@ -55,19 +61,24 @@ def comparison_page(
     """
     title = "Probes: " + " and ".join(names)
     parts = [sheet.heading(title, NOTE), *map(sheet.paragraph, warnings)]
-    parts.append(sheet.table(*comparison_table(rows, names)))
-    for name, heading in (("position", "Counting by position"), ("sizes", "Counting by size")):
-        drawn = [
-            (own, images[name])
-            for own, result in zip(names, results, strict=True)
-            if name in (images := figures(result))
+    positions = [one for result in results if (one := result.get("counting_position"))]
+    spread = max((farthest(one["mean"], one["objects"]) for one in positions), default=None)  # one scale for all maps
+    drawn = [figures(result, spread) for result in results]
+    (_, *head), table = comparison_table(rows, names)
+    for probe in dict.fromkeys(row.probe for row in rows):
+        parts += [sheet.section(probe.capitalize())]
+        parts += [sheet.table(head, [cells for own, *cells in table if own == probe])]
+        shown = [
+            (name, own[FIGURES[probe]]) for name, own in zip(names, drawn, strict=True) if FIGURES.get(probe) in own
         ]
-        if drawn:
-            shown = Markup("").join(
-                Markup("<figure><figcaption>{}</figcaption><img class=figure alt='{}' src='{}'></figure>").format(
-                    own, heading, sheet.data_uri(image, max(image.size), "PNG")
-                )
-                for own, image in drawn
-            )
-            parts += [sheet.section(heading), Markup("<div class=beside>{}</div>").format(shown)]
+        parts += [_side_by_side(shown, probe)] if shown else []
     return sheet.page(title, parts, STYLE + SIDE_BY_SIDE)
+
+
+def _side_by_side(shown: Sequence[tuple[str, Image.Image]], what: str) -> Markup:
+    figure = "<figure><figcaption>{}</figcaption><img class=figure alt='{}' src='{}'></figure>"
+    parts = [
+        Markup(figure).format(name, f"{what}, {name}", sheet.data_uri(image, max(image.size), "PNG"))
+        for name, image in shown
+    ]
+    return Markup("<div class=beside>{}</div>").format(Markup("").join(parts))

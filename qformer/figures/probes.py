@@ -15,6 +15,8 @@ from qformer.figures import page as sheet
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    Means = Sequence[Sequence[float | None]]  # rows of mean answers; None where there was none
+
 NONE = "none"  # in place of a number, in counts of answers
 SHOWN = 7  # answers with a color of their own
 DPI = 110
@@ -40,16 +42,20 @@ STYLE = """
 """
 
 
-def heat_map(mean: Sequence[Sequence[float | None]], truth: int) -> Image.Image:
+def farthest(mean: Means, truth: int) -> float:
+    """Distance of the mean answer that is farthest from the truth, at least 1."""
+    return max([1.0, *(abs(one - truth) for row in mean for one in row if one is not None)])
+
+
+def heat_map(mean: Means, truth: int, spread: float | None = None) -> Image.Image:
     """Draw the mean answer for each place of the objects; what is right is white, too many red, too few blue.
 
     Args:
-        mean: rows of numbers; None where there was no answer.
         truth: the number of objects.
+        spread: distance from the truth at which colors end, by default that of the farthest answer.
     """
     values = np.array([[np.nan if one is None else one for one in row] for row in mean], float)
-    known = values[~np.isnan(values)]
-    spread = max(1.0, *(abs(known - truth))) if len(known) else 1.0
+    spread = farthest(mean, truth) if spread is None else spread
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axis = figure.add_subplot()
     shown = axis.imshow(values, cmap="RdBu_r", vmin=truth - spread, vmax=truth + spread)
@@ -166,11 +172,11 @@ def answers_in_words(answers: Mapping[str, int]) -> str:
     return ", ".join(f"{'no number' if one == NONE else one}: {count / asked:.1%}" for one, count in ordered)
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, Image.Image]:
-    """Pictures of a result of `qformer probe`, by the names of their files without `.png`."""
+def figures(result: Mapping[str, Any], spread: float | None = None) -> dict[str, Image.Image]:
+    """Pictures of a result of `qformer probe`, by the names of their files without `.png`; see `heat_map`."""
     found = {}
     if position := result.get("counting_position"):
-        found["position"] = heat_map(position["mean"], position["objects"])
+        found["position"] = heat_map(position["mean"], position["objects"], spread)
     if sizes := result.get("counting_size"):
         found["sizes"] = stacked_bars(sizes)
     if strategies := result.get("geometry"):

@@ -77,7 +77,7 @@ def _by_size(results: Sequence[Mapping[str, Any]]) -> list[ComparedRow]:
     rows = []
     for size in sorted({size for sizes in found for size in sizes}):
         shares = [sizes[size] and _right(sizes[size], NINE) if size in sizes else None for sizes in found]
-        rows.append(_row(SIZE, f"right, {size:g} tiles wide", SHARE, shares, _share_difference))
+        rows.append(_row(SIZE, f"right, {size:g} tile{'s' * (size != 1)} wide", SHARE, shares, _share_difference))
     return rows
 
 
