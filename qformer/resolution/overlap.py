@@ -22,6 +22,8 @@ class Overlap512(ResolutionStrategy):
 
     Attributes:
         size: side of a tile, in pixels.
+        overlap: false puts as many tiles beside each other, the last ones filled up with black: what overlap alone
+            changes can be measured.
         max_frames: frames of a clip, one a second; more than these are thinned out evenly.
     """
 
@@ -29,6 +31,7 @@ class Overlap512(ResolutionStrategy):
     reduced_by: ClassVar[str] = "the size of the picture, or for clips max_frames,"
     exposed: ClassVar[str] = "its tiles overlap, so objects are counted several times"
     size: int = 512
+    overlap: bool = True
     max_frames: int = 32
 
     def __post_init__(self) -> None:
@@ -37,14 +40,16 @@ class Overlap512(ResolutionStrategy):
     def plan(self, width: int, height: int) -> Plan:
         require_size(width, height)
         image, size = (width, height), self.size
-        canvas = (max(width, size), max(height, size))
-        across, down = (_origins(side, size) for side in image)
+        across, down = (_origins(side, size, self.overlap) for side in image)
+        canvas = (max(width, across[-1] + size), max(height, down[-1] + size))
         boxes = [(x, y, x + size, y + size) for y in down for x in across]
         tiles = tuple(Tile(image, canvas, (0, 0), box) for box in boxes)
         return Plan(image, tiles, (len(across), len(down)), 0 if len(tiles) == 1 else None, TOKENS * len(tiles))
 
 
-def _origins(side: int, size: int) -> list[int]:
-    """Beginnings of the tiles along a side: as few as cover it, from one end to the other."""
+def _origins(side: int, size: int, overlap: bool) -> list[int]:
+    """Beginnings of the tiles along a side: as few as cover it, from one end to the other or one behind the other."""
     last = ceil(side / size) - 1
+    if not overlap:
+        return [number * size for number in range(last + 1)]
     return [number * (side - size) // last for number in range(last + 1)] if last else [0]

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ from qformer.stages.compare.samples import digest, digest_data, part_of
 from qformer.stages.compare.systems import Refused, System, digest_config, find_reference, read_systems, split_words
 from qformer.stages.compare.workers import spread
 from qformer.stages.inherit import inherit
+from qformer.stages.plan.planned import MOST, Planner, Rows
 from qformer.stages.stage2 import require_room
 from qformer.types import UsageError
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from qformer.types import Sample
 
 Mode = Literal["published", "tokens", "flops"]
-COSTED = 16  # questions for which costs are measured
+COSTED = 16  # questions whose operations are counted; their visual tokens are counted on all, `MOST` at most
 CURVE = 32  # questions that are asked during training, at most
 RETRIEVED = 96  # pictures among which a stage one finds captions
 POINTS = 8  # of a curve
@@ -148,6 +150,11 @@ class Shared:
     exam: Exam
     captioned: bool
     skipped: list[dict[str, str]]
+
+    @cached_property
+    def sizes(self) -> Rows:
+        """Sizes of what the questions show, by which visual tokens are counted."""
+        return Rows.of(self.exam.open("answers"))
 
     @classmethod
     def of(cls, systems: Systems, settings: Settings) -> Shared:
@@ -259,14 +266,8 @@ def _without_doubles(systems: Systems) -> Systems:
 def _with_tokens(systems: Systems, settings: Settings, data: Shared, reference: str) -> Systems:
     """Let all systems have as many visual tokens, by default those of the reference."""
     configs = {name: one.config for name, one in systems.items() if isinstance(one, System)}
-    source = data.exam.open("answers")
-    tokens = settings.tokens
-    if tokens is None:
-        found = _measure({reference: systems[reference]}, data, data.folder)[1]
-        if reference not in found:
-            raise UsageError(f"the reference '{reference}' cannot be built; give another with --reference")
-        tokens = found[reference].tokens
-    return _changed(systems, budgets.equal_tokens(configs, source, tokens))
+    tokens = settings.tokens or Planner(configs[reference]).mean(data.sizes)[0]
+    return _changed(systems, budgets.equal_tokens(configs, data.exam.open("answers"), tokens))
 
 
 def _with_flops(systems: Systems, costs: dict[str, Cost], reference: str) -> Systems:
@@ -289,12 +290,13 @@ def _within(system: System, new: Config | Refused) -> System | Refused:
 def _measure(systems: Systems, data: Shared, folder: Path) -> tuple[Systems, dict[str, Cost]]:
     """Build each system once, and measure what it costs, unless that is known; refuse those that cannot be built."""
     source = data.exam.open("answers")
-    rows = [source[place] for place in range(min(COSTED, len(source)))]
+    count = min(COSTED, len(source))
+    rows = [source[len(source) * number // count] for number in range(count)]
     found, costs = dict(systems), {}
     for name, one in systems.items():
         if isinstance(one, Refused):
             continue
-        own = digest([digest_config(one.config, one.stage_one), data.digest, data.exam.digest])
+        own = digest([digest_config(one.config, one.stage_one), data.digest, data.exam.digest, COSTED, MOST])
         file = folder / "costs" / f"{own}.json"
         try:
             costs[name] = _kept(file) or _cost(one, data, rows)
@@ -327,7 +329,8 @@ def _cost(system: System, data: Shared, rows: Sequence[Sample]) -> Cost:
     require_training(model.llm)
     require_room(model)
     first = system.stage_one and data.prepare(system.stage_one)
-    return measure_cost(config, model, rows, first)
+    cost = measure_cost(config, model, rows, first)
+    return dataclasses.replace(cost, tokens=Planner(config, model=model).mean(data.sizes)[0])
 
 
 def _head(settings: Settings, data: Shared, reference: str) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Cost:
         step_flops: of one training step, backward through the frozen language model included, and without the image
             encoder where its tokens are stored.
         stored_flops: of encoding every picture of the store once; 0 without a store.
-        before_flops: of the whole run that this one starts from, such as stage one, and of those before it.
+        before_flops: of the whole run that this one starts from, such as stage one, and of those before it; without
+            stores that are counted in `stored_flops`.
         first_token_seconds: from a row in memory to the first token, cutting included; on this machine, of a CPU the
             seconds that one thread computes.
         images_per_second: in training, without the reading of data; likewise.
@@ -141,7 +142,7 @@ def measure_cost(
         finally:
             model.zero_grad()
             model.train(training)
-        before = before_flops(stage_one or started)
+        before = before_flops(stage_one or started, _stores(config))
     return Cost(
         tokens=tokens,
         trained=sum(one.numel() for one in model.parameters() if one.requires_grad),
@@ -157,8 +158,16 @@ def measure_cost(
     )
 
 
-def before_flops(config: Config | None) -> float:
+def _stores(config: Config) -> frozenset[str]:
+    """The folder of the stored tokens of a configuration, if it has one."""
+    return frozenset() if config.data.features is None else frozenset({config.data.features.path})
+
+
+def before_flops(config: Config | None, filled: frozenset[str] = frozenset()) -> float:
     """Operations of a whole run of stage one or two, and of those that it starts from; 0 for None.
+
+    Args:
+        filled: folders of stores that are counted elsewhere: two stages that read one store fill it once.
 
     Raises:
         UsageError: as of `measure_cost`, or its towers cannot be used.
@@ -167,8 +176,9 @@ def before_flops(config: Config | None) -> float:
         return 0.0
     build = build_image_text if config.stage == "stage1" else build_vision_language
     steps = measure_steps(config, build(config)[0])
-    own = steps.stored_flops + config.train.steps * steps.step_flops
-    return own + before_flops(None if config.init is None else checkpoint.read_config(config.init))
+    stores = _stores(config)
+    own = config.train.steps * steps.step_flops + (0.0 if stores & filled else steps.stored_flops)
+    return own + before_flops(None if config.init is None else checkpoint.read_config(config.init), stores | filled)
 
 
 def _read(model: VisionLanguageModel, rows: Sequence[Sample]) -> list[Row]:

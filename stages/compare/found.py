@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qformer.checkpoints import folder as checkpoint
 from qformer.evaluation.linear import LINEAR
 from qformer.files.records import LINEAR_MAP, LinearMapNumbers, Metrics, read_lines, read_object
 from qformer.stages.compare.runs import REFUSED, read_answers, read_result
@@ -13,6 +15,7 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from qformer.schema import Config
     from qformer.stages.compare.runs import Exam, Run
 
 FILE = "comparison.json"
@@ -29,15 +32,17 @@ def of_run(run: Run, exam: Exam) -> dict[str, Any]:
         if records is not None:
             entry[view] = [exam.score(number, record) for number, record in enumerate(records)]
             entry[f"{view}_refused"] = sum("refused" in record for record in records)
-    return entry | {"curve": _curve(run.folder)}
+    keys = ("step", "loss", "accuracy")
+    return entry | {"curve": [{key: one[key] for key in keys if key in one} for one in _validations(run.config)]}
 
 
-def _curve(folder: Path) -> list[dict[str, float]]:
-    """Held-out loss and accuracy during training, by step."""
-    return [{key: one[key] for key in ("step", "loss", "accuracy") if key in one} for one in _validations(folder)]
-
-
-def _validations(folder: Path) -> list[dict[str, Any]]:
+def _validations(config: Config) -> list[dict[str, Any]]:
+    """Held-out numbers of a run, by step; none where a former comparison has trained it beside other held-out data."""
+    folder = Path(config.run)
+    with suppress(UsageError):  # it has no checkpoint, or none that can be read
+        data = checkpoint.read_config(folder, trust=True).data
+        if (data.validation, data.validation_size) != (config.data.validation, config.data.validation_size):
+            return []
     file = folder / "metrics.jsonl"
     records = read_lines(file, Metrics) if file.is_file() else []
     return [record for record in records if record["kind"] == "validation"]
@@ -46,18 +51,17 @@ def _validations(folder: Path) -> list[dict[str, Any]]:
 def retrieval(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Recall in 0..1 of each stage one, and of the linear map of its frozen towers on the same pictures."""
     found = []
-    folders = {run.stage_one.run: run for run in runs if run.stage_one is not None}
-    for folder, run in folders.items():
+    folders = {run.stage_one.run: (run.seed, run.stage_one) for run in runs if run.stage_one is not None}
+    for folder, (seed, config) in folders.items():
         systems = list(dict.fromkeys(one.system for one in runs if one.stage_one and one.stage_one.run == folder))
-        bridge = _recalls(Path(folder))
+        bridge = _recalls(config)
         if bridge:
-            linear = _linear(Path(folder))
-            found.append({"systems": systems, "seed": run.seed, "bridge": bridge, "linear": linear})
+            found.append({"systems": systems, "seed": seed, "bridge": bridge, "linear": _linear(Path(folder))})
     return found
 
 
-def _recalls(folder: Path) -> dict[str, float]:
-    last: dict[str, Any] = next(reversed(_validations(folder)), {})
+def _recalls(config: Config) -> dict[str, float]:
+    last: dict[str, Any] = next(reversed(_validations(config)), {})
     best = "reranked" if f"reranked_{RECALLS[0]}" in last else "itc"
     return {key: last[f"{best}_{key}"] for key in RECALLS if f"{best}_{key}" in last}
 

@@ -144,7 +144,7 @@ def rows_by_skill(kinds: Sequence[str], shows: Sequence[str], skills: Sequence[S
     found: dict[str, list[int]] = {skill: [] for skill in [*SKILLS, SEVERAL, CLIPS]}
     for row, own in enumerate(skills):
         for skill in own:
-            found[skill].append(row)
+            found.setdefault(skill, []).append(row)
     for row, kind in enumerate(kinds):
         if kind:
             found.setdefault(kind, []).append(row)

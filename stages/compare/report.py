@@ -143,7 +143,7 @@ def _figures(table: Table, rows: Sequence[Row]) -> list[Markup]:
 
 
 def _axis(table: Table) -> str:
-    return "held-out loss" if any(row.near is None for row in table.rows if row.curves) else "held-out accuracy"
+    return "held-out loss" if any(row.curve == "loss" for row in table.rows if row.curves) else "held-out accuracy"
 
 
 def _loss(one: Retrieval) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 NEAR = 0.9  # of the final accuracy
 SEEN, BLIND = VIEWS = ("answers", "blind")
 Scores = dict[int, list[float]]  # of every question, by seed
+Share = Annotated[float, Field(ge=0, le=1)]
+#: By name, what takes some columns of scores [seeds, questions], and the image of each.
+Views: TypeAlias = "dict[str, tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]]"
 
 
 class RunEntry(Form):
@@ -33,8 +37,8 @@ class RunEntry(Form):
     seed: int
     status: str
     reason: str
-    answers: list[float] = Field(default=[])
-    blind: list[float] = Field(default=[])
+    answers: list[Share] = Field(default=[])
+    blind: list[Share] = Field(default=[])
     answers_refused: int = 0
     curve: list[dict[str, float]]
 
@@ -100,11 +104,11 @@ class Row:
         accuracy: of all questions. skills: of some of them, by name; pairs of twins as `TWINS`.
         blind: accuracy with gray pictures.
         difference: to the reference, corrected for the number of systems; p is that of the whole family (Holm).
-        by_skill: differences by skill, corrected for the number of systems and skills.
+        by_skill: differences by skill, corrected for the number of systems and skills; so is p.
         cost: fields of `qformer.stages.compare.costs.Cost`.
         near: mean step at which `NEAR` of the final accuracy of the curve is reached.
         refused: questions per seed that it could not be asked, which count as wrong.
-        curves: (step, accuracy, or loss where there is none) of each seed.
+        curves: (step, accuracy, or loss where there is none) of each seed; `curve` says which.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Row:
     hash: str = ""
     data: str = ""
     curves: list[list[tuple[int, float]]] = field(default_factory=list)
+    curve: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -197,22 +202,19 @@ def make_table(found: dict[str, Any], reference: str | None = None) -> Table:
         raise UsageError(f"the reference '{chosen}' has no answers to compare with; give another with --reference")
     skills = rows_by_skill(questions["kind"], questions["shows"], questions["skills"])
     pairs = rows_of_pairs(questions["pair"])
-    views = {name: (_columns(rows), clusters[rows]) for name, rows in skills.items()}
+    views: Views = {name: (_columns(rows), clusters[rows]) for name, rows in skills.items()}
     if pairs:
         views[TWINS] = (_of_pairs(list(pairs.values())), np.arange(len(pairs)))
     compared = [name for name in named if scores[name] and scores[chosen] and name != chosen]
     rows = [_row(one, found, scores[one["name"]], clusters, views) for one in found["systems"]]
-    every = (lambda whole: whole), clusters
-    differences = _differences(scores, chosen, compared, *every, len(compared))
-    by_skill = {
-        skill: _differences(scores, chosen, compared, view, own, len(compared) * len(views))
-        for skill, (view, own) in views.items()
-    }
+    whole: Views = {"": ((lambda every: every), clusters)}
+    differences = _differences(scores, chosen, compared, whole)
+    by_skill = _differences(scores, chosen, compared, views)
     rows = [
         dataclasses.replace(
             row,
-            difference=differences.get(row.name),
-            by_skill={skill: known[row.name] for skill, known in by_skill.items() if row.name in known},
+            difference=differences.get(("", row.name)),
+            by_skill={skill: one for (skill, name), one in by_skill.items() if name == row.name},
         )
         for row in rows
     ]
@@ -241,22 +243,17 @@ def _of_pairs(pairs: list[list[int]]) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _differences(
-    scores: dict[str, Scores],
-    reference: str,
-    compared: Sequence[str],
-    view: Callable[[np.ndarray], np.ndarray],
-    clusters: np.ndarray,
-    comparisons: int,
-) -> dict[str, Difference]:
-    """Paired differences on the seeds that both systems have; p values of the family are corrected."""
+    scores: dict[str, Scores], reference: str, compared: Sequence[str], views: Views
+) -> dict[tuple[str, str], Difference]:
+    """Paired differences by view and name, on the seeds that both systems have; all of them are one family."""
     found = {}
-    for name in compared:
+    for (view, (choose, clusters)), name in itertools.product(views.items(), compared):
         shared = sorted(scores[name].keys() & scores[reference].keys())
         if shared:
-            ours, theirs = (np.array([scores[one][seed] for seed in shared]) for one in (name, reference))
-            found[name] = paired_difference(view(ours), view(theirs), clusters, comparisons)
+            ours, theirs = (choose(np.array([scores[one][seed] for seed in shared])) for one in (name, reference))
+            found[view, name] = paired_difference(ours, theirs, clusters, len(compared) * len(views))
     corrected = holm([one.p for one in found.values()])
-    return {name: dataclasses.replace(one, p=p) for (name, one), p in zip(found.items(), corrected, strict=True)}
+    return {key: dataclasses.replace(one, p=p) for (key, one), p in zip(found.items(), corrected, strict=True)}
 
 
 def _row(
@@ -264,7 +261,7 @@ def _row(
     found: dict[str, Any],
     scores: Scores,
     clusters: np.ndarray,
-    views: dict[str, tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]],
+    views: Views,
 ) -> Row:
     if system["refused"] is not None:
         return Row(system["name"], f"refused: {system['refused']}")
@@ -282,7 +279,9 @@ def _row(
     values = np.array([scores[seed] for seed in row.seeds])
     blind = _scores(system, BLIND)
     ended = [run for run in system["runs"] if run["seed"] in scores]
-    curves = [_curve(run["curve"]) for run in ended]
+    points = [point for run in ended for point in run["curve"]]
+    kind = "accuracy" if all("accuracy" in point for point in points) else "loss"
+    curves = [[(int(one["step"]), one[kind]) for one in run["curve"] if kind in one] for run in ended]
     near = [step for run in ended if (step := _near(run["curve"])) is not None]
     return dataclasses.replace(
         row,
@@ -292,6 +291,7 @@ def _row(
         near=sum(near) / len(near) if near else None,
         refused=sum(run[f"{SEEN}_refused"] for run in ended) / len(scores),
         curves=[curve for curve in curves if curve],
+        curve=kind,
     )
 
 
@@ -302,11 +302,6 @@ def _note(runs: Sequence[dict[str, Any]], scores: Scores) -> str:
     if len(lost) == len(runs) and len(same) == 1:
         return "{}: {}".format(*same.pop())
     return "; ".join(told)
-
-
-def _curve(points: Sequence[dict[str, float]]) -> list[tuple[int, float]]:
-    kind = "accuracy" if all("accuracy" in point for point in points) else "loss"
-    return [(int(point["step"]), point[kind]) for point in points if kind in point]
 
 
 def _near(points: Sequence[dict[str, float]]) -> int | None:

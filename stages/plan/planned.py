@@ -83,15 +83,19 @@ class Planner:
     Args:
         config: of stage two.
         like: of a configuration with the same towers, which are taken from it.
+        model: of this configuration, with numbers; by default it is made without.
 
     Raises:
         UsageError: options that do not fit, or a tower whose sizes are not known.
     """
 
-    def __init__(self, config: Config, like: Planner | None = None) -> None:
+    def __init__(self, config: Config, like: Planner | None = None, model: VisionLanguageModel | None = None) -> None:
         known = None if like is None else like.model
-        if known is None or config.question is not None or (config.llm is not None and config.llm.lora is not None):
-            self.model: VisionLanguageModel = Reader(config).model
+        self.model: VisionLanguageModel
+        if model is not None:
+            self.model = model
+        elif known is None or config.question is not None or (config.llm is not None and config.llm.lora is not None):
+            self.model = Reader(config).model
         else:
             with torch.device("meta"):
                 made, _ = assemble(check(config), "cpu", known.frontend.encoder, known.llm, Words())

@@ -31,6 +31,17 @@ def test_tiles_are_spread_evenly(size: tuple[int, int], columns: list[int], rows
     assert made("overlap512", size=120).plan(180, 180).tiles[-1].box == (60, 60, 180, 180)
 
 
+def test_tiles_can_be_put_beside_each_other() -> None:
+    """As many of them, at the same scale: a picture of 180 x 100 fills one and a half in a row, the rest is black."""
+    apart, over = made("overlap512", size=120, overlap=False), made("overlap512", size=120)
+    plan = apart.plan(180, 100)
+    assert [tile.box for tile in plan.tiles] == [(0, 0, 120, 120), (120, 0, 240, 120)]
+    assert {(tile.content, tile.canvas) for tile in plan.tiles} == {((180, 100), (240, 120))}
+    for size in ((160, 160), (320, 170), (120, 60), (240, 360)):
+        assert (apart.plan(*size).grid, apart.plan(*size).tokens) == (over.plan(*size).grid, over.plan(*size).tokens)
+    assert apart.plan(240, 360).tiles == over.plan(240, 360).tiles, "nothing overlaps where tiles are filled"
+
+
 def test_lists_say_what_is_there_to_be_exposed(tmp_path: Path) -> None:
     assert [name for name in STRATEGIES if made(name).exposed] == ["pad_square", "overlap512"]
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.equal_tokens import changed_options
@@ -11,10 +14,12 @@ from qformer.config import load_config
 from qformer.data import sources
 from qformer.model.assembly import build_vision_language
 from qformer.schema import Config
+from qformer.stages.compare import comparison
 from qformer.stages.compare.budgets import OF_CONNECTOR, equal_flops, equal_tokens, mean_tokens
 from qformer.stages.compare.costs import Cost
-from qformer.stages.compare.systems import Refused
-from qformer.types import UsageError
+from qformer.stages.compare.systems import Refused, System
+from qformer.stages.plan.planned import Rows
+from qformer.types import Sample, UsageError
 
 SOURCE = sources.build("canvases", split="val", count=6)
 
@@ -105,6 +110,30 @@ def test_a_system_that_cannot_be_built_is_refused_and_others_are_not(tmp_path: P
 
 def cost(step: float, stored: float = 0.0, before: float = 0.0) -> Cost:
     return Cost(36, 1, 1, 1, 1, step, stored, before, 1, 1, 1)
+
+
+class Growing:
+    """Sixteen small pictures, then 32 large ones."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> Sample:
+        side = 120 if index < 16 else 480
+        return Sample(np.zeros((side, side, 3), np.uint8), str(index))
+
+
+def test_the_reference_keeps_its_own_tokens() -> None:
+    """What is measured is all that is asked about, not the small pictures at the beginning, with a third as many."""
+    systems: comparison.Systems = {"reference": System(system("internvl15")), "other": System(system("blip2"))}
+    source = Growing()
+    exam = SimpleNamespace(open=lambda view: source)
+    data: Any = SimpleNamespace(exam=exam, sizes=Rows.of(source))
+    found = comparison._with_tokens(systems, comparison.Settings(()), data, "reference")
+    assert found["reference"] == systems["reference"]
+    other = found["other"]
+    assert isinstance(other, System)
+    assert other.config.qformer.queries == round(mean_tokens(system("internvl15"), source)) == 35
 
 
 def test_steps_take_the_operations_of_the_reference() -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +16,9 @@ from qformer.config import Choice, load_config
 from qformer.data import counting, sources
 from qformer.data.base import order_of
 from qformer.evaluation.vqa import accuracy
+from qformer.metrics.paired import paired_difference
 from qformer.stages import loop
-from qformer.stages.compare import comparison, runs, workers
+from qformer.stages.compare import comparison, report, runs, workers
 from qformer.stages.compare.comparison import Settings, compare
 from qformer.stages.compare.samples import GRAY, Grayed, part_of
 from qformer.stages.compare.systems import Refused, System, digest_config, read_systems
@@ -222,6 +224,18 @@ def test_stage_one_is_trained_once_for_those_that_share_it(root: Path) -> None:
     assert make_table(beaten).retrieval[0].loses
 
 
+def test_curves_are_of_the_questions_of_this_comparison(root: Path, found: dict[str, Any]) -> None:
+    """The same runs are asked other questions: nothing is trained, and their curves are of the former ones."""
+    other = f"data.validation={{name: jsonl, path: {root}/questions.jsonl, where: {{split: train}}}}"
+    whole = compare(settings(root, "found", CONNECTORS, other, seeds=(0,), blind=False))
+    run, before = entry(whole, "mlp")["runs"][0], entry(found, "mlp")["runs"][0]
+    assert (run["folder"], run["seconds"]) == (before["folder"], before["seconds"])
+    assert (len(run["answers"]), len(before["answers"])) == (7, 6)
+    assert len(before["curve"]) == 4
+    assert run["curve"] == []
+    assert make_table(whole).rows[0].near is None
+
+
 @pytest.mark.slow
 def test_several_processes_give_the_same_table(root: Path, found: dict[str, Any]) -> None:
     again = compare(settings(root, "spread", processes=2))
@@ -369,6 +383,9 @@ def made_up() -> dict[str, Any]:
     }
 
 
+OUTSIDE = {"seed": 0, "status": "trained", "reason": "", "curve": [], "answers": [1, 2, 1, 0]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -377,6 +394,7 @@ def made_up() -> dict[str, Any]:
         ({"reference": 3}, "reference"),
         ({"systems": [{"name": "a", "refused": None, "runs": [{"seed": "0"}]}]}, "runs.0.seed"),
         ({"questions": made_up()["questions"] | {"cluster": [0, 0]}}, "other numbers of scores"),
+        ({"systems": [made_up()["systems"][0] | {"runs": [OUTSIDE]}]}, "runs.0.answers.1"),
     ],
 )
 def test_a_file_of_a_stranger_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -408,6 +426,25 @@ def test_twins_are_right_together() -> None:
     assert second.difference.mean == -0.25
     assert second.by_skill["twins"].mean == -0.5
     assert list(first.skills) == ["twins"], "a kind of all questions is no skill"
+
+
+def test_skills_are_one_family() -> None:
+    """Of two kinds one shows no difference, the other one of p 0.5: an image, half a one above it and half below."""
+    whole = made_up()
+    whole["questions"] |= {"kind": ["count", "count", "word", "word"], "pair": [None] * 4}
+    other = make_table(whole).rows[1].by_skill
+    assert list(other) == ["count", "word"]
+    alone = paired_difference(np.array([[0, 1]]), np.array([[1, 1]]), np.zeros(2, int))
+    assert alone.p == pytest.approx(0.5, abs=0.02)
+    assert other["word"].p == pytest.approx(min(2 * alone.p, 1), abs=0.04)
+
+
+def test_a_curve_that_ends_with_nothing_right_is_one_of_accuracy() -> None:
+    whole = made_up()
+    whole["systems"][0]["runs"][0]["curve"] = [{"step": 2, "accuracy": 0.0, "loss": 2.0}]
+    table = make_table(whole)
+    assert table.rows[0].near is None
+    assert report._axis(table) == "held-out accuracy"
 
 
 def test_nearness_is_of_the_final_accuracy() -> None:

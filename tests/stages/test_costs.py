@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qformer.config import load_config
+from qformer.config import FeaturesConfig, load_config
 from qformer.data import sources
 from qformer.llm.prompts import vqa_prompt
 from qformer.model.assembly import build_vision_language
@@ -125,6 +125,18 @@ def test_stage_one_counts(llava: Built) -> None:
     longer = first.model_copy(update={"train": first.train.model_copy(update={"steps": 60})})
     assert costs.before_flops(longer) == pytest.approx(2 * found.before_flops)
     assert found.training_flops(10) == found.before_flops + 10 * found.step_flops
+
+
+def test_a_store_that_two_stages_read_is_filled_once(llava: Built) -> None:
+    model, config = llava
+    words = [DATA, "data.batch=2", "stage=stage1", "qformer.layers=1", "train.steps=30", "train.warmup=3"]
+    first = load_config("configs/system_blip2.yaml", [*words, "data.features=one"])
+    whole, alone = costs.before_flops(first), costs.before_flops(first, frozenset({"one"}))
+    assert 0 < alone < whole
+    features = {name: config.data.model_copy(update={"features": FeaturesConfig(path=name)}) for name in ("one", "two")}
+    found = {name: config.model_copy(update={"data": data}) for name, data in features.items()}
+    before = {name: measure_cost(one, model, rows(1), first).before_flops for name, one in found.items()}
+    assert before == {"one": pytest.approx(alone), "two": pytest.approx(whole)}
 
 
 def test_rows_that_cannot_be_used(llava: Built, monkeypatch: pytest.MonkeyPatch) -> None:
