@@ -37,11 +37,13 @@ class Drawn:
         objects: least and greatest number of objects; no more than fit on the largest canvas.
         NAME, STREAM: beginning of the keys, and what separates the random numbers from those of other sources.
         BOUNDS: least and greatest number of objects that can be asked for.
+        apart: no two samples show the same.
     """
 
     NAME: ClassVar[str]
     STREAM: ClassVar[int]
     BOUNDS: ClassVar[tuple[int, int]] = (1, MOST)
+    apart: ClassVar[bool] = True
 
     split: Literal["train", "val", "test", "any"] = "train"
     sides: tuple[int, int] = (120, 480)

@@ -239,6 +239,8 @@ class Benchmark(ABC):
                 continue
             if sample.image_id not in listed:
                 if len(listed) == limit:
+                    if getattr(source, "apart", False):  # a drawn one, which need not be walked to its end
+                        break
                     continue
                 listed[sample.image_id] = ImageItems(ImageRecord(index, sample.key, []))
             asked = listed[sample.image_id]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -121,7 +121,10 @@ class Scenes:
         questions: add a question to each sample, of each kind in turn. Scenes are drawn until that kind can be asked,
             so they differ from those of the same index without questions.
         captions: number of captions to keep; the first two describe every object, the others a part.
+        apart: no two samples show the same.
     """
+
+    apart: ClassVar[bool] = True
 
     split: Literal["train", "val", "test", "any"] = "train"
     size: int | tuple[int, int] = 112

@@ -36,7 +36,7 @@ from qformer.types import BadSample, Tiles, UsageError
 from qformer.videos.rows import cut_row, read_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -65,9 +65,9 @@ class Cost:
         encoder_flops, connector_flops, prefill_flops: of one row, forward, with its own prompt; the mean of the rows.
         step_flops: of one training step, backward through the frozen language model included, and without the image
             encoder where its tokens are stored.
-        stored_flops: of encoding every picture of the store once; 0 without a store.
+        stored_flops: of encoding every picture that it reads of a store once; 0 without a store.
         before_flops: of the whole run that this one starts from, such as stage one, and of those before it; without
-            stores that are counted in `stored_flops`.
+            what is counted in `stored_flops`.
         first_token_seconds: from a row in memory to the first token, cutting included; on this machine, of a CPU the
             seconds that one thread computes.
         images_per_second: in training, without the reading of data; likewise.
@@ -158,16 +158,16 @@ def measure_cost(
     )
 
 
-def _stores(config: Config) -> frozenset[str]:
-    """The folder of the stored tokens of a configuration, if it has one."""
-    return frozenset() if config.data.features is None else frozenset({config.data.features.path})
+def _stores(config: Config) -> dict[str, int]:
+    """The folder of the stored tokens of a configuration, and how many pictures it reads there; empty without one."""
+    return {} if config.data.features is None else {config.data.features.path: _pictures(config)}
 
 
-def before_flops(config: Config | None, filled: frozenset[str] = frozenset()) -> float:
+def before_flops(config: Config | None, filled: Mapping[str, int] | None = None) -> float:
     """Operations of a whole run of stage one or two, and of those that it starts from; 0 for None.
 
     Args:
-        filled: folders of stores that are counted elsewhere: two stages that read one store fill it once.
+        filled: pictures by folder of a store that are counted elsewhere: two stages that read one fill it once.
 
     Raises:
         UsageError: as of `measure_cost`, or its towers cannot be used.
@@ -176,9 +176,12 @@ def before_flops(config: Config | None, filled: frozenset[str] = frozenset()) ->
         return 0.0
     build = build_image_text if config.stage == "stage1" else build_vision_language
     steps = measure_steps(config, build(config)[0])
-    stores = _stores(config)
-    own = config.train.steps * steps.step_flops + (0.0 if stores & filled else steps.stored_flops)
-    return own + before_flops(None if config.init is None else checkpoint.read_config(config.init), stores | filled)
+    known = dict(filled or {})
+    own = config.train.steps * steps.step_flops
+    for store, pictures in _stores(config).items():
+        own += steps.stored_flops * max(1 - known.get(store, 0) / pictures, 0)
+        known[store] = max(known.get(store, 0), pictures)
+    return own + before_flops(None if config.init is None else checkpoint.read_config(config.init), known)
 
 
 def _read(model: VisionLanguageModel, rows: Sequence[Sample]) -> list[Row]:
@@ -331,7 +334,7 @@ def _still(train: TrainConfig, device: str) -> TrainConfig:
 
 
 def _pictures(config: Config) -> int:
-    """Number of samples in the store of a configuration.
+    """Number of samples that a configuration reads of its store, which can hold more for longer runs.
 
     Raises:
         UsageError: it is unknown.
@@ -339,7 +342,7 @@ def _pictures(config: Config) -> int:
     found, notes = counting.count(config.data.train.name, config.data.train.options)
     if found is None:
         raise UsageError(f"the operations of filling a store are unknown: {'; '.join(notes)}; leave data.features out")
-    return found
+    return min(found, config.train.steps * config.train.accumulate * config.data.batch)
 
 
 @contextmanager

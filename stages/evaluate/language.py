@@ -18,8 +18,6 @@ from qformer import distributed
 from qformer.answering.kept import KeptAnswers
 from qformer.answering.server import Server
 from qformer.checkpoints.loading import load, load_vision_language
-from qformer.data import sources
-from qformer.data.arguments import pairs
 from qformer.data.held_out import read_groups
 from qformer.evaluation.benchmarks import ALL, AskOptions, ImageItems, Measured, choose, predict
 from qformer.evaluation.predictions import Predictions
@@ -32,7 +30,7 @@ from qformer.progress import Bar, track
 from qformer.retrieval.reading import fingerprint
 from qformer.stages.evaluate import answers
 from qformer.stages.evaluate.retrieval import print_skipped
-from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
+from qformer.stages.evaluate.settings import Settings, autocast, open_data, own_device, writable
 from qformer.stages.loop import console
 from qformer.types import TooLong, UsageError
 
@@ -55,10 +53,9 @@ def evaluate_language(settings: Settings, bench: Benchmark | None = None) -> Non
             else in the file that this run would go on from.
     """
     bench = bench or choose(settings.bench)
-    options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0
-        source = sources.build(str(options.pop("name", bench.source)), **options)
+        source = open_data(settings, bench.source)
         _check(settings, bench)
         listed, skipped = bench.items(source, settings.limit)
         _check_column(settings.by, listed)

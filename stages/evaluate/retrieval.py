@@ -17,8 +17,6 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from qformer import distributed, load
-from qformer.data import sources
-from qformer.data.arguments import pairs
 from qformer.data.held_out import ImageRecord, read_groups
 from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import ImageItems, Measured
@@ -28,7 +26,7 @@ from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
 from qformer.stages import linear
 from qformer.stages.evaluate import hits
-from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
+from qformer.stages.evaluate.settings import Settings, autocast, open_data, own_device, writable
 from qformer.stages.loop import console
 from qformer.types import UsageError
 
@@ -55,10 +53,9 @@ def evaluate_retrieval(settings: Settings, bench: retrieval.Retrieval | None = N
     for option in ("prompt", "predictions", "submission", "by", "lemmatize", "beams", "server", "model"):
         if getattr(settings, option):
             raise UsageError(f"--{option} is for benchmarks in which the model writes; leave it out for retrieval")
-    options = pairs(settings.data)
     with distributed.joined():
         console.quiet = distributed.rank() > 0
-        source = sources.build(str(options.pop("name", "jsonl")), **options)
+        source = open_data(settings, "jsonl")
         writable(settings.output, settings.html)
         model = _load(settings)
         if settings.k and not model.can_match:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qformer import distributed
+from qformer.data import sources
+from qformer.data.arguments import pairs
 from qformer.devices import DTYPES
 from qformer.types import UsageError
+
+if TYPE_CHECKING:
+    from qformer.data.base import Source
 
 AUTOCAST = {precision: dtype for precision, dtype in DTYPES.items() if precision != "fp32"}
 
@@ -42,6 +47,19 @@ class Settings:
     others: tuple[str, ...] = ()
     server: str | None = None
     model: str | None = None
+
+
+def open_data(settings: Settings, usual: str) -> Source:
+    """Open the data that were given; `usual` is the source that is meant where they name none.
+
+    Raises:
+        UsageError: data that cannot be used, or drawn ones without an end.
+    """
+    options = pairs(settings.data)
+    name = str(options.pop("name", usual))
+    if name in sources.DRAWN and "count" not in options and settings.limit is None:
+        raise UsageError(f"'{name}' draws as many samples as it is asked for; give --limit N, or --data count=N")
+    return sources.build(name, **options)
 
 
 def own_device(settings: Settings) -> str | None:

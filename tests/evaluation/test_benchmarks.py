@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from qformer.data import sources
 from qformer.evaluation.benchmarks import BENCHMARKS, COLUMNS, Benchmark, Item, choose, said_of
 from qformer.evaluation.tasks import statement_question
 from qformer.metrics.lemmas import lemmatize
+from qformer.stages.evaluate.settings import Settings, open_data
 from qformer.types import BadSample, Sample, UsageError
 
 
@@ -51,6 +53,17 @@ def test_what_ten_people_spelled_alike_is_scored_by_both_rules() -> None:
         assert list(measured.total.items()) == wanted
         assert measured.each == [wanted[0][1]]
     assert choose("vqa").score([Item("0", 0, "?", ["Yes"] * 9)], said, None, False).total == {"accuracy": 1.0}
+
+
+def test_drawn_data_are_not_walked_to_their_end() -> None:
+    """They have a million samples where no count is given, and no two of one picture."""
+    drawn = sources.build("canvases", questions=True)
+    listed, skipped = choose("vqa").items(drawn, 3)
+    assert [one.image.key.partition(":")[0] for one in listed] == [f"canvases/train/0/{number}" for number in range(3)]
+    assert not skipped
+    with pytest.raises(UsageError, match=r"'canvases' draws as many samples as it is asked for; give --limit N"):
+        open_data(Settings("run", "vqa", ["name=canvases", "questions=true"]), "jsonl")
+    assert len(open_data(Settings("run", "vqa", ["name=canvases"], limit=3), "jsonl")) == 1_000_000
 
 
 def test_gqa_counts_the_normalised_and_the_exact_answer() -> None:

@@ -131,8 +131,11 @@ def test_a_store_that_two_stages_read_is_filled_once(llava: Built) -> None:
     model, config = llava
     words = [DATA, "data.batch=2", "stage=stage1", "qformer.layers=1", "train.steps=30", "train.warmup=3"]
     first = load_config("configs/system_blip2.yaml", [*words, "data.features=one"])
-    whole, alone = costs.before_flops(first), costs.before_flops(first, frozenset({"one"}))
+    whole, half, alone = (costs.before_flops(first, {"one": count}) for count in (0, 4, 8))
     assert 0 < alone < whole
+    assert half == pytest.approx((whole + alone) / 2)
+    short = first.model_copy(update={"train": first.train.model_copy(update={"steps": 2})})  # 4 of the 8 pictures
+    assert costs.before_flops(short) - costs.before_flops(short, {"one": 4}) == pytest.approx((whole - alone) / 2)
     features = {name: config.data.model_copy(update={"features": FeaturesConfig(path=name)}) for name in ("one", "two")}
     found = {name: config.model_copy(update={"data": data}) for name, data in features.items()}
     before = {name: measure_cost(one, model, rows(1), first).before_flops for name, one in found.items()}
