@@ -5,9 +5,10 @@
 
 The claims and their systems are in `benchmarks/claims.yaml`. Comparisons share their runs and stored tokens, so a
 system that stands in several of them is trained once; the same command goes on after any interruption. A claim is
-answered for, against, or "cannot tell" from the interval of a paired difference, which holds for all systems of its
-comparison together (docs/compare_statistics.md), but not for all claims of the table together: of twenty answers
-about one may be wrong by chance. With one seed an answer is about the systems as they were trained that time.
+answered for, against, or "cannot tell" from the interval of a paired difference (docs/compare_statistics.md): of the
+two systems and the skill that it names, or of all its systems together. Intervals do not hold for all claims of the
+table together: of twenty answers about one may be wrong by chance. With one seed an answer is about the systems as they
+were trained that time.
 """
 
 from __future__ import annotations
@@ -152,6 +153,12 @@ def of_skill(whole: dict[str, Any], skill: str) -> dict[str, Any]:
     return kept
 
 
+def of_pair(whole: dict[str, Any], claim: Claim) -> dict[str, Any]:
+    """A comparison of the two systems that a claim names, if it does: others then need no correction either."""
+    named = (claim.better, claim.than) if claim.better else claim.systems
+    return whole | {"systems": [one for one in whole["systems"] if one["name"] in named]}
+
+
 def markdown(claims: dict[str, Claim], world: World, folder: Path) -> list[str]:
     """Lines of a table in Markdown, with what each system answers and how many tokens it takes."""
     head = (
@@ -172,8 +179,9 @@ def markdown(claims: dict[str, Claim], world: World, folder: Path) -> list[str]:
             whole = read(own)
             if whole.get("claim") != _asked(claim, world):
                 raise UsageError("its systems have changed since; run it again")
-            table = make_table(of_skill(whole, claim.skill) if claim.skill else whole, claim.reference)
-            line = answer(claim, table)
+            asked = of_skill(whole, claim.skill) if claim.skill else whole
+            table = make_table(asked, claim.reference)
+            line = answer(claim, make_table(of_pair(asked, claim), claim.reference))
         except UsageError as fault:
             lines.append(f"| {said} | not answered: {fault} | | | | |")
             continue

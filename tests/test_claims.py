@@ -108,18 +108,21 @@ def test_a_skill_is_answered_by_its_questions_alone() -> None:
 
 def test_a_table_says_what_is_not_answered(tmp_path: Path) -> None:
     """One claim that is answered, one whose systems have changed, one with a refused system, and one not asked."""
-    systems = {"a": ["one"], "b": ["two"]}
-    one = Claim(says="b is better", source="a paper", systems=systems, better="b", than="a")
+    one = claim(better="b", than="a")
     asked = {"claim": claims._asked(one, WORLD)}
-    whole = found({"a": [0] * 40, "b": [1] * 40}, **asked)
+    right = {"a": [0] * 40, "b": [1] * 20 + [0] * 20}
+    whole = found(right | {"c": [0, 1] * 20}, **asked)
     refused = found({"a": [0] * 40}, **asked)
     refused["systems"].append({"name": "b", "refused": "it is too large"})
     for name, own in (("answered", whole), ("changed", whole | {"claim": {}}), ("refused", refused)):
         (tmp_path / "claims" / name).mkdir(parents=True)
         (tmp_path / "claims" / name / "comparison.json").write_text(json.dumps(own))
     lines = markdown(dict.fromkeys(("answered", "changed", "refused", "unasked"), one), WORLD, tmp_path)[2:]
-    assert lines[0].startswith("| b is better (a paper) | **for** | 1 | b: +100.0 (")
-    assert lines[0].endswith("| a 0.0 (36); b 100.0 (36) |")
+    alone = claims.make_table(found(right)).rows[1].difference  # as if nobody had trained c
+    assert alone is not None
+    points = f"b: +50.0 ({100 * alone.low:+.1f} to {100 * alone.high:+.1f})"
+    assert lines[0].startswith(f"| b helps (a paper) | **for** | 1 | {points} | ")
+    assert lines[0].endswith("| a 0.0 (36); b 50.0 (36); c 50.0 (36) |")
     assert "not answered: its systems have changed since" in lines[1]
     assert "not answered: 'b' has no difference to 'a': refused: it is too large" in lines[2]
     assert len(lines) == 3

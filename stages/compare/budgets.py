@@ -32,7 +32,7 @@ class Option:
         key: such as `connector.queries`.
         values: that it may have, those with fewer tokens first; called with the configuration, the side of a patch of
             the encoder and the wanted number of tokens.
-        linear: the tokens of a row are its multiple, markers aside.
+        grows: a larger value never gives fewer tokens, so that halving finds it.
     """
 
     key: str

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from qformer.checkpoints import folder as checkpoint
-from qformer.config import Config, FeaturesConfig, TextConfig, dump_config
+from qformer.config import FeaturesConfig, TextConfig, dump_config
 from qformer.data import sources
 from qformer.files.digests import digests
 from qformer.files.records import Form, read_object, replace_text, writing
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qformer.fields import Choice
+    from qformer.schema import Config
     from qformer.types import Sample
 
 Mode = Literal["published", "tokens", "flops"]
@@ -277,8 +278,10 @@ def _with_flops(systems: Systems, costs: dict[str, Cost], reference: str) -> Sys
 def _changed(systems: Systems, made: dict[str, Config | Refused]) -> Systems:
     found: Systems = {}
     for name, one in systems.items():
-        new = made.get(name, one)
-        found[name] = one.with_config(new) if isinstance(one, System) and isinstance(new, Config) else new
+        new = made.get(name)
+        if isinstance(one, System) and new is not None:
+            one = new if isinstance(new, Refused) else one.with_config(new)
+        found[name] = one
     return found
 
 
