@@ -108,11 +108,9 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
     ]
     events = []
     for one in puts:
-        one.then(None, None, None, js=browser.FOCUS, **CONFIRM)
         one.then(None, None, None, js=browser.ASKED, **CONFIRM)
         events.append(one.success(answer, [*files, *decoding, talk], outputs, **page.call(answer, place)))
-        settle = _make_settle(page, NO_ANSWER)
-        events[-1].failure(settle, [talk], [said, talk], js=browser.UNLESS_STOPPED, **QUICK)
+        events[-1].failure(_make_settle(page, NO_ANSWER), [talk], [said, talk], js=browser.UNLESS_STOPPED, **QUICK)
     stop.click(_make_settle(page), [talk], [said, talk], js=browser.STOPPED, cancels=events, **QUICK).then(
         None, None, None, js=browser.FOCUS, **CONFIRM
     )

@@ -17,12 +17,7 @@ KEEP, FILL, NEW_PICTURE, TALK, FOCUS, SAVE, SAVE_PICTURE, NAME_EXAMPLES = (
 KEEP_TALK = "(talk) => { window.qformerKeepTalk?.(talk); return []; }"
 KEEP_FILES = "(picture, more) => { window.qformerKeep?.(picture, more); return []; }"
 # A call that Stop ends before the server has it counts as failed in Gradio.
-ASKED = "() => { window.qformerStopped = false; return []; }"
-STOPPED = "(talk) => { window.qformerStopped = true; return [talk]; }"
-UNLESS_ASKED = "() => { window.qformerStopped = false; return []; }"
-STOPPED = "(talk) => [window.qformerStopped ? '' : talk]"
-# A call that Stop ends before the server has it counts as failed in Gradio.
-ASKED = "() => { window.qformerStopped = false; return []; }"
+ASKED = f"() => {{ window.qformerStopped = false; ({FOCUS.strip()})(); return []; }}"
 STOPPED = "(talk) => { window.qformerStopped = true; return [talk]; }"
 UNLESS_STOPPED = "(talk) => [window.qformerStopped ? '' : talk]"
 FORGET = "() => { window.qformerForget?.(); return []; }"
