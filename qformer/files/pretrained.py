@@ -226,7 +226,7 @@ VERSIONS = {
     "vit_rope": ("bf87143cc30441ff8f232ac1f030c3c4",),
     "ssl": ("514369671605a54bcbabe7b6b04c0768",),
     "clip": ("b2e1246c667f8ec33efdb4a80b732e5f",),
-    "opt_canvases": ("fc205f36f327fec42bcab4286d4db9e5", "b34db88d275245845f842fdbf6c91644"),
+    "opt_canvases": ("fc205f36f327fec42bcab4286d4db9e5", "401979a06ba33b8b9266299ed6c502e0"),
 }
 
 
