@@ -227,6 +227,7 @@ VERSIONS = {
     "ssl": ("514369671605a54bcbabe7b6b04c0768",),
     "clip": ("b2e1246c667f8ec33efdb4a80b732e5f",),
     "opt_canvases": ("fc205f36f327fec42bcab4286d4db9e5", "401979a06ba33b8b9266299ed6c502e0"),
+    "t5_canvases": ("e5d9cd198acdd962c064267c4193be3d",),
 }
 
 
