@@ -111,9 +111,7 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
         one.then(None, None, None, js=browser.ASKED, **CONFIRM)
         events.append(one.success(answer, [*files, *decoding, talk], outputs, **page.call(answer, place)))
         events[-1].failure(_make_settle(page, NO_ANSWER), [talk], [said, talk], js=browser.UNLESS_STOPPED, **QUICK)
-    stop.click(_make_settle(page), [talk], [said, talk], js=browser.STOPPED, cancels=events, **QUICK).then(
-        None, None, None, js=browser.FOCUS, **CONFIRM
-    )
+    _stop(page, stop, said, talk, events)
     gr.on([clear.click, page.picture.clear], None, None, outputs, js=NOTHING, cancels=events, **CONFIRM)
     # Must not cancel: a visitor who asks at once has begun the new conversation before this event arrives.
     begin = browser.NEW_PICTURE.replace("NOTHING", json.dumps(EMPTY))
@@ -131,6 +129,14 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
         )
     if page.keeps:
         _keep(page, talk, said, clear)
+
+
+def _stop(page: Page, stop: gr.Button, said: gr.HTML, talk: gr.Textbox, events: list[Any]) -> None:
+    """Let Stop end what waits or is written, and the conversation itself where words still come after it."""
+    presses = [stop.click, said.stop]
+    gr.on(presses, _make_settle(page), [talk], [said, talk], js=browser.STOPPED, cancels=events, **QUICK).then(
+        None, None, None, js=browser.FOCUS, **CONFIRM
+    )
 
 
 def _decoding_boxes(model: VisionLanguageModel) -> list[Any]:

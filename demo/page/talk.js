@@ -14,7 +14,10 @@ element.addEventListener("click", async (event) => {
   else if (does === "edit") trigger("edit");
   else trigger("like", { index: Number(turn.dataset.number), liked: does });
 });
+const isBusy = () => props.value?.includes('aria-busy="true"');
 watch("value", () => {
+  // Words that left the server before it heard of Stop would make the page wait for more.
+  if (window.qformerStopped && isBusy()) setTimeout(() => window.qformerStopped && isBusy() && trigger("stop"), 100);
   const box = element.closest("#chat");
   if (box) box.scrollTop = box.scrollHeight;
 });
