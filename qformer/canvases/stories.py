@@ -82,8 +82,8 @@ class CanvasStories:
     def __getitem__(self, index: int) -> Story:
         rng = np.random.default_rng((self.seed, index, STREAM))
         unordered = index < self.unordered or (self.unordered > 0 and index // RUN % 2 == 0)
-        if index < self.drill and not unordered and rng.random() < DRILL:
-            return self._drill(index, rng)
+        if index < self.drill and not unordered and rng.random() < DRILL and (story := self._drill(index, rng)):
+            return story
         if rng.random() < SCENES:
             story = Stories(self.split, seed=self.seed, count=self.count, task=self.task)[index]
             return replace(story, unordered=unordered)
@@ -92,18 +92,18 @@ class CanvasStories:
         prompt, reply, kind, needed = _WRITE[task](topic, rng)
         return Story(describe(topic, needed, rng), prompt, reply, kind, unordered)
 
-    def _drill(self, index: int, rng: np.random.Generator) -> Story:
-        """Ask a question of a drilled kind about the first topic from this one on that has one."""
+    def _drill(self, index: int, rng: np.random.Generator) -> Story | None:
+        """Ask a question of a drilled kind about the first topic from this one on that has one; None if none has."""
         kind = str(rng.choice(list(DRILLED), p=list(DRILLED.values())))
         about = {"order": self._clip, "which": self._row}.get(kind, self._canvas)
-        while True:
-            topic = about(index % self.count, rng)
+        for place in range(index, index + self.count):
+            topic = about(place % self.count, rng)
             asked = [one for one in topic.questions if one.kind == kind]
             if asked and (topic.boxed or kind not in BOXED):
                 one = pick(rng, asked)
                 told = describe(topic, [one], rng)
                 return Story(told, pick(rng, TEMPLATES).format(one.question), one.answer, one.kind)
-            index += 1
+        return None
 
     def _draw(self, index: int, rng: np.random.Generator) -> Topic:
         """Draw a topic: a canvas, a clip, or two pictures."""

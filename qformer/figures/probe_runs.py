@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from qformer.figures import page as sheet
 from qformer.figures.probes import STYLE, farthest, figures
-from qformer.probing.comparison import MEAN
+from qformer.probing.comparison import MEAN, POSITION, SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ SIDE_BY_SIDE = """
 .beside { display: flex; flex-wrap: wrap; gap: 12px; } .beside figure { margin: 0; max-width: 560px; }
 @media (max-width: 600px) { td { white-space: normal; } }
 """
-FIGURES = {"counting by position": "position", "counting by size": "sizes"}
+FIGURES = {POSITION: "position", SIZE: "sizes"}
 NOTE = (
     "Shares in % with Wilson's 95 % intervals; differences are those to the first run, in percentage points (Newcombe) "
     "or answers (Welch). The pictures are the same for all, which these intervals leave out of account."

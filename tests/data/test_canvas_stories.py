@@ -149,3 +149,5 @@ def test_the_first_stories_drill_the_hard_kinds() -> None:
     assert all(source[i] == usual[i] for i in range(300, 330))  # later ones are as they were
     mixed = CanvasStories(drill=300, unordered=1)
     assert all(mixed[i].unordered for i in range(2 * RUN, 3 * RUN))  # and whole runs stay unordered
+    alone = [CanvasStories(drill=1, count=1, seed=seed)[0] for seed in range(40)]
+    assert {story.kind for story in alone} - set(DRILLED)  # one topic does not have every kind
