@@ -30,7 +30,7 @@ from qformer.stages.compare import found
 from qformer.stages.compare.command import read_seeds
 from qformer.stages.compare.comparison import Settings, compare
 from qformer.stages.compare.questions import rows_by_skill
-from qformer.stages.compare.table import VIEWS, Row, Table, make_table, read
+from qformer.stages.compare.table import BLIND, SEEN, VIEWS, Row, Table, make_table, read
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Claim(BaseModel):
     @model_validator(mode="after")
     def _can_be_answered(self) -> Self:
         named = [one for one in (self.better, self.than, self.flops) if one]
-        if unknown := set(named) - set(self.systems):
+        if unknown := set(named) - {*self.systems, *([BLIND] if self.blind else [])}:
             raise ValueError(f"'{min(unknown)}' is none of its systems: {', '.join(self.systems)}")
         if (
             bool(self.better) != bool(self.than)
@@ -68,6 +68,11 @@ class Claim(BaseModel):
         ):
             raise ValueError("give one of: better with than, equal, differ")
         return self
+
+    @property
+    def blind(self) -> bool:
+        """True where a system is compared with itself when it is shown gray pictures."""
+        return self.than == BLIND
 
     @property
     def reference(self) -> str:
@@ -154,9 +159,18 @@ def of_skill(whole: dict[str, Any], skill: str) -> dict[str, Any]:
 
 
 def of_pair(whole: dict[str, Any], claim: Claim) -> dict[str, Any]:
-    """A comparison of the two systems that a claim names, if it does: others then need no correction either."""
+    """A comparison of the two systems that a claim names, if it does: others then need no correction either.
+
+    The blind one is the better one with its answers to gray pictures.
+    """
     named = (claim.better, claim.than) if claim.better else claim.systems
-    return whole | {"systems": [one for one in whole["systems"] if one["name"] in named]}
+    kept = [one for one in whole["systems"] if one["name"] in named]
+    if claim.blind:
+        kept += [
+            one | {"name": BLIND, "runs": [run | {SEEN: run.get(BLIND, [])} for run in one.get("runs", [])]}
+            for one in kept
+        ]
+    return whole | {"systems": kept}
 
 
 def markdown(claims: dict[str, Claim], world: World, folder: Path) -> list[str]:
@@ -180,7 +194,7 @@ def markdown(claims: dict[str, Claim], world: World, folder: Path) -> list[str]:
             if whole.get("claim") != _asked(claim, world):
                 raise UsageError("its systems have changed since; run it again")
             asked = of_skill(whole, claim.skill) if claim.skill else whole
-            table = make_table(asked, claim.reference)
+            table = make_table(asked, None if claim.blind else claim.reference)
             line = answer(claim, make_table(of_pair(asked, claim), claim.reference))
         except UsageError as fault:
             lines.append(f"| {said} | not answered: {fault} | | | | |")
@@ -196,7 +210,8 @@ def _seen(row: Row) -> str:
     if row.accuracy is None:
         return f"{row.name}: {row.note}"
     near = "" if row.near is None else f"; {row.near:.0f}"
-    return f"{row.name} {100 * row.accuracy.mean:.1f} ({row.cost['tokens']:.0f}{near})"
+    blind = "" if row.blind is None else f", blind {100 * row.blind.mean:.1f}"
+    return f"{row.name} {100 * row.accuracy.mean:.1f}{blind} ({row.cost['tokens']:.0f}{near})"
 
 
 def _asked(claim: Claim, world: World) -> dict[str, Any]:
@@ -215,7 +230,8 @@ def train(claim: Claim, world: World, settings: Settings, own: Path) -> None:
         settings,
         words=tuple(write_systems(claim, world, own)),
         mode="flops" if claim.flops else "published",
-        reference=claim.flops or claim.reference,
+        reference=claim.flops or (None if claim.blind else claim.reference),
+        blind=claim.blind,
     )
     try:
         whole = compare(own_settings)

@@ -106,6 +106,24 @@ def test_a_skill_is_answered_by_its_questions_alone() -> None:
         of_skill(whole, "taste")
 
 
+def test_a_system_is_compared_with_its_blind_self(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B sees as much as a does and more than it knows blind; of a nothing is claimed."""
+    one = claim(better="b", than="blind")
+    whole = found({"a": [1] * 40, "b": [1] * 20 + [0] * 20}, claim=claims._asked(one, WORLD))
+    for system, blind in zip(whole["systems"], ([1] * 40, [1] * 2 + [0] * 38), strict=True):
+        system["runs"][0]["blind"] = blind
+    (tmp_path / "claims" / "sees").mkdir(parents=True)
+    (tmp_path / "claims" / "sees" / "comparison.json").write_text(json.dumps(whole))
+    line = markdown({"sees": one}, WORLD, tmp_path)[2]
+    assert line.startswith("| b helps (a paper) | **for** | 1 | b: +45.0 (")
+    assert line.endswith("| a 100.0, blind 100.0 (36); b 50.0, blind 5.0 (36) |")
+    given: list[Settings] = []
+    monkeypatch.setattr(claims, "compare", lambda settings: given.append(settings) or whole)
+    monkeypatch.setattr(claims, "read_values", lambda *_: {})
+    claims.train(one, WORLD, Settings(()), tmp_path / "asked")
+    assert (given[0].blind, given[0].reference) == (True, None)
+
+
 def test_a_table_says_what_is_not_answered(tmp_path: Path) -> None:
     """One claim that is answered, one whose systems have changed, one with a refused system, and one not asked."""
     one = claim(better="b", than="a")
@@ -159,5 +177,6 @@ def test_systems_of_the_shipped_claims_can_be_built(tmp_path: Path) -> None:
         assert all(isinstance(system, System) for system in systems.values()), systems
         configs = [system.config for system in systems.values() if isinstance(system, System)]
         assert len({config.model_dump_json() for config in configs}) + (name.startswith("stage_one")) == len(configs)
-        alike |= {config.data.model_dump_json() + config.train.model_dump_json() for config in configs}
+        assert len({str(config.data.validation) for config in configs}) == 1
+        alike |= {str(config.data.train) + str(config.data.batch) + str(config.train) for config in configs}
     assert len(alike) == 1
