@@ -34,8 +34,7 @@ def spread(runs: Sequence[Run], exam: Exam, processes: int) -> None:
         task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(todo))
         if processes == 1 or len(todo) < 2:
             for run in _finished(todo, exam):
-                bar.update(task, description=f"{run.system}, seed {run.seed}")
-                bar.advance(task)
+                bar.update(task, description=f"{run.system}, seed {run.seed}", advance=1)
             return
         _spread(todo, exam, min(processes, len(todo)), lambda left: bar.update(task, completed=len(runs) - left))
 
