@@ -79,10 +79,12 @@ class Server:
         if self.model is None:
             listed = self._request(MODELS, None, lambda values: [str(one["id"]) for one in values["data"]])
             if len(listed) != 1:
-                some = ", ".join(one[:80] for one in listed[:LISTED]) or "none"
+                some = ", ".join(one[:80] if one.isprintable() else f"{one!a:.80}" for one in listed[:LISTED]) or "none"
                 raise UsageError(
                     f"the server at '{self.url}' lists {len(listed)} models ({some}); choose one with --model"
                 )
+            if not listed[0].isprintable():
+                raise UsageError(f"the server at '{self.url}' lists a model {listed[0]!a:.80}; choose one with --model")
             self.model = listed[0]
         return self.model
 

@@ -67,6 +67,7 @@ def pattern_accuracy(logits: Tensor) -> dict[str, float]:
     Raises:
         UsageError: n is not a multiple of nine.
     """
+    logits = torch.as_tensor(logits)
     if logits.ndim != 2 or logits.shape[1] != 2 or not len(logits) or len(logits) % (2 * len(PATTERNS)):
         shape = list(logits.shape)
         raise UsageError(f"the logits are {shape}; give two rows of two for each pair, and nine equal patterns")
@@ -82,6 +83,8 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """
     if len(x) != len(y) or len(x) < 2:
         raise UsageError(f"there are {len(x)} and {len(y)} numbers; give two series of one length, at least two")
-    first, second = (np.asarray(one, float) - np.mean(one) for one in (x, y))
-    scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum() / scale) if scale else float("nan")
+    both = [np.asarray(one, float) for one in (x, y)]
+    if any((one == one[0]).all() for one in both):  # the mean of equal numbers may differ from them in the last digit
+        return float("nan")
+    first, second = (one - one.mean() for one in both)
+    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))

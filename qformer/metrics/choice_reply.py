@@ -22,6 +22,7 @@ from qformer.metrics.choice_words import (
     parts,
     plain,
     stem_of,
+    with_letters,
     without_echo,
     words_of,
 )
@@ -29,7 +30,7 @@ from qformer.types import UsageError
 
 LONGEST = 2000  # characters; a loop of a model must not cost seconds
 CORRECTIONS = 4  # the last ones are tried
-OPTIONS = re.compile(r"\s*\(a\)\s*(.+?)[\s,;]*\(b\)\s*(.+?)\s*", re.IGNORECASE | re.DOTALL)
+OPTIONS = re.compile(r"\s*\(a\)\s*(.+?)[\s,;]*\(b\)\s*((?:(?!\(c\)\s*\w).)+?)\s*", re.IGNORECASE | re.DOTALL)
 UNSURE = re.compile(
     r"(?:can(?:not|'t| not)|unable to|not able to|hard to|impossible to|difficult to|not possible to|too \w+ to|"
     r"(?:do not|don't|not) have enough|not enough|insufficient)\b[^.!?\n]{0,30}?"
@@ -60,8 +61,10 @@ AFFIRMED = re.compile(
 CONCLUDING = re.compile(
     r"\b(?:so|therefore|hence|thus|consequently|conclusion|this means|which means)\b", re.IGNORECASE
 )
+TOTAL = re.compile(r"\b(?:in total|in all|altogether|total(?:ing|s)?(?: of| is|:)?)(?!\w)", re.IGNORECASE)
 NONE_OF_THEM = re.compile(
-    r"\bneither\b|\bnone of\b|\bboth (?!point|show|tell|photos|images|pictures|sides|wings|eyes)|\beither\b|"
+    r"\bneither\b|\bnone of\b|(?<!with )\bboth (?!point|show|tell|photos|images|pictures|sides|wings|eyes|"
+    r"of (?:its|his|her|their|the) \w)|\beither\b|"
     r"\bboth:|\bone\b[^.!?]*\bthe other\b|\bbetween \S+ and\b|\bor (?:it's |it is |is )?not\b",
     re.IGNORECASE,
 )
@@ -74,6 +77,9 @@ DENIES = re.compile(
 )
 #: Reasoning that was cut off before it came to an answer.
 CUT_OFF = re.compile(r"\b(?:we (?:need|have|can|must)|let's|let us)\b[^.!?\n]*(?:[.!?:\n]+[^.!?\n]*)?[^.!?\s]\s*$")
+HALF = re.compile(
+    rf"{SENTENCE.pattern}|,\s+but\b"
+)  # `neither is quite right, but (a) is closer` chooses behind its comma
 LINE = re.compile(r"\n")
 HEADING = re.compile(r"\s*\(?[abAB][).:].*:\s*")
 ITSELF = re.compile(r"\b(?:it|him|her)self\b|\bthemselves\b", re.IGNORECASE)
@@ -106,7 +112,7 @@ def parse_choice(reply: str, options: str | Sequence[str]) -> str | None:
     pair = OptionPair.of(split_options(options))
     if len(reply) > LONGEST:
         reply = f"{reply[: LONGEST // 2]}\n{reply[-LONGEST // 2 :]}"
-    text = without_echo(plain(reply), pair)
+    text = without_echo(with_letters(plain(reply), pair), pair)
     if not text.strip():
         return None
     return _decide(text, pair)
@@ -151,7 +157,7 @@ def _settle(text: str, pair: OptionPair) -> str | None:
         start, end = parts(text.strip() + " ", SENTENCE)[0]
         return pair.negative if DENIES.search(text.strip(), start, end) else None
     undecided = _asserts_both(text, mentions)
-    for look in (_stated, _opening, _concluded, _asserted):
+    for look in (_stated, _opening, _concluded, _totaled, _asserted):
         choice = None if look is _asserted and undecided else look(text, found)
         if choice is not None:
             return None if _disagree(found) else choice
@@ -176,7 +182,7 @@ def _open_dropped(text: str, found: list[Mention]) -> list[Mention]:
             open_places |= {
                 near for near in (place - 1, place + 2) if 0 <= near < len(found) and _touch(text, found, near, place)
             }
-    for start, end in parts(text, SENTENCE):
+    for start, end in parts(text, HALF):
         own = {place for place, one in enumerate(found) if start <= one.start < end}
         asks = text[start:end].rstrip().endswith("?") and (
             len({found[place].choice for place in own}) > 1 or len(own) < len(found)
@@ -199,7 +205,7 @@ def _is_heading(text: str, found: list[Mention], place: int) -> bool:
 
 def _asserts_both(text: str, found: list[Mention]) -> bool:
     """Tell if a sentence says that both options hold, or neither, or gives both as the answer; or if none comes."""
-    for start, end in parts(text, SENTENCE):
+    for start, end in parts(text, HALF):
         own = {one.choice for one in found if start <= one.start < end}
         least = 1 if EITHER.search(text, start, end) else 2
         if len(own) >= least and NONE_OF_THEM.search(text, start, end) and "?" not in text[start:end]:
@@ -262,6 +268,16 @@ def _concluded(text: str, found: list[Mention]) -> str | None:
         own = [one for one in found if mark.end() <= one.start < (sentence.start() + 1 if sentence else len(text))]
         if own:
             return _chosen(own)
+    return None
+
+
+def _totaled(text: str, found: list[Mention]) -> str | None:
+    """Find what is called the total: in the clause of the word, the mention right behind it, or else the last one."""
+    for mark in TOTAL.finditer(text):
+        start, end = next((start, end) for start, end in parts(text, CLAUSE) if start <= mark.start() < end)
+        own = [one for one in found if start <= one.start < end]
+        if own:
+            return _chosen([one for one in own if one.start >= mark.end()][:1] or own[-1:])
     return None
 
 

@@ -31,13 +31,21 @@ SAME = {
     "grey": "gray",
     "single": "1",
     "towards": "toward",
+    "daytime": "day",
+    "nighttime": "night",
+    "counter-clockwise": "counterclockwise",
+    "anticlockwise": "counterclockwise",
+    "anti-clockwise": "counterclockwise",
 }
 #: The same for whole phrases.
 PHRASES = {
     r"\bcan(?:not|'t| not) (?:be seen|see (?:it|them)\b)": "is not visible",
     r"\bcan (?:be seen|see (?:it|them)\b)": "is visible",
     r"\bof course\b(?! not)": "yes",
+    r"\bI (?:don't|do not) (?:think|believe) so\b|\bthere (?:is|are) none\b": "no",
+    r"\bI (?:think|believe|guess) so\b|\A\W*(?:it|they|there|he|she) (?:is|are|does|do|has|have)\W*\Z": "yes",
 }
+WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese and Korean, written without spaces
 WHOLE = frozenset({"toward", "towards", "forward", "forwards", "finish", "almost"})
 ARTICLES = frozenset({"a", "an", "the"})
 FUNCTION = ARTICLES | listed(
@@ -56,9 +64,13 @@ IDIOMS = re.compile(
     r"\bon the one hand\b|\bas far as\b[^,.]*,|\bfor sure\b",
     re.IGNORECASE,
 )
-INSTEAD = r"(?:rather than|instead of|as opposed to|anything but|far from|other than|unlike|ruled? out|exclude)"
+INSTEAD = (
+    r"(?:rather than|instead of|as opposed to|(?:any|every)thing but|all but|far from|other than|unlike|ruled? out|"
+    r"exclude)"
+)
 DENIED = re.compile(
-    r"\s*[)\]\"']*\s*(?:is|are|was|would be|can|could|does|do)(?:n't| not)\b|\s*[)\]\"']*\s*(?:is|can be|seems)\s+"
+    r"\s*[)\]\"']*\s*(?:is|are|was|would be|can|could|does|do)(?:n't| not)\b|"
+    r"\s*[)\]\"']*\s*(?:is|can be|would be|must be|seems)\s+"
     r"(?:\w+ )?(?:wrong|incorrect|false|impossible|ruled out|excluded)\b",
     re.IGNORECASE,
 )
@@ -77,7 +89,7 @@ PREDICATE = listed(
 )
 WORD = re.compile(r"\d+(?:[:.,]\d+)*|[^\W\d_]+(?:['-][^\W\d_]+)*")
 LETTER = re.compile(r"(?<![\w-])(?<!\w')([abAB])(?!-?\w|'\w)")
-CLAUSE = re.compile(r"\n+|[.!?;]+(?=\s|$)|,\s|…|\.{2,}|:\s|\s[-\u2013\u2014]\s|(?<!anything )\b(?:but|yet)\b")
+CLAUSE = re.compile(r"\n+|[.!?;]+(?=\s|$)|,\s|…|\.{2,}|:\s|\s[-\u2013\u2014]\s|(?<!thing )(?<!all )\b(?:but|yet)\b")
 SENTENCE = re.compile(r"\n+|[.!?]+(?=\s|$)")
 
 
@@ -103,7 +115,7 @@ class OptionPair:
         marks: words of each alone. bound: True if these are prepositions, which count only in front of a shared word.
         shared: words of both that mean something.
         negative: the one that denies the other, as `Not visible`; None where neither does.
-        asks: True for yes and no.
+        asks: True for yes and no. ordinal: True if the options themselves count something as first or second.
     """
 
     words: dict[str, tuple[str, ...]]
@@ -112,6 +124,7 @@ class OptionPair:
     shared: frozenset[str]
     negative: str | None
     asks: bool
+    ordinal: bool
 
     @staticmethod
     @lru_cache(maxsize=512)
@@ -126,12 +139,14 @@ class OptionPair:
             marks = {name: own or alone[name] - NEGATORS for name, own in marks.items()}
         denying = [name for name in "ab" if alone[name] & NEGATORS and not alone[OTHER[name]] & NEGATORS]
         negative = denying[0] if denying and not marks["a"] and not marks["b"] else None
-        asks = {words["a"], words["b"]} == {("yes",), ("no",)}
+        asks = {words[name][:1] for name in "ab"} == {("yes",), ("no",)}  # and nothing more, such as `No, it doesn't`
+        asks = asks and {word for name in "ab" for word in words[name][1:]} <= LITTLE | NEGATORS
         if asks:
-            negative = "a" if words["a"] == ("no",) else "b"
+            negative = "a" if words["a"][0] == "no" else "b"
         bound = not (marks["a"] or marks["b"])
         shared = (first & second) - LITTLE
-        return OptionPair(words, alone if bound else marks, bound, shared, negative, asks)
+        ordinal = bool((first | second) & ORDINALS)
+        return OptionPair(words, alone if bound else marks, bound, shared, negative, asks, ordinal)
 
 
 def plain(text: str) -> str:
@@ -141,6 +156,7 @@ def plain(text: str) -> str:
     text = re.sub(r"[\u201c-\u201e\u00ab\u00bb\u300c-\u300f\u2039\u203a]", '"', text)
     for mark, same in {"。": ". ", "、": ", ", "【": "(", "】": ")"}.items():
         text = text.replace(mark, same)
+    text = re.sub(rf"(?<=[{WIDE}])(?=[A-Za-z])|(?<=[A-Za-z])(?=[{WIDE}])", " ", text)
     text = re.sub(r"<(\w+)>(.*?)</\1>", r" \2 ", text)
     text = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"(?:[_#$`\\>]|(?<!\s)\*|\*(?!\s))+(?!\w+})|^\s*-\s", " ", text, flags=re.MULTILINE)
@@ -176,6 +192,22 @@ def stem_of(word: str) -> str:
 
 #: Words that tell options apart only if nothing else does, as they are and as stems.
 LITTLE = frozenset(stem for word in FUNCTION for stem in (word, stem_of(word)) if not stem.isdecimal())
+
+
+ORDINALS = frozenset(stem_of(word) for word in ("first", "second", "former", "latter"))
+PLACED = {
+    name: re.compile(
+        rf"\b(?:the )?(?:{first}|{second}) (?:option|choice|answer)\b|\A\W*(?:the )?{second}\W*\Z", re.IGNORECASE
+    )
+    for name, first, second in (("a", "first", "former"), ("b", "second", "latter"))
+}
+
+
+def with_letters(text: str, pair: OptionPair) -> str:
+    """The text with letters in place of `the first option` and the like, unless the options count things themselves."""
+    for name, words in PLACED.items() if not pair.ordinal else ():
+        text = words.sub(f"({name})", text)
+    return text
 
 
 def without_echo(text: str, pair: OptionPair) -> str:
@@ -244,7 +276,7 @@ def _is_letter(text: str, found: re.Match[str]) -> bool:
     before, after = text[: found.start()].rstrip(), text[found.end() :]
     if re.search(r"[(\[{<\"'`:=]$", before) and re.match(r"\s*[)\]}>\"'`]", after):
         return True
-    if re.match(r"\s*(?:[).:,;=!?\]}\n-]|$)", after):
+    if re.match(r"\s*(?:[).:,;=!?\]}\n-]|/\s*\(?[bB]\b|$)", after):
         return True
     if re.match(r"\s+(?:is|fits|and|or|because|since|rather|instead|not|but|was|over|as)\b", after):
         return True

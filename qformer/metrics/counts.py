@@ -31,6 +31,10 @@ NUMBER = re.compile(_NUMBER)
 GRID = re.compile(
     rf"\b\d+\s*[x\u00d7*]\s*\d+|(?:{_NUMBER})(?:\s+by\s+|\s+rows?(?:\s+of\s+|\s+(?:and|by|with)\s+))(?:{_NUMBER})"
 )
+DIGITS = re.compile(r"\d+")
+#: Things counted out, as `1, 2, 3 and 4`: only the last of them is how many there are.
+COUNTED_OUT = re.compile(r"\b1,\s*2(?:,?(?:\s+and)?\s+\d{1,3}|,\d{1,3})*\b")
+NOTHING = re.compile(r"(?:\bno|\bnot any|n't any)(?: \w+)? (?:objects?|circles?|shapes?|things?)\b")
 BULLET = re.compile(r"^\s*(\d{1,3})[.)]\s", re.MULTILINE)
 #: Where a reply of several numbers says which one is meant.
 MEANT = (
@@ -43,6 +47,8 @@ COLORS = (
     *("pink", "cyan", "tan", "khaki", "taupe", "olive"),
 )
 COLOR = re.compile(rf"\b({'|'.join(COLORS)})(?:ish)?\b")
+#: What is said of something: `the area left of the red rectangle is gray`.
+SAID = re.compile(rf"\b(?:is|are|looks?|appears?|seems?)\b(?: (?!not\b)[\w'-]+){{0,4}}? {COLOR.pattern}")
 LONGEST = 2000  # characters of a reply that are read
 
 
@@ -50,23 +56,30 @@ def parse_count(reply: str) -> int | None:
     """The number of things that a reply gives, in digits or words; None where it gives none.
 
     Of several numbers the total is meant, or what is called the answer, or else the first that is not the word `one`,
-    which is mostly a pronoun. Of a numbered list without other numbers it is the last one's.
+    which is mostly a pronoun. Of a numbered list, or of things counted out, it is the last one's, unless another number
+    is told beside them. `There are no circles` is 0, and `a single circle` 1.
     """
     text = GRID.sub(" ", reply[:LONGEST].casefold())
-    listed = BULLET.findall(text)
-    text = BULLET.sub(" ", text)
+    listed = [*BULLET.findall(text), *(DIGITS.findall(found[0])[-1] for found in COUNTED_OUT.finditer(text))]
+    text = COUNTED_OUT.sub(" ", BULLET.sub(" ", text))
     for pattern in MEANT:
         if found := pattern.search(text):
             return _value(found[1])
     found_all = [match[0] for match in NUMBER.finditer(text)]
     others = [number for number in found_all if number != "one"]
     told = others or listed[-1:] or found_all
-    return _value(told[0]) if told else None
+    if told:
+        return _value(told[0])
+    return 0 if NOTHING.search(text) else 1 if re.search(r"\ba single\b", text) else None
 
 
 def parse_color(reply: str) -> str | None:
-    """The first color that a reply names, in lower case; `gray` in either spelling; None where it names none."""
-    found = COLOR.search(reply[:LONGEST].casefold())
+    """The color that a reply says something is, or else the first that it names, in lower case; None without any.
+
+    `Grey` is `gray`.
+    """
+    text = reply[:LONGEST].casefold()
+    found = SAID.search(text) or COLOR.search(text)
     return None if found is None else found[1].replace("grey", "gray")
 
 

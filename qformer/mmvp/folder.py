@@ -138,6 +138,8 @@ def read_finished(folder: str | Path, corrected: bool = False) -> tuple[list[Que
     if rows and not asked:
         raise UsageError(f"'{table}' has {len(rows)} rows, and none is filled in; write the questions of a pair first")
     _check(table, questions, missing)
+    if len(rows) % 2 and asked[-1] is rows[-1]:
+        raise broken_row(table, len(rows), "it is the last one, and its pair has no other; give two rows for each pair")
     return questions, len(blank) // 2
 
 

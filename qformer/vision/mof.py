@@ -56,7 +56,7 @@ class MofConfig:
 
 def _options(place: str, given: dict[str, Any]) -> Any:
     """Check the options of one of the encoders and return them as its dataclass."""
-    name = given.get("name")
+    name = given.get("name") if isinstance(given, dict) else None
     if not isinstance(name, str) or name == "mof":
         raise UsageError(
             f"vision.{place} is {given}; give the name of an image encoder and its options, such as "
@@ -112,11 +112,13 @@ def align(tokens: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
         float[n, S', D], S' = rows * columns of `to`.
 
     Raises:
-        UsageError: another number of tokens than the grid has.
+        UsageError: another number of tokens than the grid has, or no rows or columns wanted.
     """
     if tokens.shape[1] != grid[0] * grid[1]:
         raise UsageError(f"{tokens.shape[1]} tokens are no grid of {grid[0]} x {grid[1]}; give one for each place")
-    if grid == to:
+    if min(to) < 1:
+        raise UsageError(f"a grid of {to[0]} x {to[1]} tokens is wanted; give 1 or more each way")
+    if tuple(grid) == tuple(to):
         return tokens
     view = tokens.transpose(1, 2).unflatten(2, grid)  # (n, D, rows, columns)
     resized = F.interpolate(view.float(), size=to, mode="bilinear", align_corners=False)
@@ -142,8 +144,8 @@ class MofEncoder(VisionEncoder):
             alpha: weight of the first in an additive mixture.
 
         Raises:
-            UsageError: an additive mixture of unequal widths, an unknown mode, an alpha outside 0 to 1, or an encoder
-                with several tokens a patch.
+            UsageError: an additive mixture of unequal widths, an unknown mode, an alpha outside 0 to 1, one encoder
+                alone, or an encoder with several tokens a patch.
         """
         if mode not in ("interleaved", "additive"):
             raise UsageError(f"mode is '{mode}'; a mixture of features is interleaved or additive")
@@ -208,7 +210,9 @@ def _check_alpha(alpha: float) -> None:
 
 
 def _check_part(part: VisionEncoder) -> None:
-    """Refuse an encoder with several tokens a patch, which is a mixture itself."""
+    """Refuse what is no encoder, and one with several tokens a patch, which is a mixture itself."""
+    if not isinstance(part, VisionEncoder):
+        raise UsageError(f"a mixture of features needs two image encoders, and one of these is {part!r:.80}; give both")
     if part.per_patch != 1:
         raise UsageError(
             f"a mixture of features reads encoders with one token a patch, and {type(part).__name__} has "

@@ -34,6 +34,9 @@ def test_several_models_are_named(stand_in: StandIn) -> None:
     stand_in.models = ["first", "second"]
     with pytest.raises(UsageError, match=r"lists 2 models \(first, second\); choose one with --model"):
         client(stand_in)([RED], ["?"])
+    stand_in.models = ["\x1b[31mred\ud800"]  # would color a terminal, and cannot be written in UTF-8
+    with pytest.raises(UsageError, match=r"lists a model '\\x1b\[31mred\\ud800'; choose one with --model"):
+        client(stand_in)([RED], ["?"])
     client(stand_in, model="second")([RED], ["?"])
     assert stand_in.asked[0]["model"] == "second"
 

@@ -35,6 +35,12 @@ from qformer.metrics.counts import parse_color, parse_count
         ("1. a red circle\n2. a green square\n3. a white triangle\n", 3),
         ("1) red\n2) green\nThere are two.", 2),
         ("NINE CIRCLES", 9),
+        ("I count 1, 2, 3, 4.", 4),
+        ("1,2,3 and 4: that makes five, no, four", 5),
+        ("There are no circles.", 0),
+        ("There aren't any red objects", 0),
+        ("I see no squares, but 3 circles", 3),
+        ("a single white object", 1),
         ("none", None),
         ("I cannot tell.", None),
         ("", None),
@@ -50,7 +56,16 @@ def test_counts(reply: str, count: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "color"),
-    [("Red.", "red"), ("It is GREY", "gray"), ("a grayish tone with a red box", "gray"), ("bored", None), ("", None)],
+    [
+        ("Red.", "red"),
+        ("It is GREY", "gray"),
+        ("a grayish tone with a red box", "gray"),
+        ("The area to the left of the red rectangle is a light gray.", "gray"),
+        ("It is not red; it is gray.", "gray"),
+        ("The rectangle is red", "red"),
+        ("bored", None),
+        ("", None),
+    ],
 )
 def test_colors(reply: str, color: str | None) -> None:
     assert parse_color(reply) == color

@@ -99,6 +99,8 @@ def test_statements_are_read_under_both_names_of_the_folder(tmp_path: Path, name
         ("Question,Options,Correct Answer\nIs it?,Open or closed,(a)", "row 1 .* is broken"),
         ("Question,Options,Correct Answer\nIs it?,(a) A (b) B,(c)", "not \\(a\\) or \\(b\\)"),
         ('Question,Options,Correct Answer\n"Is it?,(a) A (b) B,(a)', "cannot be read"),
+        ("Question,Options,Correct Answer\nIs it?,(a) A (b) B (c) C,(a)", "row 1 .* is broken"),
+        ("Question,Options,Correct Answer\nIs it?,(a) A (b) B,(a)", "row 1 .* its pair has no other"),
         ("Question,Options,Correct Answer\n", "has no rows"),
         ("", "has the columns"),
     ],
@@ -157,6 +159,8 @@ def test_correlation_is_pearsons() -> None:
     assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
     assert correlation([1, 2, 4], [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     assert str(correlation([1, 1], [1, 2])) == "nan"
+    assert str(correlation([0.1, 0.1, 0.1], [1, 2, 3])) == "nan"  # their mean differs from 0.1 in the last digit
+    assert correlation(torch.tensor([1.0, 2.0, 4.0]), [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     with pytest.raises(UsageError, match="one length"):
         correlation([1], [1, 2])
 
@@ -166,7 +170,9 @@ def labeled(half: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize(("half", "least", "right"), [("unseen", 250, 360), ("tuning", 250, 372)])
+@pytest.mark.parametrize(
+    ("half", "least", "right"), [("unseen", 250, 360), ("tuning", 250, 372), ("checked", 390, 390)]
+)
 def test_the_parser_reads_answers_as_a_person_does(half: str, least: int, right: int) -> None:
     """The figures of the documentation; the unseen half was labeled before the parser was written."""
     rows = labeled(half)
@@ -193,7 +199,7 @@ def test_options_may_be_a_text_or_a_list_and_their_order_counts() -> None:
     said = "The butterfly is facing left, as in a mirror."
     assert parse_choice(said, "(a) Left (b) Right") == "a"
     assert parse_choice(said, ["Right", "Left"]) == "b"
-    for options in ("Left or right", ["Left"], ["a", "b", "c"]):
+    for options in ("Left or right", ["Left"], ["a", "b", "c"], "(a) Left (b) Right (c) Neither"):
         with pytest.raises(UsageError, match="give two"):
             parse_choice(said, options)
 

@@ -18,7 +18,7 @@ from qformer.resolution.base import cut_all
 from qformer.resolution.fixed import Fixed
 from qformer.types import UsageError
 from qformer.vision.base import VisionEncoder
-from qformer.vision.mof import MofEncoder, align, interleave, mix
+from qformer.vision.mof import MofConfig, MofEncoder, align, interleave, mix
 
 EXACT = {"atol": 0.0, "rtol": 0.0}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -65,6 +65,11 @@ def test_another_grid_is_interpolated_row_by_row() -> None:
     assert made.tolist() == [[0, 1, 2], [0.75, 1.75, 2.75], [2.25, 3.25, 4.25], [3, 4, 5]]
     with pytest.raises(UsageError, match="5 tokens are no grid of 2 x 3"):
         align(ramp[:, :5], (2, 3), (4, 3))
+
+
+def test_a_grid_without_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match="grid of 0 x 2 tokens is wanted"):
+        align(torch.zeros(1, 4, 3), (2, 2), (0, 2))
 
 
 def test_each_encoder_normalizes_by_itself_and_loses_its_front_tokens() -> None:
@@ -181,6 +186,11 @@ def test_a_faulty_section_is_told_by_its_place(parts: dict[str, Any], change: di
 def test_one_encoder_alone_is_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"vision\.second"):
         vision.build("mof", first=parts["first"])
+    for second in ({}, None):
+        with pytest.raises(UsageError, match=r"vision\.second is"):
+            MofConfig(first=parts["first"], second=second)
+    with pytest.raises(UsageError, match="needs two image encoders, and one of these is None"):
+        MofEncoder(Flat(2, 2, 0, 1.0), None)
 
 
 def test_each_encoder_has_its_own_adapter() -> None:
