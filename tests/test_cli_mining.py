@@ -339,6 +339,7 @@ def test_poolings(towers: Path) -> None:
         ({"clip": "bad.yaml"}, "'bad.yaml' has no section vision"),
         ({"--quantiles": "99,1"}, "--quantiles is '99,1'"),
         ({"--above": "95"}, "above is 95"),
+        ({"--quantiles": "0.9,0.2", "--below": "0.5"}, "--quantiles takes the place of --above and --below"),
         ({"--model": "gpt"}, "give --server URL as well"),
         ({"--server": "localhost"}, "'localhost' is not the address of a server"),
         ({"-o": "taken"}, "'taken' holds something else than mined pairs"),

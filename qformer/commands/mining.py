@@ -79,6 +79,8 @@ def mine(data: list[str], folder: Path, settings: MiningSettings) -> None:
     """
     shares = _shares(settings.quantiles)
     Thresholds.of(settings.above, settings.below)
+    if shares is not None and (settings.above, settings.below) != (mining.ABOVE, mining.BELOW):
+        raise UsageError("--quantiles takes the place of --above and --below; give these or those")
     ask = pair_files.asker(settings.server, settings.model, settings.timeout)
     device = devices.choose(settings.device)
     if Path(data[0]).is_dir() and folder.resolve().is_relative_to(Path(data[0]).resolve()):

@@ -93,7 +93,8 @@ def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
     A table of two columns whose first holds numbers needs no head, and no name above them.
 
     Raises:
-        UsageError: the table cannot be read, there is no such column, or an Index is no number.
+        UsageError: the table cannot be read, there is no such column, or an Index is no number or there twice with
+            different cells.
     """
     rows = list(read_rows(table))
     if rows and all(len(row) == 2 and row[0].strip().isdecimal() for row in rows[1:]) and len(rows[0]) == 2:
@@ -103,12 +104,18 @@ def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
     name = next((name for name in names if name in head), None)
     if name is None:
         raise UsageError(f"'{table}' has the columns {head}; expected Index and {names[0].capitalize()}")
-    cells = {}
+    cells: dict[int, str] = {}
     for place, row in enumerate(rows, start=1):
         number = row[head.index("index")].strip() if "index" in head[: len(row)] else str(place)
         if not number.isdecimal():
             raise UsageError(f"row {place} of '{table}' has the Index '{number}'; give the number of a question")
-        cells[int(number)] = row[head.index(name)].strip() if head.index(name) < len(row) else ""
+        cell = row[head.index(name)].strip() if head.index(name) < len(row) else ""
+        if cells.get(int(number)) and cell and cells[int(number)] != cell:
+            told = (
+                f"row {place} of '{table}' has the Index {number} again, with '{cell}' and not '{cells[int(number)]}'"
+            )
+            raise UsageError(f"{told}; give each number once")
+        cells[int(number)] = cell or cells.get(int(number), "")
     return cells
 
 
