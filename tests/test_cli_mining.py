@@ -217,6 +217,15 @@ def test_questions_that_are_filled_in_are_kept(run: Run, words: list[str]) -> No
     assert "is not the table that was written" in one_sentence(err)
 
 
+def test_options_are_split_however_they_are_typed() -> None:
+    typed = {
+        "(A) Open (B) Closed": ("Open", "Closed"),
+        " (a)Open(b)Closed": ("Open", "Closed"),
+        "(a) Open": ("Open", ""),
+    }
+    assert {options: pair_files.halves_of(options) for options in typed} == typed
+
+
 def test_the_scorer_reads_the_questions(run: Run, words: list[str]) -> None:
     mmvp = pytest.importorskip("qformer.evaluation.mmvp")
     assert run(*words, "-o", "out", *WIDE, "--pairs", "2")[0] == 0

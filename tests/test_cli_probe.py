@@ -229,3 +229,22 @@ def test_runs_with_other_tiles_are_compared_by_tiles() -> None:
     assert rows["right, 1.5 tiles wide"].values == [1.0, 0.0]
     assert rows["right, 2 tiles wide"].values == [None, 1.0]
     assert rows["right, 2 tiles wide"].differences == [None]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"counting_size": {"180": {"9": "1"}}},
+        {"counting_size": {"180": {"9": -1}}},
+        {"counting_size": {"180": {"nine": 1}}},
+        {"counting_position": {"objects": 4, "side": 180, "answers": {"4": 9}, "mean": [["x"]]}},
+        {"padding_baseline": {"all": dict.fromkeys(("named", "fooled", "only_padding"), {"count": 1, "asked": "3"})}},
+    ],
+)
+def test_a_broken_result_is_told_in_a_sentence(broken: dict[str, Any], tmp_path: Path) -> None:
+    for name, held in (("a", broken), ("b", {"counting_size": {"180": {"9": 3}}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": "x", "tile": 120, "seed": 0} | held))
+    code, _, err = outcome("probe", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "both")
+    assert code == 2
+    assert "a.json' is no result of qformer probe" in err
+    assert len(err.strip().splitlines()) == 1

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -173,10 +174,9 @@ class PairFiles:
         for place, one in enumerate(self.shown):
             pair = self.pairs[one.number]
             question, options = filled[2 * place][:2] if filled else ("", "")
-            a, _, b = options.removeprefix("(a)").partition("(b)")
             first, second = (_open(file) for file in one.files)
             names = (Path(self.paths[pair.first]).name, Path(self.paths[pair.second]).name)
-            told = (question, (a.strip(), b.strip()))
+            told = (question, halves_of(options))
             shown.append(ShownPair((first, second), names, pair.near, pair.far, tags[one.number] or "", *told))
         near, far = self.record["near"], self.record["far"]
         notes = [
@@ -278,6 +278,12 @@ class PairFiles:
                 f"qformer: {len(missed):,} of {len(self.shown):,} pairs got no pattern; see {self.folder / UNTAGGED}",
                 file=sys.stderr,
             )
+
+
+def halves_of(options: str) -> tuple[str, str]:
+    """Texts of both options as a person has typed them, also of a cell that is not finished."""
+    first, _, second = re.sub(r"\(b\)", "(b)", options, count=1, flags=re.IGNORECASE).partition("(b)")
+    return re.sub(r"\A\s*\(a\)", "", first, flags=re.IGNORECASE).strip(), second.strip()
 
 
 def asker(url: str | None, model: str | None, timeout: float) -> Server | None:

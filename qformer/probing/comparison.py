@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 POSITION, SIZE, PADDING = "counting by position", "counting by size", "padding attack"
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 NINE = "9"  # circles
+NOTHING = "none"  # answers without a number
 RATES = {"named": "names the rectangle", "fooled": "fooled", "only_padding": "fooled by padding's gray only"}
 SHARE, MEAN = "share", "mean answer"
 Ends = tuple[float, float]
@@ -61,6 +62,8 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[ComparedRow]:
 def _by_position(results: Sequence[Mapping[str, Any]]) -> list[ComparedRow]:
     found = [result.get("counting_position") for result in results]
     shares = [one and _right(one["answers"], str(int(one["objects"]))) for one in found]
+    for one in found:
+        _ = one and [float(mean) for row in one.get("mean", []) for mean in row if mean is not None]  # it is drawn
     rows = [_row(POSITION, "right, all places", SHARE, shares, _share_difference)]
     for place, name in enumerate(PLACES):
         means = [one and one.get("cells") and _mean(one["cells"][place]) for one in found]
@@ -85,7 +88,7 @@ def _by_padding(results: Sequence[Mapping[str, Any]]) -> list[ComparedRow]:
     rows = []
     for rate, name in RATES.items():
         told = [one and one["all"][rate] for result in results for one in [result.get("padding_baseline")]]
-        shares = [one and _share(int(one["count"]), int(one["asked"])) for one in told]
+        shares = [one and _share(_whole(one["count"]), _whole(one["asked"])) for one in told]
         rows.append(_row(PADDING, name, SHARE, shares, _share_difference))
     return rows
 
@@ -99,8 +102,18 @@ def _row(
     return row
 
 
-def _right(answers: Mapping[str, int], truth: str) -> Told:
-    return _share(int(answers.get(truth, 0)), sum(map(int, answers.values())))
+def _right(answers: Mapping[str, int], truth: str) -> Told | None:
+    """The share of answers that are right; None where nothing was answered. Raises ValueError: one is no number."""
+    counts = {answer if answer == NOTHING else str(int(answer)): _whole(count) for answer, count in answers.items()}
+    asked = sum(counts.values())
+    return _share(counts.get(truth, 0), asked) if asked else None
+
+
+def _whole(count: Any) -> int:
+    """A count as it is. Raises TypeError: it is another thing, such as a text or a negative number."""
+    if type(count) is not int or count < 0:
+        raise TypeError(f"{count!r} is no count")
+    return count
 
 
 def _share(count: int, asked: int) -> Told:
@@ -109,7 +122,7 @@ def _share(count: int, asked: int) -> Told:
 
 def _mean(answers: Mapping[str, int]) -> Told | None:
     """The mean of answers that hold a number, with how often each came."""
-    numbers = {float(answer): int(count) for answer, count in answers.items() if answer.isdecimal()}
+    numbers = {float(answer): _whole(count) for answer, count in answers.items() if answer.isdecimal()}
     return (count_mean(numbers), None, numbers) if sum(numbers.values()) else None
 
 

@@ -197,7 +197,11 @@ def test_hallusionbench_with_a_judge(checkpoint: Path, run: Run) -> None:
 def test_verdicts_are_read_as_words() -> None:
     told = {"correct": "correct", "Incorrect.": "incorrect", "**Correct**": "correct", "not correct": "incorrect"}
     told |= {"": "unclear", "I cannot say": "unclear", "Unclear, as correctness cannot be told": "unclear"}
-    told |= {"It is not entirely correct.": "incorrect", "This isn't correct": "incorrect", "It is not clear": "unclear"}
+    told |= {
+        "It is not entirely correct.": "incorrect",
+        "This isn't correct": "incorrect",
+        "It is not clear": "unclear",
+    }
     assert {reply: read_verdict(reply) for reply in told} == told
 
 
