@@ -238,7 +238,7 @@ def test_runs_with_other_tiles_are_compared_by_tiles() -> None:
         {"counting_size": {"180": {"9": -1}}},
         {"counting_size": {"180": {"nine": 1}}},
         {"counting_position": {"objects": 4, "side": 180, "answers": {"4": 9}, "mean": [["x"]]}},
-        {"padding_baseline": {"all": dict.fromkeys(("named", "fooled", "only_padding"), {"count": 1, "asked": "3"})}},
+        {"padding_baseline": {"all": {key: {"count": 1, "asked": "3"} for key in ("named", "fooled", "only_padding")}}},
     ],
 )
 def test_a_broken_result_is_told_in_a_sentence(broken: dict[str, Any], tmp_path: Path) -> None:
