@@ -30,7 +30,7 @@ from qformer.types import UsageError
 
 LONGEST = 2000  # characters; a loop of a model must not cost seconds
 CORRECTIONS = 4  # the last ones are tried
-OPTIONS = re.compile(r"\s*\(a\)\s*(.+?)[\s,;]*\(b\)\s*((?:(?!\(c\)\s*\w).)+?)\s*", re.IGNORECASE | re.DOTALL)
+OPTION_MARK = re.compile(r"\(([abc])\)", re.IGNORECASE)
 UNSURE = re.compile(
     r"(?:can(?:not|'t| not)|unable to|not able to|hard to|impossible to|difficult to|not possible to|too \w+ to|"
     r"(?:do not|don't|not) have enough|not enough|insufficient)\b[^.!?\n]{0,30}?"
@@ -124,11 +124,24 @@ def split_options(options: str | Sequence[str]) -> tuple[str, str]:
     Raises:
         UsageError: there are not two.
     """
-    found = OPTIONS.fullmatch(options) if isinstance(options, str) else None
-    texts = [found[1], found[2]] if found else [] if isinstance(options, str) else [str(text) for text in options]
+    texts = find_options(options) if isinstance(options, str) else [str(text) for text in options]
     if len(texts) != 2:
         raise UsageError(f"the options are {options!r}; give two, as '(a) Open (b) Closed' or a list")
     return texts[0], texts[1]
+
+
+def find_options(text: str) -> list[str]:
+    """The two texts of `(a) Open (b) Closed`; none where one of them is missing, or a third follows.
+
+    Each mark is looked at once: a stranger's table has cells of 100,000 characters.
+    """
+    parts_ = OPTION_MARK.split(text.strip())  # "", "a", " Open ", "b", " Closed"
+    marks, texts = [mark.lower() for mark in parts_[1::2]], parts_[2::2]
+    if parts_[0] or marks[:2] != ["a", "b"]:
+        return []
+    first, second = texts[0].strip().rstrip(",; \n\t"), text[text.lower().index("(b)") + 3 :].strip()
+    third = any(mark == "c" and re.match(r"\s*\w", behind) for mark, behind in zip(marks, texts, strict=True))
+    return [first, second] if first and second and not third else []
 
 
 def _decide(text: str, pair: OptionPair) -> str | None:

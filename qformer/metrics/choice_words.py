@@ -90,6 +90,7 @@ PREDICATE = listed(
 WORD = re.compile(r"\d+(?:[:.,]\d+)*|[^\W\d_]+(?:['-][^\W\d_]+)*")
 LETTER = re.compile(r"(?<![\w-])(?<!\w')([abAB])(?!-?\w|'\w)")
 CLAUSE = re.compile(r"\n+|[.!?;]+(?=\s|$)|,\s|…|\.{2,}|:\s|\s[-\u2013\u2014]\s|(?<!thing )(?<!all )\b(?:but|yet)\b")
+NEAR = 100  # characters around a mention that are looked at, so that a loop of a model costs no square of its length
 SENTENCE = re.compile(r"\n+|[.!?]+(?=\s|$)")
 
 
@@ -225,9 +226,11 @@ def without_echo(text: str, pair: OptionPair) -> str:
     return listed.sub(emptied, text)
 
 
-def parts(text: str, breaks: re.Pattern[str]) -> list[tuple[int, int]]:
+@lru_cache(maxsize=64)
+def parts(text: str, breaks: re.Pattern[str]) -> tuple[tuple[int, int], ...]:
+    """Start and end of each part of a text between breaks, which belong to the part in front of them."""
     ends = [found.end() for found in breaks.finditer(text)]
-    return list(zip([0, *ends], [*ends, len(text)], strict=True))
+    return tuple(zip([0, *ends], [*ends, len(text)], strict=True))
 
 
 def mentions_of(text: str, pair: OptionPair) -> list[Mention]:
@@ -245,18 +248,14 @@ def mentions_of(text: str, pair: OptionPair) -> list[Mention]:
         ]
         tokens = [token for token in tokens if token[2] not in ARTICLES and not _is_sum(text, token)]
         places += [(*place, False) for place in _word_places(text[start:end], tokens, start, pair)]
+        supposed = bool(places) and UNREAL.search(text, start, end) is not None
         for left, right, choice, is_letter in sorted(places):
-            before, whole = words_of(text[start:left]), text[start:end]
+            before = words_of(text[max(start, left - NEAR) : left])
             denied = (is_letter or pair.negative is None or pair.asks) and _is_denied(
                 text, start, left, right, is_letter
             )
             contrast = ASIDE.match(text, *sentence) is not None and end < sentence[1]
-            unreal = (
-                UNREAL.search(whole) is not None
-                or before[-2:] == ["as", "in"]
-                or contrast
-                or REASONS.match(text, *sentence) is not None
-            )
+            unreal = supposed or before[-2:] == ["as", "in"] or contrast or REASONS.match(text, *sentence) is not None
             predicate = bool(PREDICATE & set(before[-4:]))
             found.append(Mention(left, right, choice, is_letter, denied, unreal, predicate))
     return found
@@ -265,7 +264,7 @@ def mentions_of(text: str, pair: OptionPair) -> list[Mention]:
 def _is_sum(text: str, token: tuple[int, int, str]) -> bool:
     """Tell if a number is calculated with."""
     near = text[max(0, token[0] - 2) : token[0]] + "|" + text[token[1] : token[1] + 2]
-    added = re.search(r"\b(?:adding|plus|minus|times)\s+$", text[: token[0]][-12:], re.IGNORECASE)
+    added = re.search(r"\b(?:adding|plus|minus|times)\s+$", text[max(0, token[0] - 12) : token[0]], re.IGNORECASE)
     return token[2][0].isdecimal() and (added is not None or re.search(r"[*+=\u00d7\u00f7]", near) is not None)
 
 
@@ -273,7 +272,7 @@ def _is_letter(text: str, found: re.Match[str]) -> bool:
     """Tell the letter of an option from an article: every b is one, and an a by what stands around it."""
     if found[1] in "bB":
         return True
-    before, after = text[: found.start()].rstrip(), text[found.end() :]
+    before, after = text[max(0, found.start() - NEAR) : found.start()].rstrip(), text[found.end() :][:NEAR]
     if re.search(r"[(\[{<\"'`:=]$", before) and re.match(r"\s*[)\]}>\"'`]", after):
         return True
     if re.match(r"\s*(?:[).:,;=!?\]}\n-]|/\s*\(?[bB]\b|$)", after):
@@ -328,13 +327,13 @@ def _answer_places(
 
 
 def _is_denied(text: str, start: int, left: int, right: int, is_letter: bool) -> bool:
-    before = text[start:left]
+    before = text[max(start, left - NEAR) : left]
     words = words_of(before)
     if NEGATORS & set(words[-5:]) or re.search(rf"\b{INSTEAD}\W+(?:\w+\W+){{0,2}}$", before, re.IGNORECASE):
         return True
     if re.match(
         r"\W*(?:can be |is )?(?:ruled out|excluded|wrong|incorrect|false|impossible|not possible)\b",
-        text[right:],
+        text[right : right + NEAR],
         re.IGNORECASE,
     ):
         return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from qformer.metrics.choice_reply import OPTIONS
+from qformer.metrics.choice_reply import find_options
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class AskedRow:
 
     def letter(self, table: Path) -> str:
         """The right option, `a` or `b`. Raises UsageError: something is missing, or there are not two options."""
-        if not self.question or OPTIONS.fullmatch(self.options) is None:
+        if not self.question or not find_options(self.options):
             raise broken_row(table, self.number, "expected a question, and options as '(a) Open (b) Closed'")
         letter = LETTER.match(self.answer)
         if letter is None:

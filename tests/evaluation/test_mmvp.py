@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,16 @@ def test_the_labeled_answers_are_many_and_a_model_gave_a_hundred() -> None:
     assert len(rows) >= 500
     assert sum(row["source"] != "written" for row in rows) >= 100
     assert set(Counter(row["label"] for row in rows)) == {"a", "b", None}
+
+
+def test_a_loop_of_a_model_or_a_huge_cell_costs_little() -> None:
+    """The time of this process alone; both took many times as long when every mention was looked at in all the text."""
+    start = time.process_time()
+    assert parse_choice("(a) " * 500, "(a) Open (b) Closed") == "a"
+    assert parse_choice("is a " * 400, "(a) Open (b) Closed") is None
+    with pytest.raises(UsageError, match="give two"):
+        parse_choice("(a)", "(a) " + "," * 30_000)
+    assert time.process_time() - start < 3
 
 
 def test_options_may_be_a_text_or_a_list_and_their_order_counts() -> None:
