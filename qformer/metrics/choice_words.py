@@ -90,6 +90,11 @@ PREDICATE = listed(
 WORD = re.compile(r"\d+(?:[:.,]\d+)*|[^\W\d_]+(?:['-][^\W\d_]+)*")
 LETTER = re.compile(r"(?<![\w-])(?<!\w')([abAB])(?!-?\w|'\w)")
 CLAUSE = re.compile(r"\n+|[.!?;]+(?=\s|$)|,\s|…|\.{2,}|:\s|\s[-\u2013\u2014]\s|(?<!thing )(?<!all )\b(?:but|yet)\b")
+CHOOSING = re.compile(
+    r"\b(?:answer|option|choice|letter|choose|pick|select|say|with|think|guess|believe)"
+    r"(?: (?:is|would be|must be|it's))?\Z",
+    re.IGNORECASE,
+)
 NEAR = 100  # characters around a mention that are looked at, so that a loop of a model costs no square of its length
 SENTENCE = re.compile(r"\n+|[.!?]+(?=\s|$)")
 
@@ -275,8 +280,10 @@ def _is_letter(text: str, found: re.Match[str]) -> bool:
     before, after = text[max(0, found.start() - NEAR) : found.start()].rstrip(), text[found.end() :][:NEAR]
     if re.search(r"[(\[{<\"'`:=]$", before) and re.match(r"\s*[)\]}>\"'`]", after):
         return True
-    if re.match(r"\s*(?:[).:,;=!?\]}\n-]|/\s*\(?[bB]\b|$)", after):
+    if re.match(r"\s*(?:[).:,;=!?\]}\n-]|/\s*\(?[bB]\b)", after):
         return True
+    if not after.strip():  # or an article, if the reply was cut off there
+        return found[1] == "A" or not before or not before[-1].isalnum() or CHOOSING.search(before) is not None
     if re.match(r"\s+(?:is|fits|and|or|because|since|rather|instead|not|but|was|over|as)\b", after):
         return True
     opens = not before or before[-1] in ".!?\n:"

@@ -196,6 +196,11 @@ def test_the_labeled_answers_are_many_and_a_model_gave_a_hundred() -> None:
     assert set(Counter(row["label"] for row in rows)) == {"a", "b", None}
 
 
+def test_an_article_at_which_a_reply_was_cut_off_is_no_letter() -> None:
+    assert parse_choice("The image shows a dog that looks at a", "(a) Open (b) Closed") is None
+    assert parse_choice("The best choice is a", "(a) Open (b) Closed") == "a"
+
+
 def test_a_loop_of_a_model_or_a_huge_cell_costs_little() -> None:
     """The time of this process alone; both took many times as long when every mention was looked at in all the text."""
     start = time.process_time()
