@@ -126,7 +126,7 @@ def split_options(options: str | Sequence[str]) -> tuple[str, str]:
     """
     texts = find_options(options) if isinstance(options, str) else [str(text) for text in options]
     if len(texts) != 2:
-        raise UsageError(f"the options are {options!r}; give two, as '(a) Open (b) Closed' or a list")
+        raise UsageError(f"the options are {options!r:.100}; give two, as '(a) Open (b) Closed' or a list")
     return texts[0], texts[1]
 
 
