@@ -7,7 +7,9 @@ not bias the former, and its rule does not bias the latter.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ APART = 4  # least pixels between two objects
 PITCH = SIDES["large"][1] + APART + 2  # room for an object
 FILL = 0.7  # share of that room that a crowd may take, since it is scattered
 CLEAR = 1 / 8  # least distance of a told object's center from the border of its cell, as a fraction of the cell
+SIZES_COUNTED = 128  # along each side, to tell how many sizes have room
 TRIES = 12  # places tried for an object, before all are scattered again
 BANDED = 0.4  # share of canvases with bands along edges
 HOLLOW = 0.35  # share of hollow groups
@@ -102,6 +105,17 @@ def draw_size(rng: np.random.Generator, sides: tuple[int, int], aspect: float) -
         width, height = (min(int(math.exp(one)), sides[1]) for one in rng.uniform(low, high, 2))
         if max(width, height) <= aspect * min(width, height):
             return max(width, sides[0]), max(height, sides[0])
+
+
+@lru_cache
+def share_with_room(sides: tuple[int, int], aspect: float, count: int) -> float:
+    """Share of the sizes that `draw_size` draws which have room for so many objects, counted on a grid of sizes."""
+    if room(sides[0], sides[0]) >= count:
+        return 1.0
+    low, high = math.log(sides[0]), math.log(sides[1] + 1)
+    steps = [int(math.exp(low + (high - low) * (step + 0.5) / SIZES_COUNTED)) for step in range(SIZES_COUNTED)]
+    sizes = Counter((w, h) for w in steps for h in steps if max(w, h) <= aspect * min(w, h))
+    return sum(number for size, number in sizes.items() if room(*size) >= count) / sizes.total()
 
 
 def draw_groups(rng: np.random.Generator, count: int) -> tuple[int, ...]:
