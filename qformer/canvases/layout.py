@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -290,6 +290,7 @@ def _line_up(
     start = top + int(rng.integers(bottom - top - (rows - 1) * pitch - largest + 1))
     cuts = sorted((1 + rng.permutation(len(sides) - 1)[: rows - 1]).tolist())
     corners: list[Corner] = []
+    lefts: list[list[int]] = []
     for row, (first, last) in enumerate(zip((0, *cuts), (*cuts, len(sides)), strict=True)):
         own = sides[first:last]
         free = right - left - sum(own) - (len(own) - 1) * (APART + 2)
@@ -300,7 +301,18 @@ def _line_up(
         for side, gap in zip(own, gaps, strict=True):
             corners.append((x + gap, start + row * pitch + (largest - side) // 2))
             x += side + APART + 2
+        lefts.append([x for x, _ in corners[first:]])
+    if len(set(sides)) == 1 and _looks_like_a_grid(lefts):
+        return None  # where there is little room, gaps are alike
     return _if_clear(shell, corners, sides, cells)
+
+
+def _looks_like_a_grid(rows: Sequence[Sequence[int]]) -> bool:
+    """Check if rows of as many equal objects have the steps and places of a grid, but for a few pixels."""
+    if len({len(row) for row in rows}) > 1:
+        return False
+    lines = [*zip(*rows, strict=True), *([b - a for a, b in pairwise(row)] for row in rows)]
+    return all(max(line) - min(line) <= APART for line in lines)
 
 
 def _grid(

@@ -184,6 +184,17 @@ def test_rows_and_grids_are_what_they_are_called() -> None:
     assert found["grid"] > 10
 
 
+@pytest.mark.parametrize(
+    ("options", "number"), [({"objects": (6, 16)}, 455), ({"objects": (6, 9), "sides": (120, 240)}, 648)]
+)
+def test_rows_are_not_a_grid(options: dict[str, Any], number: int) -> None:
+    """Where there is little room gaps are alike: these two were grids to the pixel, and were to be called rows."""
+    canvas = Canvases(seed=77, questions=("layout",), **options).canvas(number)
+    lines = [sorted({item.x for item in canvas.objects}), sorted({item.y for item in canvas.objects})]
+    even = all(len({b - a for a, b in pairwise(line)}) == 1 for line in lines)
+    assert (even and len(lines[0]) * len(lines[1]) == len(canvas.objects)) == (canvas.layout == "grid")
+
+
 def held_out_relations(canvas: Canvas) -> set[tuple[str, str, str]]:
     """A shape in a third of the canvas to the left of, or above, that of the next shape."""
     found = set()
