@@ -80,6 +80,10 @@ class Clips(Asking[DrawnClip]):
         """Get the clip of a sample without drawing it."""
         return self.composed(index)[0]
 
+    def possible(self) -> tuple[str, ...]:
+        """Kinds of questions that so many objects allow: a clip of two objects has one event, and no order."""
+        return KINDS if self.numbers[1] > 2 else tuple(kind for kind in KINDS if kind != "order")
+
     def draw(self, rng: np.random.Generator) -> DrawnClip:
         number = int(rng.integers(self.objects[0], self.objects[1] + 1))
         length = int(rng.integers(FRAMES[0], FRAMES[1] + 1))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
 from qformer.canvases.canvas import MOST
-from qformer.canvases.layout import compose, room
+from qformer.canvases.layout import compose, room, share_with_room
 from qformer.scenes.scenes import SPLITS
 from qformer.types import Sample, UsageError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from qformer.scenes.text import Question
 
 SMALLEST = 120  # pixels, room for a large object in each of the nine positions, with bands
+LARGEST = 4096  # pixels; a picture with such sides takes 50 MB
+RAREST = 1e-3  # share of sizes that must have room for the least number of objects, since they are drawn until one has
 Shown = TypeVar("Shown")
 
 
@@ -55,17 +58,26 @@ class Drawn:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise UsageError(f"split is '{self.split}'; {self.NAME} have {', '.join(SPLITS)}")
-        if not SMALLEST <= self.sides[0] <= self.sides[1]:
-            raise UsageError(f"sides is {self.sides}; give the least and the greatest side in pixels, from {SMALLEST}")
+        if not SMALLEST <= self.sides[0] <= self.sides[1] <= LARGEST:
+            raise UsageError(
+                f"sides is {self.sides}; give the least and the greatest side in pixels, from {SMALLEST} to {LARGEST}"
+            )
         if self.aspect < 1:
             raise UsageError(f"aspect is {self.aspect}; give the greatest ratio of the sides, at least 1")
         if self.seed < 0 or self.count < 0:
             raise UsageError(f"seed is {self.seed} and count is {self.count}; neither may be negative")
+        if self.count > sys.maxsize:
+            raise UsageError(f"count is {self.count}; give at most {sys.maxsize}")
         (first, last), fit = self.BOUNDS, room(self.sides[1], self.sides[1])
         if not first <= self.objects[0] <= min(self.objects[1], fit) <= self.objects[1] <= last:
             raise UsageError(
                 f"objects is {self.objects}; give the least and the greatest number, from {first} to {last}, of which "
                 f"{fit} fit on {self.sides[1]} pixels"
+            )
+        if share_with_room(self.sides, self.aspect, self.objects[0]) < RAREST:
+            raise UsageError(
+                f"objects is {self.objects} and sides is {self.sides}, of which hardly any size has room for "
+                f"{self.objects[0]} objects; give fewer objects, or a larger least side"
             )
 
     @property
@@ -87,8 +99,17 @@ class Drawn:
         return compose(rng, self.split, self.numbers, self.sides, self.aspect)
 
     def key(self, index: int, kind: str | None) -> str:
-        """Name of a sample, which ends with the kind of its question."""
-        return f"{self.NAME}/{self.split}/{self.seed}/{index}{'' if kind is None else f':{kind}'}"
+        """Name of a sample, which ends with the kind of its question.
+
+        Options that change what is drawn stand in it where they are not the usual ones: the same number of the same
+        seed is then another picture.
+        """
+        own = "".join(
+            f",{option.name}={getattr(self, option.name)}".replace(" ", "")
+            for option in fields(self)
+            if option.name in ("sides", "aspect", "objects") and getattr(self, option.name) != option.default
+        )
+        return f"{self.NAME}/{self.split}/{self.seed}{own}/{index}{'' if kind is None else f':{kind}'}"
 
 
 @dataclass(frozen=True)

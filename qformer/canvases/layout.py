@@ -7,8 +7,10 @@ not bias the former, and its rule does not bias the latter.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import permutations
+from functools import lru_cache
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +43,7 @@ APART = 4  # least pixels between two objects
 PITCH = SIDES["large"][1] + APART + 2  # room for an object
 FILL = 0.7  # share of that room that a crowd may take, since it is scattered
 CLEAR = 1 / 8  # least distance of a told object's center from the border of its cell, as a fraction of the cell
+SIZES_COUNTED = 128  # along each side, to tell how many sizes have room
 TRIES = 12  # places tried for an object, before all are scattered again
 BANDED = 0.4  # share of canvases with bands along edges
 HOLLOW = 0.35  # share of hollow groups
@@ -102,6 +105,17 @@ def draw_size(rng: np.random.Generator, sides: tuple[int, int], aspect: float) -
         width, height = (min(int(math.exp(one)), sides[1]) for one in rng.uniform(low, high, 2))
         if max(width, height) <= aspect * min(width, height):
             return max(width, sides[0]), max(height, sides[0])
+
+
+@lru_cache
+def share_with_room(sides: tuple[int, int], aspect: float, count: int) -> float:
+    """Share of the sizes that `draw_size` draws which have room for so many objects, counted on a grid of sizes."""
+    if room(sides[0], sides[0]) >= count:
+        return 1.0
+    low, high = math.log(sides[0]), math.log(sides[1] + 1)
+    steps = [int(math.exp(low + (high - low) * (step + 0.5) / SIZES_COUNTED)) for step in range(SIZES_COUNTED)]
+    sizes = Counter((w, h) for w in steps for h in steps if max(w, h) <= aspect * min(w, h))
+    return sum(number for size, number in sizes.items() if room(*size) >= count) / sizes.total()
 
 
 def draw_groups(rng: np.random.Generator, count: int) -> tuple[int, ...]:
@@ -276,6 +290,7 @@ def _line_up(
     start = top + int(rng.integers(bottom - top - (rows - 1) * pitch - largest + 1))
     cuts = sorted((1 + rng.permutation(len(sides) - 1)[: rows - 1]).tolist())
     corners: list[Corner] = []
+    lefts: list[list[int]] = []
     for row, (first, last) in enumerate(zip((0, *cuts), (*cuts, len(sides)), strict=True)):
         own = sides[first:last]
         free = right - left - sum(own) - (len(own) - 1) * (APART + 2)
@@ -286,7 +301,18 @@ def _line_up(
         for side, gap in zip(own, gaps, strict=True):
             corners.append((x + gap, start + row * pitch + (largest - side) // 2))
             x += side + APART + 2
+        lefts.append([x for x, _ in corners[first:]])
+    if len(set(sides)) == 1 and _looks_like_a_grid(lefts):
+        return None  # where there is little room, gaps are alike
     return _if_clear(shell, corners, sides, cells)
+
+
+def _looks_like_a_grid(rows: Sequence[Sequence[int]]) -> bool:
+    """Check if rows of as many equal objects have the steps and places of a grid, but for a few pixels."""
+    if len({len(row) for row in rows}) > 1:
+        return False
+    lines = [*zip(*rows, strict=True), *([b - a for a, b in pairwise(row)] for row in rows)]
+    return all(max(line) - min(line) <= APART for line in lines)
 
 
 def _grid(

@@ -47,6 +47,7 @@ PATTERNS = {
 }
 #: Least number of objects that a pattern needs.
 LEAST = {"presence": 2, "count": 2, "structure": 6}
+LOSING = ("presence", "count")  # patterns that take an object away
 QUALITY = 95  # of JPEG files, without subsampled colors
 
 
@@ -90,6 +91,11 @@ class Twins(Drawn):
         least = max(LEAST.get(pattern, 1) for pattern in self.patterns)
         if self.numbers[1] < least:
             raise UsageError(f"there are up to {self.numbers[1]} objects, and patterns that need {least}; allow more")
+        if self.numbers == (TOLD + 1, TOLD + 1) and (fewer := [one for one in self.patterns if one in LOSING]):
+            raise UsageError(
+                f"objects is {self.objects}, and of {TOLD + 1} none is taken away, which {' and '.join(fewer)} need; "
+                "allow another number"
+            )
 
     def __getitem__(self, index: int) -> Sample:
         """Draw one of a pair, uint8[h, w, 3], with its question, answer, captions, and the `choices` as a fact."""

@@ -16,10 +16,11 @@ from qformer.canvases.canvas import DIRECTIONS, SHAPES
 from qformer.canvases.clips import Clips, clip_description
 from qformer.canvases.names import NUMBERS, VOCABULARY
 from qformer.canvases.source import Canvases
-from qformer.canvases.text import canvas_description
+from qformer.canvases.text import canvas_description, tells_all
 from qformer.canvases.two_pictures import TwoPictures, row_description
 from qformer.scenes.stories import RUN, SELF_ASK, TASKS, TEMPLATES, Stories, Story
 from qformer.scenes.text import COLOURS, POSITIONS, WORDS, Question, pick, with_article
+from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +76,14 @@ class CanvasStories:
 
     #: Words that a tokenizer should have, also those that are rare.
     words: ClassVar[tuple[str, ...]] = VOCABULARY
+
+    def __post_init__(self) -> None:
+        Canvases(self.split, seed=self.seed, count=self.count)
+        if self.count < 1 or min(self.unordered, self.drill) < 0:
+            raise UsageError(
+                f"count is {self.count}, unordered is {self.unordered} and drill is {self.drill}; give at least one "
+                "story, and no negative number"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -144,8 +153,9 @@ def about_canvas(source: Canvases, index: int, rng: np.random.Generator) -> Topi
     canvas = source.canvas(index)
     asked = source.ask(canvas, rng) or [Question("count", TOTAL, NUMBERS[len(canvas.objects)])]
     boxed = canvas_description(canvas, boxes=True) if canvas.told() else None
-    told = source.tell(canvas, rng)
-    return Topic([canvas_description(canvas), *told[:2]], boxed, told, asked)
+    told, whole = source.tell(canvas, rng), canvas_description(canvas)
+    # A caption that had to leave something out answers too little.
+    return Topic([whole, *(one if tells_all(canvas, one) else whole for one in told[:2])], boxed, told, asked)
 
 
 def about_clip(source: Clips, index: int, rng: np.random.Generator) -> Topic:

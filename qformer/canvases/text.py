@@ -43,6 +43,12 @@ def canvas_description(canvas: Canvas, boxes: bool = False) -> str:
     return ", ".join([_opening(canvas), join(everything(canvas, boxes)), *([join(edges)] if edges else [])])
 
 
+def tells_all(canvas: Canvas, caption: str) -> bool:
+    """Check if one of the first two captions of a canvas leaves nothing out: neither edges, arrangement nor words."""
+    words = [word_phrase(item.word) for item in canvas.told() if item.word]
+    return all(phrase in caption for phrase in (*_rest(canvas), *words))
+
+
 def _rest(canvas: Canvas) -> list[str]:
     """Phrases behind the objects: their arrangement, where there are enough, and the edges."""
     phrases = edge_phrases(canvas)

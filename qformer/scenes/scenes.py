@@ -158,7 +158,8 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         """Draw an image `uint8[h, w, 3]` with captions and, with `questions`, a question whose kind ends the key."""
         scene, question, rng = self._draw(index)
-        key = f"scenes/{self.split}/{self.seed}/{index}"
+        own = "" if self.objects == (1, max(GROUPINGS)) else f",objects={self.objects}".replace(" ", "")
+        key = f"scenes/{self.split}/{self.seed}{own}/{index}"
         if question is not None:
             key = f"{key}:{question.kind}"
         return Sample(

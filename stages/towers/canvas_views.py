@@ -5,13 +5,15 @@ An object is told by its properties. Scenes are mixed in, so that one tower know
 
 from __future__ import annotations
 
+import itertools
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from qformer.canvases.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject
+from qformer.canvases.canvas import DIRECTIONS, POINTING, SHAPES, Box, Canvas, CanvasObject, held_out
 from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.source import Canvases
 from qformer.canvases.text import canvas_captions
@@ -92,6 +94,8 @@ class Views:
         if self.patch < 1 or (self.size or SCENE) < max(60, self.patch):
             raise UsageError(f"size is {self.size} and patch is {self.patch}; give a size of at least 60 and a patch")
         Canvases(self.split, seed=self.seed, count=self.count)
+        if self.count < 1:
+            raise UsageError(f"count is {self.count}; give at least one view")
 
     def __len__(self) -> int:
         return self.count
@@ -108,8 +112,7 @@ class Views:
             canvas = written(draw_crowd(rng, self.split, *self._crowd_size(rng)), rng)
             pixels, scale = draw_canvas(canvas), (1.0, 1.0)
         else:
-            whole = written(Canvases(self.split, seed=self.seed, count=self.count).canvas(index), rng)
-            canvas, pixels, scale = self._show(whole, kind, rng)
+            canvas, pixels, scale = self._show_allowed(index, kind, rng)
         boxes = np.array([item.box for item in canvas.objects], dtype=float).reshape(-1, 4) * [*scale, *scale]
         objects = [properties(canvas, item, sized=scale == (1.0, 1.0)) for item in canvas.objects]
         captions = canvas_captions(canvas, rng)
@@ -122,6 +125,20 @@ class Views:
             return side, side
         width, height = rng.integers(SCENE, CROWDED * SCENE + 1, 2).tolist()
         return self._multiple(width, np.floor), self._multiple(height, np.floor)
+
+    def _show_allowed(
+        self, index: int, kind: str, rng: np.random.Generator
+    ) -> tuple[Canvas, np.ndarray, tuple[float, float]]:
+        """Cut a view out of the first canvas from this one on of which it shows only what the split may show.
+
+        In a piece, objects may be side by side that are in one third of the whole canvas, in an order that is held out.
+        """
+        source = Canvases(self.split, seed=self.seed, count=sys.maxsize)
+        for place in itertools.count(index):
+            shown = self._show(written(source.canvas(place), rng), kind, rng)
+            if self.split == "test" or not held_out(shown[0]):
+                break
+        return shown
 
     def _show(
         self, whole: Canvas, kind: str, rng: np.random.Generator

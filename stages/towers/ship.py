@@ -129,7 +129,7 @@ def card(command: str, records: dict[str, dict[str, Any]]) -> str:
         "A BERT, image encoders, OPTs and T5s with a few million weights each, for trying the bridge on drawn scenes",
         "without a network or a GPU. They know scenes and canvases and nothing else; those called `..._canvases`,",
         "which go on from the others, also know clips and rows of two pictures. OPT and T5 have read about every",
-        "combination of shape, color and place; no tower has seen images of those that are kept for tests. The",
+        "combination of shape, color and place; images of those that are kept for tests are shown to no tower. The",
         "encoders have learned from phrases about the objects of scenes (`vit`), from labels of objects on canvases",
         "and scenes (`vit_tiles`, which is not shipped, and `vit_native` and `vit_rope`, which go on from it), from",
         "whole captions (`clip`), or from pictures alone (`ssl`). Trained from scratch and stored in fp16 by",

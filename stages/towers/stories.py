@@ -35,6 +35,7 @@ LONG = ("describe", "self-ask")  # kinds whose replies are sentences, with more 
 BETWEEN_OBJECTS = re.compile(r", (?!\d)| and ")
 PICTURE = re.compile(r"(first|second)( picture:) ")
 BOX = re.compile(r"\[(\d+), (\d+), (\d+), (\d+)\]")
+SIDEWAYS = re.compile(r"pointing (left|right)\b")
 SAMPLE_FOR_TOKENIZER = 4000
 ANSWER = 16  # tokens of an answer at most; a box has ten
 CROWDED = 0.15  # share of unordered batches with hundreds of rows
@@ -250,12 +251,20 @@ def _parts(story: Story, training: bool) -> list[list[tuple[str, int]]]:
 
 
 def _with_turns(phrase: str) -> list[tuple[str, int]]:
-    """Take the four numbers of a box out of a phrase, each with a turn of its own."""
-    found = BOX.search(phrase)
-    if found is None:
-        return [(phrase, 0)]
-    numbers = [(f" {number}", turn) for turn, number in enumerate(found.groups(), start=1)]
-    return [(phrase[: found.start()].rstrip(), 0), *numbers]
+    """Take out of a phrase what would be lost in the sum of its words, each with a turn of its own.
+
+    These are the four numbers of a box, and where an object points if it stands at the other side: an arrow pointing
+    left at the top right has the words of one pointing right at the top left.
+    """
+    taken: list[tuple[str, int]] = []
+    if found := BOX.search(phrase):
+        taken += [(f" {number}", turn) for turn, number in enumerate(found.groups(), start=1)]
+        phrase = phrase[: found.start()].rstrip()
+    found = SIDEWAYS.search(phrase)
+    if found and {"left", "right"} <= set(phrase.split()):
+        taken.append((f" {found[1]}", 1))
+        phrase = phrase[: found.start(1)].rstrip() + phrase[found.end(1) :]
+    return [(phrase, 0), *taken]
 
 
 def crowd(prefix: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:

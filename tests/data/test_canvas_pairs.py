@@ -136,6 +136,7 @@ def test_a_folder_of_pairs_is_laid_out_as_that_of_mmvp(tmp_path: Path) -> None:
         ({"patterns": ()}, "give some of"),
         ({"patterns": ("size",)}, "give some of"),
         ({"objects": (1, 4)}, "patterns that need 6"),
+        ({"objects": (5, 5), "patterns": ("colour", "count")}, "none is taken away, which count need"),
         ({"sides": (1, 2)}, "sides is"),
     ],
     ids=str,

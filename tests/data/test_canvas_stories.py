@@ -6,14 +6,18 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from qformer.canvases import clips, two_pictures
 from qformer.canvases import stories as canvas_stories
+from qformer.canvases.canvas import EDGES
 from qformer.canvases.questions import KINDS
-from qformer.canvases.stories import BOXED, DRILLED, SCENES, CanvasStories, statement
+from qformer.canvases.source import Canvases
+from qformer.canvases.stories import BOXED, DRILLED, SCENES, CanvasStories, about_canvas, statement
 from qformer.scenes.stories import RUN, TASKS, Stories, Story
 from qformer.scenes.text import Question
+from qformer.types import UsageError
 
 COUNT = 400
 PUNCTUATION = re.compile(r"[\s,.;:?\[\]]+")
@@ -67,6 +71,23 @@ def test_boxes_are_told_where_they_are_asked_for_and_sometimes_otherwise(asked: 
     without = [story for story in asked if story.kind not in BOXED]
     assert all("in the box [" in story.description for story in asked if story.kind in BOXED)
     assert 0.02 < sum("in the box [" in story.description for story in without) / len(without) < 0.25
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"count": 0}, {"drill": -1}, {"unordered": -1}], ids=str)
+def test_impossible_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=rf"{next(iter(options))} is {next(iter(options.values()))}"):
+        CanvasStories(**options)  # type: ignore[arg-type]
+
+
+def test_a_caption_that_leaves_something_out_is_no_description() -> None:
+    source, short = Canvases("any"), 0
+    for i in range(COUNT):
+        canvas, topic = source.canvas(i), about_canvas(source, i, np.random.default_rng(i))
+        facts = [f"the {edge} edge is {colour}" for edge, colour in zip(EDGES, canvas.edges, strict=True) if colour]
+        facts += [f"the word {item.word} on it" for item in canvas.told() if item.word]
+        assert all(fact in told for told in topic.whole for fact in facts), topic.whole
+        short += any(fact not in told for told in topic.captions[:2] for fact in facts)
+    assert short > 3
 
 
 def test_a_total_is_told_where_it_is_asked_for() -> None:

@@ -16,7 +16,7 @@ from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.source import Canvases
 from qformer.canvases.text import KINDS, VOCABULARY, canvas_captions, canvas_description, canvas_questions
 from qformer.data import sources
-from qformer.scenes.scenes import RGB
+from qformer.scenes.scenes import RGB, Scenes
 from qformer.scenes.text import WORDS, Question
 from qformer.types import UsageError
 from tests.data.canvas_reader import COLOURS, COUNTS, SHAPES, look, read, solve
@@ -184,6 +184,17 @@ def test_rows_and_grids_are_what_they_are_called() -> None:
     assert found["grid"] > 10
 
 
+@pytest.mark.parametrize(
+    ("options", "number"), [({"objects": (6, 16)}, 455), ({"objects": (6, 9), "sides": (120, 240)}, 648)]
+)
+def test_rows_are_not_a_grid(options: dict[str, Any], number: int) -> None:
+    """Where there is little room gaps are alike: these two were grids to the pixel, and were to be called rows."""
+    canvas = Canvases(seed=77, questions=("layout",), **options).canvas(number)
+    lines = [sorted({item.x for item in canvas.objects}), sorted({item.y for item in canvas.objects})]
+    even = all(len({b - a for a, b in pairwise(line)}) == 1 for line in lines)
+    assert (even and len(lines[0]) * len(lines[1]) == len(canvas.objects)) == (canvas.layout == "grid")
+
+
 def held_out_relations(canvas: Canvas) -> set[tuple[str, str, str]]:
     """A shape in a third of the canvas to the left of, or above, that of the next shape."""
     found = set()
@@ -346,10 +357,23 @@ def test_the_source_has_no_end_and_is_built_from_a_configuration() -> None:
             source[index]
 
 
+def test_other_options_are_other_pictures_and_have_other_keys() -> None:
+    """In a mixture, one id marks one picture: its captions are added up, and it is never a negative of itself."""
+    parts: list[dict[str, Any]] = [{}, {"sides": [120, 200]}, {"objects": [1, 4]}, {"aspect": 1.5}]
+    mixed = sources.build("mix", sources=[{"name": "canvases", "count": 2, **part} for part in parts])
+    ids = [mixed[number].image_id for number in range(8)]
+    assert ids[:3] == ["canvases/train/0/0", "canvases/train/0/1", "canvases/train/0,sides=(120,200)/0"]
+    assert len(set(ids)) == 8
+    assert Scenes(objects=(2, 3))[0].image_id != Scenes()[0].image_id == Scenes(size=64)[0].image_id
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"split": "dev"}, "split is 'dev'"),
     ({"sides": (100, 200)}, "sides is"),
     ({"sides": (300, 200)}, "sides is"),
+    ({"sides": (120, 100_000)}, "from 120 to 4096"),
+    ({"count": 2**70}, "give at most"),
+    ({"objects": (16, 16), "sides": (120, 250)}, "hardly any size has room for 16"),
     ({"aspect": 0.5}, "aspect is"),
     ({"seed": -1}, "seed is -1"),
     ({"objects": (0, 4)}, "objects is"),

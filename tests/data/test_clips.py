@@ -165,7 +165,10 @@ def test_clips_are_pixels_of_their_frames() -> None:
         differ = [bool((a != b).any()) for a, b in zip(again.image.frames, again.image.frames[1:], strict=False)]
         assert sum(differ) >= len(clip.events)
     assert len({sample.facts["question_type"] for sample in forward}) == len(KINDS)
-    for options in ({"objects": (1, 4)}, {"objects": (2, 5)}, {"questions": ("edge",)}):
+    two = Clips(objects=(2, 2), questions=True)  # which have one event
+    assert two.kinds() == tuple(kind for kind in KINDS if kind != "order")
+    order = {"objects": (2, 2), "questions": ("order",)}
+    for options in ({"objects": (1, 4)}, {"objects": (2, 5)}, {"questions": ("edge",)}, order):
         with pytest.raises(UsageError):
             Clips(**options)
 

@@ -189,6 +189,20 @@ def test_a_number_of_a_box_is_another_vector_in_each_place() -> None:
     assert torch.allclose(rows[0, 0], expected, atol=1e-5)
 
 
+def test_where_an_object_points_is_not_mixed_up_with_where_it_stands() -> None:
+    made = task("opt").eval()
+    told = [
+        *("a red arrow pointing left at the top right", "a red arrow pointing right at the top left"),
+        *("top right red arrow pointing left in the box [1, 2, 3, 4]", "a red arrow pointing up at the top left"),
+    ]
+    rows, _ = made.read([Story(text, "", "", "describe", unordered=True) for text in told])
+    assert rows.shape[1] == 1
+    assert torch.cdist(rows[:, 0], rows[:, 0]).fill_diagonal_(1).min() > 0.05
+    table = made.llm.model.get_input_embeddings().weight
+    ids = made.llm.tokenizer(told[3], add_special_tokens=False)["input_ids"]
+    assert torch.allclose(rows[3, 0], table[ids].sum(dim=0), atol=1e-5)  # nothing to mix up
+
+
 def test_a_crowd_repeats_every_row_in_order() -> None:
     torch.manual_seed(0)
     prefix, mask = torch.randn(6, 4, 8), torch.arange(4) < torch.tensor([4, 4, 2, 3, 4, 1])[:, None]

@@ -132,6 +132,12 @@ def test_a_view_is_of_its_split() -> None:
         assert shown == [replace(item, word=None) for item in canvases.canvas(number).objects]
 
 
+@pytest.mark.parametrize("number", [165, 263, 366])
+def test_a_piece_shows_nothing_that_is_held_out(number: int) -> None:
+    """Its thirds are not those of its canvas; these pieces showed shapes of one third in an order that is held out."""
+    assert not held_out(Views(mixed=False)[number].canvas)
+
+
 def test_words_are_written_where_there_is_room() -> None:
     crowd = tuple(replace(STAR, x=30.0 + 40 * i, word=None) for i in range(12))
     canvas = Canvas(520, 120, (*crowd, ARROW, STAR, replace(STAR, hollow=True, word=None)), 140)
@@ -161,6 +167,8 @@ def test_a_window_holds_an_object_and_stays_on_the_canvas() -> None:
 def test_views_that_cannot_be_made() -> None:
     with pytest.raises(UsageError, match="size is 40"):
         Views(size=40)
+    with pytest.raises(UsageError, match="count is 0"):
+        Views(count=0)
 
 
 # --- what encoders compute --------------------------------------------------------------------------------------------
