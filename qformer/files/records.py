@@ -63,7 +63,8 @@ class LinearMapNumbers(Form):
 
 def form_of(kind: Any, names: str) -> type[Form]:
     """Form of an object that has each of these names, separated by spaces, and of this type."""
-    return create_model("Entry", __base__=Form, **dict.fromkeys(names.split(), (kind, ...)))
+    fields: Any = dict.fromkeys(names.split(), (kind, ...))
+    return create_model("Entry", __base__=Form, **fields)
 
 
 def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
