@@ -267,6 +267,7 @@ def _row(
 ) -> Row:
     if system["refused"] is not None:
         return Row(system["name"], f"refused: {system['refused']}")
+    known: dict[str, Any] = {key: system.get(key) for key in ("training_flops", "steps", "images", "stage_one_images")}
     row = Row(
         name=system["name"],
         note=_note(system.get("runs", []), scores),
@@ -274,7 +275,7 @@ def _row(
         cost=system.get("cost") or {},
         hash=system.get("hash", ""),
         data=found["data"]["hash"],
-        **{key: system.get(key) for key in ("training_flops", "steps", "images", "stage_one_images")},
+        **known,
     )
     if not scores:
         return row
