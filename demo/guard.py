@@ -52,6 +52,7 @@ EMPTY: dict[str, Response] = {  # what Gradio's page of its API asks for; browse
 }
 MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
+LONGEST = 20  # digits of a length that is read
 MAX_SESSION = 100  # characters of the name of a session
 START = f"{API}/startup-events"  # requested once by Gradio itself
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
@@ -224,7 +225,7 @@ class Guard:
         length = headers.get(b"content-length", "")
         if self.gate.stopping:
             raise Refused(503, CLOSED)
-        if not length.isdigit():
+        if not (length.isascii() and length.isdecimal() and len(length) < LONGEST):
             raise Refused(411, "an upload must have a length (Content-Length)")
         if int(length) > MAX_UPLOAD:
             raise Refused(413, f"the upload has {int(length) / 1e6:.1f} MB; the limit is {MAX_UPLOAD / 1e6:.0f} MB")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Task, TaskID
 
 MINUTE = 60.0
-console = Console()
+console = Console(markup=False, emoji=False)  # names and texts of others hold brackets and colons
 Item = TypeVar("Item")
 
 
@@ -36,12 +36,12 @@ class Bar(Progress):
         self.fields = fields
         self._writes = not disable and not console.is_terminal
         self._began = self._last_line = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(
             *columns,
             *times,
-            *(TextColumn(field) for field in fields),
+            *(TextColumn(field, markup=False) for field in fields),
             console=console,
             disable=disable or self._writes,
             redirect_stdout=redirect_stdout,

@@ -6,6 +6,7 @@ checked: only the parts built from it matter, and old checkpoints must keep load
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from qformer import lookup, resolution, vision
@@ -62,6 +63,7 @@ def check(config: Config) -> Config:
         with validation.building():
             sources.check(name, validation.options, "data.validation", known)
     _check_rates(config.train)
+    _check_kept(config.train)
     _check_lengths(config)
     return config
 
@@ -85,6 +87,15 @@ def _check_lengths(config: Config) -> None:
         raise UsageError(
             f"llm.max_tokens {config.llm.max_tokens} leaves no room for a word before the token that ends a text; "
             f"give at least {SHORTEST - 1}"
+        )
+
+
+def _check_kept(train: TrainConfig) -> None:
+    """Require that a checkpoint to keep for good is written at all: those of `save_every` are."""
+    if train.keep_every and (not train.save_every or math.lcm(train.keep_every, train.save_every) > train.steps):
+        raise UsageError(
+            f"train.keep_every {train.keep_every} keeps nothing, since checkpoints are written at multiples of "
+            f"train.save_every {train.save_every} up to step {train.steps}; give a multiple of that"
         )
 
 

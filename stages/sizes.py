@@ -87,7 +87,7 @@ def described(path: str) -> dict[str, Any] | None:
             return None
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str | Path) else KNOWN.get(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -99,7 +99,7 @@ def _words(path: str, least: int) -> int:
         options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         known = {*words["model"]["vocab"], *(token["content"] for token in words["added_tokens"])}
-    except (OSError, ValueError, KeyError, TypeError, NotFetched):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, NotFetched):
         return least + 1
     return max(least, len(known) + (options.get("bos_token") is None))
 

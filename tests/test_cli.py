@@ -13,6 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from qformer import cli
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -290,6 +292,9 @@ def test_debug_shows_the_traceback(run: Run) -> None:
     ("raised", "code", "expected"),
     [
         (RuntimeError("it broke"), 1, "qformer: RuntimeError: it broke (--debug shows where)\n"),
+        (RuntimeError("it \x1b[31m \u202e broke"), 1, "qformer: RuntimeError: it ?[31m ? broke"),
+        (MemoryError(), 2, "qformer: this needs more memory than the machine has;"),
+        (RuntimeError(f"[enforce fail] {cli.NO_ROOM}: 8 bytes"), 2, "qformer: this needs more memory than the machine"),
         (KeyboardInterrupt(), 130, "qformer: interrupted;"),
     ],
 )

@@ -123,6 +123,22 @@ def test_quantiles(run: Run, words: list[str]) -> None:
     assert "quantile 0.7" in Path("out/sheet.html").read_text()
 
 
+def test_a_changed_file_of_the_search_is_not_read(tmp_path: Path) -> None:
+    """Rows that there are not, cosines that are no numbers, tables of another size: everything is searched again."""
+    whole = {"stripe": 0, "counts": [[1, 2]], "pairs": [[0, 2, 0.9, 0.1]]}
+
+    def read(**change: Any) -> int:
+        lines = [{"key": "k"}, whole | change]
+        (tmp_path / "scan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return len(command._done(tmp_path / "scan.jsonl", "k", (1, 2), 3))
+
+    assert read() == 1
+    for odd in ([[0, 3, 0.9, 0.1]], [[-1, 2, 0.9, 0.1]], [["0", 2, 0.9, 0.1]], [[0, 2, float("nan"), 0.1]], [[0, 2]]):
+        assert read(pairs=odd) == 0
+    for odd_table in ([], "x", [[1], [2]], [[1, 2.5]], [[1, 10**30]]):
+        assert read(counts=odd_table) == 0
+
+
 def contents(out: str) -> dict[str, bytes]:
     return {file.relative_to(out).as_posix(): file.read_bytes() for file in Path(out).rglob("*") if file.is_file()}
 

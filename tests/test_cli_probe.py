@@ -212,13 +212,37 @@ def test_two_runs_side_by_side(stand_in: StandIn, tmp_path: Path) -> None:
     (line,) = [line for line in told.splitlines() if line.startswith("padding attack  fooled by padding")]
     assert "0.0 (0.0 to 2.6)" in line
     assert "+100.0 (" in line
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / RESULT).write_text(json.dumps({"name": "x", "tile": 512, "seed": 1, "counting_position": 3}))
-    code, _, err = outcome("probe", places[0], other)
-    assert code == 2
-    assert f"'{other / RESULT}' is no result of qformer probe" in err
     assert "leave the rest out" in outcome("probe", *places, "--strategy", "uhd")[2]
+
+
+POSITION = {"objects": 4, "mean": [[4.0] * 3] * 3, "answers": {"4": 9}, "cells": [{"4": 1}] * 9}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"counting_position": 3}, "counting_position"),
+        ({"counting_position": POSITION | {"mean": [[None, "4", 4]] * 3}}, "mean.0.1"),
+        ({"counting_position": POSITION | {"mean": None}}, "counting_position.mean"),
+        ({"counting_position": POSITION | {"objects": float("inf")}}, "objects"),
+        ({"counting_position": POSITION | {"answers": {"4": 1e308}}}, "answers.4"),
+        ({"counting_size": {"512": {"9" * 5000: 1}}}, "counting_size.512"),
+        ({"counting_size": {"9" * 5000: {"9": 1}}}, "no result of qformer probe"),
+        ({"padding_baseline": {"all": {"named": {"count": 1, "asked": 0}}}}, "no result of qformer probe"),
+        ({"tile": float("nan")}, "tile"),
+        ({}, "hold no answers"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ],
+)
+def test_results_of_a_stranger_are_refused(change: dict[str, Any] | str, said: str, tmp_path: Path) -> None:
+    whole = {"name": "x", "tile": 512, "seed": 1} | (change if isinstance(change, dict) else {})
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RESULT).write_text(json.dumps(whole) if isinstance(change, dict) else change)
+    code, _, err = outcome("probe", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "both")
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+    assert f"'{tmp_path / 'a' / RESULT}'" in err
 
 
 def test_runs_with_other_tiles_are_compared_by_tiles() -> None:

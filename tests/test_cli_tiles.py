@@ -106,6 +106,7 @@ def test_strips_are_drawn_and_strategies_that_refuse_them_are_named(thin: Path, 
         (["--all", "--strategy", "uhd"], "exclude each other"),
         (["-o", "tiles.jpg"], "'tiles.jpg' does not end in .png"),
         (["size=0"], "resolution.size is 0"),
+        (["--strategy", "uhd", "-o", "/dev/null/tiles.png"], "'/dev/null/tiles.png' cannot be written"),
     ],
 )
 def test_wrong_usage(thin: Path, words: list[str], message: str) -> None:

@@ -14,6 +14,7 @@ from qformer.files.records import (
     append_record,
     read_lines,
     read_object,
+    read_records,
     replace_text,
     replacing,
 )
@@ -55,6 +56,11 @@ def test_a_line_that_a_kill_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert [line["itc"] for line in read_lines(file, Metrics)] == [2.5, 2.5]
     file.write_text('{"step": 3, "caption": "a cat"}\n')
     assert read_lines(file, Step) == [{"step": 3, "caption": "a cat"}]
+
+
+def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text('{"a": 1}\n' + "[" * 100_000 + "\n{\n" + '{"a": 2}\n')
+    assert read_records(tmp_path / "lines") == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import typer
 
 from qformer.cli import compare, evaluate, gallery, hub, language, mining, page, probe, tiles, towers, train
 
+LINES = "\n\t"  # signs of a message that stay as they are
+NO_ROOM = "DefaultCPUAllocator: can't allocate memory"  # torch raises a RuntimeError
 INTERRUPTED = 130  # exit code of typer on Ctrl-C
 
 app = typer.Typer(
@@ -73,11 +75,13 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        from qformer.files.logs import printable
+
         usage = any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
-        print(
-            f"qformer: {error}" if usage else f"qformer: {type(error).__name__}: {error} (--debug shows where)",
-            file=sys.stderr,
-        )
+        told = str(error) if usage else f"{type(error).__name__}: {error} (--debug shows where)"
+        if isinstance(error, MemoryError) or NO_ROOM in told:
+            usage, told = True, "this needs more memory than the machine has; give smaller sizes, such as data.batch"
+        print(f"qformer: {printable(told, kept=LINES)}", file=sys.stderr)
         failed.append(2 if usage else 1)
         sys.exit(failed[0])
 

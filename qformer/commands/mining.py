@@ -236,7 +236,7 @@ def _thresholds(
 
 def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, key: str, device: Any) -> Found:
     """Search, and keep each stripe in a file; stripes that are there are not searched again."""
-    done = _done(file, key)
+    done = _done(file, key, (len(thresholds.nears), len(thresholds.fars)), len(vectors[0]))
     replace_records(file, [{"key": key}, *(_record(part) for part in done)])
     count, block = len(vectors[0]), mining.BLOCK
 
@@ -256,13 +256,24 @@ def _search(vectors: Sequence[np.ndarray], thresholds: Thresholds, file: Path, k
         return mining.search(vectors[0], vectors[1], thresholds, MOST, block, device, done, report)
 
 
-def _done(file: Path, key: str) -> list[Part]:
-    """Stripes of an earlier search with the same key; none where the file has been changed."""
+def _done(file: Path, key: str, sizes: tuple[int, int], count: int) -> list[Part]:
+    """Stripes of an earlier search with the same key; none where the file has been changed.
+
+    Args:
+        sizes: numbers of near and far thresholds. count: pictures.
+    """
     try:
         head, *records = read_records(file)
         if head["key"] != key:
             return []
         parts = [Part(one["stripe"], one["counts"], [BlindPair(*pair) for pair in one["pairs"]]) for one in records]
+        tables = [np.array(part.counts) for part in parts]
+        rows = [row for part in parts for pair in part.pairs for row in (pair.first, pair.second)]
+        gaps = [pair.near - pair.far for part in parts for pair in part.pairs]
+        if not all(table.shape == sizes and table.dtype == np.int64 for table in tables):
+            return []
+        if not all(type(row) is int and 0 <= row < count for row in rows) or not np.isfinite(gaps).all():
+            return []
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
     return parts if [part.stripe for part in parts] == list(range(len(parts))) else []

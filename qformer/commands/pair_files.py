@@ -142,7 +142,7 @@ class PairFiles:
             return []
         try:
             before = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))["shown"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
             before = None
         if before != [one.key for one in self.shown] or len(rows) != 2 * len(self.shown):
             raise UsageError(
@@ -214,7 +214,7 @@ class PairFiles:
         for name in head:
             table.add_column(name, justify="left" if name == head[0] else "right")
         for row in rows:
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+            table.add_row(*row)
         return table
 
     def _tags(self, model: str | None = None) -> dict[str, dict[str, Any]]:

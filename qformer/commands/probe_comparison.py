@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from qformer.figures.probe_runs import comparison_page, comparison_table
-from qformer.files.records import replace_text, to_json, writing
+from qformer.figures.probes import NONE
+from qformer.files.records import Form, read_object, replace_text, to_json, writing
 from qformer.probing.comparison import compare
 from qformer.types import UsageError
 
@@ -15,6 +18,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULT, PAGE, COMPARISON = "probes.json", "comparison.html", "comparison.json"
+MOST = 1 << 31  # answers, pixels and objects; beyond it numbers are no counts
+Count = Annotated[int, Field(ge=0, lt=MOST)]
+Answers = dict[Annotated[str, Field(pattern=rf"^({NONE}|[0-9]{{1,9}})$")], Count]
+Mean = Annotated[float, Field(ge=0, lt=MOST)] | None
+Three = Field(min_length=3, max_length=3)
+
+
+class PositionEntry(Form):
+    """Counting by position in `probes.json`."""
+
+    objects: Count
+    mean: Annotated[list[Annotated[list[Mean], Three]], Three]
+    answers: Answers
+    cells: Annotated[list[Answers], Field(min_length=9, max_length=9)] | None = None
+
+
+class RateEntry(Form):
+    """Answers of a kind in `probes.json`, and those that were asked for."""
+
+    count: Count
+    asked: Count
+
+
+class Probes(Form):
+    """Parts of a `probes.json` that are compared; probes that were not made are missing."""
+
+    name: str
+    tile: Annotated[int, Field(gt=0, lt=MOST)]
+    seed: int | None = None
+    counting_position: PositionEntry | None = None
+    counting_size: dict[str, Answers] | None = None
+    padding_baseline: dict[str, dict[str, RateEntry]] | None = None
 
 
 def find_results(paths: Sequence[str]) -> list[Path]:
@@ -60,13 +95,17 @@ def compare_results(files: Sequence[Path], output: Path | None, as_json: bool) -
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A result, looked through once, so that a broken one is named."""
+    """A result, looked through once, so that a broken one is named.
+
+    Raises:
+        UsageError: it is no result.
+    """
     try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        result = read_object(file, Probes)
         compare([result])
-        if not isinstance(result["name"], str) or not isinstance(result["tile"], int):
-            raise TypeError("name and tile")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except UsageError as error:
+        raise UsageError(f"{error}; give {RESULT} of qformer probe, or the folder that it wrote") from error
+    except (ValueError, KeyError, OverflowError, ZeroDivisionError) as error:
         raise UsageError(
             f"'{file}' is no result of qformer probe ({error!r:.80}); give {RESULT}, or the folder that it wrote"
         ) from error

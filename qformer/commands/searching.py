@@ -22,6 +22,7 @@ from qformer.data import sources
 from qformer.data.arguments import choose_data
 from qformer.figures import page as sheet
 from qformer.files.claims import claim
+from qformer.files.logs import printable
 from qformer.files.records import to_json, writing
 from qformer.images import read_image
 from qformer.images import shown as shortened
@@ -250,7 +251,7 @@ def _tell_kept(tally: Tally) -> None:
     if tally.away:
         console.print(
             f"kept {tally.away:,} images that could not be looked at (is their disk mounted?), such as "
-            f"{_printable(tally.kept)}; --remove takes out those that are not there",
+            f"{printable(tally.kept)}; --remove takes out those that are not there",
             markup=False,
             soft_wrap=True,
         )
@@ -330,21 +331,16 @@ def _notes(retriever: Retriever, text: str | None, k: int, where: Sequence[str],
     if retriever.unread:
         print(
             "qformer: images that are not where they were indexed, or are others by now, could not be re-ranked and "
-            f"stand last: {len(retriever.unread):,}, such as {_printable(str(retriever.unread[0]))}; index them where "
-            "they are now",
+            f"stand last: {len(retriever.unread):,}, such as {printable(str(retriever.unread[0]))}; index them "
+            "where they are now",
             file=sys.stderr,
         )
     elif faulty := [hit for hit in hits if hit.fault]:
         print(
             f"qformer: images that are no longer as they were indexed: {len(faulty):,}, such as "
-            f"{_printable(faulty[0].path)} ({in_words(faulty[0].fault)}); index them again",
+            f"{printable(faulty[0].path)} ({in_words(faulty[0].fault)}); index them again",
             file=sys.stderr,
         )
-
-
-def _printable(text: str) -> str:
-    """A text of a gallery without what would command a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
@@ -356,8 +352,8 @@ def _table(hits: Sequence[Hit], text: str | None, count: int) -> Table:
     table.add_column("image", overflow="fold")
     for place, hit in enumerate(hits, start=1):
         itm = ("-", "-") if hit.itm is None else (f"{hit.probability:.1%}", f"{hit.itm:.2f}")
-        path = _printable(_near(hit.path)) + (f" ({in_words(hit.fault)})" if hit.fault else "")
-        shown = Text("\n".join([path, *map(_printable, hit.captions[:1])]))
+        path = printable(_near(hit.path)) + (f" ({in_words(hit.fault)})" if hit.fault else "")
+        shown = Text("\n".join([path, *map(printable, hit.captions[:1])]))
         shown.stylize("dim", len(path))
         alike = (f"{hit.similarity:.3f}",) if both else ()
         table.add_row(str(place), f"{hit.score:.3f}", *(itm if matched else ()), f"{hit.itc:.3f}", *alike, shown)

@@ -14,6 +14,7 @@ from qformer import lookup, resolution
 from qformer.data.arguments import pairs
 from qformer.figures import tiles as drawing
 from qformer.figures.cost import Cost, in_words, this_machine, usual
+from qformer.files.records import writing
 from qformer.images import read_image
 from qformer.resolution.measures import useful
 from qformer.types import BadSample, Plan, TooLong, UsageError
@@ -92,7 +93,8 @@ def show(
     for reason in refused:
         print(f"qformer: {reason}", file=sys.stderr)
     if output is not None:
-        drawing.side_by_side(cards).save(output)
+        with writing(output):
+            drawing.side_by_side(cards).save(output)
     print(json.dumps(records) if as_json else table(records))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.columns import strings
+from qformer.data.columns import strings, without_halves
 from qformer.data.documents import read_json
 from qformer.identity import plain_id
 from qformer.types import BadSample, Sample, UsageError
@@ -191,7 +191,7 @@ def _image_facts(record: Any, *names: str) -> Facts:
     number = next((known for name in names if (known := plain_id(_get(record, name))) is not None), None)
     domain = _get(record, "domain")
     facts = {} if number is None else {"image_id": number}
-    return facts | ({"domain": domain} if isinstance(domain, str) else {})
+    return facts | ({"domain": without_halves(domain)} if isinstance(domain, str) else {})
 
 
 def _group(rows: list[tuple[Any, list[str], Facts]]) -> list[Entry]:

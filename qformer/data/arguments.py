@@ -32,7 +32,7 @@ def _parse_pair(text: str, of: str, such: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     try:
         read = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as 2024-99-99, and 1,000 brackets
         equals = ""
     if not equals:
         raise UsageError(f"'{text}' is not an option of {of}; write key=value, such as {such}")

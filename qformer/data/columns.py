@@ -147,7 +147,7 @@ class Columns(ColumnOptions):
                 answers = []  # number of a choice that does not exist, such as -1 for a hidden answer
         elif self.answers is None and not isinstance(value, str):
             answers = []  # number of a class without a name
-        facts = {name: value for name, value in record.items() if not _holds_picture(value)}
+        facts = {name: without_halves(value) for name, value in record.items() if not _holds_picture(value)}
         number = next((facts[name] for name in QUESTION_IDS if facts.get(name) is not None), None)
         if self.question is not None and number is not None:
             facts["question_id"] = number
@@ -290,7 +290,12 @@ def strings(value: Any, numbers: bool = False) -> list[str]:
     if numbers:
         texts = [one if isinstance(one, str) else written(one) or None for one in texts]
         texts = texts if any(one and one.strip() for one in texts) else []
-    return [text.encode("utf-8", "replace").decode() for text in texts if isinstance(text, str)]
+    return [without_halves(text) for text in texts if isinstance(text, str)]
+
+
+def without_halves(value: Any) -> Any:
+    """A text with "?" in place of halves of surrogate pairs, which no file in UTF-8 can hold; else the value itself."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def written(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qformer.data.base import BLOCKS, SHARDS, WITHIN, Order, Seed, Shuffled
+from qformer.data.base import indices as indices  # its former place
 from qformer.types import UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qformer.data.columns import strings
+from qformer.data.columns import strings, without_halves
 from qformer.data.documents import read_json
 from qformer.data.fetching import expand_local
 from qformer.identity import plain_id
@@ -102,7 +102,8 @@ class Vqa(Questions):
             number, image = _question_id(record), plain_id(_get(record, "image_id"))
             subset = str(_get(record, "coco_split") or whole or "").replace("test-dev", "test")
             truth = known.get(str(number), {})
-            facts = {key: truth[key] for key in ("question_type", "answer_type") if isinstance(truth.get(key), str)}
+            kinds = {key: truth.get(key) for key in ("question_type", "answer_type")}
+            facts = {key: without_halves(kind) for key, kind in kinds.items() if isinstance(kind, str)}
             answers = [sys.intern(one) for one in strings(truth.get("answers"))]  # a few answers occur a million times
             name = _coco_name(image)
             names = ([f"COCO_{subset}_{name}"] if subset else []) + [name] if name else []

@@ -142,7 +142,7 @@ def _parse_faults(text: str, lists: dict[str, Tensor]) -> dict[str, tuple[str, s
     """Parse the faults of samples by place, and check that all other samples have tiles."""
     try:
         faults = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unsound(f"its {FAULTS} are not JSON") from error
     samples = len(lists["marks"])
     places = [str(place) for place in range(samples)]

@@ -20,6 +20,7 @@ import torch
 from qformer import lookup
 from qformer.data.base import indices
 from qformer.data.held_out import ImageRecord
+from qformer.files.logs import printable
 from qformer.identity import plain_id, stamp
 from qformer.types import BadSample, UsageError
 
@@ -369,7 +370,7 @@ def rows_by_column(
         rows: dict[str, list[int]] = defaultdict(list)
         for row, item in enumerate(items):
             if isinstance(item.facts.get(column), str | int | float | bool):
-                rows[str(item.facts[column])].append(row)
+                rows[printable(str(item.facts[column]))].append(row)
         if rows and (len(rows) > 1 or column == by):
             groups[column] = dict(sorted(rows.items()))
     return groups

@@ -61,7 +61,7 @@ class Predictions:
                 "--predictions another name"
             )
         for record in records[1:]:
-            if isinstance(record, dict) and isinstance(record.get("id"), str):
+            if isinstance(record, dict) and isinstance(record.get("id"), str) and _is_sound(record):
                 self.known[record["id"]] = record
 
     def __enter__(self) -> Self:
@@ -109,6 +109,14 @@ class Predictions:
         replace_records(self.path, [{MADE_BY: self.made_by}, *ordered, *others])
         for part in _parts(self.path):
             part.unlink(missing_ok=True)
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Tell if what was said is a text that a page in UTF-8 can show, and losses are numbers; others are asked again."""
+    said, losses = record.get("said", ""), record.get("losses", [0.0])
+    texts = isinstance(said, str) and said == said.encode("utf-8", "replace").decode()
+    numbers = isinstance(losses, list) and all(isinstance(loss, int | float) for loss in losses)
+    return texts and numbers and bool(losses) and len(record.keys() - {"id", "of"}) > 0
 
 
 def _part(path: Path, rank: int) -> Path:

@@ -95,7 +95,7 @@ def is_vqav2(facts: Sequence[Mapping[str, object]]) -> bool:
 
     OK-VQA has the same columns with only one type of answer; VizWiz has no question types.
     """
-    types = {record["answer_type"] for record in facts if "question_type" in record and "answer_type" in record}
+    types = {str(record["answer_type"]) for record in facts if "question_type" in record and "answer_type" in record}
     return bool(types & {"yes/no", "number"})
 
 

@@ -1,8 +1,12 @@
-"""A log of bounded size for a process that is left running: its errors, warnings, and what our loggers say."""
+"""A log of bounded size for a process that is left running: its errors, warnings, and what our loggers say.
+
+And texts of others as they may stand in a log or on a terminal.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import contextmanager, redirect_stderr, suppress
 from io import TextIOBase
 from logging.handlers import RotatingFileHandler
@@ -14,9 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+#: Control characters, other ends of lines, reversed writing, and halves of surrogate pairs but for bytes of file names.
+COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
 MAX_BYTES = 10_000_000  # of a file
 FILES = 5  # the current one, and the older ones beside it: FILE.1, FILE.2 ...
 MAX_LINE = 10_000  # characters
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text of somebody else with "?" for what would command a terminal or turn its lines round, but for `kept`."""
+    return COMMANDS.sub(lambda found: found[0] if found[0] in kept else "?", text)
 
 
 class _Rotating(RotatingFileHandler):

@@ -191,7 +191,7 @@ def is_fetched(name: str) -> bool:
     try:
         sizes = json.loads((place / CARD).read_text(encoding="utf-8"))["files"]
         return all((place / file).stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 

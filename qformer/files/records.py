@@ -10,10 +10,9 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from qformer import lookup
 from qformer.types import UsageError
@@ -21,6 +20,9 @@ from qformer.types import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+
+LONGEST = 300  # characters of what is wrong with an object, which may be one word
 
 
 class Form(BaseModel):
@@ -35,10 +37,15 @@ class Step(Form):
     step: int
 
 
-class Metrics(Step):
-    """Line of `metrics.jsonl`: a kind, and numbers by name."""
+class Point(Step):
+    """Numbers by name."""
 
     __pydantic_extra__: dict[str, float] = Field(init=False)
+
+
+class Metrics(Point):
+    """Line of `metrics.jsonl`: a kind, and numbers by name."""
+
     kind: str
 
 
@@ -52,6 +59,12 @@ class LinearMapNumbers(Form):
     photos: int
     texts: int
     linear: dict[str, float]
+
+
+def form_of(kind: Any, names: str) -> type[Form]:
+    """Form of an object that has each of these names, separated by spaces, and of this type."""
+    fields: Any = dict.fromkeys(names.split(), (kind, ...))
+    return create_model("Entry", __base__=Form, **fields)
 
 
 def read_object(file: Path, form: type[Form]) -> dict[str, Any]:
@@ -80,7 +93,8 @@ def _find_fault(values: Any, form: type[Form]) -> str:
             return f"{'.'.join(map(str, first['loc']))} is missing"
         if not first["loc"]:
             return "it is not an object with keys"
-        return shorten(lookup.explain(error, values), 300)
+        told = " ".join(lookup.explain(error, values).split())
+        return told if len(told) <= LONGEST else f"{told[:LONGEST]} [...]"
     return ""
 
 
@@ -130,7 +144,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return records
 

@@ -23,7 +23,7 @@ WORDS: dict[str, int] = {
 }
 #: Longest names first, since `six` begins `sixteen` and `twenty` begins `twenty-one`; a number of digits stands alone.
 _NUMBER = "|".join(
-    [r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\w,]|\.\d)", r"(?<![\w.,])\d{1,6}(?:\.0+)?(?![\w]|[.,]\d)"]
+    [r"(?<![\w.,])\d{1,3}(?:,\d{3}){1,2}(?![\w,]|\.\d)", r"(?<![\w.,])\d{1,6}(?:\.0+)?(?![\w]|[.,]\d)"]
     + [rf"\b{word}\b" for word in sorted(WORDS, key=len, reverse=True)]
 )
 NUMBER = re.compile(_NUMBER)

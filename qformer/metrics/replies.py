@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LONGEST = 1000  # digits
 WORD = re.compile(r"\w+")
 BRACES = re.compile(r"\{([^{}]*)\}")
 NUMBER = re.compile(r"\d+")
@@ -68,7 +69,7 @@ def read_count(reply: str) -> str | None:
     """A number without zeros in front: the one in braces or, without braces, the first; None if there is none."""
     held = in_braces(reply)
     found = NUMBER.search(reply if held is None else held)
-    return str(int(found[0])) if found else None
+    return _number(found[0]) if found else None
 
 
 def read_letter(reply: str) -> str | None:
@@ -83,9 +84,14 @@ def read_grid(reply: str) -> str | None:
     for patterns in (COUNTED, NAMED):
         found = [pattern.search(reply) for pattern in patterns]
         if all(found):
-            return ",".join(str(int(one[1])) for one in found if one)
+            return ",".join(_number(one[1]) for one in found if one)
     pair = PAIR.search(reply)
-    return f"{int(pair[1])},{int(pair[2])}" if pair else None
+    return f"{_number(pair[1])},{_number(pair[2])}" if pair else None
+
+
+def _number(digits: str) -> str:
+    """The number without zeros in front; of one with thousands of digits, which Python does not read, the beginning."""
+    return str(int(digits[:LONGEST]))
 
 
 def read_yes_no(reply: str) -> str | None:

@@ -16,7 +16,7 @@ from qformer.canvases import pairs
 from qformer.formats import SUFFIXES
 from qformer.metrics.choice_reply import parse_choice, split_options
 from qformer.metrics.choice_words import OTHER
-from qformer.mmvp.table import AskedRow, broken_row, read_asked, read_column, read_rows
+from qformer.mmvp.table import AskedRow, broken_row, is_number, read_asked, read_column, read_rows
 from qformer.types import LeftOut, Sample, UsageError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def read_mmvp_vlm(folder: str | Path) -> list[Statement]:
     statements = []
     missing = []
     for number, row in enumerate(rows, start=1):
-        if len(row) < 3 or not row[0].strip().isdecimal() or not row[2].strip():
+        if len(row) < 3 or not is_number(row[0]) or not row[2].strip():
             raise broken_row(table, number, "expected a number, a type and a statement")
         id_, kind, text = int(row[0]), row[1].strip(), row[2].strip()
         image = images.get(_plain(kind), {}).get(str(id_))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD = ("question", "options", "correct answer")
+LONGEST = 10  # digits of a number of a row
 LETTER = re.compile(r"\(?\s*([ab])\s*\)?(?=\W|$)", re.IGNORECASE)
 
 
@@ -79,12 +80,17 @@ def _check_index(table: Path, head: Sequence[str], rows: Sequence[Sequence[str]]
         return
     place = head.index("index")
     cells = [row[place].strip() if place < len(row) else "" for row in rows]
-    if not all(map(str.isdecimal, cells)):
+    if not all(map(is_number, cells)):
         return
     for number, (before, own) in enumerate(pairwise(map(int, cells)), start=2):
         if own != before + 1:
             fault = f"its Index is {own} behind {before}; photos are counted by rows, so leave empty rows in"
             raise broken_row(table, number, fault)
+
+
+def is_number(cell: str) -> bool:
+    """Tell if a cell holds a whole number that counts rows; Python refuses to read one of thousands of digits."""
+    return cell.strip().isdecimal() and len(cell.strip()) < LONGEST
 
 
 def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
@@ -97,8 +103,8 @@ def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
             different cells.
     """
     rows = list(read_rows(table))
-    if rows and all(len(row) == 2 and row[0].strip().isdecimal() for row in rows[1:]) and len(rows[0]) == 2:
-        has_head = not rows[0][0].strip().isdecimal()
+    if rows and all(len(row) == 2 and is_number(row[0]) for row in rows[1:]) and len(rows[0]) == 2:
+        has_head = not is_number(rows[0][0])
         rows = [["index", rows[0][1] if has_head else names[0]], *rows[has_head:]]
     head = [name.strip().lower() for name in rows.pop(0)] if rows else []
     name = next((name for name in names if name in head), None)
@@ -107,8 +113,8 @@ def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
     cells: dict[int, str] = {}
     for place, row in enumerate(rows, start=1):
         number = row[head.index("index")].strip() if "index" in head[: len(row)] else str(place)
-        if not number.isdecimal():
-            raise UsageError(f"row {place} of '{table}' has the Index '{number}'; give the number of a question")
+        if not is_number(number):
+            raise UsageError(f"row {place} of '{table}' has the Index '{number[:80]}'; give the number of a question")
         cell = row[head.index(name)].strip() if head.index(name) < len(row) else ""
         if cells.get(int(number)) and cell and cells[int(number)] != cell:
             told = (

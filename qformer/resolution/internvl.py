@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from qformer.resolution.base import ResolutionStrategy, require, require_frames, require_size, some, whole
 from qformer.types import Plan, Tile, UsageError
 
+MOST = 1000  # tiles
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,6 +50,10 @@ class InternVL(ResolutionStrategy):
     def __post_init__(self) -> None:
         require(self, "patch", "min_tiles", "max_tiles", "max_frames")
         require(self, "size", least=2 * self.patch)
+        if self.max_tiles > MOST:
+            raise UsageError(
+                f"resolution.max_tiles is {self.max_tiles}; give at most {MOST:,}, since all grids are tried"
+            )
         if self.min_tiles > self.max_tiles:
             raise UsageError(
                 f"resolution.min_tiles {self.min_tiles} is more than resolution.max_tiles {self.max_tiles}; lower it"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from qformer.data.columns import written
 from qformer.evaluation.benchmarks import COLUMNS, Item, Measured, Record, all_said, measure_scores
 from qformer.identity import plain_id
 from qformer.metrics.documents import anls, ocr_right, relaxed_accuracy
@@ -71,7 +72,9 @@ class ChartQa(Published):
         """A question with its answer, and the `set` it is of. Raises BadSample: `no question`."""
         item = asked_as(sample, place, sample.question)
         told = first_fact(sample, ("type", "human_or_machine", "split"))
-        told = {0: HUMAN, 1: AUGMENTED, "machine": AUGMENTED}.get(told, told)  # as HuggingFaceM4/ChartQA has it
+        told = {"0": HUMAN, "1": AUGMENTED, "machine": AUGMENTED}.get(
+            written(told), told
+        )  # as HuggingFaceM4/ChartQA has it
         name = (str(told) if told is not None else sample.key.rpartition("/")[2]).lower()
         kind = next((kind for kind in (HUMAN, AUGMENTED) if kind in name), None)
         item.facts |= {} if kind is None else {"set": kind}
@@ -94,7 +97,7 @@ class OcrBench(Published):
         data, number = first_fact(sample, ("dataset_name", "dataset")), plain_id(sample.facts.get("id"))
         item = asked_as(sample, place, sample.question, None if None in (data, number) else f"{data} {number}")
         kind = first_fact(sample, ("type", "question_type", "category"))
-        if kind not in PARTS:
+        if not isinstance(kind, str) or kind not in PARTS:
             raise BadSample("unknown type", f"{sample.key}: type is {kind!r}; expected one of OCRBench's ten")
         item.facts |= {"part": PARTS[kind], "type": kind, "formula": data == FORMULAS or (not data and kind == FORMULA)}
         return item

@@ -57,6 +57,7 @@ TASKS: dict[str, tuple[str, Callable[[str], str | None]]] = {
 }
 COLUMNS = ("task", "source")
 PLACES = ("category", "subcategory", "set_id", "figure_id", "question_id")  # of a question of HallusionBench
+LONGEST = 10  # digits of an Index
 YES_NO = {"1": "yes", "yes": "yes", "0": "no", "no": "no"}
 
 
@@ -78,12 +79,12 @@ class NaturalBench(Published):
             BadSample: `no question`; `unknown type`, of no type or group; `no answer`, it is neither of the two.
         """
         kind, index = first_fact(sample, TYPES), plain_id(first_fact(sample, ("Index", "index")))
-        if kind not in FORMS:
+        if not isinstance(kind, str) or kind not in FORMS:
             raise BadSample("unknown type", f"{sample.key}: Question_Type is {kind!r}; expected {', '.join(FORMS)}")
         facts = sample.facts
-        if "question_number" in facts:
-            group, question, image = (facts[name] for name in ("group", "question_number", "image_number"))
-        elif str(index).isdecimal():
+        if None not in (drawn := [plain_id(facts.get(name)) for name in ("group", "question_number", "image_number")]):
+            group, question, image = drawn
+        elif str(index).isdecimal() and len(str(index)) < LONGEST:
             group, question, image = int(str(index)) // 4, int(str(index)) % 4 // 2, int(str(index)) % 2
         else:
             raise BadSample("unknown type", f"{sample.key}: Index is {index!r}, and groups are told by it")
@@ -140,8 +141,8 @@ class CvBench(Published):
         name = plain_id(first_fact(sample, ("idx", "index")))
         item = asked_as(sample, place, first_fact(sample, ("prompt",)), None if name is None else str(name))
         item.question = f"{item.question}\n{LETTER}"
-        if item.facts.get("source") not in SOURCES:
-            given = item.facts.get("source")
+        given = item.facts.get("source")
+        if not isinstance(given, str) or given not in SOURCES:
             raise BadSample("unknown type", f"{sample.key}: source is {given!r}; expected {', '.join(SOURCES)}")
         answer = first_fact(sample, ("answer",))
         letter = written(answer).strip("() .").lower()

@@ -119,7 +119,7 @@ def printed(facts: dict[str, Any]) -> Lines:
         if boxes is None and (boxes := facts.get("ocr_boxes_raw")) is not None:
             scale = facts["size"][1] / facts["orig_size"][1]
         return [(str(text), scale * (box[3] - box[1])) for text, box in zip(lines or [], boxes or [], strict=True)]
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):  # lines without boxes say no height
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):  # lines without boxes say no height
         return []
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qformer.types import Sample, Tiles
 
 SCALE = "scale"  # of a record: pixels that the image encoder saw for one of the picture
+MOST = 1e9  # pixels; beyond it a number is no height
 COLUMN = "print"  # fact of an item: size of its print after that
 
 
@@ -63,7 +64,7 @@ def tell_print(items: Sequence[Item], records: Sequence[Record]) -> tuple[str, .
     """
     for item, record in zip(items, records, strict=True):
         height, scale = item.facts.get(PRINT), record.get(SCALE)
-        if isinstance(height, int | float) and scale is not None:
+        if isinstance(height, int | float) and 0 <= height < MOST and scale is not None:
             item.facts[COLUMN] = print_size(height * scale)
     return (COLUMN,)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
-from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as Drawn
 
@@ -57,10 +56,9 @@ def show(table: Table) -> None:
     rows = [row for row in table.rows if row.accuracy is not None]
     for title, head, cells in _tables(table, rows, brief=True):
         if cells:
-            columns = [Column(escape(one), overflow="fold") for one in head]  # names are never cut
-            drawn = Drawn(*columns, title=escape(title))
+            drawn = Drawn(*(Column(one, overflow="fold") for one in head), title=title)  # names are never cut
             for line in cells:
-                drawn.add_row(*map(escape, line))
+                drawn.add_row(*line)
             console.print(drawn)
     for row in table.rows:
         if row.note:

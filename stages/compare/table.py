@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
-from qformer.files.records import Form, read_object
+from qformer.files.records import Form, Point, form_of, read_object
 from qformer.metrics.paired import holm, paired_difference, share_interval
 from qformer.stages.compare.found import FILE
 from qformer.stages.compare.questions import TWINS, rows_by_skill, rows_of_pairs
@@ -27,6 +27,8 @@ NEAR = 0.9  # of the final accuracy
 SEEN, BLIND = VIEWS = ("answers", "blind")
 Scores = dict[int, list[float]]  # of every question, by seed
 Share = Annotated[float, Field(ge=0, le=1)]
+COSTS = "tokens trained encoder_flops connector_flops prefill_flops step_flops first_token_seconds images_per_second"
+Costs, Recalls = form_of(FiniteFloat, f"{COSTS} peak_bytes"), form_of(Share, "i2t_r1 t2i_r1 i2t_r10 t2i_r10")
 #: By name, what takes some columns of scores [seeds, questions], and the image of each.
 Views: TypeAlias = "dict[str, tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]]"
 
@@ -40,7 +42,7 @@ class RunEntry(Form):
     answers: list[Share] = Field(default=[])
     blind: list[Share] = Field(default=[])
     answers_refused: int = 0
-    curve: list[dict[str, float]]
+    curve: list[Point]
 
 
 class SystemEntry(Form):
@@ -49,8 +51,8 @@ class SystemEntry(Form):
     name: str
     refused: str | None
     hash: str = ""
-    cost: dict[str, float] | None = None
-    training_flops: float | None = None
+    cost: Costs | None = None  # type: ignore[valid-type]
+    training_flops: FiniteFloat | None = None
     steps: int | None = None
     images: int | None = None
     stage_one_images: int | None = None
@@ -71,8 +73,8 @@ class RetrievalEntry(Form):
     """Recalls of a stage one in `comparison.json`."""
 
     systems: list[str]
-    bridge: dict[str, float]
-    linear: dict[str, float] | None
+    bridge: Recalls  # type: ignore[valid-type]
+    linear: Recalls | None  # type: ignore[valid-type]
 
 
 class DataEntry(Form):
@@ -265,14 +267,15 @@ def _row(
 ) -> Row:
     if system["refused"] is not None:
         return Row(system["name"], f"refused: {system['refused']}")
+    known: dict[str, Any] = {key: system.get(key) for key in ("training_flops", "steps", "images", "stage_one_images")}
     row = Row(
         name=system["name"],
-        note=_note(system["runs"], scores),
+        note=_note(system.get("runs", []), scores),
         seeds=sorted(scores),
-        cost=system["cost"] or {},
-        hash=system["hash"],
+        cost=system.get("cost") or {},
+        hash=system.get("hash", ""),
         data=found["data"]["hash"],
-        **{key: system[key] for key in ("training_flops", "steps", "images", "stage_one_images")},
+        **known,
     )
     if not scores:
         return row
@@ -289,7 +292,7 @@ def _row(
         skills={name: share_interval(view(values), own) for name, (view, own) in views.items()},
         blind=share_interval(np.array([blind[seed] for seed in sorted(blind)]), clusters) if blind else None,
         near=sum(near) / len(near) if near else None,
-        refused=sum(run[f"{SEEN}_refused"] for run in ended) / len(scores),
+        refused=sum(run.get(f"{SEEN}_refused", 0) for run in ended) / len(scores),
         curves=[curve for curve in curves if curve],
         curve=kind,
     )
@@ -327,4 +330,4 @@ def _retrieval(records: Sequence[dict[str, Any]]) -> list[Retrieval]:
 
 
 def _mean(tables: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(one[key] for one in tables) / len(tables) for key in tables[0]}
+    return {key: sum(one[key] for one in tables) / len(tables) for key in Recalls.model_fields}

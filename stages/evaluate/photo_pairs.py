@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from qformer import distributed
@@ -205,7 +204,7 @@ def _report_all(settings: Settings, towers: list[PhotoTower], others: dict[str, 
 
 
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
-    table = Table(*(escape(name) for name in head), title=title)
+    table = Table(*head, title=title)
     for row in rows:
         table.add_row(*row)
     console.print(table)

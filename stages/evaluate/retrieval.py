@@ -22,6 +22,7 @@ from qformer.evaluation import retrieval
 from qformer.evaluation.benchmarks import ImageItems, Measured
 from qformer.evaluation.linear import LINEAR
 from qformer.files import records
+from qformer.files.logs import printable
 from qformer.model.image_text import ImageTextModel
 from qformer.progress import track
 from qformer.stages import linear
@@ -180,7 +181,8 @@ def print_skipped(skipped: list[dict[str, Any]]) -> None:
     if skipped:
         console.print(f"skipped {len(skipped)} samples:")
     for fault in skipped[:SHOWN]:
-        console.print(f"  {fault['kind']}: {fault['detail']}", markup=False, highlight=False, soft_wrap=True)
+        told = printable(f"{fault['kind']}: {fault['detail']}")
+        console.print(f"  {told}", highlight=False, soft_wrap=True)
 
 
 def lines(measured: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich import box
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from qformer.checkpoints import folder as checkpoint
@@ -329,10 +328,9 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     if forecast.images is not None:
         stored += f"; {_of_images(forecast.store, forecast.images)} for all {forecast.images:,}"
     yield stored
-    for line in beside.lines(forecast.beside):
-        yield escape(line)
+    yield from beside.lines(forecast.beside)
     for note in forecast.notes:
-        yield f"note: {escape(note)}"
+        yield f"note: {note}"
     needed = f"{_gb(forecast.peak)} GB needed, {_gb(forecast.limit)} GB available"
     if forecast.fits:
         largest = f"{MOST} or more" if forecast.largest_batch >= MOST else str(forecast.largest_batch)

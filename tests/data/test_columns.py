@@ -167,6 +167,13 @@ def test_answers_in_a_form_that_is_not_read_are_known_by_any_name() -> None:
     assert (unread["answers"], unread["facts"]["answers"]) == ([], {"red": 3})
 
 
+def test_halves_of_surrogate_pairs_are_in_no_column(tmp_path: Path) -> None:
+    """A page of what was asked, by kind of question, is written as UTF-8."""
+    (tmp_path / "a.jsonl").write_text('{"image": "0.png", "question": "a\\ud800?", "question_type": "b\\udfff"}\n')
+    sample = sources.build("jsonl", path=str(tmp_path / "a.jsonl"))[0]
+    assert (sample.question, sample.facts["question_type"]) == ("a??", "b?")
+
+
 def test_one_picture_in_a_list(tmp_path: Path) -> None:
     columns = Columns(image="images")
     assert columns.picture({"images": ["a.jpg"]}, tmp_path) == tmp_path / "a.jpg"

@@ -47,6 +47,8 @@ from qformer.metrics.counts import parse_color, parse_count
         ("nineteenth phone weighs often", None),
         ("3D shapes", None),
         ("9" * 5000, None),
+        ("1" + ",000" * 120, None),
+        ("1,234,567", 1234567),
         ("?" * 100_000 + "4", None),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qformer.evaluation.benchmarks import Item, Measured, choose
+from qformer.evaluation.vqa import is_vqav2
 from qformer.types import BadSample, Sample
 
 
@@ -172,6 +173,11 @@ def test_ocrbench_counts_by_type_of_a_thousand() -> None:
         ("naturalbench", {"Question_Type": "essay", "Index": 0}, "unknown type"),
         ("naturalbench", {"Question_Type": "yes_no"}, "unknown type"),
         ("naturalbench", {"Question_Type": "yes_no", "Index": 0, "Answer": "perhaps"}, "no answer"),
+        ("naturalbench", {"Question_Type": ["yes_no"], "Index": 0}, "unknown type"),
+        ("naturalbench", {"Question_Type": "yes_no", "Index": "9" * 5000}, "unknown type"),
+        ("naturalbench", {"Question_Type": "yes_no", "question_number": 0}, "unknown type"),
+        ("cvbench", {"source": ["COCO"], "prompt": "What?"}, "unknown type"),
+        ("ocrbench", {"type": {"a": 1}}, "unknown type"),
         ("cvbench", {"source": "COCO"}, "no question"),
         ("cvbench", {"source": "ImageNet", "prompt": "What?"}, "unknown type"),
         ("cvbench", {"source": "COCO", "prompt": "What?", "answer": "two"}, "no answer"),
@@ -188,6 +194,17 @@ def test_what_cannot_be_asked_or_scored_is_a_bad_sample(bench: str, facts: dict[
     with pytest.raises(BadSample) as caught:
         item(bench, **facts)
     assert caught.value.kind == kind
+
+
+def test_columns_of_odd_types_are_of_no_group() -> None:
+    """A list for a set, a height beyond all numbers, and a value that commands a terminal."""
+    assert "set" not in item("chartqa", type=[1]).facts
+    odd = [item("docvqa", "What?", ("a",), question_type=kind, print_height=10**400) for kind in ("\x1b[31mred", ["x"])]
+    told = choose("docvqa").score(odd, [{"said": "a", "scale": 1.0}] * 2, "question_type", False)
+    assert (told.total["ANLS"], list(told.groups), list(told.groups["question_type"])) == (
+        *(1.0, ["question_type"], ["?[31mred"]),
+    )
+    assert not is_vqav2([{"question_type": "x", "answer_type": ["number"]}])
 
 
 @pytest.mark.parametrize("bench", ["naturalbench", "cvbench", "blindtest", "hallusionbench", "ocrbench"])

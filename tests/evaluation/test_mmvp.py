@@ -282,6 +282,7 @@ def test_both_label_sets_are_counted_for_mmvp_itself(tmp_path: Path) -> None:
         ("human", "Index,Answer\n1,\n", "answers no question"),
         ("human", "Index,Answer\n1,a\n2,b\n1,b\n", "row 3 .* has the Index 1 again, with 'b' and not 'a'"),
         ("human", "Index,Said\n1,a\n", "expected Index and Answer"),
+        ("human", f"Index,Answer\n{'9' * 5000},a\n", "has the Index '9999"),
         ("patterns", "Index,Pattern\nx,State\n", "Index 'x'"),
         ("patterns", "Index,Pattern\n9,State\n", "tells the pattern of no question"),
     ],

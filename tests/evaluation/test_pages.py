@@ -87,6 +87,11 @@ def test_height_of_the_print_of_an_answer(answers: list[str], height: float | No
     assert print_height(answers, LINES) == height
 
 
+def test_boxes_beyond_all_numbers_say_no_height() -> None:
+    sizes = {"size": [1, 10**400], "orig_size": [1, 3]}
+    assert printed({"ocr_lines": ["a"], "ocr_boxes_raw": [[0, 0, 1, 1]], **sizes}) == []
+
+
 def test_boxes_of_the_unscaled_picture_are_scaled() -> None:
     facts: dict[str, Any] = {"ocr_lines": ["a"], "ocr_boxes_raw": [[0, 10, 5, 30]]}
     assert printed(facts | {"size": [50, 100], "orig_size": [100, 200]}) == [("a", 10.0)]

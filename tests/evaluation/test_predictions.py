@@ -38,6 +38,14 @@ def test_a_half_line_is_dropped_and_the_next_is_whole(tmp_path: Path, cut: int) 
     assert Predictions(file, MADE_BY).known == {key: said(key) for key in "123"}
 
 
+def test_what_nobody_can_have_said_is_asked_again(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    odd = [{"said": 3}, {"said": "\ud800"}, {"losses": []}, {"losses": ["x"]}, {"of": "ab"}]
+    records = [{"made_by": MADE_BY}, said("1"), *({"id": str(n), **one} for n, one in enumerate(odd, start=2))]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records) + "[" * 100_000 + "\n")
+    assert Predictions(file, MADE_BY).known == {"1": said("1")}
+
+
 def test_a_kill_before_the_head_was_written(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"made_b')

@@ -72,6 +72,8 @@ def test_the_letter_of_an_option(reply: str, golden: str) -> None:
         (read_count, "There are 5 circles", "5"),
         (read_count, "{two}", None),
         (read_count, "five", None),
+        (read_count, "9" * 5000, "9" * 1000),
+        (read_grid, f"({'0' * 5000}5, 6)", "0,6"),
         (read_letter, "The letter is {O}", "o"),
         (read_letter, "(o)", "o"),
         (read_letter, "the letter o", None),

@@ -432,6 +432,7 @@ def test_a_picture_without_pixels_is_refused(name: str, size: SIZE) -> None:
         ("uhd", {"max_slices": 0}, "resolution.max_slices is 0"),
         ("uhd", {"max_slice": 7}, "did you mean 'max_slices'"),
         ("internvl", {"min_tiles": 13}, "min_tiles 13 is more than"),
+        ("internvl", {"max_tiles": 100_000_000}, "max_tiles is 100000000; give at most 1,000"),
         ("internvl", {"size": 27}, "resolution.size is 27"),
         ("anyres", {"pins": [[384, 700]]}, "multiples of resolution.size 384"),
         ("anyres", {"pins": []}, "resolution.pins"),

@@ -50,6 +50,13 @@ def test_shipped_configurations_pass(path: Path) -> None:
         ("resolution.name=fixd", "unknown resolution 'fixd'"),
         ("resolution.sizee=3", "resolution.sizee is not an option of 'fixed': did you mean 'size'?"),
         ("resolution.size=0", "resolution.size is 0"),
+        (
+            "resolution={name: qwen2vl, min_frames: 9, max_frames: 2}",
+            "resolution.min_frames 9 is more than max_frames 2",
+        ),
+        ("resolution={name: oryx, low: 999, high: 10}", "resolution.low 999 is more than high 10"),
+        ("train={steps: 50, warmup: 1, keep_every: 10, save_every: 0}", "train.keep_every 10 keeps nothing"),
+        ("train={steps: 50, warmup: 1, keep_every: 10, save_every: 7}", "train.keep_every 10 keeps nothing"),
         ("data.train.name=sceness", "unknown data.train 'sceness': did you mean 'scenes'?"),
         ("data.train.sizee=3", "data.train.sizee is not an option of 'scenes': did you mean 'size'?"),
         ("data.train.size=big", "data.train.size: input should be a valid integer"),  # and not data.train.size.int

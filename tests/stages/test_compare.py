@@ -383,6 +383,8 @@ def made_up() -> dict[str, Any]:
     }
 
 
+RECALLS = dict.fromkeys(("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10"), 0.5)
+UNDATED = {"seed": 0, "status": "trained", "reason": "", "curve": [{"loss": 1.0}], "answers": [1, 1, 1, 0]}
 OUTSIDE = {"seed": 0, "status": "trained", "reason": "", "curve": [], "answers": [1, 2, 1, 0]}
 
 
@@ -395,6 +397,11 @@ OUTSIDE = {"seed": 0, "status": "trained", "reason": "", "curve": [], "answers":
         ({"systems": [{"name": "a", "refused": None, "runs": [{"seed": "0"}]}]}, "runs.0.seed"),
         ({"questions": made_up()["questions"] | {"cluster": [0, 0]}}, "other numbers of scores"),
         ({"systems": [made_up()["systems"][0] | {"runs": [OUTSIDE]}]}, "runs.0.answers.1"),
+        ({"systems": [made_up()["systems"][0] | {"cost": {"tokens": 1.0}}]}, "cost.trained is missing"),
+        ({"systems": [made_up()["systems"][0] | {"training_flops": float("nan")}]}, "training_flops"),
+        ({"systems": [made_up()["systems"][0] | {"runs": [UNDATED]}]}, "curve.0.step is missing"),
+        ({"retrieval": [{"systems": ["a"], "bridge": {"r1": 1.0}, "linear": None}]}, "bridge.i2t_r1 is missing"),
+        ({"retrieval": [{"systems": ["a"], "bridge": RECALLS, "linear": {"i2t_r1": 1.0}}]}, "linear.t2i_r1 is missing"),
     ],
 )
 def test_a_file_of_a_stranger_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -403,6 +410,18 @@ def test_a_file_of_a_stranger_is_refused(tmp_path: Path, change: dict[str, Any],
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_what_a_file_leaves_out_is_not_told(tmp_path: Path) -> None:
+    """A system with a name alone has no numbers, and what a run does not say is nothing."""
+    whole = made_up()
+    whole["systems"].append({"name": "c", "refused": None})
+    del whole["systems"][0]["runs"][0]["answers_refused"]
+    (tmp_path / "comparison.json").write_text(json.dumps(whole))
+    code, out, err = outcome("compare", "--report", tmp_path, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert (rows[2]["accuracy"], rows[2]["note"], rows[0]["refused"]) == (None, "", 0)
 
 
 def test_names_of_a_stranger_are_shown_as_they_are(tmp_path: Path) -> None:
