@@ -17,6 +17,7 @@ import torch
 from rich import box
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from qformer.checkpoints import folder as checkpoint
 from qformer.data import counting
@@ -313,7 +314,11 @@ def _table(title: str, first: str, *numbers: str) -> Table:
     return table
 
 
-def _lines(forecast: Forecast) -> Iterator[str]:
+def _verdict(verdict: str, color: str, told: str) -> Text:
+    return Text.assemble((verdict, f"bold {color}"), f": {told}")
+
+
+def _lines(forecast: Forecast) -> Iterator[str | Text]:
     """Write the lines below the tables; the verdict comes last."""
     if forecast.images_per_second is not None:
         yield (
@@ -334,11 +339,13 @@ def _lines(forecast: Forecast) -> Iterator[str]:
     needed = f"{_gb(forecast.peak)} GB needed, {_gb(forecast.limit)} GB available"
     if forecast.fits:
         largest = f"{MOST} or more" if forecast.largest_batch >= MOST else str(forecast.largest_batch)
-        yield f"[bold green]fits[/]: {needed}; the largest data.batch that fits is {largest}"
+        yield _verdict("fits", "green", f"{needed}; the largest data.batch that fits is {largest}")
     elif not forecast.largest_batch:
-        yield f"[bold red]does not fit[/]: {needed}, nor does a batch of one; use smaller towers or a larger GPU"
+        told = f"{needed}, nor does a batch of one; use smaller towers or a larger GPU"
+        yield _verdict("does not fit", "red", told)
     else:
-        yield f"[bold red]does not fit[/]: {needed}; the largest data.batch that fits is {forecast.largest_batch}"
+        told = f"{needed}; the largest data.batch that fits is {forecast.largest_batch}"
+        yield _verdict("does not fit", "red", told)
     if forecast.instead:
         overrides = " ".join(f"{key}={value}" for key, value in forecast.instead.items())
         fewer = forecast.stage == "stage1" and "train.chunk" not in forecast.instead
