@@ -14,7 +14,7 @@ from benchmarks.claims import AGAINST, FOR, OPEN, Claim, World, answer, markdown
 from qformer.metrics.paired import Difference
 from qformer.stages.compare.comparison import Settings
 from qformer.stages.compare.systems import System, read_systems
-from qformer.stages.compare.table import Row, Table
+from qformer.stages.compare.table import COSTS, Row, Table
 from qformer.types import UsageError
 
 WORLD = World(keys=["data.batch=16"], questions=4)
@@ -75,7 +75,8 @@ def test_claims_that_cannot_be_answered(more: dict[str, Any]) -> None:
 def found(right: dict[str, list[int]], **more: Any) -> dict[str, Any]:
     """What a comparison of one seed leaves of 40 questions, of which every other one is of counting."""
     run = {"seed": 0, "status": "trained", "reason": "", "answers_refused": 0, "curve": []}
-    system = {"refused": None, "cost": {"tokens": 36.0}, "training_flops": 1.0, "steps": 1, "images": 1}
+    cost = dict.fromkeys(COSTS.split(), 1.0) | {"tokens": 36.0, "peak_bytes": 1.0}
+    system = {"refused": None, "cost": cost, "training_flops": 1.0, "steps": 1, "images": 1}
     system |= {"stage_one_images": 0, "hash": ""}
     questions = {"cluster": list(range(40)), "kind": ["count", "word"] * 20, "shows": [""] * 40, "pair": [None] * 40}
     return {
