@@ -270,5 +270,6 @@ def test_a_broken_result_is_told_in_a_sentence(broken: dict[str, Any], tmp_path:
         (tmp_path / f"{name}.json").write_text(json.dumps({"name": "x", "tile": 120, "seed": 0} | held))
     code, _, err = outcome("probe", tmp_path / "a.json", tmp_path / "b.json", "-o", tmp_path / "both")
     assert code == 2
-    assert "a.json' is no result of qformer probe" in err
+    assert "a.json' is not as it was written" in err
+    assert "give probes.json of qformer probe" in err
     assert len(err.strip().splitlines()) == 1
