@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from qformer.resolution.base import ResolutionStrategy, require, require_frames, require_size, some, whole
 from qformer.types import Plan, Tile, UsageError
 
-MOST = 1000  # tiles
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+MOST = 1000  # tiles
 
 BEFORE, AFTER = "<img>", "</img>"
 
