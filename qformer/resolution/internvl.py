@@ -12,8 +12,7 @@ from qformer.types import Plan, Tile, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST = 1000  # tiles
-
+MOST = 1000  # tiles of a picture, since all grids of as many are tried
 BEFORE, AFTER = "<img>", "</img>"
 
 
