@@ -91,8 +91,13 @@ def _check_lengths(config: Config) -> None:
 
 
 def _check_kept(train: TrainConfig) -> None:
-    """Require that a checkpoint to keep for good is written at all: those of `save_every` are."""
-    if train.keep_every and (not train.save_every or math.lcm(train.keep_every, train.save_every) > train.steps):
+    """Require that a checkpoint to keep for good is written at all: those of `save_every` are.
+
+    A run that is shorter than `keep_every`, such as a trial of a long one, keeps nothing for good and may.
+    """
+    if not train.keep_every or train.steps < train.keep_every:
+        return
+    if not train.save_every or math.lcm(train.keep_every, train.save_every) > train.steps:
         raise UsageError(
             f"train.keep_every {train.keep_every} keeps nothing, since checkpoints are written at multiples of "
             f"train.save_every {train.save_every} up to step {train.steps}; give a multiple of that"

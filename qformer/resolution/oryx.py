@@ -58,11 +58,6 @@ class Oryx(ResolutionStrategy):
             raise UsageError(f"resolution.compression is {self.compression}; give 4 or 16")
         if self.fps <= 0:
             raise UsageError(f"resolution.fps is {self.fps}; give a positive number of frames a second")
-        for low, high in (("low", "high"), ("video_low", "video_high")):
-            if getattr(self, low) > getattr(self, high):
-                raise UsageError(
-                    f"resolution.{low} {getattr(self, low)} is more than {high} {getattr(self, high)}; lower it"
-                )
         if self.stride % self.patch:
             raise UsageError(
                 f"resolution.stride {self.stride} is no multiple of resolution.patch {self.patch}; change one of them"

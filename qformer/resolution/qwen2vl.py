@@ -58,10 +58,6 @@ class Qwen2VL(ResolutionStrategy):
             raise UsageError(
                 f"resolution.min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}; lower it"
             )
-        if self.max_frames is not None and self.min_frames > self.max_frames:
-            raise UsageError(
-                f"resolution.min_frames {self.min_frames} is more than max_frames {self.max_frames}; lower it"
-            )
         if not 1 <= self.frame_tokens[0] <= self.frame_tokens[1]:
             raise UsageError(
                 f"resolution.frame_tokens is {list(self.frame_tokens)}; give the smallest and the largest number, such "

@@ -196,6 +196,7 @@ def test_the_rate_and_the_largest_number_are_options() -> None:
         ({"frames": 5}, 8, 25.0, (4, 4)),  # 2.5 -> 2
         ({"min_frames": 5}, 8, 25.0, (6, 6)),
         ({"max_frames": 7}, 600, 10.0, (6, 6)),
+        ({"max_frames": 2}, 600, 10.0, (2, 2)),  # below min_frames, and the lower number of the two holds
         ({}, 127, 25.0, (10, 10)),  # 10.16
         ({}, 140, 25.0, (12, 10)),  # 11.2: to the nearest even number, or down
         ({}, 100_000, 25.0, (768, 768)),
