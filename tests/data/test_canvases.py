@@ -357,14 +357,14 @@ def test_the_source_has_no_end_and_is_built_from_a_configuration() -> None:
             source[index]
 
 
-def test_bare_edges_are_gray_and_asked_about_only_where_they_are_listed() -> None:
+def test_bare_edges_have_no_color_and_are_asked_about_only_where_they_are_listed() -> None:
     assert "bare edge" not in {Canvases(questions=True)[number].facts["question_type"] for number in range(26)}
     source = Canvases(questions=("edge", "bare edge"))
     for number in range(40):
         sample, bands = source[number], source.canvas(number).edges
         edge = str(sample.question).split()[4]
         band = bands[("left", "right", "top", "bottom").index(edge)]
-        assert sample.answers == ["gray" if band is None else band]
+        assert sample.answers == ["no color" if band is None else band]
         assert (band is None) == (sample.facts["question_type"] == "bare edge") == bool(number % 2)
 
 
