@@ -117,14 +117,12 @@ class Quiz(ABC, Generic[Shown]):
     """Questions of each kind in turn, for a source whose samples are composed before they are drawn.
 
     Attributes:
-        questions: add a question to each sample, of each kind in turn (`KINDS`), or of those that are listed, which
-            may also be of `LISTED`. It is drawn until that kind can be asked, so that it differs from that of the same
-            index without questions.
+        questions: add a question to each sample, of each kind in turn, or of those that are listed (`KINDS`). It is
+            drawn until that kind can be asked, so that it differs from that of the same index without questions.
         captions: number of captions to keep, the first of those that a sample has.
     """
 
     KINDS: ClassVar[tuple[str, ...]]
-    LISTED: ClassVar[tuple[str, ...]] = ()
 
     questions: bool | tuple[str, ...] = False
     captions: int | None = None
@@ -133,7 +131,7 @@ class Quiz(ABC, Generic[Shown]):
         """Refuse a number of captions below 1, and kinds that the options do not allow; `room` is what limits them."""
         if self.captions is not None and self.captions < 1:
             raise UsageError(f"captions is {self.captions}; give how many to keep, at least 1, or leave it out")
-        possible = (*self.possible(), *self.LISTED)
+        possible = self.possible()
         for kind in self.kinds():
             if kind not in possible:
                 raise UsageError(

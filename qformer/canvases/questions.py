@@ -37,8 +37,6 @@ KINDS = (
     *("colour", "shape", "count", "position", "relation", "yes/no", "word"),
     *("edge", "box", "content", "direction", "state", "layout"),
 )
-BARE_EDGE = "bare edge"  # asked only where it is listed: its answer is always the same, and no description has it
-NO_COLOR = "no color"  # not "gray", which the mini language models cannot write: they have never read it
 PAIRS = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 EACH = (1, MOST)
 TOTAL = 0.25  # share of questions of the kind `count` that ask for the number of all objects
@@ -190,12 +188,6 @@ def _edge(canvas: Canvas, rng: np.random.Generator) -> Asked | None:
         return None
     edge, colour = pick(rng, coloured)
     return f"what color is the {edge} edge?", colour
-
-
-def ask_bare_edge(canvas: Canvas, rng: np.random.Generator) -> Question | None:
-    """Ask as `edge` does, but about an edge that has no band; None if all have one."""
-    bare = [edge for edge, colour in zip(EDGES, canvas.edges, strict=True) if not colour]
-    return Question(BARE_EDGE, f"what color is the {pick(rng, bare)} edge?", NO_COLOR) if bare else None
 
 
 def _direction(canvas: Canvas, rng: np.random.Generator) -> Asked | None:

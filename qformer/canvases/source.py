@@ -12,7 +12,6 @@ from qformer.canvases.canvas import Canvas
 from qformer.canvases.drawing import draw_canvas
 from qformer.canvases.drawn import Asking
 from qformer.canvases.layout import ARRANGED, grids
-from qformer.canvases.questions import BARE_EDGE, ask_bare_edge
 from qformer.canvases.text import KINDS, canvas_captions, canvas_questions
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ class Canvases(Asking[Canvas]):
     NAME: ClassVar[str] = "canvases"
     STREAM: ClassVar[int] = 3
     KINDS: ClassVar[tuple[str, ...]] = KINDS
-    LISTED: ClassVar[tuple[str, ...]] = (BARE_EDGE,)
 
     def canvas(self, index: int) -> Canvas:
         """Get the canvas of a sample without drawing it."""
@@ -45,9 +43,7 @@ class Canvases(Asking[Canvas]):
         return self.compose(rng)
 
     def ask(self, shown: Canvas, rng: np.random.Generator) -> list[Question]:
-        asked = canvas_questions(shown, rng, self.numbers)
-        bare = ask_bare_edge(shown, rng) if BARE_EDGE in self.kinds() else None
-        return [*asked, bare] if bare else asked
+        return canvas_questions(shown, rng, self.numbers)
 
     def tell(self, shown: Canvas, rng: np.random.Generator) -> list[str]:
         return canvas_captions(shown, rng)

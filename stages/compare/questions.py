@@ -27,7 +27,7 @@ ALL = "all"
 SKILLS = {
     "reading": ("word", "text"),
     "counting": ("count", "more"),
-    "place": ("position", "relation", "box", "content", "edge", "bare edge", "layout", "structure"),
+    "place": ("position", "relation", "box", "content", "edge", "layout", "structure"),
     "attributes": ("colour", "shape", "state", "direction", "viewpoint"),
     "time": ("movement", "order", "change"),
 }

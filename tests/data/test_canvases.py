@@ -357,17 +357,6 @@ def test_the_source_has_no_end_and_is_built_from_a_configuration() -> None:
             source[index]
 
 
-def test_bare_edges_have_no_color_and_are_asked_about_only_where_they_are_listed() -> None:
-    assert "bare edge" not in {Canvases(questions=True)[number].facts["question_type"] for number in range(26)}
-    source = Canvases(questions=("edge", "bare edge"))
-    for number in range(40):
-        sample, bands = source[number], source.canvas(number).edges
-        edge = str(sample.question).split()[4]
-        band = bands[("left", "right", "top", "bottom").index(edge)]
-        assert sample.answers == ["no color" if band is None else band]
-        assert (band is None) == (sample.facts["question_type"] == "bare edge") == bool(number % 2)
-
-
 def test_other_options_are_other_pictures_and_have_other_keys() -> None:
     """In a mixture, one id marks one picture: its captions are added up, and it is never a negative of itself."""
     parts: list[dict[str, Any]] = [{}, {"sides": [120, 200]}, {"objects": [1, 4]}, {"aspect": 1.5}]
