@@ -27,8 +27,8 @@ Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Options of a source of canvases; sample `i` is a function of them and `i` alone, in any process and any order.
+class Sized:
+    """Options of a source of drawn pictures; sample `i` is a function of them and `i` alone, in any process and order.
 
     Attributes:
         split: `val` resembles `train`; `test` has combinations that neither has; `any` is for text about what is not
@@ -37,15 +37,14 @@ class Drawn:
         aspect: greatest ratio of the longer side to the shorter one.
         seed: seed of the canvases.
         count: length of the source, which may be any number, since nothing is stored.
-        objects: least and greatest number of objects; no more than fit on the largest canvas.
         NAME, STREAM: beginning of the keys, and what separates the random numbers from those of other sources.
-        BOUNDS: least and greatest number of objects that can be asked for.
+        VARIED: options that change what is drawn, and so stand in a key where they are not the usual ones.
         apart: no two samples show the same.
     """
 
     NAME: ClassVar[str]
     STREAM: ClassVar[int]
-    BOUNDS: ClassVar[tuple[int, int]] = (1, MOST)
+    VARIED: ClassVar[tuple[str, ...]] = ("sides", "aspect")
     apart: ClassVar[bool] = True
 
     split: Literal["train", "val", "test", "any"] = "train"
@@ -53,7 +52,6 @@ class Drawn:
     aspect: float = 4.0
     seed: int = 0
     count: int = 1_000_000
-    objects: tuple[int, int] = (1, MOST)
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -68,6 +66,46 @@ class Drawn:
             raise UsageError(f"seed is {self.seed} and count is {self.count}; neither may be negative")
         if self.count > sys.maxsize:
             raise UsageError(f"count is {self.count}; give at most {sys.maxsize}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rng(self, index: int, *more: int) -> np.random.Generator:
+        """Make the generator of a sample."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.NAME} has no {index}, but {self.count}")
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), index, self.STREAM, *more))
+
+    def key(self, index: int, kind: str | None) -> str:
+        """Name of a sample, which ends with the kind of its question.
+
+        Options that change what is drawn stand in it where they are not the usual ones: the same number of the same
+        seed is then another picture.
+        """
+        own = "".join(
+            f",{option.name}={getattr(self, option.name)}".replace(" ", "")
+            for option in fields(self)
+            if option.name in self.VARIED and getattr(self, option.name) != option.default
+        )
+        return f"{self.NAME}/{self.split}/{self.seed}{own}/{index}{'' if kind is None else f':{kind}'}"
+
+
+@dataclass(frozen=True)
+class Drawn(Sized):
+    """Options of a source of canvases: those of `Sized`, and objects.
+
+    Attributes:
+        objects: least and greatest number of objects; no more than fit on the largest canvas.
+        BOUNDS: least and greatest number of objects that can be asked for.
+    """
+
+    VARIED: ClassVar[tuple[str, ...]] = ("sides", "aspect", "objects")
+    BOUNDS: ClassVar[tuple[int, int]] = (1, MOST)
+
+    objects: tuple[int, int] = (1, MOST)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         (first, last), fit = self.BOUNDS, room(self.sides[1], self.sides[1])
         if not first <= self.objects[0] <= min(self.objects[1], fit) <= self.objects[1] <= last:
             raise UsageError(
@@ -85,31 +123,9 @@ class Drawn:
         """Least and greatest number of objects that there are."""
         return self.objects[0], min(self.objects[1], room(self.sides[1], self.sides[1]))
 
-    def __len__(self) -> int:
-        return self.count
-
-    def rng(self, index: int, *more: int) -> np.random.Generator:
-        """Make the generator of a sample."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"{self.NAME} has no {index}, but {self.count}")
-        return np.random.default_rng((self.seed, SPLITS.index(self.split), index, self.STREAM, *more))
-
     def compose(self, rng: np.random.Generator) -> Canvas:
         """Compose a canvas of the split."""
         return compose(rng, self.split, self.numbers, self.sides, self.aspect)
-
-    def key(self, index: int, kind: str | None) -> str:
-        """Name of a sample, which ends with the kind of its question.
-
-        Options that change what is drawn stand in it where they are not the usual ones: the same number of the same
-        seed is then another picture.
-        """
-        own = "".join(
-            f",{option.name}={getattr(self, option.name)}".replace(" ", "")
-            for option in fields(self)
-            if option.name in ("sides", "aspect", "objects") and getattr(self, option.name) != option.default
-        )
-        return f"{self.NAME}/{self.split}/{self.seed}{own}/{index}{'' if kind is None else f':{kind}'}"
 
 
 @dataclass(frozen=True)

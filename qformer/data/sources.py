@@ -41,13 +41,14 @@ SOURCES: dict[str, Any] = {
     "twins": "qformer.canvases.pairs:Twins",
     "two_pictures": "qformer.canvases.two_pictures:TwoPictures",
     "clips": "qformer.canvases.clips:Clips",
+    "areas": "qformer.canvases.areas:Areas",
     "mosaics": "qformer.mosaics.source:Mosaics",
     "pages": "qformer.suites.pages:Pages",
     "mix": "qformer.data.mix:Mix",
 }
 #: Sources that open no files.
 DRAWN = frozenset(
-    {"scenes", "canvases", "twins", "two_pictures", "clips", "phrases", "stories", "canvas_stories", "views"}
+    {"scenes", "canvases", "twins", "two_pictures", "clips", "areas", "phrases", "stories", "canvas_stories", "views"}
 )
 ELSEWHERE = "none"  # in the configuration of a model that was not trained here; no source
 CACHE = "shards"  # folder of a run for the caches of sources
