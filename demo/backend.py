@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, kind
 from qformer.demo.shown import places, row_of
 from qformer.images import photos
 from qformer.llm.decoding import GenerateConfig
@@ -177,7 +177,7 @@ class Decoding:
         if given is None:
             return cls()
         if not isinstance(given, dict):
-            raise UsageError(f"decoding is a {type(given).__name__}; give a mapping such as {{'method': 'greedy'}}")
+            raise UsageError(f"decoding must be a mapping such as {{'method': 'greedy'}}, but got {kind(given)}")
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name == "method":

@@ -54,6 +54,7 @@ MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
 LONGEST = 20  # digits of a length that is read
 MAX_SESSION = 100  # characters of the name of a session
+SESSION = re.compile(rb'"session_hash": ?"([A-Za-z0-9-]{1,100})"')
 START = f"{API}/startup-events"  # requested once by Gradio itself
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
 ADDED = "added-later"  # class of inputs that requests may leave out at the end, since clients came before them
@@ -192,11 +193,15 @@ class Guard:
                 await self._refuse_upload(scope, exchange, refused)
                 return None
         if method == "POST" and not path.startswith("/login"):
-            body = await exchange.json()
-            if path.endswith("/cancel"):
-                self.gate.cancel(str(body.get("session_hash")))
-            elif not path.rstrip("/").endswith("/reset"):
-                body = await self._call(path.removeprefix(f"{API}/call/"), body)
+            kind = dict(scope["headers"]).get(b"content-type", b"")
+            if kind.partition(b";")[0].strip().lower() != b"application/json":
+                raise Refused(415, "a request must be JSON; send it as such (Content-Type: application/json)")
+            if path.rstrip("/").endswith(("/cancel", "/reset")):
+                body = await exchange.json()
+                if path.endswith("/cancel"):
+                    self.gate.cancel(str(body.get("session_hash")))
+            else:
+                body = await self._call(path.removeprefix(f"{API}/call/"), exchange)
             exchange.replay(json.dumps(body).encode())
         if session is None:
             return await self.app(scope, exchange.receive, exchange.send)
@@ -272,17 +277,21 @@ class Guard:
             raise Refused(403, "this file does not belong to the page; upload the picture itself")
         return real
 
-    async def _call(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Check a call; a refused one of the queue is replaced by one that fails with the reason.
+    async def _call(self, name: str, exchange: Exchange) -> dict[str, Any]:
+        """Read and check a call; a refused one of the queue is replaced by one that fails with the reason.
 
         The page and `gradio_client` show the reason of a call that fails, but not that of a response 400.
         """
+        body: dict[str, Any] = {}
         try:
+            body = await exchange.json()
             return await self._request(name, body)
         except Refused as refused:
+            await exchange.drain()
             numbers = {function.api_name: number for number, function in self.page.fns.items()}
-            session = body.get("session_hash")
-            if name != f"{API}/queue/join" or refused.status not in (400, 403) or REFUSAL not in numbers:
+            named = SESSION.findall(exchange.tail)  # of a body that was not read
+            session = body.get("session_hash", named[-1].decode() if named else None)
+            if name != f"{API}/queue/join" or refused.status not in (400, 403, 413) or REFUSAL not in numbers:
                 raise
             if str(refused) == NO_SESSION or not isinstance(session, str):
                 raise

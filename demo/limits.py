@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qformer import formats
 from qformer.images import read_file, read_head, read_image, shown
@@ -123,7 +123,7 @@ def open_picture(path: Any) -> Image.Image:
     try:
         pixels = read_image(data)
     except BadSample as bad:
-        raise _no_picture(bad.detail) from bad
+        raise _no_picture(bad, data) from bad
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -136,12 +136,17 @@ def _size(data: bytes) -> tuple[int, int]:
         if isinstance(bad.__cause__, Image.DecompressionBombError):
             most = f"the limit is {MAX_PIXELS / 1e6:.0f} million, so make it smaller"
             raise UsageError(f"the picture has far too many pixels; {most}") from bad
-        raise _no_picture(bad.detail) from bad
+        raise _no_picture(bad, data) from bad
     return size[0], size[1]
 
 
-def _no_picture(why: str) -> UsageError:
-    return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP or GIF")
+def _no_picture(bad: BadSample, data: bytes) -> UsageError:
+    """What is wrong with a file, without the words of decoders."""
+    why = bad.detail if bad.detail.startswith("a JPEG") else "it is damaged or incomplete"
+    if isinstance(bad.__cause__, UnidentifiedImageError):
+        why = f"{'HEIC' if 'HEIC' in bad.detail else 'its format'} is not taken here" if data else "it is empty"
+    also = ", GIF or HEIC" if "HEIF" in FORMATS else " or GIF"
+    return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP{also}")
 
 
 def check_text(name: str, value: Any, limit: int) -> str:
