@@ -177,7 +177,7 @@ class Decoding:
         if given is None:
             return cls()
         if not isinstance(given, dict):
-            raise UsageError(f"decoding must be a mapping such as {{'method': 'greedy'}}, but got {kind(given)}")
+            raise UsageError(f"decoding is {kind(given)}; give a mapping such as {{'method': 'greedy'}}")
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name == "method":

@@ -32,7 +32,9 @@ CSS = (FILES / "style.css").read_text(encoding="utf-8") + "".join(PICK.format(n=
 TALK = ENVIRONMENT.from_string((FILES / "talk.html").read_text(encoding="utf-8"))
 ABOUT = ENVIRONMENT.from_string("<h1>Ask a picture</h1><p>{{ facts | join(' · ') }}</p>")
 FAULT = Markup('<p class="fault" role="alert">{}</p>')
-NOTHING = "Choose a picture and ask about it. A new picture begins a new conversation."
+NOTHING = (
+    "Choose a picture and ask about it; without a question it is described. A new picture begins a new conversation."
+)
 
 BARS = ENVIRONMENT.from_string((FILES / "bars.html").read_text(encoding="utf-8"))
 
@@ -109,7 +111,8 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     for picture, name, numbers in drawn:
         tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
         sizes = " and ".join(f"{width} x {height}" for width, height in dict.fromkeys(numbers["sizes"]))
-        whose = name + " (this model's)" * numbers["own"] + ", there to be exposed" * bool(numbers["exposed"])
+        fault = f" (only to be compared: {numbers['exposed']})" * bool(numbers["exposed"])
+        whose = name + " (this model's)" * numbers["own"] + fault
         read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
         cards.append(Markup("<li>{}</li>").format(_figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'

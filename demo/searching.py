@@ -35,6 +35,7 @@ OPEN = """element.addEventListener('click', (event) => {
 SHOW = "() => document.getElementById('opened')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 RERANKED = "Re-ranked by ITM: the score is its logit plus the cosine"
 BY_COSINE = "Ordered by cosine; re-ranking needs a text"
+ALONE = "By ITC alone: the cosine, from the index"
 BOTH = "By text and picture: the score is the mean of both, each standardized"
 UNKNOWN = "The model knows no letter of this text, so these hits mean nothing"
 
@@ -60,7 +61,9 @@ def search_tab(page: Page) -> None:
     )
     with gr.Row():
         k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
-        shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
+        shortlist = gr.Slider(
+            1, 256, 64, step=1, label="Candidates to re-rank", min_width=140, elem_id="search-shortlist"
+        )
     with gr.Row():
         like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like")
         compare = gr.Checkbox(False, label="Compare with the order by ITC alone", elem_id="search-compare")
@@ -70,7 +73,6 @@ def search_tab(page: Page) -> None:
         with gr.Column(min_width=300):
             hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=OPEN, css_template=CSS)
         with gr.Column(min_width=300, visible=False) as column:
-            gr.Markdown("By ITC alone: the cosine, from the index")
             before = gr.HTML(elem_id="hits-itc", min_height=120, js_on_load=OPEN, css_template=CSS)
 
     def find(request: gr.Request, text: Any, picture: Any, like: Any, compare: Any, *numbers: Any) -> tuple[Any, ...]:
@@ -83,7 +85,7 @@ def search_tab(page: Page) -> None:
             note = f"<p>{UNKNOWN if second and retriever.is_unknown(text) else told}.</p>"
             cards = hit_cards(second, "hits", True, bool(compare)) if second else hit_cards(first, "hits")
             hidden, label = gr.update(visible=False), gr.update(label=_among(retriever))
-            return note + cards, hit_cards(first, "hits by cosine"), label, hidden
+            return note + cards, f"<p>{ALONE}.</p>" + hit_cards(first, "hits by cosine"), label, hidden
 
     def count() -> Any:
         with show_errors():

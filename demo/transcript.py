@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 640  # pixels of the picture in a transcript, at most
-MOST_TURNS, MOST_BYTES = 50, 700_000  # turns, and bytes in a request, of a conversation; the oldest turns go first
+MOST_TURNS, MOST_BYTES = 50, 400_000  # turns, and bytes in a request, of a conversation; the oldest turns go first
 BUSY = ("waiting", "writing")
 UNREADABLE = "the conversation that the browser sent cannot be read; clear it and begin anew"
 PAGE = ENVIRONMENT.from_string((FILES / "transcript.html").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class Conversation:
         Raises:
             UsageError: something that no page of ours has sent.
         """
-        text = check_text("conversation", sent, 2 * MOST_BYTES)
+        text = check_text("conversation", sent, 4 * MOST_BYTES)
         try:
             found = json.loads(text or "{}")
             turns = tuple(_turn(**turn) for turn in found.get("turns", [])[-MOST_TURNS:])

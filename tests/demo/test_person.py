@@ -217,13 +217,17 @@ def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp
 
 @browser_only
 def test_reload_and_restart_keep_the_conversation(
-    browser: Browser, models: backend.Models, model: VisionLanguageModel, picture: Path
+    browser: Browser, models: backend.Models, model: VisionLanguageModel, picture: Path, tmp_path: Path
 ) -> None:
     """Tasks: a reload, and another server at the same address that knows nothing; then Clear, which forgets."""
     context = browser.new_context(viewport=PHONE)
     page, port = context.new_page(), None
     page.set_default_timeout(WAIT)
-    first, then = answered(model, str(picture), ASK), "where is it?"
+    markup = "<img src=q onerror=window.pwned=1>"
+    hostile = tmp_path / f"{markup}.png"  # the name of a file is kept as well
+    hostile.write_bytes(picture.read_bytes())
+    ask, then = f"{ASK} {markup}", "where is it?"
+    first = answered(model, str(picture), ask)
     for start in range(2):
         gate = server.Gate()
         with server.workplace() as folder:
@@ -232,18 +236,19 @@ def test_reload_and_restart_keep_the_conversation(
             port = int(started[1].rstrip("/").rpartition(":")[2])
             page.goto(started[1])
             if not start:
-                choose(page, picture)
-                write(page, "question", ASK)
+                choose(page, hostile)
+                write(page, "question", ask)
                 page.locator("#question textarea").press("Enter")
                 replies(page, 1)
                 page.wait_for_function(KEPT, arg=first)
                 page.reload()
             page.locator("#picture img").first.wait_for()
             assert replies(page, 1) == [first]
+            assert page.evaluate("window.pwned") is None
             if start:
                 write(page, "question", then)
                 page.locator("#question textarea").press("Enter")
-                assert replies(page, 2) == [first, answered(model, str(picture), then, "", [[ASK, first]])]
+                assert replies(page, 2) == [first, answered(model, str(picture), then, "", [[ask, first]])]
                 page.locator("#clear").press("Enter")
                 expect(page.locator("#chat .nothing")).to_be_visible()
                 page.reload()
