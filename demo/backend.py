@@ -273,11 +273,7 @@ def prepare(
 
 
 def _turns(history: Any) -> tuple[Turn, ...]:
-    """Check earlier turns from an untrusted visitor.
-
-    Raises:
-        UsageError: not a list of pairs of texts.
-    """
+    """Check earlier turns from an untrusted visitor; raises `UsageError` if they are no pairs of texts."""
     if history in (None, "", []):
         return ()
     if not isinstance(history, list | tuple) or not all(isinstance(t, list | tuple) and len(t) == 2 for t in history):

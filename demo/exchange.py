@@ -68,11 +68,7 @@ class Form:
         )
 
     def feed(self, body: bytes, more: bool) -> None:
-        """Check the next bytes.
-
-        Raises:
-            MultiPartException: they are not a form of files, or the form ends early.
-        """
+        """Check the next bytes; raises `MultiPartException` if they are no form of files, or it ends early."""
         try:
             self._parser.write(body)
         except MultipartParseError as error:
@@ -149,11 +145,7 @@ class Exchange:
         self._again = {"type": "http.request", "body": body, "more_body": False}
 
     def hold(self, content_type: str) -> None:
-        """Hold the response back, and check the incoming form.
-
-        Raises:
-            Refused: it is no form.
-        """
+        """Hold the response back, and check the incoming form; raises `Refused` if it is none."""
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind.lower() != b"multipart/form-data" or not 0 < len(boundary) <= MAX_BOUNDARY:
@@ -187,11 +179,7 @@ class Exchange:
             raise (Refused(408, told) if self._form is None else MultiPartException(told)) from None
 
     async def body(self, limit: int) -> bytes:
-        """Read the whole body, at most `limit` bytes.
-
-        Raises:
-            Refused: it is longer, or breaks off.
-        """
+        """Read the whole body; raises `Refused` if it has more than `limit` bytes, or breaks off."""
         body = bytearray()
         more = True
         while more:

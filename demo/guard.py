@@ -8,7 +8,6 @@ and no place in the queue, and gets a reason in one sentence.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from qformer.demo import limits
 from qformer.demo.exchange import Exchange, Refused
 from qformer.demo.hosts import network
+from qformer.demo.limits import NO_ROOM
 from qformer.demo.password import DEVICE, FORM, FORM_HEADERS, Tries
 from qformer.demo.visits import ONCE
 from qformer.types import UsageError
@@ -58,21 +58,15 @@ SESSION = re.compile(rb'"session_hash": ?"([A-Za-z0-9-]{1,100})"')
 START = f"{API}/startup-events"  # requested once by Gradio itself
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
 ADDED = "added-later"  # class of inputs that requests may leave out at the end, since clients came before them
+FAILED = "something went wrong here; it was logged, and the page keeps running"
 NO_PATH = "a picture must be an object with the 'path' that its upload returned"
 CLOSED = "the page is shutting down and accepts no new requests; try again later"
 FULL = "{} requests are waiting, which is the limit; try again in a moment"
-NO_ROOM = "the disk of this machine is full; tell who runs the page, or try again later"
 NO_SESSION = f"a request must name its session (session_hash) in at most {MAX_SESSION} characters"
 REFUSAL = "page_refuse"  # function of the page that raises the sentence it is given
 LOGGER = logging.getLogger(__name__)
-TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int, float),  # a browser may send 3.0
-    "boolean": (bool,),
-    "array": (list, tuple),
-    "object": (dict,),
-}
+TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "boolean": (bool,), "array": (list, tuple), "object": (dict,)}
+TYPES |= dict.fromkeys(("number", "integer"), (int, float))  # a browser may send 3.0
 WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean": "true or false", "array": "a list"}
 
 
@@ -116,11 +110,10 @@ class Guard:
             await exchange.drain()
             await exchange.refuse(scope, refused)
         except Exception as error:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = limits.is_full(error)
             LOGGER.error("%s %a", scope["method"], path[:200], exc_info=not full)
-            told = "something went wrong here; it was logged, and the page keeps running"
             await exchange.drain()
-            await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, told))
+            await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, FAILED))
         finally:
             self.visits.answering -= not kept_open
 
@@ -288,16 +281,15 @@ class Guard:
             return await self._request(name, body)
         except Refused as refused:
             await exchange.drain()
-            numbers = {function.api_name: number for number, function in self.page.fns.items()}
+            told = [number for number, function in self.page.fns.items() if function.api_name == REFUSAL]
             named = SESSION.findall(exchange.tail)  # of a body that was not read
             session = body.get("session_hash", named[-1].decode() if named else None)
-            if name != f"{API}/queue/join" or refused.status not in (400, 403, 413) or REFUSAL not in numbers:
+            is_told = told and isinstance(session, str) and name == f"{API}/queue/join"
+            if not is_told or refused.status not in (400, 403, 413) or str(refused) == NO_SESSION:
                 raise
-            if str(refused) == NO_SESSION or not isinstance(session, str):
-                raise
-            self.visits.begin(session)
+            self.visits.begin(str(session))
             LOGGER.info("%s: %d %a", name, refused.status, str(refused))
-            return {"data": [str(refused)], "fn_index": numbers[REFUSAL], "session_hash": session}
+            return {"data": [str(refused)], "fn_index": told[0], "session_hash": session}
 
     async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Check a call of one of the page's functions; returns it with only the keys that Gradio needs."""

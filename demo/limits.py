@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import unicodedata
@@ -31,6 +32,7 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
+NO_ROOM = "the disk of this machine is full; tell who runs the page, or try again later"
 MAX_DEPTH = 50  # nesting of a request's JSON
 M_ARENA_MAX, HEAPS = -8, 2  # a parameter of glibc's mallopt(3), and its value here
 #: Common formats, and HEIC where it can be read; Pillow before 13 has holes in others (docs/security.md).
@@ -235,6 +237,11 @@ def kind(value: Any) -> str:
     """Describe the type of a value in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def is_full(error: BaseException) -> bool:
+    """Check whether the disk, or what this user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def bound_heaps() -> None:

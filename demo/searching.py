@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from qformer.demo import backend, finding
-from qformer.demo.browser import FILES
+from qformer.demo import backend, browser, finding
 from qformer.demo.limits import MAX_QUESTION
 from qformer.demo.tabs import CONFIRM, Page, path_of, show_errors
 from qformer.figures.page import ENVIRONMENT, data_uri
@@ -20,18 +19,10 @@ if TYPE_CHECKING:
     from qformer.retrieval.search import Retriever
 
 CARD = 160  # pixels of a thumbnail
-HITS = ENVIRONMENT.from_string((FILES / "hits.html").read_text(encoding="utf-8"))
+HITS = ENVIRONMENT.from_string((browser.FILES / "hits.html").read_text(encoding="utf-8"))
 OPENED = ENVIRONMENT.from_string(
     "<p><code>{{ one.path }}</code></p>{% for text in one.captions %}<p>{{ text }}</p>{% endfor %}"
 )
-CSS = """
-button { all: unset; display: block; width: 100%; cursor: pointer }
-button:focus-visible { outline: 2px solid var(--color-accent) }
-"""
-OPEN = """element.addEventListener('click', (event) => {
-  const card = event.target.closest('button[data-hit]');
-  if (card) trigger('click', {hit: card.dataset.hit});
-});"""
 SHOW = "() => document.getElementById('opened')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 RERANKED = "Re-ranked by ITM: the score is its logit plus the cosine"
 BY_COSINE = "Ordered by cosine; re-ranking needs a text"
@@ -71,9 +62,9 @@ def search_tab(page: Page) -> None:
     opened = _Opened(page)
     with gr.Row():
         with gr.Column(min_width=300):
-            hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=OPEN, css_template=CSS)
+            hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=browser.OPEN_HIT)
         with gr.Column(min_width=300, visible=False) as column:
-            before = gr.HTML(elem_id="hits-itc", min_height=120, js_on_load=OPEN, css_template=CSS)
+            before = gr.HTML(elem_id="hits-itc", min_height=120, js_on_load=browser.OPEN_HIT)
 
     def find(request: gr.Request, text: Any, picture: Any, like: Any, compare: Any, *numbers: Any) -> tuple[Any, ...]:
         with show_errors():

@@ -100,11 +100,6 @@ class Conversation:
         return json.dumps(asdict(self), ensure_ascii=False).replace("<", "\\u003c") if self.turns else ""
 
     @property
-    def size(self) -> int:
-        """Bytes in a request, within its JSON."""
-        return len(json.dumps(self.text, ensure_ascii=False).encode())
-
-    @property
     def is_busy(self) -> bool:
         return bool(self.turns) and self.turns[-1].state in BUSY
 
@@ -117,7 +112,7 @@ class Conversation:
         """Add a turn, in place of the last one if that is edited."""
         turns = (*(self.turns[:-1] if self.editing else self.turns), turn)[-MOST_TURNS:]
         whole = replace(self, turns=turns, editing=False)
-        while len(whole.turns) > 1 and whole.size > MOST_BYTES:
+        while len(whole.turns) > 1 and len(json.dumps(whole.text, ensure_ascii=False).encode()) > MOST_BYTES:
             whole = replace(whole, turns=whole.turns[1:])
         return whole
 
@@ -138,11 +133,7 @@ class Conversation:
 
 
 def _turn(**sent: Any) -> Turn:
-    """Check a turn of an untrusted browser.
-
-    Raises:
-        TypeError: values of other types.
-    """
+    """Check a turn of an untrusted browser; raises `TypeError` at values of other types."""
     turn = Turn(**sent)
     for one in fields(Turn):
         if type(getattr(turn, one.name)) is not {"str": str, "bool": bool}.get(str(one.type), dict):
