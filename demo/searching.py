@@ -102,7 +102,7 @@ class _Opened:
                 self.download = gr.DownloadButton("Download", elem_id="opened-download", min_width=120)
                 for name, label in (("ask", "Ask about it"), ("look", "Look inside it")):
                     send = gr.Button(label, elem_id=f"opened-{name}", min_width=120)
-                    sent = send.click(lambda file: file, [self.picture], [page.picture], preprocess=False, **CONFIRM)
+                    sent = send.click(path_of, [self.picture], [page.picture], preprocess=False, **CONFIRM)
                     if page.tabs is not None:
                         sent.then(lambda name=name: gr.update(selected=name), None, [page.tabs], **CONFIRM)
 

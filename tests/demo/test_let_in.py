@@ -385,9 +385,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
         answer = Visitor(url).upload(png())
         assert (answer.status_code, answer.text) == (507, limits.NO_ROOM)
         monkeypatch.undo()
-        monkeypatch.setattr(
-            "shutil.disk_usage", lambda place: SimpleNamespace(free=100)
-        )  # not even begun to be written
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=100))
         assert Visitor(url).upload(png()).text == limits.NO_ROOM
         monkeypatch.undo()
         assert Visitor(url).upload(png()).status_code == 200

@@ -288,6 +288,21 @@ def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path)
 
 
 @browser_only
+def test_find_a_picture_and_ask_about_it(phone: Counted) -> None:
+    page = phone.page
+    phone.click("[role=tab]:text-is('Search')")
+    write(page, "search-text", "a red square")
+    phone.press("#search-text textarea, #search-text input", "Enter")
+    phone.press("#hits button", "Enter")
+    phone.press("#opened-ask", "Enter")
+    expect(page.locator("#picture img").first).to_be_visible()
+    phone.ask(ASK)
+    assert len(replies(page, 1)) == 1
+    assert page.locator("#chat .fault, .toast-body").count() == 0
+    assert (phone.clicks, phone.keys) == (1, 4)
+
+
+@browser_only
 @pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1280, "dark")])
 def test_no_serious_violation_of_accessibility(
     browser: Browser, address: str, picture: Path, width: int, theme: Any
