@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 
 # System fonts: the usual themes fetch theirs from the network.
 # Some of their texts are too pale to read (WCAG asks for a contrast of 4.5), hence other shades.
+# Boxes have no borders there, so that white ones could not be seen on white, and labels look like buttons.
 SOFT = ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color")
+BORDERS = ("input_border_color", "checkbox_border_color")
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
     **dict.fromkeys(SOFT, "*neutral_600"),
     **dict.fromkeys((f"{name}_dark" for name in SOFT), "*neutral_300"),
     **dict.fromkeys(("color_accent", "button_primary_background_fill"), "*primary_600"),
-    **dict.fromkeys(("block_label_text_color", "block_title_text_color"), "*primary_700"),
+    **dict.fromkeys(("input_border_width", "block_border_width", "checkbox_border_width_dark"), "1px"),
+    **dict.fromkeys(BORDERS, "*neutral_500"),
+    **dict.fromkeys((f"{name}_dark" for name in BORDERS), "*neutral_400"),
+    **dict.fromkeys(("block_title_background_fill", "block_title_background_fill_dark"), "none"),
+    **dict.fromkeys(("block_label_text_color", "block_title_text_color"), "*body_text_color"),
+    block_title_padding="0",
 )
 LOOKS: dict[str, Any] = {"theme": THEME, "css": CSS}
 

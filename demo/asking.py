@@ -51,7 +51,7 @@ def ask_boxes(page: Page) -> list[gr.Textbox]:
         label="Question",
         show_label=False,
         container=False,
-        placeholder=f"{page.hints.question} (empty: a caption)",
+        placeholder=page.hints.question,
         lines=1,
         max_lines=6,
         scale=1,
@@ -89,9 +89,9 @@ def ask_tab(page: Page, boxes: list[gr.Textbox]) -> None:
             stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=70)
         with gr.Row():
             suggest = gr.Button("Suggest a question", elem_id="suggest", size="sm", min_width=150)
-            clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=70)
-            save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=100)
-            save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=100)
+            clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=150)
+            save_json = gr.Button("Save as JSON", elem_id="save-json", size="sm", min_width=150)
+            save_html = gr.Button("Save as HTML", elem_id="save-html", size="sm", min_width=150)
         context.render()
         preset = gr.Dropdown(list(PRESETS.items()), value="vqa", label="What to write", elem_id="preset")
         decoding = _decoding_boxes(model)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qformer.checkpoints import folder as checkpoint
 from qformer.checkpoints.loading import load
 from qformer.data.texts import clean_question
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_number, check_text, kind
 from qformer.demo.shown import places, row_of
 from qformer.images import photos
 from qformer.llm.decoding import GenerateConfig
@@ -177,7 +177,7 @@ class Decoding:
         if given is None:
             return cls()
         if not isinstance(given, dict):
-            raise UsageError(f"decoding is a {type(given).__name__}; give a mapping such as {{'method': 'greedy'}}")
+            raise UsageError(f"decoding is {kind(given)}; give a mapping such as {{'method': 'greedy'}}")
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name == "method":
@@ -273,11 +273,7 @@ def prepare(
 
 
 def _turns(history: Any) -> tuple[Turn, ...]:
-    """Check earlier turns from an untrusted visitor.
-
-    Raises:
-        UsageError: not a list of pairs of texts.
-    """
+    """Check earlier turns from an untrusted visitor; raises `UsageError` if they are no pairs of texts."""
     if history in (None, "", []):
         return ()
     if not isinstance(history, list | tuple) or not all(isinstance(t, list | tuple) and len(t) == 2 for t in history):

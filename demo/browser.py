@@ -10,9 +10,9 @@ from pathlib import Path
 
 FILES = Path(__file__).parent / "page"
 # Without the comment on top, since Gradio takes for a function what begins as one.
-KEEP, FILL, NEW_PICTURE, TALK, FOCUS, SAVE, SAVE_PICTURE, NAME_EXAMPLES = (
+KEEP, FILL, NEW_PICTURE, TALK, FOCUS, SAVE, SAVE_PICTURE, NAME_EXAMPLES, OPEN_HIT = (
     (FILES / f"{name}.js").read_text(encoding="utf-8").partition("\n")[2]
-    for name in ("keep", "fill", "new_picture", "talk", "focus", "save", "save_picture", "name_examples")
+    for name in ("keep", "fill", "new_picture", "talk", "focus", "save", "save_picture", "name_examples", "open_hit")
 )
 KEEP_TALK = "(talk) => { window.qformerKeepTalk?.(talk); return []; }"
 KEEP_FILES = "(picture, more) => { window.qformerKeep?.(picture, more); return []; }"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_JSON = 1_000_000  # bytes: a long context and a conversation
 MAX_DRAINED = 200_000_000  # bytes
 MAX_HEADER = 8_192  # bytes of one header of a part
+MAX_BOUNDARY = 200  # bytes; the standard has 70
+TAIL = 1_000  # bytes at the end of a body, where clients name their session
 FIELD = "an upload must hold its pictures in fields named 'files', each with a file name"
 BROKEN = "the upload broke off"
 STALL = 60.0  # seconds in which some of a body must come
@@ -66,11 +68,7 @@ class Form:
         )
 
     def feed(self, body: bytes, more: bool) -> None:
-        """Check the next bytes.
-
-        Raises:
-            MultiPartException: they are not a form of files, or the form ends early.
-        """
+        """Check the next bytes; raises `MultiPartException` if they are no form of files, or it ends early."""
         try:
             self._parser.write(body)
         except MultipartParseError as error:
@@ -132,6 +130,7 @@ class Exchange:
         self.left = False  # the client disconnected before everything was sent
         self.held = b""
         self.when_ok: list[tuple[bytes, bytes]] = []  # additional headers of a response 200
+        self.tail = b""
         self._form: Form | None = None
         self._again: Message | None = None
         self._start: Message | None = None
@@ -146,10 +145,12 @@ class Exchange:
         self._again = {"type": "http.request", "body": body, "more_body": False}
 
     def hold(self, content_type: str) -> None:
-        """Hold the response back, and check the incoming form."""
-        self._holds = True
-        boundary = parse_options_header(content_type)[1].get(b"boundary")
-        self._form = Form(boundary) if boundary else None  # without a boundary Gradio refuses before reading
+        """Hold the response back, and check the incoming form; raises `Refused` if it is none."""
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind.lower() != b"multipart/form-data" or not 0 < len(boundary) <= MAX_BOUNDARY:
+            raise Refused(400, f"{FIELD}; this is not a form of files (multipart/form-data with a boundary)")
+        self._holds, self._form = True, Form(boundary)
 
     async def receive(self) -> Message:
         if self._again is not None:
@@ -157,6 +158,7 @@ class Exchange:
             return message
         message = await self._next()
         self._read |= not message.get("more_body", False)
+        self.tail = (self.tail + message.get("body", b""))[-TAIL:]
         if message["type"] == "http.disconnect" and not self._ended:
             self.left = True
             if self._form is not None and not self.status:
@@ -177,11 +179,7 @@ class Exchange:
             raise (Refused(408, told) if self._form is None else MultiPartException(told)) from None
 
     async def body(self, limit: int) -> bytes:
-        """Read the whole body, at most `limit` bytes.
-
-        Raises:
-            Refused: it is longer, or breaks off.
-        """
+        """Read the whole body; raises `Refused` if it has more than `limit` bytes, or breaks off."""
         body = bytearray()
         more = True
         while more:
@@ -216,6 +214,8 @@ class Exchange:
                 return
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
+            self.tail = (self.tail + message.get("body", b""))[-TAIL:]
+        self._read = not more
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -8,7 +8,6 @@ and no place in the queue, and gets a reason in one sentence.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from qformer.demo import limits
 from qformer.demo.exchange import Exchange, Refused
 from qformer.demo.hosts import network
+from qformer.demo.limits import NO_ROOM
 from qformer.demo.password import DEVICE, FORM, FORM_HEADERS, Tries
 from qformer.demo.visits import ONCE
 from qformer.types import UsageError
@@ -54,24 +54,19 @@ MAX_UPLOAD = 100_000_000  # bytes of an upload with all its files
 MAX_LOGIN = 10_000  # bytes
 LONGEST = 20  # digits of a length that is read
 MAX_SESSION = 100  # characters of the name of a session
+SESSION = re.compile(rb'"session_hash": ?"([A-Za-z0-9-]{1,100})"')
 START = f"{API}/startup-events"  # requested once by Gradio itself
 KEPT: tuple[str, ...] = ("data", "session_hash", "fn_index", "trigger_id", "event_data")  # kept keys of a request
 ADDED = "added-later"  # class of inputs that requests may leave out at the end, since clients came before them
+FAILED = "something went wrong here; it was logged, and the page keeps running"
 NO_PATH = "a picture must be an object with the 'path' that its upload returned"
 CLOSED = "the page is shutting down and accepts no new requests; try again later"
 FULL = "{} requests are waiting, which is the limit; try again in a moment"
-NO_ROOM = "the disk of this machine is full; tell who runs the page, or try again later"
 NO_SESSION = f"a request must name its session (session_hash) in at most {MAX_SESSION} characters"
 REFUSAL = "page_refuse"  # function of the page that raises the sentence it is given
 LOGGER = logging.getLogger(__name__)
-TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int, float),  # a browser may send 3.0
-    "boolean": (bool,),
-    "array": (list, tuple),
-    "object": (dict,),
-}
+TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "boolean": (bool,), "array": (list, tuple), "object": (dict,)}
+TYPES |= dict.fromkeys(("number", "integer"), (int, float))  # a browser may send 3.0
 WORDS = {"string": "text", "number": "a number", "integer": "a number", "boolean": "true or false", "array": "a list"}
 
 
@@ -115,11 +110,10 @@ class Guard:
             await exchange.drain()
             await exchange.refuse(scope, refused)
         except Exception as error:
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = limits.is_full(error)
             LOGGER.error("%s %a", scope["method"], path[:200], exc_info=not full)
-            told = "something went wrong here; it was logged, and the page keeps running"
             await exchange.drain()
-            await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, told))
+            await exchange.refuse(scope, Refused(507, NO_ROOM) if full else Refused(500, FAILED))
         finally:
             self.visits.answering -= not kept_open
 
@@ -192,11 +186,15 @@ class Guard:
                 await self._refuse_upload(scope, exchange, refused)
                 return None
         if method == "POST" and not path.startswith("/login"):
-            body = await exchange.json()
-            if path.endswith("/cancel"):
-                self.gate.cancel(str(body.get("session_hash")))
-            elif not path.rstrip("/").endswith("/reset"):
-                body = await self._call(path.removeprefix(f"{API}/call/"), body)
+            kind = dict(scope["headers"]).get(b"content-type", b"")
+            if kind.partition(b";")[0].strip().lower() != b"application/json":
+                raise Refused(415, "a request must be JSON; send it as such (Content-Type: application/json)")
+            if path.rstrip("/").endswith(("/cancel", "/reset")):
+                body = await exchange.json()
+                if path.endswith("/cancel"):
+                    self.gate.cancel(str(body.get("session_hash")))
+            else:
+                body = await self._call(path.removeprefix(f"{API}/call/"), exchange)
             exchange.replay(json.dumps(body).encode())
         if session is None:
             return await self.app(scope, exchange.receive, exchange.send)
@@ -272,23 +270,26 @@ class Guard:
             raise Refused(403, "this file does not belong to the page; upload the picture itself")
         return real
 
-    async def _call(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Check a call; a refused one of the queue is replaced by one that fails with the reason.
+    async def _call(self, name: str, exchange: Exchange) -> dict[str, Any]:
+        """Read and check a call; a refused one of the queue is replaced by one that fails with the reason.
 
         The page and `gradio_client` show the reason of a call that fails, but not that of a response 400.
         """
+        body: dict[str, Any] = {}
         try:
+            body = await exchange.json()
             return await self._request(name, body)
         except Refused as refused:
-            numbers = {function.api_name: number for number, function in self.page.fns.items()}
-            session = body.get("session_hash")
-            if name != f"{API}/queue/join" or refused.status not in (400, 403) or REFUSAL not in numbers:
+            await exchange.drain()
+            told = [number for number, function in self.page.fns.items() if function.api_name == REFUSAL]
+            named = SESSION.findall(exchange.tail)  # of a body that was not read
+            session = body.get("session_hash", named[-1].decode() if named else None)
+            is_told = told and isinstance(session, str) and name == f"{API}/queue/join"
+            if not is_told or refused.status not in (400, 403, 413) or str(refused) == NO_SESSION:
                 raise
-            if str(refused) == NO_SESSION or not isinstance(session, str):
-                raise
-            self.visits.begin(session)
+            self.visits.begin(str(session))
             LOGGER.info("%s: %d %a", name, refused.status, str(refused))
-            return {"data": [str(refused)], "fn_index": numbers[REFUSAL], "session_hash": session}
+            return {"data": [str(refused)], "fn_index": told[0], "session_hash": session}
 
     async def _request(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Check a call of one of the page's functions; returns it with only the keys that Gradio needs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import unicodedata
@@ -13,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from qformer import formats
 from qformer.images import read_file, read_head, read_image, shown
@@ -31,6 +32,7 @@ MAX_PIXELS = 50_000_000
 MAX_RATIO = 200  # longer side to shorter side: beyond it a picture is a line
 MAX_QUESTION = 2_000  # characters
 MAX_CONTEXT = 20_000
+NO_ROOM = "the disk of this machine is full; tell who runs the page, or try again later"
 MAX_DEPTH = 50  # nesting of a request's JSON
 M_ARENA_MAX, HEAPS = -8, 2  # a parameter of glibc's mallopt(3), and its value here
 #: Common formats, and HEIC where it can be read; Pillow before 13 has holes in others (docs/security.md).
@@ -123,7 +125,7 @@ def open_picture(path: Any) -> Image.Image:
     try:
         pixels = read_image(data)
     except BadSample as bad:
-        raise _no_picture(bad.detail) from bad
+        raise _no_picture(bad, data) from bad
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -136,12 +138,17 @@ def _size(data: bytes) -> tuple[int, int]:
         if isinstance(bad.__cause__, Image.DecompressionBombError):
             most = f"the limit is {MAX_PIXELS / 1e6:.0f} million, so make it smaller"
             raise UsageError(f"the picture has far too many pixels; {most}") from bad
-        raise _no_picture(bad.detail) from bad
+        raise _no_picture(bad, data) from bad
     return size[0], size[1]
 
 
-def _no_picture(why: str) -> UsageError:
-    return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP or GIF")
+def _no_picture(bad: BadSample, data: bytes) -> UsageError:
+    """What is wrong with a file, without the words of decoders."""
+    why = bad.detail if bad.detail.startswith("a JPEG") else "it is damaged or incomplete"
+    if isinstance(bad.__cause__, UnidentifiedImageError):
+        why = f"{'HEIC' if 'HEIC' in bad.detail else 'its format'} is not taken here" if data else "it is empty"
+    also = ", GIF or HEIC" if "HEIF" in FORMATS else " or GIF"
+    return UsageError(f"this file cannot be read as a picture ({why}); give JPEG, PNG, WebP{also}")
 
 
 def check_text(name: str, value: Any, limit: int) -> str:
@@ -230,6 +237,11 @@ def kind(value: Any) -> str:
     """Describe the type of a value in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def is_full(error: BaseException) -> bool:
+    """Check whether the disk, or what this user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def bound_heaps() -> None:

@@ -32,7 +32,9 @@ CSS = (FILES / "style.css").read_text(encoding="utf-8") + "".join(PICK.format(n=
 TALK = ENVIRONMENT.from_string((FILES / "talk.html").read_text(encoding="utf-8"))
 ABOUT = ENVIRONMENT.from_string("<h1>Ask a picture</h1><p>{{ facts | join(' · ') }}</p>")
 FAULT = Markup('<p class="fault" role="alert">{}</p>')
-NOTHING = "Choose a picture and ask about it. A new picture begins a new conversation."
+NOTHING = (
+    "Choose a picture and ask about it; without a question it is described. A new picture begins a new conversation."
+)
 
 BARS = ENVIRONMENT.from_string((FILES / "bars.html").read_text(encoding="utf-8"))
 
@@ -78,12 +80,8 @@ def _bar(name: str, share: float, shown: str) -> tuple[str, float, str]:
     return name, min(max(share, 0.0), 1.0), shown
 
 
-def figure(picture: Image.Image, caption: str, wide: bool = False) -> str:
+def figure(picture: Image.Image, caption: str, wide: bool = False) -> Markup:
     """A picture with its caption below; on a narrow screen a wide one scrolls sideways by itself."""
-    return str(_figure(picture, caption, wide))
-
-
-def _figure(picture: Image.Image, caption: str, wide: bool = False) -> Markup:
     return FIGURE.format("seen wide" if wide else "seen", data_uri(picture, 2000), caption, caption, caption)
 
 
@@ -98,7 +96,7 @@ def explained(answers: Sequence[tuple[str, str, Sequence[tuple[str, Image.Image]
         texts = [
             f"the {f'word “{word}” of the ' * (place > 0)}answer “{answer}”" for place, (word, _) in enumerate(maps)
         ]
-        drawn = [_figure(one, f"What {text} is based on") for text, (_, one) in zip(texts, maps, strict=True)]
+        drawn = [figure(one, f"What {text} is based on") for text, (_, one) in zip(texts, maps, strict=True)]
         shown.append({"question": question, "words": [word for word, _ in maps], "maps": drawn})
     return EXPLAINED.render(shown=shown)
 
@@ -109,7 +107,8 @@ def slice_cards(drawn: Sequence[tuple[Image.Image, str, dict[str, Any]]]) -> str
     for picture, name, numbers in drawn:
         tiles = "1 tile" if numbers["tiles"] == 1 else f"{numbers['tiles']} tiles"
         sizes = " and ".join(f"{width} x {height}" for width, height in dict.fromkeys(numbers["sizes"]))
-        whose = name + " (this model's)" * numbers["own"] + ", there to be exposed" * bool(numbers["exposed"])
+        fault = f" (only to be compared: {numbers['exposed']})" * bool(numbers["exposed"])
+        whose = name + " (this model's)" * numbers["own"] + fault
         read = f"{numbers['tokens']:,} visual tokens, {numbers['useful']:.0%} useful, {numbers['cost']:,.0f} GFLOP"
-        cards.append(Markup("<li>{}</li>").format(_figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
+        cards.append(Markup("<li>{}</li>").format(figure(picture, f"{whose}: {tiles} of {sizes}, {read}")))
     return f'<ol class="slices" aria-label="slices of each strategy">{"".join(cards)}</ol>'

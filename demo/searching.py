@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from qformer.demo import backend, finding
-from qformer.demo.browser import FILES
+from qformer.demo import backend, browser, finding
 from qformer.demo.limits import MAX_QUESTION
 from qformer.demo.tabs import CONFIRM, Page, path_of, show_errors
 from qformer.figures.page import ENVIRONMENT, data_uri
@@ -20,21 +19,14 @@ if TYPE_CHECKING:
     from qformer.retrieval.search import Retriever
 
 CARD = 160  # pixels of a thumbnail
-HITS = ENVIRONMENT.from_string((FILES / "hits.html").read_text(encoding="utf-8"))
+HITS = ENVIRONMENT.from_string((browser.FILES / "hits.html").read_text(encoding="utf-8"))
 OPENED = ENVIRONMENT.from_string(
     "<p><code>{{ one.path }}</code></p>{% for text in one.captions %}<p>{{ text }}</p>{% endfor %}"
 )
-CSS = """
-button { all: unset; display: block; width: 100%; cursor: pointer }
-button:focus-visible { outline: 2px solid var(--color-accent) }
-"""
-OPEN = """element.addEventListener('click', (event) => {
-  const card = event.target.closest('button[data-hit]');
-  if (card) trigger('click', {hit: card.dataset.hit});
-});"""
 SHOW = "() => document.getElementById('opened')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 RERANKED = "Re-ranked by ITM: the score is its logit plus the cosine"
 BY_COSINE = "Ordered by cosine; re-ranking needs a text"
+ALONE = "By ITC alone: the cosine, from the index"
 BOTH = "By text and picture: the score is the mean of both, each standardized"
 UNKNOWN = "The model knows no letter of this text, so these hits mean nothing"
 
@@ -60,7 +52,9 @@ def search_tab(page: Page) -> None:
     )
     with gr.Row():
         k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
-        shortlist = gr.Slider(1, 256, 64, step=1, label="Candidates", min_width=140, elem_id="search-shortlist")
+        shortlist = gr.Slider(
+            1, 256, 64, step=1, label="Candidates to re-rank", min_width=140, elem_id="search-shortlist"
+        )
     with gr.Row():
         like = gr.Checkbox(False, label="Images like the picture", elem_id="search-like")
         compare = gr.Checkbox(False, label="Compare with the order by ITC alone", elem_id="search-compare")
@@ -68,10 +62,9 @@ def search_tab(page: Page) -> None:
     opened = _Opened(page)
     with gr.Row():
         with gr.Column(min_width=300):
-            hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=OPEN, css_template=CSS)
+            hits = gr.HTML(elem_id="hits", min_height=120, js_on_load=browser.OPEN_HIT)
         with gr.Column(min_width=300, visible=False) as column:
-            gr.Markdown("By ITC alone: the cosine, from the index")
-            before = gr.HTML(elem_id="hits-itc", min_height=120, js_on_load=OPEN, css_template=CSS)
+            before = gr.HTML(elem_id="hits-itc", min_height=120, js_on_load=browser.OPEN_HIT)
 
     def find(request: gr.Request, text: Any, picture: Any, like: Any, compare: Any, *numbers: Any) -> tuple[Any, ...]:
         with show_errors():
@@ -83,7 +76,7 @@ def search_tab(page: Page) -> None:
             note = f"<p>{UNKNOWN if second and retriever.is_unknown(text) else told}.</p>"
             cards = hit_cards(second, "hits", True, bool(compare)) if second else hit_cards(first, "hits")
             hidden, label = gr.update(visible=False), gr.update(label=_among(retriever))
-            return note + cards, hit_cards(first, "hits by cosine"), label, hidden
+            return note + cards, f"<p>{ALONE}.</p>" + hit_cards(first, "hits by cosine"), label, hidden
 
     def count() -> Any:
         with show_errors():
@@ -109,7 +102,7 @@ class _Opened:
                 self.download = gr.DownloadButton("Download", elem_id="opened-download", min_width=120)
                 for name, label in (("ask", "Ask about it"), ("look", "Look inside it")):
                     send = gr.Button(label, elem_id=f"opened-{name}", min_width=120)
-                    sent = send.click(lambda file: file, [self.picture], [page.picture], preprocess=False, **CONFIRM)
+                    sent = send.click(path_of, [self.picture], [page.picture], preprocess=False, **CONFIRM)
                     if page.tabs is not None:
                         sent.then(lambda name=name: gr.update(selected=name), None, [page.tabs], **CONFIRM)
 

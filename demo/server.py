@@ -172,7 +172,7 @@ def workplace() -> Iterator[Path]:
         with _workplace() as folder:
             yield folder
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not limits.is_full(error):
             raise
         raise UsageError(
             f"there is no room for the page's files in '{tempfile.gettempdir()}' ({error.strerror}); "
@@ -184,7 +184,9 @@ def workplace() -> Iterator[Path]:
 def _workplace() -> Iterator[Path]:
     names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
     before = {name: os.environ.get(name) for name in names}
-    _remove_left_over(Path(tempfile.gettempdir()))
+    # Also where a full disk keeps Python, and so this page, from having its temporary folder now.
+    for place in {"/tmp", "/var/tmp", os.environ.get("TMPDIR", "/tmp"), tempfile.gettempdir()}:
+        _remove_left_over(Path(place))
     with (
         tempfile.TemporaryDirectory(prefix=PLACE, ignore_cleanup_errors=True) as made,
         (Path(made) / "new").open("w") as lock,
@@ -212,11 +214,7 @@ def _remove_left_over(temporary: Path) -> None:
 
 
 def _lock(file: IO[str]) -> None:
-    """Lock a file while it is open here; the kernel unlocks it when the process ends, in any way.
-
-    Raises:
-        OSError: another process holds the lock.
-    """
+    """Lock a file until this process ends in any way; raises `OSError` if another one holds the lock."""
     import fcntl  # Unix only, like the signals here
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from qformer.demo import about, backend, finding, markup
-from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION
+from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, NO_ROOM, is_full
 from qformer.demo.shown import MOST_SHOWN, lacks, shown_by_browsers
 from qformer.types import BadSample, TooLong, UsageError
 
@@ -100,6 +100,8 @@ def sentence(error: Exception) -> str:
         )
     if isinstance(error, UsageError | BadSample):
         return str(error)[:400]
+    if is_full(error):
+        return NO_ROOM
     traceback.print_exception(error)
     return f"something went wrong here ({type(error).__name__}, see the server's log); try again"
 

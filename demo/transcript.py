@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 640  # pixels of the picture in a transcript, at most
-MOST_TURNS, MOST_TEXT = 50, 400_000  # turns and characters that a conversation holds; the oldest turns go first
+MOST_TURNS, MOST_BYTES = 50, 400_000  # turns, and bytes in a request, of a conversation; the oldest turns go first
 BUSY = ("waiting", "writing")
 UNREADABLE = "the conversation that the browser sent cannot be read; clear it and begin anew"
 PAGE = ENVIRONMENT.from_string((FILES / "transcript.html").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class Conversation:
         Raises:
             UsageError: something that no page of ours has sent.
         """
-        text = check_text("conversation", sent, 4 * MOST_TEXT)
+        text = check_text("conversation", sent, 4 * MOST_BYTES)
         try:
             found = json.loads(text or "{}")
             turns = tuple(_turn(**turn) for turn in found.get("turns", [])[-MOST_TURNS:])
@@ -110,10 +110,11 @@ class Conversation:
 
     def and_then(self, turn: Turn) -> Conversation:
         """Add a turn, in place of the last one if that is edited."""
-        turns = [*(self.turns[:-1] if self.editing else self.turns), turn][-MOST_TURNS:]
-        while len(turns) > 1 and sum(len(one.context + one.prompt + one.answer) for one in turns) > MOST_TEXT:
-            del turns[0]
-        return replace(self, turns=tuple(turns), editing=False)
+        turns = (*(self.turns[:-1] if self.editing else self.turns), turn)[-MOST_TURNS:]
+        whole = replace(self, turns=turns, editing=False)
+        while len(whole.turns) > 1 and len(json.dumps(whole.text, ensure_ascii=False).encode()) > MOST_BYTES:
+            whole = replace(whole, turns=whole.turns[1:])
+        return whole
 
     def with_last(self, **changes: Any) -> Conversation:
         """Change the last turn."""
@@ -132,11 +133,7 @@ class Conversation:
 
 
 def _turn(**sent: Any) -> Turn:
-    """Check a turn of an untrusted browser.
-
-    Raises:
-        TypeError: values of other types.
-    """
+    """Check a turn of an untrusted browser; raises `TypeError` at values of other types."""
     turn = Turn(**sent)
     for one in fields(Turn):
         if type(getattr(turn, one.name)) is not {"str": str, "bool": bool}.get(str(one.type), dict):

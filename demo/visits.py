@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter, OrderedDict
 from contextlib import contextmanager, suppress
@@ -10,7 +11,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from qformer import compat
-from qformer.demo.exchange import Refused
+from qformer.demo.exchange import STALL, Refused
+from qformer.demo.limits import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,12 +68,14 @@ class Visits:
         """Count an upload while it comes in.
 
         Raises:
-            Refused: this visitor, or all together, are sending too much at once.
+            Refused: this visitor, or all together, are sending too much at once, or more than there is room for.
         """
         if self._coming[visitor] + size > SHARE:
             raise Refused(429, "your other uploads are still coming in; wait for them, then try again")
         if self._coming.total() + size > MAX_STORED:
             raise Refused(503, "too many pictures are coming in; try again in a moment")
+        if self._coming.total() + size > shutil.disk_usage(self.uploads).free:
+            raise Refused(507, NO_ROOM)
         self._coming[visitor] += size
         try:
             yield
@@ -165,7 +169,8 @@ class Visits:
         """Remove old uploads, and the state of sessions that have ended."""
         now = time.time()
         for age, _, file in list(self._files()):
-            if now - age > KEEP_FILES:
+            comes_in = file.parent == self.uploads and file.name.startswith("tmp")  # or did, until the disk was full
+            if now - age > (2 * STALL if comes_in else KEEP_FILES):
                 self.remove(file)
         states, queue, busy = self.page.app.state_holder, self.queue, self._busy()
         known = {*states.session_data, *queue.pending_event_ids_session, *queue.pending_messages_per_session}

@@ -46,7 +46,7 @@ const restore = async () => {
     talk.picture = back.picture?.path ?? null;
     talk.more = back.more.map((one) => (one.image || one.video).path);
   }
-  props.value = JSON.stringify({ ...back, talk });
+  props.value = JSON.stringify({ ...back, talk }).replaceAll("<", "\\u003c");  // else drawn as HTML, with its scripts
   trigger("input");
 };
 restore().catch(() => {}).finally(() => {

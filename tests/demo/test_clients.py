@@ -60,3 +60,10 @@ def test_a_refusal_is_a_sentence(served: str, client: Client, picture: Path, tmp
             client.predict(image, question, api_name="/ask")
     assert isinstance(client.predict(handle_file(picture), "what?", api_name="/ask"), str)
     assert Visitor(served).upload(page).status_code == 400  # for all others a refusal is one, by its status
+
+
+def test_texts_that_no_request_can_carry_are_sentences_too(client: Client, picture: Path) -> None:
+    """Their requests are refused before they are read, and none is said to be `413 Request Entity Too Large`."""
+    for question, said in (("a\0b", "contains a control character"), ("x" * 1_500_000, "more than 1 MB")):
+        with pytest.raises(AppError, match=said):
+            client.predict(handle_file(picture), question, api_name="/ask")

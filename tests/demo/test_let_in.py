@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -17,7 +18,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from qformer.cli import page as page_command
-from qformer.demo import exchange, guard, limits, password, server
+from qformer.demo import exchange, limits, password, server
 from qformer.demo.hosts import Hosts
 from qformer.types import UsageError
 from tests.demo.visitor import API, META, Visitor
@@ -270,6 +271,33 @@ def test_uploads_that_are_no_forms_of_files(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        f"multipart/form-data; boundary={'x' * 300}",
+        "multipart/form-data",
+        "multipart/mixed; boundary=x",
+        "text/plain",
+        "",
+    ],
+)
+def test_uploads_that_are_no_forms(proxied: tuple[str, Path], kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even a boundary that is too long for a form's parser is a fault of ours, nor one said in its words."""
+    answer = httpx.post(
+        f"{proxied[0]}{API}/upload", content=form(WHOLE), headers={"Content-Type": kind}, trust_env=False
+    )
+    assert (answer.status_code, "not a form of files (multipart/form-data" in answer.text) == (400, True), answer.text
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_request_that_does_not_say_that_it_is_json(proxied: tuple[str, Path]) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        answer = httpx.post(
+            f"{proxied[0]}{API}/queue/join", content=b'{"data": []}', headers={"Content-Type": kind}, trust_env=False
+        )
+        assert (answer.status_code, "must be JSON" in answer.text) == (415, True)
+
+
 @pytest.mark.parametrize("sent", [60, 200, 500_000])
 def test_an_upload_that_breaks_off_leaves_nothing(
     proxied: tuple[str, Path], sent: int, caplog: pytest.LogCaptureFixture
@@ -291,6 +319,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(
 
 def test_what_a_killed_page_left_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel takes the lock from a process that is killed; until then its folder stays, and so do all others."""
+    (tmp_path / "other" / "qformer-demo-full").mkdir(parents=True)  # Python would not take a folder of a full disk
+    (tmp_path / "other" / "qformer-demo-full" / server.LOCK).touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "other"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left, foreign, linked = (tmp_path / f"qformer-demo-{name}" for name in ("left", "foreign", "linked"))
     (left / "uploads" / "a").mkdir(parents=True)
@@ -302,6 +333,7 @@ def test_what_a_killed_page_left_goes_at_the_next_start(tmp_path: Path, monkeypa
     linked.symlink_to(tmp_path / "elsewhere")
     with server.workplace() as first:
         assert not left.exists()
+        (tmp_path / "other").rmdir()
         with server.workplace() as second:
             assert (first / server.UPLOADS).is_dir()
             assert (second / server.UPLOADS).is_dir()
@@ -351,7 +383,10 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
     with serve() as (url, _):
         monkeypatch.setattr(limits, "check_file", lambda file: (_ for _ in ()).throw(full))
         answer = Visitor(url).upload(png())
-        assert (answer.status_code, answer.text) == (507, guard.NO_ROOM)
+        assert (answer.status_code, answer.text) == (507, limits.NO_ROOM)
+        monkeypatch.undo()
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=100))
+        assert Visitor(url).upload(png()).text == limits.NO_ROOM
         monkeypatch.undo()
         assert Visitor(url).upload(png()).status_code == 200
     assert [record.exc_info for record in caplog.records if record.levelname == "ERROR"] == [False]

@@ -217,13 +217,17 @@ def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp
 
 @browser_only
 def test_reload_and_restart_keep_the_conversation(
-    browser: Browser, models: backend.Models, model: VisionLanguageModel, picture: Path
+    browser: Browser, models: backend.Models, model: VisionLanguageModel, picture: Path, tmp_path: Path
 ) -> None:
     """Tasks: a reload, and another server at the same address that knows nothing; then Clear, which forgets."""
     context = browser.new_context(viewport=PHONE)
     page, port = context.new_page(), None
     page.set_default_timeout(WAIT)
-    first, then = answered(model, str(picture), ASK), "where is it?"
+    markup = "<img src=q onerror=window.pwned=1>"
+    hostile = tmp_path / f"{markup}.png"  # the name of a file is kept as well
+    hostile.write_bytes(picture.read_bytes())
+    ask, then = f"{ASK} {markup}", "where is it?"
+    first = answered(model, str(picture), ask)
     for start in range(2):
         gate = server.Gate()
         with server.workplace() as folder:
@@ -232,18 +236,19 @@ def test_reload_and_restart_keep_the_conversation(
             port = int(started[1].rstrip("/").rpartition(":")[2])
             page.goto(started[1])
             if not start:
-                choose(page, picture)
-                write(page, "question", ASK)
+                choose(page, hostile)
+                write(page, "question", ask)
                 page.locator("#question textarea").press("Enter")
                 replies(page, 1)
                 page.wait_for_function(KEPT, arg=first)
                 page.reload()
             page.locator("#picture img").first.wait_for()
             assert replies(page, 1) == [first]
+            assert page.evaluate("window.pwned") is None
             if start:
                 write(page, "question", then)
                 page.locator("#question textarea").press("Enter")
-                assert replies(page, 2) == [first, answered(model, str(picture), then, "", [[ASK, first]])]
+                assert replies(page, 2) == [first, answered(model, str(picture), then, "", [[ask, first]])]
                 page.locator("#clear").press("Enter")
                 expect(page.locator("#chat .nothing")).to_be_visible()
                 page.reload()
@@ -280,6 +285,21 @@ def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path)
     page.locator("#prompt button").first.press("Enter")
     assert page.locator("#prompt textarea").input_value().startswith("[picture 1: 8 tokens][picture 2: 8 tokens]")
     assert (phone.clicks, phone.keys) == (3, 4)
+
+
+@browser_only
+def test_find_a_picture_and_ask_about_it(phone: Counted) -> None:
+    page = phone.page
+    phone.click("[role=tab]:text-is('Search')")
+    write(page, "search-text", "a red square")
+    phone.press("#search-text textarea, #search-text input", "Enter")
+    phone.press("#hits button", "Enter")
+    phone.press("#opened-ask", "Enter")
+    expect(page.locator("#picture img").first).to_be_visible()
+    phone.ask(ASK)
+    assert len(replies(page, 1)) == 1
+    assert page.locator("#chat .fault, .toast-body").count() == 0
+    assert (phone.clicks, phone.keys) == (1, 4)
 
 
 @browser_only

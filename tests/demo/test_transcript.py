@@ -10,6 +10,7 @@ from PIL import Image
 
 from qformer import formats
 from qformer.demo import about, limits, look, markup, shown
+from qformer.demo.exchange import MAX_JSON
 from qformer.demo.transcript import MOST_TURNS, Conversation, Turn
 from qformer.types import UsageError
 
@@ -59,6 +60,10 @@ def test_a_conversation_is_bounded_and_the_oldest_turns_go() -> None:
     for number in range(5):
         talk = talk.and_then(Turn(str(number), context="x" * 150_000))
     assert [turn.question for turn in talk.turns] == ["3", "4"]
+    for number in range(5):  # a request counts bytes, and a letter may have four of them
+        talk = talk.and_then(Turn(str(number), context="\N{PANDA FACE}" * 20_000, prompt="\N{PANDA FACE}" * 20_000))
+    assert [turn.question for turn in talk.turns] == ["3", "4"]
+    assert len(json.dumps(talk.text, ensure_ascii=False).encode()) < MAX_JSON / 2
 
 
 def test_stop_edit_and_what_the_model_is_told() -> None:

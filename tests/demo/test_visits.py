@@ -169,3 +169,14 @@ def test_names_of_sessions_are_short(page: Any) -> None:
         response = visitor.http.post(f"{API}/queue/join", json=body)
         assert (response.status_code, "in at most 100 characters" in response.text) == (400, True)
     assert visitor.http.get(f"{API}/heartbeat/{'s' * 101}").status_code == 400
+
+
+def test_what_a_full_disk_cut_off_goes_soon(kept: visits.Visits) -> None:
+    """Gradio leaves it; of what comes in no part is older than the time in which some must come."""
+    names = {"tmpold": 2 * visits.STALL + 5, "tmpnew": 5, "own.png": 2 * visits.STALL + 5}
+    for name, age in names.items():
+        (kept.uploads / name).touch()
+        os.utime(kept.uploads / name, (time.time() - age,) * 2)
+    kept.tidy()
+    assert [name for name in names if (kept.uploads / name).exists()] == ["tmpnew", "own.png"]
+    (kept.uploads / "tmpnew").unlink()
