@@ -257,7 +257,7 @@ def test_what_the_page_shows_is_escaped() -> None:
         searching.hit_cards([finding.ShownHit("0", SCRIPT, SCRIPT, None, 0.5, 0.5)], "hits"),
         markup.figure(Image.new("RGB", (4, 4)), SCRIPT),
     ]
-    for page in map(Texts, pages):
+    for page in map(Texts, map(str, pages)):
         assert SCRIPT in page.text
         assert "script" not in page.tags
     assert "width: 25.0%" in pages[0]
