@@ -143,7 +143,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _no_picture(bad: BadSample, data: bytes) -> UsageError:
-    """What is wrong with a file, without the words of decoders."""
+    """Tell what is wrong with a file, without the words of decoders."""
     why = bad.detail if bad.detail.startswith("a JPEG") else "it is damaged or incomplete"
     if isinstance(bad.__cause__, UnidentifiedImageError):
         why = f"{'HEIC' if 'HEIC' in bad.detail else 'its format'} is not taken here" if data else "it is empty"
