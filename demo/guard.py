@@ -183,8 +183,7 @@ class Guard:
             try:
                 return await self._upload(scope, exchange)
             except Refused as refused:
-                await self._refuse_upload(scope, exchange, refused)
-                return None
+                return await self._refuse_upload(scope, exchange, refused)
         if method == "POST" and not path.startswith("/login"):
             kind = dict(scope["headers"]).get(b"content-type", b"")
             if kind.partition(b";")[0].strip().lower() != b"application/json":
@@ -197,7 +196,12 @@ class Guard:
                 body = await self._call(path.removeprefix(f"{API}/call/"), exchange)
             exchange.replay(json.dumps(body).encode())
         if session is None:
-            return await self.app(scope, exchange.receive, exchange.send)
+            try:
+                return await self.app(scope, exchange.receive, exchange.send)
+            except KeyError:  # of Gradio, where an answer ends while it is being cancelled
+                if not path.endswith("/cancel"):
+                    raise
+                return await JSONResponse({"success": True})(scope, exchange.receive, exchange.send)
         return await self._stream(scope, exchange, session, path)
 
     async def _stream(self, scope: Message, exchange: Exchange, session: str, path: str) -> None:

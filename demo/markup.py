@@ -32,9 +32,7 @@ CSS = (FILES / "style.css").read_text(encoding="utf-8") + "".join(PICK.format(n=
 TALK = ENVIRONMENT.from_string((FILES / "talk.html").read_text(encoding="utf-8"))
 ABOUT = ENVIRONMENT.from_string("<h1>Ask a picture</h1><p>{{ facts | join(' · ') }}</p>")
 FAULT = Markup('<p class="fault" role="alert">{}</p>')
-NOTHING = (
-    "Choose a picture and ask about it; without a question it is described. A new picture begins a new conversation."
-)
+NOTHING = "Choose a picture and ask about it; an empty question describes it. A new picture begins a new conversation."
 
 BARS = ENVIRONMENT.from_string((FILES / "bars.html").read_text(encoding="utf-8"))
 

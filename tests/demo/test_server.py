@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 import httpx
@@ -268,6 +268,19 @@ def test_who_leaves_or_cancels_frees_the_model(
         steps.clear()
         assert visitor.outcome([shown], "say")[0] == "complete"
         assert not page.app.iterators
+
+
+def test_an_answer_that_ends_while_it_is_cancelled_is_cancelled(model: VisionLanguageModel, gate: server.Gate) -> None:
+    with narrow(model, gate, queue=8) as (page, visitor):
+
+        class Ending:
+            async def aclose(self) -> None:
+                del page.app.iterators["event"]
+
+        page.app.iterators["event"] = cast("Any", Ending())
+        cancel = {"session_hash": "here", "fn_index": 0, "event_id": "event"}
+        response = visitor.http.post(f"{API}/cancel", json=cancel)
+        assert (response.status_code, response.json()) == (200, {"success": True})
 
 
 def test_state_and_files_of_those_who_are_gone_are_removed(
