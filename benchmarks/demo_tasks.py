@@ -42,9 +42,13 @@ class Person:
     def write(self, box: str, text: str) -> None:
         self.page.locator(f"#{box} textarea, #{box} input").first.fill(text)
 
-    def ask(self, text: str, answers: int) -> None:
+    def ask(self, text: str) -> None:
         self.write("question", text)
         self.press("#question textarea")
+
+    def ask_and_read(self, text: str, answers: int) -> None:
+        """Ask, and wait until the conversation has so many answers and none is being written."""
+        self.ask(text)
         self.page.wait_for_function(ASKED, arg=text)
         self.page.wait_for_function(READY.format(answers))
 
@@ -66,7 +70,7 @@ def tasks(one: Person, photo: Path, other: Path) -> dict[str, Callable[[], Any]]
     def correct() -> None:
         one.press("#chat [data-does=edit]")
         page.wait_for_function("document.querySelector('#question textarea').value")
-        one.ask("what is in the middle?", 1)
+        one.ask_and_read("what is in the middle?", 1)
 
     def again() -> None:
         one.press("#chat [data-does=retry]")
@@ -78,8 +82,7 @@ def tasks(one: Person, photo: Path, other: Path) -> dict[str, Callable[[], Any]]
             one.press("#save-html")
 
     def stop() -> None:
-        one.write("question", "and at the top?")
-        one.press("#question textarea")
+        one.ask("and at the top?")
         one.press("#stop")
         page.wait_for_function(READY.format(2))
 
@@ -99,7 +102,7 @@ def tasks(one: Person, photo: Path, other: Path) -> dict[str, Callable[[], Any]]
         one.press("#hits button")
         one.press("#opened-ask")
         page.wait_for_function("!document.querySelector('#chat .bot')")
-        one.ask("what is it?", 1)
+        one.ask_and_read("what is it?", 1)
 
     def explain() -> None:
         one.open("Look")
@@ -111,10 +114,10 @@ def tasks(one: Person, photo: Path, other: Path) -> dict[str, Callable[[], Any]]
         one.open("Ask")
         one.press("#more-open button")
         one.choose("more", other)
-        one.ask("what has changed?", 1)
+        one.ask_and_read("what has changed?", 1)
 
     return {
-        "ask about a photo": lambda: one.ask("what is it?", 1),
+        "ask about a photo": lambda: one.ask_and_read("what is it?", 1),
         "correct the question": correct,
         "ask it again": again,
         "save the conversation": save,

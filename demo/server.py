@@ -185,7 +185,7 @@ def _workplace() -> Iterator[Path]:
     names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")
     before = {name: os.environ.get(name) for name in names}
     # Also where a full disk keeps Python, and so this page, from having its temporary folder now.
-    for place in {"/tmp", "/var/tmp", os.environ.get("TMPDIR", "/tmp"), tempfile.gettempdir()}:
+    for place in {"/tmp", "/var/tmp", os.environ.get("TMPDIR") or "/tmp", tempfile.gettempdir()}:
         _remove_left_over(Path(place))
     with (
         tempfile.TemporaryDirectory(prefix=PLACE, ignore_cleanup_errors=True) as made,

@@ -33,8 +33,8 @@ SHIFT = 24  # most that a color differs from the usual one, in each channel
 class Areas(Sized):
     """Areas of plain color or gray: the whole picture, two or three stripes, or a rectangle on a ground.
 
-    Each picture is `uint8[h, w, 3]` with one question; options as of `Sized`. A third of the answers is `no color`,
-    the others are equally frequent.
+    Each picture is `uint8[h, w, 3]` with one question; options as of `Sized`, where splits differ in their tones alone.
+    A third of the answers are `no color`, the others are equally frequent.
     """
 
     NAME: ClassVar[str] = "areas"
@@ -47,10 +47,9 @@ class Areas(Sized):
         width, height = draw_size(rng, self.sides, self.aspect)
         layout, edge = _draw_layout(rng)
         answer = None if rng.random() < GRAY else pick(rng, COLOURS)
-        asked = 2 if edge in ("right", "bottom") and layout in ("across", "down") else 0
         others = [one for one in (*COLOURS, None) if one != answer]
         colors = [answer, *(others[i] for i in rng.permutation(len(others))[:2])]
-        if asked == 2:
+        if layout in ("across", "down") and edge in ("right", "bottom"):
             colors.reverse()
         picture = _draw(rng, (height, width), layout, [_paint(rng, one, self.split) for one in colors])
         key = self.key(index, "edge")

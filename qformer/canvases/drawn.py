@@ -35,7 +35,7 @@ class Sized:
             shown.
         sides: least and greatest width and height, in pixels; equal ones give squares of one size.
         aspect: greatest ratio of the longer side to the shorter one.
-        seed: seed of the canvases.
+        seed: seed of the pictures.
         count: length of the source, which may be any number, since nothing is stored.
         NAME, STREAM: beginning of the keys, and what separates the random numbers from those of other sources.
         VARIED: options that change what is drawn, and so stand in a key where they are not the usual ones.

@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import Error as PlaywrightError
 
+from benchmarks.demo_tasks import PHONE, Person
 from qformer.demo import app, backend, server
 from tests.demo.test_page import ASK, FLAGS, WAIT, answered, browser, browser_only, choose, replies, tab, write
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from qformer.model.vision_language import VisionLanguageModel
 
 __all__ = ["FLAGS", "browser"]
-PHONE = {"width": 390, "height": 844}
 #: Typed questions: markup, formulas, lines and templates are nothing but text.
 VERBATIM = [
     "plain (a) b: c. d, e",
@@ -50,26 +50,6 @@ KEPT = """(answer) => new Promise((done) => {
 })"""
 
 
-class Counted:
-    """A page on which clicks and keys are counted."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.clicks = self.keys = 0
-
-    def click(self, place: str) -> None:
-        self.clicks += 1
-        self.page.locator(place).first.click()
-
-    def press(self, place: str, key: str) -> None:
-        self.keys += 1
-        self.page.locator(place).first.press(key)
-
-    def ask(self, question: str) -> None:
-        write(self.page, "question", question)
-        self.press("#question textarea", "Enter")
-
-
 @pytest.fixture(scope="module")
 def gate() -> server.Gate:
     return server.Gate()
@@ -90,11 +70,11 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def phone(address: str, browser: Browser) -> Iterator[Counted]:
+def phone(address: str, browser: Browser) -> Iterator[Person]:
     opened = browser.new_page(viewport=PHONE)
     opened.set_default_timeout(WAIT)
     opened.goto(address)
-    yield Counted(opened)
+    yield Person(opened)
     assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     assert opened.evaluate("window.pwned") is None
     opened.close()
@@ -118,7 +98,7 @@ def pick(page: Page, preset: str) -> None:
 
 
 @browser_only
-def test_ask_correct_retry_and_keep(phone: Counted, model: VisionLanguageModel, picture: Path, verdicts: Path) -> None:
+def test_ask_correct_retry_and_keep(phone: Person, model: VisionLanguageModel, picture: Path, verdicts: Path) -> None:
     """Tasks 1 to 4, by keyboard after the picture is chosen; picture, answer and question stand on one screen."""
     page = phone.page
     choose(page, picture)
@@ -130,7 +110,7 @@ def test_ask_correct_retry_and_keep(phone: Counted, model: VisionLanguageModel, 
     assert (phone.clicks, phone.keys) == (0, 1)
     expect(page.locator("#question textarea")).to_be_focused()
 
-    phone.press("#chat [data-does=edit]", "Enter")
+    phone.press("#chat [data-does=edit]")
     expect(page.locator("#question textarea")).to_have_value(ASK)
     expect(page.locator("#question textarea")).to_be_focused()
     phone.ask("where is the star?")
@@ -138,21 +118,21 @@ def test_ask_correct_retry_and_keep(phone: Counted, model: VisionLanguageModel, 
     assert replies(page, 1) == [second]
     assert page.locator("#chat .user").all_inner_texts() == ["where is the star?"]
 
-    phone.press("#chat [data-does=retry]", "Enter")
+    phone.press("#chat [data-does=retry]")
     expect(page.locator("#chat ol.busy")).to_have_count(0)
     assert replies(page, 1) == [second]
-    phone.press("#chat [data-does=no]", "Enter")
+    phone.press("#chat [data-does=no]")
     expect(page.locator("#chat [data-does=no]")).to_have_attribute("aria-pressed", "true")
     (verdict,) = map(json.loads, verdicts.read_text().splitlines())
     assert (verdict["liked"], verdict["question"], verdict["answer"]) == (False, "where is the star?", second)
     with page.expect_download() as download:
-        phone.press("#save-html", "Enter")
+        phone.press("#save-html")
     assert "data:image/jpeg;base64" in download.value.path().read_text()
     assert (phone.clicks, phone.keys) == (0, 6)
 
 
 @browser_only
-def test_what_was_typed_is_shown(phone: Counted, picture: Path) -> None:
+def test_what_was_typed_is_shown(phone: Person, picture: Path) -> None:
     """Letter by letter, with its lines; what the model reads is in the exact prompt."""
     page = phone.page
     choose(page, picture)
@@ -167,7 +147,7 @@ def test_what_was_typed_is_shown(phone: Counted, picture: Path) -> None:
 
 
 @browser_only
-def test_stop_while_waiting(phone: Counted, gate: server.Gate, picture: Path) -> None:
+def test_stop_while_waiting(phone: Person, gate: server.Gate, picture: Path) -> None:
     """The question waits in the conversation, with its place; what is there stays, and Stop is gone with the wait."""
     page = phone.page
     choose(page, picture)
@@ -176,7 +156,7 @@ def test_stop_while_waiting(phone: Counted, gate: server.Gate, picture: Path) ->
         phone.ask(ASK)
         expect(page.locator("#chat .user")).to_have_text([ASK])
         expect(page.locator("#question textarea")).to_have_value("")
-        phone.press("#stop", "Enter")
+        phone.press("#stop")
         expect(page.locator("#chat .bot")).to_have_text("(stopped before a word)")
         page.wait_for_timeout(500)
         expect(page.locator("#chat .bot")).to_have_text("(stopped before a word)")  # nor is it told to have failed
@@ -188,7 +168,7 @@ def test_stop_while_waiting(phone: Counted, gate: server.Gate, picture: Path) ->
 
 
 @browser_only
-def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp_path: Path) -> None:
+def test_errors_are_lines_of_the_conversation(phone: Person, picture: Path, tmp_path: Path) -> None:
     """Errors are in the words of a visitor; the question is not lost, and a broken picture is told at its upload."""
     page = phone.page
     phone.ask(ASK)
@@ -204,7 +184,7 @@ def test_errors_are_lines_of_the_conversation(phone: Counted, picture: Path, tmp
     pick(page, "Knowledge")
     phone.ask("x " * 990)
     expect(fault).to_contain_text("the question is too long for this model")
-    phone.press("#chat [data-does=edit]", "Enter")
+    phone.press("#chat [data-does=edit]")
     pick(page, "Short answer")
     phone.ask(f"{ASK} {'and ' * 50}")
     replies(page, 1)
@@ -260,7 +240,7 @@ def test_reload_and_restart_keep_the_conversation(
 
 
 @browser_only
-def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path) -> None:
+def test_one_picture_for_all_tabs(phone: Person, picture: Path, tmp_path: Path) -> None:
     """Ask, match and caption without another upload; two photos compared in one question."""
     page = phone.page
     uploads: list[str] = []
@@ -271,13 +251,13 @@ def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path)
     phone.press("#match-texts textarea", "Shift+Enter")
     expect(page.locator("#matches li")).to_have_count(2)
     phone.click("[role=tab]:text-is('Caption')")
-    phone.press("#caption-go", "Enter")
+    phone.press("#caption-go")
     expect(page.locator("#captions li").first).to_be_visible()
     phone.click("[role=tab]:text-is('Ask')")
     assert len(uploads) == 1
     other = tmp_path / "other.png"
     Image.new("RGB", (64, 64), "red").save(other)
-    phone.press("#more-open button", "Enter")
+    phone.press("#more-open button")
     page.locator("#more input[type=file]").first.set_input_files(other)
     expect(page.locator("#more img").first).to_be_visible()
     phone.ask("what has changed?")
@@ -288,13 +268,13 @@ def test_one_picture_for_all_tabs(phone: Counted, picture: Path, tmp_path: Path)
 
 
 @browser_only
-def test_find_a_picture_and_ask_about_it(phone: Counted) -> None:
+def test_find_a_picture_and_ask_about_it(phone: Person) -> None:
     page = phone.page
     phone.click("[role=tab]:text-is('Search')")
     write(page, "search-text", "a red square")
-    phone.press("#search-text textarea, #search-text input", "Enter")
-    phone.press("#hits button", "Enter")
-    phone.press("#opened-ask", "Enter")
+    phone.press("#search-text textarea, #search-text input")
+    phone.press("#hits button")
+    phone.press("#opened-ask")
     expect(page.locator("#picture img").first).to_be_visible()
     phone.ask(ASK)
     assert len(replies(page, 1)) == 1
