@@ -198,8 +198,12 @@ def _build(path: str, given: dict[str, str], varied: dict[str, str], steps: int 
 
 
 def _read(path: str, given: dict[str, str]) -> dict[str, Any]:
-    values = read_values(path, [f"{key}={value}" for key, value in given.items()])
-    _fit_names(values, read_values(path), given)
+    """Read values of a configuration with overrides: whole sections first, then names, whose options follow."""
+    named = {f"{section}.name" for section in NAMED}
+    overrides = {key: f"{key}={given[key]}" for key in sorted(given, key=lambda key: key.count("."))}
+    values = read_values(path, list(overrides.values()))
+    before = read_values(path, [override for key, override in overrides.items() if key not in named])
+    _fit_names(values, before, given)
     return values
 
 

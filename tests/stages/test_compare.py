@@ -289,6 +289,22 @@ def test_axes_are_crossed(root: Path) -> None:
     assert pooled.config.resolution == load_config(path).resolution
 
 
+def test_options_of_one_connector_are_given_for_all_of_an_axis(root: Path) -> None:
+    """Each connector keeps those that it knows, the one of the file as well."""
+    given = [
+        "connector={name: c_abstractor, queries: 1, hidden: 8}",
+        "connector.name=mlp,c_abstractor,avg_pool,qformer",
+    ]
+    systems = read_systems([str(root / "tiny.yaml")], given)
+    options = {name: one.config.connector.options for name, one in systems.items() if isinstance(one, System)}
+    assert options == {
+        "mlp": {"hidden": 8, "patch": 14},
+        "c_abstractor": {"queries": 1, "hidden": 8},
+        "avg_pool": {"queries": 1, "hidden": 8},
+        "qformer": {},
+    }
+
+
 def test_a_system_twice_is_refused(root: Path) -> None:
     """An axis that a connector does not read would train it once more for nothing."""
     systems = read_systems([str(root / "tiny.yaml")], ["qformer.queries=2,4"])
