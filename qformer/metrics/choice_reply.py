@@ -190,7 +190,7 @@ def _open_dropped(text: str, found: list[Mention]) -> list[Mention]:
     open_places = {place for place, one in enumerate(found) if _is_heading(text, found, place)}
     for place, (one, next_) in enumerate(pairwise(found)):
         between = text[one.end : next_.start]
-        if one.choice != next_.choice and not next_.denied and JOINED.fullmatch(between):
+        if one.choice != next_.choice and not (one.denied or next_.denied) and JOINED.fullmatch(between):
             open_places |= {place, place + 1}
             open_places |= {
                 near for near in (place - 1, place + 2) if 0 <= near < len(found) and _touch(text, found, near, place)

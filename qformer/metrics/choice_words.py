@@ -10,11 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-
-def listed(words: str) -> frozenset[str]:
-    """The words of a text as a set."""
-    return frozenset(words.split())
-
+from qformer.metrics.negation import ARTICLES, NEGATORS, WORD, is_negated, listed
 
 OTHER = {"a": "b", "b": "a"}
 NAMES = (
@@ -33,12 +29,12 @@ SAME = {
     "towards": "toward",
     "daytime": "day",
     "nighttime": "night",
-    "counter-clockwise": "counterclockwise",
     "anticlockwise": "counterclockwise",
-    "anti-clockwise": "counterclockwise",
 }
 #: The same for whole phrases.
 PHRASES = {
+    r"\b(?:counter|anti)[ -]clockwise\b": "counterclockwise",
+    r"\binvisible\b": "not visible",
     r"\bcan(?:not|'t| not) (?:be seen|see (?:it|them)\b)": "is not visible",
     r"\bcan (?:be seen|see (?:it|them)\b)": "is visible",
     r"\bof course\b(?! not)": "yes",
@@ -47,21 +43,17 @@ PHRASES = {
 }
 WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese and Korean, written without spaces
 WHOLE = frozenset({"toward", "towards", "forward", "forwards", "finish", "almost"})
-ARTICLES = frozenset({"a", "an", "the"})
 FUNCTION = ARTICLES | listed(
     "is are was be it its this that there has have having does do did of to in on at by from with for and or i "
     "he she they his her their you we one ones side"
-)
-NEGATORS = listed(
-    "not no never cannot without neither nor nobody none unlike isn't aren't wasn't weren't doesn't don't "
-    "didn't can't couldn't won't wouldn't hasn't haven't"
 )
 YES = listed("yes yeah yep yup correct true certainly sure indeed absolutely definitely")
 AFFIRMING = listed("that this it is that's it's quite absolutely almost not")
 NO = listed("no nope nah false incorrect")
 IDIOMS = re.compile(
     r"\b(?:no|without(?: a)?) doubt\b|\bwhy not\b|\bnot only\b|\bcan ?not be more\b|\bno problem\b|"
-    r"\bon the one hand\b|\bas far as\b[^,.]*,|\bfor sure\b",
+    r"\bon the one hand\b|\bas far as\b[^,.]*,|\bfor sure\b|\b(?:no|not) (?:more|fewer|less) than\b|"
+    r"\bno question\b|\bnone other than\b|\bnot to mention\b|\bif (?:I'm|I am) not (?:mistaken|wrong)\b",
     re.IGNORECASE,
 )
 INSTEAD = (
@@ -87,7 +79,6 @@ PREDICATE = listed(
     "is are was be it's he's she's they're looks look faces face facing points pointing heads heading turned "
     "turns seems appears says shows moves stands sits lies located placed"
 )
-WORD = re.compile(r"\d+(?:[:.,]\d+)*|[^\W\d_]+(?:['-][^\W\d_]+)*")
 LETTER = re.compile(r"(?<![\w-])(?<!\w')([abAB])(?!-?\w|'\w)")
 CLAUSE = re.compile(r"\n+|[.!?;]+(?=\s|$)|,\s|…|\.{2,}|:\s|\s[-\u2013\u2014]\s|(?<!thing )(?<!all )\b(?:but|yet)\b")
 CHOOSING = re.compile(
@@ -184,11 +175,14 @@ def stem_of(word: str) -> str:
     if len(word) > 5 and word not in WHOLE:
         word = re.sub(r"-?(?:hand|wards?|ish|most)$", "", word)
     word = re.sub(r"(?:'s|s')$", "", word)
+    if re.fullmatch(r"\d{1,3}(?:,\d{3})+", word):
+        return word.replace(",", "")
     if word in NEGATORS or not word.isalpha():
         return word
     word = {"lying": "lie", "lies": "lie", "has": "have", "having": "have", "people": "person"}.get(word, word)
+    word = {"men": "man", "women": "woman"}.get(word, word)
     plural = next((ending for ending in ("es", "s") if word.endswith(ending) and not word.endswith("ss")), "")
-    for ending in (plural, "ing"):
+    for ending in (plural, "ing", "ed", "ly"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             word = word.removesuffix(ending)
     if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl":
@@ -267,10 +261,11 @@ def mentions_of(text: str, pair: OptionPair) -> list[Mention]:
 
 
 def _is_sum(text: str, token: tuple[int, int, str]) -> bool:
-    """Tell if a number is calculated with."""
+    """Tell if a number is calculated with, or an end of a range."""
     near = text[max(0, token[0] - 2) : token[0]] + "|" + text[token[1] : token[1] + 2]
     added = re.search(r"\b(?:adding|plus|minus|times)\s+$", text[max(0, token[0] - 12) : token[0]], re.IGNORECASE)
-    return token[2][0].isdecimal() and (added is not None or re.search(r"[*+=\u00d7\u00f7]", near) is not None)
+    sign = re.search(r"[*+=\u00d7\u00f7]|\d[-\u2013]\||\|[-\u2013]\d", near)
+    return token[2][0].isdecimal() and (added is not None or sign is not None)
 
 
 def _is_letter(text: str, found: re.Match[str]) -> bool:
@@ -301,7 +296,7 @@ def _word_places(
         return _answer_places(clause, tokens, offset, pair)
     if pair.negative is not None:
         cores = [place for place, stem in enumerate(stems) if stem in pair.shared]
-        denies = {place: bool(NEGATORS & {word for _, _, word in tokens[max(0, place - 5) : place]}) for place in cores}
+        denies = {place: is_negated(clause[: tokens[place][0] - offset][-NEAR:]) for place in cores}
         return [(*tokens[place][:2], pair.negative if denies[place] else OTHER[pair.negative]) for place in cores]
     places = []
     for place, (start, end, _) in enumerate(tokens):
@@ -335,8 +330,7 @@ def _answer_places(
 
 def _is_denied(text: str, start: int, left: int, right: int, is_letter: bool) -> bool:
     before = text[max(start, left - NEAR) : left]
-    words = words_of(before)
-    if NEGATORS & set(words[-5:]) or re.search(rf"\b{INSTEAD}\W+(?:\w+\W+){{0,2}}$", before, re.IGNORECASE):
+    if is_negated(before, is_letter) or re.search(rf"\b{INSTEAD}\W+(?:\w+\W+){{0,2}}$", before, re.IGNORECASE):
         return True
     if re.match(
         r"\W*(?:can be |is )?(?:ruled out|excluded|wrong|incorrect|false|impossible|not possible)\b",

@@ -147,9 +147,8 @@ def _stems(paths: Sequence[str]) -> list[str]:
 
 
 def _label(change: tuple[str, str]) -> str:
-    key, value = change
+    key, value = change[0], "none" if change[1] == "null" else change[1]
     last = key.rpartition(".")[2]
-    value = "none" if value == "null" else value
     return value if last == "name" else f"{key if key.startswith(BEFORE) else last}={value}"
 
 
@@ -199,18 +198,16 @@ def _build(path: str, given: dict[str, str], varied: dict[str, str], steps: int 
 
 def _read(path: str, given: dict[str, str]) -> dict[str, Any]:
     """Read values of a configuration with overrides: whole sections first, then names, whose options follow."""
-    named = {f"{section}.name" for section in NAMED}
-    overrides = {key: f"{key}={given[key]}" for key in sorted(given, key=lambda key: key.count("."))}
-    values = read_values(path, list(overrides.values()))
-    before = read_values(path, [override for key, override in overrides.items() if key not in named])
-    _fit_names(values, before, given)
+    changes = [f"{key}={given[key]}" for key in sorted(given, key=lambda key: key.count("."))]
+    values, names = read_values(path, changes), tuple(f"{section}.name=" for section in NAMED)
+    _fit_names(values, read_values(path, [change for change in changes if not change.startswith(names)]), given)
     return values
 
 
 def _read_stage_one(path: str, own: dict[str, str], changes: dict[str, str]) -> Config:
     """Read the configuration of the stage one of a system, with changes of its own."""
-    values = _read(path, own | changes)
-    values = {key: value for key, value in values.items() if key not in ("init", "llm", "question", "start")}
+    left_out = ("init", "llm", "question", "start")
+    values = {key: value for key, value in _read(path, own | changes).items() if key not in left_out}
     links = {key: value for key, value in _section(values, "connector").items() if key == "links"}
     return check(parse_config(values | {"stage": STAGE_ONE, "connector": {"name": QFORMER, **links}}))
 
@@ -239,9 +236,8 @@ def digest_config(config: Config, stage_one: Config | None = None) -> str:
 
 def with_steps(config: Config, steps: int) -> Config:
     """The configuration with another number of steps, of which as large a share is the warm-up."""
-    train = config.train
-    warmup = min(train.warmup * steps // train.steps, steps - 1)
-    return config.model_copy(update={"train": train.model_copy(update={"steps": steps, "warmup": warmup})})
+    warmup = min(config.train.warmup * steps // config.train.steps, steps - 1)
+    return config.model_copy(update={"train": config.train.model_copy(update={"steps": steps, "warmup": warmup})})
 
 
 def _fit_names(values: dict[str, Any], before: dict[str, Any], given: dict[str, str]) -> None:
