@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformer.config import map_towers
@@ -10,13 +12,15 @@ from qformer.files import pretrained, real_towers
 from qformer.files.pretrained import DIGITS, MINI, VERSIONS
 from qformer.files.soundness import checks, digest_weights
 from qformer.files.tensors import read_tensors
+from qformer.identity import look
 from qformer.types import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from qformer.schema import Config
+
+TOWER_FILES = frozenset((".safetensors", ".bin", ".pth", ".pt", ".json", ".model", ".txt", ".jinja"))
 
 
 def digest(name: str) -> str | None:
@@ -41,6 +45,31 @@ def digests(config: Config) -> dict[str, str]:
     """Digests of the weights of towers that have names of ours, `mini:NAME` and `real:NAME`; by these names."""
     found = {name: digest(name) for name in _paths(config)}
     return {name: known for name, known in found.items() if known}
+
+
+def file_digests(config: Config) -> dict[str, str]:
+    """Digests of towers that are folders or files here, by their paths: other weights may come to stand there.
+
+    The bytes of weights, configurations and tokenizers count.
+    """
+    found = {}
+    for name in _paths(config):
+        place = Path(name)
+        files = sorted(one for one in place.glob("*") if one.suffix in TOWER_FILES) if place.is_dir() else [place]
+        seen = [(str(one), sizes) for one in files if one.is_file() and (sizes := look(one)) is not None]
+        if seen:
+            found[name] = _hash_files(tuple(seen))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _hash_files(files: tuple[tuple[str, tuple[int, int]], ...]) -> str:
+    """Hash files by name and bytes; their sizes and times are there to look again once they change."""
+    found = hashlib.sha256()
+    for file, _ in files:
+        with open(file, "rb") as opened:
+            found.update(f"{Path(file).name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def _paths(config: Config) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import FeaturesConfig, TextConfig, dump_config
 from qformer.data import sources
-from qformer.files.digests import digests
+from qformer.files.digests import digests, file_digests
 from qformer.files.records import Form, read_object, replace_text, writing
 from qformer.llm.abilities import require_training
 from qformer.model.assembly import build_vision_language
@@ -84,6 +84,8 @@ def compare(settings: Settings) -> dict[str, Any]:
         UsageError: fewer than two systems, keys or a reference that do not exist, systems that differ in their data,
             data without questions, or a disk that cannot be written.
     """
+    if settings.processes < 1:
+        raise UsageError(f"processes is {settings.processes}; give a whole number from 1")
     with writing(settings.folder):
         settings.folder.mkdir(parents=True, exist_ok=True)
     paths, changes = split_words(settings.words)
@@ -213,8 +215,12 @@ class Shared:
 
     def _store(self, config: Config) -> Path:
         """Folder of the tokens of an image encoder and a resolution, for whatever reads them."""
-        eyes = digests(config.model_copy(update={"llm": None, "text": TextConfig()}))  # of the image encoder alone
-        seen = [eyes, config.vision.model_dump(mode="json"), config.resolution.model_dump(mode="json")]
+        eyes = config.model_copy(update={"llm": None, "text": TextConfig()})  # the image encoder alone
+        seen = [
+            digests(eyes) | file_digests(eyes),
+            config.vision.model_dump(mode="json"),
+            config.resolution.model_dump(mode="json"),
+        ]
         stored = config.data.features and config.data.features.model_dump(exclude={"path"})
         data = [config.data.crop, config.data.flip, config.limits.model_dump(), stored, self.digest]
         return self.folder / "tokens" / digest([*seen, *data])

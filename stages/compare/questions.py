@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.base import indices
@@ -76,7 +76,7 @@ def list_questions(source: Source, limit: int) -> tuple[list[Question], list[dic
     """
     found: list[Question] = []
     skipped: list[dict[str, str]] = []
-    clusters: dict[Any, int] = {}
+    images: list[Any] = []
     pairs: dict[Any, int] = {}
     for place in indices(source):
         if len(found) == limit:
@@ -91,25 +91,40 @@ def list_questions(source: Source, limit: int) -> tuple[list[Question], list[dic
             if len(skipped) >= max(limit, 100) and not found:
                 break
             continue
-        found.append(_question(sample, place, accepted, clusters, pairs))
+        found.append(_question(sample, place, accepted, pairs))
+        images.append(sample.image_id)
     if not found:
         first = skipped[0]["detail"] if skipped else "it is empty"
         raise UsageError(
             f"data.validation has no question with an answer ({first}); give held-out questions, such as "
             "data.validation='{name: canvases, split: val, questions: true}' or JSON lines with question and answer"
         )
-    return found, skipped
+    clusters = _clusters(images, [one.pair for one in found])
+    return [replace(one, cluster=cluster) for one, cluster in zip(found, clusters, strict=True)], skipped
 
 
-def _question(
-    sample: Sample, place: Any, accepted: list[str], clusters: dict[Any, int], pairs: dict[Any, int]
-) -> Question:
+def _clusters(images: Sequence[Any], pairs: Sequence[int | None]) -> list[int]:
+    """Number questions so that those of one image or one pair, also by way of others, have one number."""
+    roots: dict[tuple[str, Any], tuple[str, Any]] = {}
+
+    def root(key: tuple[str, Any]) -> tuple[str, Any]:
+        while roots.setdefault(key, key) != key:
+            roots[key] = roots[roots[key]]
+            key = roots[key]
+        return key
+
+    for image, pair in zip(images, pairs, strict=True):
+        if pair is not None:
+            roots[root(("pair", pair))] = root(("image", image))
+    numbers: dict[tuple[str, Any], int] = {}
+    return [numbers.setdefault(root(("image", image)), len(numbers)) for image in images]
+
+
+def _question(sample: Sample, place: Any, accepted: list[str], pairs: dict[Any, int]) -> Question:
     twin = sample.facts.get("pair")
     pair = None
-    image: Any = sample.image_id
     if isinstance(twin, int):
-        image = (sample.key.rpartition("/")[0], twin)
-        pair = pairs.setdefault(image, len(pairs))
+        pair = pairs.setdefault((sample.key.rpartition("/")[0], twin), len(pairs))
     choices = sample.facts.get("choices")
     return Question(
         place=place,
@@ -117,7 +132,7 @@ def _question(
         accepted=accepted,
         kind=_kind(sample),
         shows=_shows(sample.image),
-        cluster=clusters.setdefault(image, len(clusters)),
+        cluster=0,  # until all are known
         pair=pair,
         choices=list(map(str, choices)) if isinstance(choices, list) and len(choices) > 1 else [],
         digest=digest(describe(sample)),

@@ -8,17 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from qformer.config import Choice
 from qformer.data import sources
 from qformer.data.base import order_of
 from qformer.data.features import mark
 from qformer.identity import look
-from qformer.images import read_image
 from qformer.types import BadSample, Sample
-from qformer.videos import Clip, is_video, read_video
+from qformer.videos.gray import painted_gray
 from qformer.videos.rows import parts_of
 
 if TYPE_CHECKING:
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 
     from qformer.data.base import Order, Source
 
-GRAY = 127  # the middle of what a byte can be
 SOME = 64  # samples of a drawn source that are hashed; its options fix all of them
 DIGITS = 12  # of the hashes that stand in tables and names of folders
 
@@ -96,31 +91,8 @@ class Grayed:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
-        shown = [_gray(part) for part in parts_of(sample.image)]
+        shown = [painted_gray(part) for part in parts_of(sample.image)]
         return replace(sample, image=shown if isinstance(sample.image, list) else shown[0])
-
-
-def _gray(part: Any) -> Any:
-    if is_video(part):
-        part = _gray_video(part)
-    if isinstance(part, Clip):
-        one = torch.full_like(part.frames[:1], GRAY)
-        return Clip(one.expand(len(part.frames), -1, -1, -1), part.fps, part.sampled)
-    height, width = read_image(part).shape[-2:]
-    return np.full((height, width, 3), GRAY, np.uint8)
-
-
-def _gray_video(path: Any) -> Clip:
-    """A clip as long and as large as a video, of which one frame is decoded and shown all the time."""
-    length: list[tuple[int, float]] = []
-
-    def take_first(total: int, fps: float) -> list[int]:
-        length.append((total, fps))
-        return [0]
-
-    first = read_video(path, take_first)
-    total, fps = length[0]
-    return Clip(first.frames.expand(total, -1, -1, -1), fps)
 
 
 def digest(value: Any) -> str:
@@ -139,13 +111,20 @@ def digest_data(choice: Choice, source: Source) -> str:
     """Hash training data: options and the first samples of a drawn source, all samples of any other."""
     drawn = _is_drawn(choice.model_dump(mode="json"))
     count = len(source) if not drawn else min(len(source), SOME)
-    found: list[Any] = [choice.model_dump(mode="json")] if drawn else []
+    options = choice.model_dump(mode="json")
+    found: list[Any] = [options] if drawn else [weights] if (weights := _weights(options)) else []
     for index in range(count):
         try:
             found.append(describe(source[index]))
         except BadSample as bad:
             found.append([bad.kind])
     return digest([len(source), found])
+
+
+def _weights(options: dict[str, Any]) -> list[Any]:
+    """Weights of the parts of a mixture, and of theirs; empty for any other source."""
+    parts = options.get("sources", []) if options.get("name") == "mix" else []
+    return [[part.get("weight"), _weights(part)] for part in parts]
 
 
 def _is_drawn(options: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from qformer import lookup, resolution, vision
 from qformer.checkpoints import folder as checkpoint
 from qformer.config import FeaturesConfig, UnknownKey, parse_config, read_values
 from qformer.connectors import table as connectors
-from qformer.files.digests import digests
+from qformer.files.digests import digests, file_digests
 from qformer.schema import QFORMER
 from qformer.stages.checking import check
 from qformer.stages.compare.samples import digest
@@ -55,16 +56,15 @@ class System:
     stage_one: Config | None = None
 
     def with_config(self, config: Config) -> System:
-        """The same system under another budget; its stage one follows in all but its own schedule."""
-        first = self.stage_one
-        if first is not None:
-            first = first.model_copy(update={"qformer": config.qformer, "resolution": config.resolution})
-        return replace(self, config=config, stage_one=first)
+        """The same system under another budget; its stage one follows in what has changed, but for its schedule."""
+        changed = {key: getattr(config, key) for key in ("qformer", "resolution")}
+        changed = {key: value for key, value in changed.items() if value != getattr(self.config, key)}
+        return replace(self, config=config, stage_one=self.stage_one and self.stage_one.model_copy(update=changed))
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split words of the command line into configurations and `key=value`."""
-    changes = [word for word in words if "=" in word and not Path(word).is_file()]
+    changes = [word for word in words if "=" in word and not os.path.isfile(word)]
     return [word for word in words if word not in changes], changes
 
 
@@ -231,7 +231,7 @@ def digest_config(config: Config, stage_one: Config | None = None) -> str:
     if config.init is not None:
         meta = checkpoint.read_meta(checkpoint.find(config.init))
         values["init"] = meta.get("checksums", {}).get(checkpoint.WEIGHTS, config.init)
-    return digest([values, digests(config), stage_one and digest_config(stage_one)])
+    return digest([values, digests(config) | file_digests(config), stage_one and digest_config(stage_one)])
 
 
 def with_steps(config: Config, steps: int) -> Config:

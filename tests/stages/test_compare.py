@@ -18,12 +18,13 @@ from qformer.data.base import order_of
 from qformer.evaluation.vqa import accuracy
 from qformer.metrics.paired import paired_difference
 from qformer.stages import loop
-from qformer.stages.compare import comparison, report, runs, workers
+from qformer.stages.compare import comparison, questions, report, runs, workers
 from qformer.stages.compare.comparison import Settings, compare
-from qformer.stages.compare.samples import GRAY, Grayed, part_of
-from qformer.stages.compare.systems import Refused, System, digest_config, read_systems
+from qformer.stages.compare.samples import Grayed, part_of
+from qformer.stages.compare.systems import Refused, System, digest_config, read_systems, split_words
 from qformer.stages.compare.table import Table, make_table
 from qformer.types import Sample, UsageError
+from qformer.videos.gray import GRAY
 from tests.commands import outcome
 from tests.workspace import make_workspace
 
@@ -270,6 +271,48 @@ def test_hashes_change_with_the_configuration_and_with_the_data(root: Path, tmp_
     assert hashes("data.train.path=" + str(root / "other.jsonl"))[1] == same[1]
 
 
+def test_weights_that_replace_those_of_a_tower_are_another_system(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "opt", tmp_path / "opt")
+    system = read_systems([str(root / "tiny.yaml")], [f"llm.path={tmp_path / 'opt'}", CONNECTORS])["mlp"]
+    assert isinstance(system, System)
+    before = digest_config(system.config)
+    weights = tmp_path / "opt" / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert digest_config(system.config) != before
+
+
+def test_weights_of_a_mixture_are_of_its_data(root: Path) -> None:
+    def hashed(weight: int) -> str:
+        part = f"{{name: jsonl, path: {root}/questions.jsonl, weight: %d}}"
+        given = settings(root, "none", CONNECTORS, f"data.train={{name: mix, sources: [{part % 1}, {part % weight}]}}")
+        return comparison.Shared.of(read_systems(list(given.words), list(given.over), 30), given).digest
+
+    assert hashed(1) != hashed(50)
+
+
+def test_questions_of_one_image_or_one_pair_are_one_cluster() -> None:
+    """Two pairs about the same two pictures, a third picture twice, and a pair that joins two other ones."""
+    images, pairs = ["a", "b", "a", "b", "c", "d", "e", "c"], [0, 0, 1, 1, None, 2, 2, None]
+    assert questions._clusters(images, pairs) == [0, 0, 0, 0, 1, 2, 2, 1]
+
+
+def test_a_long_override_is_no_file(root: Path) -> None:
+    mix = "data.train={name: mix, sources: [" + ", ".join(["{name: scenes}"] * 40) + "]}"
+    assert split_words([str(root / "tiny.yaml"), mix]) == ([str(root / "tiny.yaml")], [mix])
+
+
+def test_a_stage_one_of_its_own_stays_so_under_another_budget(root: Path) -> None:
+    over = ["init=stage1", "stage1.resolution.size=28", "connector.name=qformer", "qformer.queries=2,3"]
+    system = read_systems([str(root / "tiny.yaml")], over)["queries=2"]
+    assert isinstance(system, System)
+    more = system.config.model_copy(update={"qformer": system.config.qformer.model_copy(update={"queries": 5})})
+    first = system.with_config(more).stage_one
+    assert first is not None
+    assert (first.qformer.queries, first.resolution.options["size"]) == (5, 28)
+
+
 def test_axes_are_crossed(root: Path) -> None:
     """Options of a former name go, sizes of the image encoder come in, and nothing else changes."""
     path = str(root / "tiny.yaml")
@@ -346,6 +389,7 @@ def test_a_part_is_the_beginning_of_an_order() -> None:
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "stage1.train.lr=1"], "begin with init=stage1"),
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--seeds", "0,0"], "different whole numbers"),
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--tokens", "4"], "--mode tokens"),
+        (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--processes", "0"], "from 1"),
         (["{root}/none.yaml", "{root}/tiny.yaml"], "no configuration at"),
         (["--report", "{root}"], "holds no comparison.json"),
         ([], "no systems to compare"),
