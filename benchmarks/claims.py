@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qformer.config import read_values
-from qformer.files.records import replace_text
+from qformer.files.records import replace_text, writing
 from qformer.progress import console
 from qformer.stages.compare import found
 from qformer.stages.compare.command import read_seeds
@@ -103,7 +103,8 @@ def read_claims(path: Path = HERE / "claims.yaml") -> tuple[World, dict[str, Cla
 
 def write_systems(claim: Claim, world: World, folder: Path) -> list[str]:
     """Write a configuration for each system, named as in the table, and list the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, (base, *changes) in claim.systems.items():
         own = {change.partition("=")[0] for change in changes}

@@ -32,8 +32,9 @@ def of_run(run: Run, exam: Exam) -> dict[str, Any]:
         if records is not None:
             entry[view] = [exam.score(number, record) for number, record in enumerate(records)]
             entry[f"{view}_refused"] = sum("refused" in record for record in records)
-    keys = ("step", "loss", "accuracy")
-    return entry | {"curve": [{key: one[key] for key in keys if key in one} for one in _validations(run.config)]}
+    same = result.get("exam") in (None, "", exam.digest)  # not of a file that has changed since
+    points, keys = _validations(run.config) if same else [], ("step", "loss", "accuracy")
+    return entry | {"curve": [{key: one[key] for key in keys if key in one} for one in points]}
 
 
 def _validations(config: Config) -> list[dict[str, Any]]:

@@ -122,9 +122,7 @@ def _clusters(images: Sequence[Any], pairs: Sequence[int | None]) -> list[int]:
 
 def _question(sample: Sample, place: Any, accepted: list[str], pairs: dict[Any, int]) -> Question:
     twin = sample.facts.get("pair")
-    pair = None
-    if isinstance(twin, int):
-        pair = pairs.setdefault((sample.key.rpartition("/")[0], twin), len(pairs))
+    pair = pairs.setdefault((sample.key.rpartition("/")[0], twin), len(pairs)) if isinstance(twin, int) else None
     choices = sample.facts.get("choices")
     return Question(
         place=place,

@@ -51,6 +51,7 @@ class Result(Form):
     reason: str = ""
     seconds: float = 0.0
     weights: str = ""
+    exam: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def carry_out(run: Run, exam: Exam) -> bool:
     try:
         with _claimed(run.folder):
             if read_result(run.folder) is None and (run.stage_one is None or _stage_one(run.stage_one, run.folder)):
-                _train(run.config)
+                _train(run.config, exam.digest)
             if (read_result(run.folder) or {}).get("status") == TRAINED:
                 with _logged(run.folder), _guarded(run.folder):
                     _ask_all(run, exam)
@@ -189,12 +190,12 @@ def _stage_one(config: Config, folder: Path) -> bool:
     return found["status"] == TRAINED
 
 
-def _train(config: Config) -> None:
+def _train(config: Config, exam: str = "") -> None:
     folder, start = Path(config.run), time.perf_counter()
     with _logged(folder), _guarded(folder):
         trained = checkpoint.find(stages.train(config))
         weights = checkpoint.read_meta(trained)["checksums"][checkpoint.WEIGHTS]
-        _write(folder, TRAINED, seconds=round(time.perf_counter() - start, 1), weights=weights)
+        _write(folder, TRAINED, seconds=round(time.perf_counter() - start, 1), weights=weights, exam=exam)
 
 
 def _write(folder: Path, status: str, reason: str = "", **more: Any) -> None:

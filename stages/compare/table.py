@@ -309,7 +309,7 @@ def _note(runs: Sequence[dict[str, Any]], scores: Scores) -> str:
 
 def _near(points: Sequence[dict[str, float]]) -> int | None:
     """The first step at which a curve of accuracy reaches `NEAR` of its end; None without such a curve."""
-    known = [point for point in points if "accuracy" in point]
+    known = [point for point in points if 0 <= point.get("accuracy", -1) <= 1]
     if not known or not known[-1]["accuracy"]:
         return None
     return next(int(point["step"]) for point in known if point["accuracy"] >= NEAR * known[-1]["accuracy"])

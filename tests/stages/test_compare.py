@@ -18,7 +18,7 @@ from qformer.data.base import order_of
 from qformer.evaluation.vqa import accuracy
 from qformer.metrics.paired import paired_difference
 from qformer.stages import loop
-from qformer.stages.compare import comparison, questions, report, runs, workers
+from qformer.stages.compare import comparison, questions, report, runs, table, workers
 from qformer.stages.compare.comparison import Settings, compare
 from qformer.stages.compare.samples import Grayed, part_of
 from qformer.stages.compare.systems import Refused, System, digest_config, read_systems, split_words
@@ -313,6 +313,31 @@ def test_a_stage_one_of_its_own_stays_so_under_another_budget(root: Path) -> Non
     assert (first.qformer.queries, first.resolution.options["size"]) == (5, 28)
 
 
+def test_curves_of_a_held_out_file_that_has_changed_are_left_out(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "held.jsonl"
+    lines = [json.loads(line) for line in (root / "questions.jsonl").read_text().splitlines()]
+    lines = [line | {"image": str(root / line["image"])} for line in lines]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:4]))
+    given = settings(
+        root, "held", CONNECTORS, f"data.validation={{name: jsonl, path: {file}}}", seeds=(0,), blind=False
+    )
+    before = entry(compare(given), "mlp")["runs"][0]
+    file.write_text("".join(f"{json.dumps(line | {'question': 'and now?'})}\n" for line in lines[:4]))
+    after = entry(compare(given), "mlp")["runs"][0]
+    assert (before["folder"], len(before["curve"])) == (after["folder"], 4)
+    assert (len(after["answers"]), after["curve"]) == (4, [])
+
+
+def test_no_process_is_refused(root: Path) -> None:
+    with pytest.raises(UsageError, match="processes is 0; give a whole number from 1"):
+        compare(settings(root, "none", CONNECTORS, processes=0))
+
+
+@pytest.mark.parametrize("accuracy", [float("nan"), -1.0, 7.0])
+def test_a_curve_of_impossible_numbers_is_none(accuracy: float) -> None:
+    assert table._near([{"step": 1, "accuracy": accuracy}]) is None
+
+
 def test_axes_are_crossed(root: Path) -> None:
     """Options of a former name go, sizes of the image encoder come in, and nothing else changes."""
     path = str(root / "tiny.yaml")
@@ -389,7 +414,6 @@ def test_a_part_is_the_beginning_of_an_order() -> None:
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "stage1.train.lr=1"], "begin with init=stage1"),
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--seeds", "0,0"], "different whole numbers"),
         (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--tokens", "4"], "--mode tokens"),
-        (["{root}/tiny.yaml", "connector.name=mlp,avg_pool", "--processes", "0"], "from 1"),
         (["{root}/none.yaml", "{root}/tiny.yaml"], "no configuration at"),
         (["--report", "{root}"], "holds no comparison.json"),
         ([], "no systems to compare"),
