@@ -46,9 +46,31 @@ COLORS = (
     *("red", "green", "blue", "gray", "grey", "brown", "beige", "black", "white", "yellow", "orange", "purple"),
     *("pink", "cyan", "tan", "khaki", "taupe", "olive"),
 )
+_COLOR = rf"\b(?:{'|'.join(COLORS)})(?:ish)?\b"
 COLOR = re.compile(rf"\b({'|'.join(COLORS)})(?:ish)?\b")
-#: What is said of something: `the area left of the red rectangle is gray`.
-SAID = re.compile(rf"\b(?:is|are|looks?|appears?|seems?)\b(?: (?!not\b)[\w'-]+){{0,4}}? {COLOR.pattern}")
+#: What is said of something: `the area left of the red rectangle is gray`; not of whose it is, as `the edge's red end`.
+SAID = re.compile(
+    r"\b(?:is|are|looks?|appears?|seems?|(?:it|that|this|there|which|color)'s)\b"
+    rf"(?: (?!not\b)[\w'-]+){{0,4}}? {COLOR.pattern}"
+)
+_TONE = rf"(?:(?:a|an|the|any|light|dark|pale|bright|deep|pure|solid|longer|color)\s+)*{_COLOR}"
+_OR = r"\s*,?\s*(?:or|nor|and)\s+"
+#: Colors that a reply denies: `isn't red, green or blue`, `neither red nor blue`, `instead of red`, `red? No, gray`.
+#: A reply that is `not red, gray` is gray, and one that is not sure hedges and denies nothing.
+DENIED = re.compile(
+    rf"(?:(?:\b(?:not|cannot|neither|never)|n't)(?:\s(?!(?:but|and|because|since|so|only|just|sure|certain)\b)[\w'-]+){{0,5}}?"
+    rf"\s+|\b(?:nor|no|without|instead of|rather than|unlike)\s+){_TONE}"
+    rf"(?:(?:\s*,\s*{_TONE})*(?:{_OR}{_TONE})+|(?:\s*,\s*{_TONE}){{2,}})?"
+    rf"|{_COLOR}\s+(?:is|was|does)(?:n't|\s+not)\b(?!\s+it\b)|{_COLOR}\W+no\s*[,.;:!\u2014-]"
+)
+_THING = r"(?:rectangle|box|block|shape|square|object|figure)\b"
+#: What is in the picture, which nobody asks for while a reply names another color: `red rectangle`, `the box is red`.
+BESIDE = re.compile(
+    rf"{_COLOR}(?:[ -]colou?red)?"
+    rf"(?: (?:tall|wide|long|thin|narrow|large|big|small|solid|filled|vertical|horizontal))? {_THING}"
+    rf"|(?:^|[.,;:!?]|\b(?:and|but|while|whereas)\b)\s*(?:the|this|its) (?:\w+ )?{_THING}(?: in the \w+)?(?: itself)?"
+    rf" (?:is|looks|appears|seems) (?:\w+ )?{_COLOR}"
+)
 LONGEST = 2000  # characters of a reply that are read
 
 
@@ -76,11 +98,14 @@ def parse_count(reply: str) -> int | None:
 def parse_color(reply: str) -> str | None:
     """The color that a reply says something is, or else the first that it names, in lower case; None without any.
 
-    `Grey` is `gray`.
+    What it denies does not count, as in `not red`, and that of a thing in the picture, as in `the red rectangle has a
+    gray edge`, only where it names no other. `Grey` is `gray`.
     """
-    text = reply[:LONGEST].casefold()
-    found = SAID.search(text) or COLOR.search(text)
-    return None if found is None else found[1].replace("grey", "gray")
+    text = DENIED.sub(" ", reply[:LONGEST].casefold().replace("\u2019", "'"))
+    for part in (BESIDE.sub(" ", text), text):
+        if found := SAID.search(part) or COLOR.search(part):
+            return found[1].replace("grey", "gray")
+    return None
 
 
 def _value(number: str) -> int:
