@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
+from operator import mul
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -34,13 +36,25 @@ GRID = re.compile(
 DIGITS = re.compile(r"\d+")
 #: Things counted out, as `1, 2, 3 and 4`: only the last of them is how many there are.
 COUNTED_OUT = re.compile(r"\b1,\s*2(?:,?(?:\s+and)?\s+\d{1,3}|,\d{1,3})*\b")
-NOTHING = re.compile(r"(?:\bno|\bnot any|n't any)(?: \w+)? (?:objects?|circles?|shapes?|things?)\b")
+#: Numbers of several words: `two dozen`, `half a dozen`, `a hundred and five`.
+SCALED = re.compile(rf"(?:\b(half a|a)|({_NUMBER}))[ -](?:(dozen)s?|hundred(?: and ({_NUMBER}))?)\b")
+NOTHING = re.compile(
+    r"(?:\bno|\bnot any|n't any)(?: \w+)? (?:objects?|circles?|shapes?|things?)\b"
+    r"|^\W*(?:none|nothing)(?: at all| of them)?\W*$"
+    r"|\b(?:there(?:'s| is| are)|see|count|find) (?:none|nothing)\b|\bthere (?:aren't|are not) any\W*$"
+)
 BULLET = re.compile(r"^\s*(\d{1,3})[.)]\s", re.MULTILINE)
 #: Where a reply of several numbers says which one is meant.
 MEANT = (
     re.compile(rf"(?:\btotal(?:s|ing|ling)?(?: number)?(?: of| is|:)*|=|\baltogether:?)\s*\W{{0,3}}({_NUMBER})"),
     re.compile(rf"({_NUMBER})(?:\s+\w+){{0,4}}\s+(?:in total|altogether|in all|overall)\b"),
     re.compile(rf"\banswer\b[^.\d]{{0,20}}?\W{{0,3}}({_NUMBER})"),
+)
+#: What a reply concludes from other numbers: `so there are nine circles`; not their layout: `so 3 in each row`.
+CONCLUDED = re.compile(
+    r"(?:\b(?:(?<!or )so|thus|hence|therefore|making|makes?|giving|gives?|equals?|adds? up to|comes? to)\b|->|\u2192)"
+    rf"(?:[ ,:]+(?!(?!one\b)(?:{_NUMBER}))[a-z']+){{0,6}}?[ ,:]+(?!one\b)\W{{0,3}}({_NUMBER})"
+    r"(?!\s+(?:rows?|columns?|pairs?|groups?|each|per|(?:on|in|of|for)\s+(?:each|every|these|them))\b)"
 )
 COLORS = (
     *("red", "green", "blue", "gray", "grey", "brown", "beige", "black", "white", "yellow", "orange", "purple"),
@@ -77,18 +91,25 @@ LONGEST = 2000  # characters of a reply that are read
 def parse_count(reply: str) -> int | None:
     """The number of things that a reply gives, in digits or words; None where it gives none.
 
-    Of several numbers the total is meant, or what is called the answer, or else the first that is not the word `one`,
-    which is mostly a pronoun. Of a numbered list, or of things counted out, it is the last one's, unless another number
-    is told beside them. `There are no circles` is 0, and `a single circle` 1.
+    Of several numbers the total is meant, or what is called the answer, or what a reply concludes, or what is the sum
+    or the product of those before it, or else the first that is not the word `one`, which is mostly a pronoun. Of a
+    numbered list, or of things counted out, it is the last one's, unless another number is told beside them. `None` and
+    `There are no circles` are 0, and `a single circle` is 1.
     """
-    text = GRID.sub(" ", reply[:LONGEST].casefold())
+    text = reply[:LONGEST].casefold().replace("\u2019", "'")
+    text = GRID.sub(" ", SCALED.sub(_scaled, text))
     listed = [*BULLET.findall(text), *(DIGITS.findall(found[0])[-1] for found in COUNTED_OUT.finditer(text))]
     text = COUNTED_OUT.sub(" ", BULLET.sub(" ", text))
     for pattern in MEANT:
         if found := pattern.search(text):
             return _value(found[1])
+    if concluded := CONCLUDED.findall(text):
+        return _value(concluded[-1])
     found_all = [match[0] for match in NUMBER.finditer(text)]
     others = [number for number in found_all if number != "one"]
+    for numbers in (others, found_all):
+        if (result := _result([_value(number) for number in numbers])) is not None:
+            return result
     told = others or listed[-1:] or found_all
     if told:
         return _value(told[0])
@@ -106,6 +127,23 @@ def parse_color(reply: str) -> str | None:
         if found := SAID.search(part) or COLOR.search(part):
             return found[1].replace("grey", "gray")
     return None
+
+
+def _result(numbers: list[int]) -> int | None:
+    """The first number behind at least two that is their sum or product, as in `two circles, two squares: four`."""
+    sums, products = accumulate(numbers), accumulate(numbers, mul)
+    before = zip(sums, products, strict=True)
+    for place, (number, results) in enumerate(zip(numbers[1:], before, strict=False), start=1):
+        if place > 1 and number in results:
+            return number
+    return None
+
+
+def _scaled(found: re.Match[str]) -> str:
+    article, number, dozen, rest = found.groups()
+    if article == "half a":
+        return "6" if dozen else "50"
+    return str((_value(number) if number else 1) * (12 if dozen else 100) + (_value(rest) if rest else 0))
 
 
 def _value(number: str) -> int:
