@@ -116,6 +116,11 @@ def parse_count(reply: str) -> int | None:
     return 0 if NOTHING.search(text) else 1 if re.search(r"\ba single\b", text) else None
 
 
+def with_digits(text: str) -> str:
+    """The beginning of a text, in lower case, with its numbers in digits: `three rows` is `3 rows`."""
+    return NUMBER.sub(lambda found: str(_value(found[0])), text[:LONGEST].casefold())
+
+
 def parse_color(reply: str) -> str | None:
     """The color that a reply says something is, or else the first that it names, in lower case; None without any.
 
