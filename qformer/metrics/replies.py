@@ -9,14 +9,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from qformer.metrics.counts import parse_count, with_digits
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LONGEST = 1000  # digits
 WORD = re.compile(r"\w+")
 BRACES = re.compile(r"\{([^{}]*)\}")
-NUMBER = re.compile(r"\d+")
-PAIR = re.compile(r"[({]\s*(\d+)(?:\s*,\s*|\s*[)}]\s*,?\s*[({]\s*)(\d+)\s*[)}]")  # (3,4), {3}{4}, {3}, {4}
+NUMBER = re.compile(r"\d+(?:[.,/]\d+)*")
+WHOLE = re.compile(r"\d+(?:\.0+)?|\d{1,3}(?:,\d{3})+")
+PAIR = re.compile(
+    r"[({]\s*(\d+)(?:\s*,\s*|\s*[)}]\s*(?:,|and|by|[x\u00d7])?\s*[({]\s*)(\d+)\s*[)}]"
+)  # (3,4), {3}{4}, {3}, {4}
+TIMES = re.compile(r"(?<![\d.,])(\d+)\s*(?:[x\u00d7*]|by)\s*(\d+)(?![\d]|[.,]\d)", re.IGNORECASE)  # 5x6, 5 by 6
+BARE = re.compile(
+    r"(?:[^\d{}]*\banswer\b[^\d{}]*|[^\w-]*)(\d+)(?:\s*[,;&]\s*|\s+and\s+|\s+)(\d+)\W*", re.IGNORECASE
+)  # 5, 6
 NAMED = (  # rows={3}, columns: 4; not the number of columns for that of rows
     re.compile(r"row(?:(?!column)[^{}\d])*\{?\s*(\d+)", re.IGNORECASE),
     re.compile(r"column(?:(?!row)[^{}\d])*\{?\s*(\d+)", re.IGNORECASE),
@@ -66,10 +75,16 @@ def in_braces(reply: str) -> str | None:
 
 
 def read_count(reply: str) -> str | None:
-    """A number without zeros in front: the one in braces or, without braces, the first; None if there is none."""
+    """A whole number without zeros in front: the one in braces or, without braces, the first.
+
+    Of a reply without digits, the one in words, as `parse_count` reads it. None if there is none, as in `{2.5}`.
+    """
     held = in_braces(reply)
-    found = NUMBER.search(reply if held is None else held)
-    return _number(found[0]) if found else None
+    text = reply if held is None else held
+    if found := NUMBER.search(text):
+        return _number(found[0].partition(".")[0].replace(",", "")) if WHOLE.fullmatch(found[0]) else None
+    count = parse_count(text)
+    return None if count is None else str(count)
 
 
 def read_letter(reply: str) -> str | None:
@@ -80,12 +95,16 @@ def read_letter(reply: str) -> str | None:
 
 
 def read_grid(reply: str) -> str | None:
-    """Rows and columns as `5,6`: beside their names, or as a pair in parentheses or braces; else None."""
+    """Rows and columns as `5,6`: beside their names, as a pair in parentheses or braces, as `5 x 6`, or all there is.
+
+    They may be in words; else None.
+    """
+    text = reply if re.search(r"\d", reply) else with_digits(reply)
     for patterns in (COUNTED, NAMED):
-        found = [pattern.search(reply) for pattern in patterns]
+        found = [pattern.search(text) for pattern in patterns]
         if all(found):
             return ",".join(_number(one[1]) for one in found if one)
-    pair = PAIR.search(reply)
+    pair = PAIR.search(text) or TIMES.search(text) or BARE.fullmatch(text)
     return f"{_number(pair[1])},{_number(pair[2])}" if pair else None
 
 

@@ -194,15 +194,52 @@ def test_hallusionbench_with_a_judge(checkpoint: Path, run: Run) -> None:
     assert (code, "give --server URL as well" in err) == (2, True)
 
 
-def test_verdicts_are_read_as_words() -> None:
-    told = {"correct": "correct", "Incorrect.": "incorrect", "**Correct**": "correct", "not correct": "incorrect"}
-    told |= {"": "unclear", "I cannot say": "unclear", "Unclear, as correctness cannot be told": "unclear"}
-    told |= {
-        "It is not entirely correct.": "incorrect",
-        "This isn't correct": "incorrect",
-        "It is not clear": "unclear",
-    }
-    assert {reply: read_verdict(reply) for reply in told} == told
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Incorrect.", "incorrect"),
+        ("**Correct**", "correct"),
+        ("", "unclear"),
+        ("I cannot say", "unclear"),
+        ("Unclear, as correctness cannot be told", "unclear"),
+        ("It is not entirely correct.", "incorrect"),
+        ("This isn't correct", "incorrect"),
+        ("It is not clear", "unclear"),
+        ("correct", "correct"),
+        ("CORRECT!", "correct"),
+        ("**Incorrect**", "incorrect"),
+        ("The answer is correct", "correct"),
+        ("This is the correct answer.", "correct"),
+        ("The answer no is the correct one", "correct"),
+        ("not correct", "incorrect"),
+        ("It is not the correct answer", "incorrect"),
+        ("It isn\u2019t correct", "incorrect"),
+        ("The model's answer is incorrect, the correct one is yes", "incorrect"),
+        ("inaccurate; the correct answer is no", "incorrect"),
+        ("Wrong. The correct answer is no.", "incorrect"),
+        ("The answer is wrong", "incorrect"),
+        ("The correct answer is no, and the model says yes.", "unclear"),
+        ("There is nothing wrong with it", "unclear"),
+        ("neither correct nor incorrect", "unclear"),
+        ("It is neither fully correct nor incorrect", "unclear"),
+        ("partially correct", "unclear"),
+        ("Partly incorrect", "unclear"),
+        ("Correct, but only partially", "unclear"),
+        ("half-correct", "unclear"),
+        ("I cannot tell whether the answer is correct", "unclear"),
+        ("It is unclear if it is correct", "unclear"),
+        ("correct or incorrect? incorrect", "incorrect"),
+        ("Correct: the model says the reading is wrong, as the reference does.", "correct"),
+        ("Correct. The half on the left is larger.", "correct"),
+        ("correctly stated", "unclear"),
+        ("not incorrect", "incorrect"),
+        ("It is not really all that correct", "incorrect"),
+        ("It does not conflict with it and is correct", "correct"),
+        ("It is not at all correct", "incorrect"),
+    ],
+)
+def test_verdicts_are_read_as_words(reply: str, verdict: str) -> None:
+    assert read_verdict(reply) == verdict
 
 
 def test_docvqa_from_its_json_to_the_form_of_its_server(checkpoint: Path, run: Run) -> None:
