@@ -98,8 +98,8 @@ def is_number(cell: str) -> bool:
 def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
     """Cells of the first column that there is, by the number under one of `NUMBERS`, or without one by the row.
 
-    A table of two columns whose first holds numbers needs no head, and no name above them. Where rows are counted, empty
-    ones count; a blank line is one in a table of one column, and none in others, as in `read_asked`.
+    A table of two columns whose first holds numbers needs no head, and no name above them. Where rows are counted,
+    empty ones count; a blank line is one in a table of one column, and none in others, as in `read_asked`.
 
     Raises:
         UsageError: the table cannot be read, there is no such column, a number is none or there twice with different

@@ -164,5 +164,5 @@ def test_rows_taken_from_the_published_file_are_told(tmp_path: Path) -> None:
     folder = sheet(tmp_path / "m", f"1,{DOOR},(a),", f"2,{DOOR},(b),", f"5,{DOOR},(a),", f"6,{DOOR},(b),")
     table = folder / "Questions.csv"
     table.write_text(table.read_text().replace("Index", "lndex"))
-    with pytest.raises(UsageError, match="row 3 of .* Index is 5 behind 2"):
+    with pytest.raises(UsageError, match=r"row 3 of .* Index is 5 behind 2"):
         read_mmvp(folder)
