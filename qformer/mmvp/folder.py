@@ -258,8 +258,11 @@ class Mmvp:
         """Read what a person answered, by number; None where nothing can be read."""
         return {} if self.human is None else read_answers(Path(self.human), self.questions)
 
-    def verdicts(self) -> dict[int, str]:
-        """A grader's reply to each row that is asked, by its number.
+    def verdicts(self, asked: int | None = None) -> dict[int, str]:
+        """A grader's reply to each row that is asked, by its number; empty lines at the end may be there.
+
+        Args:
+            asked: how many rows are, if only the first ones; replies to all of them are taken, too.
 
         Raises:
             UsageError: there are more or fewer than such rows.
@@ -267,14 +270,17 @@ class Mmvp:
         if self.grades is None:
             return {}
         try:
-            lines = Path(self.grades).read_text(encoding="utf-8-sig").splitlines()
+            text = Path(self.grades).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"'{self.grades}' cannot be read ({error}); give a text with a verdict a line") from error
-        if len(lines) != len(self.questions):
-            raise UsageError(
-                f"'{self.grades}' has {len(lines)} lines; give a verdict for each of {len(self.questions)}"
-            )
-        return {one.number: line for one, line in zip(self.questions, lines, strict=True)}
+        lines = text.removesuffix("\n").split("\n") if text else []
+        every = len(self.questions)
+        counts = sorted({every, every if asked is None else asked})
+        told = next((count for count in counts if len(lines) >= count and not "".join(lines[count:]).strip()), None)
+        if told is None:
+            each = " or ".join(map(str, counts))
+            raise UsageError(f"'{self.grades}' has {len(lines)} lines; give a verdict for each of {each}")
+        return {one.number: line for one, line in zip(self.questions, lines[:told], strict=False)}
 
 
 def name_kinds(statements: Sequence[Statement]) -> dict[str, str]:

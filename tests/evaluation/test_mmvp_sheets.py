@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,35 @@ def test_rows_taken_from_the_published_file_are_told(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("Index", "lndex"))
     with pytest.raises(UsageError, match=r"row 3 of .* Index is 5 behind 2"):
         read_mmvp(folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "lines", "told"),
+    [
+        (None, ("yes", "no", "yes", "yes"), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", "yes", "", ""), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", "", ""), {1: True, 2: False, 3: True, 4: False}),  # the last reply is empty
+        (2, ("yes", "no", ""), {1: True, 2: False}),  # as many as --limit 2 submits
+        (2, ("yes", "no", "yes", "yes"), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", ""), "has 3 lines; give a verdict for each of 4"),
+        (None, ("yes", "no"), "has 2 lines; give a verdict for each of 4"),
+        (2, ("yes", "no", "yes"), "has 3 lines; give a verdict for each of 2 or 4"),
+        (1, ("",), "has 0 lines; give a verdict for each of 1 or 4"),
+    ],
+)
+def test_verdicts_are_of_the_rows_that_were_submitted(
+    tmp_path: Path, limit: int | None, lines: tuple[str, ...], told: dict[int, bool] | str
+) -> None:
+    folder = write_mmvp(tmp_path / "m", ROWS * 2)
+    source = sources.build("mmvp", path=str(folder), grades=str(grades(tmp_path, *lines)))
+    bench: Any = choose("mmvp")
+    if isinstance(told, str):
+        with pytest.raises(UsageError, match=told):
+            bench.items(source, limit)
+        return
+    listed, _ = bench.items(source, limit)
+    assert bench.verdicts == told
+    items = [item for one in listed for item in one.items]
+    assert len(bench.submission(items, {}).splitlines()) == (limit or 4)
+    answers = [{"said": item.accepted[0], "losses": [1.0, 2.0]} for item in items]
+    assert bench.score(items, answers, None, False).total["grader"] == (0.5 if limit is None and told[4] else 0.0)
