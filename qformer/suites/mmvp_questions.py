@@ -206,6 +206,7 @@ def _pairs(rows: Sequence[_Answer]) -> list[_Answer]:
 def _by_pattern(rows: Sequence[_Answer]) -> dict[str, list[_Answer]]:
     found: dict[str, list[_Answer]] = defaultdict(list)
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        if first.pattern is not None:
-            found[first.pattern] += [first, second]
+        pattern = second.pattern if first.pattern is None else first.pattern  # a table may name it once
+        if pattern is not None:
+            found[pattern] += [first, second]
     return found

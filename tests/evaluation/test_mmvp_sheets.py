@@ -199,3 +199,11 @@ def test_verdicts_are_of_the_rows_that_were_submitted(
     assert len(bench.submission(items, {}).splitlines()) == (limit or 4)
     answers = [{"said": item.accepted[0], "losses": [1.0, 2.0]} for item in items]
     assert bench.score(items, answers, None, False).total["grader"] == (0.5 if limit is None and told[4] else 0.0)
+
+
+def test_a_pattern_that_stands_in_one_row_of_a_pair_is_that_of_both(tmp_path: Path) -> None:
+    (tmp_path / "patterns.csv").write_text("Index,Pattern\n2,Texts\n3,Color\n")
+    folder = write_mmvp(tmp_path / "m", ROWS * 2)
+    source = sources.build("mmvp", path=str(folder), patterns=str(tmp_path / "patterns.csv"))
+    groups = choose("mmvp").score(*records_of(source, {}), None, False).groups["pattern"]
+    assert {name: values["count"] for name, values in groups.items()} == {"Texts": 2, "Color": 2}
