@@ -124,9 +124,10 @@ class NaturalBench(Published):
             "G-Acc": Score(all_right(right, groups, lambda key: key, size=4)),
         }
         measured = measure_scores(items, scores, right, by, ("Question_Type", "Source"))
-        known = len(set(groups))
-        if partial := known - len(scores["G-Acc"].units):
-            measured.notes = [f"{partial} of {known} groups lack an answer and are not in G-Acc"]
+        counts = Counter(groups).values()
+        partial = {"lack an answer": sum(n < 4 for n in counts), "have one twice": sum(n > 4 for n in counts)}
+        told = [f"{n} of {len(counts)} groups {what} and are not in G-Acc" for what, n in partial.items() if n]
+        measured.notes += told
         return measured
 
 
@@ -231,13 +232,12 @@ class HallusionBench(Published):
     def __init__(self) -> None:
         self.verdicts: dict[str, str] = {}  # by the id of the item
         self.judge_name = ""
-        self.sizes: Counter[Key | None] = Counter()  # questions of the file by figure and by question pair
+        self.sizes: Counter[Key] = Counter()  # questions of the file by figure and by question pair
 
     def items(self, source: Source, limit: int | None = None) -> tuple[list[ImageItems], list[Record]]:
         """As of any benchmark; the sizes of figures and question pairs are those of the whole file."""
         listed, skipped = super().items(source)
-        every = [item for one in listed for item in one.items]
-        self.sizes = Counter([*_figures(every), *_pairs(every)])
+        self.sizes = _sizes([item for one in listed for item in one.items])
         return listed[:limit], skipped
 
     def judge(
@@ -294,7 +294,7 @@ class HallusionBench(Published):
     def _of_sets(self, items: Sequence[Item], right: Sequence[float]) -> dict[str, Score]:
         """The three scores of answers that are right or wrong; without a file all that is there is whole."""
         figures, pairs = _figures(items), _pairs(items)
-        sizes = self.sizes or Counter([*figures, *pairs])
+        sizes = self.sizes or _sizes(items)
         return {
             "aAcc": Score([Unit((row,), value, _set_of(items[row])) for row, value in enumerate(right)]),
             "fAcc": Score(all_right(right, figures, lambda key: key[0], sizes)),
@@ -315,6 +315,11 @@ def _figures(items: Sequence[Item]) -> list[Key | None]:
 def _pairs(items: Sequence[Item]) -> list[Key]:
     """Question pair of each question: the same about all figures of its set."""
     return [(_set_of(item), "question", item.facts["question_id"]) for item in items]
+
+
+def _sizes(items: Sequence[Item]) -> Counter[Key]:
+    """Number of questions of each figure and question pair."""
+    return Counter(key for key in [*_figures(items), *_pairs(items)] if key is not None)
 
 
 def _places(sample: Sample) -> tuple[str, ...] | None:

@@ -57,6 +57,11 @@ def test_naturalbench_counts_answers_questions_pictures_and_groups() -> None:
     assert len({one.id for one in items}) == 12
 
 
+def test_naturalbench_with_an_answer_twice_says_so() -> None:
+    measured = score("naturalbench", [*group(0), *group(1), group(1)[0]], ["yes", "no", "no", "yes"] * 2 + ["yes"])
+    assert measured.notes == ["1 of 2 groups have one twice and are not in G-Acc"]
+
+
 def test_naturalbench_without_an_answer_leaves_the_group_out_of_what_needs_all_four() -> None:
     """The last answer of group 1 is not there: its question 0 and picture 0 are whole, and both are right."""
     items = [*group(0), *group(1)][:-1]
