@@ -163,6 +163,7 @@ def test_correlation_is_pearsons() -> None:
     assert correlation([1, 2, 4], [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     assert str(correlation([1, 1], [1, 2])) == "nan"
     assert str(correlation([0.1, 0.1, 0.1], [1, 2, 3])) == "nan"  # their mean differs from 0.1 in the last digit
+    assert correlation([1e-200, 2e-200, 4e-200], [3e200, 2e200, 1e200]) == pytest.approx(-0.981981, abs=1e-6)
     assert correlation(torch.tensor([1.0, 2.0, 4.0]), [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     with pytest.raises(UsageError, match="one length"):
         correlation([1], [1, 2])
