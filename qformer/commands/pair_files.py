@@ -127,8 +127,6 @@ class PairFiles:
     def _filled(self) -> list[list[str]]:
         """Question, options and answer of each row of `Questions.csv`, if a person filled anything in; else none.
 
-        A pattern is a person's where no model named it.
-
         Raises:
             UsageError: it is filled in for other pairs, or is broken.
         """
@@ -142,9 +140,8 @@ class PairFiles:
             written = [row for row in rows if any(cell.strip() for cell in row)]
             rows = [[row[place].strip() for place in places] for row in written]
         except (ValueError, IndexError, csv.Error) as error:
-            raise UsageError(
-                f"'{file}' is not the table that was written ({error}); repair it, or move it away"
-            ) from error
+            told = f"'{file}' is not the table that was written ({error}); repair it, or move it away"
+            raise UsageError(told) from error
         try:
             before = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))["shown"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -161,7 +158,7 @@ class PairFiles:
         return rows
 
     def _has_own(self, patterns: list[str], shown: Any) -> bool:
-        """Tell if any row has a pattern that no model named for its pair, of those whose keys are given."""
+        """Tell if a person wrote a pattern: one that no model named for its pair, of those whose keys are given."""
         keys = [str(key) for key in shown for _ in range(2)] if isinstance(shown, list) else []
         named = {(str(one.get("key")), one["pattern"]) for one in self._replies()}
         return any(one and (key, one) not in named for one, key in zip_longest(patterns, keys[: len(patterns)]))
@@ -238,10 +235,8 @@ class PairFiles:
 
     def _replies(self) -> list[dict[str, Any]]:
         """All replies that can be used, in their order."""
-        records = read_records(self._tagged) if self._tagged.is_file() else []
-        return [
-            one for one in records if isinstance(one, dict) and "pattern" in one and one["pattern"] in (None, *PATTERNS)
-        ]
+        kept = read_records(self._tagged) if self._tagged.is_file() else []
+        return [one for one in kept if isinstance(one, dict) and one.get("pattern", 0) in (None, *PATTERNS)]
 
     @property
     def _tagged(self) -> Path:
@@ -256,11 +251,8 @@ class PairFiles:
         known = self._tags(model)
         self.patterns |= {key: one["pattern"] for key, one in known.items() if one["pattern"]}
         open_ = [one for one in self.shown if one.key not in known]
-        missed = [
-            {"key": key, "kind": "no pattern", "detail": one["reply"]}
-            for key, one in known.items()
-            if not one["pattern"]
-        ]
+        untold = [(key, one["reply"]) for key, one in known.items() if not one["pattern"]]
+        missed = [{"key": key, "kind": "no pattern", "detail": reply} for key, reply in untold]
 
         def keep(tag: Tag) -> None:
             append_record(self._tagged, {"key": tag.key, "reply": tag.reply, "pattern": tag.pattern, "model": model})
@@ -291,10 +283,8 @@ class PairFiles:
                 self._write_texts(self._filled())
                 replace_records(self.folder / UNTAGGED, missed)
         if missed:
-            print(
-                f"qformer: {len(missed):,} of {len(self.shown):,} pairs got no pattern; see {self.folder / UNTAGGED}",
-                file=sys.stderr,
-            )
+            told = f"{len(missed):,} of {len(self.shown):,} pairs got no pattern; see {self.folder / UNTAGGED}"
+            print(f"qformer: {told}", file=sys.stderr)
 
 
 def halves_of(options: str) -> tuple[str, str]:
