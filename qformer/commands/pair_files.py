@@ -151,10 +151,8 @@ class PairFiles:
         if not any(any(row) for row in rows) and not self._has_own(patterns, before):
             return []
         if before != [one.key for one in self.shown] or len(rows) != 2 * len(self.shown):
-            raise UsageError(
-                f"'{file}' is filled in, but not for the pairs that were found now; move it away, or give a new folder "
-                "with -o"
-            )
+            told = f"'{file}' is filled in, but not for the pairs that were found now"
+            raise UsageError(f"{told}; move it away, or give a new folder with -o")
         return rows
 
     def _has_own(self, patterns: list[str], shown: Any) -> bool:
@@ -275,10 +273,8 @@ class PairFiles:
             try:
                 tag_pairs(pairs(), ask, PATTERNS, keep, skip)
             except UsageError as error:
-                raise UsageError(
-                    f"{error}; pairs are written, {len(self.patterns):,} of {len(self.shown):,} with a pattern, and "
-                    "the same command asks for the others"
-                ) from error
+                told = f"{error}; pairs are written, {len(self.patterns):,} of {len(self.shown):,} with a pattern"
+                raise UsageError(f"{told}, and the same command asks for the others") from error
             finally:
                 self._write_texts(self._filled())
                 replace_records(self.folder / UNTAGGED, missed)
