@@ -233,6 +233,28 @@ def test_questions_that_are_filled_in_are_kept(run: Run, words: list[str]) -> No
     assert "is not the table that was written" in one_sentence(err)
 
 
+def test_patterns_of_a_person_are_kept_and_those_of_a_model_are_not(
+    run: Run, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model names the first pair's pattern; then a person writes one into one row alone."""
+    monkeypatch.setattr(pair_files, "asker", lambda *_: Model("8", "none", "none"))
+    given = [*words, "-o", "out", *WIDE, "--pairs"]
+    assert run(*given, "3")[0] == 0
+    assert [row[4] for row in table("out")[1:]] == ["Texts", "Texts", "", "", "", ""]
+    monkeypatch.setattr(pair_files, "asker", lambda *_: None)
+    assert run(*given, "2")[0] == 0  # what a model named is nobody's work
+    assert [row[4] for row in table("out")[1:]] == ["Texts", "Texts", "", ""]
+    rows = table("out")
+    rows[4][4] = "Quantity and Count"
+    with Path("out", "Questions.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert run(*given, "2")[0] == 0
+    assert table("out") == rows
+    code, _, err = run(*given, "3")
+    assert (code, "filled in, but not for the pairs" in one_sentence(err)) == (2, True)
+    assert table("out") == rows
+
+
 def test_options_are_split_however_they_are_typed() -> None:
     typed = {
         "(A) Open (B) Closed": ("Open", "Closed"),

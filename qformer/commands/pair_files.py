@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,8 @@ class PairFiles:
             pictures.rename(partial)
         for one in self.shown:
             one.files = [self.folder / IMAGES / file.name for file in one.files]
+        if not filled:  # patterns that a model named for other pairs are never taken for a person's
+            (self.folder / QUESTIONS).unlink(missing_ok=True)
         replace_text(self.folder / SUMMARY, json.dumps(self.record, indent=1))
         self._write_texts(filled)
 
@@ -122,7 +125,7 @@ class PairFiles:
             self.shown.append(one)
 
     def _filled(self) -> list[list[str]]:
-        """Rows of `Questions.csv` behind its head, if anything is filled in; else none.
+        """Question, options and answer of each row of `Questions.csv`, if a person filled anything in; else none.
 
         Raises:
             UsageError: it is filled in for other pairs, or is broken.
@@ -132,24 +135,31 @@ class PairFiles:
             return []
         try:
             head, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""))
-            places = [[name.strip().lower() for name in head].index(name.lower()) for name in HEAD[1:4]]
-            rows = [[row[place].strip() for place in places] for row in rows if any(cell.strip() for cell in row)]
+            names = [name.strip().lower() for name in head]
+            places = [names.index(name.lower()) for name in HEAD[1:4]]
+            written = [row for row in rows if any(cell.strip() for cell in row)]
+            rows = [[row[place].strip() for place in places] for row in written]
         except (ValueError, IndexError, csv.Error) as error:
-            raise UsageError(
-                f"'{file}' is not the table that was written ({error}); repair it, or move it away"
-            ) from error
-        if not any(any(row) for row in rows):
-            return []
+            told = f"'{file}' is not the table that was written ({error}); repair it, or move it away"
+            raise UsageError(told) from error
         try:
             before = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))["shown"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             before = None
+        place = names.index("pattern") if "pattern" in names else len(names)
+        patterns = ["".join(row[place : place + 1]).strip() for row in written]
+        if not any(any(row) for row in rows) and not self._has_own(patterns, before):
+            return []
         if before != [one.key for one in self.shown] or len(rows) != 2 * len(self.shown):
-            raise UsageError(
-                f"'{file}' is filled in, but not for the pairs that were found now; move it away, or give a new folder "
-                "with -o"
-            )
+            told = f"'{file}' is filled in, but not for the pairs that were found now"
+            raise UsageError(f"{told}; move it away, or give a new folder with -o")
         return rows
+
+    def _has_own(self, patterns: list[str], shown: Any) -> bool:
+        """Tell if a person wrote a pattern: one that no model named for its pair, of those whose keys are given."""
+        keys = [str(key) for key in shown for _ in range(2)] if isinstance(shown, list) else []
+        named = {(str(one.get("key")), one["pattern"]) for one in self._replies()}
+        return any(one and (key, one) not in named for one, key in zip_longest(patterns, keys[: len(patterns)]))
 
     def _write_texts(self, filled: list[list[str]]) -> None:
         """Write the files in which patterns stand; questions only where none is filled in."""
@@ -219,12 +229,12 @@ class PairFiles:
 
     def _tags(self, model: str | None = None) -> dict[str, dict[str, Any]]:
         """Replies by the key of their pair, the newest of each; of one model alone if it is given."""
-        found = {}
-        for one in read_records(self._tagged) if self._tagged.is_file() else []:
-            fits = isinstance(one, dict) and one.get("pattern") in (None, *PATTERNS) and "pattern" in one
-            if fits and model in (None, one.get("model")):
-                found[str(one.get("key"))] = one
-        return found
+        return {str(one.get("key")): one for one in self._replies() if model in (None, one.get("model"))}
+
+    def _replies(self) -> list[dict[str, Any]]:
+        """All replies that can be used, in their order."""
+        kept = read_records(self._tagged) if self._tagged.is_file() else []
+        return [one for one in kept if isinstance(one, dict) and one.get("pattern", 0) in (None, *PATTERNS)]
 
     @property
     def _tagged(self) -> Path:
@@ -239,11 +249,8 @@ class PairFiles:
         known = self._tags(model)
         self.patterns |= {key: one["pattern"] for key, one in known.items() if one["pattern"]}
         open_ = [one for one in self.shown if one.key not in known]
-        missed = [
-            {"key": key, "kind": "no pattern", "detail": one["reply"]}
-            for key, one in known.items()
-            if not one["pattern"]
-        ]
+        untold = [(key, one["reply"]) for key, one in known.items() if not one["pattern"]]
+        missed = [{"key": key, "kind": "no pattern", "detail": reply} for key, reply in untold]
 
         def keep(tag: Tag) -> None:
             append_record(self._tagged, {"key": tag.key, "reply": tag.reply, "pattern": tag.pattern, "model": model})
@@ -266,18 +273,14 @@ class PairFiles:
             try:
                 tag_pairs(pairs(), ask, PATTERNS, keep, skip)
             except UsageError as error:
-                raise UsageError(
-                    f"{error}; pairs are written, {len(self.patterns):,} of {len(self.shown):,} with a pattern, and "
-                    "the same command asks for the others"
-                ) from error
+                told = f"{error}; pairs are written, {len(self.patterns):,} of {len(self.shown):,} with a pattern"
+                raise UsageError(f"{told}, and the same command asks for the others") from error
             finally:
                 self._write_texts(self._filled())
                 replace_records(self.folder / UNTAGGED, missed)
         if missed:
-            print(
-                f"qformer: {len(missed):,} of {len(self.shown):,} pairs got no pattern; see {self.folder / UNTAGGED}",
-                file=sys.stderr,
-            )
+            told = f"{len(missed):,} of {len(self.shown):,} pairs got no pattern; see {self.folder / UNTAGGED}"
+            print(f"qformer: {told}", file=sys.stderr)
 
 
 def halves_of(options: str) -> tuple[str, str]:

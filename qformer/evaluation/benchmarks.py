@@ -149,6 +149,7 @@ class Benchmark(ABC):
         source: data source that is meant where none is named.
         beside: options of `--data` on which no prediction depends.
         judged: whether a language model may judge the answers, `--server`.
+        columns: those by which results can be told apart, `--by`; None for any.
     """
 
     stage: ClassVar[Literal["stage1", "stage2"]] = "stage2"
@@ -159,6 +160,7 @@ class Benchmark(ABC):
     source: ClassVar[str] = "jsonl"
     beside: ClassVar[tuple[str, ...]] = ()
     judged: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...] | None] = None
 
     @abstractmethod
     def item(self, sample: Sample, place: int) -> Item:

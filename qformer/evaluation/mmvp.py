@@ -86,5 +86,6 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float:
     both = [np.asarray(one, float) for one in (x, y)]
     if any((one == one[0]).all() for one in both):  # the mean of equal numbers may differ from them in the last digit
         return float("nan")
+    both = [one / np.abs(one).max() for one in both]  # squares of tiny or huge numbers are none
     first, second = (one - one.mean() for one in both)
     return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))

@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qformer.metrics.intervals import DRAWS, draw_means
+from qformer.metrics.intervals import DRAWS, UNSEEN, draw_means
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEVEL, POWER = 0.95, 0.8
 ENOUGH = 1000  # draws for each comparison of a family: 25 of them lie beyond each end of an interval
-#: Differences of images that none showed, so that agreement in all of them is not taken for certainty: half an image
-#: each, as Agresti and Min (2005, Statistics in Medicine 24:729) add to the cells of a table of matched pairs.
-UNSEEN = (1.0, -1.0)
 
 
 @dataclass(frozen=True)

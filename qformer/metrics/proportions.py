@@ -14,7 +14,7 @@ Z = 1.96  # for 95 %
 FEWEST = 4  # series whose correlation has an interval
 
 
-def share_interval(right: int, count: int, z: float = Z) -> tuple[float, float]:
+def share_interval(right: float, count: int, z: float = Z) -> tuple[float, float]:
     """Wilson's interval of a share, 95 % by default; a bootstrap's would be empty where all or none are right."""
     middle = (right + z**2 / 2) / (count + z**2)
     half = z * sqrt(right * (count - right) / count + z**2 / 4) / (count + z**2)

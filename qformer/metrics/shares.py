@@ -85,18 +85,19 @@ def all_right(
     right: Sequence[float],
     keys: Sequence[Key | None],
     cluster: Callable[[Key], Hashable],
-    size: int | None = None,
+    size: int | Mapping[Key, int] | None = None,
 ) -> list[Unit]:
     """Units that earn 1 if all answers of the same key are right, else 0.
 
     Args:
         right: of each answer 1 or 0. keys: of each answer what it belongs to; None leaves it out.
         cluster: of a key.
-        size: number of answers of a whole unit; others, some of whose answers are not there, are left out.
+        size: number of answers of a whole unit, or of each; others, some of whose answers are not there, are left out.
     """
-    rows: dict[Key, list[int]] = defaultdict(list)
+    rows: dict[Key, list[int]] = {}
     for row, key in enumerate(keys):
         if key is not None:
-            rows[key].append(row)
-    whole = {key: own for key, own in rows.items() if size in (None, len(own))}
-    return [Unit(tuple(own), float(all(right[row] for row in own)), cluster(key)) for key, own in whole.items()]
+            rows.setdefault(key, []).append(row)
+    if size is not None:
+        rows = {key: own for key, own in rows.items() if len(own) == (size if isinstance(size, int) else size[key])}
+    return [Unit(tuple(own), float(all(right[row] for row in own)), cluster(key)) for key, own in rows.items()]

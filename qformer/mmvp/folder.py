@@ -27,6 +27,18 @@ IMAGES = ("MMVP Images", "MMVP_Images")
 VLM_IMAGES = ("MLLM_VLM Images", "MMVP_VLM_Images", "MMVP_VLM Images", "MLLM_VLM_Images")
 #: Patterns in the order of MMVP-VLM's file, in the words of `evaluate_vlm.py`.
 PATTERNS = tuple(pairs.PATTERNS.values())
+#: Types of MMVP-VLM's table, and their patterns.
+KINDS = {
+    "orientation": "Orientation and Direction",
+    "presence": "Presence of Specific Features",
+    "state": "State and Condition",
+    "quantity": "Quantity and Count",
+    "spatial": "Positional and Relational Context",
+    "color": "Color and Appearance",
+    "structural character": "Structural Characteristics",
+    "text": "Texts",
+    "camera perspective": "Viewpoint and Perspective",
+}
 #: Rows, from 1, whose published answer is wrong (tsb0601/MMVP#30, EvolvingLMMs-Lab/lmms-eval#1018), and the right one.
 CORRECTIONS = {100: "a", 280: "a"}
 SHOWN = 3  # missing images that a message names
@@ -184,8 +196,10 @@ def read_mmvp_vlm(folder: str | Path) -> list[Statement]:
         statements.append(Statement(id_, kind, text, image or folder))
     _check(table, statements, missing)
     for first, second in zip(statements[::2], statements[1::2], strict=False):
-        if first.kind != second.kind or first.number % 2 == second.number % 2:
-            raise UsageError(f"'{table}' has no pair in {first.number} and {second.number}; give two rows of one type")
+        low, high = sorted((first.number, second.number))
+        if first.kind != second.kind or low % 2 == 0 or high != low + 1:
+            told = f"'{table}' has no pair in {first.number} and {second.number}"
+            raise UsageError(f"{told}; give two rows of one type, an odd number and the next")
     if len(statements) % 2:
         raise UsageError(f"'{table}' has {len(statements)} statements; expected pairs, two rows each")
     return statements
@@ -244,8 +258,11 @@ class Mmvp:
         """Read what a person answered, by number; None where nothing can be read."""
         return {} if self.human is None else read_answers(Path(self.human), self.questions)
 
-    def verdicts(self) -> dict[int, str]:
-        """A grader's reply to each row that is asked, by its number.
+    def verdicts(self, asked: int | None = None) -> dict[int, str]:
+        """A grader's reply to each row that is asked, by its number; empty lines at the end may be there.
+
+        Args:
+            asked: how many rows are, if only the first ones; replies to all of them are taken, too.
 
         Raises:
             UsageError: there are more or fewer than such rows.
@@ -253,20 +270,31 @@ class Mmvp:
         if self.grades is None:
             return {}
         try:
-            lines = Path(self.grades).read_text(encoding="utf-8-sig").splitlines()
+            text = Path(self.grades).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"'{self.grades}' cannot be read ({error}); give a text with a verdict a line") from error
-        if len(lines) != len(self.questions):
-            raise UsageError(
-                f"'{self.grades}' has {len(lines)} lines; give a verdict for each of {len(self.questions)}"
-            )
-        return {one.number: line for one, line in zip(self.questions, lines, strict=True)}
+        lines = text.removesuffix("\n").split("\n") if text else []
+        every = len(self.questions)
+        counts = sorted({every, every if asked is None else asked})
+        told = next((count for count in counts if len(lines) >= count and not "".join(lines[count:]).strip()), None)
+        if told is None:
+            each = " or ".join(map(str, counts))
+            raise UsageError(f"'{self.grades}' has {len(lines)} lines; give a verdict for each of {each}")
+        return {one.number: line for one, line in zip(self.questions, lines[:told], strict=False)}
 
 
 def name_kinds(statements: Sequence[Statement]) -> dict[str, str]:
-    """The pattern of each kind in the order of the file: `PATTERNS` where there are nine, else the file's own words."""
+    """The pattern of each kind: by its name; in a file of nine, kinds of other names are the rest of them in its order.
+
+    Other kinds keep their names.
+    """
     kinds = list(dict.fromkeys(one.kind for one in statements))
-    return dict(zip(kinds, PATTERNS if len(kinds) == len(PATTERNS) else kinds, strict=True))
+    known = KINDS | {_plain(name): name for name in PATTERNS}
+    names = {kind: known[_plain(kind)] for kind in kinds if _plain(kind) in known}
+    others = [kind for kind in kinds if kind not in names]
+    rest = [name for name in PATTERNS if name not in names.values()]
+    fits = len(kinds) == len(PATTERNS) and len(rest) == len(others)
+    return names | dict(zip(others, rest if fits else others, strict=True))
 
 
 def read_patterns(path: Path, questions: Sequence[Question]) -> dict[int, str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD = ("question", "options", "correct answer")
+PLACES = ("index", "lndex")  # heads of the number of a row; the second is that of the published file
+NUMBERS = (*PLACES, "question_id", "number", "id")  # and of the number of a question in tables of others
 LONGEST = 10  # digits of a number of a row
 LETTER = re.compile(r"\(?\s*([ab])\s*\)?(?=\W|$)", re.IGNORECASE)
 
@@ -57,7 +59,7 @@ def read_asked(table: Path) -> list[AskedRow]:
         UsageError: the table cannot be read, columns are missing, or its Index has gaps.
     """
     rows = list(read_rows(table, keep_empty=True))
-    while rows and not any(map(str.strip, rows[-1])):
+    while rows and not _is_filled(rows[-1]):
         rows.pop()
     head = [name.strip().lower() for name in rows.pop(0)] if rows else []
     if not set(HEAD) <= set(head):
@@ -76,9 +78,9 @@ def read_asked(table: Path) -> list[AskedRow]:
 
 def _check_index(table: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Refuse a table from which rows were taken, since photos are counted by rows."""
-    if "index" not in head:
+    place = _find(head, PLACES)
+    if place is None:
         return
-    place = head.index("index")
     cells = [row[place].strip() if place < len(row) else "" for row in rows]
     if not all(map(is_number, cells)):
         return
@@ -94,28 +96,38 @@ def is_number(cell: str) -> bool:
 
 
 def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
-    """Cells of the first column that there is, by the number under Index, or without one by the row.
+    """Cells of the first column that there is, by the number under one of `NUMBERS`, or without one by the row.
 
-    A table of two columns whose first holds numbers needs no head, and no name above them.
+    A table of two columns whose first holds numbers needs no head, and no name above them. Where rows are counted,
+    empty ones count; a blank line is one in a table of one column, and none in others, as in `read_asked`.
 
     Raises:
-        UsageError: the table cannot be read, there is no such column, or an Index is no number or there twice with
-            different cells.
+        UsageError: the table cannot be read, there is no such column, a number is none or there twice with different
+            cells, or the first column holds numbers that do not count the rows and have none of the names.
     """
-    rows = list(read_rows(table))
-    if rows and all(len(row) == 2 and is_number(row[0]) for row in rows[1:]) and len(rows[0]) == 2:
+    rows = list(_all_rows(table))
+    while rows and not _is_filled(rows[0]):
+        rows.pop(0)
+    rows = [row for row in rows if row or len(rows[0]) == 1]
+    below = [row for row in rows[1:] if _is_filled(row)]
+    if rows and all(len(row) == 2 and is_number(row[0]) for row in below) and len(rows[0]) == 2:
         has_head = not is_number(rows[0][0])
         rows = [["index", rows[0][1] if has_head else names[0]], *rows[has_head:]]
     head = [name.strip().lower() for name in rows.pop(0)] if rows else []
     name = next((name for name in names if name in head), None)
     if name is None:
         raise UsageError(f"'{table}' has the columns {head}; expected Index and {names[0].capitalize()}")
+    numbered = _find(head, NUMBERS)
+    if numbered is None and head[0] != name:
+        _check_counted(table, head[0], rows)
     cells: dict[int, str] = {}
     for place, row in enumerate(rows, start=1):
-        number = row[head.index("index")].strip() if "index" in head[: len(row)] else str(place)
+        if not _is_filled(row):
+            continue
+        number = str(place) if numbered is None else _cell(row, numbered)
         if not is_number(number):
             raise UsageError(f"row {place} of '{table}' has the Index '{number[:80]}'; give the number of a question")
-        cell = row[head.index(name)].strip() if head.index(name) < len(row) else ""
+        cell = _cell(row, head.index(name))
         if cells.get(int(number)) and cell and cells[int(number)] != cell:
             told = (
                 f"row {place} of '{table}' has the Index {number} again, with '{cell}' and not '{cells[int(number)]}'"
@@ -125,16 +137,44 @@ def read_column(table: Path, names: Sequence[str]) -> dict[int, str]:
     return cells
 
 
+def _find(head: Sequence[str], names: Sequence[str]) -> int | None:
+    """Place of the first of these names in a head, whose words may stand apart."""
+    plain = [name.replace(" ", "_") for name in head]
+    return next((plain.index(name) for name in names if name in plain), None)
+
+
+def _check_counted(table: Path, name: str, rows: Sequence[Sequence[str]]) -> None:
+    """Refuse numbers of questions under a name that says nothing: rows would be counted in their place."""
+    told = {place: row[0].strip() for place, row in enumerate(rows, start=1) if row and row[0].strip()}
+    if told and all(map(is_number, told.values())) and any(int(cell) != place for place, cell in told.items()):
+        raise UsageError(
+            f"'{table}' has numbers under '{name}' that do not count its rows; call that column Index if they are the "
+            "numbers of questions, or add an Index"
+        )
+
+
+def _cell(row: Sequence[str], place: int) -> str:
+    return row[place].strip() if place < len(row) else ""
+
+
+def _is_filled(row: Sequence[str]) -> bool:
+    return any(map(str.strip, row))
+
+
 def read_rows(table: Path, keep_empty: bool = False) -> Iterator[list[str]]:
     """Rows of a CSV file with or without a byte order mark; blank lines do not count, as in pandas.
 
     Args:
         keep_empty: also yield rows whose cells are all empty.
     """
+    return (row for row in _all_rows(table) if _is_filled(row) or (keep_empty and len(row) > 1))
+
+
+def _all_rows(table: Path) -> Iterator[list[str]]:
+    """All rows, with an empty one for a blank line."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            yield from (row for row in rows if any(map(str.strip, row)) or (keep_empty and len(row) > 1))
+            yield from csv.reader(file, strict=True)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"'{table}' cannot be read ({error}); give the table as CSV in UTF-8") from error
 

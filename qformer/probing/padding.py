@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -101,7 +102,7 @@ def padding_attack(
         UsageError: a number below 1, a rectangle too thin to see, a fill that is no color or that of a rectangle, a
             question without its {}, or too few answers of `ask`.
     """
-    _check(fill, side, repeats, question)
+    fill = _check(fill, side, repeats, question)
     effect = PaddingEffect(len(RECTANGLES) * repeats * len(ASPECTS) // 2)
     for aspect in ASPECTS:
         rows = list(_rows(aspect, side, repeats, seed))
@@ -121,7 +122,7 @@ def padding_effect(
     Raises:
         UsageError: as of `padding_attack`.
     """
-    _check(fill, side, repeats, question)
+    fill = _check(fill, side, repeats, question)
     effect = PaddingEffect(len(RECTANGLES) * repeats * len(ASPECTS) // 2)
     grounds = {NAMED: fill, ALONE: None, ON_COLOR: RGB[COLORED], ON_GRAY: OTHER_GRAY}
     for aspect in ASPECTS:
@@ -165,11 +166,14 @@ def _named(ask: Ask, rows: list[_Row], side: int, ground: Color | None, question
     return [parse_color(reply) == row.color for row, reply in zip(rows, told, strict=True)]
 
 
-def _check(fill: Color, side: int, repeats: int, question: str) -> None:
+def _check(fill: Color, side: int, repeats: int, question: str) -> Color:
+    """The fill as Python's numbers, also of NumPy's. Raises UsageError: see `padding_attack`."""
     require_numbers(side=side, repeats=repeats)
-    if len(fill) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in fill):
+    if len(fill) != 3 or not all(isinstance(v, Integral) and 0 <= v <= 255 for v in fill):
         raise UsageError(f"the fill is {fill}; give red, green and blue, each 0 to 255")
     if tuple(fill) in {RGB[color] for color in RECTANGLES}:
         raise UsageError(f"the fill {fill} is the color of a rectangle, which nobody would see; give another")
     if "{}" not in question:
         raise UsageError(f"the question '{question}' does not say which edge; put {{}} where left or right goes")
+    red, green, blue = map(int, fill)
+    return red, green, blue

@@ -98,7 +98,8 @@ class Embedder(ABC):
         image, valid = self.embed_images(images)
         of = torch.tensor([i for i, own in enumerate(texts) for _ in own], device=image.device)
         text = self.embed_texts([one for own in texts for one in own]).to(image.dtype)
-        cosines = torch.einsum("nvp,np->nv", image[of], text)  # (n, V)
+        with torch.autocast(image.device.type, enabled=False):  # half of the digits would make ties
+            cosines = torch.einsum("nvp,np->nv", image[of].float(), text.float())  # (n, V)
         scores = iter(cosines.masked_fill(~valid[of], -torch.inf).amax(dim=1).float().tolist())
         return [[next(scores) for _ in own] for own in texts]
 

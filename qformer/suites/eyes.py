@@ -9,6 +9,7 @@ hallusionbench   yes or no about figures and their altered twins     tianyi-lab/
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from qformer.data.columns import written
@@ -23,7 +24,11 @@ from qformer.types import BadSample
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from qformer.data.base import Source
+    from qformer.evaluation.benchmarks import ImageItems
     from qformer.types import Sample
+
+    Key = tuple[tuple[str, ...], str, str]  # set, figure or question, its number
 
 #: By type of NaturalBench's questions: the end of the prompt, and the two answers.
 FORMS = {
@@ -119,9 +124,10 @@ class NaturalBench(Published):
             "G-Acc": Score(all_right(right, groups, lambda key: key, size=4)),
         }
         measured = measure_scores(items, scores, right, by, ("Question_Type", "Source"))
-        known = len(set(groups))
-        if partial := known - len(scores["G-Acc"].units):
-            measured.notes = [f"{partial} of {known} groups lack an answer and are not in G-Acc"]
+        counts = Counter(groups).values()
+        partial = {"lack an answer": sum(n < 4 for n in counts), "have one twice": sum(n > 4 for n in counts)}
+        told = [f"{n} of {len(counts)} groups {what} and are not in G-Acc" for what, n in partial.items() if n]
+        measured.notes += told
         return measured
 
 
@@ -226,6 +232,13 @@ class HallusionBench(Published):
     def __init__(self) -> None:
         self.verdicts: dict[str, str] = {}  # by the id of the item
         self.judge_name = ""
+        self.sizes: Counter[Key] = Counter()  # questions of the file by figure and by question pair
+
+    def items(self, source: Source, limit: int | None = None) -> tuple[list[ImageItems], list[Record]]:
+        """As of any benchmark; the sizes of figures and question pairs are those of the whole file."""
+        listed, skipped = super().items(source)
+        self.sizes = _sizes([item for one in listed for item in one.items])
+        return listed[:limit], skipped
 
     def judge(
         self, items: Sequence[Item], records: Sequence[Record], ask: Callable[[list[str]], list[str]], name: str
@@ -252,37 +265,61 @@ class HallusionBench(Published):
         return item
 
     def score(self, items: Sequence[Item], records: Sequence[Record], by: str | None, lemmas: bool) -> Measured:
-        """Shares of right questions, and of figures and question pairs whose answers are all right; judged, if so."""
+        """Shares of right questions, and of figures and question pairs whose answers are all right; judged, if so.
+
+        Figures and pairs that lack an answer count in aAcc alone.
+        """
         right = [
             float(replies.read_yes_no(record["said"]) == item.accepted[0])
             for item, record in zip(items, records, strict=True)
         ]
-        scores = _of_sets(items, right)
+        scores = self._of_sets(items, right)
         if self.verdicts:
             told = [self.verdicts[item.id] for item in items]
-            judged = _of_sets(items, [float(verdict == CORRECT) for verdict in told])
+            judged = self._of_sets(items, [float(verdict == CORRECT) for verdict in told])
             scores |= {f"{name}, judged": score for name, score in judged.items()}
             scores["unclear"] = of_each(items, [float(verdict == UNCLEAR) for verdict in told])
         measured = measure_scores(items, scores, right, by, ("category", "subcategory"))
+        for what, name, keys in (("figures", "fAcc", _figures(items)), ("question pairs", "qAcc", _pairs(items))):
+            known = len(set(keys) - {None})
+            if partial := known - len(scores[name].units):
+                measured.notes.append(f"{partial} of {known} {what} lack an answer and are not in {name}")
         if self.verdicts:
-            measured.notes = [
+            measured.notes += [
                 f"judged by {self.judge_name}, asked in our words; published figures are GPT-4's, asked in the "
                 "authors' words, and differ"
             ]
         return measured
 
+    def _of_sets(self, items: Sequence[Item], right: Sequence[float]) -> dict[str, Score]:
+        """The three scores of answers that are right or wrong; without a file all that is there is whole."""
+        figures, pairs = _figures(items), _pairs(items)
+        sizes = self.sizes or _sizes(items)
+        return {
+            "aAcc": Score([Unit((row,), value, _set_of(items[row])) for row, value in enumerate(right)]),
+            "fAcc": Score(all_right(right, figures, lambda key: key[0], sizes)),
+            "qAcc": Score(all_right(right, pairs, lambda key: key[0], sizes)),
+        }
 
-def _of_sets(items: Sequence[Item], right: Sequence[float]) -> dict[str, Score]:
-    """HallusionBench's three scores of answers that are right or wrong."""
-    sets = [tuple(item.facts[name] for name in ("category", "subcategory", "set_id")) for item in items]
-    figures = [(own, item.facts["figure_id"]) for own, item in zip(sets, items, strict=True)]
-    pairs = [(own, item.facts["question_id"]) for own, item in zip(sets, items, strict=True)]
-    shown = [None if key[0][0] == "VS" and key[1] == "0" else key for key in figures]  # no figure, as published
-    return {
-        "aAcc": Score([Unit((row,), value, sets[row]) for row, value in enumerate(right)]),
-        "fAcc": Score(all_right(right, shown, lambda key: key[0])),
-        "qAcc": Score(all_right(right, pairs, lambda key: key[0])),
-    }
+
+def _set_of(item: Item) -> tuple[str, ...]:
+    return tuple(item.facts[name] for name in ("category", "subcategory", "set_id"))
+
+
+def _figures(items: Sequence[Item]) -> list[Key | None]:
+    """Figure of each question; None where no figure is shown (figure 0 of VS), as published."""
+    keys: list[Key] = [(_set_of(item), "figure", item.facts["figure_id"]) for item in items]
+    return [None if key[0][0] == "VS" and key[2] == "0" else key for key in keys]
+
+
+def _pairs(items: Sequence[Item]) -> list[Key]:
+    """Question pair of each question: the same about all figures of its set."""
+    return [(_set_of(item), "question", item.facts["question_id"]) for item in items]
+
+
+def _sizes(items: Sequence[Item]) -> Counter[Key]:
+    """Number of questions of each figure and question pair."""
+    return Counter(key for key in [*_figures(items), *_pairs(items)] if key is not None)
 
 
 def _places(sample: Sample) -> tuple[str, ...] | None:

@@ -38,6 +38,7 @@ class Mmvp(Benchmark):
 
     source = "mmvp"
     beside: ClassVar[tuple[str, ...]] = ("patterns", "human", "grades")
+    columns: ClassVar[tuple[str, ...] | None] = ("asked", "pattern")  # in which both questions of a pair are alike
 
     def __init__(self) -> None:
         self.person: dict[int, str | None] = {}
@@ -54,11 +55,13 @@ class Mmvp(Benchmark):
         if not isinstance(source, folder.Mmvp):
             raise UsageError("mmvp reads a folder in MMVP's layout; give --data path=FOLDER and no name")
         self.person = source.person()
-        self.verdicts = {number: graded(reply) for number, reply in source.verdicts().items()}
         self.is_published = source.is_published
         finished = len(source.questions) // 2
         self.unfinished = folder.tell_unfinished(source.unfinished, finished) if source.unfinished else ""
-        return super().items(source, limit)
+        listed, skipped = super().items(source, limit)
+        asked = sum(item.facts["asked"] == PUBLISHED for one in listed for item in one.items)
+        self.verdicts = {number: graded(reply) for number, reply in source.verdicts(asked).items()}
+        return listed, skipped
 
     def item(self, sample: Sample, place: int) -> Item:
         """A question in one way of asking; the right option is what is accepted."""
@@ -203,6 +206,7 @@ def _pairs(rows: Sequence[_Answer]) -> list[_Answer]:
 def _by_pattern(rows: Sequence[_Answer]) -> dict[str, list[_Answer]]:
     found: dict[str, list[_Answer]] = defaultdict(list)
     for first, second in zip(rows[::2], rows[1::2], strict=True):
-        if first.pattern is not None:
-            found[first.pattern] += [first, second]
+        pattern = second.pattern if first.pattern is None else first.pattern  # a table may name it once
+        if pattern is not None:
+            found[pattern] += [first, second]
     return found

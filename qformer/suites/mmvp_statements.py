@@ -37,10 +37,11 @@ NO_PHOTOS = "it compares photos with statements; `qformer.stages.evaluate.photo_
 
 @dataclass(frozen=True)
 class PhotoPair:
-    """Two statements, each of its own photo."""
+    """Two statements, each of its own photo, and their pattern, named as in the whole table."""
 
     first: Statement
     second: Statement
+    pattern: str
 
     @property
     def id(self) -> str:
@@ -74,9 +75,10 @@ class MmvpVlm(Benchmark):
 
 
 def pair_up(statements: Sequence[Statement]) -> list[PhotoPair]:
-    """The pairs of MMVP-VLM's rows, the statement of the odd photo first."""
-    rows = zip(statements[::2], statements[1::2], strict=True)
-    return [PhotoPair(*sorted(both, key=lambda one: one.number % 2 == 0)) for both in rows]
+    """The pairs of MMVP-VLM's rows, the statement of the odd photo first; give all rows, by which kinds are named."""
+    names = name_kinds(statements)
+    rows = [sorted(both, key=lambda one: one.number) for both in zip(statements[::2], statements[1::2], strict=True)]
+    return [PhotoPair(first, second, names[first.kind]) for first, second in rows]
 
 
 @torch.no_grad()
@@ -93,21 +95,18 @@ def compare_pair(embedder: Embedder, images: Sequence[Tensor], texts: list[str])
 
 
 def measure_pairs(pairs: Sequence[PhotoPair], records: Sequence[Record]) -> Measured:
-    """Shares of pairs of which both statements find their photo: the mean of the patterns, as published, and each.
-
-    Patterns have the script's names where there are nine, else those of the file.
-    """
-    names = name_kinds([pair.first for pair in pairs])
+    """Shares of pairs of which both statements find their photo: the mean of the patterns, as published, and each."""
+    names = dict.fromkeys(pair.pattern for pair in pairs)
     measured = Measured({}, [])
     patterns: dict[str, dict[str, float]] = {}
     for way in [way for way in ("itc", "itm") if all(way in record for record in records)]:
         logits = torch.tensor([row for record in records for row in record[way]])  # (2n, 2)
         right = pairs_right(statements_right(logits))
         measured.intervals.setdefault(ALL, {})[way] = share_interval(sum(right), len(right))
-        for kind in names:
-            own = [one for one, pair in zip(right, pairs, strict=True) if pair.first.kind == kind]
-            patterns.setdefault(names[kind], {"count": len(own)})[way] = sum(own) / len(own)
-            measured.intervals.setdefault(f"pattern: {names[kind]}", {})[way] = share_interval(sum(own), len(own))
+        for name in names:
+            own = [one for one, pair in zip(right, pairs, strict=True) if pair.pattern == name]
+            patterns.setdefault(name, {"count": len(own)})[way] = sum(own) / len(own)
+            measured.intervals.setdefault(f"pattern: {name}", {})[way] = share_interval(sum(own), len(own))
         measured.total[way] = sum(values[way] for values in patterns.values()) / len(patterns)
     measured.groups["pattern"] = patterns
     return measured

@@ -35,8 +35,8 @@ class MofConfig:
         alpha: weight of the first in an additive mixture, from 0 to 1.
     """
 
-    first: dict[str, Any]
-    second: dict[str, Any]
+    first: dict[str, Any] = field(default_factory=dict)  # neither may be left out; `_options` says so
+    second: dict[str, Any] = field(default_factory=dict)
     mode: Literal["interleaved", "additive"] = "interleaved"
     alpha: Fraction = 0.5
     parts: tuple[Any, Any] = field(init=False, repr=False, compare=False)

@@ -58,7 +58,7 @@ def evaluate_language(settings: Settings, bench: Benchmark | None = None) -> Non
         source = open_data(settings, bench.source)
         _check(settings, bench)
         listed, skipped = bench.items(source, settings.limit)
-        _check_column(settings.by, listed)
+        _check_column(settings.by, listed, bench.columns)
         model = _load(settings, bench)
         kept = settings.predictions
         if kept is None and settings.output is not None:
@@ -116,7 +116,9 @@ def _ask(settings: Settings) -> AskOptions:
     return AskOptions(settings.preset, settings.prompt, decoding)
 
 
-def _check_column(name: str | None, listed: list[ImageItems]) -> None:
+def _check_column(name: str | None, listed: list[ImageItems], known: Sequence[str] | None = None) -> None:
+    if name is not None and known is not None and name not in known:
+        raise UsageError(f"--by is '{name}', by which these results cannot be told apart; give {' or '.join(known)}")
     facts = [item.facts for one in listed for item in one.items]
     if name is not None and not any(name in known for known in facts):
         columns = sorted({column for known in facts for column in known})

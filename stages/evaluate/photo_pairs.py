@@ -26,7 +26,7 @@ from qformer.retrieval.embedders import load_embedder
 from qformer.stages.evaluate.language import lines
 from qformer.stages.evaluate.photo_towers import PhotoTower, short_name, side_of, towers_table
 from qformer.stages.evaluate.retrieval import print_skipped
-from qformer.stages.evaluate.settings import own_device, writable
+from qformer.stages.evaluate.settings import Settings, autocast, own_device, writable
 from qformer.stages.loop import console
 from qformer.suites.mmvp_questions import PEOPLE
 from qformer.suites.mmvp_statements import (
@@ -41,10 +41,9 @@ from qformer.types import BadSample, UsageError
 
 if TYPE_CHECKING:
     from qformer.retrieval.embedders import Embedder
-    from qformer.stages.evaluate.settings import Settings
 
 OPTIONS = ("path", "mllm", "zero_shot")
-UNUSED = ("prompt", "submission", "by", "lemmatize", "beams", "quantize", "html", "server", "model")
+UNUSED = ("prompt", "preset", "submission", "by", "lemmatize", "beams", "quantize", "html", "server", "model", "k")
 CLASS_PROMPT = "a photo of a {}"
 
 
@@ -84,8 +83,10 @@ def _options(settings: Settings) -> dict[str, str]:
         hint = nearest(unknown[0], OPTIONS) if unknown else "give path, MMVP-VLM's folder"
         raise UsageError(f"--data has {', '.join(options) or 'nothing'}: {hint}")
     for option in UNUSED:
-        if getattr(settings, option):
-            raise UsageError(f"--{option} is for benchmarks in which a model answers; leave it out for mmvp-vlm")
+        if getattr(settings, option) != getattr(Settings, option):
+            raise UsageError(
+                f"--{option} is for other benchmarks; leave it out for mmvp-vlm, whose models only compare"
+            )
     writable(settings.output, settings.predictions)
     if len({settings.checkpoint, *settings.others}) <= len(settings.others):
         raise UsageError("a model was given twice; give each of them once")
@@ -100,7 +101,8 @@ def _measure(settings: Settings, name: str, pairs: list[PhotoPair], classes: str
     """
     start = time.perf_counter()
     embedder = load_embedder(name, own_device(settings) or _default_device(), trust=settings.trust)
-    records, skipped, resumed = _compare_all(settings, name, embedder, pairs)
+    with autocast(embedder.model, settings.precision):
+        records, skipped, resumed = _compare_all(settings, name, embedder, pairs)
     known = [pair for pair in pairs if pair.id in records]
     if not known:
         raise UsageError(f"none of the {len(pairs)} pairs could be read ({skipped[:3]}); check --data")
@@ -108,7 +110,8 @@ def _measure(settings: Settings, name: str, pairs: list[PhotoPair], classes: str
     parameters = sum(parameter.numel() for parameter in embedder.model.parameters())
     tower = PhotoTower(name, measured, len(known), skipped, resumed, parameters, side_of(embedder.model))
     if classes is not None:
-        tower.zero_shot = zero_shot(embedder, Path(classes), settings.batch)
+        with autocast(embedder.model, settings.precision):
+            tower.zero_shot = zero_shot(embedder, Path(classes), settings.batch)
     tower.seconds = time.perf_counter() - start
     return tower
 
@@ -125,7 +128,10 @@ def _compare_all(
     if kept is not None and settings.others:
         kept = kept.with_name(f"{kept.name.partition('.')[0]}.{short_name(name)}.predictions.jsonl")
     data = [word for word in settings.data if word.startswith("path=")]
-    store = Predictions(kept, {"bench": settings.bench, "data": data, "weights": embedder.fingerprint()})
+    made_by = {"bench": settings.bench, "data": data, "weights": embedder.fingerprint()}
+    if settings.precision != Settings.precision:
+        made_by["precision"] = settings.precision
+    store = Predictions(kept, made_by)
     store.keep({pair.id: pair.digest for pair in pairs})
     resumed = sum(pair.id in store.known for pair in pairs)
     skipped = []
@@ -188,7 +194,8 @@ def _report(settings: Settings, tower: PhotoTower, mllm: Path | None) -> None:
         console.print(note, soft_wrap=True, markup=False)
     print_skipped(tower.skipped)
     if settings.output is not None:
-        settings.output.write_text(json.dumps({"bench": settings.bench, **tower.record()}, indent=1), encoding="utf-8")
+        result = {"bench": settings.bench, "precision": settings.precision, **tower.record()}
+        settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def _report_all(settings: Settings, towers: list[PhotoTower], others: dict[str, dict[str, float]]) -> None:
@@ -198,7 +205,12 @@ def _report_all(settings: Settings, towers: list[PhotoTower], others: dict[str, 
     for tower in towers:
         print_skipped(tower.skipped)
     if settings.output is not None:
-        result = {"bench": settings.bench, "models": [tower.record() for tower in towers], "others": others}
+        result = {
+            "bench": settings.bench,
+            "precision": settings.precision,
+            "models": [tower.record() for tower in towers],
+            "others": others,
+        }
         result["table"] = {"head": head, "rows": rows}
         settings.output.write_text(json.dumps(result, indent=1), encoding="utf-8")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from qformer.data import sources
 from qformer.evaluation.benchmarks import Item, Measured, choose
 from qformer.evaluation.vqa import is_vqav2
 from qformer.types import BadSample, Sample
@@ -52,6 +55,11 @@ def test_naturalbench_counts_answers_questions_pictures_and_groups() -> None:
     assert items[0].question == "Is it? Please answer Yes or No."
     assert items[8].question == "Is it? Please output the letter corresponding to the correct option."
     assert len({one.id for one in items}) == 12
+
+
+def test_naturalbench_with_an_answer_twice_says_so() -> None:
+    measured = score("naturalbench", [*group(0), *group(1), group(1)[0]], ["yes", "no", "no", "yes"] * 2 + ["yes"])
+    assert measured.notes == ["1 of 2 groups have one twice and are not in G-Acc"]
 
 
 def test_naturalbench_without_an_answer_leaves_the_group_out_of_what_needs_all_four() -> None:
@@ -121,6 +129,45 @@ def test_a_figure_that_is_not_shown_is_no_figure() -> None:
     """VS questions about figure 0 are asked without a picture, and are not in the published fAcc."""
     items = [hallusion("VS map 0 0 0", "1"), hallusion("VS map 0 1 0", "1")]
     assert score("hallusionbench", items, ["no", "yes"]).total == {"aAcc": 0.5, "fAcc": 1.0, "qAcc": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("limit", "answered", "total", "notes"),
+    [
+        (None, 4, {"aAcc": 1.0, "fAcc": 1.0, "qAcc": 1.0}, []),
+        (
+            None,
+            1,
+            {"aAcc": 1.0},
+            [
+                "1 of 1 figures lack an answer and are not in fAcc",
+                "1 of 1 question pairs lack an answer and are not in qAcc",
+            ],
+        ),
+        (1, 2, {"aAcc": 1.0, "fAcc": 1.0}, ["2 of 2 question pairs lack an answer and are not in qAcc"]),
+    ],
+)
+def test_a_figure_or_set_that_lacks_answers_is_not_taken_for_whole(
+    tmp_path: Path, limit: int | None, answered: int, total: dict[str, float], notes: list[str]
+) -> None:
+    """A set of two figures and two questions; all answers that are there are right."""
+    bench = choose("hallusionbench")
+    rows = [
+        {"category": "VD", "subcategory": "chart", "set_id": "0", "figure_id": figure, "question_id": question}
+        | {"question": "Is it?", "gt_answer": "1", "image": f"{figure}.png"}
+        for figure, question in ("00", "01", "10", "11")
+    ]
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = sources.build("jsonl", path=str(tmp_path / "rows.jsonl"), images=str(tmp_path))
+    listed, _ = bench.items(source, limit)
+    items = [item for one in listed for item in one.items]
+    assert len(items) == (4 if limit is None else 2)
+    measured = bench.score(items[:answered], [{"said": "yes"}] * answered, None, False)
+    assert measured.total == total
+    assert measured.notes == notes
+    assert measured.missing.keys() == {"aAcc", "fAcc", "qAcc"} - total.keys()
 
 
 def test_docvqa_averages_similarities_and_submits_by_its_own_ids() -> None:

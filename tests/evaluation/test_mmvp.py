@@ -27,6 +27,8 @@ from qformer.evaluation.mmvp import (
     statements_right,
 )
 from qformer.metrics.proportions import share_interval
+from qformer.mmvp.folder import name_kinds
+from qformer.suites.mmvp_statements import measure_pairs, pair_up
 from qformer.types import UsageError
 
 HERE = Path(__file__).parent
@@ -161,6 +163,7 @@ def test_correlation_is_pearsons() -> None:
     assert correlation([1, 2, 4], [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     assert str(correlation([1, 1], [1, 2])) == "nan"
     assert str(correlation([0.1, 0.1, 0.1], [1, 2, 3])) == "nan"  # their mean differs from 0.1 in the last digit
+    assert correlation([1e-200, 2e-200, 4e-200], [3e200, 2e200, 1e200]) == pytest.approx(-0.981981, abs=1e-6)
     assert correlation(torch.tensor([1.0, 2.0, 4.0]), [3, 2, 1]) == pytest.approx(-0.981981, abs=1e-6)
     with pytest.raises(UsageError, match="one length"):
         correlation([1], [1, 2])
@@ -300,4 +303,32 @@ def test_patterns_are_taken_from_equal_photos_of_mmvp_vlm(tmp_path: Path) -> Non
         photo = (folder / "MMVP Images" / f"{number}.jpg").read_bytes()
         (vlm / "MLLM_VLM Images" / "Camera Perspective" / f"{number + 2}.jpg").write_bytes(photo)
     source = sources.build("mmvp", path=str(folder), patterns=str(vlm))
-    assert source[0].facts["pattern"] == "Camera Perspective"
+    assert source[0].facts["pattern"] == "Viewpoint and Perspective"
+
+
+TYPES = ["Orientation", "Presence", "State", "Quantity", "Spatial", "Color", "Structural Character", "Text"]
+TYPES += ["Camera Perspective"]
+
+
+def test_patterns_of_mmvp_vlm_are_named_by_the_types_of_its_table(tmp_path: Path) -> None:
+    """In any order of the rows, and of the first three pairs alone; types of other names by their order."""
+    for order in (TYPES, sorted(TYPES)):
+        read = read_mmvp_vlm(write_vlm(tmp_path / order[0], tuple(order)))
+        assert [name_kinds(read)[kind] for kind in TYPES] == list(PATTERNS)
+    right = [{"itc": [[1.0, 0.0], [0.0, 1.0]]}] * 3
+    found = measure_pairs(pair_up(read)[:3], right).groups["pattern"]  # sorted: camera, color, orientation
+    assert list(found) == [PATTERNS[8], PATTERNS[5], PATTERNS[0]]
+    read = read_mmvp_vlm(write_vlm(tmp_path / "other", ("x", "camera_perspective", "y", *"ABCDEF")))
+    assert list(name_kinds(read).values()) == [PATTERNS[8], *PATTERNS[:8]]
+    assert name_kinds(read[:6]) == {"camera_perspective": PATTERNS[8], "x": "x", "y": "y"}
+    pairs = pair_up(read)
+    assert list(measure_pairs(pairs[:1], right[:1]).groups["pattern"]) == [PATTERNS[0]]
+
+
+@pytest.mark.parametrize("numbers", [(1, 4, 3, 2), (2, 3, 4, 5), (1, 1, 3, 4)])
+def test_rows_of_two_pairs_are_none(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    folder = write_vlm(tmp_path / "vlm", ("Color",) * 3)
+    rows = [f"{number},Color,a dog" for number in numbers]
+    (folder / "Questions.csv").write_text("\n".join(["id,type,statement", *rows]))
+    with pytest.raises(UsageError, match=r"has no pair in .*an odd number and the next"):
+        read_mmvp_vlm(folder)

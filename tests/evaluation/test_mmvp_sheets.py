@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from qformer.data import sources
 from qformer.evaluation.benchmarks import choose
 from qformer.evaluation.mmvp import PATTERNS, read_mmvp
 from qformer.metrics.proportions import share_interval
+from qformer.mmvp.folder import read_answers
 from qformer.types import LeftOut, UsageError
 from tests.evaluation.test_mmvp import ROWS, records_of, write_mmvp
 
@@ -128,3 +130,80 @@ def test_people_without_a_whole_pair_are_told(tmp_path: Path) -> None:
     measured = bench.score(*records_of(source, {}), None, False)
     assert "answered by" not in measured.groups
     assert "both questions of no pair" in measured.missing["people"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Answer\n(a)\n\n(a)\n(b)\n", {1: "a", 3: "a", 4: "b"}),  # an empty line is the row of a question
+        ("Answer,Note\n(a),\n,\n(a),\n(b),\n", {1: "a", 3: "a", 4: "b"}),
+        ("Answer,Note\n(a),\n\n(a),\n,\n(b),\n", {1: "a", 2: "a", 4: "b"}),  # here a blank line is none
+        ("Note,Answer\n1,(a)\n,\n3,(b)\n", {1: "a", 3: "b"}),
+        ("Nr,Note,Answer\n1,,(a)\n,,\n3,,(b)\n\n", {1: "a", 3: "b"}),  # it counts the rows
+        ("lndex,Question,Answer\n4,x,(b)\n3,x,(a)\n", {3: "a", 4: "b"}),  # as in the published file
+        ("ID,Name,Answer\n4,x,(b)\n\n3,x,(a)\n", {3: "a", 4: "b"}),
+        ("Name,Question ID,Answer\nx,4,(b)\ny,3,(a)\n", {3: "a", 4: "b"}),
+        ("question_id,q,answer\n2,x,(b)\n", {2: "b"}),
+        ("Number,Note,Answer\n2,x,(b)\n", {2: "b"}),
+        ("ID,Index,Answer\n1,4,(b)\n", {4: "b"}),  # an Index goes before
+        ("Note,Answer,Index\nx,(a)\n", "row 1 .* has the Index ''"),  # a short row is not counted in its place
+        ("Place,Note,Answer\n4,x,(b)\n3,x,(a)\n", "numbers under 'place' that do not count its rows; call"),
+        ("Place,Note,Answer\n1,x,(b)\n3,x,(a)\n", "numbers under 'place'"),
+    ],
+)
+def test_an_answer_stays_with_its_question(tmp_path: Path, text: str, told: dict[int, str] | str) -> None:
+    questions = read_mmvp(write_mmvp(tmp_path / "m", ROWS * 2))
+    (tmp_path / "people.csv").write_text(text, encoding="utf-8")
+    if isinstance(told, str):
+        with pytest.raises(UsageError, match=told):
+            read_answers(tmp_path / "people.csv", questions)
+    else:
+        assert read_answers(tmp_path / "people.csv", questions) == told
+
+
+def test_rows_taken_from_the_published_file_are_told(tmp_path: Path) -> None:
+    folder = sheet(tmp_path / "m", f"1,{DOOR},(a),", f"2,{DOOR},(b),", f"5,{DOOR},(a),", f"6,{DOOR},(b),")
+    table = folder / "Questions.csv"
+    table.write_text(table.read_text().replace("Index", "lndex"))
+    with pytest.raises(UsageError, match=r"row 3 of .* Index is 5 behind 2"):
+        read_mmvp(folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "lines", "told"),
+    [
+        (None, ("yes", "no", "yes", "yes"), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", "yes", "", ""), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", "", ""), {1: True, 2: False, 3: True, 4: False}),  # the last reply is empty
+        (2, ("yes", "no", ""), {1: True, 2: False}),  # as many as --limit 2 submits
+        (2, ("yes", "no", "yes", "yes"), {1: True, 2: False, 3: True, 4: True}),
+        (None, ("yes", "no", "yes", ""), "has 3 lines; give a verdict for each of 4"),
+        (None, ("yes", "no"), "has 2 lines; give a verdict for each of 4"),
+        (2, ("yes", "no", "yes"), "has 3 lines; give a verdict for each of 2 or 4"),
+        (1, ("",), "has 0 lines; give a verdict for each of 1 or 4"),
+    ],
+)
+def test_verdicts_are_of_the_rows_that_were_submitted(
+    tmp_path: Path, limit: int | None, lines: tuple[str, ...], told: dict[int, bool] | str
+) -> None:
+    folder = write_mmvp(tmp_path / "m", ROWS * 2)
+    source = sources.build("mmvp", path=str(folder), grades=str(grades(tmp_path, *lines)))
+    bench: Any = choose("mmvp")
+    if isinstance(told, str):
+        with pytest.raises(UsageError, match=told):
+            bench.items(source, limit)
+        return
+    listed, _ = bench.items(source, limit)
+    assert bench.verdicts == told
+    items = [item for one in listed for item in one.items]
+    assert len(bench.submission(items, {}).splitlines()) == (limit or 4)
+    answers = [{"said": item.accepted[0], "losses": [1.0, 2.0]} for item in items]
+    assert bench.score(items, answers, None, False).total["grader"] == (0.5 if limit is None and told[4] else 0.0)
+
+
+def test_a_pattern_that_stands_in_one_row_of_a_pair_is_that_of_both(tmp_path: Path) -> None:
+    (tmp_path / "patterns.csv").write_text("Index,Pattern\n2,Texts\n3,Color\n")
+    folder = write_mmvp(tmp_path / "m", ROWS * 2)
+    source = sources.build("mmvp", path=str(folder), patterns=str(tmp_path / "patterns.csv"))
+    groups = choose("mmvp").score(*records_of(source, {}), None, False).groups["pattern"]
+    assert {name: values["count"] for name, values in groups.items()} == {"Texts": 2, "Color": 2}

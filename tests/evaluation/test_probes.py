@@ -157,6 +157,8 @@ def test_whoever_sees_padding_as_nothing_is_fooled() -> None:
     assert padding_attack(sober, side=120, repeats=2) == {"<1:1": none, ">1:1": none}
     every = dict.fromkeys(none, 1.0)
     assert padding_attack(fooled, side=120, repeats=2) == {"<1:1": every, ">1:1": every}
+    numbers: Any = tuple(np.array(fill))
+    assert padding_attack(fooled, fill=numbers, side=120, repeats=2) == {"<1:1": every, ">1:1": every}
 
     def narrow(pictures: list[Image.Image], questions: list[str]) -> list[str]:
         """Fooled at the left of what is narrow and red."""

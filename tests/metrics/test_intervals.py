@@ -28,6 +28,12 @@ def test_equal_models_differ_by_nothing() -> None:
     assert paired_interval([1, 0, 1], [1, 0, 1], "abc") == (0, 0)
 
 
+def test_photos_that_all_differ_alike_are_no_certainty() -> None:
+    assert paired_interval([1.0], [0.0], "x") == (-1.0, 1.0)
+    low, high = paired_interval([1.0] * 50, [0.0] * 50, range(50))
+    assert 0.85 < low < high == 1.0
+
+
 @pytest.mark.parametrize("given", [([], [], []), ([1.0], [1.0, 0.0], "ab"), ([1.0], [1.0], "ab")])
 def test_what_does_not_pair_up(given: tuple[list[float], list[float], str]) -> None:
     with pytest.raises(ValueError, match="as many of each"):

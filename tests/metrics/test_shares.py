@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qformer.metrics.intervals import weighted_interval
+from qformer.metrics.proportions import share_interval
 from qformer.metrics.shares import Score, Unit, all_right
 
 
@@ -56,6 +57,28 @@ def test_questions_of_one_cluster_are_drawn_together() -> None:
     assert together == pytest.approx(alone, abs=0.02)
     apart = weighted_interval([(1.0, np.repeat(right, 10).tolist(), range(800))])
     assert apart[1] - apart[0] < 0.5 * (together[1] - together[0])
+
+
+@pytest.mark.parametrize(("right", "groups"), [(1, 1), (50, 50), (0, 50), (50, 10)])
+def test_answers_that_are_all_alike_have_wilsons_interval_of_as_many_groups(right: int, groups: int) -> None:
+    questions = max(right, groups)
+    scores = [float(right > 0)] * questions
+    found = weighted_interval([(1.0, scores, [number % groups for number in range(questions)])])
+    assert found == pytest.approx(share_interval(groups if right else 0, groups), abs=1e-5)
+
+
+def test_parts_that_are_alike_widen_the_interval_of_the_others() -> None:
+    """One question of each part, one right: half of Wilson's width to one side of each; then beside a part of draws."""
+    low, high = share_interval(1, 1)
+    found = weighted_interval([(0.5, [1.0], "a"), (0.5, [0.0], "b")])
+    assert found == pytest.approx((0.5 - 0.5 * (high - low), 0.5 + 0.5 * (high - low)), abs=1e-5)
+    mixed = [1.0, 0.0] * 50
+    alone = weighted_interval([(0.5, mixed, range(100)), (0.5, [0.0, 1.0], "ab")])
+    assert alone[0] < weighted_interval([(0.5, mixed, range(100)), (0.5, [0.5] * 100, range(100))])[0] < 0.5
+    whole = weighted_interval([(0.5, mixed, range(100)), (0.5, [1.0] * 100, range(100))])
+    drawn, least = weighted_interval([(1.0, mixed, range(100))]), share_interval(100, 100)[0]
+    assert whole[0] == pytest.approx(0.75 - 0.5 * np.hypot(0.5 - drawn[0], 1 - least), abs=0.003)
+    assert whole[1] == pytest.approx(0.75 + 0.5 * (drawn[1] - 0.5), abs=0.003)
 
 
 @pytest.mark.parametrize("parts", [[], [(1.0, [], [])], [(1.0, [1.0], [1, 2])]])

@@ -192,6 +192,36 @@ def test_open_clip_is_used_by_name_or_refused(monkeypatch: pytest.MonkeyPatch, t
     assert (code, "open_clip cannot load 'tiny/other' (no other)" in err) == (2, True)
 
 
+@pytest.mark.parametrize("word", ["--preset lavis", "-k 7", "--by type", "--beams 2", "--prompt {}"])
+def test_options_of_other_benchmarks_are_refused(run: Run, tmp_path: Path, word: str) -> None:
+    folder, model = write_vlm(tmp_path / "vlm"), save_tiny_clip(tmp_path / "clip")
+    code, _, err = run("eval", str(model), "--bench", "mmvp-vlm", "--data", f"path={folder}", *word.split())
+    assert (code, "is for other benchmarks; leave it out for mmvp-vlm" in err) == (2, True)
+
+
+def test_precision_is_that_of_the_model(run: Run, tmp_path: Path) -> None:
+    """What is compared differs from fp32, is no coarse number itself, and does not go on from the other's file."""
+    folder, model = write_vlm(tmp_path / "vlm"), save_tiny_clip(tmp_path / "clip")
+    words = ["eval", str(model), "--bench", "mmvp-vlm", "--data", f"path={folder}", "--device", "cpu"]
+    logits = {}
+    for precision in ("fp32", "bf16"):
+        assert run(*words, "--precision", precision, "-o", f"{precision}.json")[0] == 0
+        assert json.loads(Path(f"{precision}.json").read_text())["precision"] == precision
+        lines = Path(f"{precision}.predictions.jsonl").read_text().splitlines()
+        logits[precision] = torch.tensor([json.loads(line)["itc"] for line in lines[1:]])
+    assert not torch.equal(logits["fp32"], logits["bf16"])
+    torch.testing.assert_close(logits["fp32"], logits["bf16"], rtol=0.05, atol=0.05)
+    assert not torch.equal(logits["bf16"], logits["bf16"].bfloat16().float())
+    code, _, err = run(*words, "--precision", "bf16", "-o", "fp32.json")
+    assert (code, "belong to another run" in err) == (2, True)
+
+
+def test_pairs_have_no_column_in_which_their_answers_differ(root: Path, run: Run) -> None:
+    words = ("eval", str(root / "runs" / "stage2"), "--bench", "mmvp", "--data", f"path={root / 'pairs'}")
+    code, _, err = run(*words, "--by", "answer", "--device", "cpu")
+    assert (code, "--by is 'answer'" in err, "give asked or pattern" in err) == (2, True, True)
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [

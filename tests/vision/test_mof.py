@@ -184,6 +184,8 @@ def test_a_faulty_section_is_told_by_its_place(parts: dict[str, Any], change: di
 
 
 def test_one_encoder_alone_is_refused(parts: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"vision\.second is \{\}; give the name of an image encoder"):
+        MofConfig(parts["first"])
     with pytest.raises(UsageError, match=r"vision\.second"):
         vision.build("mof", first=parts["first"])
     for second in ({}, None):
