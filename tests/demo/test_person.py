@@ -240,6 +240,57 @@ def test_reload_and_restart_keep_the_conversation(
 
 
 @browser_only
+def test_what_is_kept_belongs_together(address: str, browser: Browser, picture: Path, tmp_path: Path) -> None:
+    """A question after Clear, two tabs with two pictures, a choice that comes late, and a file that is gone."""
+    other = tmp_path / "other.png"
+    Image.new("RGB", (60, 60), "blue").save(other)
+    context = browser.new_context()
+    tabs = [context.new_page() for _ in range(2)]
+    for one in tabs:
+        one.set_default_timeout(WAIT)
+        one.goto(address)
+        one.locator("#chat .nothing").wait_for()
+
+    def ask(page: Page, question: str, count: int) -> None:
+        write(page, "question", question)
+        page.locator("#question textarea").press("Enter")
+        page.wait_for_function(KEPT, arg=replies(page, count)[-1])
+
+    def names(page: Page) -> list[str]:
+        return [*page.evaluate(KEPT.replace("done(!!", "done(files.result?.files.map((one) => one.name) || !!"))]
+
+    first, second = tabs
+    choose(first, picture)
+    ask(first, ASK, 1)
+    first.locator("#clear").click()
+    expect(first.locator("#chat .nothing")).to_be_visible()
+    ask(first, "and now?", 1)
+    choose(second, other)
+    ask(second, "blue?", 1)
+    assert names(first) == [other.name]
+    ask(first, "still?", 2)
+    first.wait_for_function(KEPT, arg="still?")
+    assert names(first) == [picture.name]
+    first.reload()
+    first.locator("#picture img").first.wait_for()
+    replies(first, 2)
+    assert [text.strip() for text in first.locator("#chat .message.user").all_inner_texts()] == ["and now?", "still?"]
+
+    def late(route: Any) -> None:
+        first.wait_for_timeout(400)
+        route.fulfill(body="late", content_type="image/png")
+
+    first.route("**/late.png", late)
+    first.route("**/quick.png", lambda route: route.fulfill(body="quick", content_type="image/png"))
+    keep = "(all) => Promise.all(all.map((one) => qformerKeep({ url: one, path: one, orig_name: one }, [])))"
+    first.evaluate(keep, ["/late.png", "/quick.png"])
+    assert names(first) == ["/quick.png"]
+    first.evaluate(keep, ["/gradio_api/file=/gone.png"])  # refused, with the reason as JSON
+    assert names(first) == []
+    context.close()
+
+
+@browser_only
 def test_one_picture_for_all_tabs(phone: Person, picture: Path, tmp_path: Path) -> None:
     """Ask, match and caption without another upload; two photos compared in one question."""
     page = phone.page
