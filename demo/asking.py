@@ -47,27 +47,11 @@ OPTIONS = ("method", *backend.LIMITS)
 
 def ask_boxes(page: Page) -> list[gr.Textbox]:
     """Make the boxes of question and context, which the examples fill; the tab renders them."""
-    question = gr.Textbox(
-        label="Question",
-        show_label=False,
-        container=False,
-        placeholder=page.hints.question,
-        lines=1,
-        max_lines=6,
-        scale=1,
-        min_width=120,
-        elem_id="question",
-        render=False,
-    )
-    context = gr.Textbox(
-        label="Context (optional)",
-        placeholder=page.hints.context,
-        info=CONTEXT,
-        lines=1,
-        max_lines=6,
-        elem_id="context",
-        render=False,
-    )
+    box: dict[str, Any] = {"lines": 1, "max_lines": 6, "render": False}
+    bare: dict[str, Any] = {"show_label": False, "container": False, "scale": 1, "min_width": 120}
+    question = gr.Textbox(label="Question", placeholder=page.hints.question, elem_id="question", **bare, **box)
+    hint = page.hints.context
+    context = gr.Textbox(label="Context (optional)", placeholder=hint, info=CONTEXT, elem_id="context", **box)
     return [question, context]
 
 

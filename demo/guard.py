@@ -252,8 +252,7 @@ class Guard:
 
     async def _refuse_upload(self, scope: Message, exchange: Exchange, refused: Refused) -> None:
         """Refuse an upload; `gradio_client`, which shows no reason here, gets a path for which its call is refused."""
-        agent = dict(scope["headers"]).get(b"user-agent", b"")
-        if not agent.startswith(b"gradio_client/") or exchange.has_begun:
+        if not dict(scope["headers"]).get(b"user-agent", b"").startswith(b"gradio_client/") or exchange.has_begun:
             raise refused
         path = f"{self.uploads}/{secrets.token_hex(16)}/refused"
         self.visits.refuse(path, str(refused))
@@ -316,11 +315,12 @@ class Guard:
             asked = f"the function {name[:100]!r}" if not name.startswith("/") else f"a function {str(number)[:20]!r}"
             raise Refused(404, f"{asked} does not exist; there are {', '.join(map(str, named))}")
         if not function.cancels:
-            data = body.get("data")
-            if isinstance(data, list):
+            if isinstance(data := body.get("data"), list):
                 data += [None for block in function.inputs[len(data) :] if ADDED in block.elem_classes]
             await self._check_inputs(function, data, is_named=not name.startswith("/"))
         kept: dict[str, Any] = {key: body[key] for key in KEPT if key in body}
+        if not isinstance(kept.get("event_data"), dict | None):
+            raise Refused(400, f"'event_data' must be an object, but got {limits.kind(kept['event_data'])}")
         if kept.get("session_hash") is None:
             kept["session_hash"] = ONCE + secrets.token_hex(16)
         self.visits.begin(kept["session_hash"])

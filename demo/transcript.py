@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformer.data.texts import MAX_WORDS
 from qformer.demo.browser import FILES
-from qformer.demo.limits import check_text
+from qformer.demo.limits import check_text, parts
 from qformer.figures.page import ENVIRONMENT, data_uri
 from qformer.types import UsageError
 
@@ -86,9 +86,10 @@ class Conversation:
         text = check_text("conversation", sent, 4 * MOST_BYTES)
         try:
             found = json.loads(text or "{}")
+            list(parts(found))  # checks the depth, since a text in a request may be nested deeper than the request
             turns = tuple(_turn(**turn) for turn in found.get("turns", [])[-MOST_TURNS:])
             picture, more = found.get("picture"), tuple(found.get("more", []))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise UsageError(UNREADABLE) from error
         if not all(isinstance(path, str) for path in (picture or "", *more)):
             raise UsageError(UNREADABLE)

@@ -43,6 +43,7 @@ def test_a_conversation_travels_as_text() -> None:
         '{"turns": [], "picture": 3}',
         '{"turns": [], "more": [{}]}',
         "[" * 100_000,
+        '{"turns": [{"question": "a", "options": ' + '{"a":' * 600 + "1" + "}" * 602 + "]}",
         ["a list"],
         7,
     ],
