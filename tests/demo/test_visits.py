@@ -162,17 +162,6 @@ def test_a_session_holds_no_copy_of_the_page_and_is_soon_forgotten(page: Any, mo
     assert [*states, *page.visits.until, *page.visits.queue.pending_messages_per_session] == []
 
 
-@pytest.mark.parametrize("told", [5, True, "hit", ["hit"], "index"])
-def test_what_is_told_of_an_event_is_an_object(page: Any, told: Any) -> None:
-    """A thumb's place and a hit's name are read from it, and anything else failed inside Gradio."""
-    body = {"data": ["hello"], "fn_index": 0, "session_hash": "e", "event_data": told}
-    visitor = Visitor(page.url)
-    response = visitor.http.post(f"{API}/queue/join", json=body)
-    assert response.status_code == 400
-    assert "'event_data' must be an object, but got" in response.json()["detail"]
-    assert visitor.http.post(f"{API}/queue/join", json=body | {"event_data": None}).status_code == 200
-
-
 def test_names_of_sessions_are_short(page: Any) -> None:
     visitor = Visitor(page.url)
     for session in ("s" * 101, 5, ["s"]):
