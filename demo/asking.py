@@ -18,9 +18,9 @@ import gradio as gr
 from qformer.demo import backend, browser, markup
 from qformer.demo.backend import METHODS, PRESETS, Decoding
 from qformer.demo.limits import MAX_CONTEXT, MAX_QUESTION, check_text
-from qformer.demo.shown import row_of, still
+from qformer.demo.shown import stills_of
 from qformer.demo.tabs import CONFIRM, Page, path_of, paths_of, sentence, show_errors
-from qformer.demo.transcript import Conversation, Turn, as_html, as_json
+from qformer.demo.transcript import SIDE, Conversation, Turn, as_html, as_json
 from qformer.files.records import append_record
 from qformer.llm.decoding import GenerateConfig
 from qformer.llm.prompts import wording
@@ -296,7 +296,7 @@ def _make_save(page: Page, model: VisionLanguageModel, kind: str) -> Callable[..
             if not turns:
                 raise UsageError("there is no conversation to save yet; ask something first")
             files = path_of(picture), paths_of(more)
-            shown = map(still, row_of(model, *files)) if files[0] or files[1] else ()
+            shown = stills_of(model, *files, SIDE) if files[0] or files[1] else ()
             if kind == "json":
                 text, mime = as_json(page.models.name, turns, *shown), "application/json"
             else:

@@ -28,7 +28,7 @@ from qformer.demo.limits import (
     check_text,
     open_picture,
 )
-from qformer.demo.shown import row_of
+from qformer.demo.shown import ONE_PICTURE, row_of
 from qformer.evaluation.choice import choice_losses
 from qformer.images import read_file, read_image
 from qformer.lookup import find
@@ -41,6 +41,7 @@ from qformer.types import BadSample, UsageError
 if TYPE_CHECKING:
     from qformer.model.image_text import ImageTextModel
     from qformer.model.vision_language import VisionLanguageModel
+    from qformer.retrieval.entries import Entry
     from qformer.retrieval.search import Hit, Retriever
 
 THUMBNAIL = 192  # pixels
@@ -248,8 +249,13 @@ def open_hit(retriever: Retriever, id_: Any) -> OpenedHit:
     entry = retriever.gallery.store.get([id_]).get(id_) if known else None
     if entry is None:
         raise UsageError("this picture is not in the gallery; search again")
+    with ONE_PICTURE:
+        return _copy(retriever, entry)
+
+
+def _copy(retriever: Retriever, entry: Entry) -> OpenedHit:
     try:
-        picture = Image.fromarray(retriever.open_image(id_).permute(1, 2, 0).numpy())
+        picture = Image.fromarray(retriever.open_image(entry.id).permute(1, 2, 0).numpy())
     except BadSample as bad:
         raise UsageError(f"this picture is {in_words(_fault(bad, entry.path))}; index its folder again") from bad
     path, fault = kept.find(entry, lambda place: b"")  # of a record the picture alone is taken

@@ -43,13 +43,9 @@ def search_tab(page: Page) -> None:
     if retriever is None:
         page.lacking(backend.NO_MATCHING if page.models.matching is None else backend.NO_GALLERY)
         return
-    text = gr.Textbox(
-        label=_among(retriever),
-        placeholder=page.hints.search,
-        info="By text, by a picture, or by both; Enter searches",
-        max_length=MAX_QUESTION,
-        elem_id="search-text",
-    )
+    info, hint = "By text, by a picture, or by both; Enter searches", page.hints.search
+    box: dict[str, Any] = {"max_length": MAX_QUESTION, "elem_id": "search-text"}
+    text = gr.Textbox(label=_among(retriever), placeholder=hint, info=info, **box)
     with gr.Row():
         k = gr.Slider(1, finding.MOST_HITS, 8, step=1, label="Hits", min_width=140, elem_id="search-k")
         shortlist = gr.Slider(

@@ -33,13 +33,31 @@ def row_of(model: VisionLanguageModel, image: Any, more: Any = None) -> list[Ima
     Raises:
         UsageError: nothing, too much, an unusable file, or more than this model can be shown.
     """
+    return [_open(model, *one) for one in _files(model, image, more)]
+
+
+def stills_of(model: VisionLanguageModel, image: Any, more: Any, side: int) -> list[Image.Image]:
+    """Pictures of a row, and a frame of each clip, at most `side` pixels wide and high; raises as `row_of` does.
+
+    One is opened at a time, and shrunk before the next: this is for what does not wait in the queue.
+    """
+    made = []
+    for one in _files(model, image, more):
+        with ONE_PICTURE:
+            made.append(still(_open(model, *one)))
+            made[-1].thumbnail((side, side))
+    return made
+
+
+def _files(model: VisionLanguageModel, image: Any, more: Any) -> list[tuple[Any, bool]]:
+    """Files of a row, each with whether a moving GIF is a clip there; see `row_of`."""
     further = more or []
     files = [*([] if image is None and further else [image]), *further]
     if len(files) > MOST_SHOWN:
         raise UsageError(f"got {len(files)} pictures and clips; give at most {MOST_SHOWN}")
     if len(files) > 1 and (why := lacks(model)):
         raise UsageError(why)
-    return [_open(model, file, place >= len(files) - len(further)) for place, file in enumerate(files)]
+    return [(file, place >= len(files) - len(further)) for place, file in enumerate(files)]
 
 
 def _open(model: VisionLanguageModel, file: Any, moves: bool) -> Image.Image | Clip:

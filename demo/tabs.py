@@ -35,18 +35,9 @@ CONFIRM: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visib
 
 def picture_box() -> gr.Image:
     """Make the component for a visitor's picture, not rendered yet."""
-    return gr.Image(
-        type="filepath",
-        image_mode=None,
-        label="Picture",
-        show_label=False,
-        elem_id="picture",
-        height=340,
-        sources=["upload", "clipboard", "webcam"],
-        buttons=["fullscreen"],
-        alt_text="Picture: your choice",
-        render=False,
-    )
+    looks: dict[str, Any] = {"label": "Picture", "show_label": False, "elem_id": "picture", "height": 340}
+    uses: dict[str, Any] = {"sources": ["upload", "clipboard", "webcam"], "buttons": ["fullscreen"], "render": False}
+    return gr.Image(type="filepath", image_mode=None, alt_text="Picture: your choice", **looks, **uses)
 
 
 @dataclass
@@ -238,15 +229,9 @@ def match_tab(page: Page) -> None:
     if model is None:
         page.lacking(backend.NO_MATCHING)
         return
-    texts = gr.Textbox(
-        label="Texts, one per line",
-        placeholder=page.hints.texts,
-        lines=4,
-        max_lines=12,
-        max_length=MAX_CONTEXT,
-        info="Shift+Enter compares",
-        elem_id="match-texts",
-    )
+    size: dict[str, Any] = {"lines": 4, "max_lines": 12, "max_length": MAX_CONTEXT}
+    told: dict[str, Any] = {"placeholder": page.hints.texts, "info": "Shift+Enter compares", "elem_id": "match-texts"}
+    texts = gr.Textbox(label="Texts, one per line", **size, **told)
     button = gr.Button("Compare", variant="primary", elem_id="match-go")
     said = gr.HTML(elem_id="matches", min_height=60)
     gr.Markdown("ITM: the probability that text and picture match. ITC: the cosine of both.")

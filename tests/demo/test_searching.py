@@ -10,11 +10,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from qformer.demo import finding, limits, searching, server, tabs
+from qformer.demo import finding, limits, searching, server, shown, tabs
 from qformer.demo.backend import Models
 from qformer.images import read_image
 from qformer.retrieval.search import Retriever
 from qformer.types import UsageError
+from tests.demo.visitor import API, Visitor
 from tests.retrieval.photos import folder, gallery, index, model_of_tiles, picture
 
 
@@ -61,9 +62,16 @@ def test_hits_stand_in_the_order_of_the_number_that_is_shown(retriever: Retrieve
     assert "▲" not in searching.hit_cards(after, "hits", True)  # without the other order there is nothing to compare
 
 
-def test_a_hit_is_opened_as_a_file_of_the_page(photos: Path, retriever: Retriever) -> None:
+def test_a_hit_is_opened_as_a_file_of_the_page(
+    photos: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_alone = []
+    whole = retriever.open_image
     with server.workplace() as place:
         hits, _ = finding.search(retriever, "a cat")
+        monkeypatch.setattr(
+            retriever, "open_image", lambda id_: opened_alone.append(shown.ONE_PICTURE.locked()) or whole(id_)
+        )
         for hit in hits:
             opened = finding.open_hit(retriever, hit.id)
             assert opened.path == hit.where == str(photos / hit.name)
@@ -72,6 +80,7 @@ def test_a_hit_is_opened_as_a_file_of_the_page(photos: Path, retriever: Retrieve
         for unknown in ("f" * 32, "' or 1=1", "", None, 5, "../../etc/passwd"):
             with pytest.raises(UsageError, match="not in the gallery; search again"):
                 finding.open_hit(retriever, unknown)
+    assert opened_alone == [True] * 4  # outside the queue, where memory must hold one picture at a time
 
 
 def test_a_hit_that_visitors_could_not_upload_is_opened_as_one_they_could(
@@ -115,3 +124,21 @@ def test_a_gallery_whose_folder_is_gone_is_told_in_a_sentence(retriever: Retriev
     for ask in (lambda: finding.search(retriever, "a cat"), lambda: finding.open_hit(retriever, "f" * 32)):
         with pytest.raises(UsageError, match="the gallery is no longer where it was"):
             ask()
+
+
+@pytest.mark.parametrize("told", [5, True, "hit", ["hit"], None, {}, {"hit": 5}])
+def test_what_is_told_of_a_click_names_a_hit_or_nothing(
+    retriever: Retriever, told: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gate = server.Gate()
+    with server.workplace() as place:
+        blocks = tab(retriever)
+        server.launch(blocks, folder=place, gate=gate, block=False)
+        try:
+            (number,) = (number for number, one in blocks.fns.items() if one.name == "show")
+            body = {"data": [], "fn_index": number, "session_hash": "a", "event_data": told}
+            response = Visitor(blocks.local_url).http.post(f"{API}/run/predict", json=body)
+        finally:
+            server.close(blocks, gate)
+    assert "not in the gallery; search again" in response.text
+    assert "Traceback" not in "".join(capfd.readouterr())

@@ -53,6 +53,22 @@ def test_a_row_is_read_in_its_order(model: VisionLanguageModel, picture: Path, c
     assert np.asarray(shown.still(row[1]))[-1, -1] == pytest.approx([8 * STEP] * 3, abs=8)
 
 
+def test_stills_are_opened_one_at_a_time(
+    model: VisionLanguageModel, picture: Path, clip: Path, moving: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conversations are saved outside the queue, and eight at once held eight pictures in full."""
+    opened: list[bool] = []
+    whole = shown._open
+    monkeypatch.setattr(shown, "_open", lambda *one: opened.append(shown.ONE_PICTURE.locked()) or whole(*one))
+    made = shown.stills_of(model, str(picture), [str(clip), str(moving)], 64)
+    assert opened == [True] * 3
+    assert not shown.ONE_PICTURE.locked()
+    assert [max(one.size) for one in made] == [64, min(64, max(SIZE)), min(64, max(SIZE))]
+    with pytest.raises(UsageError, match="cannot be read"):
+        shown.stills_of(model, __file__, None, 64)
+    assert not shown.ONE_PICTURE.locked()
+
+
 def test_a_question_about_all_of_them(model: VisionLanguageModel, picture: Path, clip: Path) -> None:
     given = str(picture), [str(picture), str(clip)]
     asked = backend.prepare(model, given[0], ASK, more=given[1])
