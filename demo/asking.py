@@ -42,6 +42,7 @@ EMPTY = markup.talk(Conversation())
 NOTHING = f"() => [{json.dumps(EMPTY)}, '', '']"  # in the browser, since the next question may come before a reply
 #: Options of events without a model, whose values `qformer.demo.transcript` checks.
 QUICK: dict[str, Any] = {**CONFIRM, "preprocess": False}
+MAX_VERDICT, MAX_FEEDBACK = 200_000, 200_000_000  # bytes of a verdict with its turn, and of the file of all of them
 OPTIONS = ("method", *backend.LIMITS)
 
 
@@ -281,7 +282,12 @@ def _make_like(page: Page) -> Callable[..., tuple[str, str]]:
             told = {"when": round(time.time()), "model": page.models.name, "liked": liked == "yes"}
             kept = ("question", "answer", "context", "task", "prompt", "options")
             assert page.feedback is not None
-            append_record(page.feedback, told | {name: getattr(turn, name) for name in kept})
+            told |= {name: getattr(turn, name) for name in kept}
+            if len(json.dumps(told)) > MAX_VERDICT:
+                raise UsageError("this turn is too long for a verdict; ask with a shorter context")
+            if page.feedback.exists() and page.feedback.stat().st_size > MAX_FEEDBACK:
+                raise UsageError("the file for verdicts is full; tell who runs the page")
+            append_record(page.feedback, told)
             return _draw(page, replace(talk, turns=(*talk.turns[:number], turn, *talk.turns[number + 1 :])))
 
     return like

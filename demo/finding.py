@@ -5,6 +5,7 @@ All input of a visitor is checked; unusable input raises a `UsageError` of one s
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -30,6 +31,7 @@ from qformer.demo.limits import (
 )
 from qformer.demo.shown import ONE_PICTURE, row_of
 from qformer.evaluation.choice import choice_losses
+from qformer.files.records import replacing
 from qformer.images import read_file, read_image
 from qformer.lookup import find
 from qformer.resolution.measures import useful
@@ -259,15 +261,25 @@ def _copy(retriever: Retriever, entry: Entry) -> OpenedHit:
     except BadSample as bad:
         raise UsageError(f"this picture is {in_words(_fault(bad, entry.path))}; index its folder again") from bad
     path, fault = kept.find(entry, lambda place: b"")  # of a record the picture alone is taken
-    file = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / f"{Path(path).stem[:100] or 'hit'}.png"
+    # One copy of each, whoever asks: its id is a digest of its content.
+    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.mkdtemp()) / f"hit-{entry.id}"
+    folder.mkdir(exist_ok=True)
+    file = next(folder.iterdir(), folder / f"{Path(path).stem[:100] or 'hit'}.png")
+    if file.exists():
+        os.utime(file)  # not old
+        return OpenedHit(str(file), path, list(entry.captions))
     try:
+        data = check_picture("" if fault else path)
         file = file.with_suffix(Path(path).suffix[:10] or ".png")
-        file.write_bytes(check_picture("" if fault else path))
     except UsageError:  # a kind of file, or a size, that the page does not take
         large = picture.width * picture.height > MAX_BYTES / 8
         file = file.with_suffix(".jpg" if large else ".png")
         picture.thumbnail((LARGEST, LARGEST))
-        picture.save(file, quality=95)
+        made = io.BytesIO()
+        picture.save(made, "JPEG" if large else "PNG", quality=95)
+        data = made.getvalue()
+    with replacing(file) as partial:
+        partial.write_bytes(data)
     return OpenedHit(str(file), path, list(entry.captions))
 
 

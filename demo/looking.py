@@ -46,17 +46,10 @@ def _asking_boxes(page: Page) -> list[gr.Textbox]:
         ("second", "Second question, to compare (optional)", "", None),
         ("answer", "Answer to explain (optional)", "", "Empty: the model's own answer"),
     )
+    sizes: dict[str, Any] = {"max_length": MAX_QUESTION, "max_lines": 4, "min_width": 200}
     with gr.Row():
         return [
-            gr.Textbox(
-                label=label,
-                placeholder=hint,
-                info=info,
-                max_length=MAX_QUESTION,
-                max_lines=4,
-                min_width=200,
-                elem_id=f"look-{name}",
-            )
+            gr.Textbox(label=label, placeholder=hint, info=info, elem_id=f"look-{name}", **sizes)
             for name, label, hint, info in boxes
         ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from qformer.demo import backend, browser, finding
+from qformer.demo.hosts import network
 from qformer.demo.limits import MAX_QUESTION
 from qformer.demo.tabs import CONFIRM, Page, path_of, show_errors
 from qformer.figures.page import ENVIRONMENT, data_uri
@@ -81,7 +83,7 @@ def search_tab(page: Page) -> None:
     inputs = [text, page.picture, like, compare, k, shortlist]
     page.on([button.click, text.submit], find, inputs, [hits, before, text, opened.panel], [hits])
     compare.change(lambda on: gr.update(visible=bool(on)), [compare], [column], **CONFIRM)
-    opened.listen(retriever, [hits, before])
+    opened.listen(page, retriever, [hits, before])
     gr.on(None, count, None, [text], **CONFIRM)  # at each opening of the page: the gallery may have grown
 
 
@@ -102,10 +104,12 @@ class _Opened:
                     if page.tabs is not None:
                         sent.then(lambda name=name: gr.update(selected=name), None, [page.tabs], **CONFIRM)
 
-    def listen(self, retriever: Retriever, lists: list[gr.HTML]) -> None:
-        def show(event: gr.EventData) -> tuple[Any, ...]:
+    def listen(self, page: Page, retriever: Retriever, lists: list[gr.HTML]) -> None:
+        def show(request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
             with show_errors():
                 opened = finding.open_hit(retriever, getattr(event, "hit", None))
+                if page.gate.visits is not None and request.client is not None:
+                    page.gate.visits.keep([Path(opened.file)], network(request.client.host))
                 return opened.file, OPENED.render(one=opened), opened.file, gr.update(visible=True)
 
         outputs = [self.picture, self.told, self.download, self.panel]

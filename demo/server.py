@@ -85,6 +85,7 @@ class Gate:
         self.timeout = timeout
         self.name = ""
         self.stopping = False
+        self.visits: Visits | None = None  # of the page, once it is served
         self._model = threading.Lock()  # held during a call; another thread releases that of a streaming one
         self._calls: list[Call] = []
         self._current: Call | None = None
@@ -280,7 +281,7 @@ def launch(
         raise ValueError(f"'{folder}' is not the `workplace` in which the page was built; serve it from there")
     _use_one_queue(page, queue)
     hosts = hosts or Hosts()
-    page.visits = Visits(page, uploads)
+    page.visits = gate.visits = Visits(page, uploads)
     check_bind(hosts, port)
     options = OFF | {"root_path": hosts.root_path, "share": share, "server_port": port} | looks
     options["app_kwargs"] = _middleware(page, gate, hosts, auth is not None, queue)

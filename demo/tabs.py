@@ -128,18 +128,15 @@ def more_box(model: VisionLanguageModel, name: str = "more") -> gr.Gallery:
     with gr.Accordion("More pictures, or a clip", open=bool(why), elem_id=f"{name}-open"):
         told = f"{why[0].upper()}{why[1:]}." if why else MORE + (f" But {no_clips}." if no_clips else "")
         gr.Markdown(escape(told, quote=False))
-        return gr.Gallery(
-            file_types=["image"] if no_clips else ["image", "video"],
-            label="More",
-            elem_id=name,
-            elem_classes="more",
-            columns=3,
-            height=220,
-            object_fit="contain",
-            interactive=True,
-            buttons=[],
-            visible=not (why and no_clips),
-        )
+        looks: dict[str, Any] = {
+            "columns": 3,
+            "height": 220,
+            "object_fit": "contain",
+            "interactive": True,
+            "buttons": [],
+        }
+        kinds, shown = ["image"] if no_clips else ["image", "video"], not (why and no_clips)
+        return gr.Gallery(file_types=kinds, label="More", elem_id=name, elem_classes="more", visible=shown, **looks)
 
 
 def shared_boxes(page: Page) -> None:
@@ -198,13 +195,8 @@ def caption_tab(page: Page) -> None:
         return
     with gr.Row():
         count = gr.Slider(1, finding.MOST_CAPTIONS, 5, step=1, label="Captions, at most", elem_id="caption-count")
-        prompt = gr.Textbox(
-            label="Beginning (optional)",
-            info="Start of every caption",
-            placeholder=model.prompt or "a photo of",
-            max_length=MAX_QUESTION,
-            elem_id="caption-prompt",
-        )
+        hints: dict[str, Any] = {"info": "Start of every caption", "placeholder": model.prompt or "a photo of"}
+        prompt = gr.Textbox(label="Beginning (optional)", max_length=MAX_QUESTION, elem_id="caption-prompt", **hints)
     with gr.Accordion("Decoding", open=False):
         top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Nucleus: top p")
         temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Nucleus: temperature")

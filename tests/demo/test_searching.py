@@ -77,10 +77,12 @@ def test_a_hit_is_opened_as_a_file_of_the_page(
             assert opened.path == hit.where == str(photos / hit.name)
             assert Path(opened.file).is_relative_to(place / server.UPLOADS)
             assert Path(opened.file).read_bytes() == (photos / hit.name).read_bytes()
+            assert finding.open_hit(retriever, hit.id) == opened
+            assert len(list(Path(opened.file).parent.iterdir())) == 1
         for unknown in ("f" * 32, "' or 1=1", "", None, 5, "../../etc/passwd"):
             with pytest.raises(UsageError, match="not in the gallery; search again"):
                 finding.open_hit(retriever, unknown)
-    assert opened_alone == [True] * 4  # outside the queue, where memory must hold one picture at a time
+    assert opened_alone == [True] * 8  # outside the queue, where memory must hold one picture at a time
 
 
 def test_a_hit_that_visitors_could_not_upload_is_opened_as_one_they_could(
@@ -94,10 +96,10 @@ def test_a_hit_that_visitors_could_not_upload_is_opened_as_one_they_could(
         assert read_image(Path(opened.file)).equal(read_image(Path(hits[0].where)))
 
 
-def tab(retriever: Retriever) -> gr.Blocks:
+def tab(retriever: Retriever, gate: server.Gate | None = None) -> gr.Blocks:
     models = Models("x", matching=retriever.model, retriever=retriever)
     with gr.Blocks() as blocks:
-        searching.search_tab(tabs.Page(models, server.Gate()))
+        searching.search_tab(tabs.Page(models, gate or server.Gate()))
     return blocks
 
 
@@ -142,3 +144,22 @@ def test_what_is_told_of_a_click_names_a_hit_or_nothing(
             server.close(blocks, gate)
     assert "not in the gallery; search again" in response.text
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_an_opened_hit_is_one_copy_of_the_visitors_share(retriever: Retriever) -> None:
+    gate = server.Gate()
+    with server.workplace() as place:
+        blocks = tab(retriever, gate)
+        server.launch(blocks, folder=place, gate=gate, block=False)
+        try:
+            (number,) = (number for number, one in blocks.fns.items() if one.name == "show")
+            (hit, *_), _ = finding.search(retriever, "a cat")
+            visitor = Visitor(blocks.local_url)
+            for _ in range(3):
+                body = {"data": [], "fn_index": number, "session_hash": "a", "event_data": {"hit": hit.id}}
+                assert visitor.http.post(f"{API}/run/predict", json=body).status_code == 200
+            files = [file for _, _, file in blocks.visits._files()]
+            assert len(files) == 1
+            assert blocks.visits._visitors == {files[0]: "127.0.0.1"}
+        finally:
+            server.close(blocks, gate)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
 from qformer import formats
-from qformer.demo import about, limits, look, markup, shown
+from qformer.demo import about, asking, limits, look, markup, shown
 from qformer.demo.exchange import MAX_JSON
 from qformer.demo.transcript import MOST_TURNS, Conversation, Turn
 from qformer.types import UsageError
@@ -132,3 +134,19 @@ def test_heic_becomes_a_jpeg_that_browsers_show(picture: Path, tmp_path: Path) -
     made = shown.shown_by_browsers(str(file))
     assert Image.open(made).format == "JPEG"
     assert Image.open(made).size == Image.open(picture).size
+
+
+def test_verdicts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may hold a forged turn of nearly a megabyte, and there may be any number of requests."""
+    page: Any = SimpleNamespace(feedback=tmp_path / "verdicts.jsonl", models=SimpleNamespace(name="x"))
+    like, thumb = asking._make_like(page), gr.EventData(None, {"index": 0, "liked": "yes"})
+    turn = Turn("q", "a")
+    like(Conversation(turns=(turn,)).text, thumb)
+    whole = page.feedback.read_bytes()
+    assert json.loads(whole)["question"] == "q"
+    with pytest.raises(gr.Error, match="too long for a verdict"):
+        like(Conversation(turns=(Turn("q", "a" * 900_000),)).text, thumb)
+    monkeypatch.setattr(asking, "MAX_FEEDBACK", len(whole) - 1)
+    with pytest.raises(gr.Error, match="the file for verdicts is full"):
+        like(Conversation(turns=(turn,)).text, thumb)
+    assert page.feedback.read_bytes() == whole
