@@ -59,7 +59,8 @@ window.qformerKeep = async (picture, more) => {
   return write();
 };
 const restore = async () => {
-  const [text, kept] = (await within("readonly", (all) => [all.get("talk"), all.get("files")])).map((one) => one.result);
+  const asked = await within("readonly", (all) => [all.get("talk"), all.get("files")]);
+  const [text, kept] = asked.map((one) => one.result);
   if (!kept?.files.length || Date.now() - kept.when > DAYS * 864e5) return window.qformerForget();
   const back = { picture: null, more: [] };
   for (const one of kept.files) {
