@@ -65,13 +65,16 @@ def test_hits_stand_in_the_order_of_the_number_that_is_shown(retriever: Retrieve
 def test_a_hit_is_opened_as_a_file_of_the_page(
     photos: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened_alone = []
+    opened_alone: list[bool] = []
     whole = retriever.open_image
+
+    def note(id_: Any) -> Any:
+        opened_alone.append(shown.ONE_PICTURE.locked())
+        return whole(id_)
+
     with server.workplace() as place:
         hits, _ = finding.search(retriever, "a cat")
-        monkeypatch.setattr(
-            retriever, "open_image", lambda id_: opened_alone.append(shown.ONE_PICTURE.locked()) or whole(id_)
-        )
+        monkeypatch.setattr(retriever, "open_image", note)
         for hit in hits:
             opened = finding.open_hit(retriever, hit.id)
             assert opened.path == hit.where == str(photos / hit.name)

@@ -59,7 +59,12 @@ def test_stills_are_opened_one_at_a_time(
     """Conversations are saved outside the queue, and eight at once held eight pictures in full."""
     opened: list[bool] = []
     whole = shown._open
-    monkeypatch.setattr(shown, "_open", lambda *one: opened.append(shown.ONE_PICTURE.locked()) or whole(*one))
+
+    def note(*one: Any) -> Any:
+        opened.append(shown.ONE_PICTURE.locked())
+        return whole(*one)
+
+    monkeypatch.setattr(shown, "_open", note)
     made = shown.stills_of(model, str(picture), [str(clip), str(moving)], 64)
     assert opened == [True] * 3
     assert not shown.ONE_PICTURE.locked()
