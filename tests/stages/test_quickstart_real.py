@@ -152,7 +152,7 @@ def test_answers_are_compared_with_those_of_the_blind_twin() -> None:
     assert answers.calibrated == ["beach", "beach", "beach", "beach"]  # where the last is a tie, the first
     measured = answers.measure()
     assert (measured["accuracy"], measured["blind"], measured["difference"]) == (0.25, 0, 0.25)
-    assert measured["calibrated"] == {"accuracy": 1, "difference": 1, "interval": [1, 1]}
+    assert measured["calibrated"] == {"accuracy": 1, "difference": 1, "interval": [0, 1]}  # of four photos
     assert measured["majority"] == measured["commonest"] == 1
     assert measured["by_kind"]["place"]["calibrated"] == 1
     assert Answers([], [], []).measure() == {}
